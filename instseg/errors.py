@@ -1,0 +1,34 @@
+"""Errors that a user can cause and mend.
+
+Every entry point (``train_net.py``, the ``instseg`` command) prints the message of an InstsegError
+on one line of stderr and exits with status 2; any other exception is a defect of instseg and keeps
+its traceback.  A message names what was found, what was expected and what to change.
+"""
+
+
+class InstsegError(Exception):
+    """Base of all errors below; never raised itself."""
+
+
+class ConfigError(InstsegError, ValueError):
+    """A configuration file, key, value or command-line option that cannot be used."""
+
+
+class DatasetError(InstsegError, ValueError):
+    """A data set that is missing, malformed or does not fit the configuration."""
+
+
+class CheckpointError(InstsegError, ValueError):
+    """A weight file that is missing, corrupt, unsafe or belongs to another architecture."""
+
+
+class ImageError(InstsegError, ValueError):
+    """A picture or video that cannot be read or has content no model can use."""
+
+
+class OutputError(InstsegError, OSError):
+    """A folder or file that cannot be written."""
+
+
+class TrainingError(InstsegError, RuntimeError):
+    """Training that cannot go on, e.g. because a loss is not finite."""

@@ -1,0 +1,213 @@
+"""Install Detectron2, which is not on PyPI: ``python -m instseg.install_detectron2``.
+
+An installed Detectron2 is used as it is.  Otherwise the sources of upstream commit 864913f0 are
+taken out of the PyPI wheel of LabGym, which carries them with ``detectron2.`` renamed to
+``LabGym.detectron2.``, and repacked into a wheel of their own with upstream's requirements.  Uses
+the standard library alone, because it runs before anything else is installed.
+"""
+
+import argparse
+import base64
+import hashlib
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+COMMIT = "864913f0e57e87a75c8cc0c7d79ecbd774fc669b"
+VERSION = f"0.6+{COMMIT[:8]}"
+UPSTREAM = f"git+https://github.com/facebookresearch/detectron2.git@{COMMIT}"
+CARRIER = "labgym==3.1.2"
+CARRIER_SHA256 = "a2900cff8a3fb508e1975f19b5f9abd9f261966db87b0c332697fb4138c1cb2b"
+CARRIER_PREFIX = "LabGym/"
+
+REQUIREMENTS = (
+    "Pillow>=7.1 black cloudpickle fvcore>=0.1.5,<0.1.6 hydra-core>=1.1 iopath>=0.1.7 matplotlib "
+    "omegaconf>=2.1,<2.4 packaging pycocotools>=2.0.2 tabulate tensorboard termcolor>=1.1 "
+    "tqdm>4.29.0 yacs>=0.1.8"
+).split()
+METADATA = f"""\
+Metadata-Version: 2.1
+Name: detectron2
+Version: {VERSION}
+Summary: Detectron2 at upstream commit {COMMIT}, without compiled operators
+Home-page: https://github.com/facebookresearch/detectron2
+License: Apache-2.0
+Requires-Python: >=3.7
+""" + "".join(f"Requires-Dist: {requirement}\n" for requirement in REQUIREMENTS)
+WHEEL = "Wheel-Version: 1.0\nGenerator: instseg\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+
+
+class InstallError(Exception):
+    """Why Detectron2 could not be installed, in one line."""
+
+
+def installed_detectron2() -> str | None:
+    """Return version and folder of the Detectron2 that ``import`` would find, or None."""
+    spec = find_spec("detectron2")
+    # A folder that happens to be called detectron2, such as a clone, is found without an origin.
+    if spec is None or spec.origin is None:
+        return None
+    found = re.search(r'^__version__ = "(.+)"', Path(spec.origin).read_text("utf-8"), re.MULTILINE)
+    version = found[1] if found else "of unknown version"
+    return f"detectron2 {version} in {Path(spec.origin).parent}"
+
+
+def verify(file: Path, sha256: str) -> None:
+    """Raise InstallError unless ``file`` exists and has this SHA-256."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise InstallError(f"cannot read {file}: {error.strerror}") from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise InstallError(
+            f"{file.name} ({len(content)} bytes) is not the expected file and is not used: "
+            f"sha256 is {found}, expected {sha256}; download it again, or use --source github"
+        )
+
+
+def upstream_files(carrier: Path) -> dict[str, bytes]:
+    """Return path -> content of the ``detectron2`` package inside the LabGym wheel, names restored.
+
+    Raises:
+        InstallError: ``carrier`` is no zip file or holds no Detectron2.
+    """
+    package = f"{CARRIER_PREFIX}detectron2"
+    try:
+        with zipfile.ZipFile(carrier) as archive:
+            files = {
+                name.removeprefix(CARRIER_PREFIX): archive.read(name)
+                for name in archive.namelist()
+                if name.startswith(f"{package}/") and not name.endswith("/")
+            }
+    except zipfile.BadZipFile as error:
+        raise InstallError(
+            f"{carrier.name} ({carrier.stat().st_size} bytes) is not a wheel: {error}"
+        ) from error
+    if not files:
+        raise InstallError(f"{carrier.name} holds no {package}")
+    return {
+        name: content.replace(b"LabGym.detectron2", b"detectron2")
+        for name, content in files.items()
+    }
+
+
+def repack(carrier: Path, folder: Path, sha256: str = CARRIER_SHA256) -> Path:
+    """Make the Detectron2 wheel from the LabGym wheel ``carrier``; return its path in ``folder``.
+
+    The same input gives the same bytes.
+
+    Raises:
+        InstallError: ``carrier`` is not the file with this ``sha256``, or holds no Detectron2.
+    """
+    verify(carrier, sha256)
+    files = upstream_files(carrier)
+    info = f"detectron2-{VERSION}.dist-info"
+    files |= {f"{info}/METADATA": METADATA.encode(), f"{info}/WHEEL": WHEEL.encode()}
+    record = "".join(
+        f"{name},sha256={record_hash(content)},{len(content)}\n" for name, content in files.items()
+    )
+    files[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n".encode()
+    wheel = folder / f"detectron2-{VERSION}-py3-none-any.whl"
+    folder.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, content, zipfile.ZIP_DEFLATED)
+    return wheel
+
+
+def record_hash(content: bytes) -> str:
+    """Return the SHA-256 in the spelling of a wheel's RECORD (URL-safe base64 without padding)."""
+    return base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+
+
+def run_pip(purpose: str, arguments: Sequence[str]) -> None:
+    """Run this interpreter's pip; raise InstallError with pip's reason in one line if it fails."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == 0:
+        return
+    lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    # The most specific line: pip's summary, git's refusal or the exception of a build.
+    reasons = (
+        [line for line in lines if re.match(r"(ERROR|fatal|\w+Error): ", line)]
+        or lines
+        or ["no reason given"]
+    )
+    raise InstallError(f"pip could not {purpose} (exit status {done.returncode}): {reasons[-1]}")
+
+
+def download(folder: Path) -> Path:
+    """Download the LabGym wheel into ``folder``; return its path."""
+    try:
+        # LabGym refuses new interpreters, the Detectron2 in it does not.
+        run_pip(
+            f"download {CARRIER}",
+            ["download", "--no-deps", "--ignore-requires-python", "-d", str(folder), CARRIER],
+        )
+    except InstallError as error:
+        raise InstallError(
+            f"{error}; without network, fetch that wheel elsewhere and pass --wheel FILE"
+        ) from error
+    return next(folder.glob("labgym-*"))
+
+
+def install(source: str, wheel: Path | None, output: Path | None, constraint: Path | None) -> str:
+    """Do what the command line asks for; return the line to print.
+
+    Raises:
+        InstallError: nothing was installed.
+    """
+    if output is None and (found := installed_detectron2()):
+        return f"using {found}"
+    options = ["install", *(["--constraint", str(constraint)] if constraint else [])]
+    if source == "github":
+        # Upstream's setup.py imports torch, which an isolated build would not see.
+        run_pip(f"install {UPSTREAM}", [*options, "--no-build-isolation", UPSTREAM])
+        return f"installed detectron2 from {UPSTREAM}"
+    with tempfile.TemporaryDirectory() as folder:
+        carrier = wheel or download(Path(folder))
+        if output is not None:
+            return f"wrote {repack(carrier, output)}"
+        repacked = repack(carrier, Path(folder))
+        run_pip(f"install {repacked.name}", [*options, str(repacked)])
+    return f"installed {repacked.name}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="install_detectron2", description="Install Detectron2 unless it is there."
+    )
+    parser.add_argument(
+        "--source", choices=["pypi", "github"], default="pypi", help="where to take it from"
+    )
+    parser.add_argument(
+        "--wheel", type=Path, metavar="FILE", help=f"the {CARRIER} wheel, already downloaded"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="write the wheel there instead of installing it"
+    )
+    parser.add_argument(
+        "--constraint", type=Path, metavar="FILE", help="pip constraints for its requirements"
+    )
+    options = parser.parse_args(arguments)
+    if options.source == "github" and (options.wheel or options.output):
+        parser.error("--wheel and --output go with --source pypi")
+    try:
+        print(install(options.source, options.wheel, options.output, options.constraint))
+    except (InstallError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""Fixtures shared by all tests: golden numbers, real data where it is there, seeds."""
+
+import importlib.util
+import os
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import settings
+
+# Timings on a shared machine say nothing about correctness.
+settings.register_profile("instseg", deadline=None)
+settings.load_profile("instseg")
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder with the real pictures (coco_mini, nuclei, photos); skips where there is none."""
+    root = os.environ.get("DETECTRON2_DATASETS")
+    if not root or not (Path(root) / "coco_mini").is_dir():
+        pytest.skip("needs real pictures: set DETECTRON2_DATASETS to a folder with coco_mini")
+    return Path(root).resolve()
+
+
+def load_module(path: Path) -> ModuleType:
+    """Import a file that belongs to no package, such as the recipes beside golden numbers."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def golden_weights() -> ModuleType:
+    """``fill`` and ``image``, the deterministic stand-ins for weights and pictures."""
+    return load_module(GOLDEN / "weights.py")

@@ -1,0 +1,204 @@
+"""The installer of Detectron2: what it refuses, what it builds, and when it does nothing."""
+
+import base64
+import csv
+import hashlib
+import io
+import subprocess
+import sys
+import zipfile
+from email import message_from_string
+from pathlib import Path
+
+import pip
+import pytest
+
+from instseg import install_detectron2 as installer
+
+SCRIPT = Path(installer.__file__)
+
+
+@pytest.fixture
+def carrier(tmp_path: Path) -> tuple[Path, str]:
+    """A LabGym wheel in miniature, and its SHA-256."""
+    path = tmp_path / "labgym-3.1.2-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("LabGym/__init__.py", "raise ImportError('not Detectron2')\n")
+        archive.writestr("LabGym/detectron2/__init__.py", '__version__ = "0.6"\n')
+        archive.writestr(
+            "LabGym/detectron2/modeling/__init__.py",
+            "import LabGym.detectron2 as d\nfrom LabGym.detectron2.layers import nms\n",
+        )
+        archive.writestr("LabGym/detectron2/model_zoo/configs/Base.yaml", "VERSION: 2\n")
+    return path, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def bare_python(tmp_path: Path) -> str:
+    """An interpreter that has the standard library and no package but pip."""
+    home = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True)
+    # A link is a hundred times as fast as an installation of pip.
+    [packages] = home.glob("lib/python*/site-packages")
+    (packages / "pip").symlink_to(Path(pip.__file__).parent)
+    return str(home / "bin" / "python")
+
+
+def script(python: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run the installer as a script, without the network."""
+    command = [python, str(SCRIPT), *map(str, arguments)]
+    environment = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": "/dev/null"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, **options)
+
+
+def test_a_corrupt_wheel_is_refused_with_both_hashes_and_its_size(carrier, tmp_path):
+    path, sha256 = carrier
+    path.write_bytes(path.read_bytes()[:-7] + b"garbage")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(installer.InstallError) as refusal:
+        installer.repack(path, tmp_path / "out", sha256)
+    for part in (found, sha256, f"{path.stat().st_size} bytes"):
+        assert part in str(refusal.value)
+
+
+def test_a_refused_wheel_leaves_nothing_behind(carrier, tmp_path):
+    with pytest.raises(installer.InstallError):
+        installer.repack(carrier[0], tmp_path / "out", "0" * 64)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_no_zip_is_refused_even_under_the_right_hash(tmp_path):
+    path = tmp_path / "page.html"
+    path.write_bytes(b"<html>sign in first</html>")
+    with pytest.raises(installer.InstallError, match=r"page.html \(26 bytes\) is not a wheel"):
+        installer.repack(path, tmp_path, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def test_a_wheel_without_detectron2_is_refused(tmp_path):
+    path = tmp_path / "labgym-4.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("LabGym/__init__.py", "")
+    with pytest.raises(installer.InstallError, match="holds no LabGym/detectron2"):
+        installer.repack(path, tmp_path, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def test_the_repacked_wheel_speaks_of_detectron2_alone(carrier, tmp_path):
+    with zipfile.ZipFile(installer.repack(carrier[0], tmp_path, carrier[1])) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    assert not [n for n, content in contents.items() if "LabGym" in n or b"LabGym" in content]
+    assert contents["detectron2/modeling/__init__.py"] == (
+        b"import detectron2 as d\nfrom detectron2.layers import nms\n"
+    )
+
+
+def test_the_repacked_wheel_keeps_the_data_files(carrier, tmp_path):
+    with zipfile.ZipFile(installer.repack(carrier[0], tmp_path, carrier[1])) as archive:
+        assert archive.read("detectron2/model_zoo/configs/Base.yaml") == b"VERSION: 2\n"
+
+
+def test_the_record_of_the_repacked_wheel_lists_every_file_with_hash_and_size(carrier, tmp_path):
+    info = "detectron2-0.6+864913f0.dist-info"
+    with zipfile.ZipFile(installer.repack(carrier[0], tmp_path, carrier[1])) as archive:
+        rows = list(csv.reader(io.StringIO(archive.read(f"{info}/RECORD").decode())))
+        assert sorted(name for name, _, _ in rows) == sorted(archive.namelist())
+        for name, recorded, size in rows:
+            if name == f"{info}/RECORD":
+                assert (recorded, size) == ("", "")
+                continue
+            content = archive.read(name)
+            digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode()
+            assert (recorded, size) == ("sha256=" + digest.rstrip("="), str(len(content)))
+
+
+def test_the_repacked_wheel_declares_the_requirements_of_upstream(carrier, tmp_path):
+    wheel = installer.repack(carrier[0], tmp_path, carrier[1])
+    assert wheel.name == "detectron2-0.6+864913f0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        text = archive.read("detectron2-0.6+864913f0.dist-info/METADATA").decode()
+    metadata = message_from_string(text)
+    assert (metadata["Name"], metadata["Version"]) == ("detectron2", "0.6+864913f0")
+    required = metadata.get_all("Requires-Dist") or []
+    assert {"fvcore>=0.1.5,<0.1.6", "omegaconf>=2.1,<2.4", "pycocotools>=2.0.2"} <= set(required)
+    assert len(required) == 15
+
+
+def test_repacking_twice_gives_the_same_bytes(carrier, tmp_path):
+    first = installer.repack(carrier[0], tmp_path / "a", carrier[1])
+    second = installer.repack(carrier[0], tmp_path / "b", carrier[1])
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_pip_installs_the_repacked_wheel(carrier, tmp_path, bare_python):
+    wheel = installer.repack(carrier[0], tmp_path, carrier[1])
+    command = [bare_python, "-m", "pip", "install", "--no-index", "--no-deps", str(wheel)]
+    subprocess.run(command, check=True, capture_output=True)
+    done = script(bare_python)
+    assert done.returncode == 0
+    assert done.stdout.startswith("using detectron2 0.6 in ")
+
+
+def test_an_installed_detectron2_is_left_alone(tmp_path, monkeypatch, capsys):
+    (tmp_path / "detectron2").mkdir()
+    (tmp_path / "detectron2" / "__init__.py").write_text('__version__ = "0.7"\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "detectron2", raising=False)
+    monkeypatch.setattr(installer, "run_pip", lambda *_: pytest.fail("pip was called"))
+    assert installer.main([]) == 0
+    assert capsys.readouterr().out == f"using detectron2 0.7 in {tmp_path / 'detectron2'}\n"
+
+
+def test_a_mere_folder_called_detectron2_does_not_count_as_installed(tmp_path, bare_python):
+    (tmp_path / "detectron2").mkdir()
+    command = [bare_python, "-c", "import install_detectron2 as i; print(i.installed_detectron2())"]
+    environment = {"PYTHONPATH": f"{tmp_path}:{SCRIPT.parent}"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout == "None\n"
+
+
+def test_a_substituted_download_is_one_line_and_exit_1_and_installs_nothing(carrier, bare_python):
+    done = script(bare_python, "--wheel", carrier[0])
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert carrier[1] in done.stderr and installer.CARRIER_SHA256 in done.stderr
+    listing = [bare_python, "-m", "pip", "list"]
+    assert "detectron2" not in subprocess.run(listing, capture_output=True, text=True).stdout
+
+
+def test_a_missing_wheel_file_is_one_line_and_exit_1(tmp_path):
+    done = script(sys.executable, "--wheel", tmp_path / "absent.whl", "--output", tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "absent.whl: No such file" in done.stderr
+
+
+def test_a_machine_without_network_is_told_of_the_wheel_option(bare_python):
+    done = script(bare_python)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "No matching distribution found for labgym==3.1.2" in done.stderr
+    assert "--wheel FILE" in done.stderr
+
+
+def test_the_github_route_asks_pip_for_the_pinned_commit(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(installer, "run_pip", lambda purpose, arguments: calls.append(arguments))
+    monkeypatch.setattr(installer, "installed_detectron2", lambda: None)
+    assert installer.main(["--source", "github", "--constraint", "constraints.txt"]) == 0
+    [arguments] = calls
+    assert arguments[:3] == ["install", "--constraint", "constraints.txt"]
+    assert arguments[-1].endswith("detectron2.git@864913f0e57e87a75c8cc0c7d79ecbd774fc669b")
+
+
+def test_the_module_runs_with_python_m(tmp_path):
+    command = [sys.executable, "-m", "instseg.install_detectron2", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0
+    assert "--source {pypi,github}" in done.stdout
+
+
+@pytest.mark.network
+def test_the_pinned_wheel_on_pypi_becomes_a_detectron2_wheel(tmp_path):
+    command = [sys.executable, str(SCRIPT), "--output", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True)
+    with zipfile.ZipFile(tmp_path / "detectron2-0.6+864913f0-py3-none-any.whl") as archive:
+        names = archive.namelist()
+    assert "detectron2/modeling/meta_arch/rcnn.py" in names
+    assert sum(name.endswith(".yaml") for name in names) == 92

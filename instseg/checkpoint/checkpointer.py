@@ -1,0 +1,279 @@
+"""Detectron2's checkpointer, made safe against bad files, misfits, full disks and sudden ends."""
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import torch
+import torch.distributed as dist
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detectron2.utils import comm
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from instseg.checkpoint.fit import Fit, few
+from instseg.checkpoint.reading import peek_iteration, read_weights
+from instseg.checkpoint.writing import TEMPORARY, atomic_write
+from instseg.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+_TAG = "last_checkpoint"
+T = TypeVar("T")
+
+
+class Checkpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, made safe against bad files, misfits, full disks and sudden ends.
+
+    Files are the same as Detectron2's; what its own checkpointer cannot promise is written at each
+    method.  Under ``DistributedDataParallel`` the main worker reads and writes the files, and all
+    workers get the same content or the same error; every worker has to call the loading methods.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        save_to_disk: bool | None = None,
+        sha256: str = "",
+        allow_partial: bool = False,
+        class_names: Sequence[str] | None = None,
+        **checkpointables: Any,
+    ) -> None:
+        """
+        Args:
+            model: the module whose weights are saved and loaded; a DDP wrapper is looked through.
+            save_dir: local folder of the checkpoints; "" saves nothing.
+            save_to_disk: whether this process saves; by default the main worker.
+            sha256: SHA-256 that a file given to :meth:`load` must have, "" for any.
+            allow_partial: load files that initialise less than half of the model.
+            class_names: saved beside the weights, for prediction where the data set is not known.
+            checkpointables: objects with ``state_dict`` and ``load_state_dict``, saved by key.
+        """
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.logger = logger
+        self.sha256 = sha256
+        self.allow_partial = allow_partial
+        self.class_names = None if class_names is None else [str(name) for name in class_names]
+        self._distributed = isinstance(model, DistributedDataParallel)
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``<save_dir>/<name>.pth``, then name it the last checkpoint; each all or nothing.
+
+        Args:
+            name: file name without extension.
+            kwargs: further tensors and plain values to save; ``iteration`` orders the checkpoints.
+        Raises:
+            OutputError: disk full or the like; the previous checkpoint and its tag are untouched.
+            TypeError: something among the data could not be loaded again.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        file = Path(self.save_dir, f"{name}.pth")
+        if file.name != f"{name}.pth":
+            raise ValueError(f"{name!r} is no file name")
+        for pattern in (f".*.pth.*{TEMPORARY}", f".{_TAG}.*{TEMPORARY}"):
+            for stale in Path(self.save_dir).glob(pattern):  # left by a killed process
+                with suppress(OSError):
+                    stale.unlink()
+        data = {"model": self.model.state_dict()}
+        data |= {key: item.state_dict() for key, item in self.checkpointables.items()}
+        if self.class_names is not None:
+            data["class_names"] = self.class_names
+        data |= kwargs
+        logger.info("Saving checkpoint to %s", file)
+        atomic_write(file, lambda stream: _save_loadable(data, stream))
+        self.tag_last_checkpoint(file.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Name the last checkpoint in the file that resuming looks at, atomically."""
+        text = last_filename_basename.encode()
+        atomic_write(Path(self.save_dir, _TAG), lambda file: file.write(text))
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load weights, and the other saved objects, from a file or URL.
+
+        Args:
+            path: see :func:`read_weights`; ``?matching_heuristics=True`` at its end has Detectron2
+                match names by their suffixes.  "" loads nothing.
+            checkpointables: which of the other objects to load if the file has them, None for all.
+        Returns:
+            What else the file holds, e.g. ``iteration`` or ``class_names``.
+        Raises:
+            CheckpointError: the file cannot be read, or fits less than half of the model and
+                ``allow_partial`` is off; the model is as it was.
+        """
+        if not path:
+            logger.info("No weights given: the model starts from scratch")
+            return {}
+        file, found = re.subn(r"(?<=[?&])matching_heuristics=(True|False)(&|$)", "", path)
+        file = file.rstrip("?&") if found else path
+        checkpoint = self._on_main(lambda: self._load_file(file))
+        if "matching_heuristics=True" in path:
+            checkpoint["matching_heuristics"] = True
+        return self._apply(checkpoint, path, checkpointables, resuming=False)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        return read_weights(filename, self.sha256)
+
+    def has_checkpoint(self) -> bool:
+        """Whether ``save_dir`` has a readable checkpoint to resume from."""
+        return next(self._candidates(), None) is not None
+
+    def get_checkpoint_file(self) -> str:
+        """The checkpoint to resume from: the tagged one, or the newest readable one, or ""."""
+        file = next(self._candidates(), "")
+        self._warn_unless_tagged(file)
+        return file
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Resume from the last good checkpoint in ``save_dir``, or else :meth:`load` weights alone.
+
+        Resuming loads everything, model, ``checkpointables`` and iteration, and accepts nothing
+        less; ``sha256`` and ``allow_partial`` are about ``path``.
+
+        Raises:
+            CheckpointError: as :meth:`load`; or the checkpoint to resume from belongs to another
+                model or training.
+        """
+        file, checkpoint = self._on_main(self._read_last) if resume else ("", {})
+        if file:
+            return self._apply(checkpoint, file, None, resuming=True)
+        return self.load(path, checkpointables=[])
+
+    def _read_last(self) -> tuple[str, dict[str, Any]]:
+        for file in self._candidates():
+            try:
+                checkpoint = read_weights(file)
+            except CheckpointError as error:
+                logger.warning("Cannot resume from the last checkpoint: %s", error)
+            else:
+                self._warn_unless_tagged(file)
+                return file, checkpoint
+        return "", {}
+
+    def _tagged(self) -> str:
+        """The file name in the tag file, "" without one."""
+        try:
+            return Path(self.save_dir, _TAG).read_text(errors="replace").strip()
+        except OSError:
+            return ""
+
+    def _candidates(self) -> Iterator[str]:
+        """Checkpoints to resume from, best first: the tagged one, then the newest ones."""
+        if not self.save_dir:
+            return
+        files = {file.name: file for file in Path(self.save_dir).glob("*.pth")}
+        # Looking the tag up among the files keeps a damaged one from naming anything else.
+        tagged = files.pop(self._tagged(), None)
+        if tagged and peek_iteration(tagged) is not None:
+            yield str(tagged)
+        dated = []
+        for file in files.values():
+            iteration = peek_iteration(file)
+            if iteration is not None and iteration >= 0:  # others were put there by hand
+                dated.append((iteration, file.stat().st_mtime, str(file)))
+        for _, _, name in sorted(dated, reverse=True):
+            yield name
+
+    def _warn_unless_tagged(self, file: str) -> None:
+        if file and Path(file).name != self._tagged():
+            logger.warning(
+                "%s names no readable checkpoint (%r); the newest readable one is %s",
+                Path(self.save_dir, _TAG),
+                self._tagged(),
+                file,
+            )
+
+    def _apply(
+        self, checkpoint: dict[str, Any], path: str, names: list[str] | None, *, resuming: bool
+    ) -> dict[str, Any]:
+        """Check that the content of a file fits, and only then load it."""
+        fit = self._fit(checkpoint, path)
+        text = f"{path}: {fit}"
+        lacking = [key for key in self.checkpointables if key not in checkpoint]
+        if resuming and (lacking or not fit.complete):
+            text += f"; saved state missing: {few(lacking)}" if lacking else ""
+            raise CheckpointError(
+                f"cannot resume from {text}; resume with the configuration that wrote it, "
+                f"or start anew in another OUTPUT_DIR with it as MODEL.WEIGHTS"
+            )
+        if 2 * fit.initialised < fit.total and not self.allow_partial:
+            raise CheckpointError(
+                f"{text}; less than half of the model would be initialised, so these are probably "
+                f"weights of another architecture: change MODEL.WEIGHTS, or go on with "
+                f"--allow-partial"
+            )
+        if 2 * fit.initialised < fit.total:
+            logger.warning("MOST OF THE MODEL STAYS RANDOM (--allow-partial). %s", text)
+        else:
+            logger.log(logging.INFO if fit.complete else logging.WARNING, "%s", text)
+        theirs, ours = checkpoint.get("class_names"), self.class_names
+        if ours is not None and isinstance(theirs, list) and theirs != ours:
+            there, here = few([str(name) for name in theirs]), few(ours)
+            logger.warning("%s was trained for classes %s, but these are %s", path, there, here)
+        self._load_model(checkpoint)
+        for key in self.checkpointables if names is None else names:
+            if key in checkpoint:
+                try:
+                    self.checkpointables[key].load_state_dict(checkpoint.pop(key))
+                except (KeyError, RuntimeError, TypeError, ValueError) as error:
+                    raise CheckpointError(
+                        f"the state of {key!r} in {path} does not fit this training: {error}"
+                    ) from error
+        return checkpoint
+
+    def _fit(self, checkpoint: dict[str, Any], path: str) -> Fit:
+        """Compare the weights with the model, after renaming them where the file asks for it."""
+        weights = checkpoint["model"]
+        if weights and all(name.startswith("module.") for name in weights):
+            # Saved from inside DDP; the loading code strips the prefix as well.
+            weights = {k.removeprefix("module."): v for k, v in weights.items()}
+        by_suffix = bool(checkpoint.pop("matching_heuristics", False))
+        if by_suffix and weights:
+            caffe2 = checkpoint.get("__author__") == "Caffe2"
+            try:
+                weights = align_and_update_state_dicts(self.model.state_dict(), weights, caffe2)
+            except (AssertionError, KeyError, ValueError) as error:
+                raise CheckpointError(f"names in {path} cannot be matched: {error}") from error
+            checkpoint["model"] = weights
+        return Fit.measure(self.model, weights, by_suffix)
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        """Nothing: the summary of the fit has told it."""
+
+    def _on_main(self, read: Callable[[], T]) -> T:
+        """The result of ``read`` on the main worker, or its error, for all workers under DDP."""
+        if not self._distributed:
+            return read()
+        failure: Exception | None = None
+        outcome: list[Any] = [None, ""]
+        if comm.is_main_process():
+            try:
+                outcome[0] = read()
+            except Exception as error:  # noqa: BLE001 - raised below, once nobody waits for us
+                failure, outcome[1] = error, str(error) or repr(error)
+        group = dist.new_group(backend="gloo")  # objects travel through the CPU
+        dist.broadcast_object_list(outcome, src=0, group=group)
+        dist.destroy_process_group(group)
+        if failure is not None:
+            raise failure
+        if outcome[1]:
+            raise CheckpointError(outcome[1])
+        return outcome[0]
+
+
+def _save_loadable(data: dict[str, Any], file: BinaryIO) -> None:
+    """``torch.save``, refusing now what could not be loaded when resuming."""
+    torch.save(data, file)
+    file.flush()
+    if peek_iteration(file.name) is None:
+        raise TypeError(
+            "the checkpoint could not be loaded again; save only tensors and plain values "
+            "(a NumPy scalar needs float() or int())"
+        )

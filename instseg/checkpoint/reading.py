@@ -1,0 +1,357 @@
+"""Weight files of any kind, read without executing anything they contain.
+
+A pickle may call any function while it is read, and the usual weight formats are pickles.  Here
+PyTorch files go through its ``weights_only`` reader, safetensors files hold no code, and the
+``.pkl`` files of Detectron's model zoos are rebuilt from stand-ins for the few NumPy names they
+need, and only when their SHA-256 is known.  Whatever a damaged or hostile file does to a parser,
+the caller sees a :class:`CheckpointError`.
+"""
+
+import difflib
+import hashlib
+import json
+import logging
+import os
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, ClassVar
+
+import numpy as np
+import safetensors.torch
+import torch
+from detectron2.utils.file_io import PathManager
+from torch import Tensor
+
+from instseg.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+_KEY = "MODEL.WEIGHTS_SHA256"
+_NOT_WEIGHTS = (
+    (b"<!doctype", "it is an HTML page, so the download failed"),
+    (b"<html", "it is an HTML page, so the download failed"),
+    (b"version https://git-lfs", "it is a Git LFS pointer; fetch the file with `git lfs pull`"),
+)
+
+
+class _BlockedGlobal(Exception):
+    """A pickle asked for a class or function that plain weights do not need."""
+
+
+def read_weights(path: str | os.PathLike[str], sha256: str = "") -> dict[str, Any]:
+    """Read a weight file into Detectron2's form.
+
+    Args:
+        path: a local path or a URL that Detectron2's ``PathManager`` resolves.  ``.safetensors``
+            and ``.pkl`` (Detectron2 zoo, Caffe2) are known by their extension, anything else is a
+            PyTorch file (``.pyth``: pycls).
+        sha256: the expected SHA-256 of the file in hexadecimal; required for a ``.pkl``.
+    Returns:
+        ``{"model": {name: CPU tensor}, ...}``; the other entries are what the file holds beside
+        its weights, in a safetensors file the JSON object under ``"instseg"`` in its metadata.
+    Raises:
+        CheckpointError: the file is missing, corrupt, unsafe, not the expected one or holds
+            something else than weights.
+    """
+    path = os.fspath(path)
+    local = local_path(path)
+    suffix = PurePosixPath(path.partition("?")[0]).suffix.lower()
+    try:
+        with open(local, "rb") as file:
+            # One open handle for hash and content: the file verified is the file read.
+            digest = _verify(file, path, local, sha256, required=suffix == ".pkl")
+            return _parse(file, path, local, suffix, digest)
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
+
+
+def local_path(path: str) -> str:
+    """The file on this machine that ``path`` stands for; a URL is downloaded (once).
+
+    Raises:
+        CheckpointError: no such file, or the download failed.
+    """
+    local = path
+    if "://" in path:
+        try:
+            local = PathManager.get_local_path(path)
+        except (
+            Exception
+        ) as error:  # urllib, file system and URL handlers each raise their own kinds
+            raise CheckpointError(
+                f"weights {path} cannot be downloaded ({_one_line(error)}); "
+                f'give a local path instead, or MODEL.WEIGHTS "" to train from scratch'
+            ) from error
+    if os.path.isfile(local):
+        return local
+    if os.path.isdir(local):
+        raise CheckpointError(f"checkpoint {path} is a folder; name a weight file in it")
+    raise CheckpointError(f"checkpoint {path} does not exist" + _nearest(Path(local)))
+
+
+def peek_iteration(path: str | os.PathLike[str]) -> int | None:
+    """The iteration a training checkpoint was written at, without reading its tensors.
+
+    Returns:
+        None if the file is unreadable (missing, truncated, no checkpoint), -1 if it names none.
+    """
+    try:
+        loaded = torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=True)
+        iteration = loaded.get("iteration", -1)
+        return iteration if "model" in loaded and isinstance(iteration, int) else None
+    except Exception:  # noqa: BLE001 - a damaged file can make the parser raise anything
+        return None
+
+
+def _verify(file: BinaryIO, path: str, local: str, sha256: str, required: bool) -> str:
+    """Compare the SHA-256 of ``file`` with the expected one; returns it, "" if it is not needed."""
+    expected = sha256.strip().lower()
+    if expected and not re.fullmatch("[0-9a-f]{64}", expected):
+        raise CheckpointError(f"{_KEY} is {sha256!r}; expected 64 hexadecimal digits")
+    if not expected and not required:
+        return ""
+    digest = _digest(file)
+    if not expected:
+        raise CheckpointError(
+            f"checkpoint {path} is a pickle, which is read only when its SHA-256 is confirmed; "
+            f"this file has {digest}: compare that with its source and set {_KEY} to it"
+        )
+    if digest != expected:
+        raise CheckpointError(
+            f"checkpoint {path} has SHA-256 {digest}, but {_KEY} is {expected}; "
+            f"another file, or a damaged one" + _cached(path, local)
+        )
+    logger.info("%s has the expected SHA-256 %s", path, digest)
+    return digest
+
+
+def _parse(file: BinaryIO, path: str, local: str, suffix: str, digest: str) -> dict[str, Any]:
+    """Read ``file``, turning every failure into a CheckpointError that names ``path``."""
+    size = os.fstat(file.fileno()).st_size
+    file.seek(0)
+    start = file.read(64).lstrip().lower()
+    hints = [hint for magic, hint in _NOT_WEIGHTS if start.startswith(magic)]
+    try:
+        if not size or hints:
+            raise ValueError(hints[0] if hints else "it is empty")
+        file.seek(0)
+        return {".pkl": _read_pkl, ".safetensors": _read_safetensors, ".pyth": _read_pycls}.get(
+            suffix, _read_torch
+        )(file)
+    except CheckpointError as error:
+        raise CheckpointError(f"checkpoint {path} {error}") from error
+    except _BlockedGlobal as error:
+        raise CheckpointError(
+            f"checkpoint {path} refers to {error}, which is not plain data and could execute code; "
+            f"it was blocked, nothing was executed (SHA-256 {digest or _digest(file)}); "
+            f"if you trust the file, have its tensors saved alone as a dict or as .safetensors"
+        ) from error
+    except Exception as error:  # a damaged file can make the parsers raise anything
+        raise CheckpointError(
+            f"checkpoint {path} is corrupt ({size} bytes): {_one_line(error)}"
+            + _cached(path, local)
+        ) from error
+
+
+def _load_torch(file: BinaryIO) -> dict[Any, Any]:
+    if zipfile.is_zipfile(file):
+        # PyTorch writes a checksum of every tensor, but does not look at it when reading.
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"the checksum of its part {damaged} is wrong")
+    file.seek(0)
+    try:
+        loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        blocked = re.search(r"GLOBAL (\S+)", str(error))
+        if blocked:
+            raise _BlockedGlobal(blocked[1]) from error
+        # The rest of PyTorch's message advises to switch its protection off.
+        reason = re.search(r"WeightsUnpickler error: ([^\n]*)", str(error))
+        raise ValueError(reason[1] if reason else "not a pickle of tensors") from error
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"holds a {type(loaded).__name__}; expected a dict of tensors")
+    return loaded
+
+
+def _read_torch(file: BinaryIO) -> dict[str, Any]:
+    loaded = _load_torch(file)
+    return _checked(loaded if isinstance(loaded.get("model"), dict) else {"model": loaded})
+
+
+def _read_pycls(file: BinaryIO) -> dict[str, Any]:
+    loaded = _load_torch(file)
+    if not isinstance(loaded.get("model_state"), dict):
+        raise CheckpointError("has no 'model_state'; a .pyth file is expected to come from pycls")
+    weights = {k: v for k, v in loaded["model_state"].items() if "num_batches_tracked" not in k}
+    return _checked({"model": weights, "__author__": "pycls", "matching_heuristics": True})
+
+
+def _read_safetensors(file: BinaryIO) -> dict[str, Any]:
+    content = file.read()
+    weights = safetensors.torch.load(content)
+    # The package shows the metadata of named files only; it has just validated this header.
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    extra = json.loads(header.get("__metadata__", {}).get("instseg", "{}"))
+    return _checked({**extra, "model": weights})
+
+
+def _read_pkl(file: BinaryIO) -> dict[str, Any]:
+    loaded = _ArrayUnpickler(file, encoding="latin1").load()
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"holds a {type(loaded).__name__}; expected a dict of arrays")
+    if "model" in loaded and "__author__" in loaded:
+        weights = loaded["model"]
+        extra = {k: v for k, v in loaded.items() if isinstance(v, str | int | float)}
+    else:  # Caffe2; files of whole detectors have "blobs", those of classifiers do not
+        blobs = loaded.get("blobs", loaded)
+        weights = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
+        extra = {"__author__": "Caffe2", "matching_heuristics": True}
+    tensors = {
+        k: torch.from_numpy(v.value) if isinstance(v, _Array) else v for k, v in weights.items()
+    }
+    return _checked({**extra, "model": tensors})
+
+
+def _checked(checkpoint: dict[Any, Any]) -> dict[str, Any]:
+    """The checkpoint with "model" as a fresh dict of dense tensors, or an error saying what it is.
+
+    Module versions (``_metadata`` of a state dict) are kept, other attributes in a file are not.
+    """
+    source = checkpoint["model"]
+    weights: OrderedDict[str, Tensor] = OrderedDict()
+    for name, value in dict.items(source):
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            keys = ", ".join(map(str, list(source)[:5]))
+            raise CheckpointError(
+                f"is no dict of tensors: {name!r} is a {type(value).__name__} (keys: {keys}); "
+                f"expected names and tensors, or these under the key 'model'"
+            )
+        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+            raise CheckpointError(f"holds {name!r} as a tensor that is not dense")
+        weights[name] = value
+    metadata = getattr(source, "_metadata", None)
+    if isinstance(metadata, dict):
+        versions = {k: v.get("version") for k, v in metadata.items() if isinstance(v, dict)}
+        weights._metadata = OrderedDict(  # type: ignore[attr-defined]
+            (k, {"version": v}) for k, v in versions.items() if isinstance(v, int)
+        )
+    return {**checkpoint, "model": weights}
+
+
+class _StandIn:
+    """Base of what pickled names become; a pickle that tries to set attributes on a class fails."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError(f"{type(self).__name__} takes no state")
+
+
+class _DType(_StandIn):
+    """``numpy.dtype``, numbers only: a crafted structured type could make bytes object pointers."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, code: str, *_: Any) -> None:
+        if not re.fullmatch(r"[biufc]\d{1,2}", code):
+            raise pickle.UnpicklingError(f"array of type {code!r}; expected numbers")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: Any) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array(_StandIn):
+    """``numpy.ndarray`` and ``_reconstruct``, which makes an empty one for its state to follow."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, *_: Any) -> None:
+        self.value = np.zeros(0)
+
+    def __setstate__(self, state: Any) -> None:
+        shape, stored, fortran, data = state[-4:]
+        raw = data.encode("latin1") if isinstance(data, str) else data  # str: written by Python 2
+        array = np.frombuffer(raw, stored.dtype).reshape(shape, order="F" if fortran else "C")
+        self.value = np.array(array, dtype=stored.dtype.newbyteorder("="))
+
+
+class _Scalar(_Array):
+    """``numpy.core.multiarray.scalar``."""
+
+    __slots__ = ()
+
+    def __init__(self, stored: _DType, data: Any) -> None:
+        self.__setstate__(((), stored, False, data))
+
+
+class _Dict(dict[Any, Any]):
+    """``collections.OrderedDict`` without attributes (PyTorch hangs module versions on it)."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        """Ignore them."""
+
+
+class _Bytes(_StandIn):
+    """``_codecs.encode``, by which pickle protocol 2 writes bytes, always as Latin-1."""
+
+    __slots__ = ()
+
+    def __new__(cls, text: str, encoding: str) -> bytes:  # type: ignore[misc]
+        return text.encode("latin1")
+
+
+class _ArrayUnpickler(pickle._Unpickler):
+    """Knows the names that pickled arrays use, each as a harmless stand-in, and nothing else.
+
+    Based on the variant in Python, since a few bytes make the one in C take gigabytes for its memo.
+    """
+
+    _KNOWN: ClassVar[dict[str, type]] = {
+        "numpy.core.multiarray._reconstruct": _Array,
+        "numpy.core.multiarray.scalar": _Scalar,
+        "numpy.ndarray": _Array,
+        "numpy.dtype": _DType,
+        "collections.OrderedDict": _Dict,
+        "_codecs.encode": _Bytes,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return self._KNOWN[f"{module.replace('numpy._core', 'numpy.core')}.{name}"]
+        except KeyError:
+            raise _BlockedGlobal(f"{module}.{name}") from None
+
+
+def _digest(file: BinaryIO) -> str:
+    file.seek(0)
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _nearest(file: Path) -> str:
+    """How an error about a missing file goes on: with the most similar name that is there."""
+    if not file.parent.is_dir():
+        return f": there is no folder {file.parent}"
+    similar = difflib.get_close_matches(file.name, os.listdir(file.parent), n=1)
+    return f"; did you mean {file.parent / similar[0]}?" if similar else f" in {file.parent}"
+
+
+def _cached(path: str, local: str) -> str:
+    """How an error about a downloaded file goes on: a bad one stays cached until deleted."""
+    return "" if local == path else f"; delete {local} to download it again"
+
+
+def _one_line(error: BaseException) -> str:
+    """The message of a foreign exception, short enough to be part of one of ours."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:200] + " ..."

@@ -1,0 +1,324 @@
+"""Configuration: Detectron2's defaults, the keys of instseg and of all projects, loaded safely.
+
+``get_cfg()`` returns a node that behaves like Detectron2's, except that YAML can never execute
+code, that a mistake is a :class:`~instseg.errors.ConfigError` which names the nearest key, and that
+``MODEL.DEVICE`` is a device this machine has.
+"""
+
+import difflib
+import functools
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from detectron2.config import CfgNode as Detectron2CfgNode
+from detectron2.config import get_cfg as get_detectron2_cfg
+from detectron2.utils.registry import Registry
+
+from instseg.data.datasets import dataset_classes, register_datasets
+from instseg.errors import ConfigError
+from instseg.projects import add_project_configs
+
+logger = logging.getLogger(__name__)
+
+_BASE_KEY = "_BASE_"
+_TYPE_MISMATCH = re.compile(
+    r"Type mismatch \(<class '(.+?)'> vs\. <class '(.+?)'>\) "
+    r"with values \((.*) vs\. (.*)\) for config key: (.+)"
+)
+
+
+class CfgNode(Detectron2CfgNode):
+    """Detectron2's node with safe loading and errors that name the nearest key."""
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
+        """Read ``filename`` and the files it names under ``_BASE_`` into one dict.
+
+        Args:
+            filename: a YAML file; ``_BASE_`` paths are relative to it.
+            allow_unsafe: must be False; Detectron2's switch for YAML tags that run code.
+        Raises:
+            ConfigError: missing, empty or malformed file, YAML that asks to execute code, cyclic
+                ``_BASE_``.
+        """
+        if allow_unsafe:
+            raise ConfigError(
+                f"{filename}: allow_unsafe=True would execute code from a YAML file; write plain "
+                "values instead"
+            )
+        return _load_yaml(filename, ())
+
+    def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
+        """Merge a YAML file, given by path or by its name inside the installed ``configs/``."""
+        path = find_config(cfg_filename)
+        try:
+            super().merge_from_file(path, allow_unsafe=allow_unsafe)
+        except ConfigError as error:
+            prefix = "" if str(error).startswith(path) else f"{path}: "
+            raise ConfigError(f"{prefix}{error}") from None
+        except RecursionError:
+            raise ConfigError(
+                f"{path}: values are nested too deeply or contain themselves"
+            ) from None
+
+    def merge_from_other_cfg(self, cfg_other: Detectron2CfgNode) -> None:
+        """Merge ``cfg_other``; every key must exist here with a value of the same type."""
+        for key, value in _leaves(cfg_other):
+            _check_key(self, key, is_node=isinstance(value, dict))
+        try:
+            super().merge_from_other_cfg(cfg_other)
+        except (AssertionError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise ConfigError(_explain(error)) from None
+
+    def merge_from_list(self, cfg_list: Sequence[Any]) -> None:
+        """Merge ``[KEY, VALUE, KEY, VALUE, ...]`` as given at the end of a command line."""
+        if len(cfg_list) % 2:
+            raise ConfigError(
+                f"overrides must be pairs KEY VALUE, found {len(cfg_list)} words: "
+                f"{' '.join(map(str, cfg_list))}"
+            )
+        for key in cfg_list[::2]:
+            _check_key(self, str(key))
+        try:
+            super().merge_from_list(list(cfg_list))
+        except (AssertionError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise ConfigError(_explain(error)) from None
+
+
+def get_cfg() -> CfgNode:
+    """Detectron2's defaults + the keys of instseg and of every project.
+
+    ``MODEL.DEVICE`` is ``cuda`` where there is a GPU and ``cpu`` elsewhere; the choice is logged
+    once.
+    """
+    cfg = CfgNode(get_detectron2_cfg())
+    _add_shared_config(cfg)
+    add_project_configs(cfg)
+    cfg.MODEL.DEVICE = _default_device()
+    return cfg
+
+
+def load_cfg(path: str | os.PathLike[str], overrides: Sequence[Any] = ()) -> CfgNode:
+    """``get_cfg()`` + one YAML file + ``[KEY, VALUE, ...]``, with its data sets registered.
+
+    Args:
+        path: a file, or its name inside the installed ``configs/``, e.g.
+            ``mask_rcnn/mask_rcnn_shapes.yaml``.
+        overrides: as at the end of ``train_net.py``'s command line.
+    Raises:
+        ConfigError: see :class:`CfgNode`.
+    """
+    cfg = get_cfg()
+    cfg.merge_from_file(os.fspath(path))
+    cfg.merge_from_list(overrides)
+    check_names(cfg)
+    register_datasets(cfg)
+    return cfg
+
+
+def find_config(name: str) -> str:
+    """Path of a configuration file, given by path or by name inside the installed ``configs/``."""
+    if os.path.isdir(name):
+        raise ConfigError(f"config file {name} is a folder; give one of the YAML files in it")
+    if os.path.isfile(name):
+        return name
+    installed = Path(__file__).parent / "configs"
+    if not installed.is_dir():  # an editable installation keeps configs/ beside the package
+        installed = Path(__file__).parent.parent / "configs"
+    relative = name.removeprefix("configs/")
+    if (installed / relative).is_file():
+        return str(installed / relative)
+    known = [str(path.relative_to(installed)) for path in installed.rglob("*.yaml")]
+    raise ConfigError(f"config file {name} does not exist{_did_you_mean(relative, known)}")
+
+
+def check_names(cfg: CfgNode) -> None:
+    """Check that every part of the model named in ``cfg`` is registered.
+
+    Raises:
+        ConfigError: an unknown name, with close ones and where they are defined.
+    """
+    from detectron2.modeling import (
+        BACKBONE_REGISTRY,
+        META_ARCH_REGISTRY,
+        PROPOSAL_GENERATOR_REGISTRY,
+        ROI_HEADS_REGISTRY,
+        ROI_MASK_HEAD_REGISTRY,
+    )
+    from detectron2.modeling.roi_heads.box_head import ROI_BOX_HEAD_REGISTRY
+
+    registries: dict[str, Registry] = {
+        "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
+        "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+        "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+        "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+        "MODEL.ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
+        "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
+    }
+    for key, registry in registries.items():
+        name = functools.reduce(getattr, key.split("."), cfg)
+        if name in ("", "PrecomputedProposals") or name in registry:
+            continue
+        defined = {known: module.__module__ for known, module in registry}
+        close = difflib.get_close_matches(name, defined, n=3, cutoff=0.4) or sorted(defined)
+        listing = ", ".join(f"{known} ({defined[known]})" for known in close)
+        raise ConfigError(f"{key}: nothing is registered as {name!r}; did you mean {listing}?")
+
+
+def check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
+    """Check the data sets ``names`` against the class count of ``cfg`` and against each other.
+
+    Raises:
+        ConfigError: with both numbers and the key to change.
+        DatasetError: a data set that cannot be read.
+    """
+    key = num_classes_key(cfg)
+    first: tuple[str, list[str]] | None = None
+    for name in names:
+        classes = dataset_classes(name)
+        if not classes:
+            continue
+        if first is not None and first[1] != classes:
+            raise ConfigError(
+                f"the data sets {first[0]} and {name} differ in their classes or in the order of "
+                "them: "
+                f"{', '.join(first[1][:10])} against {', '.join(classes[:10])}; one model cannot "
+                "serve both"
+            )
+        first = first or (name, classes)
+        expected = functools.reduce(getattr, key.split("."), cfg) if key else len(classes)
+        if expected != len(classes):
+            raise ConfigError(
+                f"data set {name} has {len(classes)} classes, {key} is {expected}; set {key} "
+                f"{len(classes)}"
+            )
+
+
+def num_classes_key(cfg: CfgNode) -> str | None:
+    """The key that holds the number of classes of ``cfg``'s model; None for class-agnostic ones."""
+    architecture = cfg.MODEL.META_ARCHITECTURE.lower()
+    for name, node in cfg.MODEL.items():
+        if name.replace("_", "").lower() == architecture:
+            return f"MODEL.{name}.NUM_CLASSES" if "NUM_CLASSES" in node else None
+    return "MODEL.ROI_HEADS.NUM_CLASSES"
+
+
+def _add_shared_config(cfg: CfgNode) -> None:
+    """Keys of instseg itself, used by every paper."""
+    # SHA-256 that the file MODEL.WEIGHTS must have; "" does not check. A .pkl is only read when it
+    # is given.
+    cfg.MODEL.WEIGHTS_SHA256 = ""
+    # Side in pixels of the pictures of the built-in shapes_* data sets.
+    cfg.DATASETS.SHAPES_SIZE = 128
+    # "SGD" (momentum, as in Detectron2) or "AdamW" (SOLVER.WEIGHT_DECAY decoupled, betas 0.9,
+    # 0.999).
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # Number type under SOLVER.AMP.ENABLED: "float16" (with loss scaling, CUDA only) or "bfloat16".
+    cfg.SOLVER.AMP.DTYPE = "float16"
+
+
+@functools.cache
+def _default_device() -> str:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    logger.info(f"MODEL.DEVICE defaults to {device}")
+    return device
+
+
+def _load_yaml(filename: str, chain: tuple[str, ...]) -> dict[str, Any]:
+    real = os.path.realpath(filename)
+    if real in chain:
+        raise ConfigError(f"{filename}: _BASE_ is cyclic: {' -> '.join((*chain, real))}")
+    try:
+        with open(filename, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+    except OSError as error:
+        origin = f" (named as _BASE_ of {chain[-1]})" if chain else ""
+        raise ConfigError(f"{filename}: cannot be read{origin}: {error.strerror}") from None
+    except yaml.constructor.ConstructorError as error:
+        raise ConfigError(
+            f"{filename}: only plain YAML values are allowed, never tags that execute code: "
+            f"{_yaml_problem(error)}"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise ConfigError(f"{filename}: not a YAML file: {_yaml_problem(error)}") from None
+    if content is None:
+        raise ConfigError(
+            f"{filename}: the file is empty; expected configuration keys such as MODEL or SOLVER"
+        )
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ConfigError(
+            f"{filename}: expected `KEY: value` lines, found a {type(content).__name__}"
+        )
+    merged: dict[str, Any] = {}
+    bases = content.pop(_BASE_KEY, [])
+    for base in [bases] if isinstance(bases, str) else bases:
+        path = os.path.join(os.path.dirname(filename), os.path.expanduser(base))
+        _merge(_load_yaml(path, (*chain, real)), merged)
+    _merge(content, merged)
+    return merged
+
+
+def _merge(new: dict[str, Any], into: dict[str, Any]) -> None:
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(value, into[key])
+        else:
+            into[key] = value
+
+
+def _yaml_problem(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    line = f" (line {mark.line + 1})" if mark is not None else ""
+    return f"{getattr(error, 'problem', None) or error}{line}".replace("\n", " ")
+
+
+def _leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _check_key(cfg: CfgNode, key: str, is_node: bool = False) -> None:
+    node: Any = cfg
+    if cfg.key_is_deprecated(key) or cfg.key_is_renamed(key):
+        return  # yacs has its own words for these
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            known = [name for name, _ in _leaves(cfg)]
+            raise ConfigError(f"unknown key {key}{_did_you_mean(key, known)}")
+        node = node[part]
+    if isinstance(node, dict) and not is_node:
+        inside = ", ".join(f"{key}.{name}" for name in list(node)[:3])
+        raise ConfigError(
+            f"{key} is a group of keys, not a value; set one of its keys, e.g. {inside}"
+        )
+
+
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    """The nearest of ``known``, compared as a whole first and then by the last part alone."""
+    lowered = {candidate.lower(): candidate for candidate in known}
+    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.75)
+    if not close:
+        last = {candidate.rsplit(".", 1)[-1].lower(): candidate for candidate in known}
+        found = difflib.get_close_matches(name.rsplit(".", 1)[-1].lower(), last, n=1, cutoff=0.75)
+        return f"; did you mean {last[found[0]]}?" if found else ""
+    return f"; did you mean {lowered[close[0]]}?"
+
+
+def _explain(error: Exception) -> str:
+    """One line of yacs' complaint about a value."""
+    text = " ".join(str(error.args[0] if error.args else error).split())
+    mismatch = _TYPE_MISMATCH.fullmatch(text)
+    if mismatch is None:
+        return text
+    expected, found, current, value, key = mismatch.groups()
+    example = f"; write \"('{value}',)\"" if (expected, found) == ("tuple", "str") else ""
+    return f"{key} must be of type {expected} (like {current}), found {found} {value}{example}"

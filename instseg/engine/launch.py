@@ -1,0 +1,150 @@
+"""What ``train_net.py`` does before training: arguments, checks of the first second, processes."""
+
+import argparse
+import os
+import socket
+import tempfile
+from collections.abc import Callable
+from urllib.parse import urlparse
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.engine import launch as detectron2_launch
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from instseg.checkpoint import Checkpointer
+from instseg.config import find_config, load_cfg
+from instseg.errors import ConfigError, OutputError
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Detectron2's arguments plus ``--allow-partial``."""
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--allow-partial",
+        action="store_true",
+        help="go on with MODEL.WEIGHTS that fit less than half of the model",
+    )
+    return parser
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Read and check the configuration, set up logging and seeds; returns the frozen configuration.
+
+    Raises:
+        ConfigError, OutputError: anything that would stop the run later, with what to change.
+    """
+    if not args.config_file:
+        raise ConfigError("no configuration; pass --config-file FILE")
+    args.config_file = find_config(args.config_file)
+    cfg = load_cfg(args.config_file, args.opts)
+    cfg.freeze()
+    _check_device(cfg)
+    _check_output_dir(cfg.OUTPUT_DIR)
+    _check_weights(cfg, args)
+    default_setup(cfg, args)
+    # Detectron2 configures its own loggers only; without this our messages would vanish.
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="instseg")
+    return cfg
+
+
+def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
+    """Run ``main(args)`` here, in ``--num-gpus`` processes, or as one rank of ``torchrun``.
+
+    Raises:
+        ConfigError: processes or ports that are not to be had.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _run_as_rank(main, args)
+        return
+    _check_processes(args)
+    detectron2_launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+
+
+def _run_as_rank(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
+    gpus = torch.cuda.is_available()
+    if gpus:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("nccl" if gpus else "gloo")
+    try:
+        comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+        main(args)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _check_processes(args: argparse.Namespace) -> None:
+    gpus = torch.cuda.device_count()
+    if args.num_gpus < 1 or args.num_gpus > max(gpus, 1):
+        raise ConfigError(
+            f"--num-gpus {args.num_gpus}: this machine has {gpus} GPUs; pass at most --num-gpus "
+            f"{max(gpus, 1)} (1 also trains on a CPU; several CPU processes are started with "
+            "torchrun)"
+        )
+    if not 0 <= args.machine_rank < args.num_machines:
+        raise ConfigError(
+            f"--machine-rank {args.machine_rank} must be below --num-machines {args.num_machines}"
+        )
+    if args.num_gpus * args.num_machines > 1 and args.machine_rank == 0:
+        check_port(args.dist_url)
+
+
+def check_port(url: str) -> None:
+    """Raise a ConfigError if the port of ``tcp://HOST:PORT`` is taken on this machine."""
+    port = urlparse(url).port if url.startswith("tcp://") else None
+    if not port:
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise ConfigError(
+                f"--dist-url {url}: port {port} is busy ({error.strerror}); is another training "
+                "running? "
+                f"Pass --dist-url auto or another port"
+            ) from None
+
+
+def _check_device(cfg: CfgNode) -> None:
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but this machine has no usable GPU; set "
+            "MODEL.DEVICE cpu"
+        )
+
+
+def _check_output_dir(path: str) -> None:
+    try:
+        os.makedirs(path, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path, prefix=".writable-") as probe:
+            probe.write(b"\0" * 4096)
+            probe.flush()
+    except OSError as error:
+        raise OutputError(
+            f"OUTPUT_DIR {path} cannot be written: {error.strerror}; choose another OUTPUT_DIR"
+        ) from None
+
+
+def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
+    has_checkpoint = Checkpointer(torch.nn.Identity(), cfg.OUTPUT_DIR).has_checkpoint()
+    if args.resume and not has_checkpoint:
+        raise ConfigError(
+            f"--resume: there is no checkpoint in OUTPUT_DIR {cfg.OUTPUT_DIR}; leave --resume out "
+            "to start"
+        )
+    if args.eval_only and not args.resume and not cfg.MODEL.WEIGHTS:
+        raise ConfigError(
+            "--eval-only would evaluate random weights; pass MODEL.WEIGHTS FILE, or --resume for "
+            "the last "
+            "checkpoint in OUTPUT_DIR"
+        )

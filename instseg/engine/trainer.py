@@ -1,0 +1,132 @@
+"""The one Trainer: data loaders, optimizer, evaluators and hooks for every paper."""
+
+import shutil
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.engine import DefaultTrainer, TrainerBase
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.solver import get_default_optimizer_params
+from detectron2.solver.build import maybe_add_gradient_clipping
+from detectron2.utils import comm
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from instseg.checkpoint import Checkpointer
+from instseg.config import check_classes
+from instseg.data.datasets import check_masks, check_name, dataset_classes
+from instseg.engine.train_loop import TrainLoop
+from instseg.errors import ConfigError, OutputError
+from instseg.evaluation import build_evaluator
+
+
+class Trainer(DefaultTrainer):
+    """Detectron2's DefaultTrainer for CPUs and GPUs, any number of processes, and safe checkpoints.
+
+    Everything that can be wrong with configuration, data and weights is found while this is
+    constructed or in :meth:`resume_or_load`, before the first iteration.
+    """
+
+    def __init__(self, cfg: CfgNode, *, allow_partial: bool = False) -> None:
+        """
+        Args:
+            cfg: complete configuration; its data sets are registered.
+            allow_partial: accept weights that fit less than half of the model.
+        Raises:
+            ConfigError, DatasetError, OutputError: with what to change.
+        """
+        TrainerBase.__init__(self)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        self.cfg = cfg
+        data_loader = self.build_train_loader(cfg)
+        check_classes(cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        _check_space(cfg.OUTPUT_DIR, model)
+        self._trainer = TrainLoop(
+            _distribute(model),
+            data_loader,
+            optimizer,
+            amp_dtype=cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else None,
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = Checkpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            sha256=cfg.MODEL.WEIGHTS_SHA256,
+            allow_partial=allow_partial,
+            class_names=dataset_classes(cfg.DATASETS.TRAIN[0]),
+            trainer=weakref.proxy(self),
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+        if not cfg.DATASETS.TRAIN:
+            raise ConfigError("DATASETS.TRAIN is empty; name a data set, e.g. ('shapes_train',)")
+        for name in cfg.DATASETS.TRAIN:
+            check_name(name)
+        records = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+        )
+        if cfg.MODEL.MASK_ON:
+            check_masks(", ".join(cfg.DATASETS.TRAIN), records)
+        return build_detection_train_loader(cfg, dataset=records)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """``SOLVER.OPTIMIZER`` over parameter groups with Detectron2's norm and bias rules."""
+        parameters = get_default_optimizer_params(
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        )
+        settings = {"lr": cfg.SOLVER.BASE_LR, "weight_decay": cfg.SOLVER.WEIGHT_DECAY}
+        if cfg.SOLVER.OPTIMIZER == "SGD":
+            sgd = maybe_add_gradient_clipping(cfg, torch.optim.SGD)
+            return sgd(
+                parameters,
+                momentum=cfg.SOLVER.MOMENTUM,
+                nesterov=cfg.SOLVER.NESTEROV,
+                **settings,
+            )
+        if cfg.SOLVER.OPTIMIZER == "AdamW":
+            return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(parameters, **settings)
+        raise ConfigError(f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; expected SGD or AdamW")
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset_name)
+
+
+def _distribute(model: nn.Module) -> nn.Module:
+    """``model`` under DistributedDataParallel when there are several processes."""
+    if comm.get_world_size() == 1:
+        return model
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    return DistributedDataParallel(
+        model,
+        device_ids=[comm.get_local_rank()] if on_gpu else None,
+        broadcast_buffers=False,
+    )
+
+
+def _check_space(output_dir: str, model: nn.Module) -> None:
+    """A first checkpoint (weights and two optimizer moments) must fit on the disk."""
+    needed = 3 * sum(p.numel() * p.element_size() for p in model.parameters())
+    free = shutil.disk_usage(output_dir).free
+    if free < needed:
+        raise OutputError(
+            f"OUTPUT_DIR {output_dir} has {free / 2**20:.0f} MiB free, a checkpoint needs about "
+            f"{needed / 2**20:.0f} MiB; free some space or choose another OUTPUT_DIR"
+        )

@@ -1,0 +1,221 @@
+"""``train_net.py`` as a user types it: train, resume, evaluate, several processes, mistakes."""
+
+import argparse
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import instseg
+from instseg.checkpoint.reading import read_weights
+from instseg.data import shapes
+from instseg.engine import launch
+from instseg.engine.trainer import Trainer
+from instseg.errors import ConfigError, DatasetError, OutputError
+from tests.conftest import ROOT
+
+CONFIG = "configs/mask_rcnn/mask_rcnn_shapes.yaml"
+QUICK = [
+    "SOLVER.IMS_PER_BATCH",
+    "2",
+    "SOLVER.MAX_ITER",
+    "2",
+    "DATALOADER.NUM_WORKERS",
+    "0",
+    "SEED",
+    "1",
+]
+# Loss terms that are sums over pictures divided by constants, so that the mean over ranks is the
+# mean over the batch: no statistics of a batch, and as many objects (2) and regions (8) sampled of
+# each picture.
+ADDITIVE = [
+    *("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.FPN.NORM", "", "MODEL.ROI_MASK_HEAD.NORM", ""),
+    *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "8", "MODEL.ROI_HEADS.POSITIVE_FRACTION", "0.25"),
+    *("INPUT.RANDOM_FLIP", "none", "DATASETS.TEST", "()", "SOLVER.IMS_PER_BATCH", "4"),
+    *("SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", "0.02", "SOLVER.WARMUP_ITERS", "0"),
+]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides that train and test on six exported pictures, named without any registration."""
+    folder = tmp_path_factory.mktemp("tiny")
+    name = f"coco:{shapes.export('shapes_val', folder, limit=6)}:{folder / 'shapes_val'}"
+    return [*QUICK, "DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)"]
+
+
+def train_net(*words: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        *launcher,
+        str(ROOT / "train_net.py"),
+        "--config-file",
+        CONFIG,
+        *words,
+    ]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=280)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output folder of a run of two iterations."""
+    folder = tmp_path_factory.mktemp("trained")
+    result = train_net(*tiny, "OUTPUT_DIR", str(folder))
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_a_run_leaves_checkpoint_config_metrics_and_tensorboard_events(trained: Path) -> None:
+    assert (trained / "last_checkpoint").read_text() == "model_final.pth"
+    assert instseg.load_cfg(trained / "config.yaml").SOLVER.MAX_ITER == 2
+    metrics = [json.loads(line) for line in (trained / "metrics.json").read_text().splitlines()]
+    assert {"total_loss", "loss_mask", "lr", "segm/AP", "bbox/AP"} <= set().union(*metrics)
+    assert list(trained.glob("events.out.tfevents.*"))
+
+
+def test_a_checkpoint_knows_the_names_of_its_classes(trained: Path) -> None:
+    weights = read_weights(str(trained / "model_final.pth"))
+    assert weights["class_names"] == ["circle", "square", "triangle"]
+
+
+def test_resume_goes_on_where_the_run_ended(trained: Path, tiny: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "resumed"
+    shutil.copytree(trained, folder)
+    result = train_net("--resume", *tiny, "SOLVER.MAX_ITER", "4", "OUTPUT_DIR", str(folder))
+    assert result.returncode == 0, result.stderr
+    assert "Starting training from iteration 2" in result.stdout + result.stderr
+    assert read_weights(str(folder / "model_final.pth"))["iteration"] == 3
+
+
+def test_evaluation_alone_prints_box_and_mask_ap(
+    trained: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    weights = str(trained / "model_final.pth")
+    result = train_net("--eval-only", *tiny, "MODEL.WEIGHTS", weights, "OUTPUT_DIR", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    tables = re.findall(r"copypaste: Task: (\w+)", result.stdout)
+    assert tables == ["bbox", "segm"]
+
+
+def test_two_processes_equal_one_with_the_double_batch(tiny: list[str], tmp_path: Path) -> None:
+    """Weights after two steps: two gloo ranks with two pictures each, one process with four."""
+    driver = str(Path(__file__).parent / "train_deterministically.py")
+    words = [*tiny, *ADDITIVE, "MODEL.WEIGHTS", str(tmp_path / "start.pth")]
+    cfg = instseg.load_cfg(CONFIG, ADDITIVE)
+    torch.save({"model": Trainer.build_model(cfg).state_dict()}, tmp_path / "start.pth")
+    runs = {
+        "one": [sys.executable, driver],
+        "two": [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            driver,
+        ],
+    }
+    states = {}
+    for name, command in runs.items():
+        folder = tmp_path / name
+        result = subprocess.run(
+            [*command, "--config-file", CONFIG, *words, "OUTPUT_DIR", str(folder)],
+            capture_output=True, text=True, cwd=ROOT, timeout=280,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        states[name] = read_weights(str(folder / "model_final.pth"))["model"]
+    start = read_weights(str(tmp_path / "start.pth"))["model"]
+    moved = 0.0
+    for key, one in states["one"].items():
+        torch.testing.assert_close(
+            states["two"][key], one, rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}"
+        )
+        moved = max(moved, (one.float() - start[key].float()).abs().max().item())
+    assert moved > 1e-3, "the steps must move the weights by far more than the tolerance"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--num-gpus", "8"], "--num-gpus 8: this machine has"),
+        (["--resume"], "--resume: there is no checkpoint in OUTPUT_DIR"),
+        (["--eval-only"], "--eval-only would evaluate random weights; pass MODEL.WEIGHTS FILE"),
+        (["SOLVER.MAX_ITR", "3"], "unknown key SOLVER.MAX_ITR; did you mean SOLVER.MAX_ITER?"),
+        (["DATASETS.TRAIN", "('shape_train',)"], "did you mean shapes_train"),
+        (["MODEL.META_ARCHITECTURE", "GeneralisedRCNN"], "did you mean GeneralizedRCNN"),
+        (
+            ["MODEL.ROI_HEADS.NUM_CLASSES", "80"],
+            "shapes_train has 3 classes, MODEL.ROI_HEADS.NUM_CLASSES is 80",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_on_stderr_and_exit_status_two(
+    words: list[str], message: str, tmp_path: Path
+) -> None:
+    opts = [] if words[0].startswith("--") else words
+    flags = words if words[0].startswith("--") else []
+    result = train_net(*flags, *QUICK, "OUTPUT_DIR", str(tmp_path), *opts)
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert result.returncode == 2, result.stderr
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert "Traceback" not in result.stderr
+
+
+def arguments(**changes: object) -> argparse.Namespace:
+    args = launch.argument_parser().parse_args(["--config-file", CONFIG])
+    vars(args).update(changes)
+    return args
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="OUTPUT_DIR .*file/inside cannot be written"):
+        launch.setup(arguments(opts=["OUTPUT_DIR", str(tmp_path / "file" / "inside")]))
+
+
+def test_a_full_disk_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = instseg.load_cfg(CONFIG, ["OUTPUT_DIR", str(tmp_path)])
+    usage = shutil.disk_usage(tmp_path)._replace(free=2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(OutputError, match="has 1 MiB free, a checkpoint needs about"):
+        Trainer(cfg)
+
+
+def test_a_busy_port_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port {port} is busy"):
+            launch.check_port(f"tcp://127.0.0.1:{port}")
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="the mistake is to ask for a GPU where there is none"
+)
+def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="this machine has no usable GPU; set MODEL.DEVICE cpu"):
+        launch.setup(arguments(opts=["MODEL.DEVICE", "cuda", "OUTPUT_DIR", str(tmp_path)]))
+
+
+def test_objects_without_masks_are_refused_before_training(tmp_path: Path) -> None:
+    path = shapes.export("shapes_val", tmp_path, limit=2)
+    content = json.loads(path.read_text())
+    content["annotations"][0]["segmentation"] = []
+    path.write_text(json.dumps(content))
+    name = f"coco:{path}:{tmp_path / 'shapes_val'}"
+    cfg = instseg.load_cfg(
+        CONFIG, ["DATASETS.TRAIN", (name,), "DATASETS.TEST", (), "OUTPUT_DIR", str(tmp_path)]
+    )
+    with pytest.raises(
+        DatasetError, match=r"1 of 2 pictures have objects without a segmentation.*000000\.png"
+    ):
+        Trainer(cfg)

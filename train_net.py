@@ -1,0 +1,70 @@
+#!/usr/bin/env python
+"""Train or evaluate any system of instseg.
+
+    train_net.py --config-file configs/mask_rcnn/mask_rcnn_shapes.yaml SOLVER.MAX_ITER 100
+    OUTPUT_DIR output/try
+
+Several GPUs: ``--num-gpus N``; several processes on any device: ``torchrun --nproc-per-node N
+train_net.py …``.
+"""
+
+import argparse
+import logging
+import sys
+
+from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
+
+from instseg.checkpoint import Checkpointer
+from instseg.config import check_classes
+from instseg.engine.launch import argument_parser, launch, setup
+from instseg.engine.trainer import Trainer
+from instseg.errors import InstsegError
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train or evaluate as ``args`` say."""
+    cfg = setup(args)
+    if args.eval_only:
+        check_classes(cfg, cfg.DATASETS.TEST)
+        model = Trainer.build_model(cfg)
+        checkpointer = Checkpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            sha256=cfg.MODEL.WEIGHTS_SHA256,
+            allow_partial=args.allow_partial,
+        )
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        Trainer.test(cfg, model)
+        return
+    trainer = Trainer(cfg, allow_partial=args.allow_partial)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+
+
+def main(args: argparse.Namespace) -> None:
+    """``run``, with the mistakes of a user as one line on stderr and exit status 2."""
+    try:
+        run(args)
+    except InstsegError as error:
+        # TrainingError and the like are raised on all ranks alike; one of them reports.
+        if comm.is_main_process():
+            report(error)
+        sys.exit(2)
+
+
+def report(error: InstsegError) -> None:
+    """Print ``error`` as one line on stderr."""
+    logging.getLogger("instseg").debug("user error", exc_info=error)
+    print(f"error: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    try:
+        arguments = argument_parser().parse_args()
+        launch(main, arguments)
+    except InstsegError as error:
+        report(error)
+        sys.exit(2)
+    except ProcessExitedException as error:
+        sys.exit(error.exit_code)

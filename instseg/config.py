@@ -97,11 +97,12 @@ def get_cfg() -> CfgNode:
     ``MODEL.DEVICE`` is ``cuda`` where there is a GPU and ``cpu`` elsewhere; the choice is logged
     once.
     """
-    cfg = CfgNode(get_detectron2_cfg())
+    cfg = get_detectron2_cfg()
     _add_shared_config(cfg)
     add_project_configs(cfg)
     cfg.MODEL.DEVICE = _default_device()
-    return cfg
+    # Wrapped last, so that the nodes of the projects are of this class too.
+    return CfgNode(cfg)
 
 
 def load_cfg(path: str | os.PathLike[str], overrides: Sequence[Any] = ()) -> CfgNode:
@@ -171,6 +172,15 @@ def check_names(cfg: CfgNode) -> None:
         raise ConfigError(f"{key}: nothing is registered as {name!r}; did you mean {listing}?")
 
 
+def check_device(cfg: CfgNode) -> None:
+    """Raise a ConfigError if ``MODEL.DEVICE`` is a GPU that this machine does not have."""
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but this machine has no usable GPU; "
+            "set MODEL.DEVICE cpu"
+        )
+
+
 def check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
     """Check the data sets ``names`` against the class count of ``cfg`` and against each other.
 
@@ -209,7 +219,7 @@ def num_classes_key(cfg: CfgNode) -> str | None:
     return "MODEL.ROI_HEADS.NUM_CLASSES"
 
 
-def _add_shared_config(cfg: CfgNode) -> None:
+def _add_shared_config(cfg: Detectron2CfgNode) -> None:
     """Keys of instseg itself, used by every paper."""
     # SHA-256 that the file MODEL.WEIGHTS must have; "" does not check. A .pkl is only read when it
     # is given.

@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from instseg.checkpoint import Checkpointer
-from instseg.config import find_config, load_cfg
+from instseg.config import check_device, find_config, load_cfg
 from instseg.errors import ConfigError, OutputError
 
 
@@ -41,7 +41,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     args.config_file = find_config(args.config_file)
     cfg = load_cfg(args.config_file, args.opts)
     cfg.freeze()
-    _check_device(cfg)
+    check_device(cfg)
     _check_output_dir(cfg.OUTPUT_DIR)
     _check_weights(cfg, args)
     default_setup(cfg, args)
@@ -113,14 +113,6 @@ def check_port(url: str) -> None:
                 "running? "
                 f"Pass --dist-url auto or another port"
             ) from None
-
-
-def _check_device(cfg: CfgNode) -> None:
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(
-            f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but this machine has no usable GPU; set "
-            "MODEL.DEVICE cpu"
-        )
 
 
 def _check_output_dir(path: str) -> None:

@@ -1,0 +1,212 @@
+"""The ``instseg`` command: a thin function per subcommand, and the one place where errors end."""
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from instseg.errors import ConfigError, InstsegError, OutputError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``instseg ARGUMENTS``.
+
+    Returns:
+        the exit status: 0 done, 1 done except for some inputs, 2 a mistake in arguments, files or
+        configuration, 130 interrupted by Ctrl-C.
+    """
+    try:
+        with _log_to_stderr(), warnings.catch_warnings():
+            if not sys.warnoptions:  # `python -W` asks for them
+                warnings.simplefilter("ignore")  # libraries address developers with them
+            arguments = _parser().parse_args(argv)
+            status: int = arguments.run(arguments)
+            sys.stdout.flush()
+            return status
+    except InstsegError as error:
+        print("error:", " ".join(str(error).split("\n")), file=sys.stderr)
+        return 2
+    except ImportError as error:
+        # Raised without a name only by `instseg` itself, about a requirement that is not installed.
+        if error.name is not None:
+            raise
+        print("error:", error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # `instseg ... | head` ended early; Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def predict(arguments: argparse.Namespace) -> int:
+    """``instseg predict``."""
+    # Read when OpenCV is loaded: its own messages would stand beside the one line per bad file.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    from instseg import get_cfg  # noqa: F401 - says which requirement is missing and how to get it
+    from instseg.predict import PredictOptions
+    from instseg.predict import predict as run
+
+    return run(
+        PredictOptions(
+            config_file=arguments.config_file,
+            inputs=arguments.input,
+            output=arguments.output,
+            weights=arguments.weights,
+            confidence=arguments.confidence,
+            overlay=not arguments.no_overlay,
+            instance_masks=arguments.instance_masks,
+            allow_partial=arguments.allow_partial,
+            overrides=arguments.overrides,
+        )
+    )
+
+
+def shapes_export(arguments: argparse.Namespace) -> int:
+    """``instseg shapes export``."""
+    from instseg import get_cfg  # noqa: F401 - as in predict()
+    from instseg.data.shapes import export
+
+    if arguments.limit is not None and arguments.limit < 1:
+        raise ConfigError(f"--limit is {arguments.limit}; expected at least 1")
+    try:
+        path = export(arguments.split, arguments.directory, limit=arguments.limit)
+    except OSError as error:
+        raise OutputError(
+            f"{arguments.directory} cannot be written: {error.strerror or error}"
+        ) from error
+    print(path)
+    return 0
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    """``instseg convert``."""
+    from instseg import get_cfg  # noqa: F401 - as in predict()
+    from instseg.checkpoint.convert import Options, convert_file
+
+    path, report = convert_file(
+        arguments.format,
+        arguments.input,
+        arguments.output,
+        Options(
+            leave_out_classes=arguments.leave_out_classes, allow_partial=arguments.allow_partial
+        ),
+    )
+    print(report)
+    print(path)
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports mistakes as one line through :func:`main`, not as usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see `{self.prog} --help`")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="instseg", description="Instance segmentation on Detectron2.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_predict(commands.add_parser("predict", help="find objects in pictures and videos"))
+    _add_convert(commands.add_parser("convert", help="make released weights usable here"))
+    shapes = commands.add_parser("shapes", help="the built-in synthetic data set")
+    shapes_commands = shapes.add_subparsers(metavar="COMMAND", required=True)
+    _add_shapes_export(shapes_commands.add_parser("export", help="write it as COCO JSON and PNG"))
+    return parser
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Writes predictions.json (COCO results with RLE masks), an overlay per picture or video, "
+        "and on request one PNG per object.  Exit status 1 if some input could not be used."
+    )
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="YAML file, or its name in configs/")
+    add("--weights", metavar="FILE", help="checkpoint, instead of MODEL.WEIGHTS")
+    add(
+        "--input",
+        required=True,
+        nargs="+",
+        metavar="INPUT",
+        help="pictures, videos, folders, or the number of a camera",
+    )
+    add("--output", required=True, type=Path, metavar="DIR", help="created if need be")
+    add(
+        "--confidence",
+        type=float,
+        default=0.5,
+        metavar="SCORE",
+        help="objects with a lower score are left out (default %(default)s)",
+    )
+    add("--no-overlay", action="store_true", help="no overlay pictures and videos")
+    add("--instance-masks", action="store_true", help="one black and white PNG per object")
+    add(
+        "--allow-partial",
+        action="store_true",
+        help="go on with weights that fit less than half of the model",
+    )
+    add("overrides", nargs="*", metavar="KEY VALUE", help="configuration overrides, last")
+    parser.set_defaults(run=predict)
+
+
+def _add_shapes_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", type=Path, metavar="DIR")
+    parser.add_argument("--split", default="shapes_val", help="default %(default)s")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures")
+    parser.set_defaults(run=shapes_export)
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Writes a checkpoint for MODEL.WEIGHTS and prints what became of every tensor.  Nothing in "
+        "the file is executed."
+    )
+    add = parser.add_argument
+    add("format", metavar="FORMAT", help="whose weights: maskscoring_rcnn or matterport")
+    add("input", metavar="IN", help="the file as its authors released it")
+    add("output", metavar="OUT", type=Path, help="NAME.safetensors (the default) or NAME.pth")
+    add(
+        "--leave-out-classes",
+        action="store_true",
+        help="without the layers whose size depends on the number of classes, to train on others",
+    )
+    add(
+        "--allow-partial",
+        action="store_true",
+        help="accept a file that holds only some layers, such as a backbone",
+    )
+    parser.set_defaults(run=convert)
+
+
+@contextmanager
+def _log_to_stderr() -> Iterator[None]:
+    """Show instseg's own messages while the command runs, and none of PyTorch's for developers."""
+    logger = logging.getLogger("instseg")
+    # Detectron2's models make it log a line about tracing in every run.
+    tracing = logging.getLogger("torch.fx")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    level, propagate, tracing_level = logger.level, logger.propagate, tracing.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    tracing.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+        tracing.setLevel(tracing_level)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""Prediction on one picture, a list or a stream, equal to Detectron2's ``DefaultPredictor``."""
+
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.data.transforms import ResizeShortestEdge, ResizeTransform
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+from torch import Tensor
+
+from instseg.checkpoint import Checkpointer
+from instseg.config import check_device, load_cfg
+from instseg.data.images import Array, check_image, convert_picture, read_image
+from instseg.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+# A batch is closed early at this many pixels of its original pictures: every mask has the size of
+# its picture, so 100 objects in each take 3.2 GB.
+_MAX_BATCH_PIXELS = 32_000_000
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A picture for the model; ``image`` (3, H, W) is None where resizing leaves no pixel."""
+
+    image: Tensor | None
+    height: int
+    width: int
+
+
+class Predictor:
+    """Runs a model on pictures.
+
+    Pre-processing and results are those of Detectron2's ``DefaultPredictor``.  In addition it takes
+    paths and Pillow pictures, checks what it is given, and runs pictures of the same padded shape
+    in one forward pass.  Pictures of different shapes never share one: more padding would change
+    their results.
+
+    Attributes:
+        cfg: frozen copy of the configuration in use.
+        model: the network, in evaluation mode.
+        batch_size: how many pictures share a forward pass at most.
+        class_names: of the data set ``DATASETS.TEST[0]``, else of the checkpoint, else None.
+
+    Example::
+
+        predictor = Predictor("mask_rcnn/mask_rcnn_shapes.yaml", "model_final.pth")
+        masks = predictor("photo.jpg")["instances"].pred_masks
+    """
+
+    def __init__(
+        self,
+        config: CfgNode | str | os.PathLike[str],
+        weights: str | os.PathLike[str] | None = None,
+        *,
+        overrides: Sequence[Any] = (),
+        batch_size: int | None = None,
+        allow_partial: bool = False,
+    ) -> None:
+        """Build the model and load its weights.
+
+        Args:
+            config: a configuration, or the path of a YAML file.
+            weights: a checkpoint; replaces ``MODEL.WEIGHTS`` and the checksum that belongs to it.
+            overrides: ``[KEY, VALUE, ...]``, applied last.
+            batch_size: None chooses 8 on a GPU and 1 on a CPU, where a batch takes longer per
+                picture than single pictures do.
+            allow_partial: go on with weights that fit less than half of the model.
+        Raises:
+            ConfigError: a configuration that cannot be used.
+            CheckpointError: weights that cannot be used.
+        """
+        cfg = _resolve(config, weights, overrides)
+        if batch_size is not None and batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}, expected at least 1")
+        self.cfg = cfg.clone()
+        self.cfg.freeze()
+        self.batch_size = batch_size or (8 if cfg.MODEL.DEVICE.startswith("cuda") else 1)
+        self.model = build_model(cfg).eval()
+        checkpoint: dict[str, Any] = {}
+        if cfg.MODEL.WEIGHTS:
+            checkpointer = Checkpointer(
+                self.model,
+                sha256=cfg.MODEL.get("WEIGHTS_SHA256", ""),
+                allow_partial=allow_partial,
+            )
+            checkpoint = checkpointer.load(cfg.MODEL.WEIGHTS)
+        else:
+            logger.warning(
+                "MODEL.WEIGHTS is empty: the model is untrained and its results are noise"
+            )
+        self.class_names: list[str] | None = _class_names(cfg, checkpoint)
+
+    @overload
+    def __call__(self, images: list[Any] | tuple[Any, ...]) -> list[dict[str, Any]]: ...
+    @overload
+    def __call__(self, images: Array | str | os.PathLike[str] | Image.Image) -> dict[str, Any]: ...
+    def __call__(self, images: Any) -> Any:
+        """Predict on one picture, or on a list of them.
+
+        Args:
+            images: an (H, W, 3) uint8 array in BGR order, a path or a Pillow picture; or a list or
+                tuple of these.  What else is accepted and refused:
+                :func:`instseg.data.images.check_image`.
+        Returns:
+            for one picture a dict whose ``"instances"`` has ``pred_boxes`` (pixels of the picture,
+            xyxy), ``scores``, ``pred_classes`` and ``pred_masks`` (N, H, W) bool; for a list, a
+            list of such dicts.
+        Raises:
+            ImageError: a picture that cannot be read or used.
+            TypeError: an object that is no picture.
+        """
+        if isinstance(images, list | tuple):
+            return list(self.stream(images))
+        return self._run([self._prepare(images, "image")])[0]
+
+    def stream(self, images: Iterable[Any]) -> Iterator[dict[str, Any]]:
+        """Predict on any number of pictures, lazily and in order.
+
+        At most ``batch_size`` pictures are taken from ``images`` before the first of their results
+        is given.
+
+        Args:
+            images: see :meth:`__call__`.
+        Yields:
+            one dict per picture.
+        Raises:
+            ImageError, TypeError: a picture that cannot be used, after the results of those before
+                it.
+        """
+        window: list[_Prepared] = []
+        for number, image in enumerate(images):
+            try:
+                prepared = self._prepare(image, f"images[{number}]")
+            except Exception:
+                yield from self._run(window)
+                raise
+            window.append(prepared)
+            pixels = sum(item.height * item.width for item in window)
+            if len(window) >= self.batch_size or pixels >= _MAX_BATCH_PIXELS:
+                yield from self._run(window)
+                window = []
+        yield from self._run(window)
+
+    def _prepare(self, item: Any, name: str) -> _Prepared:
+        if isinstance(item, str | os.PathLike):
+            image = read_image(item)
+        elif isinstance(item, Image.Image):
+            image = convert_picture(item, source=name)
+        else:
+            image = check_image(item, source=name)
+        if self.cfg.INPUT.FORMAT == "RGB":
+            image = image[:, :, ::-1]
+        height, width = image.shape[:2]
+        # Detectron2's augmentation object would draw its one size with NumPy's global generator.
+        if shortest := self.cfg.INPUT.MIN_SIZE_TEST:
+            shape = ResizeShortestEdge.get_output_shape(
+                height, width, shortest, self.cfg.INPUT.MAX_SIZE_TEST
+            )
+            if min(shape) == 0:
+                return _Prepared(None, height, width)
+            image = ResizeTransform(height, width, *shape, Image.Resampling.BILINEAR).apply_image(
+                image
+            )
+        tensor = torch.as_tensor(image.astype("float32").transpose(2, 0, 1))
+        return _Prepared(tensor, height, width)
+
+    # Not around the generator: between two results the caller's own gradient mode must hold.
+    @torch.no_grad()
+    def _run(self, window: Sequence[_Prepared]) -> list[dict[str, Any]]:
+        results = [self._nothing(item) for item in window]
+        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, item in enumerate(window):
+            if item.image is not None:
+                groups[self._padded_shape(*item.image.shape[-2:])].append(index)
+        for indices in groups.values():
+            inputs = [
+                {"image": window[i].image, "height": window[i].height, "width": window[i].width}
+                for i in indices
+            ]
+            for index, result in zip(indices, self.model(inputs), strict=True):
+                results[index] = result
+        return results
+
+    def _padded_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Shape that a picture has in the network when it is alone there."""
+        backbone = getattr(self.model, "backbone", None)
+        stride = getattr(backbone, "size_divisibility", None)
+        if not isinstance(stride, int):
+            return height, width  # a model that pads by rules of its own
+        constraints = getattr(backbone, "padding_constraints", {})
+        if constraints.get("square_size", 0) > 0:
+            height = width = constraints["square_size"]
+        stride = max(constraints.get("size_divisibility", stride), 1)
+        return -(-height // stride) * stride, -(-width // stride) * stride
+
+    def _nothing(self, item: _Prepared) -> dict[str, Any]:
+        """A result without objects, for a picture so thin that the network would see nothing."""
+        device = self.cfg.MODEL.DEVICE
+        instances = Instances((item.height, item.width))
+        instances.pred_boxes = Boxes(torch.zeros(0, 4, device=device))
+        instances.scores = torch.zeros(0, device=device)
+        instances.pred_classes = torch.zeros(0, dtype=torch.int64, device=device)
+        instances.pred_masks = torch.zeros(
+            0, item.height, item.width, dtype=torch.bool, device=device
+        )
+        return {"instances": instances}
+
+
+def _resolve(
+    config: CfgNode | str | os.PathLike[str],
+    weights: str | os.PathLike[str] | None,
+    overrides: Sequence[Any],
+) -> CfgNode:
+    cfg = config.clone() if isinstance(config, CfgNode) else load_cfg(config, overrides)
+    cfg.defrost()
+    if weights is not None:
+        cfg.MODEL.WEIGHTS = os.fspath(weights)
+        if "WEIGHTS_SHA256" in cfg.MODEL:
+            cfg.MODEL.WEIGHTS_SHA256 = ""
+    # Also for a file, where the line above may have undone an overridden checksum.
+    cfg.merge_from_list(list(overrides))
+    if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
+        raise ConfigError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; prediction needs BGR or RGB")
+    check_device(cfg)
+    return cfg
+
+
+def _class_names(cfg: CfgNode, checkpoint: dict[str, Any]) -> list[str] | None:
+    names = None
+    # MetadataCatalog.get() would add an entry for a name it does not know.
+    if cfg.DATASETS.TEST and cfg.DATASETS.TEST[0] in MetadataCatalog:
+        names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes")
+    names = names or checkpoint.get("class_names")
+    return list(names) if names else None

@@ -1,0 +1,102 @@
+"""Drawing predictions on pictures and tiling pictures into figures."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from detectron2.structures import Instances
+
+Pixels = npt.NDArray[np.uint8]
+
+_GALLERY_GAP = 4
+
+
+def class_name(class_names: Sequence[str] | None, index: int) -> str:
+    """Name of class ``index``; the number itself where there is no name for it."""
+    return class_names[index] if class_names and index < len(class_names) else str(index)
+
+
+def draw_instances(
+    image_bgr: Pixels,
+    instances: Instances,
+    class_names: Sequence[str] | None = None,
+    min_score: float = 0.0,
+    *,
+    boxes: bool = False,
+    labels: bool = True,
+) -> Pixels:
+    """Draw masks and labels such as "person 0.87" on a copy of a picture.
+
+    Neighbouring objects of one class get different colours, as colours follow the order of the
+    instances.
+
+    Args:
+        image_bgr: (H, W, 3) uint8 in BGR order.
+        instances: with ``pred_boxes``, ``scores``, ``pred_classes`` and, if the model has masks,
+            ``pred_masks`` (N, H, W); without masks the boxes are drawn.
+        class_names: by ``pred_classes``; None writes the class number.
+        min_score: leaves out instances with a lower score.
+        boxes: draw the boxes as well.
+        labels: write the labels.
+    Returns:
+        (H, W, 3) uint8 in BGR order.
+    """
+    import supervision as sv
+
+    scene = np.array(image_bgr, order="C")
+    shown = instances[instances.scores >= min_score].to("cpu")
+    if not len(shown):
+        return scene
+    detections = sv.Detections.from_detectron2({"instances": shown})
+    height, width = scene.shape[:2]
+    by_order = sv.ColorLookup.INDEX
+    scene = sv.MaskAnnotator(color_lookup=by_order).annotate(scene, detections)
+    thickness = sv.calculate_optimal_line_thickness((width, height))
+    if boxes or detections.mask is None:
+        scene = sv.BoxAnnotator(thickness=thickness, color_lookup=by_order).annotate(
+            scene, detections
+        )
+    if labels:
+        texts = [
+            f"{class_name(class_names, int(index))} {score:.2f}"
+            for index, score in zip(shown.pred_classes, shown.scores, strict=True)
+        ]
+        annotator = sv.LabelAnnotator(
+            color_lookup=by_order,
+            text_color=sv.Color.BLACK,
+            text_scale=sv.calculate_optimal_text_scale((width, height)),
+            text_padding=3,
+            smart_position=False,
+        )
+        scene = annotator.annotate(scene, detections, labels=texts)
+    return np.asarray(scene, dtype=np.uint8)
+
+
+def gallery(images: Sequence[Pixels], columns: int) -> Pixels:
+    """Tile pictures row by row on white.
+
+    Args:
+        images: (H, W, 3) uint8 pictures, possibly of different sizes; each is centred in a cell as
+            large as the largest height and the largest width, and never scaled.
+        columns: cells per row; fewer where there are fewer pictures.
+    Returns:
+        (H', W', 3) uint8.
+    Raises:
+        ValueError: no pictures, or no columns.
+    """
+    if not len(images) or columns < 1:
+        raise ValueError(f"a gallery of {len(images)} pictures in {columns} columns is empty")
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    cell_height = max(image.shape[0] for image in images) + _GALLERY_GAP
+    cell_width = max(image.shape[1] for image in images) + _GALLERY_GAP
+    canvas = np.full(
+        (rows * cell_height + _GALLERY_GAP, columns * cell_width + _GALLERY_GAP, 3), 255, np.uint8
+    )
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        height, width = image.shape[:2]
+        top = row * cell_height + _GALLERY_GAP + (cell_height - _GALLERY_GAP - height) // 2
+        left = column * cell_width + _GALLERY_GAP + (cell_width - _GALLERY_GAP - width) // 2
+        canvas[top : top + height, left : left + width] = image
+    return canvas

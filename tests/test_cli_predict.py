@@ -1,0 +1,478 @@
+"""``instseg predict`` and ``instseg shapes export``: files, exit statuses and messages."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as mask_util
+from pycocotools.coco import COCO
+
+from instseg import Predictor, cli, predict
+from tests.test_predictor import PHOTO, assert_empty, save_weights, tiny_cfg
+
+KEYS = ["image_id", "file_name", "category_id", "category_name", "bbox", "score", "segmentation"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Arguments for the tiny model, with every object it finds."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "tiny.yaml").write_text(tiny_cfg().dump())
+    weights = save_weights(tiny_cfg(), folder / "tiny.pth", class_names=["a", "b/c", "d"])
+    config = str(folder / "tiny.yaml")
+    return ["predict", "--config-file", config, "--weights", str(weights), "--confidence", "0"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three good pictures, a bad one and a file of another kind."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.jpg", "b.png", "c.bmp"):
+        Image.fromarray(PHOTO).save(folder / name)
+    (folder / "bad.jpg").write_text("<html>404</html>")
+    (folder / "README.md").write_text("text")
+    (folder / ".hidden.jpg").write_text("text")
+    return folder
+
+
+def write_video(path: Path, frames: int = 4) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
+    for number in range(frames):
+        writer.write(np.roll(PHOTO, number, axis=1))
+    writer.release()
+    return path
+
+
+def results(output: Path) -> list[dict[str, Any]]:
+    loaded = json.loads((output / "predictions.json").read_text())
+    assert isinstance(loaded, list)
+    return loaded
+
+
+def test_a_folder_gives_overlays_and_coco_results_and_a_line_per_bad_file(
+    model: list[str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "new" / "out"
+    assert cli.main([*model, "--input", str(folder), "--output", str(output)]) == 1
+    bad = [line for line in capsys.readouterr().err.splitlines() if "bad.jpg" in line]
+    assert bad == [
+        f"{folder / 'bad.jpg'}: is HTML or XML text, not a picture; did a download fail?"
+    ]
+    assert sorted(path.name for path in output.iterdir()) == [
+        "a.jpg",
+        "b.png",
+        "c.png",
+        "predictions.json",
+    ]
+    found = results(output)
+    assert {record["file_name"] for record in found} == {
+        str(folder / name) for name in ("a.jpg", "b.png", "c.bmp")
+    }
+    assert {record["image_id"] for record in found} == {1, 2, 3}
+    assert all(list(record) == KEYS for record in found)
+
+
+def test_the_results_are_those_of_the_predictor(model: list[str], tmp_path: Path) -> None:
+    Image.fromarray(PHOTO).save(tmp_path / "a.png")
+    output = tmp_path / "out"
+    assert cli.main([*model, "--input", str(tmp_path / "a.png"), "--output", str(output)]) == 0
+    instances = Predictor(tiny_cfg(), model[4])(tmp_path / "a.png")["instances"]
+    found = results(output)
+    assert len(found) == len(instances) > 0
+    for index, record in enumerate(found):
+        left, top, right, bottom = instances.pred_boxes.tensor[index].tolist()
+        assert record["bbox"] == [left, top, right - left, bottom - top]
+        assert record["score"] == instances.scores[index].item()
+        assert record["category_id"] == int(instances.pred_classes[index])
+        assert record["category_name"] == ["a", "b/c", "d"][record["category_id"]]
+        decoded = mask_util.decode(record["segmentation"]).astype(bool)
+        assert np.array_equal(decoded, instances.pred_masks[index].numpy())
+
+
+def test_pycocotools_reads_the_results(model: list[str], tmp_path: Path) -> None:
+    Image.fromarray(PHOTO).save(tmp_path / "a.png")
+    output = tmp_path / "out"
+    assert cli.main([*model, "--input", str(tmp_path / "a.png"), "--output", str(output)]) == 0
+    coco = COCO()
+    coco.dataset = {"images": [{"id": 1}], "categories": [{"id": 0}, {"id": 1}, {"id": 2}]}
+    coco.createIndex()
+    loaded = coco.loadRes(str(output / "predictions.json"))
+    assert len(loaded.anns) == len(results(output))
+
+
+def test_category_ids_are_those_of_a_data_set_that_detectron2_knows(
+    model: list[str], tmp_path: Path
+) -> None:
+    Image.fromarray(PHOTO).save(tmp_path / "a.png")
+    arguments = [*model, "--input", str(tmp_path / "a.png"), "--output", str(tmp_path / "out")]
+    assert cli.main([*arguments, "DATASETS.TEST", "('coco_2017_val',)"]) == 0
+    names = {0: "person", 1: "bicycle", 2: "car"}
+    for record in results(tmp_path / "out"):
+        assert record["category_name"] == names[record["category_id"] - 1]
+
+
+def test_only_objects_above_the_confidence_are_written(model: list[str], tmp_path: Path) -> None:
+    Image.fromarray(PHOTO).save(tmp_path / "a.png")
+    arguments = [*model, "--input", str(tmp_path / "a.png"), "--output", str(tmp_path / "out")]
+    assert cli.main([*arguments, "--confidence", "1", "--instance-masks"]) == 0
+    assert results(tmp_path / "out") == []
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "a.png")), PHOTO)
+    assert not (tmp_path / "out" / "a_masks").exists()
+
+
+def test_masks_on_request_are_one_black_and_white_png_per_object(
+    model: list[str], tmp_path: Path
+) -> None:
+    Image.fromarray(PHOTO).save(tmp_path / "a.png")
+    arguments = [*model, "--input", str(tmp_path / "a.png"), "--output", str(tmp_path / "out")]
+    assert cli.main([*arguments, "--instance-masks", "--no-overlay"]) == 0
+    assert not (tmp_path / "out" / "a.png").exists()
+    files = sorted((tmp_path / "out" / "a_masks").iterdir())
+    found = results(tmp_path / "out")
+    assert len(files) == len(found)
+    for index, (file, record) in enumerate(zip(files, found, strict=True)):
+        assert file.name == f"{index:03d}_{record['category_name'].replace('/', '_')}.png"
+        decoded = mask_util.decode(record["segmentation"])
+        assert np.array_equal(np.asarray(Image.open(file)), decoded * 255)
+
+
+def test_inputs_of_the_same_name_do_not_overwrite_each_other(
+    model: list[str], tmp_path: Path
+) -> None:
+    files = [tmp_path / "x" / "a.png", tmp_path / "y" / "A.png", tmp_path / "x" / "a.bmp"]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(PHOTO).save(file)
+    arguments = [*model, "--output", str(tmp_path / "out"), "--instance-masks", "--input"]
+    assert cli.main([*arguments, *map(str, files)]) == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()} - {"predictions.json"}
+    assert names == {"a.png", "A_2.png", "a_3.png", "a_masks", "A_2_masks", "a_3_masks"}
+
+
+def test_every_kind_of_picture_is_predicted_on(model: list[str], tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    picture = Image.fromarray(PHOTO)
+    picture.convert("L").save(source / "grey.png")
+    picture.convert("RGBA").save(source / "alpha.png")
+    picture.convert("CMYK").save(source / "cmyk.jpg")
+    picture.convert("1").save(source / "bit.png")
+    picture.save(source / "animated.gif", save_all=True, append_images=[picture.rotate(90)])
+    for name, size in {"dot": (1, 1), "thin": (1, 4000), "wide": (20_000, 10)}.items():
+        Image.new("RGB", size, "red").save(source / f"{name}.png")
+    arguments = [*model, "--input", str(source), "--output", str(tmp_path / "out")]
+    assert cli.main(arguments) == 0
+    for file in source.iterdir():
+        overlay = Image.open(
+            tmp_path / "out" / f"{file.stem}{'.jpg' if 'cmyk' in file.stem else '.png'}"
+        )
+        assert overlay.size == Image.open(file).size
+
+
+def test_16_bits_and_truncation_are_one_line_each_and_the_rest_is_done(
+    model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    Image.fromarray(PHOTO[:, :, 0].astype(np.uint16) * 257).save(source / "deep.png")
+    Image.fromarray(PHOTO).save(source / "good.png")
+    Image.fromarray(PHOTO).save(source / "cut.png")
+    (source / "cut.png").write_bytes((source / "cut.png").read_bytes()[:3000])
+    (source / "empty.heic").touch()
+    arguments = [*model, "--input", str(source), "--output", str(tmp_path / "out")]
+    assert cli.main(arguments) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if str(source) in line]
+    assert [line.partition(":")[0] for line in lines] == [
+        str(source / name) for name in ("cut.png", "deep.png", "empty.heic")
+    ]
+    assert {record["file_name"] for record in results(tmp_path / "out")} == {
+        str(source / "good.png")
+    }
+
+
+def test_a_video_gives_an_overlay_video_and_results_per_frame(
+    model: list[str], tmp_path: Path
+) -> None:
+    video = write_video(tmp_path / "v.mp4")
+    output = tmp_path / "out"
+    arguments = [*model, "--input", str(video), "--output", str(output), "--instance-masks"]
+    assert cli.main(arguments) == 0
+    capture = cv2.VideoCapture(str(output / "v.mp4"))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 4
+    assert capture.get(cv2.CAP_PROP_FPS) == 10
+    capture.release()
+    found = results(output)
+    assert [*dict.fromkeys((record["image_id"], record["frame"]) for record in found)] == [
+        (1, 0),
+        (2, 1),
+        (3, 2),
+        (4, 3),
+    ]
+    masks = {path.name[:11] for path in (output / "v_masks").iterdir()}
+    assert masks == {f"frame00000{number}" for number in range(4)}
+
+
+def test_a_camera_is_read_until_it_ends(
+    model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video = write_video(tmp_path / "v.mp4", frames=2)
+    opened = []
+
+    def open_camera(number: int) -> cv2.VideoCapture:
+        opened.append(number)
+        return capture(str(video))
+
+    capture = cv2.VideoCapture
+    monkeypatch.setattr(predict.cv2, "VideoCapture", open_camera)
+    assert cli.main([*model, "--input", "0", "--output", str(tmp_path / "out")]) == 0
+    assert opened == [0]
+    assert (tmp_path / "out" / "camera_0.mp4").stat().st_size > 0
+    assert {record["frame"] for record in results(tmp_path / "out")} == {0, 1}
+
+
+def test_a_bad_video_and_a_missing_camera_are_one_line_each(
+    model: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.mp4").write_bytes(b"x" * 1000)
+    arguments = [*model, "--output", str(tmp_path / "out")]
+    arguments += ["--input", str(tmp_path / "bad.mp4"), "97", str(tmp_path / "none.mp4")]
+    assert cli.main(arguments) == 1
+    error = capfd.readouterr().err
+    assert f"{tmp_path}/bad.mp4: is not a video that OpenCV can decode (1000 bytes)" in error
+    assert "camera 97: there is no such camera, or it is in use" in error
+    assert f"{tmp_path}/none.mp4: no such file" in error
+    assert results(tmp_path / "out") == []
+
+
+def test_an_interrupt_leaves_valid_results_of_what_was_done(
+    model: list[str],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(path: Path, image: Any) -> None:
+        if path.name == "b.png":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "_write_picture", interrupted)
+    output = tmp_path / "out"
+    assert cli.main([*model, "--input", str(folder), "--output", str(output)]) == 130
+    assert {record["image_id"] for record in results(output)} == {1, 2}
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--input", "nowhere"], "nothing to predict on: --input nowhere does not exist"),
+        (["--input", "EMPTY"], "none of the 1 files in it has the extension of a picture or video"),
+        (["--input", "a.png", "MODEL.MASK_ON", "False"], "--input MODEL.MASK_ON is a key"),
+        (["--input", "a.png", "--output", "a.png/out"], "--output a.png/out cannot be written"),
+        (["--input", "a.png", "--output", "."], "--output . is the folder of the input a.png"),
+        (
+            ["--input", "a.png", "--confidence", "2"],
+            "--confidence is 2.0; expected a number from 0",
+        ),
+        (["--input", "a.png", "--confidence", "x"], "invalid float value: 'x'"),
+        (["--input", "a.png", "--weights", "w.pth"], "checkpoint w.pth does not exist"),
+        (["--input", "a.png", "--config-file", "c.yaml"], "config file c.yaml does not exist"),
+        (["--input", "a.png", "--", "MODEL.MASK_OM", "True"], "did you mean MODEL.MASK_ON"),
+        (["--input", "a.png", "--", "MODEL.MASK_ON"], "must be pairs KEY VALUE"),
+        (["--no-overlay"], "the following arguments are required: --input"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+    model: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(PHOTO).save("a.png")
+    Path("EMPTY").mkdir()
+    Path("EMPTY/README.md").touch()
+    assert cli.main([*model, "--output", "out", *arguments]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("INFO")]
+    assert len(errors) == 1
+    assert errors[0].startswith("error: ")
+    assert message in errors[0]
+
+
+def test_an_output_folder_that_cannot_be_written_is_found_before_the_model_is_built(
+    model: list[str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("the model was built")
+
+    monkeypatch.setattr(predict, "Predictor", build)
+    (tmp_path / "file").touch()
+    arguments = [*model, "--input", str(folder), "--output", str(tmp_path / "file" / "out")]
+    assert cli.main(arguments) == 2
+
+
+def test_a_full_disk_is_one_line_and_status_2(
+    model: list[str],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    output = tmp_path / "out"
+    assert cli.main([*model, "--input", str(folder), "--output", str(output)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == f"error: {output / 'a.jpg'} cannot be written: No space left on device"
+    assert {record["image_id"] for record in results(output)} == {1}
+
+
+def test_a_model_without_weights_is_not_predicted_with(
+    model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(PHOTO).save(tmp_path / "a.png")
+    arguments = ["--input", str(tmp_path / "a.png"), "--output", str(tmp_path / "out")]
+    assert cli.main([*model[:3], *arguments]) == 2
+    assert "error: no weights to predict with; pass --weights FILE" in capsys.readouterr().err
+
+
+def test_a_file_with_a_number_for_a_name_is_no_camera(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("0").touch()
+    assert [source.kind for source in predict.find_sources(["0", "1"])] == ["picture", "camera"]
+
+
+def test_a_missing_picture_in_capitals_is_no_key() -> None:
+    sources = predict.find_sources([__file__, "IMG_1.JPG"])
+    assert [source.name for source in sources] == [__file__, "IMG_1.JPG"]
+
+
+def test_the_command_leaves_logging_as_it_was(model: list[str], tmp_path: Path) -> None:
+    logger = logging.getLogger("instseg")
+    before = logger.level, logger.propagate, list(logger.handlers)
+    cli.main([*model, "--input", str(tmp_path), "--output", str(tmp_path / "out")])
+    assert before == (logger.level, logger.propagate, list(logger.handlers))
+
+
+def test_an_empty_result_is_an_empty_list(model: list[str], tmp_path: Path) -> None:
+    Image.new("RGB", (4000, 1)).save(tmp_path / "thin.png")
+    arguments = [*model, "--input", str(tmp_path / "thin.png"), "--output", str(tmp_path / "out")]
+    assert cli.main(arguments) == 0
+    assert results(tmp_path / "out") == []
+    assert_empty(Predictor(tiny_cfg(), model[4])(tmp_path / "thin.png"), 1, 4000)
+
+
+def test_the_installed_command_writes_one_line_and_no_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "instseg.cli", "predict", "--config-file", "x", "--input", "y"]
+    run = subprocess.run(
+        [*command, "--output", str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 2
+    assert run.stderr == "error: nothing to predict on: --input y does not exist\n"
+    assert run.stdout == ""
+
+
+def test_help_needs_no_requirement_but_python(tmp_path: Path) -> None:
+    for name in ("torch", "detectron2", "cv2", "supervision", "PIL", "numpy"):
+        (tmp_path / f"{name}.py").write_text("raise AssertionError('imported')")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(cli.__file__).parents[1]}",
+    }
+    run = subprocess.run(
+        [sys.executable, "-m", "instseg.cli", "predict", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "--instance-masks" in run.stdout
+
+
+def test_a_missing_requirement_is_named_with_what_to_type(tmp_path: Path) -> None:
+    (tmp_path / "detectron2.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'detectron2'\", name='detectron2')"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(cli.__file__).parents[1]}",
+    }
+    run = subprocess.run(
+        [sys.executable, "-m", "instseg.cli", "shapes", "export", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+    )
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: instseg needs detectron2, which is not installed; type:")
+
+
+def test_output_into_a_closed_pipe_ends_without_a_traceback(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m instseg.cli shapes export {tmp_path} --limit 1"
+    run = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} | true"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr and "BrokenPipe" not in run.stderr
+
+
+def test_an_export_that_cannot_be_written_is_one_line_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert cli.main(["shapes", "export", str(tmp_path / "file" / "out"), "--limit", "1"]) == 2
+    assert "cannot be written: Not a directory" in capsys.readouterr().err
+
+
+def test_shapes_are_exported_as_coco_json_and_png(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        cli.main(["shapes", "export", str(tmp_path), "--split", "shapes_train", "--limit", "2"])
+        == 0
+    )
+    path = Path(capsys.readouterr().out.strip())
+    assert path == tmp_path / "shapes_train.json"
+    coco = COCO(str(path))
+    assert len(coco.imgs) == 2
+    for image in coco.imgs.values():
+        assert (tmp_path / "shapes_train" / image["file_name"]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--split", "circles"], "no built-in data set 'circles'"),
+        (["--limit", "0"], "--limit is 0; expected at least 1"),
+        (["--limit", "many"], "invalid int value: 'many'"),
+    ],
+)
+def test_a_mistake_in_an_export_is_one_line_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert cli.main(["shapes", "export", str(tmp_path), *arguments]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("INFO")]
+    assert len(errors) == 1
+    assert message in errors[0]

@@ -156,8 +156,13 @@ def _outline(kind: int, extent: float, angle: float) -> np.ndarray:
 
 def _area(outline: np.ndarray) -> float:
     """Area of the polygon in pixels, parts outside the picture included (shoelace formula)."""
-    x, y = outline.T
-    return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
+    (ax, ay), (bx, by) = outline.T, _next(outline).T
+    return float(abs(np.dot(ax, by) - np.dot(ay, bx)) / 2)
+
+
+def _next(outline: np.ndarray) -> np.ndarray:
+    """The corner that follows each corner."""
+    return np.concatenate([outline[1:], outline[:1]])
 
 
 def _rasterise(outline: np.ndarray, size: int) -> np.ndarray:
@@ -171,7 +176,7 @@ def _rasterise(outline: np.ndarray, size: int) -> np.ndarray:
     x1, y1 = np.clip(np.ceil(outline.max(axis=0)), 0, size).astype(int)
     ys = np.arange(y0, y1) + 0.5
     xs = np.arange(x0, x1) + 0.5
-    (ax, ay), (bx, by) = outline.T, np.roll(outline, -1, axis=0).T
+    (ax, ay), (bx, by) = outline.T, _next(outline).T
     spans = (ay[:, None] <= ys) != (by[:, None] <= ys)
     slope = (bx - ax) / np.where(by == ay, 1.0, by - ay)
     crossing = np.where(spans, ax[:, None] + slope[:, None] * (ys - ay[:, None]), np.inf)

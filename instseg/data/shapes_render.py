@@ -37,13 +37,12 @@ def render(
         _strew(canvas, rng, size, grey)
     for shape in shapes:
         colours.append(_colour(rng, colours, grey))
-        rows, columns = (
-            np.flatnonzero(shape.mask.any(axis=1)),
-            np.flatnonzero(shape.mask.any(axis=0)),
-        )
+        rows = np.flatnonzero(shape.mask.any(axis=1))
+        columns = np.flatnonzero(shape.mask.any(axis=0))
         window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         mask = shape.mask[window]
-        paint = _texture(rng, colours[-1], *mask.shape, size)
+        height, width = mask.shape
+        paint = _texture(rng, colours[-1], height, width, size)
         canvas[window] = np.where(mask[:, :, None], paint, canvas[window])
     light = rng.random(2) * 60 - 30
     ramp = np.linspace(-0.5, 0.5, size, dtype=np.float32)
@@ -56,23 +55,17 @@ def render(
 
 def _colour(rng: np.random.Generator, others: Sequence[np.ndarray], grey: bool) -> np.ndarray:
     """(3,) RGB that stands out from ``others``, or the best of twenty draws."""
-    best, best_contrast = np.zeros(3, dtype=np.float32), -1.0
-    for _ in range(20):
-        colour = (20 + 215 * rng.random(3)).astype(np.float32)
-        if grey:
-            colour[:] = colour[0]
-        contrast = min((_contrast(colour, other) for other in others), default=np.inf)
-        if contrast > best_contrast:
-            best, best_contrast = colour, contrast
-        if contrast >= _MIN_CONTRAST:
-            break
-    return best
-
-
-def _contrast(a: np.ndarray, b: np.ndarray) -> float:
-    """Grey levels between two colours, with a third of what they differ in hue."""
-    difference = a - b
-    return float(abs(difference @ _GREY) + np.abs(difference - difference.mean()).mean() / 3)
+    draws = (20 + 215 * rng.random((20, 3))).astype(np.float32)
+    if grey:
+        draws[:, 1:] = draws[:, :1]
+    if not others:
+        return draws[0]
+    # Grey levels between two colours, with a third of what they differ in hue.
+    difference = draws[:, None] - np.stack(others)
+    hue = difference - difference.mean(axis=2, keepdims=True)
+    contrast = (np.abs(difference @ _GREY) + np.abs(hue).mean(axis=2) / 3).min(axis=1)
+    enough = contrast >= _MIN_CONTRAST
+    return draws[int(enough.argmax() if enough.any() else contrast.argmax())]
 
 
 def _texture(

@@ -101,7 +101,8 @@ class Trainer(DefaultTrainer):
                 **settings,
             )
         if cfg.SOLVER.OPTIMIZER == "AdamW":
-            return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(parameters, **settings)
+            adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
+            return adamw(parameters, fused=True, **settings)
         raise ConfigError(f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; expected SGD or AdamW")
 
     @classmethod

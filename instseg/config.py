@@ -231,6 +231,18 @@ def _add_shared_config(cfg: Detectron2CfgNode) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Number type under SOLVER.AMP.ENABLED: "float16" (with loss scaling, CUDA only) or "bfloat16".
     cfg.SOLVER.AMP.DTYPE = "float16"
+    # Batches of SOLVER.IMS_PER_BATCH pictures whose gradients make one step; 1 is off.
+    cfg.SOLVER.ACCUMULATE_BATCHES = 1
+    # Smallest and largest factor on the pixel values of a training picture; (1.0, 1.0) is off.
+    cfg.INPUT.RANDOM_BRIGHTNESS = (1.0, 1.0)
+    # Keep the weights with the highest value of this metric, e.g. "segm/AP", under OUTPUT_DIR/best.
+    cfg.TEST.BEST_METRIC = ""
+    # Iterations between two measurements of the losses on DATASETS.TEST; 0 is off.
+    cfg.TEST.VAL_LOSS_PERIOD = 0
+    # Evaluate TP / (TP + FP + FN) as well, the metric of the 2018 Data Science Bowl on nuclei.
+    cfg.TEST.CONTEST_METRIC = False
+    # Least score of a prediction that counts in that metric.
+    cfg.TEST.CONTEST_SCORE_THRESH = 0.5
 
 
 @functools.cache

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from instseg.errors import ConfigError, TrainingError
 
@@ -27,6 +29,7 @@ class TrainLoop(SimpleTrainer):
         optimizer: torch.optim.Optimizer,
         *,
         amp_dtype: str | None = None,
+        accumulate: int = 1,
     ) -> None:
         """
         Args:
@@ -35,10 +38,12 @@ class TrainLoop(SimpleTrainer):
             data_loader: endless batches, lists of Detectron2 records.
             optimizer: over the parameters of ``model``.
             amp_dtype: None for float32, else ``float16`` (CUDA only) or ``bfloat16``.
+            accumulate: batches per step; their gradients are averaged.
         Raises:
-            ConfigError: unknown ``amp_dtype``, or float16 on a CPU.
+            ConfigError: unknown ``amp_dtype``, float16 on a CPU, ``accumulate`` below 1.
         """
         super().__init__(model, data_loader, optimizer)
+        self._is_ddp = isinstance(model, DistributedDataParallel)
         self.device = next(model.parameters()).device
         if amp_dtype is not None and amp_dtype not in _DTYPES:
             raise ConfigError(f"SOLVER.AMP.DTYPE is {amp_dtype!r}; expected float16 or bfloat16")
@@ -47,26 +52,41 @@ class TrainLoop(SimpleTrainer):
                 f"SOLVER.AMP.DTYPE float16 needs a GPU, the model is on {self.device.type}; "
                 "set SOLVER.AMP.DTYPE bfloat16 or SOLVER.AMP.ENABLED False"
             )
+        if accumulate < 1:
+            raise ConfigError(f"SOLVER.ACCUMULATE_BATCHES is {accumulate}; expected at least 1")
+        self.accumulate = accumulate
         self.amp_dtype = _DTYPES[amp_dtype] if amp_dtype else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype == "float16")
 
     def run_step(self) -> None:
-        """Fetch a batch, compute losses and gradients, and step the optimizer."""
-        start = time.perf_counter()
-        batch = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
+        """Compute losses and gradients of ``accumulate`` batches and step the optimizer."""
+        self.optimizer.zero_grad()
+        means: dict[str, Tensor] = {}
+        data_time = 0.0
+        for number in range(self.accumulate):
+            start = time.perf_counter()
+            batch = next(self._data_loader_iter)
+            data_time += time.perf_counter() - start
+            is_last = number == self.accumulate - 1
+            # Gradients are exchanged between processes once, with the last batch.
+            with self.model.no_sync() if self._is_ddp and not is_last else nullcontext():
+                losses = self._forward(batch)
+                total = torch.stack(list(losses.values())).sum()
+                self.scaler.scale(total / self.accumulate).backward()
+            for name, loss in losses.items():
+                means[name] = means.get(name, 0) + loss.detach() / self.accumulate
+        self.after_backward()
+        self._write_metrics(means, data_time)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def _forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
         with torch.autocast(
             self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
         ):
             losses: dict[str, Tensor] = self.model(batch)
         self._check_finite(losses, batch)
-        self.optimizer.zero_grad()
-        total = torch.stack(list(losses.values())).sum()
-        self.scaler.scale(total).backward()
-        self.after_backward()
-        self._write_metrics(losses, data_time)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        return losses
 
     def _check_finite(self, losses: dict[str, Tensor], batch: list[dict[str, Any]]) -> None:
         bad = ~torch.isfinite(

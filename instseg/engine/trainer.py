@@ -1,5 +1,6 @@
 """The one Trainer: data loaders, optimizer, evaluators and hooks for every paper."""
 
+import os
 import shutil
 import weakref
 from collections.abc import Iterable
@@ -7,8 +8,12 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
-from detectron2.engine import DefaultTrainer, TrainerBase
+from detectron2.data import (
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
@@ -19,6 +24,8 @@ from torch.nn.parallel import DistributedDataParallel
 from instseg.checkpoint import Checkpointer
 from instseg.config import check_classes
 from instseg.data.datasets import check_masks, check_name, dataset_classes
+from instseg.data.mappers import build_train_mapper
+from instseg.engine.hooks import BestCheckpoint, ValidationLoss
 from instseg.engine.train_loop import TrainLoop
 from instseg.errors import ConfigError, OutputError
 from instseg.evaluation import build_evaluator
@@ -52,6 +59,7 @@ class Trainer(DefaultTrainer):
             data_loader,
             optimizer,
             amp_dtype=cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else None,
+            accumulate=cfg.SOLVER.ACCUMULATE_BATCHES,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
@@ -79,7 +87,9 @@ class Trainer(DefaultTrainer):
         )
         if cfg.MODEL.MASK_ON:
             check_masks(", ".join(cfg.DATASETS.TRAIN), records)
-        return build_detection_train_loader(cfg, dataset=records)
+        return build_detection_train_loader(
+            cfg, dataset=records, mapper=build_train_mapper(cfg, augment=True)
+        )
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -104,6 +114,44 @@ class Trainer(DefaultTrainer):
             adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
             return adamw(parameters, fused=True, **settings)
         raise ConfigError(f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; expected SGD or AdamW")
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """Detectron2's hooks plus those that the configuration switches on."""
+        hooks = super().build_hooks()
+        extra: list[HookBase] = []
+        if self.cfg.TEST.VAL_LOSS_PERIOD > 0:
+            extra.append(
+                ValidationLoss(
+                    self.cfg.TEST.VAL_LOSS_PERIOD,
+                    self.checkpointer.model,
+                    lambda: self.build_val_loader(self.cfg),
+                )
+            )
+        if self.cfg.TEST.BEST_METRIC and comm.is_main_process():
+            if self.cfg.TEST.EVAL_PERIOD <= 0:
+                raise ConfigError(
+                    f"TEST.BEST_METRIC {self.cfg.TEST.BEST_METRIC} needs evaluations during "
+                    "training; set TEST.EVAL_PERIOD to a number of iterations"
+                )
+            best = Checkpointer(
+                self.checkpointer.model,
+                os.path.join(self.cfg.OUTPUT_DIR, "best"),
+                class_names=self.checkpointer.class_names,
+            )
+            extra.append(BestCheckpoint(best, self.cfg.TEST.BEST_METRIC))
+        # The writer stays last, so that it writes what the others measured.
+        writers = hooks[-1:] if comm.is_main_process() else []
+        return [*hooks[: len(hooks) - len(writers)], *extra, *writers]
+
+    @classmethod
+    def build_val_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+        """One pass over ``DATASETS.TEST`` with annotations and without augmentation."""
+        records = get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False)
+        return build_detection_test_loader(
+            records,
+            mapper=build_train_mapper(cfg, augment=False),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

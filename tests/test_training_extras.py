@@ -1,0 +1,176 @@
+"""Optional parts of training: accumulation, best checkpoint, validation loss, mixed precision."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.engine import HookBase, TrainerBase
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
+import instseg
+from instseg.checkpoint import Checkpointer, read_weights
+from instseg.data.mappers import build_train_mapper
+from instseg.engine.hooks import BestCheckpoint, ValidationLoss
+from instseg.engine.train_loop import TrainLoop
+from instseg.engine.trainer import Trainer
+from instseg.errors import ConfigError, TrainingError
+
+CONFIG = "mask_rcnn/mask_rcnn_shapes.yaml"
+
+
+class Line(nn.Module):
+    """Fits y = weight * x; a batch is a list of {"x", "y", "file_name"}."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(1, 1, bias=False)
+        self.norm = nn.BatchNorm1d(1)
+        nn.init.ones_(self.linear.weight)
+
+    def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        x = torch.tensor([[sample["x"]] for sample in batch])
+        y = torch.tensor([[sample["y"]] for sample in batch])
+        self.norm(x)
+        return {"loss_fit": (self.linear(x) - y).square().mean()}
+
+
+def samples(*values: tuple[float, float]) -> list[dict[str, Any]]:
+    return [{"x": x, "y": y, "file_name": f"{i}.png"} for i, (x, y) in enumerate(values)]
+
+
+FIRST, SECOND = samples((1.0, 3.0), (2.0, 1.0)), samples((3.0, 0.0), (1.0, 1.0))
+
+
+def step(batches: list[Any], **settings: Any) -> float:
+    model = Line()
+    loop = TrainLoop(model, batches, torch.optim.SGD(model.parameters(), lr=0.1), **settings)
+    loop.iter = 0
+    with EventStorage(0):
+        loop.run_step()
+    return model.linear.weight.item()
+
+
+def test_accumulated_batches_make_the_step_of_one_large_batch() -> None:
+    assert step([FIRST, SECOND], accumulate=2) == pytest.approx(step([FIRST + SECOND]))
+    assert step([FIRST, SECOND], accumulate=2) != pytest.approx(step([FIRST]))
+
+
+def test_accumulating_no_batch_is_refused() -> None:
+    with pytest.raises(ConfigError, match="SOLVER.ACCUMULATE_BATCHES is 0"):
+        step([FIRST], accumulate=0)
+
+
+def test_bfloat16_runs_on_a_cpu_and_float16_is_refused_there() -> None:
+    assert step([FIRST], amp_dtype="bfloat16") == pytest.approx(step([FIRST]), rel=0.02)
+    with pytest.raises(ConfigError, match="float16 needs a GPU, the model is on cpu"):
+        step([FIRST], amp_dtype="float16")
+    with pytest.raises(ConfigError, match="SOLVER.AMP.DTYPE is 'half'"):
+        step([FIRST], amp_dtype="half")
+
+
+def test_a_loss_that_is_not_finite_names_iteration_term_and_pictures() -> None:
+    with pytest.raises(TrainingError) as caught:
+        step([samples((1.0, 1.0), (1.0, float("nan")))])
+    for part in ("iteration 0", "loss_fit = nan", "images 0.png, 1.png", "SOLVER.BASE_LR"):
+        assert part in str(caught.value)
+
+
+class FakeTrainer(TrainerBase):
+    """Runs hooks over iterations whose metric is given."""
+
+    def __init__(self, values: list[float]) -> None:
+        super().__init__()
+        self.values = values
+
+    def run_step(self) -> None:
+        self.storage.put_scalar("segm/AP", self.values[self.iter], smoothing_hint=False)
+
+
+def run_with(hook: HookBase, values: list[float], start: int = 0) -> FakeTrainer:
+    trainer = FakeTrainer(values)
+    trainer.register_hooks([hook])
+    trainer.train(start, len(values))
+    return trainer
+
+
+def test_the_best_checkpoint_is_kept_and_resuming_does_not_forget_it(tmp_path: Path) -> None:
+    def best() -> dict[str, Any]:
+        return read_weights(str(tmp_path / "model_best.pth"))
+
+    def hook() -> BestCheckpoint:
+        return BestCheckpoint(Checkpointer(Line(), str(tmp_path)), "segm/AP")
+
+    run_with(hook(), [20.0, 40.0, float("nan"), 30.0])
+    assert (best()["iteration"], best()["best_value"]) == (1, 40.0)
+    run_with(hook(), [0.0] * 4 + [35.0], start=4)
+    assert best()["best_value"] == 40.0
+    run_with(hook(), [0.0] * 5 + [45.0], start=5)
+    assert (best()["iteration"], best()["best_value"]) == (5, 45.0)
+
+
+def test_validation_loss_is_written_and_changes_neither_norms_nor_random_numbers() -> None:
+    model = Line().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    hook = ValidationLoss(2, model, lambda: [FIRST, SECOND])
+    trainer = run_with(hook, [0.0, 0.0, 0.0])
+    expected = (model(FIRST)["loss_fit"] + model(SECOND)["loss_fit"]).item() / 2
+    history = trainer.storage.history("val/loss_fit").values()
+    assert [iteration for _, iteration in history] == [1, 2]
+    assert history[0][0] == pytest.approx(expected)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert model.norm.training
+    model.load_state_dict(before)  # the two forward passes above did update the statistics
+    run_with(hook, [0.0])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_trainer_switches_each_extra_on_by_its_key(tmp_path: Path) -> None:
+    settings = [
+        *("SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 1, "DATALOADER.NUM_WORKERS", 0),
+        *(
+            "SOLVER.ACCUMULATE_BATCHES",
+            2,
+            "TEST.EVAL_PERIOD",
+            1,
+            "TEST.BEST_METRIC",
+            "val/total_loss",
+        ),
+        *("TEST.VAL_LOSS_PERIOD", 1, "OUTPUT_DIR", str(tmp_path)),
+    ]
+    cfg = instseg.load_cfg(CONFIG, settings)
+    records = DatasetCatalog.get("shapes_val")[:2]
+    for name in ("shapes_train", "shapes_val"):
+        DatasetCatalog.remove(name)
+        DatasetCatalog.register(name, lambda: records)
+    trainer = Trainer(cfg)
+    trainer.train()
+    metrics: dict[str, float] = {}
+    for line in (tmp_path / "metrics.json").read_text().splitlines():
+        metrics.update(json.loads(line))
+    assert all(np.isfinite(metrics[f"val/{name}"]) for name in ("loss_mask", "total_loss"))
+    assert (tmp_path / "best" / "model_best.pth").is_file()
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_a_best_metric_without_evaluations_is_refused(tmp_path: Path) -> None:
+    cfg = instseg.load_cfg(CONFIG, ["TEST.BEST_METRIC", "segm/AP", "OUTPUT_DIR", str(tmp_path)])
+    with pytest.raises(ConfigError, match="set TEST.EVAL_PERIOD"):
+        Trainer(cfg)
+
+
+def test_random_brightness_scales_training_pictures_only_and_keeps_masks() -> None:
+    cfg = instseg.load_cfg(
+        CONFIG, ["INPUT.RANDOM_FLIP", "none", "INPUT.RANDOM_BRIGHTNESS", (0.5, 0.5)]
+    )
+    record = DatasetCatalog.get("shapes_val")[0]
+    dark = build_train_mapper(cfg, augment=True)(record)
+    plain = build_train_mapper(cfg, augment=False)(record)
+    difference = dark["image"].float() - plain["image"].float() / 2
+    assert difference.abs().max() <= 1
+    assert torch.equal(dark["instances"].gt_masks.tensor, plain["instances"].gt_masks.tensor)

@@ -4,17 +4,19 @@ import os
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
 from instseg.data.datasets import dataset_classes
 from instseg.errors import ConfigError
+from instseg.evaluation.contest import ContestEvaluator
+from instseg.evaluation.mask_scores import MaskScoreCOCOEvaluator
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     """The evaluator of ``dataset_name``; its files go to ``OUTPUT_DIR/inference/DATASET``.
 
-    COCO's limit of 100 detections per image is raised to ``TEST.DETECTIONS_PER_IMAGE`` where that
-    is more.
+    Masks are ranked by ``mask_scores`` where a model gives them.  COCO's limit of 100 detections
+    per image is raised to ``TEST.DETECTIONS_PER_IMAGE`` where that is more.
 
     Raises:
         ConfigError: a data set whose metric is not known.
@@ -33,9 +35,13 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     folder = os.path.join(
         cfg.OUTPUT_DIR, "inference", dataset_name.replace("/", "_").replace(":", "_")
     )
-    return COCOEvaluator(
+    coco = MaskScoreCOCOEvaluator(
         dataset_name,
         output_dir=folder,
         max_dets_per_image=max(100, cfg.TEST.DETECTIONS_PER_IMAGE),
         allow_cached_coco=False,
     )
+    if not cfg.TEST.CONTEST_METRIC:
+        return coco
+    contest = ContestEvaluator(dataset_name, score_threshold=cfg.TEST.CONTEST_SCORE_THRESH)
+    return DatasetEvaluators([coco, contest])

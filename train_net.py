@@ -19,7 +19,7 @@ from instseg.checkpoint import Checkpointer
 from instseg.config import check_classes
 from instseg.engine.launch import argument_parser, launch, setup
 from instseg.engine.trainer import Trainer
-from instseg.errors import InstsegError
+from instseg.errors import InstsegError, TrainingError
 
 
 def run(args: argparse.Namespace) -> None:
@@ -47,8 +47,8 @@ def main(args: argparse.Namespace) -> None:
     try:
         run(args)
     except InstsegError as error:
-        # TrainingError and the like are raised on all ranks alike; one of them reports.
-        if comm.is_main_process():
+        # All ranks stop with the same TrainingError; one of them reports it.
+        if comm.is_main_process() or not isinstance(error, TrainingError):
             report(error)
         sys.exit(2)
 

@@ -78,12 +78,13 @@ def shapes_export(arguments: argparse.Namespace) -> int:
     if arguments.limit is not None and arguments.limit < 1:
         raise ConfigError(f"--limit is {arguments.limit}; expected at least 1")
     try:
-        path = export(arguments.split, arguments.directory, limit=arguments.limit)
+        splits = arguments.split or ["shapes_train", "shapes_val"]
+        paths = [export(split, arguments.directory, limit=arguments.limit) for split in splits]
     except OSError as error:
         raise OutputError(
             f"{arguments.directory} cannot be written: {error.strerror or error}"
         ) from error
-    print(path)
+    print(*paths, sep="\n")
     return 0
 
 
@@ -105,6 +106,40 @@ def convert(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def nuclei_build(arguments: argparse.Namespace) -> int:
+    """``instseg nuclei build``."""
+    from instseg import get_cfg  # noqa: F401 - as in predict()
+    from instseg.data.nuclei import build
+
+    try:
+        counts = build(arguments.source, arguments.output, arguments.train, arguments.val)
+    except OSError as error:
+        raise OutputError(f"{arguments.output} cannot be written: {error}") from error
+    print(f"{arguments.output}: {counts['train']} training, {counts['val']} validation pictures")
+    return 0
+
+
+def benchmark_models(arguments: argparse.Namespace) -> int:
+    """``instseg benchmark models``."""
+    from instseg import get_cfg  # noqa: F401 - as in predict()
+    from instseg.benchmark import benchmark_models as run
+    from instseg.benchmark import report
+
+    rows = run(arguments.config_file, arguments.input, arguments.overrides, arguments.repeats)
+    print(report(rows, arguments.json))
+    return 0
+
+
+def benchmark_ops(arguments: argparse.Namespace) -> int:
+    """``instseg benchmark ops``."""
+    from instseg import get_cfg  # noqa: F401 - as in predict()
+    from instseg.benchmark import benchmark_ops as run
+    from instseg.benchmark import report
+
+    print(report(run(), arguments.json))
+    return 0
+
+
 class _Parser(argparse.ArgumentParser):
     """Reports mistakes as one line through :func:`main`, not as usage text."""
 
@@ -120,6 +155,13 @@ def _parser() -> argparse.ArgumentParser:
     shapes = commands.add_parser("shapes", help="the built-in synthetic data set")
     shapes_commands = shapes.add_subparsers(metavar="COMMAND", required=True)
     _add_shapes_export(shapes_commands.add_parser("export", help="write it as COCO JSON and PNG"))
+    nuclei = commands.add_parser("nuclei", help="the data set of cell nuclei")
+    nuclei_commands = nuclei.add_subparsers(metavar="COMMAND", required=True)
+    _add_nuclei_build(nuclei_commands.add_parser("build", help="build it from BBBC038v1"))
+    benchmark = commands.add_parser("benchmark", help="speed and memory against a named peer")
+    benchmark_commands = benchmark.add_subparsers(metavar="COMMAND", required=True)
+    _add_benchmark_models(benchmark_commands.add_parser("models", help="whole predictions"))
+    _add_benchmark_ops(benchmark_commands.add_parser("ops", help="compiled operators"))
     return parser
 
 
@@ -159,9 +201,48 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
 
 def _add_shapes_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", type=Path, metavar="DIR")
-    parser.add_argument("--split", default="shapes_val", help="default %(default)s")
+    parser.add_argument(
+        "--split",
+        action="append",
+        metavar="NAME",
+        help="may be repeated (default shapes_train and shapes_val)",
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures")
     parser.set_defaults(run=shapes_export)
+
+
+def _add_nuclei_build(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Writes OUTPUT/images and OUTPUT/instances_{train,val}.json."
+    parser.add_argument("source", type=Path, metavar="STAGE1_TRAIN", help="the unpacked download")
+    parser.add_argument("output", type=Path, metavar="OUTPUT")
+    for split, count in (("train", 400), ("val", 60)):
+        parser.add_argument(
+            f"--{split}",
+            type=int,
+            default=count,
+            metavar="N",
+            help="pictures (default %(default)s)",
+        )
+    parser.set_defaults(run=nuclei_build)
+
+
+def _add_benchmark_models(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Compares instseg's Predictor with Detectron2's stock DefaultPredictor on the same network "
+        "and pictures.  Ratios are peer / ours: above 1 is ahead."
+    )
+    add = parser.add_argument
+    add("--config-file", required=True, action="append", metavar="FILE", help="may be repeated")
+    add("--input", nargs="+", default=[], metavar="FILE", help="pictures; default synthetic ones")
+    add("--repeats", type=int, default=3, metavar="N", help="passes (default %(default)s)")
+    add("--json", type=Path, metavar="FILE", help="write the rows as a JSON list")
+    add("overrides", nargs="*", metavar="KEY VALUE", help="configuration overrides, last")
+    parser.set_defaults(run=benchmark_models)
+
+
+def _add_benchmark_ops(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as a JSON list")
+    parser.set_defaults(run=benchmark_ops)
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:

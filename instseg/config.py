@@ -20,7 +20,12 @@ from detectron2.config import CfgNode as Detectron2CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.utils.registry import Registry
 
-from instseg.data.datasets import dataset_classes, register_datasets
+from instseg.data import shapes
+from instseg.data.datasets import (
+    dataset_classes,
+    register_builtin_datasets,
+    register_datasets,
+)
 from instseg.errors import ConfigError
 from instseg.projects import add_project_configs
 
@@ -97,6 +102,7 @@ def get_cfg() -> CfgNode:
     ``MODEL.DEVICE`` is ``cuda`` where there is a GPU and ``cpu`` elsewhere; the choice is logged
     once.
     """
+    register_builtin_datasets()
     cfg = get_detectron2_cfg()
     _add_shared_config(cfg)
     add_project_configs(cfg)
@@ -225,7 +231,7 @@ def _add_shared_config(cfg: Detectron2CfgNode) -> None:
     # is given.
     cfg.MODEL.WEIGHTS_SHA256 = ""
     # Side in pixels of the pictures of the built-in shapes_* data sets.
-    cfg.DATASETS.SHAPES_SIZE = 128
+    cfg.DATASETS.SHAPES_SIZE = shapes.DEFAULT_SIZE
     # "SGD" (momentum, as in Detectron2) or "AdamW" (SOLVER.WEIGHT_DECAY decoupled, betas 0.9,
     # 0.999).
     cfg.SOLVER.OPTIMIZER = "SGD"

@@ -22,19 +22,27 @@ _COCO_PREFIX = "coco:"
 _UNDER_ROOT = ("coco_mini", "nuclei")
 
 
-def register_datasets(cfg: CfgNode) -> None:
-    """Make every name in ``cfg.DATASETS`` that instseg provides known to Detectron2; repeatable."""
+def register_builtin_datasets() -> None:
+    """Make the names that instseg provides known to Detectron2; those already known stay."""
     for split in shapes.SPLITS:
-        _register_shapes(split, cfg.DATASETS.SHAPES_SIZE)
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        if name.startswith(_COCO_PREFIX):
-            json_file, image_root = parse_coco_name(name)
-            _register_coco(name, json_file, image_root)
+        if split not in DatasetCatalog:
+            _register_shapes(split, shapes.DEFAULT_SIZE)
     root = os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets"))
     for folder in _UNDER_ROOT:
         for split in ("train", "val"):
             json_file = os.path.join(root, folder, f"instances_{split}.json")
             _register_coco(f"{folder}_{split}", json_file, os.path.join(root, folder, "images"))
+
+
+def register_datasets(cfg: CfgNode) -> None:
+    """Register ``coco:...`` names and apply ``SHAPES_SIZE`` of ``cfg.DATASETS``; repeatable."""
+    for split in shapes.SPLITS:
+        if MetadataCatalog.get(split).get("size") != cfg.DATASETS.SHAPES_SIZE:
+            _register_shapes(split, cfg.DATASETS.SHAPES_SIZE)
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        if name.startswith(_COCO_PREFIX):
+            json_file, image_root = parse_coco_name(name)
+            _register_coco(name, json_file, image_root)
 
 
 def parse_coco_name(name: str) -> tuple[str, str]:
@@ -104,7 +112,9 @@ def _register_shapes(split: str, size: int) -> None:
         DatasetCatalog.remove(split)
         MetadataCatalog.remove(split)
     DatasetCatalog.register(split, lambda: shapes.load(split, size))
-    MetadataCatalog.get(split).set(thing_classes=shapes.class_names(split), evaluator_type="coco")
+    MetadataCatalog.get(split).set(
+        thing_classes=shapes.class_names(split), evaluator_type="coco", size=size
+    )
 
 
 def _register_coco(name: str, json_file: str, image_root: str) -> None:

@@ -34,6 +34,7 @@ SPLITS = {
     "shapes_hard_train": 2000,
     "shapes_hard_val": 200,
 }
+DEFAULT_SIZE = 128
 KINDS = ("circle", "square", "triangle", "star")
 PREFIX = "shapes://"
 MIN_VISIBLE = 0.4  # an instance with less of its area in sight is not placed
@@ -234,7 +235,7 @@ def load(split: str, size: int, indices: Iterable[int] | None = None) -> list[di
     return records
 
 
-def export(split: str, directory: Path, size: int = 128, limit: int | None = None) -> Path:
+def export(split: str, directory: Path, size: int = DEFAULT_SIZE, limit: int | None = None) -> Path:
     """Write ``split`` as files: ``DIRECTORY/SPLIT.json`` (COCO), ``DIRECTORY/SPLIT/INDEX.png``.
 
     Returns:

@@ -23,7 +23,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from instseg.checkpoint import Checkpointer
 from instseg.config import check_classes
-from instseg.data.datasets import check_masks, check_name, dataset_classes
+from instseg.data.datasets import (
+    check_masks,
+    check_name,
+    dataset_classes,
+    register_datasets,
+)
 from instseg.data.mappers import build_train_mapper
 from instseg.engine.hooks import BestCheckpoint, ValidationLoss
 from instseg.engine.train_loop import TrainLoop
@@ -41,7 +46,7 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode, *, allow_partial: bool = False) -> None:
         """
         Args:
-            cfg: complete configuration; its data sets are registered.
+            cfg: complete configuration.
             allow_partial: accept weights that fit less than half of the model.
         Raises:
             ConfigError, DatasetError, OutputError: with what to change.
@@ -49,6 +54,7 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg
+        register_datasets(cfg)
         data_loader = self.build_train_loader(cfg)
         check_classes(cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         model = self.build_model(cfg)

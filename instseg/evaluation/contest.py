@@ -18,7 +18,8 @@ class ContestEvaluator(DatasetEvaluator):
     """TP / (TP + FP + FN) of masks at IoU 0.5 ... 0.95, averaged over the images.
 
     A prediction is a true positive when its IoU with an object is above the threshold.  As in the
-    contest, predicted masks may not overlap: a pixel belongs to the best-scored one that covers it.
+    contest, predicted masks may not overlap: a pixel belongs to the best-scored one that covers it
+    (by ``mask_scores`` where a model gives them).
     An image without objects and without predictions counts 1.  Classes are not told apart.
 
     Source: Caicedo et al., Nature Methods 2019, "Evaluation metrics"; the same formula as in
@@ -49,7 +50,8 @@ class ContestEvaluator(DatasetEvaluator):
                 truth[_decode(annotation["segmentation"], size)] = number
             instances = output["instances"]
             kept = instances[instances.scores >= self._score_threshold]
-            self._scores.append(image_scores(truth, label_map(kept.pred_masks, kept.scores)))
+            ranking = kept.mask_scores if kept.has("mask_scores") else kept.scores
+            self._scores.append(image_scores(truth, label_map(kept.pred_masks, ranking)))
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Per cent, as Detectron2's evaluators: ``AP`` is the mean over the thresholds."""

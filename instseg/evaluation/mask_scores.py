@@ -15,6 +15,8 @@ class MaskScoreCOCOEvaluator(COCOEvaluator):
     Without the field, numbers and files are those of Detectron2's evaluator.
     """
 
+    _tasks: Sequence[str] | None
+
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:

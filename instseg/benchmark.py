@@ -1,0 +1,247 @@
+"""``instseg benchmark``: speed and memory as ratios against a named peer, measured in one run."""
+
+import json
+import logging
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultPredictor
+from tabulate import tabulate
+from torch import nn
+
+from instseg.checkpoint import atomic_write
+from instseg.config import load_cfg
+from instseg.data import shapes
+from instseg.data.images import read_image
+from instseg.engine.predictor import Predictor
+from instseg.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_STOCK = "detectron2 DefaultPredictor"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison.  Times are milliseconds per picture (models) or call (operators).
+
+    The ratios are peer / ours, above 1 is ahead; ``ratio_memory`` is None where peak memory cannot
+    be measured.  ``stages_ms`` splits ``ours_ms`` by the parts of the model.
+    """
+
+    name: str
+    peer: str
+    ours_ms: float
+    peer_ms: float
+    ratio_time: float
+    ratio_memory: float | None
+    images_per_second: float | None = None
+    peak_memory_mib: float | None = None
+    stages_ms: dict[str, float] = field(default_factory=dict)
+
+
+def benchmark_models(
+    config_files: Sequence[str],
+    inputs: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    repeats: int = 3,
+) -> list[Row]:
+    """Compare ``Predictor`` on a list of pictures with Detectron2's stock predictor, one by one.
+
+    Both run the same network on the same pictures in this process, by turns.  Peak memory is that
+    of a process of its own for each.  Without ``MODEL.WEIGHTS`` the network is random and keeps
+    detections of any score, so that its heads have work.
+
+    Args:
+        config_files: one row each.
+        inputs: picture files; none takes eight synthetic pictures of 640 x 640 pixels.
+        overrides: ``[KEY, VALUE, ...]``.
+        repeats: passes over the pictures; the median is reported.
+    Raises:
+        ConfigError: fewer than one repeat.
+        ImageError: a picture that cannot be read.
+    """
+    if repeats < 1:
+        raise ConfigError(f"--repeats is {repeats}; expected at least 1")
+    pictures = [read_image(name) for name in inputs] or _synthetic_pictures()
+    return [
+        _benchmark_model(name, load_cfg(name, overrides), pictures, repeats)
+        for name in config_files
+    ]
+
+
+def benchmark_ops() -> list[Row]:
+    """Compare the compiled operators with their peers; the project has none yet."""
+    return []
+
+
+def report(rows: Sequence[Row], json_file: Path | None) -> str:
+    """A table of ``rows``; also written as a JSON list to ``json_file``.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    if json_file is not None:
+        content = json.dumps([asdict(row) for row in rows], indent=2).encode() + b"\n"
+        atomic_write(str(json_file), lambda file: file.write(content))
+    if not rows:
+        return "nothing to compare yet"
+    columns = ("name", "peer", "ours_ms", "peer_ms", "ratio_time", "ratio_memory")
+    table = tabulate(
+        [[getattr(row, column) for column in columns] for row in rows],
+        headers=columns,
+        tablefmt="github",
+        floatfmt=".2f",
+    )
+    stages = [
+        f"{row.name}: " + ", ".join(f"{name} {ms:.1f} ms" for name, ms in row.stages_ms.items())
+        for row in rows
+        if row.stages_ms
+    ]
+    return "\n".join([table, "", *stages]).rstrip()
+
+
+def _synthetic_pictures() -> list[np.ndarray]:
+    return [shapes.picture("shapes_hard_val", index, 640)[:, :, ::-1] for index in range(8)]
+
+
+def _benchmark_model(name: str, cfg: CfgNode, pictures: Sequence[np.ndarray], repeats: int) -> Row:
+    cfg = _with_work(cfg)
+    ours = Predictor(cfg)
+    stock = DefaultPredictor(cfg)
+    stock.model.load_state_dict(ours.model.state_dict())
+    ours_run = _runner(ours, pictures)
+    stock_run = _runner(stock, pictures)
+    ours_run()
+    stock_run()
+    ours_times, stock_times = [], []
+    for _ in range(repeats):
+        ours_times.append(_seconds(ours_run))
+        stock_times.append(_seconds(stock_run))
+    with _stage_times(ours.model) as stages:
+        total = _seconds(ours_run)
+    stages["rest"] = total - sum(stages.values())
+    ours_ms, stock_ms = (
+        1000 * statistics.median(times) / len(pictures) for times in (ours_times, stock_times)
+    )
+    ours_peak, stock_peak = (_peak_memory(cfg, pictures, kind) for kind in ("ours", "stock"))
+    return Row(
+        name=Path(name).stem,
+        peer=_STOCK,
+        ours_ms=ours_ms,
+        peer_ms=stock_ms,
+        ratio_time=stock_ms / ours_ms,
+        ratio_memory=stock_peak / ours_peak if ours_peak and stock_peak else None,
+        images_per_second=1000 / ours_ms,
+        peak_memory_mib=ours_peak,
+        stages_ms={stage: 1000 * seconds / len(pictures) for stage, seconds in stages.items()},
+    )
+
+
+def _with_work(cfg: CfgNode) -> CfgNode:
+    cfg = cfg.clone()
+    if not cfg.MODEL.WEIGHTS:
+        logger.warning("MODEL.WEIGHTS is empty: timing a random network that keeps any detection")
+        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    return cfg
+
+
+def _runner(predictor: Any, pictures: Sequence[np.ndarray]) -> Callable[[], None]:
+    """A pass over ``pictures``, in a list where the predictor takes one, ended on the device."""
+
+    def run() -> None:
+        if isinstance(predictor, Predictor):
+            predictor(list(pictures))
+        else:
+            for picture in pictures:
+                predictor(picture)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    return run
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+@contextmanager
+def _stage_times(model: nn.Module) -> Iterator[dict[str, float]]:
+    """Collects the seconds spent in each direct part of ``model``."""
+    stages: dict[str, float] = {}
+    started: dict[str, float] = {}
+
+    def now() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def begin(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            started[name] = now()
+
+        return hook
+
+    def end(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            stages[name] = stages.get(name, 0.0) + now() - started[name]
+
+        return hook
+
+    handles = []
+    for name, part in model.named_children():
+        handles.append(part.register_forward_pre_hook(begin(name)))
+        handles.append(part.register_forward_hook(end(name)))
+    try:
+        yield stages
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _peak_memory(cfg: CfgNode, pictures: Sequence[np.ndarray], kind: str) -> float | None:
+    """MiB at most in use while a fresh process predicts on ``pictures``; None where unknown."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_report_peak, args=(cfg.dump(), pictures, kind, sender))
+    process.start()
+    sender.close()
+    try:
+        peak: float | None = receiver.recv()
+    except EOFError:
+        peak = None
+        logger.warning(f"the process that measures memory ended with status {process.exitcode}")
+    process.join()
+    return peak
+
+
+def _report_peak(config: str, pictures: Sequence[np.ndarray], kind: str, sender: Any) -> None:
+    from yaml import safe_load
+
+    from instseg.config import CfgNode as SafeCfgNode
+    from instseg.config import get_cfg
+
+    cfg = get_cfg()
+    cfg.merge_from_other_cfg(SafeCfgNode(safe_load(config)))
+    predictor = Predictor(cfg) if kind == "ours" else DefaultPredictor(cfg)
+    _runner(predictor, pictures)()
+    if cfg.MODEL.DEVICE.startswith("cuda"):
+        sender.send(torch.cuda.max_memory_allocated() / 2**20)
+        return
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        sender.send(None)
+        return
+    sender.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)

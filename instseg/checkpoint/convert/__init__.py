@@ -1,0 +1,61 @@
+"""Weights released by the authors of a paper, made into checkpoints for our models.
+
+One module per authors' format; each has a function ``convert`` (see :class:`Converter`).  Reading
+executes nothing that a file contains.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+
+from instseg.checkpoint.convert import maskscoring_rcnn, matterport
+from instseg.checkpoint.convert.common import Converter, Options, Report
+from instseg.checkpoint.writing import atomic_write, save_safetensors
+from instseg.errors import ConfigError
+
+FORMATS: dict[str, Converter] = {
+    "maskscoring_rcnn": maskscoring_rcnn.convert,
+    "matterport": matterport.convert,
+}
+
+__all__ = ["FORMATS", "Converter", "Options", "Report", "convert_file"]
+
+
+def convert_file(
+    format_name: str, source: str, target: str | os.PathLike[str], options: Options | None = None
+) -> tuple[Path, Report]:
+    """Convert the file ``source`` and write the result.
+
+    Args:
+        format_name: a key of :data:`FORMATS`.
+        source: path or URL of the authors' file.
+        target: file to write: ``.safetensors``, which is appended if there is no extension, or
+            ``.pth``.
+        options: None for the defaults.
+    Returns:
+        the file written, and what became of every tensor.
+    Raises:
+        ConfigError: unknown format, or a target that cannot be chosen.
+        CheckpointError: see :class:`Converter`.
+        OutputError: the target cannot be written.
+    """
+    if format_name not in FORMATS:
+        raise ConfigError(
+            f"there is no converter for {format_name!r}; choose one of {', '.join(FORMATS)}"
+        )
+    path = Path(target)
+    path = path if path.suffix else path.with_name(f"{path.name}.safetensors")
+    if path.suffix not in (".safetensors", ".pth"):
+        raise ConfigError(f"{path}: the name of the result must end in .safetensors or .pth")
+    if path.exists() and os.path.exists(source) and path.samefile(source):
+        raise ConfigError(f"{path} is the file to convert; give the result another name")
+    state, report = FORMATS[format_name](source, options or Options())
+    origin = {"converted_from": format_name}
+    if path.suffix == ".pth":
+        # Cloned, since slices would take the whole tensors they belong to into the file.
+        content = {**origin, "model": {name: value.clone() for name, value in state.items()}}
+        atomic_write(path, lambda file: torch.save(content, file))
+    else:
+        save_safetensors(path, state, origin)
+    return path, report

@@ -1,0 +1,125 @@
+"""The nuclei data set, built from the public download of image set BBBC038v1.
+
+BBBC038v1 (2018 Data Science Bowl, CC0; Caicedo et al., Nature Methods 2019) unpacks into
+``stage1_train/ID/images/ID.png`` and ``stage1_train/ID/masks/*.png``, one mask per nucleus.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+from PIL import Image
+from tqdm import tqdm
+
+from instseg.checkpoint import atomic_write
+from instseg.data.images import read_image
+from instseg.errors import DatasetError
+
+# Pictures with labelling errors: nuclei that later corrections added or removed, overlapping or
+# broken masks, bright objects without a mask.  First eight characters of their names.
+LEFT_OUT = frozenset(
+    """
+    02903040 08151b19 0a7d30b2 1609b1b8 1bd0f2b3 1f000806 2bf594e9 3a22fe59 4ee5850b 547ef286
+    58c593bc 5ddbfba2 6b61ab2e 72e8c49d 777f7c42 8d29c5a0 98c5ead8 9bb6e39d 9facc652 a0afead3
+    a1777737 ac782d2c ac8169a0 b1eb0123 b3b1626f b4de1e3e d4d88391 f0c9f135 f113626a f26f4c2c
+    175dbb36 139946af 1a75e9f1 220b37f4 40b00d70 5cc036b6 6c85029f a6515d73 c0c4a829 cb4df20a
+    d1dbc6ee d2815f2f f4c4db3d fa73f245 f6863b83
+    """.split()
+)
+
+
+def build(source: Path, output: Path, num_train: int = 400, num_val: int = 60) -> dict[str, int]:
+    """Write ``OUTPUT/images`` and ``OUTPUT/instances_{train,val}.json`` (COCO, RLE masks).
+
+    Kept are fluorescence pictures: all channels equal, nuclei brighter than the background on
+    average, and not in ``LEFT_OUT``.  Their order, and so the split, is that of
+    ``sha256("nuclei/" + name)``: the first ``num_train`` train, the next ``num_val`` validate.  A
+    pixel that two masks claim belongs to the first of them by file name.
+
+    Args:
+        source: the folder ``stage1_train``.
+        output: created if need be.
+    Returns:
+        number of pictures per split.
+    Raises:
+        DatasetError: not that layout, too few pictures for the split, or masks of another size.
+        ImageError: a picture that cannot be read.
+    """
+    folders = sorted(folder for folder in source.glob("*") if (folder / "images").is_dir())
+    if not folders:
+        raise DatasetError(f"{source} holds no ID/images folders; expected BBBC038's stage1_train")
+    folders = [folder for folder in folders if folder.name[:8] not in LEFT_OUT]
+    folders.sort(key=lambda folder: hashlib.sha256(f"nuclei/{folder.name}".encode()).digest())
+    (output / "images").mkdir(parents=True, exist_ok=True)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for folder in tqdm(folders, unit="picture", disable=None):
+        picture = read_image(folder / "images" / f"{folder.name}.png")
+        masks = _masks(folder, picture.shape[:2])
+        if not _is_fluorescence(picture, masks):
+            continue
+        image_id = len(images) + 1
+        name = f"{folder.name}.png"
+        Image.fromarray(picture[:, :, 0]).save(output / "images" / name)
+        height, width = picture.shape[:2]
+        images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+        annotations += [_annotation(mask, image_id) for mask in masks]
+        if len(images) == num_train + num_val:
+            break
+    if len(images) < num_train + num_val:
+        raise DatasetError(
+            f"{source} holds {len(images)} usable fluorescence pictures, {num_train} + {num_val} "
+            "are wanted; ask for fewer"
+        )
+    for number, annotation in enumerate(annotations, start=1):
+        annotation["id"] = number
+    _write(output / "instances_train.json", images[:num_train], annotations)
+    _write(output / "instances_val.json", images[num_train:], annotations)
+    return {"train": num_train, "val": num_val}
+
+
+def _masks(folder: Path, size: tuple[int, ...]) -> list[np.ndarray]:
+    """Disjoint (H, W) bool masks of one picture; those that others cover completely are dropped."""
+    taken = np.zeros(size, dtype=bool)
+    masks = []
+    for path in sorted((folder / "masks").glob("*.png")):
+        mask = read_image(path)[:, :, 0] > 0
+        if mask.shape != size:
+            raise DatasetError(f"{path} is {mask.shape}, its picture {size} (height, width)")
+        mask &= ~taken
+        taken |= mask
+        if mask.any():
+            masks.append(mask)
+    return masks
+
+
+def _is_fluorescence(picture: np.ndarray, masks: list[np.ndarray]) -> bool:
+    if not masks or np.ptp(picture, axis=2).any():
+        return False
+    nuclei = np.any(masks, axis=0)
+    return not nuclei.all() and bool(picture[nuclei].mean() > picture[~nuclei].mean())
+
+
+def _annotation(mask: np.ndarray, image_id: int) -> dict[str, Any]:
+    rle = mask_util.encode(np.asfortranarray(mask))
+    return {
+        "image_id": image_id,
+        "category_id": 1,
+        "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+        "area": int(mask_util.area(rle)),
+        "bbox": mask_util.toBbox(rle).tolist(),
+        "iscrowd": 0,
+    }
+
+
+def _write(path: Path, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> None:
+    ids = {image["id"] for image in images}
+    content = {
+        "images": images,
+        "annotations": [a for a in annotations if a["image_id"] in ids],
+        "categories": [{"id": 1, "name": "nucleus"}],
+    }
+    atomic_write(str(path), lambda file: file.write(json.dumps(content).encode()))

@@ -1,0 +1,89 @@
+"""The README's commands run as they stand there, in a folder of their own and cut short."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+
+from instseg.data import shapes
+from tests.conftest import ROOT
+
+# Appended to training commands so that they take seconds.
+SHORT = "SOLVER.MAX_ITER 2 SOLVER.IMS_PER_BATCH 2 DATALOADER.NUM_WORKERS 0 SOLVER.WARMUP_ITERS 0"
+TINY = """DATASETS.TEST "('coco:{json}:{folder}',)" """
+INSTALLING = ("make ", "pip install", "python -m instseg.install_detectron2")
+# Needs the authors' files; tests/test_convert_*.py run the same command on files they write.
+SKIPPED = (*INSTALLING, "instseg convert")
+
+
+def commands(readme: Path) -> list[str]:
+    """Lines of the fenced blocks without a language that start with a program."""
+    blocks = re.findall(r"^```\n(.*?)^```$", readme.read_text(), flags=re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith(("python ", "instseg "))]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like a checkout, with a picture, and no output yet."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("train_net.py", "configs"):
+        (folder / name).symlink_to(ROOT / name)
+    picture = shapes.picture("shapes_val", 0, 128)
+    cv2.imwrite(str(folder / "photo.png"), picture[:, :, ::-1])
+    shapes.export("shapes_val", folder / "tiny", limit=4)
+    return folder
+
+
+def run(command: str, folder: Path) -> str:
+    words = shlex.split(command)
+    if words[:2] == ["python", "train_net.py"]:
+        tiny = folder / "tiny"
+        extra = TINY.format(json=tiny / "shapes_val.json", folder=tiny / "shapes_val") + SHORT
+        words += shlex.split(extra)
+    if words[:2] == ["instseg", "benchmark"]:
+        words += shlex.split("--input photo.png --repeats 1")
+    programs = {"python": [sys.executable], "instseg": [sys.executable, "-m", "instseg.cli"]}
+    result = subprocess.run(
+        [*programs[words[0]], *words[1:]],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": ""},
+        timeout=280,
+    )
+    assert result.returncode == 0, f"{command}\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
+    return result.stdout
+
+
+def test_the_commands_of_the_readme_run_in_order(workplace: Path) -> None:
+    lines = [line for line in commands(ROOT / "README.md") if not line.startswith(SKIPPED)]
+    assert len(lines) >= 5
+    # The demo's checkpoint, which prediction uses, comes from the first training command here.
+    training = next(line for line in lines if line.startswith("python train_net.py"))
+    run(training.replace("output/shapes", "output/demo"), workplace)
+    for line in lines:
+        run(line, workplace)
+    assert (workplace / "output/predictions/predictions.json").is_file()
+
+
+def test_the_three_lines_of_prediction_run(workplace: Path) -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert len(code.splitlines()) == 3
+    code = code.replace(', "output/demo/model_final.pth"', "")
+    script = f"{code}\nprint(masks.shape[1:])"
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=workplace, capture_output=True, text=True, timeout=120
+    )
+    assert "torch.Size([128, 128])" in result.stdout, result.stderr
+
+
+def test_every_make_target_of_the_readme_exists() -> None:
+    targets = re.findall(r"`?make ([a-z-]+)`?", (ROOT / "README.md").read_text())
+    defined = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert {"demo", "test"} <= set(targets) <= set(defined)

@@ -83,6 +83,11 @@ class CfgNode(Detectron2CfgNode):
 
     def merge_from_list(self, cfg_list: Sequence[Any]) -> None:
         """Merge ``[KEY, VALUE, KEY, VALUE, ...]`` as given at the end of a command line."""
+        options = [word for word in map(str, cfg_list) if word.startswith("--")]
+        if options:
+            raise ConfigError(
+                f"{options[0]} is an option; options stand before the KEY VALUE pairs"
+            )
         if len(cfg_list) % 2:
             raise ConfigError(
                 f"overrides must be pairs KEY VALUE, found {len(cfg_list)} words: "

@@ -21,10 +21,16 @@ INSTALLING = ("make ", "pip install", "python -m instseg.install_detectron2")
 SKIPPED = (*INSTALLING, "instseg convert")
 
 
-def commands(readme: Path) -> list[str]:
-    """Lines of the fenced blocks without a language that start with a program."""
-    blocks = re.findall(r"^```\n(.*?)^```$", readme.read_text(), flags=re.MULTILINE | re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()]
+def blocks(language: str) -> list[str]:
+    """Contents of the README's fenced blocks of ``language``, "" for those without one."""
+    text = (ROOT / "README.md").read_text()
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [content for name, content in fenced if name == language]
+
+
+def commands() -> list[str]:
+    """Lines of the blocks without a language that start with one of our programs."""
+    lines = [line for block in blocks("") for line in block.splitlines()]
     return [line for line in lines if line.startswith(("python ", "instseg "))]
 
 
@@ -62,7 +68,7 @@ def run(command: str, folder: Path) -> str:
 
 
 def test_the_commands_of_the_readme_run_in_order(workplace: Path) -> None:
-    lines = [line for line in commands(ROOT / "README.md") if not line.startswith(SKIPPED)]
+    lines = [line for line in commands() if not line.startswith(SKIPPED)]
     assert len(lines) >= 5
     # The demo's checkpoint, which prediction uses, comes from the first training command here.
     training = next(line for line in lines if line.startswith("python train_net.py"))
@@ -73,7 +79,7 @@ def test_the_commands_of_the_readme_run_in_order(workplace: Path) -> None:
 
 
 def test_the_three_lines_of_prediction_run(workplace: Path) -> None:
-    (code,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+    (code,) = blocks("python")
     assert len(code.splitlines()) == 3
     code = code.replace(', "output/demo/model_final.pth"', "")
     script = f"{code}\nprint(masks.shape[1:])"

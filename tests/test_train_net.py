@@ -33,10 +33,13 @@ QUICK = [
 ]
 # Loss terms that are sums over pictures divided by constants, so that the mean over ranks is the
 # mean over the batch: no statistics of a batch, and as many objects (2) and regions (8) sampled of
-# each picture.
+# each picture.  Few anchors, so that rounding does not swap proposals of nearly equal score, and
+# few layers, as without normalisation each one magnifies rounding.
 ADDITIVE = [
+    *("MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),
     *("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.FPN.NORM", "", "MODEL.ROI_MASK_HEAD.NORM", ""),
     *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "8", "MODEL.ROI_HEADS.POSITIVE_FRACTION", "0.25"),
+    *("MODEL.RPN.IN_FEATURES", "['p5', 'p6']", "MODEL.ANCHOR_GENERATOR.SIZES", "[[32], [64]]"),
     *("INPUT.RANDOM_FLIP", "none", "DATASETS.TEST", "()", "SOLVER.IMS_PER_BATCH", "4"),
     *("SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", "0.02", "SOLVER.WARMUP_ITERS", "0"),
 ]
@@ -130,13 +133,11 @@ def test_two_processes_equal_one_with_the_double_batch(tiny: list[str], tmp_path
         assert result.returncode == 0, result.stderr
         states[name] = read_weights(str(folder / "model_final.pth"))["model"]
     start = read_weights(str(tmp_path / "start.pth"))["model"]
-    moved = 0.0
+    moved = {key: (one.float() - start[key]).abs().max() for key, one in states["one"].items()}
     for key, one in states["one"].items():
-        torch.testing.assert_close(
-            states["two"][key], one, rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}"
-        )
-        moved = max(moved, (one.float() - start[key].float()).abs().max().item())
-    assert moved > 1e-3, "the steps must move the weights by far more than the tolerance"
+        difference = (states["two"][key].float() - one).abs().max()
+        assert difference <= 1e-3 * moved[key] + 1e-7, key
+    assert max(moved.values()) > 0.01
 
 
 @pytest.mark.parametrize(

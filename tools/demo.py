@@ -70,8 +70,20 @@ def count_found(predicted: np.ndarray, coins: np.ndarray) -> int:
     return int((overlap / union >= 0.5).any(axis=0).sum())
 
 
-def draw_gallery(weights: str, overrides: list[str], count: int = 12) -> np.ndarray:
-    """The first pictures of ``shapes_val`` with the predicted instances, enlarged three times.
+def count_coins(weights: str, overrides: list[str], overlay: Path) -> tuple[int, int]:
+    """Segment ``skimage.data.coins()``, draw the result, return (number of coins, coins found)."""
+    photograph = skimage.data.coins()
+    predictor = Predictor(CONFIG, weights, overrides=[*COINS_OVERRIDES, *overrides])
+    instances = predictor(photograph)["instances"].to("cpu")
+    instances = instances[instances.scores >= MIN_SCORE]
+    picture = cv2.cvtColor(photograph, cv2.COLOR_GRAY2BGR)
+    cv2.imwrite(str(overlay), draw_instances(picture, instances, predictor.class_names))
+    coins = coin_masks(photograph)
+    return len(coins), count_found(instances.pred_masks.numpy(), coins)
+
+
+def draw_gallery(weights: str, overrides: list[str], count: int = 8) -> np.ndarray:
+    """The first pictures of ``shapes_val`` with the predicted instances, twice as large.
 
     The network sees them at their own size; labels would cover most of a picture as small as that.
     """
@@ -79,7 +91,7 @@ def draw_gallery(weights: str, overrides: list[str], count: int = 12) -> np.ndar
     tiles = []
     for record in DatasetCatalog.get("shapes_val")[:count]:
         picture = read_image(record["file_name"], "BGR")
-        large = cv2.resize(picture, None, fx=3, fy=3, interpolation=cv2.INTER_NEAREST)
+        large = cv2.resize(picture, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
         instances = predictor(large)["instances"]
         tiles.append(draw_instances(large, instances, predictor.class_names, MIN_SCORE))
     return gallery(tiles, columns=4)
@@ -94,15 +106,8 @@ def main() -> None:
     summary: dict[str, float] = train(args.output, args.overrides)
     weights = str(args.output / "model_final.pth")
 
-    photograph = skimage.data.coins()
-    predictor = Predictor(CONFIG, weights, overrides=[*COINS_OVERRIDES, *args.overrides])
-    instances = predictor(photograph)["instances"].to("cpu")
-    instances = instances[instances.scores >= MIN_SCORE]
-    coins = coin_masks(photograph)
-    summary["coins_found"] = count_found(instances.pred_masks.numpy(), coins)
-    picture = cv2.cvtColor(photograph, cv2.COLOR_GRAY2BGR)
-    cv2.imwrite(str(args.output / "coins.png"), draw_instances(picture, instances))
-
+    coins, found = count_coins(weights, args.overrides, args.output / "coins.png")
+    summary["coins_found"] = found
     cv2.imwrite(str(args.output / "gallery.png"), draw_gallery(weights, args.overrides))
     summary["seconds"] = round(time.monotonic() - start, 1)
     (args.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
@@ -111,9 +116,7 @@ def main() -> None:
         f"shapes_val: box AP {summary['bbox/AP']:.1f}, mask AP {summary['segm/AP']:.1f}, ", end=""
     )
     print(f"mask AP50 {summary['segm/AP50']:.1f}")
-    print(
-        f"skimage.data.coins(): {summary['coins_found']} of {len(coins)} coins found at IoU >= 0.5"
-    )
+    print(f"skimage.data.coins(): {found} of {coins} coins found at IoU >= 0.5")
     print(f"{summary['seconds']:.0f} s; pictures and summary.json are in {args.output}")
 
 

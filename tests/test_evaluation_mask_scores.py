@@ -1,12 +1,14 @@
 """Masks are ranked by their own score, boxes by the class score."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
+from scipy.stats import spearmanr
 
 import instseg
 from instseg.evaluation import build_evaluator
@@ -17,14 +19,17 @@ RIGHT, WRONG = [10.0, 10, 30, 30], [50.0, 50, 60, 60]
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> str:
-    """One picture with one square, of the class with id 7."""
+    """A picture with one square, of the class with id 7, and one without objects."""
     square = {
         **{"id": 1, "image_id": 3, "category_id": 7, "iscrowd": 0, "area": 400},
         "bbox": [10, 10, 20, 20],
         "segmentation": [[10, 10, 30, 10, 30, 30, 10, 30]],
     }
     content = {
-        "images": [{"id": 3, "file_name": "a.png", "height": 64, "width": 64}],
+        "images": [
+            {"id": 3, "file_name": "a.png", "height": 64, "width": 64},
+            {"id": 4, "file_name": "empty.png", "height": 64, "width": 64},
+        ],
         "annotations": [square],
         "categories": [{"id": 7, "name": "square"}],
     }
@@ -85,6 +90,32 @@ def test_without_mask_scores_the_results_are_detectron2s(dataset: str, tmp_path:
     theirs = COCOEvaluator(dataset, output_dir=str(tmp_path / "theirs"))
     expected = evaluate(theirs, detections())
     found = evaluate(ours, detections())
+    del found["segm"]["rho"]  # which Detectron2 does not know
     assert str(found) == str(expected)  # as text, since areas without objects give NaN
     files = sorted(tmp_path.rglob("coco_instances_results.json"))
     assert files[0].read_text() == files[1].read_text()
+
+
+def test_rho_is_the_rank_correlation_of_mask_scores_and_true_iou(
+    dataset: str, tmp_path: Path
+) -> None:
+    """The right mask has IoU 1, the wrong one 0."""
+    evaluator = evaluator_for(dataset, tmp_path)
+    assert evaluate(evaluator, detections())["segm"]["rho"] == pytest.approx(100)
+    swapped = detections(mask_scores=torch.tensor([0.1, 0.8]))
+    assert evaluate(evaluator, swapped)["segm"]["rho"] == pytest.approx(-100)
+    equal = detections(mask_scores=torch.tensor([0.4, 0.4]))
+    assert math.isnan(evaluate(evaluator, equal)["segm"]["rho"])
+
+
+def test_rho_counts_masks_in_pictures_without_objects_as_iou_zero(
+    dataset: str, tmp_path: Path
+) -> None:
+    """One mask of IoU 1 and three of IoU 0: the ranks of the IoUs are 4 and three times 2."""
+    evaluator = evaluator_for(dataset, tmp_path)
+    evaluator.reset()
+    empty = detections()
+    empty["instances"].scores = torch.tensor([0.8, 0.7])
+    evaluator.process([{"image_id": 3}, {"image_id": 4}], [detections(), empty])
+    expected = 100 * spearmanr([0.9, 0.5, 0.8, 0.7], [1, 0, 0, 0]).statistic
+    assert evaluator.evaluate()["segm"]["rho"] == pytest.approx(expected)

@@ -67,6 +67,7 @@ def run(command: str, folder: Path) -> str:
     return result.stdout
 
 
+@pytest.mark.timeout(900)  # a dozen processes, each of which loads torch
 def test_the_commands_of_the_readme_run_in_order(workplace: Path) -> None:
     lines = [line for line in commands() if not line.startswith(SKIPPED)]
     assert len(lines) >= 5

@@ -4,7 +4,10 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+import numpy as np
 from detectron2.evaluation import COCOEvaluator
+from pycocotools.cocoeval import COCOeval
+from scipy.stats import spearmanr
 
 
 class MaskScoreCOCOEvaluator(COCOEvaluator):
@@ -13,6 +16,9 @@ class MaskScoreCOCOEvaluator(COCOEvaluator):
     Detections with that field (N,) are evaluated by it for ``segm`` and by ``scores`` for
     everything else.  In the written results each record then has ``mask_score`` beside ``score``.
     Without the field, numbers and files are those of Detectron2's evaluator.
+
+    ``segm`` has one number more, ``rho``: how well the score of a mask tells its quality, see
+    :func:`score_iou_correlation`.
     """
 
     _tasks: Sequence[str] | None
@@ -54,6 +60,38 @@ class MaskScoreCOCOEvaluator(COCOEvaluator):
             self._tasks = chosen
         for task in sorted(self._results):
             self._results.move_to_end(task)
+
+    def _derive_coco_results(
+        self, coco_eval: COCOeval | None, iou_type: str, class_names: Sequence[str] | None = None
+    ) -> dict[str, float]:
+        results: dict[str, float] = super()._derive_coco_results(coco_eval, iou_type, class_names)
+        if iou_type == "segm" and coco_eval is not None:
+            results["rho"] = 100 * score_iou_correlation(coco_eval)
+        return results
+
+
+def score_iou_correlation(coco_eval: COCOeval) -> float:
+    """Spearman's rank correlation of the scores of all masks with their true IoU.
+
+    The true IoU of a mask is that with the best object of its class, 0 where there is none.  NaN
+    for fewer than two masks, or where all scores or all IoUs are equal.
+
+    Args:
+        coco_eval: after ``evaluate()``.
+    """
+    scores: list[float] = []
+    best: list[float] = []
+    for key, ious in coco_eval.ious.items():
+        detections = sorted(coco_eval._dts[key], key=lambda record: -record["score"])
+        kept = detections[: coco_eval.params.maxDets[-1]]
+        if not kept:
+            continue
+        scores += [record["score"] for record in kept]
+        # Without objects of the class COCO computes no IoU at all.
+        best += np.max(ious, axis=1).tolist() if len(ious) else [0.0] * len(kept)
+    if len(set(scores)) < 2 or len(set(best)) < 2:
+        return float("nan")
+    return float(spearmanr(scores, best).statistic)
 
 
 def _ranked(record: Mapping[str, Any], task: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+import instseg
 from instseg.errors import ConfigError, InstsegError, OutputError
 
 
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not sys.warnoptions:  # `python -W` asks for them
                 warnings.simplefilter("ignore")  # libraries address developers with them
             arguments = _parser().parse_args(argv)
+            _load_requirements()
             status: int = arguments.run(arguments)
             sys.stdout.flush()
             return status
@@ -46,12 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def predict(arguments: argparse.Namespace) -> int:
-    """``instseg predict``."""
+def _load_requirements() -> None:
+    """Raise an ImportError that says what to type if torch or Detectron2 is missing."""
     # Read when OpenCV is loaded: its own messages would stand beside the one line per bad file.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    from instseg import get_cfg  # noqa: F401 - says which requirement is missing and how to get it
+    instseg.get_cfg  # noqa: B018 - resolved on first use
+
+
+def predict(arguments: argparse.Namespace) -> int:
+    """``instseg predict``."""
     from instseg.predict import PredictOptions
     from instseg.predict import predict as run
 
@@ -72,7 +78,6 @@ def predict(arguments: argparse.Namespace) -> int:
 
 def shapes_export(arguments: argparse.Namespace) -> int:
     """``instseg shapes export``."""
-    from instseg import get_cfg  # noqa: F401 - as in predict()
     from instseg.data.shapes import export
 
     if arguments.limit is not None and arguments.limit < 1:
@@ -90,7 +95,6 @@ def shapes_export(arguments: argparse.Namespace) -> int:
 
 def convert(arguments: argparse.Namespace) -> int:
     """``instseg convert``."""
-    from instseg import get_cfg  # noqa: F401 - as in predict()
     from instseg.checkpoint.convert import Options, convert_file
 
     path, report = convert_file(
@@ -108,7 +112,6 @@ def convert(arguments: argparse.Namespace) -> int:
 
 def nuclei_build(arguments: argparse.Namespace) -> int:
     """``instseg nuclei build``."""
-    from instseg import get_cfg  # noqa: F401 - as in predict()
     from instseg.data.nuclei import build
 
     try:
@@ -121,7 +124,6 @@ def nuclei_build(arguments: argparse.Namespace) -> int:
 
 def benchmark_models(arguments: argparse.Namespace) -> int:
     """``instseg benchmark models``."""
-    from instseg import get_cfg  # noqa: F401 - as in predict()
     from instseg.benchmark import benchmark_models as run
     from instseg.benchmark import report
 
@@ -132,7 +134,6 @@ def benchmark_models(arguments: argparse.Namespace) -> int:
 
 def benchmark_ops(arguments: argparse.Namespace) -> int:
     """``instseg benchmark ops``."""
-    from instseg import get_cfg  # noqa: F401 - as in predict()
     from instseg.benchmark import benchmark_ops as run
     from instseg.benchmark import report
 

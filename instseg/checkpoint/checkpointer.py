@@ -256,7 +256,7 @@ class Checkpointer(DetectionCheckpointer):
         if comm.is_main_process():
             try:
                 outcome[0] = read()
-            except Exception as error:  # noqa: BLE001 - raised below, once nobody waits for us
+            except Exception as error:  # raised below, once nobody waits for us
                 failure, outcome[1] = error, str(error) or repr(error)
         group = dist.new_group(backend="gloo")  # objects travel through the CPU
         dist.broadcast_object_list(outcome, src=0, group=group)

@@ -78,9 +78,7 @@ def local_path(path: str) -> str:
     if "://" in path:
         try:
             local = PathManager.get_local_path(path)
-        except (
-            Exception
-        ) as error:  # urllib, file system and URL handlers each raise their own kinds
+        except Exception as error:  # every URL handler raises kinds of its own
             raise CheckpointError(
                 f"weights {path} cannot be downloaded ({_one_line(error)}); "
                 f'give a local path instead, or MODEL.WEIGHTS "" to train from scratch'
@@ -102,7 +100,7 @@ def peek_iteration(path: str | os.PathLike[str]) -> int | None:
         loaded = torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=True)
         iteration = loaded.get("iteration", -1)
         return iteration if "model" in loaded and isinstance(iteration, int) else None
-    except Exception:  # noqa: BLE001 - a damaged file can make the parser raise anything
+    except Exception:  # a damaged file can make the parser raise anything
         return None
 
 

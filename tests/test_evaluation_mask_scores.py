@@ -8,7 +8,6 @@ import pytest
 import torch
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
-from scipy.stats import spearmanr
 
 import instseg
 from instseg.evaluation import build_evaluator
@@ -19,17 +18,14 @@ RIGHT, WRONG = [10.0, 10, 30, 30], [50.0, 50, 60, 60]
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> str:
-    """A picture with one square, of the class with id 7, and one without objects."""
+    """One picture with one square, of the class with id 7."""
     square = {
         **{"id": 1, "image_id": 3, "category_id": 7, "iscrowd": 0, "area": 400},
         "bbox": [10, 10, 20, 20],
         "segmentation": [[10, 10, 30, 10, 30, 30, 10, 30]],
     }
     content = {
-        "images": [
-            {"id": 3, "file_name": "a.png", "height": 64, "width": 64},
-            {"id": 4, "file_name": "empty.png", "height": 64, "width": 64},
-        ],
+        "images": [{"id": 3, "file_name": "a.png", "height": 64, "width": 64}],
         "annotations": [square],
         "categories": [{"id": 7, "name": "square"}],
     }
@@ -96,26 +92,37 @@ def test_without_mask_scores_the_results_are_detectron2s(dataset: str, tmp_path:
     assert files[0].read_text() == files[1].read_text()
 
 
+def rho_of(evaluator: COCOEvaluator, *boxes: tuple[list[float], float]) -> float:
+    """Of masks that fill these boxes and have these mask scores."""
+    masks = torch.zeros(len(boxes), 64, 64, dtype=torch.bool)
+    for mask, ((x1, y1, x2, y2), _) in zip(masks, boxes, strict=True):
+        mask[int(y1) : int(y2), int(x1) : int(x2)] = True
+    instances = Instances(
+        (64, 64),
+        pred_boxes=Boxes(torch.tensor([box for box, _ in boxes])),
+        scores=torch.full((len(boxes),), 0.5),
+        mask_scores=torch.tensor([score for _, score in boxes]),
+        pred_classes=torch.zeros(len(boxes), dtype=torch.int64),
+        pred_masks=masks,
+    )
+    return evaluate(evaluator, {"instances": instances})["segm"]["rho"]
+
+
+GOOD, FAIR = [10.0, 10, 30, 29], [10.0, 10, 30, 26]  # IoU 0.95 and 0.8 with the object
+
+
 def test_rho_is_the_rank_correlation_of_mask_scores_and_true_iou(
     dataset: str, tmp_path: Path
 ) -> None:
-    """The right mask has IoU 1, the wrong one 0."""
     evaluator = evaluator_for(dataset, tmp_path)
-    assert evaluate(evaluator, detections())["segm"]["rho"] == pytest.approx(100)
-    swapped = detections(mask_scores=torch.tensor([0.1, 0.8]))
-    assert evaluate(evaluator, swapped)["segm"]["rho"] == pytest.approx(-100)
-    equal = detections(mask_scores=torch.tensor([0.4, 0.4]))
-    assert math.isnan(evaluate(evaluator, equal)["segm"]["rho"])
+    assert rho_of(evaluator, (RIGHT, 0.9), (GOOD, 0.8), (FAIR, 0.7)) == pytest.approx(100)
+    assert rho_of(evaluator, (RIGHT, 0.7), (GOOD, 0.8), (FAIR, 0.9)) == pytest.approx(-100)
+    assert rho_of(evaluator, (RIGHT, 0.8), (GOOD, 0.9), (FAIR, 0.7)) == pytest.approx(50)
+    assert math.isnan(rho_of(evaluator, (RIGHT, 0.8), (GOOD, 0.8)))
 
 
-def test_rho_counts_masks_in_pictures_without_objects_as_iou_zero(
-    dataset: str, tmp_path: Path
-) -> None:
-    """One mask of IoU 1 and three of IoU 0: the ranks of the IoUs are 4 and three times 2."""
+def test_rho_leaves_out_masks_beside_any_object(dataset: str, tmp_path: Path) -> None:
     evaluator = evaluator_for(dataset, tmp_path)
-    evaluator.reset()
-    empty = detections()
-    empty["instances"].scores = torch.tensor([0.8, 0.7])
-    evaluator.process([{"image_id": 3}, {"image_id": 4}], [detections(), empty])
-    expected = 100 * spearmanr([0.9, 0.5, 0.8, 0.7], [1, 0, 0, 0]).statistic
-    assert evaluator.evaluate()["segm"]["rho"] == pytest.approx(expected)
+    beside = (WRONG, 1.0)
+    assert rho_of(evaluator, (RIGHT, 0.9), (FAIR, 0.7), beside) == pytest.approx(100)
+    assert math.isnan(rho_of(evaluator, (RIGHT, 0.9), beside))

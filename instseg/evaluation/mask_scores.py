@@ -5,6 +5,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import pycocotools.mask as mask_util
 from detectron2.evaluation import COCOEvaluator
 from pycocotools.cocoeval import COCOeval
 from scipy.stats import spearmanr
@@ -71,27 +72,34 @@ class MaskScoreCOCOEvaluator(COCOEvaluator):
 
 
 def score_iou_correlation(coco_eval: COCOeval) -> float:
-    """Spearman's rank correlation of the scores of all masks with their true IoU.
+    """Spearman's rank correlation of the scores of masks with their true IoU.
 
-    The true IoU of a mask is that with the best object of its class, 0 where there is none.  NaN
-    for fewer than two masks, or where all scores or all IoUs are equal.
+    Those masks count whose box overlaps that of an object of their class by an IoU of 0.5 or more;
+    the true IoU is that with this object.  (Over all masks, the many that found nothing would hide
+    how well the rest are ranked.)  NaN for fewer than two masks, or where all scores or all IoUs
+    are equal.
 
     Args:
-        coco_eval: after ``evaluate()``.
+        coco_eval: for ``segm``, after ``evaluate()``.
     """
     scores: list[float] = []
-    best: list[float] = []
-    for key, ious in coco_eval.ious.items():
-        detections = sorted(coco_eval._dts[key], key=lambda record: -record["score"])
-        kept = detections[: coco_eval.params.maxDets[-1]]
-        if not kept:
+    true_ious: list[float] = []
+    for key, mask_ious in coco_eval.ious.items():
+        objects = coco_eval._gts[key]
+        if not len(mask_ious):  # no detections, or no objects of the class
             continue
-        scores += [record["score"] for record in kept]
-        # Without objects of the class COCO computes no IoU at all.
-        best += np.max(ious, axis=1).tolist() if len(ious) else [0.0] * len(kept)
-    if len(set(scores)) < 2 or len(set(best)) < 2:
+        detections = sorted(coco_eval._dts[key], key=lambda record: -record["score"])
+        detections = detections[: coco_eval.params.maxDets[-1]]
+        boxes = [np.array([record["bbox"] for record in side]) for side in (detections, objects)]
+        box_ious = mask_util.iou(*boxes, [0] * len(objects))
+        for record, own_boxes, own_masks in zip(detections, box_ious, mask_ious, strict=True):
+            nearest = own_boxes.argmax()
+            if own_boxes[nearest] >= 0.5:
+                scores.append(record["score"])
+                true_ious.append(own_masks[nearest])
+    if len(set(scores)) < 2 or len(set(true_ious)) < 2:
         return float("nan")
-    return float(spearmanr(scores, best).statistic)
+    return float(spearmanr(scores, true_ious).statistic)
 
 
 def _ranked(record: Mapping[str, Any], task: str) -> dict[str, Any]:

@@ -71,6 +71,9 @@ class CfgNode(Detectron2CfgNode):
             raise ConfigError(
                 f"{path}: values are nested too deeply or contain themselves"
             ) from None
+        except (AssertionError, AttributeError, TypeError) as error:
+            # Detectron2 looks into groups such as MODEL before their types are checked.
+            raise ConfigError(f"{path}: a group of keys has a wrong type: {error}") from None
 
     def merge_from_other_cfg(self, cfg_other: Detectron2CfgNode) -> None:
         """Merge ``cfg_other``; every key must exist here with a value of the same type."""
@@ -290,7 +293,12 @@ def _load_yaml(filename: str, chain: tuple[str, ...]) -> dict[str, Any]:
         )
     merged: dict[str, Any] = {}
     bases = content.pop(_BASE_KEY, [])
-    for base in [bases] if isinstance(bases, str) else bases:
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(
+            f"{filename}: _BASE_ is {bases!r}; expected a file name or a list of them"
+        )
+    for base in bases:
         path = os.path.join(os.path.dirname(filename), os.path.expanduser(base))
         _merge(_load_yaml(path, (*chain, real)), merged)
     _merge(content, merged)

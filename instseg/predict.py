@@ -359,11 +359,14 @@ class _Run:
 
 
 def _category_ids(predictor: Predictor) -> dict[int, int]:
-    """Class number -> category id of the data set, empty where it has no ids of its own."""
+    """Class number -> category id of the data set, empty where it is of other classes."""
     names = predictor.cfg.DATASETS.TEST
     if not names or names[0] not in MetadataCatalog:
         return {}
-    mapping = MetadataCatalog.get(names[0]).get("thing_dataset_id_to_contiguous_id") or {}
+    metadata = MetadataCatalog.get(names[0])
+    if metadata.get("thing_classes") != predictor.class_names:
+        return {}
+    mapping = metadata.get("thing_dataset_id_to_contiguous_id") or {}
     return {number: category_id for category_id, number in mapping.items()}
 
 

@@ -111,15 +111,22 @@ def test_pycocotools_reads_the_results(model: list[str], tmp_path: Path) -> None
     assert len(loaded.anns) == len(results(output))
 
 
-def test_category_ids_are_those_of_a_data_set_that_detectron2_knows(
+def test_category_ids_are_those_of_the_data_set_where_the_model_has_its_classes(
     model: list[str], tmp_path: Path
 ) -> None:
     Image.fromarray(PHOTO).save(tmp_path / "a.png")
-    arguments = [*model, "--input", str(tmp_path / "a.png"), "--output", str(tmp_path / "out")]
-    assert cli.main([*arguments, "DATASETS.TEST", "('coco_2017_val',)"]) == 0
-    names = {0: "person", 1: "bicycle", 2: "car"}
-    for record in results(tmp_path / "out"):
-        assert record["category_name"] == names[record["category_id"] - 1]
+    nameless = str(save_weights(tiny_cfg(), tmp_path / "nameless.pth"))
+    for weights, names in (
+        (nameless, {1: "person", 2: "bicycle", 3: "car"}),
+        (model[model.index("--weights") + 1], {0: "a", 1: "b/c", 2: "d"}),
+    ):
+        output = tmp_path / Path(weights).stem
+        arguments = ["--input", str(tmp_path / "a.png"), "--output", str(output)]
+        arguments += ["--weights", weights, "DATASETS.TEST", "('coco_2017_val',)"]
+        assert cli.main([*model, *arguments]) == 0
+        assert results(output)
+        for record in results(output):
+            assert record["category_name"] == names[record["category_id"]]
 
 
 def test_only_objects_above_the_confidence_are_written(model: list[str], tmp_path: Path) -> None:

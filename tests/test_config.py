@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import instseg
 from instseg.config import check_classes, check_names, num_classes_key
+from instseg.engine.trainer import Trainer
 from instseg.errors import ConfigError, DatasetError
 
 
@@ -36,6 +37,7 @@ def write(folder: Path, text: str, name: str = "config.yaml") -> str:
         ),
         (["SOLVER.MAX_ITER"], "overrides must be pairs KEY VALUE, found 1 words: SOLVER.MAX_ITER"),
         (["MODEL", "1"], "MODEL is a group of keys"),
+        (["SOLVER.MAX_ITER", "2", "--resume"], "--resume is an option; options stand before"),
         (["MODEL.DEVICE.X", "1"], "unknown key MODEL.DEVICE.X"),
     ],
 )
@@ -87,7 +89,10 @@ def test_yaml_never_executes_code(tmp_path: Path) -> None:
         ("just text", "found a str"),
         ("MODEL: [1, 2\n", "not a YAML file"),
         ("1: 2\n", "expected `KEY: value` lines"),
-        ("MODEL: &a\n  MASK_ON: *a\n", "."),
+        ("MODEL: &a\n  MASK_ON: *a\n", "config.yaml: "),
+        ("MODEL:\n", "a group of keys has a wrong type"),
+        ("_BASE_: 5\n", "_BASE_ is 5; expected a file name or a list of them"),
+        ("_BASE_: [1]\n", "_BASE_ is .1.; expected a file name or a list of them"),
     ],
 )
 def test_a_malformed_file_is_a_config_error(tmp_path: Path, text: str, message: str) -> None:
@@ -182,6 +187,35 @@ def test_training_and_test_sets_with_other_classes_are_refused() -> None:
         ConfigError, match="shapes_train and shapes_hard_val differ in their classes"
     ):
         check_classes(cfg, ("shapes_train", "shapes_hard_val"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["DATASETS.TRAIN", ("shapes_train", 5)], "DATASETS.TEST hold names, found 5"),
+        (["DATASETS.SHAPES_SIZE", 1], "DATASETS.SHAPES_SIZE is 1; expected at least 16 pixels"),
+    ],
+)
+def test_impossible_data_sets_are_refused(overrides: list[object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        instseg.load_cfg("mask_rcnn/mask_rcnn_shapes.yaml", overrides)
+
+
+@pytest.mark.parametrize("content", ["null", "3", "[]", '{"images": []}', "{"])
+def test_a_json_file_of_another_kind_is_refused(tmp_path: Path, content: str) -> None:
+    path = write(tmp_path, content, "instances.json")
+    name = f"coco:{path}"
+    cfg = instseg.load_cfg("mask_rcnn/mask_rcnn_shapes.yaml", ["DATASETS.TRAIN", (name,)])
+    with pytest.raises(DatasetError, match="is not JSON|expected the COCO instance format"):
+        check_classes(cfg, (name,))
+
+
+def test_data_that_is_not_on_this_disk_is_named() -> None:
+    cfg = instseg.load_cfg(
+        "mask_rcnn/mask_rcnn_shapes.yaml", ["DATASETS.TRAIN", ("coco_2017_val",)]
+    )
+    with pytest.raises(DatasetError, match="set DETECTRON2_DATASETS to the folder that holds it"):
+        Trainer.build_train_loader(cfg)
 
 
 def test_an_unknown_data_set_names_close_ones() -> None:

@@ -310,11 +310,16 @@ def test_a_checksum_among_the_overrides_holds_for_the_weights_given(weights: Pat
         Predictor(tiny_cfg(), weights, overrides=["MODEL.WEIGHTS_SHA256", "f" * 64])
 
 
-def test_class_names_come_from_the_data_set_before_the_checkpoint(weights: Path) -> None:
+def test_class_names_are_those_of_the_checkpoint_else_of_the_data_set(
+    weights: Path, tmp_path: Path
+) -> None:
+    """A checkpoint trained on other classes keeps its own under any configuration."""
     overrides = ["DATASETS.TEST", "('coco_2017_val',)"]
-    assert Predictor(tiny_cfg(), weights, overrides=overrides).class_names[0] == "person"
-    assert Predictor(tiny_cfg(), weights).class_names == ["a", "b", "c"]
-    assert Predictor(tiny_cfg()).class_names is None
+    assert Predictor(tiny_cfg(), weights, overrides=overrides).class_names == ["a", "b", "c"]
+    nameless = save_weights(tiny_cfg(), tmp_path / "nameless.pth")
+    names = Predictor(tiny_cfg(), nameless, overrides=overrides).class_names
+    assert names is not None and names[0] == "person"
+    assert Predictor(tiny_cfg(), nameless).class_names is None
 
 
 def test_an_unknown_data_set_is_not_added_to_the_catalog(weights: Path) -> None:

@@ -140,6 +140,35 @@ def test_two_processes_equal_one_with_the_double_batch(tiny: list[str], tmp_path
     assert max(moved.values()) > 0.01
 
 
+@pytest.mark.timeout(600)  # four runs, two of them of two processes
+def test_two_processes_evaluate_and_resume_as_one_does(tiny: list[str], tmp_path: Path) -> None:
+    """Everything optional is on; what two ranks measured is what their checkpoint gives."""
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    extras = [
+        *(
+            "TEST.EVAL_PERIOD",
+            "1",
+            "TEST.BEST_METRIC",
+            "val/total_loss",
+            "TEST.VAL_LOSS_PERIOD",
+            "1",
+        ),
+        *("SOLVER.ACCUMULATE_BATCHES", "2", "TEST.CONTEST_METRIC", "True"),
+        *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "OUTPUT_DIR", str(tmp_path)),
+    ]
+    result = train_net(*tiny, *extras, launcher=torchrun)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "best" / "model_best.pth").is_file()
+    result = train_net("--resume", *tiny, *extras, "SOLVER.MAX_ITER", "3", launcher=torchrun)
+    assert result.returncode == 0, result.stderr
+    assert read_weights(str(tmp_path / "model_final.pth"))["iteration"] == 2
+    measured = re.findall(r"copypaste: ([\d.,nan-]+)$", result.stdout, flags=re.MULTILINE)[-3:]
+    result = train_net("--eval-only", "--resume", *tiny, *extras)
+    alone = re.findall(r"copypaste: ([\d.,nan-]+)$", result.stdout, flags=re.MULTILINE)
+    assert len(alone) == 3
+    assert alone == measured
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -113,6 +113,53 @@ def test_the_best_checkpoint_is_kept_and_resuming_does_not_forget_it(tmp_path: P
     assert (best()["iteration"], best()["best_value"]) == (5, 45.0)
 
 
+def test_of_a_loss_the_lowest_value_is_the_best(tmp_path: Path) -> None:
+    hook = BestCheckpoint(Checkpointer(Line(), str(tmp_path)), "val/total_loss")
+    hook.trainer = FakeTrainer([])
+    with EventStorage() as hook.trainer.storage:
+        for iteration, value in enumerate([3.0, 1.0, 2.0]):
+            hook.trainer.storage.iter = iteration
+            hook.trainer.storage.put_scalar("val/total_loss", value, smoothing_hint=False)
+            hook.after_step()
+    assert read_weights(str(tmp_path / "model_best.pth"))["best_value"] == 1.0
+
+
+def test_a_metric_that_is_never_measured_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_with(BestCheckpoint(Checkpointer(Line(), str(tmp_path)), "segm/APs50"), [1.0])
+    assert "TEST.BEST_METRIC segm/APs50 was never measured" in caplog.text
+    assert "there are segm/AP" in caplog.text
+
+
+def test_gradients_are_clipped_after_loss_scaling_is_taken_back() -> None:
+    """A gradient of 2e-3 is far below the limit, but not while it is multiplied by 65536."""
+
+    class Clipping(torch.optim.AdamW):
+        largest = 0.0
+
+        def step(self, closure: Any = None) -> None:
+            parameters = [p for group in self.param_groups for p in group["params"]]
+            type(self).largest = float(torch.nn.utils.clip_grad_norm_(parameters, 1.0))
+            super().step(closure)
+
+    model = Line()
+    loop = TrainLoop(
+        model, [samples((1.0, 0.999), (1.0, 0.999))], Clipping(model.parameters(), fused=True)
+    )
+    loop.scaler = torch.amp.GradScaler("cpu", init_scale=65536.0)
+    loop.iter = 0
+    with EventStorage(0):
+        loop.run_step()
+    assert Clipping.largest == pytest.approx(2e-3, rel=1e-3)
+
+
+def test_a_brightness_that_is_no_range_is_refused() -> None:
+    cfg = instseg.load_cfg(CONFIG, ["INPUT.RANDOM_BRIGHTNESS", (2.0,)])
+    with pytest.raises(ConfigError, match="expected .smallest, largest. factor"):
+        build_train_mapper(cfg, augment=True)
+
+
 def test_validation_loss_is_written_and_changes_neither_norms_nor_random_numbers() -> None:
     model = Line().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}

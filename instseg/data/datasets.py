@@ -9,6 +9,8 @@ that needs no registration; without ``:IMAGE_ROOT`` the pictures lie beside the 
 import difflib
 import json
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -16,10 +18,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from instseg.data import shapes
-from instseg.errors import DatasetError
+from instseg.errors import ConfigError, DatasetError
 
 _COCO_PREFIX = "coco:"
 _UNDER_ROOT = ("coco_mini", "nuclei")
+_MIN_SHAPES_SIZE = 16
 
 
 def register_builtin_datasets() -> None:
@@ -36,10 +39,17 @@ def register_builtin_datasets() -> None:
 
 def register_datasets(cfg: CfgNode) -> None:
     """Register ``coco:...`` names and apply ``SHAPES_SIZE`` of ``cfg.DATASETS``; repeatable."""
+    size = cfg.DATASETS.SHAPES_SIZE
+    if size < _MIN_SHAPES_SIZE:
+        raise ConfigError(
+            f"DATASETS.SHAPES_SIZE is {size}; expected at least {_MIN_SHAPES_SIZE} pixels"
+        )
     for split in shapes.SPLITS:
-        if MetadataCatalog.get(split).get("size") != cfg.DATASETS.SHAPES_SIZE:
-            _register_shapes(split, cfg.DATASETS.SHAPES_SIZE)
+        if MetadataCatalog.get(split).get("size") != size:
+            _register_shapes(split, size)
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        if not isinstance(name, str):
+            raise ConfigError(f"DATASETS.TRAIN and DATASETS.TEST hold names, found {name!r}")
         if name.startswith(_COCO_PREFIX):
             json_file, image_root = parse_coco_name(name)
             _register_coco(name, json_file, image_root)
@@ -69,8 +79,23 @@ def dataset_classes(name: str) -> list[str]:
     check_name(name)
     metadata = MetadataCatalog.get(name)
     if not hasattr(metadata, "thing_classes"):
-        DatasetCatalog.get(name)
+        with reading_datasets([name]):
+            DatasetCatalog.get(name)
     return list(metadata.get("thing_classes", []))
+
+
+@contextmanager
+def reading_datasets(names: Iterable[str]) -> Iterator[None]:
+    """Turns what Detectron2 raises about data it cannot find or use into a DatasetError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DatasetError(
+            f"data set {', '.join(names)}: there is no file {error.filename}; set "
+            "DETECTRON2_DATASETS to the folder that holds it"
+        ) from None
+    except AssertionError as error:
+        raise DatasetError(f"data set {', '.join(names)}: {error}") from None
 
 
 def check_name(name: str) -> None:
@@ -139,8 +164,9 @@ def _load_coco(name: str, json_file: str, image_root: str) -> list[dict[str, Any
             content = json.load(file)
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"data set {name}: {json_file} is not JSON: {error}") from None
-    missing = [key for key in ("images", "categories") if key not in content]
-    if not isinstance(content, dict) or missing:
+    keys = content if isinstance(content, dict) else {}
+    missing = [key for key in ("images", "categories") if key not in keys]
+    if missing:
         raise DatasetError(
             f"data set {name}: {json_file} has no {' and no '.join(missing)}; expected the COCO "
             "instance format"

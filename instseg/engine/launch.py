@@ -36,18 +36,23 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Raises:
         ConfigError, OutputError: anything that would stop the run later, with what to change.
     """
-    if not args.config_file:
-        raise ConfigError("no configuration; pass --config-file FILE")
+    cfg = _read_config(args)
     args.config_file = find_config(args.config_file)
-    cfg = load_cfg(args.config_file, args.opts)
     cfg.freeze()
     check_device(cfg)
     _check_output_dir(cfg.OUTPUT_DIR)
     _check_weights(cfg, args)
     default_setup(cfg, args)
     # Detectron2 configures its own loggers only; without this our messages would vanish.
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="instseg")
+    logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="instseg")
+    logger.info(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}")
     return cfg
+
+
+def _read_config(args: argparse.Namespace) -> CfgNode:
+    if not args.config_file:
+        raise ConfigError("no configuration; pass --config-file FILE")
+    return load_cfg(args.config_file, args.opts)
 
 
 def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
@@ -71,12 +76,18 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
 
 
 def _run_as_rank(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
-    gpus = torch.cuda.is_available()
-    if gpus:
+    local_size = int(os.environ["LOCAL_WORLD_SIZE"])
+    on_gpu = _read_config(args).MODEL.DEVICE.startswith("cuda")
+    if on_gpu and local_size > torch.cuda.device_count():
+        raise ConfigError(
+            f"torchrun starts {local_size} processes, this machine has "
+            f"{torch.cuda.device_count()} GPUs; pass a lower --nproc-per-node or MODEL.DEVICE cpu"
+        )
+    if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group("nccl" if gpus else "gloo")
+    torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
     try:
-        comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+        comm.create_local_process_group(local_size)
         main(args)
     finally:
         torch.distributed.destroy_process_group()
@@ -128,12 +139,15 @@ def _check_output_dir(path: str) -> None:
 
 
 def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
-    has_checkpoint = Checkpointer(torch.nn.Identity(), cfg.OUTPUT_DIR).has_checkpoint()
+    own = Checkpointer(torch.nn.Identity(), cfg.OUTPUT_DIR).has_checkpoint()
+    has_checkpoint = comm.all_gather(own)[0]  # others may not see the main process's disk
     if args.resume and not has_checkpoint:
         raise ConfigError(
             f"--resume: there is no checkpoint in OUTPUT_DIR {cfg.OUTPUT_DIR}; leave --resume out "
             "to start"
         )
+    if args.eval_only and not cfg.DATASETS.TEST:
+        raise ConfigError("--eval-only: DATASETS.TEST is empty, there is nothing to evaluate on")
     if args.eval_only and not args.resume and not cfg.MODEL.WEIGHTS:
         raise ConfigError(
             "--eval-only would evaluate random weights; pass MODEL.WEIGHTS FILE, or --resume for "

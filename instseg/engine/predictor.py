@@ -49,7 +49,8 @@ class Predictor:
         cfg: frozen copy of the configuration in use.
         model: the network, in evaluation mode.
         batch_size: how many pictures share a forward pass at most.
-        class_names: of the data set ``DATASETS.TEST[0]``, else of the checkpoint, else None.
+        class_names: those the checkpoint was trained on if it tells, else those of the data set
+            ``DATASETS.TEST[0]``, else None.
 
     Example::
 
@@ -236,9 +237,8 @@ def _resolve(
 
 
 def _class_names(cfg: CfgNode, checkpoint: dict[str, Any]) -> list[str] | None:
-    names = None
+    names = checkpoint.get("class_names")
     # MetadataCatalog.get() would add an entry for a name it does not know.
-    if cfg.DATASETS.TEST and cfg.DATASETS.TEST[0] in MetadataCatalog:
+    if not names and cfg.DATASETS.TEST and cfg.DATASETS.TEST[0] in MetadataCatalog:
         names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes")
-    names = names or checkpoint.get("class_names")
     return list(names) if names else None

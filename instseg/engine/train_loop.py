@@ -77,6 +77,8 @@ class TrainLoop(SimpleTrainer):
                 means[name] = means.get(name, 0) + loss.detach() / self.accumulate
         self.after_backward()
         self._write_metrics(means, data_time)
+        # Before the step, or an optimizer that unscales by itself would clip scaled gradients.
+        self.scaler.unscale_(self.optimizer)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 

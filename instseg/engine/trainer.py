@@ -3,7 +3,7 @@
 import os
 import shutil
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from instseg.data.datasets import (
     check_masks,
     check_name,
     dataset_classes,
+    reading_datasets,
     register_datasets,
 )
 from instseg.data.mappers import build_train_mapper
@@ -60,16 +61,18 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         _check_space(cfg.OUTPUT_DIR, model)
+        distributed = _distribute(model)
         self._trainer = TrainLoop(
-            _distribute(model),
+            distributed,
             data_loader,
             optimizer,
             amp_dtype=cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else None,
             accumulate=cfg.SOLVER.ACCUMULATE_BATCHES,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        # Given the distributed model, it has all processes load what the main one reads.
         self.checkpointer = Checkpointer(
-            model,
+            distributed,
             cfg.OUTPUT_DIR,
             sha256=cfg.MODEL.WEIGHTS_SHA256,
             allow_partial=allow_partial,
@@ -86,11 +89,14 @@ class Trainer(DefaultTrainer):
             raise ConfigError("DATASETS.TRAIN is empty; name a data set, e.g. ('shapes_train',)")
         for name in cfg.DATASETS.TRAIN:
             check_name(name)
-        records = get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN,
-            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
-        )
+        with reading_datasets(cfg.DATASETS.TRAIN):
+            records = get_detection_dataset_dicts(
+                cfg.DATASETS.TRAIN,
+                filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+                proposal_files=(
+                    cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None
+                ),
+            )
         if cfg.MODEL.MASK_ON:
             check_masks(", ".join(cfg.DATASETS.TRAIN), records)
         return build_detection_train_loader(
@@ -126,38 +132,70 @@ class Trainer(DefaultTrainer):
         hooks = super().build_hooks()
         extra: list[HookBase] = []
         if self.cfg.TEST.VAL_LOSS_PERIOD > 0:
+            records = self._validation_records()
             extra.append(
                 ValidationLoss(
                     self.cfg.TEST.VAL_LOSS_PERIOD,
                     self.checkpointer.model,
-                    lambda: self.build_val_loader(self.cfg),
+                    lambda: build_detection_test_loader(
+                        records,
+                        mapper=build_train_mapper(self.cfg, augment=False),
+                        num_workers=self.cfg.DATALOADER.NUM_WORKERS,
+                    ),
                 )
             )
-        if self.cfg.TEST.BEST_METRIC and comm.is_main_process():
-            if self.cfg.TEST.EVAL_PERIOD <= 0:
-                raise ConfigError(
-                    f"TEST.BEST_METRIC {self.cfg.TEST.BEST_METRIC} needs evaluations during "
-                    "training; set TEST.EVAL_PERIOD to a number of iterations"
-                )
+        metric = self.cfg.TEST.BEST_METRIC
+        if metric and self.cfg.TEST.EVAL_PERIOD <= 0:
+            raise ConfigError(
+                f"TEST.BEST_METRIC {metric} needs evaluations during training; set "
+                "TEST.EVAL_PERIOD to a number of iterations"
+            )
+        if metric and comm.is_main_process():
             best = Checkpointer(
                 self.checkpointer.model,
                 os.path.join(self.cfg.OUTPUT_DIR, "best"),
                 class_names=self.checkpointer.class_names,
             )
-            extra.append(BestCheckpoint(best, self.cfg.TEST.BEST_METRIC))
+            extra.append(BestCheckpoint(best, metric))
         # The writer stays last, so that it writes what the others measured.
         writers = hooks[-1:] if comm.is_main_process() else []
         return [*hooks[: len(hooks) - len(writers)], *extra, *writers]
 
+    def _validation_records(self) -> list[dict[str, Any]]:
+        """Annotated records of ``DATASETS.TEST``, checked as those of training are."""
+        names = self.cfg.DATASETS.TEST
+        if not names:
+            raise ConfigError("TEST.VAL_LOSS_PERIOD is set, but DATASETS.TEST is empty")
+        with reading_datasets(names):
+            records = get_detection_dataset_dicts(names, filter_empty=False)
+        if self.cfg.MODEL.MASK_ON:
+            check_masks(", ".join(names), records)
+        return records
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Load ``MODEL.WEIGHTS``, or go on from the last checkpoint in ``OUTPUT_DIR``."""
+        # The main process decides: others may not see its disk.
+        resumes = resume and comm.all_gather(self.checkpointer.has_checkpoint())[0]
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if resumes:
+            self.start_iter = self.iter + 1
+
     @classmethod
-    def build_val_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
-        """One pass over ``DATASETS.TEST`` with annotations and without augmentation."""
-        records = get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False)
-        return build_detection_test_loader(
-            records,
-            mapper=build_train_mapper(cfg, augment=False),
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-        )
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: Sequence[DatasetEvaluator] | None = None,
+    ) -> dict[str, Any]:
+        """Evaluate on ``DATASETS.TEST``; on all processes with the main one's running statistics.
+
+        Each process keeps statistics of its own while training, and the main one's are saved.
+        """
+        if comm.get_world_size() > 1:
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        results: dict[str, Any] = super().test(cfg, model, evaluators)
+        return results
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

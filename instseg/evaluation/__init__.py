@@ -28,7 +28,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         raise ConfigError(
             f"data set {dataset_name} asks for the evaluator {kind!r}; there is only 'coco'"
         )
-    if metadata.get("json_file", "").endswith("_coco_format.json"):
+    if os.path.basename(metadata.get("json_file", "")) == f"{dataset_name}_coco_format.json":
         # Written by an earlier evaluator of this process for a set without a file: never reuse it.
         del metadata.json_file
     # A coco:PATH name is no file name.

@@ -235,7 +235,7 @@ def _add_benchmark_models(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--config-file", required=True, action="append", metavar="FILE", help="may be repeated")
     add("--input", nargs="+", default=[], metavar="FILE", help="pictures; default synthetic ones")
-    add("--repeats", type=int, default=3, metavar="N", help="passes (default %(default)s)")
+    add("--repeats", type=int, default=6, metavar="N", help="passes (default %(default)s)")
     add("--json", type=Path, metavar="FILE", help="write the rows as a JSON list")
     add("overrides", nargs="*", metavar="KEY VALUE", help="configuration overrides, last")
     parser.set_defaults(run=benchmark_models)

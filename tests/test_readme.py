@@ -35,7 +35,7 @@ def commands() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that looks like a checkout, with a picture, and no output yet."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("train_net.py", "configs"):
@@ -68,24 +68,24 @@ def run(command: str, folder: Path) -> str:
 
 
 @pytest.mark.timeout(900)  # a dozen processes, each of which loads torch
-def test_the_commands_of_the_readme_run_in_order(workplace: Path) -> None:
+def test_the_commands_of_the_readme_run_in_order(checkout: Path) -> None:
     lines = [line for line in commands() if not line.startswith(SKIPPED)]
     assert len(lines) >= 5
     # The demo's checkpoint, which prediction uses, comes from the first training command here.
     training = next(line for line in lines if line.startswith("python train_net.py"))
-    run(training.replace("output/shapes", "output/demo"), workplace)
+    run(training.replace("output/shapes", "output/demo"), checkout)
     for line in lines:
-        run(line, workplace)
-    assert (workplace / "output/predictions/predictions.json").is_file()
+        run(line, checkout)
+    assert (checkout / "output/predictions/predictions.json").is_file()
 
 
-def test_the_three_lines_of_prediction_run(workplace: Path) -> None:
+def test_the_three_lines_of_prediction_run(checkout: Path) -> None:
     (code,) = blocks("python")
     assert len(code.splitlines()) == 3
     code = code.replace(', "output/demo/model_final.pth"', "")
     script = f"{code}\nprint(masks.shape[1:])"
     result = subprocess.run(
-        [sys.executable, "-c", script], cwd=workplace, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script], cwd=checkout, capture_output=True, text=True, timeout=120
     )
     assert "torch.Size([128, 128])" in result.stdout, result.stderr
 

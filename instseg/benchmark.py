@@ -165,8 +165,8 @@ def _runner(predictor: Any, pictures: Sequence[np.ndarray]) -> Callable[[], None
         if isinstance(predictor, Predictor):
             predictor(list(pictures))
         else:
-            for picture in pictures:
-                predictor(picture)
+            # Results are kept, as the list of the other predictor keeps them.
+            [predictor(picture) for picture in pictures]
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 

@@ -80,6 +80,19 @@ def test_a_loss_that_is_not_finite_names_iteration_term_and_pictures() -> None:
         assert part in str(caught.value)
 
 
+def test_a_model_that_finds_itself_diverged_is_reported_likewise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Detectron2's RPN raises before there is a loss."""
+
+    def diverged(self: Line, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        raise FloatingPointError("Predicted boxes or scores contain Inf/NaN.")
+
+    monkeypatch.setattr(Line, "forward", diverged)
+    with pytest.raises(TrainingError, match="iteration 0: rank 0: Predicted boxes.*images 0.png"):
+        step([FIRST])
+
+
 class FakeTrainer(TrainerBase):
     """Runs hooks over iterations whose metric is given."""
 

@@ -83,17 +83,25 @@ class TrainLoop(SimpleTrainer):
         self.scaler.update()
 
     def _forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = {}
+        problem = ""
         with torch.autocast(
             self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
         ):
-            losses: dict[str, Tensor] = self.model(batch)
-        self._check_finite(losses, batch)
+            try:
+                losses = self.model(batch)
+            except FloatingPointError as error:  # Detectron2's RPN, before there is a loss
+                problem = str(error)
+        self._check_finite(losses, batch, problem)
         return losses
 
-    def _check_finite(self, losses: dict[str, Tensor], batch: list[dict[str, Any]]) -> None:
-        bad = ~torch.isfinite(
-            torch.stack([loss.detach().float() for loss in losses.values()])
-        ).all()
+    def _check_finite(
+        self, losses: dict[str, Tensor], batch: list[dict[str, Any]], problem: str
+    ) -> None:
+        """Stop all ranks if a loss of any is not finite, or its model reports a ``problem``."""
+        bad = torch.tensor(bool(problem), device=self.device)
+        for loss in losses.values():
+            bad = bad | ~torch.isfinite(loss.detach())
         if comm.get_world_size() > 1:
             bad = bad.float()
             torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
@@ -101,9 +109,9 @@ class TrainLoop(SimpleTrainer):
             return
         report = ""
         terms = {name: loss.item() for name, loss in losses.items() if not torch.isfinite(loss)}
-        if terms:
+        if terms or problem:
             files = ", ".join(str(record.get("file_name", "?")) for record in batch)
-            values = ", ".join(f"{name} = {value}" for name, value in terms.items())
+            values = problem or ", ".join(f"{name} = {value}" for name, value in terms.items())
             report = f"rank {comm.get_rank()}: {values}; images {files}"
         reports = [text for text in comm.all_gather(report) if text]
         raise TrainingError(

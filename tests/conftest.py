@@ -4,7 +4,9 @@ import importlib.util
 import os
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -38,6 +40,13 @@ def load_module(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def close(actual: torch.Tensor, expected: Any, tolerance: float = 1e-5) -> None:
+    """Assert that ``actual`` differs from a golden array by ``tolerance`` at most."""
+    torch.testing.assert_close(
+        actual.detach(), torch.from_numpy(np.asarray(expected)), rtol=0, atol=tolerance
+    )
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import resource
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,25 +16,7 @@ from torch import nn
 
 from instseg.checkpoint import Checkpointer, atomic_write, read_weights
 from instseg.errors import CheckpointError, OutputError
-
-
-def net(classes: int = 3, seed: int = 0) -> nn.Sequential:
-    """Eleven tensors that a file can initialise, two of which depend on the number of classes."""
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        OrderedDict(
-            stem=nn.Conv2d(3, 4, 3),
-            norm=nn.BatchNorm2d(4),
-            body=nn.Conv2d(4, 4, 3),
-            tail=nn.Conv2d(4, 4, 3, bias=False),
-            cls_score=nn.Linear(4, classes),
-        )
-    )
-
-
-def same(a: nn.Module, b: nn.Module) -> bool:
-    ours, theirs = a.state_dict(), b.state_dict()
-    return ours.keys() == theirs.keys() and all(torch.equal(v, theirs[k]) for k, v in ours.items())
+from tests.test_checkpoint import net, same
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from instseg.checkpoint import Checkpointer, read_weights
 from instseg.checkpoint.convert import Options, convert_file, maskscoring_rcnn
 from instseg.cli import main
 from instseg.errors import CheckpointError, ConfigError
-from tests.conftest import GOLDEN, load_module
+from tests.conftest import GOLDEN, close, load_module
 
 FOLDER = GOLDEN / "mask_scoring_rcnn"
 CONFIG = "mask_scoring_rcnn/mask_scoring_rcnn_R_50_FPN_coco.yaml"
@@ -79,12 +79,6 @@ def features(model: nn.Module, golden_weights: ModuleType) -> State:
     picture = golden_weights.image(128, 192).astype(np.float32) - np.float32(PIXEL_MEAN)
     with torch.no_grad():
         return model.backbone(torch.from_numpy(picture.transpose(2, 0, 1).copy())[None])
-
-
-def close(actual: torch.Tensor, expected: Any, tolerance: float = 1e-5) -> None:
-    torch.testing.assert_close(
-        actual.detach(), torch.from_numpy(np.asarray(expected)), rtol=0, atol=tolerance
-    )
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -28,7 +28,7 @@ from instseg.checkpoint.convert import Options, matterport
 from instseg.cli import main
 from instseg.errors import CheckpointError
 from instseg.projects.mask_rcnn import SamePaddingStem
-from tests.conftest import GOLDEN, load_module
+from tests.conftest import GOLDEN, close, load_module
 
 FOLDER = GOLDEN / "mask_rcnn"
 CONFIG = "mask_rcnn/mask_rcnn_R_101_FPN_matterport.yaml"
@@ -111,12 +111,6 @@ def crop_and_resize(features: State, boxes: torch.Tensor, size: int) -> torch.Te
         lower = map_[:, bottom][:, :, left].lerp(map_[:, bottom][:, :, right], across)
         out.append(upper.lerp(lower, down) * inside)
     return torch.stack(out)
-
-
-def close(actual: torch.Tensor, expected: Any, tolerance: float = 1e-5) -> None:
-    torch.testing.assert_close(
-        actual.detach(), torch.from_numpy(np.asarray(expected)), rtol=0, atol=tolerance
-    )
 
 
 @pytest.mark.parametrize("level", LEVELS)

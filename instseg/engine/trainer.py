@@ -87,18 +87,14 @@ class Trainer(DefaultTrainer):
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
         if not cfg.DATASETS.TRAIN:
             raise ConfigError("DATASETS.TRAIN is empty; name a data set, e.g. ('shapes_train',)")
-        for name in cfg.DATASETS.TRAIN:
-            check_name(name)
-        with reading_datasets(cfg.DATASETS.TRAIN):
-            records = get_detection_dataset_dicts(
-                cfg.DATASETS.TRAIN,
-                filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-                proposal_files=(
-                    cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None
-                ),
-            )
-        if cfg.MODEL.MASK_ON:
-            check_masks(", ".join(cfg.DATASETS.TRAIN), records)
+        records = _annotated_records(
+            cfg,
+            cfg.DATASETS.TRAIN,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            proposal_files=(
+                cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None
+            ),
+        )
         return build_detection_train_loader(
             cfg, dataset=records, mapper=build_train_mapper(cfg, augment=True)
         )
@@ -132,7 +128,9 @@ class Trainer(DefaultTrainer):
         hooks = super().build_hooks()
         extra: list[HookBase] = []
         if self.cfg.TEST.VAL_LOSS_PERIOD > 0:
-            records = self._validation_records()
+            if not self.cfg.DATASETS.TEST:
+                raise ConfigError("TEST.VAL_LOSS_PERIOD is set, but DATASETS.TEST is empty")
+            records = _annotated_records(self.cfg, self.cfg.DATASETS.TEST, filter_empty=False)
             extra.append(
                 ValidationLoss(
                     self.cfg.TEST.VAL_LOSS_PERIOD,
@@ -160,17 +158,6 @@ class Trainer(DefaultTrainer):
         # The writer stays last, so that it writes what the others measured.
         writers = hooks[-1:] if comm.is_main_process() else []
         return [*hooks[: len(hooks) - len(writers)], *extra, *writers]
-
-    def _validation_records(self) -> list[dict[str, Any]]:
-        """Annotated records of ``DATASETS.TEST``, checked as those of training are."""
-        names = self.cfg.DATASETS.TEST
-        if not names:
-            raise ConfigError("TEST.VAL_LOSS_PERIOD is set, but DATASETS.TEST is empty")
-        with reading_datasets(names):
-            records = get_detection_dataset_dicts(names, filter_empty=False)
-        if self.cfg.MODEL.MASK_ON:
-            check_masks(", ".join(names), records)
-        return records
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Load ``MODEL.WEIGHTS``, or go on from the last checkpoint in ``OUTPUT_DIR``."""
@@ -200,6 +187,21 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         return build_evaluator(cfg, dataset_name)
+
+
+def _annotated_records(cfg: CfgNode, names: Sequence[str], **settings: Any) -> list[dict[str, Any]]:
+    """Records of the data sets ``names`` that losses can be computed on, checked.
+
+    Args:
+        settings: of Detectron2's ``get_detection_dataset_dicts``.
+    """
+    for name in names:
+        check_name(name)
+    with reading_datasets(names):
+        records: list[dict[str, Any]] = get_detection_dataset_dicts(names, **settings)
+    if cfg.MODEL.MASK_ON:
+        check_masks(", ".join(names), records)
+    return records
 
 
 def _distribute(model: nn.Module) -> nn.Module:

@@ -1,0 +1,156 @@
+"""Weights saved by MXNet (``PREFIX-EPOCH.params``), read without MXNet.
+
+The file is little endian: a magic number, a reserved zero, the number of arrays, the arrays, the
+number of names, the names.  Three layouts of an array exist, told apart by its first four bytes
+(those of MXNet 1.x, 0.12 and older).  The format holds numbers and names only, so nothing can be
+executed; what remains is to believe no size before the file was seen to have room for it.
+"""
+
+import math
+import os
+import struct
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from instseg.checkpoint.reading import local_path
+from instseg.errors import CheckpointError
+
+_MAGIC = 0x112
+_TAG_WITH_STORAGE = 0xF993FAC9
+_TAG_WITH_LONG_DIMS = 0xF993FAC8
+_DENSE = 0
+_STORAGE_NAMES = {1: "row-sparse", 2: "compressed sparse row"}
+_MAX_AXES = 32
+_DTYPES: dict[int, np.dtype[Any]] = {
+    0: np.dtype("<f4"),
+    1: np.dtype("<f8"),
+    2: np.dtype("<f2"),
+    3: np.dtype("u1"),
+    4: np.dtype("<i4"),
+    5: np.dtype("i1"),
+    6: np.dtype("<i8"),
+}
+_LEAST_ARRAY = 21
+"""Bytes of the smallest array: number of axes, one size, device, device id, type, one byte."""
+_LEAST_NAME = 8
+
+
+def read_params(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read every array of a file.
+
+    Args:
+        path: local path or URL.
+    Returns:
+        {name as in the file, e.g. ``arg:conv1_weight`` or ``aux:bn_conv1_moving_mean``: CPU tensor
+        of the file's number type}, in the file's order.  Convolution weights are
+        (out, in, height, width).
+    Raises:
+        CheckpointError: a missing, damaged or truncated file, sparse arrays, unknown number types,
+            or arrays without names; the message says what was found.
+    """
+    path = os.fspath(path)
+    try:
+        with open(local_path(path), "rb") as file:
+            return _Reader(file).arrays()
+    except OSError as error:
+        raise CheckpointError(f"weights {path} cannot be read: {error}") from error
+    except _Malformed as error:
+        raise CheckpointError(f"{path} is no MXNet parameter file, or damaged: {error}") from error
+
+
+class _Malformed(Exception):
+    """What is wrong with the file; its path is added outside."""
+
+
+class _Reader:
+    """Takes a file apart from front to back."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._size = os.fstat(file.fileno()).st_size
+
+    def arrays(self) -> dict[str, Tensor]:
+        """The whole file; nothing may follow the last name."""
+        magic, reserved = self._numbers("<QQ", "the magic number")
+        if (magic, reserved) != (_MAGIC, 0):
+            raise _Malformed(
+                f"it starts with {magic:#x}, {reserved:#x}; expected {_MAGIC:#x} and 0"
+            )
+        count = self._count("arrays", _LEAST_ARRAY)
+        values = [self._array(f"array {i + 1} of {count}") for i in range(count)]
+        num_names = self._count("names", _LEAST_NAME)
+        if num_names != count:
+            raise _Malformed(f"it has {count} arrays and {num_names} names")
+        named: dict[str, Tensor] = {}
+        for i, value in enumerate(values):
+            name = self._name(f"name {i + 1} of {count}")
+            if name in named:
+                raise _Malformed(f"it holds {name!r} twice")
+            named[name] = value
+        if self._left():
+            raise _Malformed(f"{self._left()} bytes follow the last name")
+        return named
+
+    def _array(self, what: str) -> Tensor:
+        tag = self._number("<I", f"the tag of {what}")
+        if tag == _TAG_WITH_STORAGE:
+            storage = self._number("<i", f"the storage type of {what}")
+            if storage != _DENSE:
+                kind = _STORAGE_NAMES.get(storage, "of unknown storage")
+                raise _Malformed(f"{what} is {kind} (type {storage}); expected dense arrays")
+        if tag in (_TAG_WITH_STORAGE, _TAG_WITH_LONG_DIMS):
+            axes, code = self._number("<I", f"the number of axes of {what}"), "q"
+        else:  # the oldest layout has no tag
+            axes, code = tag, "I"
+        if not 1 <= axes <= _MAX_AXES:
+            raise _Malformed(f"{what} has {axes} ({axes:#x}) axes; expected 1 to {_MAX_AXES}")
+        shape = self._numbers(f"<{axes}{code}", f"the shape of {what}")
+        if min(shape) < 1:
+            raise _Malformed(f"{what} has shape {shape}; expected positive sizes")
+        *_, type_code = self._numbers("<iii", f"device and type of {what}")
+        dtype = _DTYPES.get(type_code)
+        if dtype is None:
+            known = ", ".join(f"{key} {value.name}" for key, value in _DTYPES.items())
+            raise _Malformed(f"{what} has the unknown number type {type_code}; known are {known}")
+        label = f"the data of {what}, {dtype.name} of shape {shape}"
+        data = self._take(math.prod(shape) * dtype.itemsize, label)
+        return torch.from_numpy(np.frombuffer(data, dtype).reshape(shape))
+
+    def _name(self, what: str) -> str:
+        length = self._number("<Q", f"the length of {what}")
+        raw = self._take(length, what)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            raise _Malformed(f"{what} is {bytes(raw[:40])!r}; expected UTF-8 text") from None
+
+    def _count(self, what: str, least_size: int) -> int:
+        """A number of things of ``least_size`` bytes or more, which must fit into the file."""
+        count = self._number("<Q", f"the number of {what}")
+        if count * least_size > self._left():
+            raise _Malformed(f"it claims {count} {what}, but only {self._left()} bytes follow")
+        return int(count)
+
+    def _number(self, code: str, what: str) -> Any:
+        return self._numbers(code, what)[0]
+
+    def _numbers(self, code: str, what: str) -> tuple[Any, ...]:
+        return struct.unpack(code, self._take(struct.calcsize(code), what))
+
+    def _take(self, length: int, what: str) -> bytearray:
+        """The next bytes, in memory of their own."""
+        if length > self._left():
+            raise _Malformed(
+                f"{what} should take {length} bytes, {self._left()} of the file's {self._size} "
+                "are left"
+            )
+        data = bytearray(length)
+        if self._file.readinto(data) != length:  # type: ignore[attr-defined]
+            raise _Malformed(f"the file became shorter while {what} was read")
+        return data
+
+    def _left(self) -> int:
+        return self._size - self._file.tell()

@@ -226,7 +226,14 @@ def check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
 
 def num_classes_key(cfg: CfgNode) -> str | None:
     """The key that holds the number of classes of ``cfg``'s model; None for class-agnostic ones."""
-    architecture = cfg.MODEL.META_ARCHITECTURE.lower()
+    from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    if architecture in META_ARCH_REGISTRY and issubclass(
+        META_ARCH_REGISTRY.get(architecture), GeneralizedRCNN
+    ):
+        return "MODEL.ROI_HEADS.NUM_CLASSES"
+    architecture = architecture.lower()
     for name, node in cfg.MODEL.items():
         if name.replace("_", "").lower() == architecture:
             return f"MODEL.{name}.NUM_CLASSES" if "NUM_CLASSES" in node else None
@@ -257,6 +264,12 @@ def _add_shared_config(cfg: Detectron2CfgNode) -> None:
     cfg.TEST.CONTEST_METRIC = False
     # Least score of a prediction that counts in that metric.
     cfg.TEST.CONTEST_SCORE_THRESH = 0.5
+    # Evaluate average recall (AR@n, AUC) in place of COCO's AP: for models that know no classes.
+    cfg.TEST.PROPOSALS = False
+    # Evaluate VOC's AP of masks at IoU 0.5 and 0.7 as well; always done on SBD and VOC data.
+    cfg.TEST.VOC_METRIC = False
+    # Precision in that metric: "11-point" (VOC 2007, what papers report) or "all-point" (VOC 2010).
+    cfg.TEST.VOC_INTERPOLATION = "11-point"
 
 
 @functools.cache

@@ -2,8 +2,9 @@
 
 ``coco:PATH/instances.json:IMAGE_ROOT`` in ``DATASETS.TRAIN`` or ``DATASETS.TEST`` is a data set
 that needs no registration; without ``:IMAGE_ROOT`` the pictures lie beside the JSON file.
-``coco_mini_{train,val}`` and ``nuclei_{train,val}`` are looked for under ``$DETECTRON2_DATASETS``
-(default ``datasets``), as Detectron2's own names are.
+``coco_mini_{train,val}``, ``nuclei_{train,val}``, ``sbd_{train,val}`` and
+``voc_2012_instances_{train,val}`` are looked for under ``$DETECTRON2_DATASETS`` (default
+``datasets``), as Detectron2's own names are.
 """
 
 import difflib
@@ -17,7 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
-from instseg.data import shapes
+from instseg.data import shapes, voc
 from instseg.errors import ConfigError, DatasetError
 
 _COCO_PREFIX = "coco:"
@@ -35,6 +36,7 @@ def register_builtin_datasets() -> None:
         for split in ("train", "val"):
             json_file = os.path.join(root, folder, f"instances_{split}.json")
             _register_coco(f"{folder}_{split}", json_file, os.path.join(root, folder, "images"))
+    voc.register(root)
 
 
 def register_datasets(cfg: CfgNode) -> None:

@@ -7,26 +7,39 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
 from instseg.data.datasets import dataset_classes
+from instseg.data.voc import EVALUATOR_TYPE as VOC_EVALUATOR_TYPE
 from instseg.errors import ConfigError
 from instseg.evaluation.contest import ContestEvaluator
 from instseg.evaluation.mask_scores import MaskScoreCOCOEvaluator
+from instseg.evaluation.proposals import ProposalEvaluator
+from instseg.evaluation.voc import VOCEvaluator
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     """The evaluator of ``dataset_name``; its files go to ``OUTPUT_DIR/inference/DATASET``.
 
-    Masks are ranked by ``mask_scores`` where a model gives them.  COCO's limit of 100 detections
-    per image is raised to ``TEST.DETECTIONS_PER_IMAGE`` where that is more.
+    That is COCO's AP, or average recall under ``TEST.PROPOSALS``, and the further metrics which the
+    configuration or the data set asks for.  Masks are ranked by ``mask_scores`` where a model gives
+    them.  COCO's limit of 100 detections per image is raised to ``TEST.DETECTIONS_PER_IMAGE`` where
+    that is more.
 
     Raises:
-        ConfigError: a data set whose metric is not known.
+        ConfigError: a data set whose metric is not known, or a metric that needs classes for a
+            model without.
+        DatasetError: a data set that cannot be read.
     """
     dataset_classes(dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
     kind = metadata.get("evaluator_type", "coco")
-    if kind != "coco":
+    if kind not in ("coco", VOC_EVALUATOR_TYPE):
         raise ConfigError(
-            f"data set {dataset_name} asks for the evaluator {kind!r}; there is only 'coco'"
+            f"data set {dataset_name} asks for the evaluator {kind!r}; there are only 'coco' and "
+            f"{VOC_EVALUATOR_TYPE!r}"
+        )
+    if cfg.TEST.PROPOSALS and cfg.TEST.VOC_METRIC:
+        raise ConfigError(
+            "TEST.PROPOSALS is for models without classes, TEST.VOC_METRIC needs classes; set one "
+            "of them to False"
         )
     if os.path.basename(metadata.get("json_file", "")) == f"{dataset_name}_coco_format.json":
         # Written by an earlier evaluator of this process for a set without a file: never reuse it.
@@ -35,13 +48,21 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     folder = os.path.join(
         cfg.OUTPUT_DIR, "inference", dataset_name.replace("/", "_").replace(":", "_")
     )
-    coco = MaskScoreCOCOEvaluator(
-        dataset_name,
-        output_dir=folder,
-        max_dets_per_image=max(100, cfg.TEST.DETECTIONS_PER_IMAGE),
-        allow_cached_coco=False,
-    )
-    if not cfg.TEST.CONTEST_METRIC:
-        return coco
-    contest = ContestEvaluator(dataset_name, score_threshold=cfg.TEST.CONTEST_SCORE_THRESH)
-    return DatasetEvaluators([coco, contest])
+    evaluators: list[DatasetEvaluator] = []
+    if cfg.TEST.PROPOSALS:
+        evaluators.append(ProposalEvaluator(dataset_name, output_dir=folder))
+    else:
+        coco = MaskScoreCOCOEvaluator(
+            dataset_name,
+            output_dir=folder,
+            max_dets_per_image=max(100, cfg.TEST.DETECTIONS_PER_IMAGE),
+            allow_cached_coco=False,
+        )
+        evaluators.append(coco)
+    if cfg.TEST.CONTEST_METRIC:
+        threshold = cfg.TEST.CONTEST_SCORE_THRESH
+        evaluators.append(ContestEvaluator(dataset_name, score_threshold=threshold))
+    if cfg.TEST.VOC_METRIC or (kind == VOC_EVALUATOR_TYPE and not cfg.TEST.PROPOSALS):
+        interpolation = cfg.TEST.VOC_INTERPOLATION
+        evaluators.append(VOCEvaluator(dataset_name, interpolation=interpolation))
+    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)

@@ -11,6 +11,8 @@ from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from instseg.evaluation.matching import HIT, mask_ranking, match, to_rle
+
 THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 
 
@@ -47,11 +49,11 @@ class ContestEvaluator(DatasetEvaluator):
             size = record["height"], record["width"]
             truth = np.zeros(size, dtype=np.int32)
             for number, annotation in enumerate(record["annotations"], start=1):
-                truth[_decode(annotation["segmentation"], size)] = number
+                rle = to_rle(annotation["segmentation"], size)
+                truth[mask_util.decode(rle).astype(bool)] = number
             instances = output["instances"]
             kept = instances[instances.scores >= self._score_threshold]
-            ranking = kept.mask_scores if kept.has("mask_scores") else kept.scores
-            self._scores.append(image_scores(truth, label_map(kept.pred_masks, ranking)))
+            self._scores.append(image_scores(truth, label_map(kept.pred_masks, mask_ranking(kept))))
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Per cent, as Detectron2's evaluators: ``AP`` is the mean over the thresholds."""
@@ -95,15 +97,10 @@ def image_scores(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     union = truth_areas[1:, None] + predicted_areas[None, 1:] - inside
     iou = inside / np.maximum(union, 1)
     total = np.count_nonzero(truth_areas[1:]) + np.count_nonzero(predicted_areas[1:])
-    # Labels do not overlap, so above an IoU of 0.5 each object has one partner at most.
-    true_positives = np.array([(iou > threshold).sum() for threshold in THRESHOLDS])
+    # The contest asks for more than the threshold, not for the threshold itself.
+    above = [float(np.nextafter(threshold, 1)) for threshold in THRESHOLDS]
+    # Labels do not overlap, so above an IoU of 0.5 each object has one partner at most, and the
+    # order of the predictions does not matter.
+    outcomes = match(iou.T, np.zeros(len(iou), dtype=bool), above)
+    true_positives = (outcomes == HIT).sum(axis=1)
     return np.where(total == 0, 1.0, true_positives / np.maximum(total - true_positives, 1))
-
-
-def _decode(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool of a polygon list or an RLE with text or list counts."""
-    if isinstance(segmentation, list):
-        segmentation = mask_util.merge(mask_util.frPyObjects(segmentation, *size))
-    elif isinstance(segmentation["counts"], list):
-        segmentation = mask_util.frPyObjects(segmentation, *size)
-    return np.asarray(mask_util.decode(segmentation), dtype=bool)

@@ -1,0 +1,245 @@
+"""Instances of PASCAL VOC: the 2012 segmentation set and SBD, read from the files as released.
+
+They are looked for under ``$DETECTRON2_DATASETS`` as Detectron2's own sets are::
+
+    VOC2012/   JPEGImages/*.jpg  SegmentationObject/*.png  SegmentationClass/*.png
+               ImageSets/Segmentation/{train,val}.txt
+    sbd/       img/*.jpg  inst/*.mat  {train,val}.txt     (``dataset`` of benchmark_RELEASE)
+
+The lists of SBD may be replaced: papers after SDS (FCIS among them) train on 5623 and test on 5732
+pictures, other lists than those in the release.
+
+Sources: Everingham et al., IJCV 2010 (VOC); Hariharan et al., ICCV 2011 (SBD), ECCV 2014 (SDS).
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pycocotools.mask as mask_util
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from PIL import Image
+from scipy.io import loadmat
+
+from instseg.errors import DatasetError
+
+CLASSES = tuple(
+    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike "
+    "person pottedplant sheep sofa train tvmonitor".split()
+)
+EVALUATOR_TYPE = "voc_instances"
+"""In the metadata; asks for VOC's metric beside COCO's."""
+
+_VOID = 255
+_MAX_MAT_BYTES = 2**22
+"""Files of SBD have some 10 kB; what a file claims to unpack to is at most a thousandfold."""
+
+Labels = npt.NDArray[np.integer[Any]]
+Annotation = dict[str, Any]
+
+
+def register(root: str) -> None:
+    """Register ``sbd_{train,val}`` and ``voc_2012_instances_{train,val}`` where they are unknown.
+
+    Args:
+        root: holds ``sbd`` and ``VOC2012``; nothing is read before a data set is used.
+    """
+    for split in ("train", "val"):
+        _register(f"sbd_{split}", load_sbd, os.path.join(root, "sbd"), split)
+        _register(f"voc_2012_instances_{split}", load_voc, os.path.join(root, "VOC2012"), split)
+
+
+def load_voc(name: str, folder: str, split: str) -> list[dict[str, Any]]:
+    """Records in Detectron2's standard format, masks as RLE, ``image_id`` the name of the picture.
+
+    An object is what ``SegmentationObject`` gives one number; its class is the one that most of its
+    pixels have in ``SegmentationClass``.  The boundaries between objects (255) belong to none.
+
+    Args:
+        name: of the data set, for messages.
+        folder: ``VOC2012``.
+        split: of ``ImageSets/Segmentation``.
+    Raises:
+        DatasetError: missing, damaged or contradictory files.
+    """
+    root = Path(folder)
+
+    def annotate(picture: str) -> tuple[tuple[int, ...], list[Annotation]]:
+        object_file = root / "SegmentationObject" / f"{picture}.png"
+        class_file = root / "SegmentationClass" / f"{picture}.png"
+        objects, classes = _read_labels(name, object_file), _read_labels(name, class_file)
+        if objects.shape != classes.shape:
+            raise DatasetError(
+                f"data set {name}: {object_file} is {objects.shape}, {class_file} {classes.shape} "
+                "(height, width)"
+            )
+        annotations = []
+        for number in np.setdiff1d(objects, (0, _VOID)):
+            mask = objects == number
+            counts = np.bincount(classes[mask], minlength=256)
+            counts[[0, _VOID]] = 0
+            kind = int(counts.argmax())
+            if not counts[kind] or kind > len(CLASSES):
+                raise DatasetError(
+                    f"data set {name}: {class_file} has {f'class {kind}' if kind else 'no class'} "
+                    f"where {object_file} has object {number}; expected 1 to {len(CLASSES)}"
+                )
+            annotations.append(_annotation(mask, kind))
+        return objects.shape, annotations
+
+    listing = root / "ImageSets/Segmentation" / f"{split}.txt"
+    return _records(name, listing, root / "JPEGImages", annotate)
+
+
+def load_sbd(name: str, folder: str, split: str) -> list[dict[str, Any]]:
+    """Records as :func:`load_voc` gives them, from ``inst/*.mat``.
+
+    Args:
+        name: of the data set, for messages.
+        folder: ``dataset`` of the release.
+        split: ``train`` or ``val``.
+    Raises:
+        DatasetError: missing, damaged or contradictory files.
+    """
+    root = Path(folder)
+
+    def annotate(picture: str) -> tuple[tuple[int, ...], list[Annotation]]:
+        file = root / "inst" / f"{picture}.mat"
+        labels, kinds = _read_mat(name, file)
+        annotations = [
+            _annotation(mask, int(kind))
+            for number, kind in enumerate(kinds, start=1)
+            if (mask := labels == number).any()
+        ]
+        return labels.shape, annotations
+
+    return _records(name, root / f"{split}.txt", root / "img", annotate)
+
+
+def _register(
+    name: str, load: Callable[[str, str, str], list[dict[str, Any]]], folder: str, split: str
+) -> None:
+    if name in DatasetCatalog:
+        return
+    DatasetCatalog.register(name, lambda: load(name, folder, split))
+    MetadataCatalog.get(name).set(thing_classes=list(CLASSES), evaluator_type=EVALUATOR_TYPE)
+
+
+def _records(
+    name: str,
+    listing: Path,
+    pictures: Path,
+    annotate: Callable[[str], tuple[tuple[int, ...], list[Annotation]]],
+) -> list[dict[str, Any]]:
+    """One record for every name in the file ``listing``."""
+    _check_there(name, listing)
+    try:
+        names = listing.read_text(encoding="ascii").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"data set {name}: {listing} is no list of names: {error}") from None
+    if not names:
+        raise DatasetError(f"data set {name}: {listing} is empty; expected names of pictures")
+    strange = [picture for picture in names if Path(picture).name != picture]
+    repeated = len(names) - len(set(names))
+    if strange or repeated:
+        reason = f"has {strange[0]!r}" if strange else f"repeats {repeated} names"
+        raise DatasetError(
+            f"data set {name}: {listing} {reason}; expected each picture once, as 2007_000027"
+        )
+    # Listed once: asking for every picture takes long on a network disk.
+    there = {entry.name for entry in os.scandir(pictures)} if pictures.is_dir() else set()
+    records = []
+    for picture in names:
+        if f"{picture}.jpg" not in there:
+            _missing(name, pictures / f"{picture}.jpg")
+        (height, width), annotations = annotate(picture)
+        records.append(
+            {
+                "file_name": str(pictures / f"{picture}.jpg"),
+                "image_id": picture,
+                "height": height,
+                "width": width,
+                "annotations": annotations,
+            }
+        )
+    return records
+
+
+def _annotation(mask: npt.NDArray[np.bool_], kind: int) -> Annotation:
+    """Of one object; ``kind`` counts from 1."""
+    rle = mask_util.encode(np.asfortranarray(mask.view(np.uint8)))
+    return {
+        "bbox": mask_util.toBbox(rle).tolist(),
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": kind - 1,
+        "segmentation": rle,
+        "iscrowd": 0,
+    }
+
+
+def _read_labels(name: str, file: Path) -> Labels:
+    """(H, W) uint8 numbers of an indexed PNG, which are not its colours."""
+    _check_there(name, file)
+    try:
+        with Image.open(file, formats=["PNG"]) as picture:
+            mode = picture.mode
+            labels = np.array(picture) if mode in ("P", "L") else None
+    except Exception as error:  # a damaged file can make Pillow's decoder raise anything
+        raise DatasetError(f"data set {name}: {file} is damaged or no PNG: {error}") from error
+    if labels is None:
+        raise DatasetError(
+            f"data set {name}: {file} has pixels of mode {mode}; expected an indexed PNG (mode P)"
+        )
+    return labels
+
+
+def _read_mat(name: str, file: Path) -> tuple[Labels, Labels]:
+    """``GTinst``: (H, W) number of the object at each pixel, 0 for none, and (N,) classes."""
+    _check_there(name, file)
+    size = file.stat().st_size
+    if size > _MAX_MAT_BYTES:
+        raise DatasetError(
+            f"data set {name}: {file} has {size} bytes; expected some kilobytes of labels"
+        )
+    try:
+        with open(file, "rb") as stream:
+            content = loadmat(stream, variable_names=["GTinst"], struct_as_record=True)
+        fields = content["GTinst"][0, 0]
+        labels, kinds = fields["Segmentation"], fields["Categories"]
+    except Exception as error:  # a damaged file can make the reader raise anything
+        reason = " ".join(repr(error).split())[:200]
+        raise DatasetError(
+            f"data set {name}: {file} is damaged or has no structure GTinst with Segmentation and "
+            f"Categories: {reason}"
+        ) from error
+    for field, value in (("Segmentation", labels), ("Categories", kinds)):
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "uif" or value.ndim != 2:
+            raise DatasetError(f"data set {name}: {file}: {field} is no matrix of numbers")
+    kinds = kinds.ravel()
+    if not labels.size or not np.isin(labels, np.arange(kinds.size + 1)).all():
+        raise DatasetError(
+            f"data set {name}: {file}: Segmentation, of shape {labels.shape}, is empty or has "
+            f"numbers beyond those of its {kinds.size} objects"
+        )
+    if not np.isin(kinds, np.arange(1, len(CLASSES) + 1)).all():
+        raise DatasetError(
+            f"data set {name}: {file}: Categories are {kinds[:10].tolist()}; expected 1 to "
+            f"{len(CLASSES)}"
+        )
+    return labels, kinds
+
+
+def _check_there(name: str, file: Path) -> None:
+    if not file.is_file():
+        _missing(name, file)
+
+
+def _missing(name: str, file: Path) -> None:
+    raise DatasetError(
+        f"data set {name}: there is no file {file}; set DETECTRON2_DATASETS to the folder that "
+        "holds it"
+    )

@@ -1,0 +1,73 @@
+"""Which detections found which objects: shared by the metrics that COCO's code does not compute."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pycocotools.mask as mask_util
+import torch
+from detectron2.structures import Instances
+
+HIT, MISS, IGNORED = 1, 0, -1
+"""Outcomes of a detection: true positive, false positive, not counted."""
+
+RLE = dict[str, Any]
+
+
+def match(
+    ious: npt.NDArray[np.float64], ignored: npt.NDArray[np.bool_], thresholds: Sequence[float]
+) -> npt.NDArray[np.int8]:
+    """Match the detections of one image (and class) to its objects, as PASCAL VOC does.
+
+    Every detection goes to the object it overlaps most, the first of equals.  Of the detections
+    that reach the threshold with an object, the first is a hit and the others are false positives:
+    none moves on to its second best object.
+
+    Args:
+        ious: (D, G) overlap of detections, best score first, and objects.
+        ignored: (G,) objects that neither count nor make a detection false.
+        thresholds: T values; an IoU equal to one reaches it.
+    Returns:
+        (T, D) of ``HIT``, ``MISS``, ``IGNORED``.
+    Source: VOC development kit (Everingham et al., IJCV 2010, section 4.2.2).
+    """
+    outcomes = np.full((len(thresholds), len(ious)), MISS, dtype=np.int8)
+    if not ious.size:
+        return outcomes
+    best, overlaps = ious.argmax(axis=1), ious.max(axis=1)
+    for row, threshold in zip(outcomes, thresholds, strict=True):
+        reached = np.flatnonzero(overlaps >= threshold)
+        _, first = np.unique(best[reached], return_index=True)
+        row[reached[first]] = HIT
+        row[reached[ignored[best[reached]]]] = IGNORED
+    return outcomes
+
+
+def mask_ranking(instances: Instances) -> torch.Tensor:
+    """(N,) scores by which masks are ranked: ``mask_scores`` where a model gives them."""
+    scores: torch.Tensor = (
+        instances.mask_scores if instances.has("mask_scores") else instances.scores
+    )
+    return scores.cpu()
+
+
+def encode(mask: torch.Tensor) -> RLE:
+    """(H, W) bool → compressed RLE with its counts as bytes."""
+    pixels = mask.cpu().numpy().view(np.uint8)
+    rle: RLE = mask_util.encode(np.asfortranarray(pixels))
+    return rle
+
+
+def to_rle(segmentation: Any, size: tuple[int, int]) -> RLE:
+    """Compressed RLE of a polygon list or of an RLE with bytes, text or list counts.
+
+    Args:
+        size: height and width of the image.
+    """
+    rle: RLE = segmentation
+    if isinstance(segmentation, list):
+        rle = mask_util.merge(mask_util.frPyObjects(segmentation, *size))
+    elif isinstance(segmentation["counts"], list):
+        rle = mask_util.frPyObjects(segmentation, *size)
+    return rle

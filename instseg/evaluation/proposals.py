@@ -1,0 +1,225 @@
+"""Average recall of class-agnostic masks and boxes, the metric of object proposals."""
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pycocotools.mask as mask_util
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import BoxMode, Instances
+from detectron2.utils import comm
+from detectron2.utils.logger import create_small_table
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from instseg.data.datasets import check_masks
+from instseg.evaluation.matching import encode, mask_ranking, to_rle
+
+logger = logging.getLogger(__name__)
+
+Counts = npt.NDArray[np.int64]
+
+LIMITS = (10, 100, 1000)
+_AREAS = ("", "s", "m", "l")
+"""As in COCOeval's default ``areaRng``: all, small < 32², medium < 96², large."""
+_TASKS = {"proposals_box": "bbox", "proposals_segm": "segm"}
+_NUM_THRESHOLDS = 10
+_LEAST_IOU = 0.5
+
+
+class ProposalEvaluator(COCOEvaluator):
+    """AR@n and AUC of the masks and of the boxes of a model that does not tell classes apart.
+
+    Recall at an IoU threshold is the share of objects, of any class, found by the n best-scored
+    proposals of each image; AR@n is its mean over the thresholds 0.5, 0.55 ... 0.95.  Matching,
+    crowds and areas are COCO's (``COCOeval`` with ``useCats`` off and up to 1000 detections):
+    detections in the order of their scores take the free object they overlap most; objects in a
+    crowd do not count.  ``ARs``, ``ARm``, ``ARl`` count small, medium and large objects alone, by
+    the area of the annotation's mask, for boxes too.
+
+    AUC is the area under AR@n over log10(n), from n = 1 to 1000, divided by 3 so that a perfect
+    result has 100; AR is taken at every whole n and joined by straight lines in between.
+
+    Results are in per cent under ``proposals_segm`` and ``proposals_box``; NaN where there are no
+    objects to find.  Images that were not processed do not count.
+
+    Every image is matched when it is processed, and only counts are kept and gathered from the
+    other processes: 1000 proposals of 5000 images need no more memory than those of one.
+
+    Source: Hosang et al., PAMI 2016, arXiv 1502.05082 (AR); Pinheiro et al., NIPS 2015, DeepMask,
+    arXiv 1506.06204 (AR@n and AUC).
+    Deviation: the former integrates recall from 0.5 to 1; the thresholds here are COCO's.
+    """
+
+    def __init__(self, dataset_name: str, *, output_dir: str) -> None:
+        """
+        Args:
+            dataset_name: a registered data set; all of its objects need a mask.
+            output_dir: gets the annotations in COCO format where the data set has no such file.
+        Raises:
+            DatasetError: objects without a mask.
+        """
+        super().__init__(dataset_name, output_dir=output_dir, allow_cached_coco=False)
+        images = self._coco_api.imgs.values()
+        annotations = self._coco_api.imgToAnns
+        check_masks(
+            dataset_name,
+            [
+                {"file_name": image["file_name"], "annotations": annotations[image["id"]]}
+                for image in images
+            ],
+        )
+        self.reset()
+
+    def reset(self) -> None:
+        self._counts = {task: _Recalls() for task in _TASKS}
+
+    def process(
+        self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
+    ) -> None:
+        for image, output in zip(inputs, outputs, strict=True):
+            image_id = image["image_id"]
+            found = _best(output["instances"])
+            for task, iou_type in _TASKS.items():
+                objects = self._coco_api.imgToAnns[image_id]
+                proposals = _boxes(found) if iou_type == "bbox" else _masks(found)
+                info = self._coco_api.imgs[image_id]
+                self._counts[task].add(_evaluate(info, objects, proposals, iou_type))
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """See the class; None on all processes but the main one."""
+        gathered = comm.gather(self._counts, dst=0)
+        if not comm.is_main_process():
+            return None
+        results = {}
+        for task in _TASKS:
+            total = _Recalls()
+            for counts in gathered:
+                total.merge(counts[task])
+            results[task] = total.summary()
+            logger.info("%s:\n%s", task, create_small_table(results[task]))
+        return results
+
+
+class _Recalls:
+    """Sums over images.
+
+    Attributes:
+        hits: (4, 1000) objects found by the proposals of each rank, summed over the thresholds, for
+            each of ``_AREAS``.
+        objects: (4,) objects to be found.
+    """
+
+    def __init__(self) -> None:
+        self.hits: Counts = np.zeros((len(_AREAS), LIMITS[-1]), dtype=np.int64)
+        self.objects: Counts = np.zeros(len(_AREAS), dtype=np.int64)
+
+    def add(self, evaluated: Iterable[Mapping[str, Any] | None]) -> None:
+        """Take what :func:`_evaluate` gives, one entry for each of ``_AREAS``."""
+        for area, entry in enumerate(evaluated):
+            if entry is None:  # neither objects nor proposals
+                continue
+            hits = (entry["dtMatches"] > 0) & ~entry["dtIgnore"]
+            ranks = np.array(entry["dtIds"], dtype=np.int64) - 1
+            self.hits[area, ranks] += hits.sum(axis=0)
+            self.objects[area] += np.count_nonzero(entry["gtIgnore"] == 0)
+
+    def merge(self, other: "_Recalls") -> None:
+        self.hits += other.hits
+        self.objects += other.objects
+
+    def summary(self) -> dict[str, float]:
+        """Per cent; AR of all areas first, AUC last."""
+        with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: nothing to find
+            recalls = self.hits.cumsum(axis=1) / (_NUM_THRESHOLDS * self.objects[:, None])
+        curves = dict(zip(_AREAS, 100 * recalls, strict=True))
+        result = {
+            f"AR{area}@{limit}": float(curve[limit - 1])
+            for area, curve in curves.items()
+            for limit in LIMITS
+        }
+        return {**result, **{f"AUC{area}": area_under(c) for area, c in curves.items()}}
+
+
+def area_under(curve: npt.NDArray[np.float64]) -> float:
+    """Mean height of ``curve`` over the logarithm of its position, by the trapezoidal rule.
+
+    Args:
+        curve: (N,) values at 1, 2 ... N.
+    """
+    steps = np.diff(np.log10(np.arange(1, len(curve) + 1)))
+    return float((steps * (curve[1:] + curve[:-1]) / 2).sum() / steps.sum())
+
+
+def _best(instances: Instances) -> Instances:
+    """The proposals that count, best first."""
+    order = mask_ranking(instances).argsort(descending=True, stable=True)[: LIMITS[-1]]
+    return instances[order.to(instances.scores.device)]
+
+
+def _boxes(instances: Instances) -> list[dict[str, Any]]:
+    corners = instances.pred_boxes.tensor.cpu()
+    boxes = BoxMode.convert(corners, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
+    return [{"bbox": box} for box in boxes.tolist()]
+
+
+def _masks(instances: Instances) -> list[dict[str, Any]]:
+    return [{"segmentation": encode(mask)} for mask in instances.pred_masks]
+
+
+def _evaluate(
+    image: Mapping[str, Any],
+    objects: Sequence[Mapping[str, Any]],
+    proposals: Sequence[Mapping[str, Any]],
+    iou_type: str,
+) -> list[dict[str, Any] | None]:
+    """``COCOeval.evalImgs`` of one image, where the ids of proposals are their ranks from 1.
+
+    Args:
+        proposals: best first.
+    """
+    common = {"image_id": image["id"], "category_id": 1}
+    # COCOeval writes into the objects, and takes one with the id 0 for no match.
+    truth = [{**item, **common, "id": i} for i, item in enumerate(objects, start=1)]
+    if iou_type == "segm":
+        for item in truth:
+            item["segmentation"] = to_rle(item["segmentation"], (image["height"], image["width"]))
+    # Ranks double as ids.  The area of a proposal matters to precision alone.
+    common["area"] = 0
+    found = [
+        {**proposals[rank], **common, "id": rank + 1, "score": -rank}
+        for rank in _near(proposals, truth, "bbox" if iou_type == "bbox" else "segmentation")
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports by print
+        evaluation = COCOeval(_coco(image, truth), _coco(image, found), iou_type)
+        evaluation.params.useCats = 0
+        evaluation.params.maxDets = [LIMITS[-1]]
+        evaluation.evaluate()
+    entries: list[dict[str, Any] | None] = evaluation.evalImgs
+    return entries
+
+
+def _near(
+    proposals: Sequence[Mapping[str, Any]], objects: Sequence[Mapping[str, Any]], key: str
+) -> list[int]:
+    """Indices of the proposals that can match: COCOeval's loops take a second for a thousand."""
+    sides = [[item[key] for item in side] for side in (proposals, objects)]
+    ious = mask_util.iou(*sides, [int(item.get("iscrowd", 0)) for item in objects])
+    ious = np.asarray(ious).reshape(len(proposals), len(objects))
+    near: list[int] = np.flatnonzero(ious.max(axis=1, initial=0) >= _LEAST_IOU).tolist()
+    return near
+
+
+def _coco(image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]) -> COCO:
+    api = COCO()
+    api.dataset = {
+        "images": [image],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "object"}],
+    }
+    api.createIndex()
+    return api

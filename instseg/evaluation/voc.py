@@ -1,0 +1,167 @@
+"""PASCAL VOC's average precision with the overlap of regions: AP^r, or mAP^r over the classes."""
+
+import itertools
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pycocotools.mask as mask_util
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import Instances
+from detectron2.utils import comm
+from detectron2.utils.logger import create_small_table
+
+from instseg.data.datasets import check_masks
+from instseg.errors import ConfigError
+from instseg.evaluation.matching import HIT, IGNORED, encode, mask_ranking, match, to_rle
+
+logger = logging.getLogger(__name__)
+
+THRESHOLDS = (0.5, 0.7)
+INTERPOLATIONS = ("11-point", "all-point")
+
+Outcomes = npt.NDArray[np.int8]
+Detection = tuple[float, Outcomes]
+"""Score, and (2,) the outcome at each of ``THRESHOLDS``."""
+
+
+class VOCEvaluator(DatasetEvaluator):
+    """AP of masks at IoU 0.5 and 0.7, mean over the classes that have objects.
+
+    Each detection goes to the object of its class that it overlaps most; it is a hit when their
+    IoU reaches the threshold and no better-scored detection took the object before.  Objects marked
+    ``difficult`` or ``iscrowd`` do not count, nor do the detections that go to them.
+
+    Results are in per cent under ``voc_segm``: ``AP50`` and ``AP70``, and the same for every class
+    (``AP50-NAME``); NaN for a class without objects.  Images that were not processed do not count.
+    Only scores and outcomes are kept, masks are not.
+
+    Source: Hariharan et al., ECCV 2014 (SDS), section 4 (AP^r); development kits of VOC 2007 and
+    2010 for the two interpolations.
+    """
+
+    def __init__(self, dataset_name: str, *, interpolation: str) -> None:
+        """
+        Args:
+            dataset_name: a registered data set with classes whose objects have masks.
+            interpolation: one of ``INTERPOLATIONS``, see :func:`average_precision`.
+        Raises:
+            ConfigError: an unknown interpolation.
+            DatasetError: objects without a mask.
+        """
+        if interpolation not in INTERPOLATIONS:
+            raise ConfigError(
+                f"TEST.VOC_INTERPOLATION is {interpolation!r}; choose one of "
+                f"{', '.join(INTERPOLATIONS)}"
+            )
+        records = DatasetCatalog.get(dataset_name)
+        check_masks(dataset_name, records)
+        self._records = {record["image_id"]: record for record in records}
+        self._classes: list[str] = MetadataCatalog.get(dataset_name).thing_classes
+        self._interpolation = interpolation
+        self.reset()
+
+    def reset(self) -> None:
+        self._objects = np.zeros(len(self._classes), dtype=np.int64)
+        self._detections: dict[int, list[Detection]] = defaultdict(list)
+
+    def process(
+        self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
+    ) -> None:
+        for image, output in zip(inputs, outputs, strict=True):
+            record = self._records[image["image_id"]]
+            instances = output["instances"]
+            classes = instances.pred_classes.cpu()
+            present = {item["category_id"] for item in record["annotations"]}
+            for kind in sorted(present | set(classes.tolist())):
+                objects = [a for a in record["annotations"] if a["category_id"] == kind]
+                ignored = np.array(
+                    [bool(a.get("iscrowd") or a.get("difficult")) for a in objects], dtype=bool
+                )
+                self._objects[kind] += np.count_nonzero(~ignored)
+                size = record["height"], record["width"]
+                truth = [to_rle(item["segmentation"], size) for item in objects]
+                found = instances[(classes == kind).to(instances.pred_classes.device)]
+                self._detections[kind] += _matched(found, truth, ignored)
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """See the class; None on all processes but the main one."""
+        gathered = comm.gather((self._objects, dict(self._detections)), dst=0)
+        if not comm.is_main_process():
+            return None
+        numbers = np.sum([objects for objects, _ in gathered], axis=0)
+        precisions = np.array(
+            [
+                self._class_precisions(
+                    list(itertools.chain.from_iterable(d.get(kind, []) for _, d in gathered)),
+                    int(number),
+                )
+                for kind, number in enumerate(numbers)
+            ]
+        ).reshape(-1, len(THRESHOLDS))
+        known = precisions[numbers > 0]
+        means = known.mean(axis=0) if len(known) else np.full(len(THRESHOLDS), np.nan)
+        keys = [f"AP{round(100 * threshold)}" for threshold in THRESHOLDS]
+        result = {key: float(mean) for key, mean in zip(keys, means, strict=True)}
+        logger.info("voc_segm (%s):\n%s", self._interpolation, create_small_table(result))
+        for name, values in zip(self._classes, precisions, strict=True):
+            for key, value in zip(keys, values, strict=True):
+                result[f"{key}-{name}"] = float(value)
+        return {"voc_segm": result}
+
+    def _class_precisions(self, detections: list[Detection], num_objects: int) -> list[float]:
+        """AP of one class at each of ``THRESHOLDS``, in per cent."""
+        scores = np.array([score for score, _ in detections])
+        order = np.argsort(-scores, kind="stable")
+        outcomes = np.array([row for _, row in detections], dtype=np.int8)
+        outcomes = outcomes.reshape(-1, len(THRESHOLDS))[order]
+        return [
+            100 * average_precision(column, num_objects, self._interpolation)
+            for column in outcomes.T
+        ]
+
+
+def average_precision(outcomes: Outcomes, num_objects: int, interpolation: str) -> float:
+    """Area under the curve of interpolated precision over recall.
+
+    The precision at a recall is the best one at this or any higher recall.
+
+    Args:
+        outcomes: (D,) of ``HIT``, ``MISS``, ``IGNORED`` for all detections of a class, best score
+            first.
+        num_objects: of the class, without ignored ones.
+        interpolation: ``"11-point"``: mean of the precision at the recalls 0, 0.1 ... 1;
+            ``"all-point"``: the exact area.
+    Returns:
+        0 to 1; NaN without objects.
+    Deviation: the recalls 0.1 ... 1 are compared exactly; the development kits round, and may take
+    a recall of 3 in 10 for less than 0.3.
+    """
+    if not num_objects:
+        return float("nan")
+    counted = outcomes[outcomes != IGNORED]
+    hits = np.cumsum(counted == HIT)
+    precision = hits / np.arange(1, len(counted) + 1)
+    best = np.maximum.accumulate(precision[::-1])[::-1]
+    if interpolation == "11-point":
+        # First detection at which hits / num_objects >= step / 10, if there is any.
+        first = np.searchsorted(10 * hits, np.arange(11) * num_objects)
+        return float(best[first[first < len(best)]].sum() / 11)
+    return float(best[counted == HIT].sum() / num_objects)
+
+
+def _matched(
+    found: Instances, truth: Sequence[Mapping[str, Any]], ignored: npt.NDArray[np.bool_]
+) -> list[Detection]:
+    """Outcomes of the detections of one class in one image."""
+    scores, order = torch.sort(mask_ranking(found), descending=True, stable=True)
+    masks = [encode(found.pred_masks[index]) for index in order.tolist()]
+    ious = np.zeros((len(masks), len(truth)))
+    if ious.size:
+        ious[:] = mask_util.iou(masks, list(truth), [0] * len(truth))
+    return list(zip(scores.tolist(), match(ious, ignored, THRESHOLDS).T, strict=True))

@@ -136,8 +136,8 @@ class MaskScoringROIHeads(StandardROIHeads):
     beside ``scores``: class score times predicted IoU.  It may be negative or above 1, as in the
     authors' code; ``scores``, boxes, masks and their order stay those of Mask R-CNN.
 
-    The region features are pooled once and feed both heads.  Gradients are not stopped: the loss of
-    the MaskIoU head also trains the mask head, through the mask, and the backbone.
+    The region features are pooled once and feed both heads.  Unless gradients are stopped, the loss
+    of the MaskIoU head also trains the mask head, through the mask, and the backbone.
     """
 
     @configurable
@@ -146,17 +146,20 @@ class MaskScoringROIHeads(StandardROIHeads):
         *,
         maskiou_head: nn.Module | None = None,
         maskiou_loss_weight: float = 1.0,
+        stop_gradient: bool = False,
         **kwargs: Any,
     ) -> None:
         """
         Args:
             maskiou_head: see :class:`MaskIoUHead`; None gives plain Mask R-CNN.
             maskiou_loss_weight: factor of ``loss_maskiou``.
+            stop_gradient: let ``loss_maskiou`` train the MaskIoU head alone.
             kwargs: those of ``StandardROIHeads``.
         """
         super().__init__(**kwargs)
         self.maskiou_head = maskiou_head
         self.maskiou_loss_weight = maskiou_loss_weight
+        self.stop_gradient = stop_gradient
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -168,8 +171,11 @@ class MaskScoringROIHeads(StandardROIHeads):
         size = cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION
         channels = input_shape[cfg.MODEL.ROI_HEADS.IN_FEATURES[0]].channels
         shape = ShapeSpec(channels=channels, height=size, width=size)
-        arguments["maskiou_head"] = build_maskiou_head(cfg, shape)
+        # The random numbers that follow, in training, are those of Mask R-CNN at the same seed.
+        with torch.random.fork_rng():
+            arguments["maskiou_head"] = build_maskiou_head(cfg, shape)
         arguments["maskiou_loss_weight"] = cfg.MODEL.MASKIOU_LOSS_WEIGHT
+        arguments["stop_gradient"] = cfg.MODEL.ROI_MASKIOU_HEAD.STOP_GRADIENT
         return arguments
 
     def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
@@ -206,7 +212,10 @@ class MaskScoringROIHeads(StandardROIHeads):
         }
         classes = cat([x.gt_classes for x in instances])
         selected = select_masks(logits, classes)
-        predicted = head(pooled, selected.sigmoid())
+        judged = (pooled, selected.sigmoid())
+        if self.stop_gradient:
+            judged = (judged[0].detach(), judged[1].detach())
+        predicted = head(*judged)
         targets = self._targets(selected[:, 0], instances)
         loss = maskiou_loss(predicted, classes, targets)
         losses["loss_maskiou"] = loss * self.maskiou_loss_weight

@@ -183,6 +183,33 @@ def test_losses_and_gradients_equal_the_authors(
     close(sums, np.array(expected), 1e-5)
 
 
+def test_a_stopped_gradient_trains_the_head_alone(
+    head: MaskIoUHead, golden: Any, inputs: ModuleType
+) -> None:
+    features = torch.from_numpy(inputs.roi_features()).requires_grad_()
+    logits = torch.from_numpy(inputs.mask_logits())[:, 1:].clone().requires_grad_()
+    heads = roi_heads(head, features, logits).train()
+    heads.stop_gradient = True
+    with EventStorage():
+        loss = heads._forward_mask({"p2": features}, scene(golden, inputs))["loss_maskiou"]
+    close(loss, golden["loss_maskiou"], 1e-6)
+    others = torch.autograd.grad(loss, [features, logits], allow_unused=True, retain_graph=True)
+    assert others == (None, None)
+    (own,) = torch.autograd.grad(loss, [head.maskiou_fcn1.weight])
+    assert own.abs().sum() > 0
+
+
+def test_a_network_with_the_head_starts_as_mask_rcnn_does_and_leaves_its_random_numbers() -> None:
+    states, drawn = [], []
+    for name in ("mask_rcnn", "mask_scoring_rcnn"):
+        cfg = instseg.load_cfg(f"{name}/{name}_shapes.yaml", ["MODEL.DEVICE", "cpu"])
+        torch.manual_seed(3)
+        states.append(build_model(cfg).state_dict())
+        drawn.append(torch.rand(()))
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert drawn[0] == drawn[1]
+
+
 def detections(golden: Any, rows: slice) -> Instances:
     image = Instances((240, 320))
     image.pred_boxes = Boxes(torch.from_numpy(golden["proposals_0"][:12][rows]))

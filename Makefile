@@ -1,5 +1,8 @@
 # Every target sets up .venv from nothing by itself; nothing else knows how to install.
 #   make demo | test | test-configs | lint | setup      (PYTHON=python3.12 chooses that of a new .venv)
+#   make asan         operator tests under the address sanitizer
+#   make cuda         compiles the CUDA operators, without a GPU too
+#   make cuda-test    operator tests on a GPU; CUDA_PYTHON=python3 takes an environment of your own
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +11,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.setup-done
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10))
 
-.PHONY: setup demo test test-configs lint
+CUDA_PYTHON ?= $(CURDIR)/$(BIN)/python
+OPERATORS := $(wildcard csrc/* csrc/*/*)
+# A copy of the package with operators built in another way, $(1), and the tests beside it.
+BUILD_ASIDE = setup.py --quiet build --build-lib build/$(1) --build-temp build/$(1)-objects && \
+	cp -r tests pyproject.toml build/$(1)
+
+.PHONY: setup demo test test-configs lint asan cuda cuda-test
 
 setup: $(STAMP)
 
@@ -29,9 +38,24 @@ lint: $(STAMP)
 	$(PIP) install --quiet --no-deps --no-build-isolation --target build/typed .
 	MYPYPATH=build/typed $(BIN)/mypy -p instseg
 
+asan: $(STAMP)
+	INSTSEG_SANITIZE=1 $(BIN)/python $(call BUILD_ASIDE,asan)
+	cd build/asan && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 $(CURDIR)/$(BIN)/python -m pytest tests/ops
+
+cuda: $(if $(findstring $(BIN),$(CUDA_PYTHON)),$(STAMP))
+	FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=$${TORCH_CUDA_ARCH_LIST:-9.0} $(CUDA_PYTHON) $(call BUILD_ASIDE,cuda)
+
+# The caching allocator would hide an access out of bounds from compute-sanitizer.
+cuda-test: cuda
+	cd build/cuda && $(CUDA_PYTHON) -m pytest tests/ops
+	cd build/cuda && if command -v compute-sanitizer; then \
+		PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 \
+		$(CUDA_PYTHON) -m pytest tests/ops -m "cuda and not slow"; fi
+
 # The stamp is written last, so that an interrupted setup starts again.  The folder projects/ changes when
 # a paper is added, which an editable install has to be told.
-$(STAMP): constraints.txt setup.py pyproject.toml instseg/install_detectron2.py projects
+$(STAMP): constraints.txt setup.py pyproject.toml instseg/install_detectron2.py projects $(OPERATORS)
 	@rm -f $@
 	@$(PYTHON) -c '$(NEW_ENOUGH)' || { \
 		echo "error: instseg needs Python 3.10 or newer, and '$(PYTHON)' is not one; type: make PYTHON=python3.12" >&2; \
@@ -40,7 +64,7 @@ $(STAMP): constraints.txt setup.py pyproject.toml instseg/install_detectron2.py 
 	@$(BIN)/python -c 'import importlib.metadata as m; m.version("pip"); $(NEW_ENOUGH)' 2>/dev/null \
 		|| $(PYTHON) -m venv --clear $(VENV)
 	@echo "setup: installing into $(VENV) (the first time some minutes and 5 GB, most of it torch)"
-	@$(PIP) install --quiet --constraint constraints.txt setuptools wheel torch torchvision
+	@$(PIP) install --quiet --constraint constraints.txt ninja setuptools wheel torch torchvision
 	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[convert,demo,lint,test]'
 	@$(BIN)/python instseg/install_detectron2.py --constraint constraints.txt
 	@# opencv-python needs libGL and libglib of the system; the headless wheel is the same without them.

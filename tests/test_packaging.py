@@ -69,12 +69,21 @@ def metadata(wheel: Path, name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel built from the checkout."""
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
-    source.mkdir()
-    return build_wheel(copy_of_the_sources(source), folder / "dist")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source archive made from the checkout."""
+    folder = tmp_path_factory.mktemp("archive")
+    (folder / "source").mkdir()
+    source = copy_of_the_sources(folder / "source")
+    done = run(sys.executable, "setup.py", "-q", "sdist", "--dist-dir", folder, cwd=source)
+    assert done.returncode == 0, done.stderr
+    [path] = folder.glob("instseg-*.tar.gz")
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(archive: Path) -> Path:
+    """The wheel built from the source archive, which so is known to hold all that it takes."""
+    return build_wheel(archive, archive.parent / "dist")
 
 
 def test_a_wheel_holds_every_module_of_instseg_and_of_the_projects(wheel):
@@ -107,9 +116,9 @@ def test_an_installed_wheel_works_from_another_directory(wheel, tmp_path):
     done = run(sys.executable, "-m", "pip", "install", *options, wheel, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     code = (
-        "import instseg, instseg.configs, instseg.projects.mask_rcnn\n"
+        "import torch, instseg, instseg._C, instseg.configs, instseg.projects.mask_rcnn as project\n"
         "instseg.get_cfg()\n"
-        "for m in (instseg, instseg.configs, instseg.projects.mask_rcnn): print(m.__file__)\n"
+        "for m in (instseg, instseg._C, instseg.configs, project): print(m.__file__)\n"
     )
     (tmp_path / "elsewhere").mkdir()
     done = run(
@@ -117,19 +126,13 @@ def test_an_installed_wheel_works_from_another_directory(wheel, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     # An editable installation of the checkout must not have stepped in for a missing module.
-    assert len(done.stdout.splitlines()) == 3
+    assert len(done.stdout.splitlines()) == 4
     assert all(line.startswith(str(tmp_path / "site")) for line in done.stdout.splitlines())
 
 
-def test_a_source_archive_builds_the_same_wheel(wheel, tmp_path):
-    (tmp_path / "source").mkdir()
-    source = copy_of_the_sources(tmp_path / "source")
-    done = run(sys.executable, "setup.py", "-q", "sdist", "--dist-dir", tmp_path, cwd=source)
-    assert done.returncode == 0, done.stderr
-    [archive] = tmp_path.glob("instseg-*.tar.gz")
+def test_a_source_archive_holds_the_tested_versions(archive):
     with tarfile.open(archive) as contents:
         assert any(name.endswith("/constraints.txt") for name in contents.getnames())
-    assert files(build_wheel(archive, tmp_path / "dist")) == files(wheel)
 
 
 def third_party_imports() -> Iterator[tuple[str, Path]]:
@@ -203,12 +206,92 @@ def test_a_build_without_a_new_enough_torch_is_one_sentence_that_says_what_to_ty
     assert f"`{TORCH}`, then `pip install --no-build-isolation -e .`" in sentence
 
 
+STAND_IN = """
+from setuptools import Extension
+from setuptools.command.build_ext import build_ext
+
+class CppExtension(Extension): pass
+class CUDAExtension(Extension): pass
+
+class BuildExtension(build_ext):
+    def run(self): print(*[(type(e).__name__, e.sources) for e in self.extensions])
+    def get_outputs(self): return []
+"""
+
+
+def stand_in_for_torch(packages: Path) -> None:
+    """Write a package ``torch`` with which nothing is compiled and the plan is printed."""
+    (packages / "torch" / "utils").mkdir(parents=True)
+    (packages / "torch" / "__init__.py").write_text(
+        "class cuda: is_available = staticmethod(lambda: False)\nclass version: cuda = '13.0'\n"
+    )
+    (packages / "torch" / "utils" / "__init__.py").touch()
+    (packages / "torch" / "utils" / "cpp_extension.py").write_text(STAND_IN)
+
+
+def plan_of_build(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a build that compiles nothing and prints what it would."""
+    python = interpreter_with("2.11.0", folder)
+    stand_in_for_torch(next(folder.glob("venv/lib/python*/site-packages")))
+    source = copy_of_the_sources(folder)
+    return run(python, "setup.py", "-q", "build_ext", cwd=source, **environment)
+
+
 @pytest.mark.parametrize("torch", ["2.6.0", "2.10.0", "2.11.0+cu130", "3.0.0a0+git1234567"])
 def test_a_build_with_a_new_enough_torch_goes_on(torch, tmp_path):
     python = interpreter_with(torch, tmp_path)
+    stand_in_for_torch(next(tmp_path.glob("venv/lib/python*/site-packages")))
     done = run(python, "setup.py", "-q", "build", cwd=copy_of_the_sources(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "build" / "lib" / "instseg" / "py.typed").exists()
+    assert "csrc/register.cpp" in done.stdout
+
+
+def test_a_machine_without_a_gpu_gets_operators_for_the_cpu(tmp_path):
+    done = plan_of_build(tmp_path)
+    assert "CppExtension" in done.stdout
+    assert ".cu'" not in done.stdout
+
+
+def test_force_cuda_adds_the_cuda_sources(tmp_path):
+    done = plan_of_build(tmp_path, FORCE_CUDA="1", CUDA_HOME="/a/toolkit")
+    assert "CUDAExtension" in done.stdout
+    sources = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/*/*.cu")}
+    assert sources and all(source in done.stdout for source in sources)
+
+
+def test_force_cuda_without_a_toolkit_is_one_sentence_that_says_what_to_install(tmp_path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "c++").symlink_to("/bin/true")
+    done = plan_of_build(
+        tmp_path, FORCE_CUDA="1", PATH=str(tools), CUDA_HOME="", CUDA_PATH="", CXX="c++"
+    )
+    assert done.returncode == 1
+    [sentence] = done.stderr.splitlines()
+    assert "install the CUDA toolkit 13.0" in sentence
+
+
+def test_the_toolkit_is_found_beside_the_real_nvcc(tmp_path):
+    """The nvcc on PATH may be a script or a link; the real one tells where it lies."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    nvcc = tools / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho '#$ _HERE_=/real/toolkit/bin' >&2\n")
+    nvcc.chmod(0o755)
+    (tmp_path / "setup").mkdir()
+    source = copy_of_the_sources(tmp_path / "setup")
+    code = "import setup; print(setup.cuda_toolkit())"
+    path = f"{tools}:{os.environ['PATH']}"
+    environment = {"PATH": path, "CUDA_HOME": "", "CUDA_PATH": ""}
+    done = run(sys.executable, "-c", code, "--version", cwd=source, **environment)
+    assert done.stdout.splitlines()[-1] == "/real/toolkit", done.stderr
+
+
+def test_a_machine_without_a_compiler_is_told_in_one_sentence(tmp_path):
+    done = plan_of_build(tmp_path, CXX="no-such-compiler")
+    assert done.returncode == 1
+    [sentence] = done.stderr.splitlines()
+    assert "there is no compiler 'no-such-compiler'" in sentence
 
 
 def test_a_source_archive_needs_no_torch(tmp_path):

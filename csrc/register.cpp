@@ -1,0 +1,46 @@
+// Schemas of the operators torch.ops.instseg.*, and the Python module that loads them.
+// What each operator does is said in instseg/ops/<operator>.py.
+
+#include <Python.h>
+#include <torch/library.h>
+#include <torch/version.h>
+
+TORCH_LIBRARY(instseg, m) {
+  m.def(
+      "psroi_pool(Tensor maps, Tensor rois, float spatial_scale, int group_size, int pooled_size) "
+      "-> Tensor");
+  m.def(
+      "psroi_pool_backward(Tensor grad, Tensor rois, float spatial_scale, int group_size, "
+      "SymInt[] maps_shape) -> Tensor");
+  m.def(
+      "fcis_head(Tensor maps, Tensor rois, Tensor? classes, float spatial_scale, int group_size, "
+      "int pooled_size) -> (Tensor scores, Tensor logits, Tensor classes)");
+  m.def(
+      "fcis_head_backward(Tensor grad_scores, Tensor grad_logits, Tensor maps, Tensor rois, "
+      "Tensor classes, float spatial_scale, int group_size, int pooled_size) -> Tensor");
+  m.def(
+      "assemble_instances(Tensor maps, Tensor? windows, int parts, int size, float fill) -> Tensor");
+  m.def(
+      "assemble_instances_backward(Tensor grad, Tensor? windows, int parts, SymInt[] maps_shape) "
+      "-> Tensor");
+  m.def(
+      "nms_per_class(Tensor boxes, Tensor scores, float iou_threshold, float score_threshold, "
+      "int max_kept) -> Tensor");
+  m.def(
+      "average_masks(Tensor boxes, Tensor masks, Tensor weights, float mask_threshold, int height, "
+      "int width, bool from_image) -> (Tensor boxes, Tensor masks)");
+}
+
+PyMODINIT_FUNC PyInit__C() {
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr,
+                                   nullptr,               nullptr, nullptr, nullptr};
+  PyObject* module = PyModule_Create(&definition);
+  if (module == nullptr) return nullptr;
+  PyModule_AddStringConstant(module, "torch_version", TORCH_VERSION);
+#ifdef INSTSEG_WITH_CUDA
+  PyModule_AddIntConstant(module, "with_cuda", 1);
+#else
+  PyModule_AddIntConstant(module, "with_cuda", 0);
+#endif
+  return module;
+}

@@ -1,0 +1,44 @@
+"""Loads the compiled operators, ``torch.ops.instseg``, and says what to type if that fails."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_BUILD = "type `pip install --no-build-isolation -e .` in the folder of setup.py"
+
+try:
+    from instseg import _C
+except ImportError as error:
+    if isinstance(error, ModuleNotFoundError) or "cannot import name" in str(error):
+        raise ImportError(f"the operators of instseg are not compiled: {_BUILD}") from None
+    raise ImportError(
+        "the compiled operators of instseg do not load, most likely because they were built for "
+        f"another torch than {torch.__version__}: {_BUILD} ({error})"
+    ) from None
+
+if _C.torch_version != torch.__version__.partition("+")[0]:
+    raise ImportError(
+        f"the operators of instseg were compiled for torch {_C.torch_version} and this is "
+        f"{torch.__version__}: {_BUILD}"
+    )
+
+
+def operator(name: str) -> Any:
+    """``torch.ops.instseg.<name>``.
+
+    Raises:
+        ImportError: the compiled operators are older than the Python code beside them.
+    """
+    if not hasattr(torch.ops.instseg, name):
+        raise ImportError(f"the compiled operators of instseg lack {name}, they are old: {_BUILD}")
+    return getattr(torch.ops.instseg, name).default
+
+
+def check_built_for(op: str, tensor: Tensor) -> None:
+    """Raise a RuntimeError if ``tensor`` is on a GPU and the operators know the CPU alone."""
+    if tensor.is_cuda and not _C.with_cuda:
+        raise RuntimeError(
+            f"{op}: the tensors are on {tensor.device} and instseg was compiled for the CPU alone; "
+            f"with the CUDA toolkit installed and FORCE_CUDA=1 set, {_BUILD}"
+        )

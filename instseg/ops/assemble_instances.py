@@ -1,0 +1,115 @@
+"""InstanceFCN's instance assembling: k x k instance-sensitive score maps -> one mask per window."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from instseg.ops._library import check_built_for, operator
+
+
+def assemble_instances(
+    maps: Tensor, windows: Tensor | None, parts: int, size: int, fill: float = -10.0
+) -> Tensor:
+    """Copy the mask of every window out of the score maps (Dai et al., ECCV 2016, section 3.1).
+
+    A window of ``size`` x ``size`` cells is split into ``parts`` x ``parts`` parts, and the mask
+    value at (i, j) is ``maps[b, part(i) * parts + part(j), y0 + i, x0 + j]``, a plain copy, with
+    ``part(i) = floor((2 i + 1) parts / (2 size))``: the part that holds the centre of cell i.
+    Flipping maps and windows flips the masks exactly for every odd ``parts``.
+
+    Deviation: the paper has no rule for sizes that ``parts`` does not divide, nor for windows that
+    reach beyond the map.
+
+    Args:
+        maps: (B, parts * parts, H, W) logits; channel i * parts + j belongs to the part in row i,
+            column j of an object.  float32, float64, float16 or bfloat16.
+        windows: (N, 3) int64 rows of image, y0 and x0, the top-left cell, which may lie anywhere,
+            also outside the map.  None: one window around every cell, ordered by image, row and
+            column; for an even ``size`` that of cell y covers y - size / 2 to y + size / 2 - 1.
+        parts: k, parts per side of a window.
+        size: m, cells per side of a window.
+        fill: value of mask pixels outside the map; no gradient reaches them.
+    Returns:
+        (N, size, size) of the dtype of ``maps``; N = B * H * W without ``windows``.
+    Raises:
+        ValueError: the channel count is not parts * parts, or ``windows`` is not (N, 3).
+        IndexError: a batch index outside 0..B-1, on the CPU.  On a GPU, where looking would stop
+            the stream, such a window is all ``fill`` and gives no gradient.
+        TypeError, RuntimeError: other dtypes, other ranks, or tensors on different devices.
+    """
+    check_built_for("assemble_instances", maps)
+    return operator("assemble_instances")(maps, windows, parts, size, fill)
+
+
+def assemble_instances_reference(
+    maps: Tensor, windows: Tensor | None, parts: int, size: int, fill: float = -10.0
+) -> Tensor:
+    """As :func:`assemble_instances`, one mask value at a time: slow, for tests."""
+    images, _, height, width = maps.shape
+    if windows is None:
+        corners = [
+            (b, y - size // 2, x - size // 2)
+            for b in range(images)
+            for y in range(height)
+            for x in range(width)
+        ]
+    else:
+        corners = [(int(b), int(y), int(x)) for b, y, x in windows.tolist()]
+    part = [(2 * i + 1) * parts // (2 * size) for i in range(size)]
+    background = maps.new_tensor(fill)
+    values = [
+        maps[b, part[i] * parts + part[j], y + i, x + j]
+        if 0 <= y + i < height and 0 <= x + j < width
+        else background
+        for b, y, x in corners
+        for i in range(size)
+        for j in range(size)
+    ]
+    # The empty sum keeps the graph connected when no window touches the map.
+    flat = torch.stack(values) if values else maps.new_empty(0)
+    return (flat + maps.sum() * 0).view(len(corners), size, size)
+
+
+@torch.library.register_fake("instseg::assemble_instances")
+def _fake(maps: Tensor, windows: Tensor | None, parts: int, size: int, fill: float) -> Tensor:
+    count = maps.shape[0] * maps.shape[2] * maps.shape[3] if windows is None else windows.shape[0]
+    return maps.new_empty((count, size, size))
+
+
+@torch.library.register_fake("instseg::assemble_instances_backward")
+def _fake_backward(
+    grad: Tensor, windows: Tensor | None, parts: int, maps_shape: list[int]
+) -> Tensor:
+    return grad.new_empty(maps_shape)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    maps, windows, ctx.parts, _, _ = inputs
+    ctx.maps_shape = maps.shape
+    ctx.save_for_backward(windows)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (windows,) = ctx.saved_tensors
+    grad_maps = operator("assemble_instances_backward")(grad, windows, ctx.parts, ctx.maps_shape)
+    return grad_maps, None, None, None, None
+
+
+def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad, windows, ctx.parts, _ = inputs
+    ctx.size = grad.shape[1]
+    ctx.save_for_backward(windows)
+
+
+def _double_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    # Both directions are linear and each is the other's transpose; what was fill gets nothing.
+    (windows,) = ctx.saved_tensors
+    grad_grad = operator("assemble_instances")(grad, windows, ctx.parts, ctx.size, 0.0)
+    return grad_grad, None, None, None
+
+
+torch.library.register_autograd("instseg::assemble_instances", _backward, setup_context=_setup)
+torch.library.register_autograd(
+    "instseg::assemble_instances_backward", _double_backward, setup_context=_setup_backward
+)

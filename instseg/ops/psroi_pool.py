@@ -1,0 +1,159 @@
+"""Position-sensitive RoI pooling with the rounding and bin rules of FCIS and R-FCN."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from instseg.ops._library import check_built_for, operator
+
+_forward = operator("psroi_pool")
+_backward = operator("psroi_pool_backward")
+
+
+def psroi_pool(
+    maps: Tensor, rois: Tensor, spatial_scale: float, group_size: int, pooled_size: int
+) -> Tensor:
+    """Mean of every bin of every RoI, each bin out of the maps of its part (FCIS section 2.2).
+
+    A RoI is cut into P x P bins, P = ``pooled_size``, and into G x G parts, G = ``group_size``.
+    Bin p of an axis reads part ``floor(p * G / P)`` and, of a map of length L, the cells
+
+        start = r(x1) * spatial_scale            end = (r(x2) + 1) * spatial_scale
+        bin   = max(end - start, 0.1) / P        (r rounds half away from zero)
+        lower = clip(floor(p * bin + start), 0, L)
+        upper = clip(ceil((p + 1) * bin + start), 0, L)     (exclusive)
+
+    in float32, or in float64 for float64 maps, one rounding after each operation on every device,
+    which are the bins of the authors' operator.  A bin without cells is 0, so RoIs may lie partly
+    or fully outside of the map and be arbitrarily large; inverted ones are 0.1 cells wide.
+
+    Args:
+        maps: (B, D*G*G, H, W), channel (d * G + gy) * G + gx; float32, float64, float16 or
+            bfloat16 (summed in float32), of any memory format.
+        rois: (R, 5) float32 or float64 rows (batch index, x1, y1, x2, y2), pixels of the network
+            input, corners inclusive; no gradient.
+        spatial_scale: cells of ``maps`` per pixel.
+        group_size: G.
+        pooled_size: P; need not be a multiple of G.
+
+    Returns:
+        (R, D, P, P) in the dtype of ``maps``; empty for zero RoIs.  The gradient of an output,
+        divided by the number of its cells, goes to each of them; it is deterministic.
+
+    Raises:
+        ValueError: shapes or numbers do not fit, or, on the CPU, a coordinate is not finite.
+        IndexError: on the CPU, a batch index is not a whole number from 0 to B - 1.  On a GPU,
+            where a look would have to wait, such RoIs and those with a coordinate that is not
+            finite have no cells: output and gradient are 0.
+        TypeError: a dtype that is not supported.
+        RuntimeError: several devices.
+    """
+    check_built_for("psroi_pool", maps)
+    return _forward(maps, rois, spatial_scale, group_size, pooled_size)
+
+
+@torch.library.register_fake("instseg::psroi_pool")
+def _fake(
+    maps: Tensor, rois: Tensor, spatial_scale: float, group_size: int, pooled_size: int
+) -> Tensor:
+    dims = maps.size(1) // (group_size * group_size)
+    return maps.new_empty((rois.size(0), dims, pooled_size, pooled_size))
+
+
+@torch.library.register_fake("instseg::psroi_pool_backward")
+def _fake_backward(
+    grad: Tensor, rois: Tensor, spatial_scale: float, group_size: int, maps_shape: Sequence[int]
+) -> Tensor:
+    return grad.new_empty(maps_shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    maps, rois, ctx.spatial_scale, ctx.group_size, _ = inputs
+    ctx.save_for_backward(rois)
+    ctx.maps_shape = maps.shape
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (rois,) = ctx.saved_tensors
+    grad_maps = _backward(grad, rois, ctx.spatial_scale, ctx.group_size, ctx.maps_shape)
+    return grad_maps, None, None, None, None
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad, rois, ctx.spatial_scale, ctx.group_size, _ = inputs
+    ctx.save_for_backward(rois)
+    ctx.pooled_size = grad.size(2)
+
+
+def _differentiate_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    # The operator is linear in the maps: the derivative of its gradient is the operator itself.
+    (rois,) = ctx.saved_tensors
+    return _forward(grad, rois, ctx.spatial_scale, ctx.group_size, ctx.pooled_size), *[None] * 4
+
+
+torch.library.register_autograd("instseg::psroi_pool", _differentiate, setup_context=_save)
+torch.library.register_autograd(
+    "instseg::psroi_pool_backward", _differentiate_backward, setup_context=_save_backward
+)
+
+
+def bin_edges(
+    first: float, last: float, spatial_scale: float, pooled_size: int, length: int, dtype: Any
+) -> list[tuple[int, int]]:
+    """First and one past the last cell of the bins of one axis of one RoI; slow.
+
+    Args:
+        first: the first pixel of the RoI along the axis.
+        last: its last pixel, inclusive.
+        spatial_scale: cells per pixel.
+        pooled_size: number of bins.
+        length: of the map, in cells.
+        dtype: ``torch.float32`` or ``torch.float64``, that of the arithmetic.
+    """
+
+    def number(value: float) -> Tensor:
+        return torch.tensor(value, dtype=dtype)
+
+    def away_from_zero(value: float) -> float:
+        return math.copysign(math.floor(abs(value) + 0.5), value)
+
+    def clip(edge: Tensor) -> int:
+        return int(edge.clamp(0, length))
+
+    start = number(away_from_zero(first)) * number(spatial_scale)
+    end = (number(away_from_zero(last)) + 1) * number(spatial_scale)
+    size = torch.maximum(end - start, number(0.1)) / pooled_size
+    return [
+        (clip(torch.floor(p * size + start)), clip(torch.ceil((p + 1) * size + start)))
+        for p in range(pooled_size)
+    ]
+
+
+def psroi_pool_reference(
+    maps: Tensor, rois: Tensor, spatial_scale: float, group_size: int, pooled_size: int
+) -> Tensor:
+    """:func:`psroi_pool` by its formula, bin by bin; differentiable and slow.
+
+    Needs finite RoIs with batch indices of the batch.
+    """
+    height, width = maps.shape[2:]
+    dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
+    cells = maps.to(dtype).unflatten(1, (-1, group_size, group_size))
+    dims = cells.shape[1]
+    pooled = []
+    for image, x1, y1, x2, y2 in rois.to(dtype).tolist():
+        rows = bin_edges(y1, y2, spatial_scale, pooled_size, height, dtype)
+        columns = bin_edges(x1, x2, spatial_scale, pooled_size, width, dtype)
+        for py, (top, bottom) in enumerate(rows):
+            for px, (left, right) in enumerate(columns):
+                gy, gx = py * group_size // pooled_size, px * group_size // pooled_size
+                bin_cells = cells[int(image), :, gy, gx, top:bottom, left:right].flatten(1)
+                empty = bin_cells.shape[1] == 0
+                pooled.append(bin_cells.sum(1) if empty else bin_cells.mean(1))
+    if not pooled:
+        return maps.new_zeros((0, dims, pooled_size, pooled_size))
+    stacked = torch.stack(pooled).unflatten(0, (-1, pooled_size, pooled_size))
+    return stacked.permute(0, 3, 1, 2).to(maps.dtype)

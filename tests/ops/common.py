@@ -1,0 +1,18 @@
+"""What the tests of all operators share."""
+
+import pytest
+import torch
+
+from instseg import _C
+
+CUDA = pytest.param(
+    "cuda",
+    marks=[
+        pytest.mark.cuda,
+        pytest.mark.skipif(
+            not (_C.with_cuda and torch.cuda.is_available()),
+            reason="needs a GPU and operators compiled for CUDA",
+        ),
+    ],
+)
+DEVICES = ["cpu", CUDA]

@@ -1,0 +1,73 @@
+"""Operators that are missing, old or compiled for something else are explained at once."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from instseg.ops import _library
+
+BUILD = "pip install --no-build-isolation -e ."
+
+
+def message_of_an_import_with(stand_in: str) -> str:
+    """The error of importing the operators after ``stand_in`` took the place of ``instseg._C``."""
+    code = f"""
+import importlib.abc, sys, types
+import instseg
+{stand_in}
+try:
+    import instseg.ops._library
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def finder_that_raises(error: str) -> str:
+    return f"""
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "instseg._C":
+            raise {error}
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def test_operators_that_are_not_compiled_are_an_error_that_says_what_to_type():
+    message = message_of_an_import_with(finder_that_raises("ModuleNotFoundError()"))
+    assert message.startswith("the operators of instseg are not compiled")
+    assert BUILD in message
+
+
+def test_operators_that_do_not_load_are_an_error_that_says_what_to_type():
+    message = message_of_an_import_with(finder_that_raises("ImportError('undefined symbol: x')"))
+    assert "built for another torch" in message
+    assert BUILD in message and "undefined symbol: x" in message
+
+
+def test_operators_compiled_for_another_torch_are_an_error_that_names_both():
+    message = message_of_an_import_with(
+        "sys.modules['instseg._C'] = types.ModuleType('instseg._C')\n"
+        "instseg._C = sys.modules['instseg._C']\ninstseg._C.torch_version = '1.2.3'"
+    )
+    assert "compiled for torch 1.2.3" in message and torch.__version__ in message
+    assert BUILD in message
+
+
+def test_an_operator_that_an_old_build_lacks_is_an_error_that_says_what_to_type():
+    with pytest.raises(ImportError, match="lack no_such_operator") as error:
+        _library.operator("no_such_operator")
+    assert BUILD in str(error.value)
+
+
+def test_a_gpu_tensor_for_operators_of_the_cpu_is_an_error_that_says_what_to_type(monkeypatch):
+    monkeypatch.setattr(_library, "_C", SimpleNamespace(with_cuda=0))
+    tensor = SimpleNamespace(is_cuda=True, device="cuda:0")
+    with pytest.raises(RuntimeError, match="psroi_pool: .* cuda:0 .* CPU alone") as error:
+        _library.check_built_for("psroi_pool", tensor)
+    assert "FORCE_CUDA=1" in str(error.value)

@@ -1,0 +1,291 @@
+"""Position-sensitive RoI pooling against MXNet's operator, its formula, and bad input."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from instseg.ops.psroi_pool import psroi_pool, psroi_pool_reference
+from tests.ops.common import CUDA, DEVICES
+from tests.ops.position_sensitive import FOLDER, SIZES, golden, sample_rois, signed
+
+STEMS = ["official_g7_p21_s16", "official_g7_p7_s16", "official_g3_p9_s8", "official_g5_p21_s8"]
+
+
+def sample_maps(device: str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(2, 3 * 2 * 2, 6, 7, dtype=torch.float64).to(device, dtype)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-6), ("float64", 1e-12)])
+@pytest.mark.parametrize("stem", STEMS)
+def test_values_are_those_of_the_official_operator(stem, dtype, tolerance, device):
+    arrays, maps, rois = golden(stem, dtype, device)
+    out = psroi_pool(
+        maps, rois, *(arrays[key].item() for key in ("spatial_scale", "group_size", "pooled_size"))
+    )
+    expected = torch.from_numpy(arrays["out_f" + dtype[-2:]])
+    torch.testing.assert_close(out.cpu(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-5), ("float64", 1e-11)])
+@pytest.mark.parametrize("stem", STEMS)
+def test_gradients_are_those_of_the_official_operator(stem, dtype, tolerance, device):
+    arrays, maps, rois = golden(stem, dtype, device)
+    out = psroi_pool(
+        maps.requires_grad_(),
+        rois,
+        *(arrays[key].item() for key in ("spatial_scale", "group_size", "pooled_size")),
+    )
+    upstream = signed(f"{stem}.upstream", out.shape, int(arrays["seed"]), np.dtype(dtype))
+    out.backward(torch.from_numpy(upstream).to(device))
+    expected = torch.from_numpy(np.load(FOLDER / f"{stem}_grad.npz")["grad_f" + dtype[-2:]])
+    torch.testing.assert_close(maps.grad.cpu(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_bin_edges_are_rounded_after_each_operation(device):
+    arrays, maps, rois = golden("official_fma_cases", "float32", device)
+    out = psroi_pool(maps, rois, 1 / 16, 7, 21).cpu()
+    separate = torch.from_numpy(arrays["out_separate_rounding"])
+    assert not torch.equal(separate, torch.from_numpy(arrays["out_fused_multiply_add"]))
+    torch.testing.assert_close(out, separate, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_each_bin_reads_the_map_of_its_part(device):
+    maps = torch.arange(64.0, device=device).view(1, 4, 4, 4)
+    rois = torch.tensor([[0.0, 0, 0, 3, 3]], device=device)
+    # Cells 0, 1, 4, 5 of map 0; 2, 3, 6, 7 of map 1; the lower halves of maps 2 and 3.
+    expected = torch.tensor([[[[2.5, 16 + 4.5], [32 + 10.5, 48 + 12.5]]]])
+    assert torch.equal(psroi_pool(maps, rois, 1.0, 2, 2).cpu(), expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_inverted_roi_is_a_tenth_of_a_cell_at_its_first_corner(device):
+    maps = torch.arange(16.0, device=device).view(1, 1, 4, 4)
+    rois = torch.tensor([[0.0, 2, 1, -5, -5]], device=device)
+    assert psroi_pool(maps, rois, 1.0, 1, 1).item() == 6
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_half_pixels_round_away_from_zero(device):
+    maps = torch.arange(16.0, device=device).view(1, 1, 4, 4)
+    # 0.5 and 1.5 become 1 and 2: cells 1 and 2 of both axes.
+    rois = torch.tensor([[0.0, 0.5, 0.5, 1.5, 1.5], [0, -0.5, -0.5, -0.5, -0.5]], device=device)
+    assert psroi_pool(maps, rois, 1.0, 1, 1).flatten().tolist() == [7.5, 0]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_enormous_roi_is_the_mean_of_the_map(device):
+    maps = torch.arange(16.0, device=device).view(1, 1, 4, 4)
+    for size in (1e9, 1e30, 3e38):
+        rois = torch.tensor([[0.0, -size, -size, size, size]], device=device)
+        assert psroi_pool(maps, rois, 1.0, 1, 1).item() == 7.5
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_roi_outside_of_the_map_is_zero_and_has_no_gradient(device):
+    maps = sample_maps(device).requires_grad_()
+    rois = torch.tensor([[0.0, 100, 0, 150, 40], [1, 0, -90, 40, -20]], device=device)
+    out = psroi_pool(maps, rois, *SIZES)
+    out.sum().backward()
+    assert not out.any() and not maps.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("device", DEVICES)
+def test_operator_and_reference_agree_wherever_the_roi_lies(device, dtype):
+    maps, rois = sample_maps(device, dtype), sample_rois().to(device)
+    expected = psroi_pool_reference(maps, rois, *SIZES)
+    torch.testing.assert_close(psroi_pool(maps, rois, *SIZES), expected)
+
+
+corner = st.floats(-40, 90, width=32)
+
+
+@given(
+    corners=st.lists(st.tuples(corner, corner, corner, corner), min_size=1, max_size=4),
+    group=st.integers(1, 4),
+    pooled=st.integers(1, 6),
+    height=st.integers(0, 6),
+    width=st.integers(1, 7),
+    scale=st.sampled_from([1 / 16, 1 / 8, 0.3]),
+)
+def test_operator_and_reference_agree_on_random_input(corners, group, pooled, height, width, scale):
+    rois = torch.tensor([[i % 2, *row] for i, row in enumerate(corners)])
+    maps = torch.linspace(-1, 1, 2 * 2 * group**2 * height * width)
+    maps = maps.view(2, 2 * group**2, height, width)
+    expected = psroi_pool_reference(maps, rois, scale, group, pooled)
+    torch.testing.assert_close(psroi_pool(maps, rois, scale, group, pooled), expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradient_is_the_numerical_one_wherever_the_roi_lies(device):
+    maps = sample_maps(device, torch.float64).requires_grad_()
+    rois = sample_rois(dtype=torch.float64).to(device)
+    assert torch.autograd.gradcheck(lambda m: psroi_pool(m, rois, *SIZES), maps)
+
+
+def test_second_derivative_is_right():
+    maps, rois = sample_maps(dtype=torch.float64).requires_grad_(), sample_rois()[:6]
+    assert torch.autograd.gradgradcheck(lambda m: psroi_pool(m, rois, *SIZES) ** 2, maps)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_operator_keeps_the_rules_of_torch(device):
+    maps, rois = sample_maps(device), sample_rois().to(device)
+    forward = torch.ops.instseg.psroi_pool.default
+    for arguments in [(maps, rois), (maps.requires_grad_(), rois), (maps, rois[:0])]:
+        torch.library.opcheck(forward, (*arguments, *SIZES))
+    grad = torch.randn(len(rois), 3, 5, 5, device=device, requires_grad=True)
+    backward = torch.ops.instseg.psroi_pool_backward.default
+    torch.library.opcheck(backward, (grad, rois, 1 / 8, 2, maps.shape))
+
+
+def test_operator_compiles_into_one_graph():
+    maps, rois = sample_maps().requires_grad_(), sample_rois()
+    compiled = torch.compile(psroi_pool, fullgraph=True, backend="aot_eager")
+    out = compiled(maps, rois, *SIZES)
+    out.square().sum().backward()
+    grad, maps.grad = maps.grad, None
+    expected = psroi_pool(maps, rois, *SIZES)
+    expected.square().sum().backward()
+    assert torch.equal(out, expected) and torch.equal(grad, maps.grad)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_memory_format_of_maps_rois_and_gradient_does_not_matter(device):
+    maps, rois = sample_maps(device), sample_rois().to(device)
+    grad = torch.randn(len(rois), 3, 5, 5, device=device)
+
+    def run(maps: Tensor, rois: Tensor, grad: Tensor) -> list[Tensor]:
+        leaf = maps.detach().requires_grad_()
+        out = psroi_pool(leaf, rois, *SIZES)
+        out.backward(grad)
+        return [out, leaf.grad]
+
+    expected = run(maps, rois, grad)
+    strided = torch.stack([maps, maps], -1)[..., 0]
+    channels_last = maps.contiguous(memory_format=torch.channels_last)
+    for other in (strided, channels_last):
+        found = run(other, rois.t().contiguous().t(), grad.transpose(2, 3).clone().transpose(2, 3))
+        assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradient_of_a_sum_has_stride_zero_and_is_right(device):
+    maps, rois = sample_maps(device), sample_rois().to(device)
+    grads = []
+    for ones in (torch.ones(len(rois), 3, 5, 5, device=device), torch.ones((), device=device)):
+        leaf = maps.clone().requires_grad_()
+        psroi_pool(leaf, rois, *SIZES).backward(ones.expand(len(rois), 3, 5, 5))
+        grads.append(leaf.grad)
+    assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("images, height, count", [(2, 6, 0), (0, 6, 0), (2, 0, 4)])
+def test_empty_input_gives_empty_output_and_zero_gradient(images, height, count, device):
+    maps = torch.randn(images, 12, height, 7, device=device, requires_grad=True)
+    out = psroi_pool(maps, sample_rois()[:count].to(device), *SIZES)
+    out.sum().backward()
+    assert out.shape == (count, 3, 5, 5) and not out.any()
+    assert maps.grad.shape == maps.shape and not maps.grad.any()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_rounded_once_from_float32(dtype, device):
+    maps, rois = sample_maps(device, dtype), sample_rois().to(device)
+    grad = torch.randn(len(rois), 3, 5, 5, device=device).to(dtype)
+    halves, floats = maps.clone().requires_grad_(), maps.float().requires_grad_()
+    out, expected = psroi_pool(halves, rois, *SIZES), psroi_pool(floats, rois, *SIZES)
+    out.backward(grad)
+    expected.backward(grad.float())
+    assert torch.equal(out, expected.to(dtype))
+    assert torch.equal(halves.grad, floats.grad.to(dtype))
+
+
+ROW = (0.0, 1.0, 1.0, 20.0, 20.0)
+
+
+@pytest.mark.parametrize("column, value", [(0, -1), (0, 2), (0, 2**31), (0, 0.5), (0, torch.nan)])
+def test_a_bad_batch_index_is_an_error_that_names_the_row(column, value):
+    rois = torch.tensor([ROW, ROW])
+    rois[1, column] = value
+    with pytest.raises(IndexError, match=r"psroi_pool: rois\[1\] has batch index"):
+        psroi_pool(sample_maps(), rois, *SIZES)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_coordinate_that_is_not_finite_is_an_error_that_names_the_row(value):
+    rois = torch.tensor([ROW, ROW])
+    rois[1, 3] = value
+    with pytest.raises(ValueError, match=r"psroi_pool: rois\[1\] has coordinate"):
+        psroi_pool(sample_maps(), rois, *SIZES)
+
+
+@pytest.mark.parametrize("device", [CUDA])
+def test_rois_that_cannot_be_used_are_zero_on_a_gpu(device):
+    maps = sample_maps(device).requires_grad_()
+    rows = [(-1, *ROW[1:]), (2, *ROW[1:]), (2**31, *ROW[1:]), (torch.nan, *ROW[1:])]
+    rows += [(*ROW[:3], torch.nan, 5), (*ROW[:3], torch.inf, 5), ROW]
+    out = psroi_pool(maps, torch.tensor(rows, device=device), *SIZES)
+    out[:-1].sum().backward()
+    assert not out[:-1].any() and out[-1].any() and not maps.grad.any()
+
+
+BAD_ARGUMENTS = {
+    "maps has 3 dimensions": lambda m, r: (m[0], r, *SIZES),
+    "maps has 11 channels": lambda m, r: (m[:, 1:], r, *SIZES),
+    "maps is Int": lambda m, r: (m.int(), r, *SIZES),
+    "rois has 1 dimensions": lambda m, r: (m, r[0], *SIZES),
+    "rois has 4 columns": lambda m, r: (m, r[:, 1:], *SIZES),
+    "rois is Half": lambda m, r: (m, r.half(), *SIZES),
+    "rois is Long": lambda m, r: (m, r.long(), *SIZES),
+    "spatial_scale is 0": lambda m, r: (m, r, 0.0, 2, 5),
+    "spatial_scale is nan": lambda m, r: (m, r, torch.nan, 2, 5),
+    "group_size is 0": lambda m, r: (m, r, 1 / 8, 0, 5),
+    "pooled_size is -1": lambda m, r: (m, r, 1 / 8, 2, -1),
+}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("message", BAD_ARGUMENTS)
+def test_arguments_that_do_not_fit_are_named(message, device):
+    arguments = BAD_ARGUMENTS[message](sample_maps(device), sample_rois().to(device))
+    with pytest.raises((ValueError, TypeError, RuntimeError), match=f"psroi_pool: {message}"):
+        psroi_pool(*arguments)
+
+
+@pytest.mark.parametrize("device", [CUDA])
+def test_tensors_on_several_devices_are_an_error(device):
+    with pytest.raises(RuntimeError, match="psroi_pool: maps is on cuda:0 and rois on cpu"):
+        psroi_pool(sample_maps(device), sample_rois(), *SIZES)
+
+
+@pytest.mark.parametrize("device", [CUDA])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_cpu_and_gpu_give_the_same_bits(dtype, device):
+    maps, rois = sample_maps(dtype=dtype), sample_rois()
+    results = []
+    for place in ("cpu", device):
+        leaf = maps.to(place).requires_grad_()
+        out = psroi_pool(leaf, rois.to(place), *SIZES)
+        out.backward(out.detach())
+        results.append((out.cpu(), leaf.grad.cpu()))
+    assert all(map(torch.equal, *results))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_two_runs_give_the_same_bits(device):
+    maps, rois = sample_maps(device).requires_grad_(), sample_rois().repeat(20, 1).to(device)
+    out = psroi_pool(maps, rois, *SIZES)
+    first, second = (
+        torch.autograd.grad(out.square().sum(), maps, retain_graph=True)[0] for _ in range(2)
+    )
+    assert torch.equal(first, second)

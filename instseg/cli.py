@@ -137,7 +137,7 @@ def benchmark_ops(arguments: argparse.Namespace) -> int:
     from instseg.benchmark import benchmark_ops as run
     from instseg.benchmark import report
 
-    print(report(run(), arguments.json))
+    print(report(run(arguments.device, arguments.repeats), arguments.json))
     return 0
 
 
@@ -242,7 +242,15 @@ def _add_benchmark_models(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_benchmark_ops(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as a JSON list")
+    parser.description = (
+        "Compares each compiled operator with its composition of common operators on the same "
+        "input.  Ratios are peer / ours: above 1 is ahead.  floor_ms is what moving the bytes of "
+        "input and output takes."
+    )
+    add = parser.add_argument
+    add("--device", default="cpu", metavar="DEVICE", help="cpu or cuda (default %(default)s)")
+    add("--repeats", type=int, default=5, metavar="N", help="calls (default %(default)s)")
+    add("--json", type=Path, metavar="FILE", help="write the rows as a JSON list")
     parser.set_defaults(run=benchmark_ops)
 
 

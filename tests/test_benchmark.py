@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from instseg import benchmark, cli
-from instseg.benchmark import Row
+from instseg.benchmark import Row, models, ops
 
 TINY = [
     *("INPUT.MIN_SIZE_TEST", "64", "MODEL.DEVICE", "cpu"),
@@ -38,10 +39,39 @@ def test_a_model_is_compared_with_the_stock_predictor_and_written_as_rows(
     assert "| mask_rcnn_shapes |" in capsys.readouterr().out
 
 
-def test_operators_without_rows_are_an_empty_list(tmp_path: Path) -> None:
+def same(ours: Any, theirs: Any) -> None:
+    """Results are equal; masks that are one softmax entry apart count as equal at 1e-4."""
+    for own, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-4, check_dtype=False)
+
+
+@pytest.mark.parametrize("name", ops.COMPARISONS)
+def test_an_operator_and_its_peer_compute_the_same(name: str) -> None:
+    comparison = ops.COMPARISONS[name]
+    inputs = comparison.inputs(torch.device("cpu"), True)
+    ours = comparison.ours(*inputs)
+    theirs = comparison.theirs(*comparison.their_inputs(*inputs))
+    if name == "fcis_head_backward":
+        (ours,) = ops._maps_in_their_order(ours, inputs[1])[:1]
+    same(*((x if isinstance(x, tuple) else (x,)) for x in (ours, theirs)))
+
+
+def test_operators_are_compared_and_written_as_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "instance_assembling"
+    monkeypatch.setattr(ops, "COMPARISONS", {name: ops.COMPARISONS[name]})
     rows_file = tmp_path / "rows.json"
-    assert cli.main(["benchmark", "ops", "--json", str(rows_file)]) == 0
-    assert json.loads(rows_file.read_text()) == []
+    assert cli.main(["benchmark", "ops", "--repeats", "1", "--json", str(rows_file)]) == 0
+    (row,) = json.loads(rows_file.read_text())
+    assert (row["name"], row["peer"]) == (name, "index_select")
+    assert row["ratio_time"] == pytest.approx(row["peer_ms"] / row["ours_ms"])
+    assert row["ratio_memory"] > 0 and row["floor_ms"] > 0
+
+
+def test_a_device_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["benchmark", "ops", "--device", "tpu"]) == 2
+    assert "--device is tpu; expected cpu" in capsys.readouterr().err
 
 
 class Slow(nn.Module):
@@ -54,7 +84,7 @@ class Slow(nn.Module):
 
 def test_stages_add_up_over_calls() -> None:
     model = nn.Sequential(Slow(), nn.Identity())
-    with benchmark._stage_times(model) as stages:
+    with models._stage_times(model) as stages:
         model(torch.zeros(1))
         model(torch.zeros(1))
     assert stages["0"] >= 0.04

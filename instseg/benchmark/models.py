@@ -1,13 +1,10 @@
-"""``instseg benchmark``: speed and memory as ratios against a named peer, measured in one run."""
+"""``instseg benchmark models``: whole predictions against Detectron2's stock predictor."""
 
-import json
 import logging
-import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +12,12 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
-from tabulate import tabulate
 from torch import nn
+from yaml import safe_load
 
-from instseg.checkpoint import atomic_write
-from instseg.config import load_cfg
+from instseg.benchmark.rows import Row, in_fresh_process, peak_resident, seconds, synchronize
+from instseg.config import CfgNode as SafeCfgNode
+from instseg.config import get_cfg, load_cfg
 from instseg.data import shapes
 from instseg.data.images import read_image
 from instseg.engine.predictor import Predictor
@@ -28,25 +26,6 @@ from instseg.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 _STOCK = "detectron2 DefaultPredictor"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One comparison.  Times are milliseconds per picture (models) or call (operators).
-
-    The ratios are peer / ours, above 1 is ahead; ``ratio_memory`` is None where peak memory cannot
-    be measured.  ``stages_ms`` splits ``ours_ms`` by the parts of the model.
-    """
-
-    name: str
-    peer: str
-    ours_ms: float
-    peer_ms: float
-    ratio_time: float
-    ratio_memory: float | None
-    images_per_second: float | None = None
-    peak_memory_mib: float | None = None
-    stages_ms: dict[str, float] = field(default_factory=dict)
 
 
 def benchmark_models(
@@ -79,37 +58,6 @@ def benchmark_models(
     ]
 
 
-def benchmark_ops() -> list[Row]:
-    """Compare the compiled operators with their peers; the project has none yet."""
-    return []
-
-
-def report(rows: Sequence[Row], json_file: Path | None) -> str:
-    """A table of ``rows``; also written as a JSON list to ``json_file``.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    if json_file is not None:
-        content = json.dumps([asdict(row) for row in rows], indent=2).encode() + b"\n"
-        atomic_write(str(json_file), lambda file: file.write(content))
-    if not rows:
-        return "nothing to compare yet"
-    columns = ("name", "peer", "ours_ms", "peer_ms", "ratio_time", "ratio_memory")
-    table = tabulate(
-        [[getattr(row, column) for column in columns] for row in rows],
-        headers=columns,
-        tablefmt="github",
-        floatfmt=".2f",
-    )
-    stages = [
-        f"{row.name}: " + ", ".join(f"{name} {ms:.1f} ms" for name, ms in row.stages_ms.items())
-        for row in rows
-        if row.stages_ms
-    ]
-    return "\n".join([table, "", *stages]).rstrip()
-
-
 def _synthetic_pictures() -> list[np.ndarray]:
     pictures = (shapes.picture("shapes_hard_val", index, 640) for index in range(8))
     return [np.ascontiguousarray(picture[:, :, ::-1]) for picture in pictures]
@@ -128,10 +76,10 @@ def _benchmark_model(name: str, cfg: CfgNode, pictures: Sequence[np.ndarray], re
     turns = [("ours", ours_run), ("stock", stock_run)]
     for _ in range(repeats):
         for kind, run in turns:
-            times[kind].append(_seconds(run))
+            times[kind].append(seconds(run))
         turns.reverse()  # whoever comes second finds warmer caches
     with _stage_times(ours.model) as stages:
-        total = _seconds(ours_run)
+        total = seconds(ours_run)
     stages["rest"] = total - sum(stages.values())
     ours_ms, stock_ms = (
         1000 * statistics.median(times[kind]) / len(pictures) for kind in ("ours", "stock")
@@ -167,16 +115,9 @@ def _runner(predictor: Any, pictures: Sequence[np.ndarray]) -> Callable[[], None
         else:
             # Results are kept, as the list of the other predictor keeps them.
             [predictor(picture) for picture in pictures]
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        synchronize()
 
     return run
-
-
-def _seconds(run: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 @contextmanager
@@ -186,8 +127,7 @@ def _stage_times(model: nn.Module) -> Iterator[dict[str, float]]:
     started: dict[str, float] = {}
 
     def now() -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        synchronize()
         return time.perf_counter()
 
     def begin(name: str) -> Callable[..., None]:
@@ -215,36 +155,14 @@ def _stage_times(model: nn.Module) -> Iterator[dict[str, float]]:
 
 def _peak_memory(cfg: CfgNode, pictures: Sequence[np.ndarray], kind: str) -> float | None:
     """MiB at most in use while a fresh process predicts on ``pictures``; None where unknown."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_report_peak, args=(cfg.dump(), pictures, kind, sender))
-    process.start()
-    sender.close()
-    try:
-        peak: float | None = receiver.recv()
-    except EOFError:
-        peak = None
-        logger.warning(f"the process that measures memory ended with status {process.exitcode}")
-    process.join()
-    return peak
+    return in_fresh_process(_peak, cfg.dump(), pictures, kind)
 
 
-def _report_peak(config: str, pictures: Sequence[np.ndarray], kind: str, sender: Any) -> None:
-    from yaml import safe_load
-
-    from instseg.config import CfgNode as SafeCfgNode
-    from instseg.config import get_cfg
-
+def _peak(config: str, pictures: Sequence[np.ndarray], kind: str) -> float | None:
     cfg = get_cfg()
     cfg.merge_from_other_cfg(SafeCfgNode(safe_load(config)))
     predictor = Predictor(cfg) if kind == "ours" else DefaultPredictor(cfg)
     _runner(predictor, pictures)()
     if cfg.MODEL.DEVICE.startswith("cuda"):
-        sender.send(torch.cuda.max_memory_allocated() / 2**20)
-        return
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        sender.send(None)
-        return
-    sender.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+        return torch.cuda.max_memory_allocated() / 2**20
+    return peak_resident()

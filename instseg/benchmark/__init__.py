@@ -1,0 +1,7 @@
+"""``instseg benchmark``: speed and memory as ratios against a named peer, measured in one run."""
+
+from instseg.benchmark.models import benchmark_models
+from instseg.benchmark.ops import benchmark_ops
+from instseg.benchmark.rows import Row, report
+
+__all__ = ["Row", "benchmark_models", "benchmark_ops", "report"]

@@ -1,0 +1,265 @@
+"""``instseg benchmark ops``: each compiled operator against its composition of common operators."""
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from instseg.benchmark.rows import (
+    Row,
+    forget_peak,
+    in_fresh_process,
+    peak_resident,
+    seconds,
+    synchronize,
+)
+from instseg.errors import ConfigError
+from instseg.ops.assemble_instances import assemble_instances
+from instseg.ops.fcis_head import fcis_head
+from instseg.ops.psroi_pool import psroi_pool
+from instseg.ops.vote_masks import vote_masks, vote_masks_reference
+
+Inputs = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An operator and its peer, which compute the same.
+
+    Attributes:
+        peer: what ``theirs`` is, for the table.
+        inputs: makes what ``ours`` takes, on a device, at full size or tiny.
+        ours: the operator, as its users call it.
+        theirs: the composition.
+        their_inputs: the same in the layout that ``theirs`` wants; not timed.
+    """
+
+    peer: str
+    inputs: Callable[[torch.device, bool], Inputs]
+    ours: Callable[..., Any]
+    theirs: Callable[..., Any]
+    their_inputs: Callable[..., Inputs] = lambda *inputs: inputs
+
+
+def benchmark_ops(device: str = "cpu", repeats: int = 5) -> list[Row]:
+    """Compare every operator with its peer, by turns in this process.
+
+    Peak memory is that of a fresh process each and includes the inputs.
+
+    Args:
+        device: on which both run.
+        repeats: the median of so many calls is reported.
+    Raises:
+        ConfigError: no such device, or fewer than one repeat.
+    """
+    if repeats < 1:
+        raise ConfigError(f"--repeats is {repeats}; expected at least 1")
+    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise ConfigError(f"--device is {device}; expected cpu, or cuda on a machine with a GPU")
+    bandwidth = _bytes_per_second(torch.device(device))
+    return [
+        _benchmark_op(name, comparison, torch.device(device), repeats, bandwidth)
+        for name, comparison in COMPARISONS.items()
+    ]
+
+
+def _benchmark_op(
+    name: str, comparison: Comparison, device: torch.device, repeats: int, bandwidth: float
+) -> Row:
+    inputs = comparison.inputs(device, False)
+    their_inputs = comparison.their_inputs(*inputs)
+
+    def ours() -> Any:
+        result = comparison.ours(*inputs)
+        synchronize()
+        return result
+
+    def theirs() -> None:
+        comparison.theirs(*their_inputs)
+        synchronize()
+
+    least = _bytes(inputs) + _bytes(ours())
+    times = [(seconds(ours), seconds(theirs)) for _ in range(repeats)]
+    ours_ms, peer_ms = (1000 * statistics.median(column) for column in zip(*times, strict=True))
+    ours_peak, peer_peak = (
+        in_fresh_process(_peak, name, kind, str(device)) for kind in ("ours", "theirs")
+    )
+    return Row(
+        name=name,
+        peer=comparison.peer,
+        ours_ms=ours_ms,
+        peer_ms=peer_ms,
+        ratio_time=peer_ms / ours_ms,
+        ratio_memory=peer_peak / ours_peak if ours_peak and peer_peak else None,
+        peak_memory_mib=ours_peak,
+        floor_ms=1000 * least / bandwidth,
+    )
+
+
+def _peak(name: str, kind: str, device_name: str) -> float | None:
+    """MiB of the inputs and of all that one call takes beside them, in this process."""
+    comparison, device = COMPARISONS[name], torch.device(device_name)
+    call = getattr(comparison, kind)
+    for tiny in (True, False):  # the first loads libraries and starts threads
+        inputs = comparison.inputs(device, tiny)
+        if kind == "theirs":
+            inputs = comparison.their_inputs(*inputs)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        forget_peak()
+        before = peak_resident()
+        call(*inputs)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    after = peak_resident()
+    if before is None or after is None:
+        return None
+    return after - before + _bytes(inputs) / 2**20
+
+
+def _bytes_per_second(device: torch.device) -> float:
+    """Memory bandwidth: the best of a few copies of a tensor that fits into no cache."""
+    source = torch.zeros(2**26, device=device)
+    target = torch.zeros_like(source)
+
+    def copy() -> None:
+        target.copy_(source)
+        synchronize()
+
+    return 2 * source.nbytes / min(seconds(copy) for _ in range(5))
+
+
+def _bytes(values: Any) -> int:
+    """Size of all tensors in nested tuples."""
+    if isinstance(values, Tensor):
+        return int(values.nbytes)
+    return sum(map(_bytes, values)) if isinstance(values, tuple | list) else 0
+
+
+def _rois(count: int, width: float, height: float, device: torch.device) -> Tensor:
+    """(count, 5) boxes of all sizes inside a picture, as a detector proposes them."""
+    generator = torch.Generator().manual_seed(0)
+    centres, sizes = torch.rand(2, count, 2, generator=generator)
+    extent = torch.tensor([width, height])
+    half = extent * (0.02 + 0.3 * sizes.square())
+    low, high = centres * extent - half, centres * extent + half
+    boxes = torch.cat([low, high], 1).clamp(min=0).minimum(extent.repeat(2) - 1)
+    return torch.cat([torch.zeros(count, 1), boxes], 1).to(device)
+
+
+_CLASSES, _GROUP, _POOLED, _SCALE = 81, 7, 21, 1 / 16
+"""Of FCIS on COCO; the classes include the background."""
+
+
+def _head_inputs(device: torch.device, tiny: bool) -> Inputs:
+    """Score maps and RoIs of a picture of 600 x 1000 pixels."""
+    height, width, count = (4, 4, 1) if tiny else (38, 63, 300)
+    torch.manual_seed(0)
+    maps = torch.randn(1, height, width, _GROUP**2 * 2 * _CLASSES, device=device)
+    return maps.permute(0, 3, 1, 2), _rois(count, 16.0 * width, 16.0 * height, device)
+
+
+def _maps_in_their_order(maps: Tensor, rois: Tensor) -> Inputs:
+    """The channel order of the authors, and planes instead of channels last."""
+    cells = maps.permute(0, 2, 3, 1).unflatten(3, (_GROUP**2, 2, _CLASSES))
+    return cells.permute(0, 5, 4, 3, 1, 2).flatten(1, 3).contiguous(), rois
+
+
+def _fused_head(maps: Tensor, rois: Tensor) -> tuple[Tensor, ...]:
+    scores, logits, classes = fcis_head(maps, rois, None, _SCALE, _GROUP, _POOLED)
+    return scores.softmax(1), logits.softmax(1), classes
+
+
+def _composed_head(maps: Tensor, rois: Tensor) -> tuple[Tensor, ...]:
+    pooled = psroi_pool(maps, rois, _SCALE, _GROUP, _POOLED)
+    pooled = pooled.unflatten(1, (_CLASSES, 2))
+    probabilities = pooled.amax(2).mean((2, 3)).softmax(1)
+    classes = probabilities[:, 1:].argmax(1) + 1
+    masks = pooled.softmax(2)[torch.arange(len(rois), device=rois.device), classes]
+    return probabilities, masks, classes
+
+
+def _with_gradient(head: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Tensor]:
+    def run(maps: Tensor, rois: Tensor) -> Tensor:
+        maps = maps.detach().requires_grad_()
+        probabilities, masks, _ = head(maps, rois)
+        (gradient,) = torch.autograd.grad(probabilities.square().sum() + masks.sum(), maps)
+        return gradient
+
+    return run
+
+
+_PARTS, _WINDOW = 5, 21
+"""Of InstanceFCN."""
+
+
+def _window_inputs(device: torch.device, tiny: bool) -> Inputs:
+    """Score maps of a picture of 600 x 800 pixels and windows anywhere, also across borders."""
+    height, width, count = (8, 8, 1) if tiny else (75, 100, 1000)
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(1, _PARTS**2, height, width, generator=generator)
+    centres = torch.rand(count, 2, generator=generator) * torch.tensor([height, width])
+    windows = torch.cat([torch.zeros(count, 1), centres - _WINDOW // 2], 1).long()
+    return maps.to(device), windows.to(device)
+
+
+def _assemble(maps: Tensor, windows: Tensor) -> Tensor:
+    return assemble_instances(maps, windows, _PARTS, _WINDOW)
+
+
+def _assemble_by_index(maps: Tensor, windows: Tensor) -> Tensor:
+    padded = F.pad(maps, (_WINDOW,) * 4, value=-10.0)
+    height, width = padded.shape[2:]
+    steps = torch.arange(_WINDOW, device=maps.device)
+    part = (2 * steps + 1) * _PARTS // (2 * _WINDOW)
+    images, rows, columns = windows.unbind(1)
+    channels = images[:, None, None] * _PARTS**2 + part[:, None] * _PARTS + part
+    rows, columns = (first[:, None] + steps + _WINDOW for first in (rows, columns))
+    index = (channels * height + rows[:, :, None]) * width + columns[:, None, :]
+    return padded.flatten().index_select(0, index.flatten()).view_as(index)
+
+
+def _vote_inputs(device: torch.device, tiny: bool) -> Inputs:
+    """RoIs, masks and scores as FCIS gives them for a picture of 600 x 1000 pixels."""
+    count = 2 if tiny else 600
+    boxes = _rois(count, 1000.0, 600.0, torch.device("cpu"))[:, 1:]
+    generator = torch.Generator().manual_seed(0)
+    steps = torch.linspace(-1, 1, _POOLED)
+    radius = steps[:, None] ** 2 + steps**2
+    masks = (1.2 + 0.2 * torch.randn(count, 1, 1, generator=generator) - radius).clamp(0, 1)
+    scores = (3 * torch.randn(count, _CLASSES, generator=generator)).softmax(1)
+    return boxes.to(device), masks.to(device), scores.to(device), (600, 1000)
+
+
+COMPARISONS: dict[str, Comparison] = {
+    "fcis_head_forward": Comparison(
+        peer="psroi_pool, max, mean, softmax, argmax, gather",
+        inputs=_head_inputs,
+        ours=_fused_head,
+        theirs=_composed_head,
+        their_inputs=_maps_in_their_order,
+    ),
+    "fcis_head_backward": Comparison(
+        peer="the same, forward and backward",
+        inputs=_head_inputs,
+        ours=_with_gradient(_fused_head),
+        theirs=_with_gradient(_composed_head),
+        their_inputs=_maps_in_their_order,
+    ),
+    "instance_assembling": Comparison(
+        peer="index_select",
+        inputs=_window_inputs,
+        ours=_assemble,
+        theirs=_assemble_by_index,
+    ),
+    "mask_voting": Comparison(
+        peer="NumPy and OpenCV",
+        inputs=_vote_inputs,
+        ours=vote_masks,
+        theirs=vote_masks_reference,
+    ),
+}

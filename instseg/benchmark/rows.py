@@ -1,0 +1,116 @@
+"""What the benchmarks share: the row of a table, timing, peak memory, the report."""
+
+import json
+import logging
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+from instseg.checkpoint import atomic_write
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison.  Times are milliseconds per picture (models) or call (operators).
+
+    The ratios are peer / ours, above 1 is ahead; ``ratio_memory`` is None where peak memory cannot
+    be measured.  ``stages_ms`` splits ``ours_ms`` by the parts of the model.  ``floor_ms`` is how
+    long it takes to move the bytes that an operator must read and write.
+    """
+
+    name: str
+    peer: str
+    ours_ms: float
+    peer_ms: float
+    ratio_time: float
+    ratio_memory: float | None
+    images_per_second: float | None = None
+    peak_memory_mib: float | None = None
+    stages_ms: dict[str, float] = field(default_factory=dict)
+    floor_ms: float | None = None
+
+
+def report(rows: Sequence[Row], json_file: Path | None) -> str:
+    """A table of ``rows``; also written as a JSON list to ``json_file``.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    if json_file is not None:
+        content = json.dumps([asdict(row) for row in rows], indent=2).encode() + b"\n"
+        atomic_write(str(json_file), lambda file: file.write(content))
+    columns = ["name", "peer", "ours_ms", "peer_ms", "ratio_time", "ratio_memory"]
+    if any(row.floor_ms is not None for row in rows):
+        columns.append("floor_ms")
+    table = tabulate(
+        [[getattr(row, column) for column in columns] for row in rows],
+        headers=columns,
+        tablefmt="github",
+        floatfmt=".2f",
+    )
+    stages = [
+        f"{row.name}: " + ", ".join(f"{name} {ms:.1f} ms" for name, ms in row.stages_ms.items())
+        for row in rows
+        if row.stages_ms
+    ]
+    return "\n".join([table, "", *stages]).rstrip()
+
+
+def synchronize() -> None:
+    """Wait for what runs on the GPU, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def seconds(run: Callable[[], None]) -> float:
+    """How long one call takes."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def in_fresh_process(function: Callable[..., float | None], *arguments: Any) -> float | None:
+    """``function(*arguments)``, computed by a new process; None, with a warning, if that fails."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sender, function, *arguments))
+    process.start()
+    sender.close()
+    try:
+        result: float | None = receiver.recv()
+    except EOFError:
+        result = None
+        logger.warning(f"the process that measures memory ended with status {process.exitcode}")
+    process.join()
+    return result
+
+
+def _send(sender: Any, function: Callable[..., float | None], *arguments: Any) -> None:
+    sender.send(function(*arguments))
+
+
+def peak_resident() -> float | None:
+    """MiB of memory that this process had at most; None where the system does not tell."""
+    try:
+        # getrusage would count what the parent had when it started this process.
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
+    except (OSError, IndexError, ValueError):  # not on Linux
+        return None
+
+
+def forget_peak() -> None:
+    """Make :func:`peak_resident` count from now on, where the system can do that."""
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    except OSError:  # peaks then include what was in use before
+        logger.warning("this system cannot reset the peak of memory; ratios may come out lower")

@@ -143,3 +143,12 @@ def test_boxes_contain_their_masks() -> None:
 def test_a_picture_that_does_not_exist_is_refused_with_what_exists(split: str, index: int) -> None:
     with pytest.raises(DatasetError, match=r"shapes_val \(0\.\.199\)"):
         shapes.scene(split, index, 128)
+
+
+def test_the_touching_and_the_other_pictures_of_a_split_make_up_the_whole() -> None:
+    instseg.get_cfg()
+    names = ("shapes_val_touching", "shapes_val_apart")
+    touching, apart = ({r["image_id"]: r for r in DatasetCatalog.get(name)} for name in names)
+    whole = {record["image_id"]: record for record in DatasetCatalog.get("shapes_val")}
+    assert all(index % 2 == 0 for index in touching) and all(index % 2 for index in apart)
+    assert {**touching, **apart} == whole

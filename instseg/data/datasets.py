@@ -28,9 +28,9 @@ _MIN_SHAPES_SIZE = 16
 
 def register_builtin_datasets() -> None:
     """Make the names that instseg provides known to Detectron2; those already known stay."""
-    for split in shapes.SPLITS:
-        if split not in DatasetCatalog:
-            _register_shapes(split, shapes.DEFAULT_SIZE)
+    for name in (*shapes.SPLITS, *shapes.SUBSETS):
+        if name not in DatasetCatalog:
+            _register_shapes(name, shapes.DEFAULT_SIZE)
     root = os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets"))
     for folder in _UNDER_ROOT:
         for split in ("train", "val"):
@@ -46,9 +46,9 @@ def register_datasets(cfg: CfgNode) -> None:
         raise ConfigError(
             f"DATASETS.SHAPES_SIZE is {size}; expected at least {_MIN_SHAPES_SIZE} pixels"
         )
-    for split in shapes.SPLITS:
-        if MetadataCatalog.get(split).get("size") != size:
-            _register_shapes(split, size)
+    for name in (*shapes.SPLITS, *shapes.SUBSETS):
+        if MetadataCatalog.get(name).get("size") != size:
+            _register_shapes(name, size)
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         if not isinstance(name, str):
             raise ConfigError(f"DATASETS.TRAIN and DATASETS.TEST hold names, found {name!r}")
@@ -134,12 +134,13 @@ def check_masks(name: str, records: list[dict[str, Any]]) -> None:
         )
 
 
-def _register_shapes(split: str, size: int) -> None:
-    if split in DatasetCatalog:
-        DatasetCatalog.remove(split)
-        MetadataCatalog.remove(split)
-    DatasetCatalog.register(split, lambda: shapes.load(split, size))
-    MetadataCatalog.get(split).set(
+def _register_shapes(name: str, size: int) -> None:
+    if name in DatasetCatalog:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    split, indices = shapes.SUBSETS.get(name, (name, None))
+    DatasetCatalog.register(name, lambda: shapes.load(split, size, indices))
+    MetadataCatalog.get(name).set(
         thing_classes=shapes.class_names(split), evaluator_type="coco", size=size
     )
 

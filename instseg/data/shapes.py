@@ -1,7 +1,8 @@
 """The built-in synthetic data set: textured shapes on textured backgrounds, rendered on the fly.
 
 Four splits: ``shapes_train`` (2000 pictures), ``shapes_val`` (200) and the harder
-``shapes_hard_train``, ``shapes_hard_val``.  A picture depends only on its split, index and size, so
+``shapes_hard_train``, ``shapes_hard_val``.  ``shapes_val_touching`` and ``shapes_val_apart`` are the
+pictures of ``shapes_val`` where objects of one class touch, and the others.  A picture depends only on its split, index and size, so
 nothing is stored: its ``file_name`` is ``shapes://SPLIT/SIZE/INDEX``, a path that Detectron2's
 ``PathManager`` opens like a file, so every reader and mapper works on it unchanged.
 
@@ -34,6 +35,11 @@ SPLITS = {
     "shapes_hard_train": 2000,
     "shapes_hard_val": 200,
 }
+SUBSETS = {
+    "shapes_val_touching": ("shapes_val", range(0, 200, 2)),
+    "shapes_val_apart": ("shapes_val", range(1, 200, 2)),
+}
+"""The even and the odd pictures of a split: name -> split, indices."""
 DEFAULT_SIZE = 128
 KINDS = ("circle", "square", "triangle", "star")
 PREFIX = "shapes://"

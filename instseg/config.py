@@ -208,7 +208,8 @@ def check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
         classes = dataset_classes(name)
         if not classes:
             continue
-        if first is not None and first[1] != classes:
+        # A model without classes may be tested on others than it was trained on.
+        if key and first is not None and first[1] != classes:
             raise ConfigError(
                 f"the data sets {first[0]} and {name} differ in their classes or in the order of "
                 "them: "

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from instseg.checkpoint import Checkpointer
-from instseg.config import check_device, load_cfg
+from instseg.config import check_device, load_cfg, num_classes_key
 from instseg.data.images import Array, check_image, convert_picture, read_image
 from instseg.errors import ConfigError
 
@@ -237,6 +237,8 @@ def _resolve(
 
 
 def _class_names(cfg: CfgNode, checkpoint: dict[str, Any]) -> list[str] | None:
+    if num_classes_key(cfg) is None:  # proposals: class 0 is any object, not the first class
+        return ["object"]
     names = checkpoint.get("class_names")
     # MetadataCatalog.get() would add an entry for a name it does not know.
     if not names and cfg.DATASETS.TEST and cfg.DATASETS.TEST[0] in MetadataCatalog:

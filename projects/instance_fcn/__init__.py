@@ -1,0 +1,34 @@
+"""InstanceFCN (Dai et al., ECCV 2016, arXiv 1603.08678)."""
+
+from instseg.projects.instance_fcn.backbone import (
+    FinestLevel,
+    build_resnet_finest_level_backbone,
+    build_stride8_resnet_backbone,
+)
+from instseg.projects.instance_fcn.config import add_instance_fcn_config
+from instseg.projects.instance_fcn.instance_fcn import InstanceFCN
+from instseg.projects.instance_fcn.proposals import paste_windows, tight_boxes
+from instseg.projects.instance_fcn.targets import (
+    WindowRule,
+    mask_loss,
+    mask_targets,
+    match_cells,
+    score_loss,
+    top_left,
+)
+
+__all__ = [
+    "FinestLevel",
+    "InstanceFCN",
+    "WindowRule",
+    "add_instance_fcn_config",
+    "build_resnet_finest_level_backbone",
+    "build_stride8_resnet_backbone",
+    "mask_loss",
+    "mask_targets",
+    "match_cells",
+    "paste_windows",
+    "score_loss",
+    "tight_boxes",
+    "top_left",
+]

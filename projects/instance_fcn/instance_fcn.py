@@ -1,0 +1,333 @@
+"""The network: a fully convolutional trunk, maps of object parts, and scores."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling.sampling import subsample_labels
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import nms
+
+from instseg.errors import ConfigError
+from instseg.ops.assemble_instances import assemble_instances
+from instseg.projects.instance_fcn.proposals import paste_windows, tight_boxes
+from instseg.projects.instance_fcn.targets import (
+    WindowRule,
+    inside,
+    mask_loss,
+    mask_targets,
+    match_cells,
+    score_loss,
+    top_left,
+)
+
+
+@META_ARCH_REGISTRY.register()
+class InstanceFCN(nn.Module):
+    """Instance-sensitive fully convolutional networks (Dai et al., ECCV 2016, arXiv 1603.08678).
+
+    ::
+
+        image → backbone → (C, H/s, W/s)
+          ├─ 1x1 conv + ReLU → 3x3 conv → k x k maps: "is this the (i, j)-th part of an object?"
+          └─ 3x3 conv + ReLU → 1x1 conv → 1 map: "is an object centred in the window here?"
+
+    A window of m x m cells takes each of its k x k parts from the map of that part; nothing is
+    learnt or resampled there.  Proposals have no class: ``pred_classes`` is 0 everywhere.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        in_feature: str,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        rule: WindowRule,
+        conv_dim: int = 512,
+        parts: int = 5,
+        windows_per_image: int = 256,
+        positive_fraction: float = 0.5,
+        scales: Sequence[int] = (119, 178, 267, 400, 600, 900),
+        max_size: int = 1500,
+        pre_nms_topk: int = 2000,
+        nms_threshold: float = 0.8,
+        mask_threshold: float = 0.5,
+        max_proposals: int = 1000,
+    ) -> None:
+        """
+        Args:
+            backbone: gives the feature map ``in_feature``; its stride is that of ``rule``.
+            pixel_mean, pixel_std: per channel of the image.
+            rule: which windows are trained on.
+            conv_dim: channels of the first convolution of each branch.
+            parts: k, parts of an object in either direction.
+            windows_per_image: windows sampled in training.
+            positive_fraction: their positive share, if there are enough.
+            scales: shorter sides of the picture that inference searches, in pixels.
+            max_size: largest longer side for that.
+            pre_nms_topk: windows of each scale, by score, that get a mask.
+            nms_threshold: box IoU of masks above which the one with the lower score goes.
+            mask_threshold: probability from which on a pixel belongs to a mask.
+            max_proposals: proposals of a picture in the end.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.in_feature = in_feature
+        channels = backbone.output_shape()[in_feature].channels
+        self.mask_branch = nn.Sequential(
+            nn.Conv2d(channels, conv_dim, 1), nn.ReLU(), nn.Conv2d(conv_dim, parts**2, 3, padding=1)
+        )
+        self.score_branch = nn.Sequential(
+            nn.Conv2d(channels, conv_dim, 3, padding=1), nn.ReLU(), nn.Conv2d(conv_dim, 1, 1)
+        )
+        for branch in (self.mask_branch, self.score_branch):
+            for name, parameter in branch.named_parameters():
+                nn.init.normal_(parameter, std=0.01 if name.endswith("weight") else 0)
+        self.rule = rule
+        self.parts = parts
+        self.windows_per_image = windows_per_image
+        self.positive_fraction = positive_fraction
+        self.scales = tuple(scales)
+        self.max_size = max_size
+        self.pre_nms_topk = pre_nms_topk
+        self.nms_threshold = nms_threshold
+        self.mask_logit = math.log(mask_threshold / (1 - mask_threshold))
+        self.max_proposals = max_proposals
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        node = cfg.MODEL.INSTANCE_FCN
+        backbone = build_backbone(cfg)
+        _check(cfg, backbone)
+        return {
+            "backbone": backbone,
+            "in_feature": node.IN_FEATURE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "rule": WindowRule(
+                size=node.WINDOW_SIZE,
+                stride=backbone.output_shape()[node.IN_FEATURE].stride,
+                canonical_size=node.CANONICAL_SIZE,
+                positive_offset=node.POSITIVE_OFFSET,
+                positive_octaves=node.POSITIVE_OCTAVES,
+                negative_offset=node.NEGATIVE_OFFSET,
+                negative_octaves=node.NEGATIVE_OCTAVES,
+            ),
+            "conv_dim": node.CONV_DIM,
+            "parts": node.PARTS,
+            "windows_per_image": node.WINDOWS_PER_IMAGE_TRAIN,
+            "positive_fraction": node.POSITIVE_FRACTION_TRAIN,
+            "scales": node.SCALES_TEST,
+            "max_size": cfg.INPUT.MAX_SIZE_TEST,
+            "pre_nms_topk": node.PRE_NMS_TOPK_TEST,
+            "nms_threshold": node.NMS_THRESH_TEST,
+            "mask_threshold": node.MASK_THRESH_TEST,
+            "max_proposals": cfg.TEST.DETECTIONS_PER_IMAGE,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Losses in training, else one dict per picture with its ``instances``.
+
+        Args:
+            batched_inputs: Detectron2's format: ``image`` (C, h, w), for training ``instances``
+                with ``gt_boxes`` and ``gt_masks`` (bit masks), else optionally ``height`` and
+                ``width`` of the result.
+        """
+        if self.training:
+            return self.losses(batched_inputs)
+        # One by one: the padding of a batch would change results.
+        return [{"instances": self.propose(sample)} for sample in batched_inputs]
+
+    def maps(self, images: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Run the network.
+
+        Args:
+            images: (C, h, w) each, on the model's device, not normalised.
+        Returns:
+            (B, k*k, H, W) logits, channel k i + j for part (i, j), row i from the top, and
+            (B, H, W) logits of the windows centred at the cells.
+        """
+        divisor = max(self.rule.stride, self.backbone.size_divisibility)
+        normalised = [(image - self.pixel_mean) / self.pixel_std for image in images]
+        batch = ImageList.from_tensors(normalised, divisor)
+        features = self.backbone(batch.tensor)[self.in_feature]
+        return self.mask_branch(features), self.score_branch(features)[:, 0]
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the cells that show a picture of this size, not padding alone."""
+        return -(-height // self.rule.stride), -(-width // self.rule.stride)
+
+    def losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """``loss_mask`` over positive windows and ``loss_score`` over all sampled ones.
+
+        Pictures of one size share a forward pass.  Padding all to the largest would cost more than
+        it saves, as each has a scale of its own.
+        """
+        groups: dict[tuple[int, ...], list[dict[str, Any]]] = defaultdict(list)
+        for sample in batched_inputs:
+            groups[sample["image"].shape[-2:]].append(sample)
+        # Windows of all groups; each tensor is attached to the network even if it has no rows.
+        logits, targets, counted, scores, positive = (
+            torch.cat(parts)
+            for parts in zip(*(self._sample(group) for group in groups.values()), strict=True)
+        )
+        return {
+            "loss_mask": mask_loss(logits, targets, counted),
+            "loss_score": score_loss(scores, positive),
+        }
+
+    def _sample(self, group: list[dict[str, Any]]) -> tuple[Tensor, ...]:
+        """Windows drawn from pictures of one size.
+
+        Returns:
+            for P positive windows ``logits``, ``targets`` and ``counted`` as :func:`mask_loss`
+            wants them, for all N windows ``logits`` and ``positive`` as :func:`score_loss` does.
+        """
+        mask_maps, score_maps = self.maps([sample["image"].to(self.device) for sample in group])
+        grid = self.grid(*group[0]["image"].shape[-2:])
+        size = self.rule.size
+        windows = [torch.zeros(0, 3, dtype=torch.int64, device=self.device)]
+        targets = [torch.zeros(0, size, size, device=self.device)]
+        scores, positive = [], []
+        for number, sample in enumerate(group):
+            objects = sample["instances"].to(self.device)
+            owners = match_cells(objects.gt_boxes.tensor, grid, self.rule)
+            shown, empty = subsample_labels(
+                owners, self.windows_per_image, self.positive_fraction, len(objects)
+            )
+            chosen = torch.cat([shown, empty])
+            scores.append(score_maps[number, : grid[0], : grid[1]].flatten()[chosen])
+            positive.append(torch.arange(len(chosen), device=self.device) < len(shown))
+            if len(shown):
+                corners = top_left(shown, grid[1], size)
+                masks = objects.gt_masks.tensor
+                windows.append(F.pad(corners, (1, 0), value=number))
+                targets.append(mask_targets(masks, owners[shown], corners, grid, self.rule))
+        placed = torch.cat(windows)
+        return (
+            assemble_instances(mask_maps, placed, self.parts, size),
+            torch.cat(targets),
+            inside(placed[:, 1:], grid, size),
+            torch.cat(scores),
+            torch.cat(positive),
+        )
+
+    def propose(self, sample: dict[str, Any]) -> Instances:
+        """Proposals of one picture over all scales (section 3.3).
+
+        Returns:
+            at most ``max_proposals``, by falling score, with the usual fields.
+        """
+        image = sample["image"].to(self.device)
+        height, width = image.shape[-2:]
+        size = (sample.get("height", height), sample.get("width", width))
+        # Scales that the limit on the longer side makes equal are searched once.
+        shapes = dict.fromkeys(self._shape_at(side, height, width) for side in self.scales)
+        windows = Instances.cat([self._search(image, shape, size) for shape in shapes])
+        kept = nms(windows.boxes, windows.scores, self.nms_threshold)[: self.max_proposals]
+        windows = windows[kept]
+        masks = paste_windows(
+            windows.logits - self.mask_logit, windows.corners, windows.cells, windows.grids, size
+        )
+        boxes = tight_boxes(masks)
+        # An enlarged mask can lose its last pixel.
+        filled = boxes[:, 2] > boxes[:, 0]
+        result = Instances(size)
+        result.pred_boxes = Boxes(boxes[filled])
+        result.scores = windows.scores[filled]
+        result.pred_classes = torch.zeros_like(kept[filled])
+        result.pred_masks = masks[filled]
+        return result
+
+    def _shape_at(self, side: int, height: int, width: int) -> tuple[int, int]:
+        """Size of a picture whose shorter side becomes ``side``, if ``max_size`` allows it."""
+        factor = min(side / min(height, width), self.max_size / max(height, width))
+        return max(round(height * factor), 1), max(round(width * factor), 1)
+
+    def _search(self, image: Tensor, shape: tuple[int, int], size: tuple[int, int]) -> Instances:
+        """The best windows at one scale.
+
+        Args:
+            image: (C, h, w).
+            shape: height and width that it is resized to.
+            size: height and width of the results.
+        Returns:
+            ``scores`` (N,) probabilities, ``logits`` (N, m, m), ``boxes`` (N, 4) around the masks,
+            in pixels of the result, and what :func:`paste_windows` wants to know.
+        """
+        # As Pillow resizes training pictures: smoothed where they shrink.
+        resized = F.interpolate(image[None].float(), shape, mode="bilinear", antialias=True)[0]
+        mask_maps, score_maps = self.maps([resized])
+        grid = self.grid(*shape)
+        scores = score_maps[0, : grid[0], : grid[1]].flatten().sigmoid()
+        best = scores.topk(min(self.pre_nms_topk, len(scores)))
+        corners = top_left(best.indices, grid[1], self.rule.size)
+        maps = mask_maps[:, :, : grid[0], : grid[1]]
+        logits = assemble_instances(maps, F.pad(corners, (1, 0)), self.parts, self.rule.size)
+        tight = tight_boxes(logits > self.mask_logit)
+        stride = self.rule.stride
+        cell = scores.new_tensor([stride * size[0] / shape[0], stride * size[1] / shape[1]])
+        boxes = (tight + corners.flip(1).repeat(1, 2)) * cell.flip(0).repeat(2)
+        filled = tight[:, 2] > tight[:, 0]
+        boxes = Boxes(boxes)
+        boxes.clip(size)
+        found = Instances(size)
+        found.boxes = boxes.tensor
+        found.scores = best.values
+        found.logits = logits
+        found.corners = corners
+        found.cells = cell.expand(len(corners), 2)
+        found.grids = corners.new_tensor(grid).expand(len(corners), 2)
+        return found[filled]
+
+
+def _check(cfg: CfgNode, backbone: Backbone) -> None:
+    """Raise a ConfigError for values that make no network."""
+    node = cfg.MODEL.INSTANCE_FCN
+    known = backbone.output_shape()
+    fraction = node.POSITIVE_FRACTION_TRAIN
+    rules = {
+        f"IN_FEATURE {node.IN_FEATURE!r}": (node.IN_FEATURE in known, f"one of {', '.join(known)}"),
+        f"PARTS {node.PARTS}": (node.PARTS >= 1, "at least 1"),
+        f"WINDOW_SIZE {node.WINDOW_SIZE}": (
+            node.WINDOW_SIZE >= node.PARTS,
+            f"at least PARTS, which is {node.PARTS}",
+        ),
+        f"CANONICAL_SIZE {node.CANONICAL_SIZE}": (node.CANONICAL_SIZE > 0, "a length in pixels"),
+        f"POSITIVE_FRACTION_TRAIN {fraction}": (0 <= fraction <= 1, "0 to 1"),
+        f"SCALES_TEST {node.SCALES_TEST}": (
+            len(node.SCALES_TEST) > 0 and all(s >= 1 for s in node.SCALES_TEST),
+            "one or more lengths in pixels",
+        ),
+        # Cells outside the map have the logit -10 and must stay outside every mask.
+        f"MASK_THRESH_TEST {node.MASK_THRESH_TEST}": (
+            0.001 <= node.MASK_THRESH_TEST <= 0.999,
+            "a probability, 0.001 to 0.999",
+        ),
+    }
+    for found, (fits, expected) in rules.items():
+        if not fits:
+            raise ConfigError(f"MODEL.INSTANCE_FCN.{found} is not possible; expected {expected}")
+    if cfg.INPUT.MASK_FORMAT != "bitmask":
+        raise ConfigError(
+            f"INPUT.MASK_FORMAT is {cfg.INPUT.MASK_FORMAT}; InstanceFCN trains on bit masks, set "
+            "INPUT.MASK_FORMAT bitmask"
+        )

@@ -1,9 +1,10 @@
 """The one Trainer: data loaders, optimizer, evaluators and hooks for every paper."""
 
+import math
 import os
 import shutil
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -101,13 +102,18 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """``SOLVER.OPTIMIZER`` over parameter groups with Detectron2's norm and bias rules."""
+        """``SOLVER.OPTIMIZER`` over parameter groups with Detectron2's norm and bias rules.
+
+        A module may train parts of it at another rate: its method ``lr_multipliers()`` returns
+        {name of a parameter, or of the module that holds it: factor}.
+        """
         parameters = get_default_optimizer_params(
             model,
             base_lr=cfg.SOLVER.BASE_LR,
             weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
             bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
             weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+            lr_factor_func=_lr_factors(model),
         )
         settings = {"lr": cfg.SOLVER.BASE_LR, "weight_decay": cfg.SOLVER.WEIGHT_DECAY}
         if cfg.SOLVER.OPTIMIZER == "SGD":
@@ -202,6 +208,16 @@ def _annotated_records(cfg: CfgNode, names: Sequence[str], **settings: Any) -> l
     if cfg.MODEL.MASK_ON:
         check_masks(", ".join(names), records)
     return records
+
+
+def _lr_factors(model: nn.Module) -> Callable[[str], float]:
+    """Name of a parameter → product of the factors that modules of ``model`` declare for it."""
+    factors = []
+    for prefix, module in model.named_modules():
+        declared = getattr(module, "lr_multipliers", dict)
+        for name, factor in declared().items():
+            factors.append((f"{prefix}.{name}.".lstrip("."), factor))
+    return lambda name: math.prod(f for own, f in factors if f"{name}.".startswith(own))
 
 
 def _distribute(model: nn.Module) -> nn.Module:

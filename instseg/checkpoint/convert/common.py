@@ -19,6 +19,7 @@ _CLASS_LAYERS = (
     "roi_heads.box_predictor.bbox_pred.",
     "roi_heads.mask_head.predictor.",
     "roi_heads.maskiou_head.maskiou.",
+    "roi_heads.cls_seg.",
 )
 """Layers whose size depends on the number of classes."""
 _MAX_CLASSES = 100_000

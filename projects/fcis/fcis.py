@@ -1,0 +1,87 @@
+"""The FCIS network: trunk, region proposals, the position-sensitive head and mask voting."""
+
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.structures import ImageList, Instances
+from torch import Tensor
+from torch.nn import functional as F
+
+from instseg.errors import ConfigError
+from instseg.projects.fcis.inference import VOTINGS, Detector
+
+_LEAST_SIDE = 32
+"""Pixels that a batch is padded to, so that every stage has a cell."""
+
+
+@META_ARCH_REGISTRY.register()
+class FCIS(GeneralizedRCNN):
+    """Fully Convolutional Instance-aware Semantic Segmentation (Li et al., CVPR 2017, 1611.07709).
+
+    Detectron2's two stages with ``FCISRPN`` and ``FCISROIHeads``.  At test time every proposal and
+    its refined copy are scored and a detection's mask is voted on by the regions around it, so
+    masks are made here instead of being pasted from regions.
+    """
+
+    @configurable
+    def __init__(self, *, detector: Detector, **kwargs: Any) -> None:
+        """
+        Args:
+            detector: makes detections of the regions of an image.
+            kwargs: those of ``GeneralizedRCNN``.
+        """
+        super().__init__(**kwargs)
+        self.detector = detector
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        node = cfg.MODEL.FCIS
+        if node.VOTING_TEST not in VOTINGS:
+            raise ConfigError(
+                f"MODEL.FCIS.VOTING_TEST is {node.VOTING_TEST!r}; expected one of "
+                f"{', '.join(VOTINGS)}"
+            )
+        arguments: dict[str, Any] = super().from_config(cfg)
+        arguments["detector"] = Detector(
+            voting=node.VOTING_TEST,
+            min_size=cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
+            nms_threshold=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
+            merge_threshold=node.MERGE_THRESH_TEST,
+            mask_threshold=node.MASK_THRESH,
+            max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
+            score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+        )
+        return arguments
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Normalise and batch the pictures, padded at the right and bottom to the largest.
+
+        Deviation: the authors train on one picture per GPU and pad none.
+        """
+        images: ImageList = super().preprocess_image(batched_inputs)
+        height, width = images.tensor.shape[-2:]
+        if min(height, width) < _LEAST_SIDE:
+            missing = (0, max(_LEAST_SIDE - width, 0), 0, max(_LEAST_SIDE - height, 0))
+            images = ImageList(F.pad(images.tensor, missing), images.image_sizes)
+        return images
+
+    def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Detections in every picture; the pictures run one by one, so none sees padding.
+
+        Args:
+            batched_inputs: each with ``image`` (3, H, W) and, if another size of the result is
+                wanted, ``height`` and ``width``.
+        Returns:
+            a dict per picture with ``instances``, see :class:`Detector`.
+        """
+        return [{"instances": self._detect(sample)} for sample in batched_inputs]
+
+    def _detect(self, sample: dict[str, Any]) -> Instances:
+        images = self.preprocess_image([sample])
+        features: dict[str, Tensor] = self.backbone(images.tensor)
+        proposals, _ = self.proposal_generator(images, features, None)
+        (found,), _ = self.roi_heads(images, features, proposals)
+        height, width = images.image_sizes[0]
+        size = sample.get("height", height), sample.get("width", width)
+        return self.detector(found, (height, width), size)

@@ -1,0 +1,352 @@
+"""The head of FCIS: score maps, the joint scores and masks of regions, and their training."""
+
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.matcher import Matcher
+from detectron2.structures import ImageList, Instances
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from instseg.errors import ConfigError
+from instseg.ops.fcis_head import fcis_head
+from instseg.ops.psroi_pool import psroi_pool
+from instseg.projects.fcis.boxes import refine_boxes, to_rois
+from instseg.projects.fcis.losses import fcis_losses
+from instseg.projects.fcis.targets import (
+    assign_labels,
+    every_candidate,
+    hard_examples,
+    mask_targets,
+    random_candidates,
+    rasterize,
+)
+
+SAMPLINGS = ("ohem", "random")
+
+
+class Maps(NamedTuple):
+    """Position-sensitive maps of a batch, at the stride of the features.
+
+    Attributes:
+        scores: (B, 2 G² C, H, W) in channels-last memory, in the order of ``fcis_head``.
+        boxes: (B, 8 G², H, W).
+    """
+
+    scores: Tensor
+    boxes: Tensor
+
+
+class Regions(NamedTuple):
+    """What the head says about R regions.
+
+    Attributes:
+        scores: (R, C) class logits, background first.
+        mask_logits: (R, 2, P, P) outside and inside logits of the class in ``classes``.
+        classes: (R,) int64, the asked class or the best one of the foreground (1 .. C - 1).
+        deltas: (R, 8) box deltas over their standard deviations; the last four belong to objects.
+    """
+
+    scores: Tensor
+    mask_logits: Tensor
+    classes: Tensor
+    deltas: Tensor
+
+
+class Detections(NamedTuple):
+    """Regions of one image at test time, before anything is thrown away.
+
+    Attributes:
+        boxes: (R, 4) continuous corners in pixels of the network input.
+        probabilities: (R, C), background first.
+        masks: (R, P, P) foreground probability for the region's own best class.
+    """
+
+    boxes: Tensor
+    probabilities: Tensor
+    masks: Tensor
+
+
+class _Sample(NamedTuple):
+    """Regions of one image that are trained on: (R, 4), (R,), (R, P, P), (R, 4)."""
+
+    boxes: Tensor
+    labels: Tensor
+    masks: Tensor
+    deltas: Tensor
+
+
+@ROI_HEADS_REGISTRY.register()
+class FCISROIHeads(nn.Module):
+    """Classes, masks and boxes of regions without any weight per region (FCIS, section 2).
+
+    ::
+
+        res5 (B, C5, H, W) → conv_new_1, ReLU → (B, CONV_DIM, H, W)
+          → cls_seg → (B, 2 G² C, H, W) → fcis_head → scores (R, C), mask logits (R, 2, P, P)
+          → bbox    → (B, 8 G², H, W)   → psroi_pool, mean over bins → deltas (R, 8)
+
+    C counts the background, which is class 0 of the maps.  A score is the mean over the bins of the
+    larger of inside and outside map, a mask the softmax of the two, class by class.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        in_feature: str,
+        in_channels: int,
+        stride: int,
+        num_classes: int,
+        box_transform: Box2BoxTransform,
+        matcher: Matcher,
+        conv_dim: int = 1024,
+        conv_lr_factor: float = 3.0,
+        group_size: int = 7,
+        pooled_size: int = 21,
+        sampling: str = "ohem",
+        regions_per_image: int = 128,
+        positive_fraction: float = 0.25,
+        mask_weight: float = 10.0,
+        mask_threshold: float = 0.4,
+    ) -> None:
+        """
+        Args:
+            in_feature: name of the feature map.
+            in_channels: its channels.
+            stride: pixels of the network input per cell of it.
+            num_classes: foreground classes, C - 1.
+            box_transform: between boxes and normalised deltas.
+            matcher: see :func:`~instseg.projects.fcis.targets.assign_labels`.
+            conv_dim: channels of conv_new_1.
+            conv_lr_factor: factor on its learning rate.
+            group_size: G, position-sensitive parts per side.
+            pooled_size: P, bins per side.
+            sampling: "ohem" or "random".
+            regions_per_image: regions trained on, and the divisor of two losses.
+            positive_fraction: largest part of objects among them, with "random".
+            mask_weight: weight of ``loss_mask``.
+            mask_threshold: least value of a mask target inside the object.
+        """
+        super().__init__()
+        self.in_feature = in_feature
+        self.spatial_scale = 1 / stride
+        self.box_transform = box_transform
+        self.matcher = matcher
+        self.conv_lr_factor = conv_lr_factor
+        self.group_size = group_size
+        self.pooled_size = pooled_size
+        self.sampling = sampling
+        self.regions_per_image = regions_per_image
+        self.positive_fraction = positive_fraction
+        self.mask_weight = mask_weight
+        self.mask_threshold = mask_threshold
+        parts = group_size * group_size
+        self.conv_new_1 = nn.Conv2d(in_channels, conv_dim, 1)
+        self.cls_seg = nn.Conv2d(conv_dim, 2 * parts * (num_classes + 1), 1)
+        self.bbox = nn.Conv2d(conv_dim, 8 * parts, 1)
+        for layer in (self.conv_new_1, self.cls_seg, self.bbox):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        node, heads = cfg.MODEL.FCIS, cfg.MODEL.ROI_HEADS
+        if node.SAMPLING not in SAMPLINGS:
+            raise ConfigError(
+                f"MODEL.FCIS.SAMPLING is {node.SAMPLING!r}; expected {' or '.join(SAMPLINGS)}"
+            )
+        if not 1 <= node.GROUP_SIZE <= node.POOLED_SIZE:
+            raise ConfigError(
+                f"MODEL.FCIS.GROUP_SIZE is {node.GROUP_SIZE} and POOLED_SIZE {node.POOLED_SIZE}; "
+                "expected 1 <= GROUP_SIZE <= POOLED_SIZE, since each part needs a bin"
+            )
+        if len(heads.IN_FEATURES) != 1:
+            raise ConfigError(
+                f"MODEL.ROI_HEADS.IN_FEATURES is {heads.IN_FEATURES}; FCIS works on one feature map"
+            )
+        shape = input_shape[heads.IN_FEATURES[0]]
+        return {
+            "in_feature": heads.IN_FEATURES[0],
+            "in_channels": shape.channels,
+            "stride": shape.stride,
+            "num_classes": heads.NUM_CLASSES,
+            "box_transform": Box2BoxTransform(weights=cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS),
+            "matcher": Matcher(
+                heads.IOU_THRESHOLDS, heads.IOU_LABELS, allow_low_quality_matches=False
+            ),
+            "conv_dim": node.CONV_DIM,
+            "conv_lr_factor": node.CONV_LR_FACTOR,
+            "group_size": node.GROUP_SIZE,
+            "pooled_size": node.POOLED_SIZE,
+            "sampling": node.SAMPLING,
+            "regions_per_image": heads.BATCH_SIZE_PER_IMAGE,
+            "positive_fraction": heads.POSITIVE_FRACTION,
+            "mask_weight": node.MASK_LOSS_WEIGHT,
+            "mask_threshold": node.MASK_THRESH,
+        }
+
+    def lr_multipliers(self) -> dict[str, float]:
+        """Factors on the learning rate, by name of the parameter's module (authors' code)."""
+        return {"conv_new_1": self.conv_lr_factor}
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Any], dict[str, Tensor]]:
+        """
+        Args:
+            images: the batch, for the sizes of its images without padding.
+            features: feature maps by name.
+            proposals: with ``proposal_boxes``, one per image.
+            targets: in training, with ``gt_boxes``, ``gt_classes`` and ``gt_masks``.
+        Returns:
+            in training the proposals and the losses, else :class:`Detections` of every image and
+            no losses.
+        Raises:
+            ValueError: no targets in training.
+        """
+        maps = self.maps(features[self.in_feature])
+        boxes = [image.proposal_boxes.tensor for image in proposals]
+        if not self.training:
+            return self._detect(maps, boxes, images.image_sizes), {}
+        if targets is None:
+            raise ValueError("FCISROIHeads needs gt_boxes, gt_classes and gt_masks in training")
+        samples = [self._sample(own, image) for own, image in zip(boxes, targets, strict=True)]
+        return proposals, self._losses(maps, samples)
+
+    def maps(self, features: Tensor) -> Maps:
+        """Score and box maps of (B, C5, H, W) features."""
+        hidden = F.relu(self.conv_new_1(features))
+        # As matrix products over channels-last memory, the layout that fcis_head reads.
+        cells = hidden.permute(0, 2, 3, 1)
+        scores = F.linear(cells, self.cls_seg.weight.flatten(1), self.cls_seg.bias)
+        return Maps(scores.permute(0, 3, 1, 2), self.bbox(hidden))
+
+    def regions(self, maps: Maps, rois: Tensor, classes: Tensor | None = None) -> Regions:
+        """Scores, masks and deltas of regions.
+
+        Args:
+            maps: of the batch.
+            rois: (R, 5), see :func:`~instseg.projects.fcis.boxes.to_rois`.
+            classes: (R,) class whose mask is wanted, -1 for none (zeros); None takes the best one.
+        """
+        scale, group, size = self.spatial_scale, self.group_size, self.pooled_size
+        scores, mask_logits, classes = fcis_head(maps.scores, rois, classes, scale, group, size)
+        deltas = psroi_pool(maps.boxes, rois, scale, group, size).mean(dim=(2, 3))
+        return Regions(scores, mask_logits, classes, deltas)
+
+    def _detect(
+        self, maps: Maps, boxes: list[Tensor], sizes: list[tuple[int, int]]
+    ) -> list[Detections]:
+        """Score proposals, refine each once and score the result: 2 R regions per image."""
+        counts = [len(own) for own in boxes]
+        first = self.regions(maps, to_rois(boxes))
+        refined = [
+            refine_boxes(own, deltas, self.box_transform, size)
+            for own, deltas, size in zip(boxes, first.deltas.split(counts), sizes, strict=True)
+        ]
+        second = self.regions(maps, to_rois(refined))
+        passes = [
+            zip(
+                where,
+                regions.scores.float().softmax(dim=1).split(counts),
+                # The softmax of two numbers is the sigmoid of their difference.
+                regions.mask_logits.float().diff(dim=1)[:, 0].sigmoid().split(counts),
+                strict=True,
+            )
+            for where, regions in ((boxes, first), (refined, second))
+        ]
+        return [
+            Detections(*(torch.cat(pair) for pair in zip(*both, strict=True)))
+            for both in zip(*passes, strict=True)
+        ]
+
+    @torch.no_grad()
+    def _sample(self, proposals: Tensor, image: Instances) -> _Sample:
+        """Regions of one image with their targets; the objects' own boxes are candidates too."""
+        gt_boxes = image.gt_boxes.tensor
+        boxes = torch.cat([proposals, gt_boxes])
+        labels, matched = assign_labels(boxes, gt_boxes, image.gt_classes, self.matcher)
+        if self.sampling == "ohem":
+            chosen = every_candidate(labels)
+            labels = labels[chosen]
+        else:
+            chosen, labels = random_candidates(
+                labels, self.regions_per_image, self.positive_fraction
+            )
+        boxes, matched = boxes[chosen], matched[chosen]
+        size = self.pooled_size
+        masks = labels.new_full((len(labels), size, size), -1)
+        deltas = boxes.new_zeros(len(labels), 4)
+        objects = labels > 0
+        if objects.any():
+            own = matched[objects]
+            gt_masks = rasterize(image.gt_masks, image.image_size).to(boxes.device)
+            masks[objects] = mask_targets(
+                boxes[objects], own, gt_boxes, gt_masks, size, self.mask_threshold
+            )
+            deltas[objects] = self.box_transform.get_deltas(boxes[objects], gt_boxes[own])
+        return _Sample(boxes, labels, masks, deltas)
+
+    def _losses(self, maps: Maps, samples: list[_Sample]) -> dict[str, Tensor]:
+        counts = [len(sample.labels) for sample in samples]
+        rois = to_rois([sample.boxes for sample in samples])
+        labels = torch.cat([sample.labels for sample in samples])
+        masks = torch.cat([sample.masks for sample in samples])
+        deltas = torch.cat([sample.deltas for sample in samples])
+        # Masks of background regions are ignored.
+        regions = self.regions(maps, rois, torch.where(labels > 0, labels, -1))
+        images = rois[:, 0].to(torch.int64)
+        if self.sampling == "ohem":
+            kept = self._hard(regions, labels, masks, deltas, counts)
+        else:
+            kept = torch.arange(len(labels), device=labels.device)
+        self._log(regions.scores[kept], labels[kept], len(samples))
+        return fcis_losses(
+            regions.scores[kept],
+            regions.mask_logits[kept],
+            regions.deltas[kept],
+            labels[kept],
+            masks[kept],
+            deltas[kept],
+            images[kept],
+            len(samples),
+            self.regions_per_image,
+            self.mask_weight,
+        )
+
+    def _hard(
+        self, regions: Regions, labels: Tensor, masks: Tensor, deltas: Tensor, counts: list[int]
+    ) -> Tensor:
+        """Indices of the hardest regions of every image."""
+        targets = torch.cat([torch.zeros_like(deltas), deltas], dim=1)
+        weights = (labels > 0)[:, None] * (torch.arange(8, device=labels.device) >= 4)
+        values = (*regions[:2], regions.deltas, labels, masks, targets, weights)
+        kept, offset = [], 0
+        for own in zip(*(value.split(counts) for value in values), strict=True):
+            indices = hard_examples(*own, self.regions_per_image, self.mask_weight)
+            kept.append(indices + offset)
+            offset += len(own[0])
+        return torch.cat(kept)
+
+    @staticmethod
+    @torch.no_grad()
+    def _log(scores: Tensor, labels: Tensor, num_images: int) -> None:
+        """Accuracy in classes, which tells a frozen or badly loaded layer early."""
+        right = (scores.argmax(dim=1) == labels).float()
+        objects = labels > 0
+        storage = get_event_storage()
+        storage.put_scalar("fcis/num_fg", objects.sum().item() / num_images)
+        if len(labels):
+            storage.put_scalar("fcis/accuracy", right.mean().item())
+        if objects.any():
+            storage.put_scalar("fcis/fg_accuracy", right[objects].mean().item())

@@ -1,10 +1,11 @@
 """The built-in synthetic data set: textured shapes on textured backgrounds, rendered on the fly.
 
 Four splits: ``shapes_train`` (2000 pictures), ``shapes_val`` (200) and the harder
-``shapes_hard_train``, ``shapes_hard_val``.  ``shapes_val_touching`` and ``shapes_val_apart`` are the
-pictures of ``shapes_val`` where objects of one class touch, and the others.  A picture depends only on its split, index and size, so
-nothing is stored: its ``file_name`` is ``shapes://SPLIT/SIZE/INDEX``, a path that Detectron2's
-``PathManager`` opens like a file, so every reader and mapper works on it unchanged.
+``shapes_hard_train``, ``shapes_hard_val``.  ``shapes_val_touching`` and ``shapes_val_apart`` are
+the pictures of ``shapes_val`` where objects of one class touch, and the others.  A picture depends
+only on its split, index and size, so nothing is stored: its ``file_name`` is
+``shapes://SPLIT/SIZE/INDEX``, a path that Detectron2's ``PathManager`` opens like a file, so every
+reader and mapper works on it unchanged.
 
 Coordinates are pixels, a pixel's centre lies at +0.5.  Lengths below are for a picture of 128
 pixels and scale with the size.

@@ -151,8 +151,8 @@ class FCISROIHeads(nn.Module):
         self.cls_seg = nn.Conv2d(conv_dim, 2 * parts * (num_classes + 1), 1)
         self.bbox = nn.Conv2d(conv_dim, 8 * parts, 1)
         for layer in (self.conv_new_1, self.cls_seg, self.bbox):
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
+            for name, value in layer.named_parameters():
+                nn.init.normal_(value, std=0.01 if name == "weight" else 0.0)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -330,12 +330,22 @@ class FCISROIHeads(nn.Module):
         """Indices of the hardest regions of every image."""
         targets = torch.cat([torch.zeros_like(deltas), deltas], dim=1)
         weights = (labels > 0)[:, None] * (torch.arange(8, device=labels.device) >= 4)
-        values = (*regions[:2], regions.deltas, labels, masks, targets, weights)
-        kept, offset = [], 0
-        for own in zip(*(value.split(counts) for value in values), strict=True):
-            indices = hard_examples(*own, self.regions_per_image, self.mask_weight)
-            kept.append(indices + offset)
-            offset += len(own[0])
+        kept, start = [], 0
+        for count in counts:
+            rows = slice(start, start + count)
+            hardest = hard_examples(
+                regions.scores[rows],
+                regions.mask_logits[rows],
+                regions.deltas[rows],
+                labels[rows],
+                masks[rows],
+                targets[rows],
+                weights[rows],
+                self.regions_per_image,
+                self.mask_weight,
+            )
+            kept.append(hardest + start)
+            start += count
         return torch.cat(kept)
 
     @staticmethod

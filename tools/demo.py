@@ -13,15 +13,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import skimage.data
-from detectron2.data import DatasetCatalog
-from detectron2.data.detection_utils import read_image
+from figures import draw_gallery
 from scipy.ndimage import binary_fill_holes
 from scipy.ndimage import label as label_regions
 from skimage.filters import sobel
 from skimage.segmentation import watershed
 
 from instseg import Predictor
-from instseg.visualize import draw_instances, gallery
+from instseg.visualize import draw_instances
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs/mask_rcnn/mask_rcnn_shapes.yaml"
@@ -82,21 +81,6 @@ def count_coins(weights: str, overrides: list[str], overlay: Path) -> tuple[int,
     return len(coins), count_found(instances.pred_masks.numpy(), coins)
 
 
-def draw_gallery(weights: str, overrides: list[str], count: int = 8) -> np.ndarray:
-    """The first pictures of ``shapes_val`` with the predicted instances, twice as large.
-
-    The network sees them at their own size; labels would cover most of a picture as small as that.
-    """
-    predictor = Predictor(CONFIG, weights, overrides=overrides)
-    tiles = []
-    for record in DatasetCatalog.get("shapes_val")[:count]:
-        picture = read_image(record["file_name"], "BGR")
-        large = cv2.resize(picture, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
-        instances = predictor(large)["instances"]
-        tiles.append(draw_instances(large, instances, predictor.class_names, MIN_SCORE))
-    return gallery(tiles, columns=4)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("output/demo"))
@@ -108,7 +92,8 @@ def main() -> None:
 
     coins, found = count_coins(weights, args.overrides, args.output / "coins.png")
     summary["coins_found"] = found
-    cv2.imwrite(str(args.output / "gallery.png"), draw_gallery(weights, args.overrides))
+    predictor = Predictor(CONFIG, weights, overrides=args.overrides)
+    cv2.imwrite(str(args.output / "gallery.png"), draw_gallery(predictor))
     summary["seconds"] = round(time.monotonic() - start, 1)
     (args.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 

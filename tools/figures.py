@@ -1,0 +1,92 @@
+"""Figures of a training for a project's README: its losses, and predictions on ``shapes_val``.
+
+Writes ``NAME_curves.png`` and ``NAME_gallery.png``.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import cv2
+import matplotlib
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.data import DatasetCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import Instances
+
+from instseg import Predictor
+from instseg.visualize import draw_instances, gallery
+
+MIN_SCORE = 0.5
+
+
+def draw_curves(metrics_file: Path, picture: Path) -> None:
+    """Plot every ``loss_*`` of a ``metrics.json`` over the iterations."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    curves: dict[str, dict[int, float]] = defaultdict(dict)  # a resumed training wrote some twice
+    for line in metrics_file.read_text().splitlines():
+        values = json.loads(line)
+        for name, value in values.items():
+            if name.startswith("loss_"):
+                curves[name][values["iteration"]] = value
+    figure, axes = pyplot.subplots(figsize=(6, 3), layout="constrained")
+    for name, curve in sorted(curves.items()):
+        axes.plot(list(curve), list(curve.values()), label=name)
+    axes.set(xlabel="iteration", yscale="log")
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    figure.savefig(picture, dpi=100)
+
+
+def draw_gallery(predictor: Predictor, count: int = 8, proposals: bool = False) -> np.ndarray:
+    """The first pictures of ``shapes_val`` with the predicted instances, twice as large.
+
+    The network sees them at their own size; labels would cover most of a picture as small as that.
+
+    Args:
+        predictor: of a model for the shapes.
+        count: pictures.
+        proposals: draw the best proposal for each object, as papers on proposals do, instead of
+            what has a score of ``MIN_SCORE``.
+    """
+    tiles = []
+    for record in DatasetCatalog.get("shapes_val")[:count]:
+        picture = read_image(record["file_name"], "BGR")
+        large = cv2.resize(picture, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
+        instances = predictor(large)["instances"].to("cpu")
+        if proposals:
+            instances = best_for_objects(instances, record)
+        else:
+            instances = instances[instances.scores >= MIN_SCORE]
+        tiles.append(draw_instances(large, instances, predictor.class_names, labels=not proposals))
+    return gallery(tiles, columns=4)
+
+
+def best_for_objects(instances: Instances, record: dict[str, Any]) -> Instances:
+    """For each object of ``record`` the instance whose mask overlaps it most, at twice the size."""
+    masks = instances.pred_masks[:, ::2, ::2].numpy().astype(np.uint8)
+    found = mask_util.encode(np.asfortranarray(masks.transpose(1, 2, 0)))
+    objects = [annotation["segmentation"] for annotation in record["annotations"]]
+    overlaps = np.asarray(mask_util.iou(found, objects, [0] * len(objects)))
+    return instances[sorted(set(overlaps.argmax(axis=0).tolist()))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="configuration file")
+    parser.add_argument("output", type=Path, help="OUTPUT_DIR of the training")
+    parser.add_argument("figures", type=Path, help="FOLDER/NAME of the figures")
+    parser.add_argument("--proposals", action="store_true", help="draw the best one per object")
+    args = parser.parse_args()
+    predictor = Predictor(args.config, str(args.output / "model_final.pth"))
+    name = str(args.figures)
+    draw_curves(args.output / "metrics.json", Path(f"{name}_curves.png"))
+    cv2.imwrite(f"{name}_gallery.png", draw_gallery(predictor, proposals=args.proposals))
+
+
+if __name__ == "__main__":
+    main()

@@ -53,7 +53,9 @@ def run(command: str, folder: Path) -> str:
         extra = TINY.format(json=tiny / "shapes_val.json", folder=tiny / "shapes_val") + SHORT
         words += shlex.split(extra)
     if words[:2] == ["instseg", "benchmark"]:
-        words += shlex.split("--input photo.png --repeats 1")
+        words += ["--repeats", "1"]
+    if words[:3] == ["instseg", "benchmark", "models"]:
+        words += ["--input", "photo.png"]
     programs = {"python": [sys.executable], "instseg": [sys.executable, "-m", "instseg.cli"]}
     result = subprocess.run(
         [*programs[words[0]], *words[1:]],

@@ -260,7 +260,11 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         "the file is executed."
     )
     add = parser.add_argument
-    add("format", metavar="FORMAT", help="whose weights: fcis, maskscoring_rcnn or matterport")
+    add(
+        "format",
+        metavar="FORMAT",
+        help="whose weights: fcis, maskscoring_rcnn, matterport or yolact",
+    )
     add("input", metavar="IN", help="the file as its authors released it")
     add("output", metavar="OUT", type=Path, help="NAME.safetensors (the default) or NAME.pth")
     add(

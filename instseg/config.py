@@ -229,15 +229,17 @@ def num_classes_key(cfg: CfgNode) -> str | None:
     """The key that holds the number of classes of ``cfg``'s model; None for class-agnostic ones."""
     from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 
-    architecture = cfg.MODEL.META_ARCHITECTURE
-    if architecture in META_ARCH_REGISTRY and issubclass(
-        META_ARCH_REGISTRY.get(architecture), GeneralizedRCNN
-    ):
-        return "MODEL.ROI_HEADS.NUM_CLASSES"
-    architecture = architecture.lower()
-    for name, node in cfg.MODEL.items():
-        if name.replace("_", "").lower() == architecture:
-            return f"MODEL.{name}.NUM_CLASSES" if "NUM_CLASSES" in node else None
+    name = cfg.MODEL.META_ARCHITECTURE
+    known = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else object
+    # A class whose own node has no such key has that of its ancestor: YOLACTPlus that of YOLACT.
+    names = (name, *(ancestor.__name__ for ancestor in known.__mro__))
+    nodes = {key.replace("_", "").lower(): key for key in cfg.MODEL}
+    own = [nodes[each.lower()] for each in names if each.lower() in nodes]
+    for key in own:
+        if "NUM_CLASSES" in cfg.MODEL[key]:
+            return f"MODEL.{key}.NUM_CLASSES"
+    if own and not issubclass(known, GeneralizedRCNN):
+        return None
     return "MODEL.ROI_HEADS.NUM_CLASSES"
 
 
@@ -257,6 +259,16 @@ def _add_shared_config(cfg: Detectron2CfgNode) -> None:
     cfg.SOLVER.ACCUMULATE_BATCHES = 1
     # Smallest and largest factor on the pixel values of a training picture; (1.0, 1.0) is off.
     cfg.INPUT.RANDOM_BRIGHTNESS = (1.0, 1.0)
+    # What happens to training pictures: "detectron2" (INPUT.MIN_SIZE_TRAIN, INPUT.CROP) or "ssd"
+    # (colours, expansion, crop, stretching to a square; see instseg/data/augmentations.py). Flips
+    # follow INPUT.RANDOM_FLIP in both.
+    cfg.INPUT.AUGMENTATION = "detectron2"
+    # Side in pixels of the square that "ssd" and models of one input size stretch pictures to.
+    cfg.INPUT.SQUARE_SIZE = 0
+    # Largest factor by which "ssd" expands the canvas around a picture; 1.0 is off.
+    cfg.INPUT.SSD_EXPAND_RATIO = 4.0
+    # Colour of the canvas, in the order of INPUT.FORMAT; none is MODEL.PIXEL_MEAN.
+    cfg.INPUT.SSD_EXPAND_COLOR = []
     # Keep the weights with the highest value of this metric, e.g. "segm/AP", under OUTPUT_DIR/best.
     cfg.TEST.BEST_METRIC = ""
     # Iterations between two measurements of the losses on DATASETS.TEST; 0 is off.

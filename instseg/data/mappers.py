@@ -1,31 +1,121 @@
 """Mappers from data set records to what a model trains on."""
 
+import copy
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
+from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import build_augmentation
+from detectron2.structures import Boxes, BoxMode
 
+from instseg.data.augmentations import build_ssd_augmentations
 from instseg.errors import ConfigError
+
+_AUGMENTATIONS = ("detectron2", "ssd")
 
 
 def build_train_mapper(cfg: CfgNode, *, augment: bool) -> DatasetMapper:
-    """Detectron2's mapper, with annotations, plus ``INPUT.RANDOM_BRIGHTNESS``.
+    """The mapper that ``INPUT.AUGMENTATION`` names, with annotations.
+
+    Both know ``INPUT.RANDOM_BRIGHTNESS`` as well.
 
     Args:
         cfg: the ``INPUT`` node says what happens to pictures.
         augment: False resizes as for testing and changes nothing else, for validation losses.
     Raises:
-        ConfigError: ``INPUT.RANDOM_BRIGHTNESS`` is no range.
+        ConfigError: values of ``INPUT`` that cannot be used.
     """
     brightness = tuple(cfg.INPUT.RANDOM_BRIGHTNESS)
     if len(brightness) != 2 or not 0 <= brightness[0] <= brightness[1]:
         raise ConfigError(
             f"INPUT.RANDOM_BRIGHTNESS is {brightness}; expected (smallest, largest) factor"
         )
+    if cfg.INPUT.AUGMENTATION not in _AUGMENTATIONS:
+        raise ConfigError(
+            f"INPUT.AUGMENTATION is {cfg.INPUT.AUGMENTATION!r}; expected one of "
+            f"{', '.join(_AUGMENTATIONS)}"
+        )
     settings = DatasetMapper.from_config(cfg, is_train=True)
+    mapper = DatasetMapper
+    if cfg.INPUT.AUGMENTATION == "ssd":
+        mapper = SSDMapper
+        settings["augmentations"] = build_ssd_augmentations(cfg)
+        settings["recompute_boxes"] = False
     if not augment:
         settings["augmentations"] = build_augmentation(cfg, is_train=False)
         settings["recompute_boxes"] = False
     elif brightness != (1.0, 1.0):
         settings["augmentations"] = [*settings["augmentations"], T.RandomBrightness(*brightness)]
-    return DatasetMapper(**settings)
+    return mapper(**settings)
+
+
+class SSDMapper(DatasetMapper):
+    """Mapper for augmentations that look at the boxes and may lose objects.
+
+    Against Detectron2's: augmentations get the objects' boxes; an object stays if the centre of its
+    box is still in the picture; crowds are kept as ``crowd_boxes`` (``Boxes``); polygons are drawn
+    before they are transformed, so that nothing but NumPy is needed to crop them.
+    """
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:
+        """
+        Returns:
+            None if the record had objects and the augmentations lost them all: Detectron2's loaders
+            then take another record.
+        """
+        record = copy.deepcopy(dataset_dict)
+        image = utils.read_image(record["file_name"], format=self.image_format)
+        utils.check_image_size(record, image)
+        shape = image.shape[:2]
+        objects, crowds = [], []
+        for annotation in record.pop("annotations", []):
+            (crowds if annotation.get("iscrowd", 0) else objects).append(annotation)
+        data = T.AugInput(image, boxes=_boxes(objects))
+        transforms = self.augmentations(data)
+        size = data.image.shape[:2]
+        record["image"] = torch.as_tensor(np.ascontiguousarray(data.image.transpose(2, 0, 1)))
+        kept = [x for x in objects if _centre_inside(x, transforms, size)]
+        if objects and not kept:
+            return None
+        changed = []
+        for annotation in kept:
+            annotation.pop("keypoints", None)
+            annotation["segmentation"] = _as_rle(annotation["segmentation"], shape)
+            changed.append(utils.transform_instance_annotations(annotation, transforms, size))
+        instances = utils.annotations_to_instances(changed, size, self.instance_mask_format)
+        record["instances"] = utils.filter_empty_instances(instances)
+        if objects and not len(record["instances"]):
+            return None
+        crowds = [x for x in crowds if _centre_inside(x, transforms, size)]
+        if crowds:
+            boxes = Boxes(torch.as_tensor(transforms.apply_box(_boxes(crowds))))
+            boxes.clip(size)
+            record["crowd_boxes"] = boxes[boxes.nonempty()]
+        return record
+
+
+def _boxes(annotations: list[dict[str, Any]]) -> np.ndarray:
+    """(N, 4) corners in pixels."""
+    boxes = [BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS) for x in annotations]
+    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
+
+
+def _centre_inside(
+    annotation: dict[str, Any], transforms: T.TransformList, size: tuple[int, int]
+) -> bool:
+    (box,) = _boxes([annotation])
+    ((x, y),) = transforms.apply_coords(((box[:2] + box[2:]) / 2)[None])
+    return bool(0 < x < size[1] and 0 < y < size[0])
+
+
+def _as_rle(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """Polygons or an RLE → an RLE."""
+    if isinstance(segmentation, dict):
+        return segmentation
+    rle: dict[str, Any] = mask_util.merge(mask_util.frPyObjects(segmentation, *size))
+    return rle

@@ -5,7 +5,14 @@ from importlib import import_module
 from detectron2.config import CfgNode
 
 #: Every paper, in the order of the README's table.
-PROJECTS: tuple[str, ...] = ("mask_rcnn", "mask_scoring_rcnn", "instance_fcn", "fcis")
+PROJECTS: tuple[str, ...] = (
+    "mask_rcnn",
+    "mask_scoring_rcnn",
+    "instance_fcn",
+    "fcis",
+    "yolact",
+    "yolact_plus",
+)
 
 
 def add_project_configs(cfg: CfgNode) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from instseg.checkpoint.convert import fcis, maskscoring_rcnn, matterport
+from instseg.checkpoint.convert import fcis, maskscoring_rcnn, matterport, yolact
 from instseg.checkpoint.convert.common import Converter, Options, Report
 from instseg.checkpoint.writing import atomic_write, save_safetensors
 from instseg.errors import ConfigError
@@ -18,6 +18,7 @@ FORMATS: dict[str, Converter] = {
     "fcis": fcis.convert,
     "maskscoring_rcnn": maskscoring_rcnn.convert,
     "matterport": matterport.convert,
+    "yolact": yolact.convert,
 }
 
 __all__ = ["FORMATS", "Converter", "Options", "Report", "convert_file"]

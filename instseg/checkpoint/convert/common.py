@@ -20,6 +20,9 @@ _CLASS_LAYERS = (
     "roi_heads.mask_head.predictor.",
     "roi_heads.maskiou_head.maskiou.",
     "roi_heads.cls_seg.",
+    "head.class_logits.",
+    "semantic.",
+    "maskiou_net.predictor.",
 )
 """Layers whose size depends on the number of classes."""
 _MAX_CLASSES = 100_000

@@ -1,0 +1,235 @@
+"""The augmentations of SSD (Liu et al., 2016, arXiv 1512.02325) as Detectron2 ``Augmentation``s.
+
+They follow the code that YOLACT's authors train with, in its order: colours, expansion, crop,
+mirror, stretching to a square.  Pictures become float32 and are not clipped to 0..255.
+"""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from PIL import Image
+
+from instseg.errors import ConfigError
+
+_CROP_TRIES = 50
+_SMALLEST_CROP = 0.3
+"""Part of the picture's width and height."""
+_CROP_CHOICES = 6
+"""No crop and five kinds of crop, which differ in nothing that has an effect."""
+
+
+def build_ssd_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
+    """The pipeline ``INPUT.AUGMENTATION ssd``.
+
+    Raises:
+        ConfigError: the keys ``INPUT.*`` do not fit it.
+    """
+    if cfg.INPUT.SQUARE_SIZE < 1:
+        raise ConfigError(
+            f"INPUT.AUGMENTATION ssd stretches pictures to a square, but INPUT.SQUARE_SIZE is "
+            f"{cfg.INPUT.SQUARE_SIZE}; set it to a side in pixels, e.g. 550"
+        )
+    if not cfg.MODEL.MASK_ON or cfg.INPUT.MASK_FORMAT != "bitmask":
+        raise ConfigError(
+            "INPUT.AUGMENTATION ssd crops masks as pictures; set MODEL.MASK_ON True and "
+            "INPUT.MASK_FORMAT bitmask"
+        )
+    if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
+        raise ConfigError(f"INPUT.AUGMENTATION ssd needs BGR or RGB, found {cfg.INPUT.FORMAT!r}")
+    color = cfg.INPUT.SSD_EXPAND_COLOR or cfg.MODEL.PIXEL_MEAN
+    augmentations: list[T.Augmentation] = [PhotometricDistortion(cfg.INPUT.FORMAT)]
+    if cfg.INPUT.SSD_EXPAND_RATIO > 1:
+        augmentations.append(RandomExpansion(color, cfg.INPUT.SSD_EXPAND_RATIO))
+    augmentations.append(RandomBoxCrop())
+    if cfg.INPUT.RANDOM_FLIP != "none":
+        horizontal = cfg.INPUT.RANDOM_FLIP == "horizontal"
+        augmentations.append(T.RandomFlip(horizontal=horizontal, vertical=not horizontal))
+    side = cfg.INPUT.SQUARE_SIZE
+    return [*augmentations, T.Resize((side, side), Image.Resampling.BILINEAR)]
+
+
+class PhotometricTransform(T.Transform):
+    """Changes colours; coordinates and masks stay."""
+
+    def __init__(
+        self,
+        image_format: str,
+        *,
+        brightness: float = 0.0,
+        contrast: float = 1.0,
+        saturation: float = 1.0,
+        hue: float = 0.0,
+        contrast_first: bool = True,
+    ) -> None:
+        """
+        Args:
+            image_format: "BGR" or "RGB".
+            brightness: added to every value.
+            contrast: factor on every value.
+            saturation: factor on the saturation (of hue, saturation, value).
+            hue: degrees to turn the hue by.
+            contrast_first: the contrast comes before saturation and hue, not after them.
+        """
+        super().__init__()
+        self.image_format = image_format
+        self.brightness = brightness
+        self.contrast = contrast
+        self.saturation = saturation
+        self.hue = hue
+        self.contrast_first = contrast_first
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """(H, W, 3) of any type → the same as float32, not clipped."""
+        image = img.astype(np.float32) + np.float32(self.brightness)
+        if self.contrast_first:
+            image *= np.float32(self.contrast)
+        if self.saturation != 1 or self.hue:
+            there = getattr(cv2, f"COLOR_{self.image_format}2HSV")
+            back = getattr(cv2, f"COLOR_HSV2{self.image_format}")
+            hsv = cv2.cvtColor(image, there)  # of float32: hue in degrees
+            hsv[..., 1] *= np.float32(self.saturation)
+            hsv[..., 0] = (hsv[..., 0] + np.float32(self.hue)) % 360
+            image = cv2.cvtColor(hsv, back)
+        if not self.contrast_first:
+            image *= np.float32(self.contrast)
+        return image
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        return coords
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        return segmentation
+
+
+class PhotometricDistortion(T.Augmentation):
+    """Random brightness, contrast, saturation and hue, each in half of the pictures."""
+
+    def __init__(
+        self,
+        image_format: str,
+        brightness: float = 32.0,
+        contrast: tuple[float, float] = (0.5, 1.5),
+        saturation: tuple[float, float] = (0.5, 1.5),
+        hue: float = 18.0,
+    ) -> None:
+        """
+        Args:
+            image_format: "BGR" or "RGB".
+            brightness: largest number added or subtracted.
+            contrast: smallest and largest factor.
+            saturation: smallest and largest factor.
+            hue: largest turn in degrees.
+        """
+        super().__init__()
+        self.image_format = image_format
+        self.brightness = brightness
+        self.contrast = contrast
+        self.saturation = saturation
+        self.hue = hue
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        return PhotometricTransform(
+            self.image_format,
+            brightness=self._or(0.0, -self.brightness, self.brightness),
+            contrast=self._or(1.0, *self.contrast),
+            saturation=self._or(1.0, *self.saturation),
+            hue=self._or(0.0, -self.hue, self.hue),
+            contrast_first=self._rand_range() < 0.5,
+        )
+
+    def _or(self, neutral: float, low: float, high: float) -> float:
+        return float(self._rand_range(low, high)) if self._rand_range() < 0.5 else neutral
+
+
+class ExpandTransform(T.Transform):
+    """Places a picture on a larger canvas; the canvas has no object in it."""
+
+    def __init__(
+        self, x: int, y: int, width: int, height: int, color: Sequence[float] = (0.0,)
+    ) -> None:
+        """
+        Args:
+            x, y: where the picture's upper left corner comes to lie.
+            width, height: of the canvas.
+            color: of the canvas, one value for each channel or for all.
+        """
+        super().__init__()
+        self.x, self.y = x, y
+        self.width, self.height = width, height
+        self.color = np.asarray(color)
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        return self._placed(img, self.color)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        return self._placed(segmentation, 0)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        return coords + np.array([self.x, self.y], dtype=coords.dtype)
+
+    def _placed(self, image: np.ndarray, color: np.ndarray | int) -> np.ndarray:
+        canvas = np.empty((self.height, self.width, *image.shape[2:]), image.dtype)
+        canvas[:] = color
+        canvas[self.y : self.y + image.shape[0], self.x : self.x + image.shape[1]] = image
+        return canvas
+
+
+class RandomExpansion(T.Augmentation):
+    """Makes objects smaller: in half of the pictures, by up to ``max_ratio``."""
+
+    def __init__(self, color: Sequence[float], max_ratio: float = 4.0) -> None:
+        """
+        Args:
+            color: of the canvas, one value for each channel.
+            max_ratio: largest factor on width and height.
+        """
+        super().__init__()
+        self.color = tuple(color)
+        self.max_ratio = max_ratio
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        if self._rand_range() < 0.5:
+            return T.NoOpTransform()
+        height, width = image.shape[:2]
+        ratio = self._rand_range(1, self.max_ratio)
+        x = self._rand_range(0, width * ratio - width)
+        y = self._rand_range(0, height * ratio - height)
+        return ExpandTransform(int(x), int(y), int(width * ratio), int(height * ratio), self.color)
+
+
+class RandomBoxCrop(T.Augmentation):
+    """Crops so that the centre of an object at least stays in; five times in six.
+
+    Crops have 0.3 to 1 of the picture's width and height and at most twice as much of one as of the
+    other.  SSD's least IoU of crop and object is left out, as the authors' code never applies it.
+    """
+
+    def get_transform(self, image: np.ndarray, boxes: np.ndarray) -> T.Transform:
+        """
+        Args:
+            image: (H, W, 3).
+            boxes: (N, 4) corners of the objects in pixels; any crop will do if there are none.
+        """
+        height, width = image.shape[:2]
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+        while self._rand_range(0, _CROP_CHOICES) >= 1:
+            for _ in range(_CROP_TRIES):
+                x0, y0, x1, y1 = self._window(height, width)
+                if min(x1 - x0, y1 - y0) < 1:
+                    continue
+                inside = (centres > (x0, y0)) & (centres < (x1, y1))
+                if not len(boxes) or inside.all(axis=1).any():
+                    return T.CropTransform(x0, y0, x1 - x0, y1 - y0, width, height)
+        return T.NoOpTransform()
+
+    def _window(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """A random window in whole pixels; without area if its shape is not allowed."""
+        w = self._rand_range(_SMALLEST_CROP * width, width)
+        h = self._rand_range(_SMALLEST_CROP * height, height)
+        if not 0.5 <= h / w <= 2:
+            return 0, 0, 0, 0
+        x, y = self._rand_range(0, width - w), self._rand_range(0, height - h)
+        return int(x), int(y), int(x + w), int(y + h)

@@ -1,0 +1,51 @@
+"""YOLACT (Bolya et al., ICCV 2019, arXiv 1904.02689)."""
+
+from instseg.projects.yolact.boxes import decode, encode, level_sizes, make_priors, to_corners
+from instseg.projects.yolact.config import add_yolact_config
+from instseg.projects.yolact.darknet import DarkNet, build_darknet_backbone
+from instseg.projects.yolact.detection import cross_class_nms, fast_nms
+from instseg.projects.yolact.layers import FeaturePyramid, PredictionHead, ProtoNet
+from instseg.projects.yolact.losses import (
+    LossSettings,
+    MaskSamples,
+    Predictions,
+    Truth,
+    hardest_background,
+    mask_bce,
+    semantic_loss,
+    yolact_losses,
+)
+from instseg.projects.yolact.masks import assemble_masks, crop, mask_probabilities
+from instseg.projects.yolact.targets import match
+from instseg.projects.yolact.yolact import YOLACT, Detections, DetectionSettings
+
+__all__ = [
+    "YOLACT",
+    "DarkNet",
+    "DetectionSettings",
+    "Detections",
+    "FeaturePyramid",
+    "LossSettings",
+    "MaskSamples",
+    "PredictionHead",
+    "Predictions",
+    "ProtoNet",
+    "Truth",
+    "add_yolact_config",
+    "assemble_masks",
+    "build_darknet_backbone",
+    "crop",
+    "cross_class_nms",
+    "decode",
+    "encode",
+    "fast_nms",
+    "hardest_background",
+    "level_sizes",
+    "make_priors",
+    "mask_bce",
+    "mask_probabilities",
+    "match",
+    "semantic_loss",
+    "to_corners",
+    "yolact_losses",
+]

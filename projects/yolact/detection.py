@@ -1,0 +1,78 @@
+"""From scored anchors to detections: Fast NMS (section 3.3)."""
+
+import torch
+from torch import Tensor
+
+
+def fast_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    *,
+    iou_threshold: float = 0.5,
+    top_k: int = 200,
+    max_detections: int = 100,
+    min_score: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fast NMS of every class by itself, all classes at once.
+
+    A box goes when a box of its class with a higher score overlaps it, whether or not that box
+    itself stays: this is what makes it one matrix operation.  A box may stay in several classes.
+
+    Args:
+        boxes: (N, 4) corners, x1 <= x2 and y1 <= y2.
+        scores: (C, N).
+        iou_threshold: boxes are removed above it, not at it.
+        top_k: boxes with the best scores that are looked at in each class.
+        max_detections: results over all classes.
+        min_score: results need more than that; 0 is off.
+    Returns:
+        rows of ``boxes`` (M,), classes (M,) and scores (M,) by descending score.  Which of several
+        equal scores comes first is not specified.  N = 0 gives M = 0.
+    """
+    best, rows = scores.topk(min(top_k, scores.shape[1]), dim=1)
+    kept = _survives(boxes[rows], iou_threshold)
+    if min_score > 0:
+        kept &= best > min_score
+    classes = torch.arange(len(scores), device=scores.device)[:, None].expand_as(rows)[kept]
+    rows, best = rows[kept], best[kept]
+    best, order = best.topk(min(max_detections, len(best)))
+    return rows[order], classes[order], best
+
+
+def cross_class_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    *,
+    iou_threshold: float = 0.5,
+    top_k: int = 200,
+    max_detections: int = 200,
+    min_score: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fast NMS over all classes together, every box with its best class alone.
+
+    Args and returns: see :func:`fast_nms`.
+    """
+    if not scores.shape[1]:
+        nothing = torch.zeros(0, dtype=torch.int64, device=scores.device)
+        return nothing, nothing, scores.new_zeros(0)
+    best, classes = scores.max(dim=0)
+    best, rows = best.topk(min(top_k, len(best)))
+    kept = _survives(boxes[rows][None], iou_threshold)[0]
+    if min_score > 0:
+        kept &= best > min_score
+    rows, best = rows[kept][:max_detections], best[kept][:max_detections]
+    return rows, classes[rows], best
+
+
+def _survives(boxes: Tensor, iou_threshold: float) -> Tensor:
+    """(C, K, 4) boxes by descending score → (C, K) bool, not overlapped by any before them."""
+    first = torch.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
+    last = torch.minimum(boxes[:, :, None, 2:], boxes[:, None, :, 2:])
+    shared = (last - first).clamp_(min=0).prod(dim=3)
+    areas = (boxes[..., 2:] - boxes[..., :2]).prod(dim=2)
+    union = areas[:, :, None] + areas[:, None, :] - shared
+    # Boxes without area overlap nothing.
+    overlaps = torch.where(union > 0, shared / union, 0).triu_(diagonal=1)
+    if not overlaps.shape[1]:
+        return boxes.new_zeros(boxes.shape[:2], dtype=torch.bool)
+    return overlaps.amax(dim=1) <= iou_threshold

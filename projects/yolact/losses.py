@@ -1,0 +1,220 @@
+"""The losses of YOLACT (section 3.1, 3.4 and the authors' code)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from instseg.projects.yolact.boxes import encode
+from instseg.projects.yolact.masks import mask_probabilities
+from instseg.projects.yolact.targets import match
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """See the keys of the same names under ``MODEL.YOLACT``."""
+
+    positive_iou: float = 0.5
+    negative_iou: float = 0.4
+    crowd_iou: float = 0.7
+    negative_ratio: int = 3
+    box_weight: float = 1.5
+    class_weight: float = 1.0
+    mask_weight: float = 6.125
+    semantic_weight: float = 1.0
+    max_masks: int = 100
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The objects of one picture.
+
+    Attributes:
+        boxes: (G, 4) corners relative to the picture.
+        classes: (G,) int64 from 0.
+        masks: (G, h, w) float, 0 or 1, of the whole picture at any resolution.
+        crowd_boxes: (M, 4) as ``boxes``, regions full of objects that are not told apart.
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    masks: Tensor
+    crowd_boxes: Tensor
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Output of the network for a batch of B pictures with P anchors.
+
+    Attributes:
+        deltas: (B, P, 4) encoded boxes.
+        logits: (B, P, C + 1), background first.
+        coefficients: (B, P, K).
+        prototypes: (B, h, w, K).
+        semantic: (B, C, h', w') logits.
+    """
+
+    deltas: Tensor
+    logits: Tensor
+    coefficients: Tensor
+    prototypes: Tensor
+    semantic: Tensor
+
+
+@dataclass(frozen=True)
+class MaskSamples:
+    """Predicted and true masks of positive anchors of a batch, at the prototypes' resolution.
+
+    Attributes:
+        probabilities: (R, h, w), cropped with the true boxes.
+        targets: (R, h, w), 0 or 1, not cropped.
+        classes: (R,) int64 from 0.
+        num_positives: positive anchors of the batch, at least 1; what the losses are divided by.
+    """
+
+    probabilities: Tensor
+    targets: Tensor
+    classes: Tensor
+    num_positives: int
+
+
+def yolact_losses(
+    predictions: Predictions, truths: Sequence[Truth], priors: Tensor, settings: LossSettings
+) -> tuple[dict[str, Tensor], MaskSamples]:
+    """All losses, weighted, and the masks they looked at.
+
+    A picture without objects has the semantic loss alone, as no background anchors are mined in it.
+
+    Args:
+        predictions: in single precision.
+        truths: one for each picture.
+        priors: (P, 4) relative centre and size.
+    """
+    matches = [
+        match(
+            truth.boxes,
+            truth.classes,
+            truth.crowd_boxes,
+            priors,
+            positive_iou=settings.positive_iou,
+            negative_iou=settings.negative_iou,
+            crowd_iou=settings.crowd_iou,
+        )
+        for truth in truths
+    ]
+    labels = torch.stack([own for own, _ in matches])
+    positive = labels > 0
+    count = max(int(positive.sum()), 1)
+    targets = [
+        encode(truth.boxes[objects[own]], priors[own])
+        for truth, (_, objects), own in zip(truths, matches, positive, strict=True)
+    ]
+    box = F.smooth_l1_loss(predictions.deltas[positive], torch.cat(targets), reduction="sum")
+    chosen = positive | hardest_background(predictions.logits, labels, settings.negative_ratio)
+    classes = F.cross_entropy(predictions.logits[chosen], labels[chosen], reduction="sum")
+    mask, samples = _mask_loss(predictions, truths, matches, count, settings.max_masks)
+    losses = {
+        "loss_box": box * (settings.box_weight / count),
+        "loss_cls": classes * (settings.class_weight / count),
+        "loss_mask": mask * (settings.mask_weight / count),
+        "loss_semantic": semantic_loss(predictions.semantic, truths) * settings.semantic_weight,
+    }
+    return losses, samples
+
+
+@torch.no_grad()
+def hardest_background(logits: Tensor, labels: Tensor, ratio: int) -> Tensor:
+    """Background anchors for the class loss: those least taken for background (as in SSD).
+
+    Args:
+        logits: (B, P, C + 1), background first.
+        labels: (B, P) as :func:`~instseg.projects.yolact.targets.match` gives them.
+        ratio: how many for every positive anchor of the same picture.
+    Returns:
+        (B, P) bool.
+    """
+    hardness = logits.logsumexp(dim=2) - logits[..., 0]
+    hardness = torch.where(labels == 0, hardness, 0)
+    order = hardness.argsort(dim=1, descending=True, stable=True)
+    ranks = torch.empty_like(order)
+    ranks.scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    wanted = (ratio * (labels > 0).sum(dim=1)).clamp(max=labels.shape[1] - 1)
+    return (ranks < wanted[:, None]) & (labels == 0)
+
+
+def _mask_loss(
+    predictions: Predictions,
+    truths: Sequence[Truth],
+    matches: Sequence[tuple[Tensor, Tensor]],
+    count: int,
+    limit: int,
+) -> tuple[Tensor, MaskSamples]:
+    """Sum over positive anchors, without weight; see :func:`mask_bce`."""
+    size = predictions.prototypes.shape[1:3]
+    # Attached to the graph also where no picture has an object.
+    total = (predictions.prototypes.sum() + predictions.coefficients.sum()) * 0
+    probabilities = [predictions.prototypes.new_zeros(0, *size)]
+    targets = [predictions.prototypes.new_zeros(0, *size)]
+    classes = [torch.zeros(0, dtype=torch.int64, device=total.device)]
+    for i, (truth, (labels, objects)) in enumerate(zip(truths, matches, strict=True)):
+        positive = (labels > 0).nonzero()[:, 0]
+        if not len(positive):
+            continue
+        factor = 1.0
+        if len(positive) > limit:
+            factor = len(positive) / limit
+            positive = positive[torch.randperm(len(positive), device=positive.device)[:limit]]
+        objects = objects[positive]
+        boxes = truth.boxes[objects]
+        own = mask_probabilities(
+            predictions.prototypes[i], predictions.coefficients[i, positive], boxes
+        )
+        true = shrink(truth.masks, size)[objects]
+        total = total + mask_bce(own, true, boxes) * factor
+        probabilities.append(own)
+        targets.append(true)
+        classes.append(truth.classes[objects])
+    samples = MaskSamples(torch.cat(probabilities), torch.cat(targets), torch.cat(classes), count)
+    return total, samples
+
+
+def mask_bce(probabilities: Tensor, targets: Tensor, boxes: Tensor) -> Tensor:
+    """Binary cross entropy of cropped masks, each divided by its box's area, summed.
+
+    The targets are not cropped: what an object has outside its box, padding included, costs 100 a
+    pixel, PyTorch's bound, whatever is predicted (authors' code).
+
+    Args:
+        probabilities: (R, h, w).
+        targets: (R, h, w), 0 or 1.
+        boxes: (R, 4) relative corners.
+    """
+    height, width = probabilities.shape[1:]
+    each = F.binary_cross_entropy(probabilities, targets, reduction="none").sum(dim=(1, 2))
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) * (height * width)
+    return (each / areas).sum()
+
+
+def semantic_loss(logits: Tensor, truths: Sequence[Truth]) -> Tensor:
+    """Binary cross entropy of every class's region, mean over pixels, sum over classes (3.4).
+
+    Args:
+        logits: (B, C, h, w).
+    Returns:
+        mean over the pictures.
+    """
+    targets = torch.zeros_like(logits)
+    for target, truth in zip(targets, truths, strict=True):
+        if len(truth.classes):
+            target.index_add_(0, truth.classes, shrink(truth.masks, target.shape[1:]))
+    targets.clamp_(max=1)
+    total = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+    return total / (logits.shape[0] * logits.shape[2] * logits.shape[3])
+
+
+def shrink(masks: Tensor, size: Sequence[int]) -> Tensor:
+    """(G, H, W) masks → (G, h, w), bilinear, 1 above a half."""
+    resized = F.interpolate(masks[None], tuple(size), mode="bilinear", align_corners=False)[0]
+    return (resized > 0.5).to(masks.dtype)

@@ -1,0 +1,372 @@
+"""The meta-architecture YOLACT."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from instseg.errors import CheckpointError, ConfigError
+from instseg.projects.yolact.boxes import decode, level_sizes, make_priors
+from instseg.projects.yolact.detection import cross_class_nms, fast_nms
+from instseg.projects.yolact.layers import FeaturePyramid, PredictionHead, ProtoNet, conv
+from instseg.projects.yolact.losses import (
+    LossSettings,
+    MaskSamples,
+    Predictions,
+    Truth,
+    yolact_losses,
+)
+from instseg.projects.yolact.masks import assemble_masks
+
+_NMS = {"fast": fast_nms, "cross_class": cross_class_nms}
+
+
+@dataclass(frozen=True)
+class DetectionSettings:
+    """See the keys ``*_TEST`` and ``NMS`` under ``MODEL.YOLACT``, and ``TEST``."""
+
+    score_threshold: float = 0.05
+    nms: str = "fast"
+    nms_threshold: float = 0.5
+    nms_top_k: int = 200
+    detection_score_threshold: float = 0.0
+    max_detections: int = 100
+    truncate_boxes: bool = True
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one picture, by descending score.
+
+    Attributes:
+        boxes: (N, 4) corners relative to the picture, not clipped.
+        scores: (N,) probability of the class.
+        classes: (N,) int64 from 0.
+        coefficients: (N, K) of the mask.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    classes: Tensor
+    coefficients: Tensor
+
+    def __getitem__(self, rows: Tensor) -> "Detections":
+        """Those at ``rows``, indices or a (N,) bool."""
+        return Detections(
+            self.boxes[rows], self.scores[rows], self.classes[rows], self.coefficients[rows]
+        )
+
+
+@META_ARCH_REGISTRY.register()
+class YOLACT(nn.Module):
+    """Real-time instance segmentation (Bolya et al., ICCV 2019, arXiv 1904.02689).
+
+    One stage: a network makes prototype masks of the whole picture while a head predicts, for every
+    anchor, classes, a box and coefficients; a mask is the sum of the prototypes by coefficients,
+    cropped with the box.
+
+    ::
+
+        picture, stretched to S x S → backbone: C3, C4, C5 → pyramid: P3..P7 (256)
+          P3 → ProtoNet → prototypes (S/4, S/4, K)
+          P3..P7 → head → deltas (P, 4), logits (P, C + 1), coefficients (P, K) of P anchors
+          P3 → semantic logits (C, S/8, S/8), in training alone
+
+    Pictures of any size are taken.  They are stretched to the square here (bilinear, not
+    antialiased), as the authors do, and results are for the original size; with
+    ``INPUT.MIN_SIZE_TEST 0`` no one resizes them before.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        fpn: FeaturePyramid,
+        protonet: nn.Module,
+        head: nn.Module,
+        semantic: nn.Module,
+        priors: Tensor,
+        image_size: int,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        loss_settings: LossSettings | None = None,
+        detection_settings: DetectionSettings | None = None,
+    ) -> None:
+        """
+        Args:
+            backbone: with outputs at strides 8, 16, 32.
+            fpn: makes P3..P7 of them.
+            protonet: see :class:`ProtoNet`.
+            head: see :class:`PredictionHead`.
+            semantic: (B, channels, h, w) → (B, C, h, w), in training alone.
+            priors: (P, 4) anchors, see :func:`~instseg.projects.yolact.boxes.make_priors`.
+            image_size: side S of the square.
+            pixel_mean: subtracted from every channel.
+            pixel_std: what every channel is divided by then.
+            loss_settings: None for the defaults.
+            detection_settings: None for the defaults.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.fpn = fpn
+        self.protonet = protonet
+        self.head = head
+        self.semantic = semantic
+        self.image_size = image_size
+        self.loss_settings = loss_settings or LossSettings()
+        self.detection_settings = detection_settings or DetectionSettings()
+        self._levels = in_order(backbone.output_shape())
+        self.priors: Tensor
+        self.register_buffer("priors", priors, persistent=False)
+        self.pixel_mean: Tensor
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.pixel_std: Tensor
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        node = cfg.MODEL.YOLACT
+        size = cfg.INPUT.SQUARE_SIZE
+        _check(cfg)
+        backbone = build_backbone(cfg)
+        shapes = backbone.output_shape()
+        levels = in_order(shapes)
+        anchors = len(node.ANCHOR_SCALES[0]) * len(node.ANCHOR_RATIOS)
+        channels = node.CHANNELS
+        return {
+            "backbone": backbone,
+            "fpn": FeaturePyramid([shapes[name].channels for name in levels], channels, node.NORM),
+            "protonet": ProtoNet(channels, node.PROTO_CONVS, node.NUM_PROTOTYPES, node.NORM),
+            "head": PredictionHead(node.NUM_CLASSES, anchors, node.NUM_PROTOTYPES, channels),
+            "semantic": conv(channels, node.NUM_CLASSES, 1),
+            "priors": make_priors(
+                size,
+                level_sizes(size, FeaturePyramid.strides),
+                node.ANCHOR_SCALES,
+                node.ANCHOR_RATIOS,
+                square=node.SQUARE_ANCHORS,
+            ),
+            "image_size": size,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "loss_settings": LossSettings(
+                positive_iou=node.POSITIVE_IOU,
+                negative_iou=node.NEGATIVE_IOU,
+                crowd_iou=node.CROWD_IOU,
+                negative_ratio=node.NEGATIVE_RATIO,
+                box_weight=node.BOX_WEIGHT,
+                class_weight=node.CLASS_WEIGHT,
+                mask_weight=node.MASK_WEIGHT,
+                semantic_weight=node.SEMANTIC_WEIGHT,
+                max_masks=node.MASKS_TRAIN,
+            ),
+            "detection_settings": DetectionSettings(
+                score_threshold=node.SCORE_THRESH_TEST,
+                nms=node.NMS,
+                nms_threshold=node.NMS_THRESH_TEST,
+                nms_top_k=node.NMS_TOP_K_TEST,
+                detection_score_threshold=node.DETECTION_SCORE_THRESH_TEST,
+                max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
+                truncate_boxes=node.TRUNCATE_BOXES_TEST,
+            ),
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """
+        Args:
+            batched_inputs: Detectron2's: ``image`` (3, h, w) in 0..255 and, for results of another
+                size, ``height`` and ``width``; for training ``instances`` with ``gt_boxes``,
+                ``gt_classes``, ``gt_masks``, and ``crowd_boxes`` (``Boxes``) if there are crowds.
+        Returns:
+            in training a dict of scalar losses, else a list of dicts with ``instances``:
+            ``pred_boxes``, ``scores``, ``pred_classes``, ``pred_masks`` (N, height, width) bool.
+        Raises:
+            CheckpointError: not in training, the network gives values that are not finite.
+        """
+        images = self.preprocess(batched_inputs)
+        if self.training:
+            return self.losses(images, batched_inputs)
+        return self.inference(images, batched_inputs)
+
+    def preprocess(self, batched_inputs: Sequence[dict[str, Any]]) -> Tensor:
+        """Stretch to the square and normalise: (B, 3, S, S)."""
+        size = (self.image_size, self.image_size)
+        images = []
+        for item in batched_inputs:
+            image = item["image"].to(self.device, torch.float32)[None]
+            if image.shape[-2:] != size:
+                image = F.interpolate(image, size, mode="bilinear", align_corners=False)
+            images.append(image)
+        return (torch.cat(images) - self.pixel_mean) / self.pixel_std
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, S, S) normalised → P3..P7."""
+        outputs = self.backbone(images)
+        pyramid: list[Tensor] = self.fpn([outputs[name] for name in self._levels])
+        return pyramid
+
+    def raw(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The network of prediction: tensors in, tensors out, for compilation and export.
+
+        Args:
+            images: (B, 3, S, S) normalised.
+        Returns:
+            deltas (B, P, 4), logits (B, P, C + 1), coefficients (B, P, K), prototypes (B, h, w, K).
+        """
+        pyramid = self.features(images)
+        deltas, logits, coefficients = self.head(pyramid)
+        return deltas, logits, coefficients, self.protonet(pyramid[0])
+
+    def losses(self, images: Tensor, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """All losses of a batch."""
+        pyramid = self.features(images)
+        outputs = (*self.head(pyramid), self.protonet(pyramid[0]), self.semantic(pyramid[0]))
+        truths = [truth_of(item, self.device) for item in batched_inputs]
+        # Sums over many anchors and probabilities near 0 and 1 need single precision.
+        with torch.autocast(self.device.type, enabled=False):
+            predictions = Predictions(*(x.float() for x in outputs))
+            losses, samples = yolact_losses(predictions, truths, self.priors, self.loss_settings)
+            losses.update(self.extra_losses(samples))
+        return losses
+
+    def extra_losses(self, samples: MaskSamples) -> dict[str, Tensor]:
+        """Losses of a descendant on the masks of positive anchors."""
+        return {}
+
+    def inference(
+        self, images: Tensor, batched_inputs: list[dict[str, Any]]
+    ) -> list[dict[str, Instances]]:
+        """Results of a batch, each at the size asked for; boxes without area are left out."""
+        outputs = [x.float() for x in self.raw(images)]
+        if not all(x.isfinite().all() for x in outputs):
+            raise CheckpointError(
+                "the network gives values that are not finite; its weights are damaged or come "
+                "from a training that diverged"
+            )
+        results = []
+        for item, deltas, logits, coefficients, prototypes in zip(
+            batched_inputs, *outputs, strict=True
+        ):
+            height, width = item["image"].shape[-2:]
+            size = int(item.get("height", height)), int(item.get("width", width))
+            detections = self.detect(deltas, logits, coefficients)
+            detections = detections[self.pixel_boxes(detections, size).nonempty()]
+            results.append({"instances": self.finish(detections, prototypes, size)})
+        return results
+
+    def detect(self, deltas: Tensor, logits: Tensor, coefficients: Tensor) -> Detections:
+        """Select the detections of one picture (section 3.3).
+
+        Args:
+            deltas: (P, 4).
+            logits: (P, C + 1), background first.
+            coefficients: (P, K).
+        """
+        settings = self.detection_settings
+        scores = logits.softmax(dim=1)[:, 1:]
+        candidates = (scores.amax(dim=1) > settings.score_threshold).nonzero()[:, 0]
+        boxes = decode(deltas[candidates], self.priors[candidates])
+        rows, classes, best = _NMS[settings.nms](
+            boxes,
+            scores[candidates].T,
+            iou_threshold=settings.nms_threshold,
+            top_k=settings.nms_top_k,
+            max_detections=settings.max_detections,
+            min_score=settings.detection_score_threshold,
+        )
+        return Detections(boxes[rows], best, classes, coefficients[candidates[rows]])
+
+    def finish(
+        self, detections: Detections, prototypes: Tensor, size: tuple[int, int]
+    ) -> Instances:
+        """Detections of one picture as Instances with masks of ``size`` (height, width)."""
+        instances = Instances(size)
+        instances.pred_boxes = self.pixel_boxes(detections, size)
+        instances.scores = detections.scores
+        instances.pred_classes = detections.classes
+        instances.pred_masks = assemble_masks(
+            prototypes, detections.coefficients, in_pixels(detections.boxes, size), size
+        )
+        return instances
+
+    def pixel_boxes(self, detections: Detections, size: tuple[int, int]) -> Boxes:
+        """Boxes in pixels of a picture of ``size``, cut at its edges; empty where they miss it."""
+        boxes = Boxes(in_pixels(detections.boxes, size))
+        boxes.clip(size)
+        if self.detection_settings.truncate_boxes:
+            boxes.tensor.trunc_()
+        return boxes
+
+
+def in_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N, 4) relative corners → corners in pixels of a picture of ``size`` (height, width)."""
+    height, width = size
+    return boxes * boxes.new_tensor([width, height, width, height])
+
+
+def in_order(shapes: dict[str, ShapeSpec]) -> list[str]:
+    """Names of C3, C4, C5 among the outputs of a backbone.
+
+    Raises:
+        ConfigError: its outputs have other strides than 8, 16, 32.
+    """
+    names = sorted(shapes, key=lambda name: shapes[name].stride or 0)
+    strides = [shapes[name].stride for name in names]
+    if strides != list(FeaturePyramid.strides[:3]):
+        raise ConfigError(
+            f"YOLACT needs a backbone with outputs at strides 8, 16, 32; MODEL.BACKBONE.NAME gives "
+            f"{dict(zip(names, strides, strict=True))}; of a ResNet, set "
+            "MODEL.RESNETS.OUT_FEATURES ['res3', 'res4', 'res5']"
+        )
+    return names
+
+
+def truth_of(item: dict[str, Any], device: torch.device) -> Truth:
+    """The objects of one training picture, see :meth:`YOLACT.forward`."""
+    instances: Instances = item["instances"]
+    height, width = instances.image_size
+    scale = torch.tensor([width, height, width, height], device=device, dtype=torch.float32)
+    masks = torch.zeros(0, height, width)
+    if instances.has("gt_masks"):  # Detectron2 leaves them out where there is no object
+        raster = instances.gt_masks
+        if isinstance(raster, PolygonMasks):
+            raster = BitMasks.from_polygon_masks(raster, height, width)
+        masks = raster.tensor
+    crowds = item["crowd_boxes"].tensor if "crowd_boxes" in item else torch.zeros(0, 4)
+    return Truth(
+        boxes=instances.gt_boxes.tensor.to(device, torch.float32) / scale,
+        classes=instances.gt_classes.to(device),
+        masks=masks.to(device, torch.float32),
+        crowd_boxes=crowds.to(device, torch.float32) / scale,
+    )
+
+
+def _check(cfg: CfgNode) -> None:
+    """Raise a ConfigError for keys that do not fit together."""
+    node = cfg.MODEL.YOLACT
+    levels = len(FeaturePyramid.strides)
+    scales = node.ANCHOR_SCALES
+    if len(scales) != levels or len({len(own) for own in scales}) != 1 or not scales[0]:
+        raise ConfigError(
+            f"MODEL.YOLACT.ANCHOR_SCALES is {scales}; expected {levels} lists of equal length, for "
+            "P3..P7, since all levels share one head"
+        )
+    if cfg.INPUT.SQUARE_SIZE < 1:
+        raise ConfigError(
+            f"INPUT.SQUARE_SIZE is {cfg.INPUT.SQUARE_SIZE}; YOLACT needs the side of the square "
+            "that pictures are stretched to, e.g. 550"
+        )
+    if node.NMS not in _NMS:
+        raise ConfigError(f"MODEL.YOLACT.NMS is {node.NMS!r}; expected one of {', '.join(_NMS)}")

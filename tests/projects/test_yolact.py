@@ -1,0 +1,456 @@
+"""YOLACT's parts against numbers of its authors' code and against sums done by hand.
+
+``golden/yolact`` was computed by the authors' code; see the README there.  The stages of whole
+networks are compared in ``tests/test_convert_yolact.py``.
+"""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone, build_model
+
+import instseg
+from instseg.checkpoint.convert import yolact as converter
+from instseg.errors import CheckpointError, ConfigError
+from instseg.projects.yolact import (
+    DarkNet,
+    LossSettings,
+    Predictions,
+    ProtoNet,
+    Truth,
+    assemble_masks,
+    crop,
+    cross_class_nms,
+    decode,
+    encode,
+    fast_nms,
+    hardest_background,
+    level_sizes,
+    make_priors,
+    mask_bce,
+    mask_probabilities,
+    match,
+    semantic_loss,
+    yolact_losses,
+)
+from tests.conftest import close
+from tests.yolact_common import (
+    SEED,
+    SMALL,
+    convert,
+    load,
+    picture,
+    synthetic,
+    truths,
+    with_objects,
+)
+
+RATIOS = [1.0, 0.5, 2.0]
+
+
+@pytest.fixture(scope="module")
+def nms() -> Any:
+    return load("fast_nms")
+
+
+@pytest.fixture(scope="module")
+def golden() -> Any:
+    return load("loss_yolact_resnet50")
+
+
+@pytest.fixture(scope="module")
+def priors() -> torch.Tensor:
+    sizes = level_sizes(550, (8, 16, 32, 64, 128))
+    return make_priors(550, sizes, [[24], [48], [96], [192], [384]], RATIOS, square=True)
+
+
+@pytest.fixture
+def model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return build_model(instseg.load_cfg("yolact/yolact_resnet50.yaml", SMALL)).eval()
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [(550, [69, 35, 18, 9, 5]), (400, [50, 25, 13, 7, 4]), (700, [88, 44, 22, 11, 6])],
+)
+def test_the_levels_have_the_sizes_of_the_authors(size: int, expected: list[int]) -> None:
+    assert level_sizes(size, (8, 16, 32, 64, 128)) == expected
+
+
+def test_anchors_with_their_ratio_have_the_area_of_their_scale() -> None:
+    """24 pixels of 550 at ratio 1/2: 24 * sqrt(1/2) wide, 24 / sqrt(1/2) high."""
+    first = make_priors(550, [69], [[24]], RATIOS)[:3]
+    expected = [[0.04363636, 0.04363636], [0.03085557, 0.06171114], [0.06171114, 0.03085557]]
+    close(first[:, 2:], np.float32(expected), 1e-7)
+    close(first[:, :2], np.full((3, 2), 0.5 / 69, np.float32), 1e-7)
+
+
+def test_boxes_are_decoded_and_encoded_as_by_the_authors(nms: Any) -> None:
+    anchors, deltas = torch.from_numpy(nms["box/priors"]), torch.from_numpy(nms["box/loc"])
+    decoded = decode(deltas, anchors)
+    close(decoded, nms["box/decoded"], 1e-6)
+    close(encode(decoded, anchors), nms["box/re_encoded"], 1e-4)
+
+
+def test_a_crop_equals_the_authors(nms: Any) -> None:
+    masks = torch.from_numpy(nms["crop/masks"]).permute(2, 0, 1)
+    cropped = crop(masks, torch.from_numpy(nms["crop/boxes"]))
+    assert torch.equal(cropped.permute(1, 2, 0), torch.from_numpy(nms["crop/out"]))
+
+
+@pytest.mark.parametrize("case", "abcd")
+@pytest.mark.parametrize(
+    ("kind", "function", "settings"),
+    [
+        ("fast", fast_nms, {}),
+        ("fast_second", fast_nms, {"min_score": 0.05}),
+        ("cross_class", cross_class_nms, {}),
+    ],
+)
+def test_fast_nms_equals_the_authors(
+    nms: Any, case: str, kind: str, function: Any, settings: dict[str, float]
+) -> None:
+    boxes, scores = (torch.from_numpy(nms[f"{case}/{name}"]) for name in ("boxes", "scores"))
+    rows, classes, best = function(
+        boxes,
+        scores,
+        iou_threshold=float(nms[f"{case}/iou_threshold"]),
+        top_k=int(nms[f"{case}/top_k"]),
+        **settings,
+    )
+    assert rows.tolist() == nms[f"{case}/{kind}_index"].tolist()
+    assert classes.tolist() == nms[f"{case}/{kind}_class"].tolist()
+    assert best.tolist() == nms[f"{case}/{kind}_score"].tolist()
+
+
+def test_a_box_that_is_removed_still_removes_others(nms: Any) -> None:
+    boxes, scores = torch.from_numpy(nms["chain/boxes"]), torch.from_numpy(nms["chain/scores"])
+    assert fast_nms(boxes, scores)[0].tolist() == nms["chain/kept"].tolist() == [0]
+
+
+@pytest.mark.parametrize("function", [fast_nms, cross_class_nms])
+def test_without_candidates_there_are_no_detections(function: Any) -> None:
+    assert [len(x) for x in function(torch.zeros(0, 4), torch.zeros(80, 0))] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("function", [fast_nms, cross_class_nms])
+def test_equal_scores_of_disjoint_boxes_fill_the_limit(function: Any) -> None:
+    x = torch.arange(5000.0)
+    boxes = torch.stack([x, x * 0, x + 0.5, x * 0 + 1], dim=1)
+    rows, _, scores = function(boxes, torch.full((3, 5000), 0.5), max_detections=100)
+    assert len(rows) == 100 and (scores == 0.5).all()
+
+
+def test_all_detections_of_one_class_are_told_apart() -> None:
+    """Boxes 0 and 1 share 0.9 of their union, box 2 is alone."""
+    boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 9], [20, 0, 30, 10.0]])
+    scores = torch.tensor([[0.0, 0, 0], [0.5, 0.6, 0.4]])
+    rows, classes, _ = fast_nms(boxes, scores, min_score=0.1)
+    assert (rows.tolist(), classes.tolist()) == ([1, 2], [1, 1])
+
+
+@pytest.mark.parametrize("picture", [0, 1])
+def test_matching_equals_the_authors(golden: Any, priors: torch.Tensor, picture: int) -> None:
+    truth = truths(golden)[picture]
+    labels, objects = match(truth.boxes, truth.classes, truth.crowd_boxes, priors)
+    assert (labels.numpy() == golden[f"match{picture}/conf_t"]).all()
+    positive = (labels > 0).nonzero()[:, 0]
+    assert positive.tolist() == golden[f"match{picture}/pos_index"].tolist()
+    assert (objects.numpy()[positive] == golden[f"match{picture}/idx_t"][positive]).all()
+    targets = encode(truth.boxes[objects[positive]], priors[positive])
+    close(targets, golden[f"match{picture}/loc_t_pos"], 1e-4)
+
+
+def test_two_objects_that_want_one_anchor_get_an_anchor_each() -> None:
+    """Object 1 fits anchor 0 exactly; object 0 overlaps it most, but has to take anchor 1."""
+    anchors = torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.75, 0.75, 0.5, 0.5]])
+    boxes = torch.tensor([[0, 0, 0.5, 0.4], [0, 0, 0.5, 0.5]])
+    labels, objects = match(boxes, torch.tensor([3, 5]), torch.zeros(0, 4), anchors)
+    assert (labels.tolist(), objects.tolist()) == ([6, 4], [1, 0])
+
+
+def test_more_objects_than_anchors_are_matched_as_far_as_anchors_go() -> None:
+    anchors = torch.tensor([[0.5, 0.5, 1, 1]])
+    boxes = torch.tensor([[0, 0, 0.9, 1], [0, 0, 1, 1]])
+    labels, objects = match(boxes, torch.tensor([0, 1]), torch.zeros(0, 4), anchors)
+    assert (labels.tolist(), objects.tolist()) == ([2], [1])
+
+
+def test_an_anchor_in_a_crowd_is_no_background() -> None:
+    """Nine tenths of anchor 0 lie in the crowd, two tenths of anchor 1."""
+    anchors = torch.tensor([[0.5, 0.5, 1, 1], [0.5, 0.5, 0.2, 1]])
+    crowd = torch.tensor([[0, 0, 0.9, 1.0], [0.44, 0, 0.48, 1]])
+    nobody = torch.zeros(0, 4)
+    labels, _ = match(nobody, torch.zeros(0, dtype=torch.int64), crowd[:1], anchors)
+    assert labels.tolist() == [-1, -1]
+    labels, _ = match(nobody, torch.zeros(0, dtype=torch.int64), crowd[1:], anchors)
+    assert labels.tolist() == [0, 0]
+
+
+def test_losses_and_gradients_equal_the_authors(
+    golden: Any, priors: torch.Tensor, golden_weights: ModuleType
+) -> None:
+    predictions = synthetic(golden_weights, len(priors))
+    losses, _ = yolact_losses(predictions, truths(golden), priors, LossSettings())
+    for ours, theirs in zip(("box", "cls", "mask", "semantic"), "BCMS", strict=True):
+        expected = float(golden[f"synthetic/loss_{theirs}"])
+        assert losses[f"loss_{ours}"].item() == pytest.approx(expected, rel=1e-5)
+    sum(losses.values()).backward()
+    names = {
+        "loc": predictions.deltas,
+        "conf": predictions.logits,
+        "mask": predictions.coefficients,
+        "proto": predictions.prototypes,
+        "segm": predictions.semantic,
+    }
+    for name, x in names.items():
+        expected = float(golden[f"synthetic/grad_{name}_abs"])
+        assert x.grad.double().abs().sum().item() == pytest.approx(expected, rel=1e-4)
+    for i in (0, 1):
+        used = predictions.logits.grad[i].abs().sum(dim=1).nonzero()[:, 0]
+        assert used.tolist() == golden[f"synthetic/conf_rows_used{i}"].tolist()
+    rows = torch.from_numpy(golden["match0/pos_index"])
+    close(predictions.coefficients.grad[0, rows], golden["synthetic/grad_mask_pos0"], 1e-5)
+    close(predictions.prototypes.grad[0, ::6, ::6], golden["synthetic/grad_proto_sub"], 1e-5)
+
+
+def test_losses_and_gradients_of_the_network_equal_the_authors(
+    golden: Any, golden_weights: ModuleType, tmp_path: Path
+) -> None:
+    """Gradients of parameters depend on the convolution algorithm; the README says 3e-4."""
+    network, _ = convert("yolact_resnet50", golden_weights, tmp_path, golden)
+    pictures = [golden_weights.image(480, 640, SEED + i)[:, :, ::-1].copy() for i in (0, 10)]
+    images = network.preprocess([{"image": torch.from_numpy(x).permute(2, 0, 1)} for x in pictures])
+    pyramid = network.features(images)
+    outputs = (*network.head(pyramid), network.protonet(pyramid[0]), network.semantic(pyramid[0]))
+    losses, _ = yolact_losses(
+        Predictions(*outputs), truths(golden), network.priors, network.loss_settings
+    )
+    for ours, theirs in zip(("box", "cls", "mask", "semantic"), "BCMS", strict=True):
+        expected = float(golden[f"network/loss_{theirs}"])
+        assert losses[f"loss_{ours}"].item() == pytest.approx(expected, rel=1e-4)
+    sum(losses.values()).backward()
+    parameters = dict(network.named_parameters())
+    for key in golden.files:
+        if key.startswith("network/grad_abs/"):
+            parameter = parameters[converter._our_name(key.removeprefix("network/grad_abs/"))]
+            measured = parameter.grad.double().abs().sum().item()
+            assert measured == pytest.approx(float(golden[key]), rel=2e-3), key
+
+
+def test_background_is_mined_by_how_little_it_looks_like_background() -> None:
+    """One positive anchor at ratio 2: the background anchors 4 and 1; anchor 3 is neutral."""
+    foreground = torch.tensor([9.0, 2.0, 1.0, 8.0, 3.0])
+    logits = torch.stack([torch.zeros(5), foreground], dim=1)[None]
+    labels = torch.tensor([[1, 0, 0, -1, 0]])
+    assert hardest_background(logits, labels, 2)[0].tolist() == [False, True, False, False, True]
+
+
+def test_a_picture_without_positive_anchors_mines_no_background() -> None:
+    assert not hardest_background(
+        torch.randn(1, 6, 3), torch.zeros(1, 6, dtype=torch.int64), 3
+    ).any()
+
+
+def test_the_mask_loss_is_divided_by_the_area_of_the_box() -> None:
+    """Half of 4 x 4 cells at p = 1/2: 16 ln 2 / (4 * 2)."""
+    loss = mask_bce(torch.full((1, 4, 4), 0.5), torch.ones(1, 4, 4), torch.tensor([[0, 0, 1, 0.5]]))
+    assert loss.item() == pytest.approx(16 * np.log(2) / 8)
+
+
+def test_an_object_outside_its_box_costs_100_a_cell() -> None:
+    probabilities = crop(torch.ones(1, 2, 8), torch.tensor([[0, 0, 0.5, 1.0]]))
+    loss = mask_bce(probabilities, torch.ones(1, 2, 8), torch.tensor([[0, 0, 0.5, 1.0]]))
+    assert loss.item() == pytest.approx(3 * 2 * 100 / 8)  # columns 5, 6, 7; the box has 8 cells
+
+
+def test_only_some_masks_of_many_are_trained_but_count_for_all(priors: torch.Tensor) -> None:
+    """Equal anchors: with half of them the loss, scaled up, is that of all."""
+    anchors = torch.tensor([[0.5, 0.5, 0.5, 0.5]]).repeat(4, 1)
+    truth = Truth(
+        torch.tensor([[0.25, 0.25, 0.75, 0.75]]),
+        torch.tensor([0]),
+        torch.ones(1, 16, 16),
+        torch.zeros(0, 4),
+    )
+    predictions = Predictions(
+        *(torch.zeros(1, 4, 4), torch.zeros(1, 4, 3), torch.ones(1, 4, 2)),
+        *(torch.rand(1, 8, 8, 2), torch.zeros(1, 2, 4, 4)),
+    )
+    every, _ = yolact_losses(predictions, [truth], anchors, LossSettings())
+    some, samples = yolact_losses(predictions, [truth], anchors, LossSettings(max_masks=2))
+    assert len(samples.classes) == 2
+    torch.testing.assert_close(some["loss_mask"], every["loss_mask"])
+
+
+def test_the_semantic_loss_takes_the_union_of_a_class() -> None:
+    """Logits 0: ln 2 for every class and pixel, whatever the target, hence certain logits."""
+    masks = torch.zeros(2, 4, 4)
+    masks[0, :2], masks[1, 1:] = 1, 1
+    truth = Truth(torch.rand(2, 4), torch.tensor([1, 1]), masks, torch.zeros(0, 4))
+    logits = torch.full((1, 2, 4, 4), -50.0)
+    logits[0, 1] = 50
+    assert semantic_loss(logits, [truth]).item() == pytest.approx(0, abs=1e-6)
+    logits[0, 1, 3, 3] = -50
+    assert semantic_loss(logits, [truth]).item() == pytest.approx(50 / 16)
+
+
+def test_assembled_masks_are_the_cropped_probabilities_above_a_half() -> None:
+    """One prototype, at the size of the result: nothing is interpolated."""
+    prototypes = torch.full((8, 8, 1), 1.0)
+    masks = assemble_masks(
+        prototypes, torch.tensor([[3.0], [-3.0]]), torch.tensor([[2, 2, 5, 6.0]] * 2), (8, 8)
+    )
+    expected = torch.zeros(8, 8, dtype=torch.bool)
+    expected[1:7, 1:6] = True  # one cell around the box
+    assert torch.equal(masks[0], expected) and not masks[1].any()
+
+
+def test_masks_assembled_in_chunks_equal_those_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = torch.rand(9, 9, 4), torch.randn(7, 4), torch.rand(7, 4) * 40
+    whole = assemble_masks(*inputs, (40, 40))
+    monkeypatch.setattr("instseg.projects.yolact.masks._CHUNK_PIXELS", 3 * 1600)
+    assert torch.equal(assemble_masks(*inputs, (40, 40)), whole)
+
+
+def test_no_detections_give_no_masks() -> None:
+    masks = assemble_masks(torch.rand(4, 4, 2), torch.zeros(0, 2), torch.zeros(0, 4), (9, 7))
+    assert masks.shape == (0, 9, 7) and masks.dtype == torch.bool
+    assert mask_probabilities(torch.rand(4, 4, 2), torch.zeros(0, 2), torch.zeros(0, 4)).shape == (
+        (0, 4, 4)
+    )
+
+
+def test_the_prototypes_have_twice_the_cells_of_p3_and_are_not_negative() -> None:
+    prototypes = ProtoNet(8, 1, 4)(torch.randn(2, 8, 5, 7))
+    assert prototypes.shape == (2, 10, 14, 4) and prototypes.min() == 0
+
+
+def test_darknet_has_the_outputs_that_it_tells() -> None:
+    backbone = DarkNet(3, 4, [1, 1, 1, 1, 1])
+    outputs = backbone(torch.randn(1, 3, 64, 64))
+    expected = {"stage3": (32, 8), "stage4": (64, 16), "stage5": (128, 32)}
+    assert {k: (v.channels, v.stride) for k, v in backbone.output_shape().items()} == expected
+    assert {k: (v.shape[1], 64 // v.shape[2]) for k, v in outputs.items()} == expected
+
+
+def test_pictures_of_different_sizes_give_the_same_alone_and_in_a_batch(
+    model: torch.nn.Module,
+) -> None:
+    items = [picture(40, 60, 0), picture(70, 30, 1), picture(64, 64, 2)]
+    with torch.no_grad():
+        alone = [model([item])[0]["instances"] for item in items]
+        batch = [result["instances"] for result in model(items)]
+    for one, other in zip(alone, batch, strict=True):
+        assert len(one) == len(other) > 0
+        assert one.pred_masks.shape[1:] == one.image_size
+        torch.testing.assert_close(one.scores, other.scores, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            one.pred_boxes.tensor, other.pred_boxes.tensor, rtol=0, atol=1.01
+        )
+
+
+def test_boxes_are_whole_pixels_inside_the_picture_and_have_an_area(
+    model: torch.nn.Module,
+) -> None:
+    with torch.no_grad():
+        boxes = model([picture(40, 60, 0)])[0]["instances"].pred_boxes
+    assert torch.equal(boxes.tensor, boxes.tensor.round())
+    assert boxes.nonempty().all() and boxes.inside_box((40, 60), 1).all()
+
+
+def test_a_batch_without_objects_trains_every_parameter(model: torch.nn.Module) -> None:
+    losses = model.train()([with_objects(picture(40, 60, i), 0) for i in range(2)])
+    assert [losses[f"loss_{name}"].item() for name in ("box", "cls", "mask")] == [0, 0, 0]
+    assert losses["loss_semantic"] > 0
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_picture_without_objects_changes_no_loss_but_the_semantic_one(
+    model: torch.nn.Module,
+) -> None:
+    model.train()
+    for norm in model.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.eval()
+    alone = model([with_objects(picture(40, 60, 0), 2)])
+    pair = model([with_objects(picture(40, 60, 0), 2), with_objects(picture(40, 60, 1), 0)])
+    for name in ("loss_box", "loss_cls", "loss_mask"):
+        torch.testing.assert_close(alone[name], pair[name], rtol=1e-4, atol=1e-5)
+
+
+def test_one_picture_is_learnt(model: torch.nn.Module) -> None:
+    item = with_objects(picture(40, 60, 0), 2)
+    optimizer = torch.optim.Adam(model.train().parameters(), 2e-3)
+    steps = []
+    for _ in range(20):
+        steps.append(model([item, item]))
+        optimizer.zero_grad()
+        sum(steps[-1].values()).backward()
+        optimizer.step()
+    assert all(steps[-1][name] < 0.6 * first for name, first in steps[0].items())
+
+
+class Raw(torch.nn.Module):
+    """The network of prediction alone."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> Any:
+        return self.model.raw(images)
+
+
+def test_the_network_compiles_without_graph_breaks(model: torch.nn.Module) -> None:
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        compiled = torch.compile(model.raw, fullgraph=True, backend="eager")(images)
+        torch.testing.assert_close(compiled, model.raw(images))
+
+
+def test_the_network_is_exported_for_any_number_of_pictures(model: torch.nn.Module) -> None:
+    with torch.no_grad():
+        exported = torch.export.export(
+            Raw(model), (torch.randn(2, 3, 64, 64),), dynamic_shapes=({0: torch.export.Dim("B")},)
+        )
+        images = torch.randn(3, 3, 64, 64)
+        torch.testing.assert_close(exported.module()(images), model.raw(images))
+
+
+def test_weights_that_are_not_finite_are_reported(model: torch.nn.Module) -> None:
+    model.head.class_logits.bias.data[0] = float("nan")
+    with pytest.raises(CheckpointError, match="values that are not finite"):
+        model([picture(40, 60, 0)])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["INPUT.SQUARE_SIZE", 0], "INPUT.SQUARE_SIZE is 0"),
+        (["MODEL.YOLACT.NMS", "soft"], "'soft'; expected one of fast, cross_class"),
+        (["MODEL.YOLACT.ANCHOR_SCALES", [[24]]], "expected 5 lists of equal length"),
+        (["MODEL.RESNETS.OUT_FEATURES", ["res4", "res5"]], "strides 8, 16, 32"),
+    ],
+)
+def test_a_configuration_that_cannot_be_built_is_refused(
+    overrides: list[Any], message: str
+) -> None:
+    cfg = instseg.load_cfg("yolact/yolact_resnet50.yaml", [*SMALL, *overrides])
+    with pytest.raises(ConfigError, match=message):
+        build_model(cfg)
+
+
+def test_the_backbone_is_registered_with_its_configuration() -> None:
+    cfg = instseg.get_cfg()
+    cfg.MODEL.DARKNET.DEPTHS = [1, 1, 1]
+    cfg.MODEL.BACKBONE.NAME = "build_darknet_backbone"
+    shapes = build_backbone(cfg, ShapeSpec(channels=3)).output_shape()
+    assert {name: shape.channels for name, shape in shapes.items()} == {"stage3": 256}

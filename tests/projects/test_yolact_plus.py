@@ -1,0 +1,192 @@
+"""YOLACT++'s parts against numbers of its authors' code and against sums done by hand.
+
+The stages of the whole network are compared in ``tests/test_convert_yolact.py``.
+"""
+
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from detectron2.layers import Conv2d
+from detectron2.modeling import build_model
+from torch import nn
+
+import instseg
+from instseg.config import num_classes_key
+from instseg.errors import ConfigError
+from instseg.projects.yolact import (
+    LossSettings,
+    MaskSamples,
+    level_sizes,
+    make_priors,
+    match,
+    yolact_losses,
+)
+from instseg.projects.yolact_plus import (
+    DeformableConv2d,
+    FastMaskIoUNet,
+    YOLACTPlus,
+    deformable_blocks,
+    mask_ious,
+)
+from tests.yolact_common import SMALL, filled, load, picture, synthetic, truths, with_objects
+
+CONFIG = "yolact_plus/yolact_plus_resnet50.yaml"
+SMALL_PLUS = [*SMALL, "MODEL.YOLACT_PLUS.MASKIOU_CHANNELS", [4, 8]]
+
+
+@pytest.fixture(scope="module")
+def golden() -> Any:
+    return load("loss_yolact_plus_resnet50")
+
+
+@pytest.fixture(scope="module")
+def priors() -> torch.Tensor:
+    node = instseg.load_cfg(CONFIG).MODEL.YOLACT
+    sizes = level_sizes(550, (8, 16, 32, 64, 128))
+    return make_priors(550, sizes, node.ANCHOR_SCALES, node.ANCHOR_RATIOS)
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(instseg.load_cfg(CONFIG, SMALL_PLUS)).eval()
+
+
+@pytest.mark.parametrize("picture", [0, 1])
+def test_matching_of_nine_anchors_a_cell_equals_the_authors(
+    golden: Any, priors: torch.Tensor, picture: int
+) -> None:
+    truth = truths(golden)[picture]
+    labels, objects = match(truth.boxes, truth.classes, truth.crowd_boxes, priors)
+    assert (labels.numpy() == golden[f"match{picture}/conf_t"]).all()
+    positive = (labels > 0).nonzero()[:, 0]
+    assert (objects.numpy()[positive] == golden[f"match{picture}/idx_t"][positive]).all()
+
+
+def test_losses_and_gradients_equal_the_authors(
+    golden: Any, priors: torch.Tensor, golden_weights: ModuleType
+) -> None:
+    net = FastMaskIoUNet(80)
+    names = {}
+    for place, layer in zip((0, 2, 4, 6, 8, 10), (*net.convs, net.predictor), strict=True):
+        for kind, parameter in layer.named_parameters():
+            names[f"maskiou_net.{place}.{kind}"] = parameter
+            key = f"maskiou_net.maskiou_net.{place}.{kind}"
+            parameter.data = filled(golden_weights, golden, key, parameter.shape)
+    predictions = synthetic(golden_weights, len(priors))
+    losses, samples = yolact_losses(predictions, truths(golden), priors, LossSettings())
+    model = SimpleNamespace(maskiou_net=net, maskiou_weight=25.0, maskiou_min_area=25)
+    losses |= YOLACTPlus.extra_losses(model, samples)  # type: ignore[arg-type]
+    terms = {"box": "B", "cls": "C", "mask": "M", "semantic": "S", "maskiou": "I"}
+    for ours, theirs in terms.items():
+        expected = float(golden[f"synthetic/loss_{theirs}"])
+        assert losses[f"loss_{ours}"].item() == pytest.approx(expected, rel=1e-5)
+    sum(losses.values()).backward()
+    inputs = {"loc": "deltas", "conf": "logits", "mask": "coefficients", "proto": "prototypes"}
+    gradients = {name: getattr(predictions, field).grad for name, field in inputs.items()}
+    gradients |= {f"maskiou_{name}": parameter.grad for name, parameter in names.items()}
+    for name, gradient in gradients.items():
+        expected = float(golden[f"synthetic/grad_{name}_abs"])
+        assert gradient.double().abs().sum().item() == pytest.approx(expected, rel=1e-4), name
+
+
+@pytest.mark.parametrize(
+    ("blocks", "count", "interval", "expected"),
+    [
+        (3, 0, 1, []),
+        (4, 4, 1, [0, 1, 2, 3]),
+        (4, 4, 3, [0, 3]),
+        (23, 23, 3, [0, 3, 6, 9, 12, 15, 18, 21]),
+        (3, 3, 3, [0]),
+        (6, 2, 1, [4, 5]),
+    ],
+)
+def test_deformable_blocks_are_those_of_the_authors(
+    blocks: int, count: int, interval: int, expected: list[int]
+) -> None:
+    assert deformable_blocks(blocks, count, interval) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"), [("yolact_plus_resnet50", 13), ("yolact_plus_base", 11)]
+)
+def test_as_many_blocks_are_deformable_as_released(config: str, expected: int) -> None:
+    with torch.device("meta"):
+        cfg = instseg.load_cfg(f"yolact_plus/{config}.yaml", ["MODEL.DEVICE", "meta"])
+        model = build_model(cfg)
+    assert sum(isinstance(layer, DeformableConv2d) for layer in model.modules()) == expected
+
+
+def test_a_deformable_layer_begins_as_half_the_plain_one() -> None:
+    plain = Conv2d(4, 6, 3, stride=2, padding=1, bias=False)
+    x = torch.randn(2, 4, 9, 7)
+    expected = plain(x) / 2  # strengths sigmoid(0)
+    torch.testing.assert_close(DeformableConv2d(plain)(x), expected)
+
+
+def test_an_offset_moves_what_is_sampled_down_and_right() -> None:
+    """dy = 1 for every tap: the plain result of the map moved up by a row."""
+    layer = DeformableConv2d(Conv2d(1, 1, 3, padding=1, bias=False))
+    x = torch.randn(1, 1, 8, 8)
+    at_rest = layer(x)
+    layer.offset_mask.bias.data[0:18:2] = 1
+    torch.testing.assert_close(layer(x)[:, :, 1:-2], at_rest[:, :, 2:-1])
+    layer.offset_mask.bias.data[:18] = torch.tensor([0.0, 1.0]).repeat(9)
+    torch.testing.assert_close(layer(x)[..., 1:-2], at_rest[..., 2:-1])
+
+
+def test_the_iou_of_masks_counts_pixels() -> None:
+    first, second = torch.zeros(2, 4, 4, dtype=torch.bool), torch.zeros(2, 4, 4, dtype=torch.bool)
+    first[0, :2], second[0, 1:3] = True, True
+    assert mask_ious(first, second).tolist() == pytest.approx([1 / 3, 0])
+
+
+def test_small_masks_do_not_train_the_rescoring() -> None:
+    targets = torch.zeros(2, 63, 63)
+    targets[0, :5, :5], targets[1, :5, :6] = 1, 1
+    seen = []
+    net = FastMaskIoUNet(3)
+    net.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    model = SimpleNamespace(maskiou_net=net, maskiou_weight=25.0, maskiou_min_area=25)
+    samples = MaskSamples(torch.rand(2, 63, 63), targets, torch.tensor([0, 1]), 2)
+    YOLACTPlus.extra_losses(model, samples)  # type: ignore[arg-type]
+    assert seen == [1]
+
+
+def test_mask_scores_are_scores_times_predicted_ious(model: nn.Module) -> None:
+    model.maskiou_net.predictor.weight.data.zero_()
+    model.maskiou_net.predictor.bias.data.fill_(0.25)
+    with torch.no_grad():
+        found = model([picture(40, 60, 0)])[0]["instances"]
+    assert len(found) > 0
+    torch.testing.assert_close(found.mask_scores, found.scores / 4)
+
+
+def test_a_batch_without_objects_trains_every_parameter(model: nn.Module) -> None:
+    losses = model.train()([with_objects(picture(40, 60, i), 0) for i in range(2)])
+    assert losses["loss_maskiou"] == 0
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_the_number_of_classes_is_yolacts() -> None:
+    assert num_classes_key(instseg.load_cfg(CONFIG)) == "MODEL.YOLACT.NUM_CLASSES"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["MODEL.YOLACT_PLUS.MASKIOU_CHANNELS", [4] * 6], "6 layers, too many"),
+        (["MODEL.YOLACT_PLUS.DEFORMABLE_BLOCKS", [1]], "a number for each of res2..res5"),
+        (["MODEL.YOLACT_PLUS.DEFORMABLE_INTERVAL", 0], "interval of at least 1"),
+        (["MODEL.RESNETS.DEPTH", 18], "MODEL.RESNETS.DEPTH 50 or more"),
+    ],
+)
+def test_a_configuration_that_cannot_be_built_is_refused(
+    overrides: list[Any], message: str
+) -> None:
+    cfg = instseg.load_cfg(CONFIG, [*SMALL_PLUS, *overrides])
+    with pytest.raises(ConfigError, match=message):
+        build_model(cfg)

@@ -1,0 +1,223 @@
+"""SSD's augmentations: what each does to pictures, boxes and masks, and their mapper."""
+
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import instseg
+from instseg.data.augmentations import (
+    ExpandTransform,
+    PhotometricDistortion,
+    PhotometricTransform,
+    RandomBoxCrop,
+    RandomExpansion,
+    build_ssd_augmentations,
+)
+from instseg.data.mappers import SSDMapper, build_train_mapper
+from instseg.errors import ConfigError
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    np.random.seed(0)
+
+
+def cfg_with(*overrides: Any) -> Any:
+    return instseg.load_cfg("yolact/yolact_resnet50.yaml", ["INPUT.SQUARE_SIZE", 64, *overrides])
+
+
+def test_colours_that_do_not_change_only_become_float() -> None:
+    image = noise(5, 7)
+    changed = PhotometricTransform("RGB").apply_image(image)
+    assert changed.dtype == np.float32 and (changed == image).all()
+
+
+def test_brightness_and_contrast_are_not_clipped() -> None:
+    image = np.full((2, 2, 3), 250, np.uint8)
+    changed = PhotometricTransform("RGB", brightness=20, contrast=1.5).apply_image(image)
+    assert (changed == 405).all()
+
+
+def test_the_hue_turns_red_to_green() -> None:
+    """120 degrees; in BGR the last channel is red."""
+    red = np.zeros((1, 1, 3), np.uint8)
+    red[..., 2] = 200
+    changed = PhotometricTransform("BGR", hue=120).apply_image(red)
+    np.testing.assert_allclose(changed, [[[0, 200, 0]]], atol=1e-3)
+
+
+def test_no_saturation_leaves_the_largest_channel() -> None:
+    changed = PhotometricTransform("RGB", saturation=0).apply_image(noise(4, 4))
+    np.testing.assert_allclose(changed, np.repeat(noise(4, 4).max(2)[..., None], 3, 2), atol=1e-3)
+
+
+def test_random_colours_stay_in_their_ranges() -> None:
+    drawn = [PhotometricDistortion("RGB").get_transform(noise(2, 2)) for _ in range(300)]
+    for name, neutral, low, high in (
+        ("brightness", 0, -32, 32),
+        ("contrast", 1, 0.5, 1.5),
+        ("saturation", 1, 0.5, 1.5),
+        ("hue", 0, -18, 18),
+    ):
+        values = np.array([getattr(x, name) for x in drawn])
+        assert 0.4 < (values == neutral).mean() < 0.6, name
+        assert low <= values.min() < low * 0.8 + high * 0.2, name
+        assert high >= values.max() > high * 0.8 + low * 0.2, name
+    assert 0.4 < np.mean([x.contrast_first for x in drawn]) < 0.6
+
+
+def test_expansion_moves_picture_boxes_and_masks_together() -> None:
+    image, mask = noise(4, 5), np.ones((4, 5), np.uint8)
+    transform = ExpandTransform(3, 2, 10, 9, (1, 2, 3))
+    grown, grown_mask = transform.apply_image(image), transform.apply_segmentation(mask)
+    assert grown.shape == (9, 10, 3) and (grown[2:6, 3:8] == image).all()
+    assert (grown[0, 0] == (1, 2, 3)).all()
+    assert grown_mask.sum() == 20 and grown_mask[2:6, 3:8].all()
+    assert transform.apply_box(np.array([[0, 0, 5, 4]])).tolist() == [[3, 2, 8, 6]]
+
+
+def test_a_picture_grows_by_the_given_ratio_at_most() -> None:
+    augmentation = RandomExpansion((0, 0, 0), 3.0)
+    sizes = [augmentation.get_transform(noise(10, 20)) for _ in range(200)]
+    grown = [x for x in sizes if isinstance(x, ExpandTransform)]
+    assert 70 < len(grown) < 130
+    assert all(20 <= x.width <= 60 and x.x + 20 <= x.width and x.y + 10 <= x.height for x in grown)
+    assert max(x.width for x in grown) > 50
+
+
+@given(
+    height=st.integers(1, 80),
+    width=st.integers(1, 80),
+    box=st.tuples(*[st.floats(0, 1)] * 4),
+    seed=st.integers(0, 2**31),
+)
+def test_a_crop_lies_in_the_picture_and_keeps_the_centre_of_an_object(
+    height: int, width: int, box: tuple[float, ...], seed: int
+) -> None:
+    np.random.seed(seed)
+    x0, y0, w, h = box
+    boxes = np.array([[x0 * width, y0 * height, 0, 0]])
+    boxes[:, 2:] = boxes[:, :2] + (1 + w * (width - 1), 1 + h * (height - 1))
+    boxes = np.minimum(boxes, [width, height, width, height])
+    transform = RandomBoxCrop().get_transform(np.zeros((height, width, 3)), boxes)
+    if isinstance(transform, T.NoOpTransform):
+        return
+    assert 0 <= transform.x0 and transform.x0 + transform.w <= width
+    assert 0 <= transform.y0 and transform.y0 + transform.h <= height
+    centre = transform.apply_coords((boxes[:, :2] + boxes[:, 2:]) / 2)
+    assert (centre > 0).all() and (centre < (transform.w, transform.h)).all()
+
+
+def test_the_pipeline_gives_squares_as_opencv_stretches_them() -> None:
+    (resize,) = build_ssd_augmentations(cfg_with())[-1:]
+    image = noise(48, 30).astype(np.float32)
+    stretched = resize.get_transform(image).apply_image(image)
+    expected = cv2.resize(image, (64, 64), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_allclose(stretched, expected, atol=1e-3)
+
+
+def record(tmp_path: Any, *annotations: dict[str, Any]) -> dict[str, Any]:
+    Image.fromarray(noise(48, 64)).save(tmp_path / "a.png")
+    return {
+        "file_name": str(tmp_path / "a.png"),
+        "height": 48,
+        "width": 64,
+        "annotations": list(annotations),
+    }
+
+
+def square(x: float, y: float, side: float, **others: Any) -> dict[str, Any]:
+    outline = [x, y, x + side, y, x + side, y + side, x, y + side]
+    return {
+        "bbox": [x, y, side, side],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": 2,
+        "iscrowd": 0,
+        "segmentation": [outline],
+    } | others
+
+
+def mapper(*augmentations: Any) -> SSDMapper:
+    return SSDMapper(
+        is_train=True,
+        augmentations=list(augmentations),
+        image_format="RGB",
+        use_instance_mask=True,
+        instance_mask_format="bitmask",
+    )
+
+
+def test_objects_whose_centre_is_cut_off_go_and_others_are_clipped(tmp_path: Any) -> None:
+    """The crop ends at x = 20: the first square loses its right half, the second its left one."""
+    crop = T.CropTransform(0, 0, 20, 48, 64, 48)
+    sample = mapper(crop)(record(tmp_path, square(8, 8, 20), square(14, 30, 16)))
+    assert sample is not None
+    assert sample["instances"].gt_boxes.tensor.tolist() == [[8, 8, 20, 28]]
+    mask = sample["instances"].gt_masks.tensor[0]
+    assert mask.shape == (48, 20) and mask.sum() == 12 * 20
+
+
+def test_a_picture_that_lost_all_objects_is_not_given(tmp_path: Any) -> None:
+    crop = T.CropTransform(40, 30, 20, 10, 64, 48)
+    assert mapper(crop)(record(tmp_path, square(2, 2, 10))) is None
+
+
+def test_a_picture_without_objects_is_given(tmp_path: Any) -> None:
+    sample = mapper()(record(tmp_path))
+    assert sample is not None and len(sample["instances"]) == 0
+
+
+def test_crowds_become_boxes_of_their_own(tmp_path: Any) -> None:
+    crowd = square(10, 10, 20, iscrowd=1, segmentation={"size": [48, 64], "counts": b""})
+    sample = mapper(T.HFlipTransform(64))(record(tmp_path, square(2, 2, 10), crowd))
+    assert sample is not None
+    assert len(sample["instances"]) == 1
+    assert sample["crowd_boxes"].tensor.tolist() == [[34, 10, 54, 30]]
+
+
+def test_masks_and_boxes_agree_after_the_whole_pipeline() -> None:
+    """A box may be larger than the mask where an object is hidden or cut, never smaller by much."""
+    cfg = cfg_with("DATASETS.TRAIN", "('shapes_train',)")
+    augmented = build_train_mapper(cfg, augment=True)
+    given = [augmented(x) for x in DatasetCatalog.get("shapes_train")[:40]]
+    kept = [x for x in given if x is not None]
+    assert len(kept) > 30
+    for sample in kept:
+        assert sample["image"].shape == (3, 64, 64) and sample["image"].dtype == torch.float32
+        tight = sample["instances"].gt_masks.get_bounding_boxes().tensor
+        boxes = sample["instances"].gt_boxes.tensor
+        assert (tight[:, :2] >= boxes[:, :2] - 1.5).all()
+        assert (tight[:, 2:] <= boxes[:, 2:] + 1.5).all()
+
+
+def test_without_augmentation_pictures_keep_their_size() -> None:
+    cfg = cfg_with("DATASETS.TRAIN", "('shapes_train',)")
+    sample = build_train_mapper(cfg, augment=False)(DatasetCatalog.get("shapes_train")[0])
+    assert sample is not None and sample["image"].shape == (3, 128, 128)
+    assert sample["image"].dtype == torch.uint8
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["INPUT.AUGMENTATION", "sdd"], "'sdd'; expected one of detectron2, ssd"),
+        (["INPUT.SQUARE_SIZE", 0], "INPUT.SQUARE_SIZE is 0"),
+        (["INPUT.MASK_FORMAT", "polygon"], "INPUT.MASK_FORMAT bitmask"),
+    ],
+)
+def test_keys_that_do_not_fit_the_pipeline_are_refused(overrides: list[Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_train_mapper(cfg_with(*overrides), augment=True)

@@ -1,0 +1,232 @@
+"""Released YOLACT and YOLACT++ checkpoints: the authors' numbers once converted, bad files refused.
+
+``golden/yolact`` holds stages, raw outputs and detections of the authors' own networks; see the
+README there.  Compared within the limits that it suggests.
+"""
+
+import dataclasses
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from detectron2.engine import DefaultPredictor
+
+import instseg
+from instseg.checkpoint.convert import Options, yolact
+from instseg.errors import CheckpointError
+from tests.conftest import close
+from tests.yolact_common import CONFIGS, SEED, Case, build_case, keys, masks_of
+
+FEATURES, RAW, SCORES = 5e-4, 1e-3, 2e-4
+STRIDES = {"C3": (16, 5), "C4": (16, 5), "C5": (16, 5)} | {f"P{i}": (8, 3) for i in range(3, 8)}
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def case(
+    request: pytest.FixtureRequest,
+    golden_weights: ModuleType,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Case:
+    return build_case(request.param, golden_weights, tmp_path_factory.mktemp("released"))
+
+
+def sums_agree(x: torch.Tensor, golden: Any, name: str, tolerance: float = 1e-5) -> None:
+    total, magnitude = x.double().sum().item(), x.double().abs().sum().item()
+    expected = golden[f"{name}_abs"]
+    assert abs(total - golden[f"{name}_sum"]) <= tolerance * expected
+    assert abs(magnitude - expected) <= tolerance * expected
+
+
+def test_the_input_equals_the_authors(case: Case) -> None:
+    close(case.tensors["x"][0, :, ::11, ::11], case.golden["input/sub"], 5e-6)
+    sums_agree(case.tensors["x"], case.golden, "input/x")
+
+
+@pytest.mark.parametrize("stage", STRIDES)
+def test_backbone_and_pyramid_equal_the_authors(case: Case, stage: str) -> None:
+    channels, step = STRIDES[stage]
+    x = case.tensors[stage]
+    assert list(x.shape) == case.golden[f"stage/{stage}_shape"].tolist()
+    close(x[0, ::channels, ::step, ::step], case.golden[f"stage/{stage}_sub"], FEATURES)
+    sums_agree(x, case.golden, f"stage/{stage}")
+
+
+def test_priors_equal_the_authors_exactly(case: Case) -> None:
+    assert torch.equal(case.model.priors, torch.from_numpy(case.golden["raw/priors"]))
+
+
+@pytest.mark.parametrize("output", ["loc", "conf", "mask"])
+def test_the_heads_output_equals_the_authors(case: Case, output: str) -> None:
+    x = case.tensors[output]
+    close(x[0, :: int(case.golden["raw/row_stride"])], case.golden[f"raw/{output}_rows"], RAW)
+    sums_agree(x, case.golden, f"raw/{output}")
+
+
+def test_prototypes_equal_the_authors(case: Case) -> None:
+    close(case.tensors["proto"][0, ::3, ::3], case.golden["raw/proto_sub"], RAW)
+    sums_agree(case.tensors["proto"], case.golden, "raw/proto")
+
+
+def test_semantic_logits_equal_the_authors(case: Case) -> None:
+    close(case.tensors["segm"][0, ::2, ::4, ::4], case.golden["raw/segm_sub"], RAW)
+    sums_agree(case.tensors["segm"], case.golden, "raw/segm")
+
+
+def pairs(
+    boxes: torch.Tensor, classes: torch.Tensor, golden: Any, prefix: str, tolerance: float
+) -> list[tuple[int, int]]:
+    """(ours, theirs) of equal class and box."""
+    theirs = torch.from_numpy(golden[f"{prefix}"]).float()
+    far = (boxes[:, None].float() - theirs[None]).abs().amax(dim=2)
+    labels = torch.from_numpy(golden[f"{prefix.partition('/')[0]}/class"])
+    far[classes[:, None] != labels[None]] = torch.inf
+    found = far.min(dim=0)
+    return [(int(i), j) for j, i in enumerate(found.indices) if found.values[j] <= tolerance]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "nms", "limit"), [("det", "fast", 100), ("det_cc", "cross_class", 200)]
+)
+def test_detections_equal_the_authors(case: Case, prefix: str, nms: str, limit: int) -> None:
+    model, golden = case.model, case.golden
+    settings = model.detection_settings
+    model.detection_settings = dataclasses.replace(settings, nms=nms, max_detections=limit)
+    found = model.detect(*(case.tensors[name][0] for name in ("loc", "conf", "mask")))
+    model.detection_settings = settings
+    expected = len(golden[f"{prefix}/score"])
+    assert len(found.scores) == expected
+    same = pairs(found.boxes, found.classes, golden, f"{prefix}/box_rel", 1e-3)
+    assert len(same) >= expected * 0.98
+    ours, theirs = torch.tensor(same).T
+    close(found.scores[ours], golden[f"{prefix}/score"][theirs], SCORES)
+    close(found.coefficients[ours], golden[f"{prefix}/coef"][theirs], RAW)
+
+
+def test_what_default_predictor_gives_equals_the_authors(
+    case: Case, golden_weights: ModuleType, request: pytest.FixtureRequest
+) -> None:
+    """Boxes that miss the picture, which the authors' evaluation skips, are not given."""
+    golden = case.golden
+    cfg = instseg.load_cfg(CONFIGS[request.node.callspec.params["case"]], ["MODEL.DEVICE", "cpu"])
+    cfg.MODEL.WEIGHTS = ""
+    predictor = DefaultPredictor(cfg)
+    predictor.model = case.model
+    found = predictor(golden_weights.image(480, 640, SEED))["instances"]
+    boxes = golden["post/box"]
+    seen = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    assert len(found) == seen.sum()
+    same = pairs(found.pred_boxes.tensor, found.pred_classes, golden, "post/box", 1)
+    assert len(same) >= seen.sum() - 2
+    ours, theirs = torch.tensor(same).T
+    close(found.scores[ours], golden["post/score"][theirs], SCORES)
+    masks, expected = found.pred_masks[ours], masks_of(golden)[theirs]
+    shared = (masks & expected).sum(dim=(1, 2))
+    union = (masks | expected).sum(dim=(1, 2))
+    assert (shared / union.clamp(min=1))[union > 0].min() >= 0.99
+    if "post/score_mask" in golden:
+        close(found.mask_scores[ours], golden["post/score_mask"][theirs], SCORES)
+
+
+@pytest.fixture
+def released(tmp_path: Path) -> Any:
+    """Writes a file of a released layout; zeros that take no space."""
+
+    def write(name: str, changes: dict[str, Any] | None = None, file: str = "a.pth") -> str:
+        types = {"float32": torch.float32, "int64": torch.int64}
+        state = {
+            key: torch.zeros((), dtype=types[dtype]).expand(shape)
+            for key, (shape, dtype) in keys(name).items()
+        }
+        for key, value in (changes or {}).items():
+            state.pop(key, None)
+            if value is not None:
+                state[key] = value
+        torch.save(state, tmp_path / file)
+        return str(tmp_path / file)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("layout", "file", "config"),
+    [
+        ("yolact_im700", "yolact_im700_54_800000.pth", "yolact/yolact_im700.yaml"),
+        ("yolact_im700", "a.pth", "yolact/yolact_base.yaml"),
+        ("yolact_resnet50_pascal", "a.pth", "yolact/yolact_resnet50_pascal.yaml"),
+        ("yolact_plus_base", "a.pth", "yolact_plus/yolact_plus_base.yaml"),
+    ],
+)
+def test_the_configuration_is_found_by_layout_and_name(
+    released: Any, layout: str, file: str, config: str
+) -> None:
+    _, report = yolact.convert(released(layout, file=file), Options())
+    assert (report.config, report.overrides) == (config, ())
+    assert len(report.mapped) == len(keys(layout)) and not report.ignored
+
+
+def test_another_number_of_classes_becomes_an_override(released: Any) -> None:
+    changes = {
+        "prediction_layers.0.conf_layer.weight": torch.zeros(3 * 5, 256, 3, 3),
+        "prediction_layers.0.conf_layer.bias": torch.zeros(3 * 5),
+        "semantic_seg_conv.weight": torch.zeros(4, 256, 1, 1),
+        "semantic_seg_conv.bias": torch.zeros(4),
+    }
+    _, report = yolact.convert(released("yolact_resnet50", changes), Options())
+    assert report.overrides == ("MODEL.YOLACT.NUM_CLASSES", 4)
+
+
+def test_classes_are_left_out_on_request(released: Any) -> None:
+    state, report = yolact.convert(released("yolact_resnet50"), Options(leave_out_classes=True))
+    assert set(report.left_out) == {
+        f"{layer}.{kind}"
+        for layer in ("head.class_logits", "semantic")
+        for kind in ("weight", "bias")
+    }
+    assert not set(report.left_out) & set(state)
+
+
+def test_what_old_files_have_twice_is_ignored_and_counters_may_miss(released: Any) -> None:
+    changes: dict[str, Any] = {
+        "backbone.layer1.0.conv1.weight": torch.ones(64, 64, 1, 1),
+        "fpn.downsample_layers.2.bias": torch.ones(256),
+    }
+    changes |= {key: None for key in keys("yolact_resnet50") if key.endswith("batches_tracked")}
+    state, report = yolact.convert(released("yolact_resnet50", changes), Options())
+    assert set(report.ignored) == {
+        "backbone.layer1.0.conv1.weight",
+        "fpn.downsample_layers.2.bias",
+    }
+    assert state["backbone.stem.conv1.norm.num_batches_tracked"] == 0
+
+
+def test_a_layer_that_the_network_does_not_have_is_refused_by_name(released: Any) -> None:
+    path = released("yolact_resnet50", {"proto_net.12.bias": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"1 of its 355 tensors .* proto_net\.12\.bias"):
+        yolact.convert(path, Options())
+
+
+def test_a_missing_layer_is_refused_by_name(released: Any) -> None:
+    path = released("yolact_darknet53", {"backbone._preconv.0.weight": None})
+    with pytest.raises(CheckpointError, match=r"missing: backbone\.stem\.weight"):
+        yolact.convert(path, Options())
+
+
+def test_values_that_are_not_finite_are_refused(released: Any) -> None:
+    broken = torch.full((256,), float("nan"))
+    path = released("yolact_resnet50", {"fpn.lat_layers.0.bias": broken})
+    with pytest.raises(CheckpointError, match=r"not finite for fpn\.lateral5\.bias"):
+        yolact.convert(path, Options())
+
+
+def test_another_networks_file_is_refused(tmp_path: Path) -> None:
+    torch.save({"layer1.0.conv1.weight": torch.zeros(64, 64, 1, 1)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"do not belong .* prediction_layers"):
+        yolact.convert(str(tmp_path / "a.pth"), Options(allow_partial=True))
+
+
+def test_a_head_of_impossible_size_is_refused(released: Any) -> None:
+    path = released("yolact_resnet50", {"prediction_layers.0.conf_layer.bias": torch.zeros(100)})
+    with pytest.raises(CheckpointError, match="12 box and 100 class outputs"):
+        yolact.convert(path, Options())

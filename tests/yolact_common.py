@@ -1,0 +1,165 @@
+"""What the tests of YOLACT and YOLACT++ share: networks filled as those of ``golden/yolact``."""
+
+import contextlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Boxes, Instances
+from torch import nn
+
+import instseg
+from instseg.checkpoint import Checkpointer
+from instseg.cli import main
+from instseg.projects.yolact import Predictions, Truth
+from tests.conftest import GOLDEN
+
+FOLDER = GOLDEN / "yolact"
+CONFIGS = {
+    "yolact_resnet50": "yolact/yolact_resnet50.yaml",
+    "yolact_base": "yolact/yolact_base.yaml",
+    "yolact_darknet53": "yolact/yolact_darknet53.yaml",
+    "yolact_plus_resnet50": "yolact_plus/yolact_plus_resnet50.yaml",
+}
+SEED = 0
+# Networks for pictures of 64 pixels that run in milliseconds.
+SMALL = [
+    *("MODEL.DEVICE", "cpu", "INPUT.SQUARE_SIZE", 64, "MODEL.YOLACT.SCORE_THRESH_TEST", 0.0),
+    *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16),
+    *("MODEL.RESNETS.WIDTH_PER_GROUP", 8, "MODEL.YOLACT.CHANNELS", 16, "MODEL.WEIGHTS", ""),
+]
+
+
+@dataclass
+class Case:
+    """One network.
+
+    Attributes:
+        golden: the authors' numbers.
+        model: ours, in evaluation mode.
+        report: what the conversion printed.
+        tensors: results by stage, of the golden picture.
+    """
+
+    golden: Any
+    model: nn.Module
+    report: str
+    tensors: dict[str, torch.Tensor]
+
+
+def load(name: str) -> Any:
+    return np.load(FOLDER / f"{name}.npz")
+
+
+def keys(name: str) -> dict[str, tuple[list[int], str]]:
+    entries = json.loads((FOLDER / f"{name}.keys.json").read_text())
+    return {key: (shape, dtype) for key, shape, dtype in entries}
+
+
+def filled(weights: ModuleType, golden: Any, key: str, shape: Any) -> torch.Tensor:
+    """A tensor by the rule in the README of the numbers."""
+    value = weights.fill(key, shape, SEED)
+    if f"scale/{key}" in golden:
+        value = (value * np.float32(golden[f"scale/{key}"])).astype(value.dtype)
+    if f"override/{key}" in golden:
+        value = golden[f"override/{key}"]
+    return torch.from_numpy(np.asarray(value))
+
+
+def convert(name: str, weights: ModuleType, folder: Path, golden: Any = None) -> tuple[Any, str]:
+    """The network of ``name`` with converted weights, and what was printed."""
+    golden = load(name) if golden is None else golden
+    state = {k: filled(weights, golden, k, shape) for k, (shape, _) in keys(name).items()}
+    torch.save(state, folder / "released.pth")
+    target = folder / "ours.safetensors"
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(["convert", "yolact", str(folder / "released.pth"), str(target)]) == 0
+    (folder / "released.pth").unlink()
+    cfg = instseg.load_cfg(CONFIGS[name], ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
+    model = build_model(cfg).eval()
+    Checkpointer(model).load(str(target))
+    target.unlink()
+    return model, printed.getvalue()
+
+
+def build_case(name: str, weights: ModuleType, folder: Path) -> Case:
+    """Run a network on the golden picture."""
+    golden = load(name)
+    model, report = convert(name, weights, folder, golden)
+    picture = weights.image(480, 640, SEED)[:, :, ::-1].transpose(2, 0, 1)
+    with torch.no_grad():
+        images = model.preprocess([{"image": torch.from_numpy(picture.copy())}])
+        outputs = model.backbone(images)
+        levels = dict(zip(("C3", "C4", "C5"), (outputs[x] for x in model._levels), strict=True))
+        pyramid = model.fpn(list(levels.values()))
+        levels |= dict(zip(("P3", "P4", "P5", "P6", "P7"), pyramid, strict=True))
+        loc, conf, mask, proto = model.raw(images)
+        segm = model.semantic(pyramid[0])
+    tensors = {"x": images, "loc": loc, "conf": conf, "mask": mask, "proto": proto, "segm": segm}
+    return Case(golden, model, report, tensors | levels)
+
+
+def masks_of(golden: Any) -> torch.Tensor:
+    """(N, 480, 640) bool."""
+    size = [int(x) for x in golden["post/rle_size"]]
+    rles = [{"size": size, "counts": bytes(x)} for x in golden["post/rle_counts"]]
+    return torch.from_numpy(mask_util.decode(rles)).permute(2, 0, 1).bool()
+
+
+def truths(golden: Any) -> list[Truth]:
+    """The objects of the two training pictures; crowds come last in the arrays."""
+    result = []
+    for i, crowds in enumerate(golden["gt/num_crowds"]):
+        rows = torch.from_numpy(golden[f"gt{i}/boxes"])
+        shape = golden[f"gt{i}/mask_shape"]
+        bits = np.unpackbits(golden[f"gt{i}/mask_bits"])[: np.prod(shape)].reshape(shape)
+        count = len(rows) - int(crowds)
+        masks = torch.from_numpy(bits[:count]).float()
+        result.append(Truth(rows[:count, :4], rows[:count, 4].long(), masks, rows[count:, :4]))
+    return result
+
+
+def synthetic(weights: ModuleType, num_priors: int) -> Predictions:
+    """The synthetic predictions of the README, leaves of a graph."""
+
+    def unit(name: str, *shape: int) -> torch.Tensor:
+        value = weights.fill(f"golden.{name}", shape, SEED)
+        return torch.from_numpy(value * np.float32(np.sqrt(np.prod(shape[1:]))))
+
+    logits = 1.5 * unit("conf", 2, num_priors, 81)
+    logits[..., 0] += 4
+    tensors = (
+        0.5 * unit("loc", 2, num_priors, 4),
+        logits,
+        unit("mask", 2, num_priors, 32).tanh(),
+        unit("proto", 2, 138, 138, 32).clamp(min=0),
+        unit("segm", 2, 80, 69, 69),
+    )
+    return Predictions(*(x.requires_grad_() for x in tensors))
+
+
+def picture(height: int, width: int, seed: int) -> dict[str, Any]:
+    """A noise picture for a model."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+    return {"image": image, "height": height, "width": width}
+
+
+def with_objects(item: dict[str, Any], count: int) -> dict[str, Any]:
+    """``item`` with objects for training, all at one place, of classes 0, 1, ..."""
+    size = item["image"].shape[1:]
+    instances = Instances(tuple(size))
+    instances.gt_boxes = Boxes(torch.tensor([[4.0, 4, 28, 24]]).repeat(count, 1))
+    instances.gt_classes = torch.arange(count)
+    if count:
+        masks = torch.zeros(count, *size, dtype=torch.bool)
+        masks[:, 6:22, 6:26] = True
+        instances.gt_masks = BitMasks(masks)
+    return {**item, "instances": instances}

@@ -29,6 +29,9 @@ TORCH_LIBRARY(instseg, m) {
   m.def(
       "average_masks(Tensor boxes, Tensor masks, Tensor weights, float mask_threshold, int height, "
       "int width, bool from_image) -> (Tensor boxes, Tensor masks)");
+  m.def(
+      "assemble_masks(Tensor prototypes, Tensor coefficients, Tensor boxes, SymInt height, SymInt width) "
+      "-> Tensor");
 }
 
 PyMODINIT_FUNC PyInit__C() {

@@ -4,6 +4,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
@@ -157,6 +158,7 @@ def mapper(*augmentations: Any) -> SSDMapper:
         image_format="RGB",
         use_instance_mask=True,
         instance_mask_format="bitmask",
+        plain_augmentations=[T.Resize((24, 32))],
     )
 
 
@@ -164,26 +166,49 @@ def test_objects_whose_centre_is_cut_off_go_and_others_are_clipped(tmp_path: Any
     """The crop ends at x = 20: the first square loses its right half, the second its left one."""
     crop = T.CropTransform(0, 0, 20, 48, 64, 48)
     sample = mapper(crop)(record(tmp_path, square(8, 8, 20), square(14, 30, 16)))
-    assert sample is not None
     assert sample["instances"].gt_boxes.tensor.tolist() == [[8, 8, 20, 28]]
     mask = sample["instances"].gt_masks.tensor[0]
     assert mask.shape == (48, 20) and mask.sum() == 12 * 20
 
 
-def test_a_picture_that_lost_all_objects_is_not_given(tmp_path: Any) -> None:
+def test_a_picture_that_loses_all_objects_every_time_is_only_resized(tmp_path: Any) -> None:
     crop = T.CropTransform(40, 30, 20, 10, 64, 48)
-    assert mapper(crop)(record(tmp_path, square(2, 2, 10))) is None
+    sample = mapper(crop)(record(tmp_path, square(2, 2, 10)))
+    assert sample["image"].shape == (3, 24, 32)
+    assert sample["instances"].gt_boxes.tensor.tolist() == [[1, 1, 6, 6]]
+
+
+class CropsOf(T.Augmentation):
+    """Crops at the given corners, one at each call."""
+
+    def __init__(self, *corners: tuple[int, int]) -> None:
+        super().__init__()
+        self.corners = list(corners)
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        return T.CropTransform(*self.corners.pop(0), 20, 10, 64, 48)
+
+
+def test_augmentations_that_lose_all_objects_are_drawn_again(tmp_path: Any) -> None:
+    sample = mapper(CropsOf((40, 30), (44, 38), (0, 0)))(record(tmp_path, square(2, 2, 10)))
+    assert sample["image"].shape == (3, 10, 20)
+    assert sample["instances"].gt_boxes.tensor.tolist() == [[2, 2, 12, 10]]
+
+
+def test_an_object_whose_mask_is_empty_leaves_a_picture_without_objects(tmp_path: Any) -> None:
+    empty = square(2, 2, 10, segmentation=mask_util.encode(np.zeros((48, 64), np.uint8, "F")))
+    sample = mapper()(record(tmp_path, empty))
+    assert sample["image"].shape == (3, 24, 32) and len(sample["instances"]) == 0
 
 
 def test_a_picture_without_objects_is_given(tmp_path: Any) -> None:
     sample = mapper()(record(tmp_path))
-    assert sample is not None and len(sample["instances"]) == 0
+    assert len(sample["instances"]) == 0
 
 
 def test_crowds_become_boxes_of_their_own(tmp_path: Any) -> None:
     crowd = square(10, 10, 20, iscrowd=1, segmentation={"size": [48, 64], "counts": b""})
     sample = mapper(T.HFlipTransform(64))(record(tmp_path, square(2, 2, 10), crowd))
-    assert sample is not None
     assert len(sample["instances"]) == 1
     assert sample["crowd_boxes"].tensor.tolist() == [[34, 10, 54, 30]]
 
@@ -193,9 +218,8 @@ def test_masks_and_boxes_agree_after_the_whole_pipeline() -> None:
     cfg = cfg_with("DATASETS.TRAIN", "('shapes_train',)")
     augmented = build_train_mapper(cfg, augment=True)
     given = [augmented(x) for x in DatasetCatalog.get("shapes_train")[:40]]
-    kept = [x for x in given if x is not None]
-    assert len(kept) > 30
-    for sample in kept:
+    assert all(len(sample["instances"]) for sample in given)
+    for sample in given:
         assert sample["image"].shape == (3, 64, 64) and sample["image"].dtype == torch.float32
         tight = sample["instances"].gt_masks.get_bounding_boxes().tensor
         boxes = sample["instances"].gt_boxes.tensor
@@ -206,7 +230,7 @@ def test_masks_and_boxes_agree_after_the_whole_pipeline() -> None:
 def test_without_augmentation_pictures_keep_their_size() -> None:
     cfg = cfg_with("DATASETS.TRAIN", "('shapes_train',)")
     sample = build_train_mapper(cfg, augment=False)(DatasetCatalog.get("shapes_train")[0])
-    assert sample is not None and sample["image"].shape == (3, 128, 128)
+    assert sample["image"].shape == (3, 128, 128)
     assert sample["image"].dtype == torch.uint8
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.ops import batched_nms
 
 from instseg.benchmark.rows import (
     Row,
@@ -18,7 +19,9 @@ from instseg.benchmark.rows import (
     synchronize,
 )
 from instseg.errors import ConfigError
+from instseg.modeling import fast_nms
 from instseg.ops.assemble_instances import assemble_instances
+from instseg.ops.assemble_masks import assemble_masks, assemble_masks_reference
 from instseg.ops.fcis_head import fcis_head
 from instseg.ops.psroi_pool import psroi_pool
 from instseg.ops.vote_masks import vote_masks, vote_masks_reference
@@ -235,6 +238,41 @@ def _vote_inputs(device: torch.device, tiny: bool) -> Inputs:
     return boxes.to(device), masks.to(device), scores.to(device), (600, 1000)
 
 
+def _mask_inputs(device: torch.device, tiny: bool) -> Inputs:
+    """What YOLACT's network gives for a picture of 480 x 640 pixels."""
+    cells, count, height, width = (9, 2, 32, 40) if tiny else (138, 100, 480, 640)
+    generator = torch.Generator().manual_seed(0)
+    prototypes = torch.randn(cells, cells, 32, generator=generator).relu()
+    coefficients = torch.randn(count, 32, generator=generator).tanh()
+    boxes = _rois(count, float(width), float(height), device)[:, 1:]
+    return prototypes.to(device), coefficients.to(device), boxes, (height, width)
+
+
+_NMS_IOU, _NMS_TOP, _DETECTIONS = 0.5, 200, 100
+"""Of YOLACT."""
+
+
+def _nms_inputs(device: torch.device, tiny: bool) -> Inputs:
+    """Boxes and scores of every anchor of YOLACT for a picture of 550 x 550 pixels."""
+    boxes = _rois(2 if tiny else 19248, 550.0, 550.0, device)[:, 1:]
+    generator = torch.Generator().manual_seed(0)
+    scores = (3 * torch.randn(len(boxes), _CLASSES, generator=generator)).softmax(1)
+    return boxes, scores[:, 1:].T.contiguous().to(device)
+
+
+def _fast_nms(boxes: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
+    limits = {"top_k": _NMS_TOP, "max_detections": _DETECTIONS}
+    return fast_nms(boxes, scores, iou_threshold=_NMS_IOU, **limits)
+
+
+def _batched_nms(boxes: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
+    best, rows = scores.topk(min(_NMS_TOP, scores.shape[1]), dim=1)
+    classes = torch.arange(len(scores), device=scores.device)[:, None].expand_as(rows).flatten()
+    best, rows = best.flatten(), rows.flatten()
+    kept = batched_nms(boxes[rows], best, classes, _NMS_IOU)[:_DETECTIONS]
+    return rows[kept], classes[kept], best[kept]
+
+
 COMPARISONS: dict[str, Comparison] = {
     "fcis_head_forward": Comparison(
         peer="psroi_pool, max, mean, softmax, argmax, gather",
@@ -261,5 +299,17 @@ COMPARISONS: dict[str, Comparison] = {
         inputs=_vote_inputs,
         ours=vote_masks,
         theirs=vote_masks_reference,
+    ),
+    "yolact_mask_assembly": Comparison(
+        peer="matmul, sigmoid, crop, interpolate, threshold",
+        inputs=_mask_inputs,
+        ours=assemble_masks,
+        theirs=assemble_masks_reference,
+    ),
+    "fast_nms": Comparison(
+        peer="torchvision batched_nms",
+        inputs=_nms_inputs,
+        ours=_fast_nms,
+        theirs=_batched_nms,
     ),
 }

@@ -17,6 +17,8 @@ from instseg.data.augmentations import build_ssd_augmentations
 from instseg.errors import ConfigError
 
 _AUGMENTATIONS = ("detectron2", "ssd")
+_TRIES = 10
+"""Draws of augmentations for one picture, until one keeps an object."""
 
 
 def build_train_mapper(cfg: CfgNode, *, augment: bool) -> DatasetMapper:
@@ -45,6 +47,7 @@ def build_train_mapper(cfg: CfgNode, *, augment: bool) -> DatasetMapper:
     if cfg.INPUT.AUGMENTATION == "ssd":
         mapper = SSDMapper
         settings["augmentations"] = build_ssd_augmentations(cfg)
+        settings["plain_augmentations"] = settings["augmentations"][-1:]  # the stretching
         settings["recompute_boxes"] = False
     if not augment:
         settings["augmentations"] = build_augmentation(cfg, is_train=False)
@@ -60,28 +63,46 @@ class SSDMapper(DatasetMapper):
     Against Detectron2's: augmentations get the objects' boxes; an object stays if the centre of its
     box is still in the picture; crowds are kept as ``crowd_boxes`` (``Boxes``); polygons are drawn
     before they are transformed, so that nothing but NumPy is needed to crop them.
+
+    Every record gives a sample.  Where augmentations lose all of its objects they are drawn again,
+    a few times, then replaced by ``plain_augmentations``.
     """
 
-    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:
+    def __init__(
+        self, *args: Any, plain_augmentations: list[T.Augmentation | T.Transform], **kwargs: Any
+    ) -> None:
         """
-        Returns:
-            None if the record had objects and the augmentations lost them all: Detectron2's loaders
-            then take another record.
+        Args:
+            args, kwargs: those of Detectron2's mapper.
+            plain_augmentations: they lose no object.
         """
+        super().__init__(*args, **kwargs)
+        self.plain_augmentations = T.AugmentationList(plain_augmentations)
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        dataset_dict = dict(dataset_dict)  # the check adds the size where it is missing
+        image = utils.read_image(dataset_dict["file_name"], format=self.image_format)
+        utils.check_image_size(dataset_dict, image)
+        for _ in range(_TRIES):
+            record, lost = self._augmented(dataset_dict, image, self.augmentations)
+            if not lost:
+                return record
+        return self._augmented(dataset_dict, image, self.plain_augmentations)[0]
+
+    def _augmented(
+        self, dataset_dict: dict[str, Any], image: np.ndarray, augmentations: T.AugmentationList
+    ) -> tuple[dict[str, Any], bool]:
+        """The sample, and whether it lost the last of its objects."""
         record = copy.deepcopy(dataset_dict)
-        image = utils.read_image(record["file_name"], format=self.image_format)
-        utils.check_image_size(record, image)
         shape = image.shape[:2]
         objects, crowds = [], []
         for annotation in record.pop("annotations", []):
             (crowds if annotation.get("iscrowd", 0) else objects).append(annotation)
         data = T.AugInput(image, boxes=_boxes(objects))
-        transforms = self.augmentations(data)
+        transforms = augmentations(data)
         size = data.image.shape[:2]
         record["image"] = torch.as_tensor(np.ascontiguousarray(data.image.transpose(2, 0, 1)))
         kept = [x for x in objects if _centre_inside(x, transforms, size)]
-        if objects and not kept:
-            return None
         changed = []
         for annotation in kept:
             annotation.pop("keypoints", None)
@@ -89,14 +110,12 @@ class SSDMapper(DatasetMapper):
             changed.append(utils.transform_instance_annotations(annotation, transforms, size))
         instances = utils.annotations_to_instances(changed, size, self.instance_mask_format)
         record["instances"] = utils.filter_empty_instances(instances)
-        if objects and not len(record["instances"]):
-            return None
         crowds = [x for x in crowds if _centre_inside(x, transforms, size)]
         if crowds:
             boxes = Boxes(torch.as_tensor(transforms.apply_box(_boxes(crowds))))
             boxes.clip(size)
             record["crowd_boxes"] = boxes[boxes.nonempty()]
-        return record
+        return record, bool(objects) and not len(record["instances"])
 
 
 def _boxes(annotations: list[dict[str, Any]]) -> np.ndarray:

@@ -1,9 +1,10 @@
 """YOLACT (Bolya et al., ICCV 2019, arXiv 1904.02689)."""
 
+from instseg.modeling import cross_class_nms, fast_nms
+from instseg.ops.assemble_masks import assemble_masks, crop, mask_probabilities
 from instseg.projects.yolact.boxes import decode, encode, level_sizes, make_priors, to_corners
 from instseg.projects.yolact.config import add_yolact_config
 from instseg.projects.yolact.darknet import DarkNet, build_darknet_backbone
-from instseg.projects.yolact.detection import cross_class_nms, fast_nms
 from instseg.projects.yolact.layers import FeaturePyramid, PredictionHead, ProtoNet
 from instseg.projects.yolact.losses import (
     LossSettings,
@@ -15,7 +16,6 @@ from instseg.projects.yolact.losses import (
     semantic_loss,
     yolact_losses,
 )
-from instseg.projects.yolact.masks import assemble_masks, crop, mask_probabilities
 from instseg.projects.yolact.targets import match
 from instseg.projects.yolact.yolact import YOLACT, Detections, DetectionSettings
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from instseg.ops.assemble_masks import mask_probabilities
 from instseg.projects.yolact.boxes import encode
-from instseg.projects.yolact.masks import mask_probabilities
 from instseg.projects.yolact.targets import match
 
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from instseg.errors import CheckpointError, ConfigError
+from instseg.modeling import cross_class_nms, fast_nms
+from instseg.ops.assemble_masks import assemble_masks
 from instseg.projects.yolact.boxes import decode, level_sizes, make_priors
-from instseg.projects.yolact.detection import cross_class_nms, fast_nms
 from instseg.projects.yolact.layers import FeaturePyramid, PredictionHead, ProtoNet, conv
 from instseg.projects.yolact.losses import (
     LossSettings,
@@ -23,7 +24,6 @@ from instseg.projects.yolact.losses import (
     Truth,
     yolact_losses,
 )
-from instseg.projects.yolact.masks import assemble_masks
 
 _NMS = {"fast": fast_nms, "cross_class": cross_class_nms}
 

@@ -312,16 +312,7 @@ def test_assembled_masks_are_the_cropped_probabilities_above_a_half() -> None:
     assert torch.equal(masks[0], expected) and not masks[1].any()
 
 
-def test_masks_assembled_in_chunks_equal_those_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = torch.rand(9, 9, 4), torch.randn(7, 4), torch.rand(7, 4) * 40
-    whole = assemble_masks(*inputs, (40, 40))
-    monkeypatch.setattr("instseg.projects.yolact.masks._CHUNK_PIXELS", 3 * 1600)
-    assert torch.equal(assemble_masks(*inputs, (40, 40)), whole)
-
-
-def test_no_detections_give_no_masks() -> None:
-    masks = assemble_masks(torch.rand(4, 4, 2), torch.zeros(0, 2), torch.zeros(0, 4), (9, 7))
-    assert masks.shape == (0, 9, 7) and masks.dtype == torch.bool
+def test_no_detections_give_no_probabilities() -> None:
     assert mask_probabilities(torch.rand(4, 4, 2), torch.zeros(0, 2), torch.zeros(0, 4)).shape == (
         (0, 4, 4)
     )

@@ -1,4 +1,4 @@
-"""From scored anchors to detections: Fast NMS (section 3.3)."""
+"""Fast NMS of YOLACT (Bolya et al., ICCV 2019, section 3.3): from scored boxes to detections."""
 
 import torch
 from torch import Tensor
@@ -66,13 +66,16 @@ def cross_class_nms(
 
 def _survives(boxes: Tensor, iou_threshold: float) -> Tensor:
     """(C, K, 4) boxes by descending score → (C, K) bool, not overlapped by any before them."""
-    first = torch.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
-    last = torch.minimum(boxes[:, :, None, 2:], boxes[:, None, :, 2:])
-    shared = (last - first).clamp_(min=0).prod(dim=3)
-    areas = (boxes[..., 2:] - boxes[..., :2]).prod(dim=2)
-    union = areas[:, :, None] + areas[:, None, :] - shared
-    # Boxes without area overlap nothing.
-    overlaps = torch.where(union > 0, shared / union, 0).triu_(diagonal=1)
-    if not overlaps.shape[1]:
-        return boxes.new_zeros(boxes.shape[:2], dtype=torch.bool)
-    return overlaps.amax(dim=1) <= iou_threshold
+    x1, y1, x2, y2 = boxes.unbind(2)
+    areas = (x2 - x1) * (y2 - y1)
+    # In place, as each of these is C x K x K numbers.
+    shared = _shared(x1, x2).mul_(_shared(y1, y2))
+    union = (areas[:, :, None] + areas[:, None]).sub_(shared)
+    # Boxes without area overlap nothing: 0 / 0 is above no threshold.
+    return ~(shared.div_(union) > iou_threshold).triu_(diagonal=1).any(dim=1)
+
+
+def _shared(low: Tensor, high: Tensor) -> Tensor:
+    """(C, K) ends of intervals → (C, K, K) length that two of them share."""
+    first = torch.maximum(low[:, :, None], low[:, None])
+    return torch.minimum(high[:, :, None], high[:, None]).sub_(first).clamp_(min=0)

@@ -1,0 +1,108 @@
+// Arithmetic of YOLACT's mask assembly (Bolya et al., ICCV 2019, section 3.2, and the authors' code),
+// for the CPU and for CUDA; T is float or double.
+//
+// Every product and sum is rounded by itself, but for the position of a sample: PyTorch's bilinear
+// resize contracts that one, and at cell 100 the difference is larger than all others.
+
+#pragma once
+
+#include <cmath>
+
+#include "../common.h"
+
+namespace instseg {
+
+INSTSEG_HOST_DEVICE float rounded_product(float a, float b) {
+#ifdef __CUDA_ARCH__
+  return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
+INSTSEG_HOST_DEVICE double rounded_product(double a, double b) {
+#ifdef __CUDA_ARCH__
+  return __dmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
+// By overloads: on the host a plain fma or exp of floats is that of double.
+INSTSEG_HOST_DEVICE float fused(float a, float b, float c) { return fmaf(a, b, c); }
+INSTSEG_HOST_DEVICE double fused(double a, double b, double c) { return fma(a, b, c); }
+INSTSEG_HOST_DEVICE float exponential(float x) { return expf(x); }
+INSTSEG_HOST_DEVICE double exponential(double x) { return exp(x); }
+
+// Cells or pixels begin..end-1.
+struct Span {
+  int64_t begin, end;
+};
+
+// The cells of one axis that a box leaves: `first` and `second` are its ends in pixels, in any order, of
+// a result with `pixels`.  None for NaN.
+template <typename T>
+INSTSEG_HOST_DEVICE Span cropped_cells(T first, T second, int64_t pixels, int64_t cells) {
+  constexpr T padding = 1;
+  const T length = static_cast<T>(cells);
+  first = rounded_product(first / static_cast<T>(pixels), length);
+  second = rounded_product(second / static_cast<T>(pixels), length);
+  if (first != first || second != second) return {0, 0};
+  const T low = (first < second ? first : second) - padding, high = (first < second ? second : first) + padding;
+  if (low >= length || high <= 0) return {0, 0};
+  const Span span{low > 0 ? static_cast<int64_t>(ceil(low)) : 0,
+                  high < length ? static_cast<int64_t>(ceil(high)) : cells};
+  return span.begin < span.end ? span : Span{0, 0};
+}
+
+// The two cells that a pixel of the result lies between, and their weights.
+template <typename T>
+struct Blend {
+  int64_t low, high;
+  T low_weight, high_weight;
+};
+
+// Half-pixel centres, edges repeated: bilinear with align_corners=False.
+template <typename T>
+INSTSEG_HOST_DEVICE Blend<T> blend_at(int64_t pixel, int64_t pixels, int64_t cells) {
+  const T scale = static_cast<T>(cells) / static_cast<T>(pixels);
+  T position = fused(scale, static_cast<T>(pixel) + static_cast<T>(0.5), static_cast<T>(-0.5));
+  if (position < 0) position = 0;
+  int64_t low = static_cast<int64_t>(position);
+  if (low > cells - 1) low = cells - 1;
+  T fraction = position - static_cast<T>(low);
+  if (fraction > 1) fraction = 1;
+  return {low, low < cells - 1 ? low + 1 : low, 1 - fraction, fraction};
+}
+
+template <typename T>
+INSTSEG_HOST_DEVICE T blended(T low, T low_weight, T high, T high_weight) {
+  return rounded_product(low_weight, low) + rounded_product(high_weight, high);
+}
+
+template <typename T>
+INSTSEG_HOST_DEVICE T probability_of(T logit) {
+  return 1 / (1 + exponential(-logit));
+}
+
+inline void check_assemble_masks(const at::Tensor& prototypes, const at::Tensor& coefficients,
+                                 const at::Tensor& boxes, int64_t height, int64_t width) {
+  const char* op = "assemble_masks";
+  check_floating(op, "prototypes", prototypes, 3);
+  check_floating(op, "coefficients", coefficients, 2);
+  check_floating(op, "boxes", boxes, 2);
+  check_same_device(op, "prototypes", prototypes, "coefficients", coefficients);
+  check_same_device(op, "prototypes", prototypes, "boxes", boxes);
+  TORCH_CHECK_VALUE(prototypes.size(0) > 0 && prototypes.size(1) > 0, op, ": prototypes has shape ",
+                    prototypes.sizes(), "; expected (h, w, K) with at least one cell");
+  TORCH_CHECK_VALUE(coefficients.size(1) == prototypes.size(2), op, ": coefficients has shape ",
+                    coefficients.sizes(), "; expected (N, ", prototypes.size(2),
+                    "), one for each of the prototypes");
+  TORCH_CHECK_VALUE(boxes.size(0) == coefficients.size(0) && boxes.size(1) == 4, op, ": boxes has shape ",
+                    boxes.sizes(), "; expected (", coefficients.size(0), ", 4)");
+  constexpr int64_t most = 1 << 24;  // exact as float
+  TORCH_CHECK_VALUE(height > 0 && height <= most && width > 0 && width <= most, op, ": size is (", height, ", ",
+                    width, "); expected 1 to ", most, " pixels each");
+}
+
+}  // namespace instseg

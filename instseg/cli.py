@@ -110,6 +110,18 @@ def convert(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def export(arguments: argparse.Namespace) -> int:
+    """``instseg export``."""
+    from instseg.engine.predictor import Predictor
+    from instseg.export import export as run
+
+    # Traced on the CPU, where every operator of every format is known.
+    overrides = ["MODEL.DEVICE", "cpu", *arguments.overrides]
+    predictor = Predictor(arguments.config_file, arguments.weights, overrides=overrides)
+    print(*run(predictor, arguments.format, arguments.output), sep="\n")
+    return 0
+
+
 def nuclei_build(arguments: argparse.Namespace) -> int:
     """``instseg nuclei build``."""
     from instseg.data.nuclei import build
@@ -127,7 +139,13 @@ def benchmark_models(arguments: argparse.Namespace) -> int:
     from instseg.benchmark import benchmark_models as run
     from instseg.benchmark import report
 
-    rows = run(arguments.config_file, arguments.input, arguments.overrides, arguments.repeats)
+    rows = run(
+        arguments.config_file,
+        arguments.input,
+        arguments.overrides,
+        arguments.repeats,
+        arguments.variant or ["eager"],
+    )
     print(report(rows, arguments.json))
     return 0
 
@@ -153,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_predict(commands.add_parser("predict", help="find objects in pictures and videos"))
     _add_convert(commands.add_parser("convert", help="make released weights usable here"))
+    _add_export(commands.add_parser("export", help="write a network as ONNX or torch.export"))
     shapes = commands.add_parser("shapes", help="the built-in synthetic data set")
     shapes_commands = shapes.add_subparsers(metavar="COMMAND", required=True)
     _add_shapes_export(shapes_commands.add_parser("export", help="write it as COCO JSON and PNG"))
@@ -200,6 +219,20 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=predict)
 
 
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Writes the network from normalised square pictures, any number of them, to what the head "
+        "gives; instseg.export.ExportedPredictor does the rest.  Prints the files written."
+    )
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="YAML file, or its name in configs/")
+    add("--weights", metavar="FILE", help="checkpoint, instead of MODEL.WEIGHTS")
+    add("--format", required=True, metavar="FORMAT", help="onnx or torch_export")
+    add("--output", required=True, type=Path, metavar="FILE", help="NAME.onnx or NAME.pt2")
+    add("overrides", nargs="*", metavar="KEY VALUE", help="configuration overrides, last")
+    parser.set_defaults(run=export)
+
+
 def _add_shapes_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", type=Path, metavar="DIR")
     parser.add_argument(
@@ -235,6 +268,13 @@ def _add_benchmark_models(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--config-file", required=True, action="append", metavar="FILE", help="may be repeated")
     add("--input", nargs="+", default=[], metavar="FILE", help="pictures; default synthetic ones")
+    add(
+        "--variant",
+        action="append",
+        metavar="NAME",
+        help="eager (the default), folded (batch normalisation folded, channels last) or compiled "
+        "(that through torch.compile); may be repeated, a row each",
+    )
     add("--repeats", type=int, default=6, metavar="N", help="passes (default %(default)s)")
     add("--json", type=Path, metavar="FILE", help="write the rows as a JSON list")
     add("overrides", nargs="*", metavar="KEY VALUE", help="configuration overrides, last")

@@ -23,7 +23,17 @@ PAPERS = {
     "yolact_plus",
 }
 LINEAGE = {("sharpmask", "deepmask"), ("yolact_plus", "yolact"), ("yolact_edge", "yolact")}
-OPTIONAL = {"gradio", "h5py", "onnx", "onnxruntime", "ray", "skimage", "supervision", "wandb"}
+OPTIONAL = {
+    "gradio",
+    "h5py",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "ray",
+    "skimage",
+    "supervision",
+    "wandb",
+}
 
 
 def module_name(path: Path) -> str:

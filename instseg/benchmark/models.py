@@ -22,10 +22,18 @@ from instseg.data import shapes
 from instseg.data.images import read_image
 from instseg.engine.predictor import Predictor
 from instseg.errors import ConfigError
+from instseg.modeling import SplitModel, stage_times
 
 logger = logging.getLogger(__name__)
 
 _STOCK = "detectron2 DefaultPredictor"
+
+VARIANTS: dict[str, dict[str, bool]] = {
+    "eager": {},
+    "folded": {"optimize": True},
+    "compiled": {"optimize": True, "compile": True},
+}
+"""Options of our predictor."""
 
 
 def benchmark_models(
@@ -33,6 +41,7 @@ def benchmark_models(
     inputs: Sequence[str] = (),
     overrides: Sequence[str] = (),
     repeats: int = 6,
+    variants: Sequence[str] = ("eager",),
 ) -> list[Row]:
     """Compare ``Predictor`` on a list of pictures with Detectron2's stock predictor, one by one.
 
@@ -41,20 +50,26 @@ def benchmark_models(
     detections of any score, so that its heads have work.
 
     Args:
-        config_files: one row each.
+        config_files: one row each and variant.
         inputs: picture files; none takes eight synthetic pictures of 640 x 640 pixels.
         overrides: ``[KEY, VALUE, ...]``.
         repeats: passes over the pictures; the median is reported.
+        variants: keys of :data:`VARIANTS`; the peer is the same for all.  The peak memory of
+            "compiled" includes that of the compiler.
     Raises:
-        ConfigError: fewer than one repeat.
+        ConfigError: fewer than one repeat, an unknown variant, or one that a model does not have.
         ImageError: a picture that cannot be read.
     """
     if repeats < 1:
         raise ConfigError(f"--repeats is {repeats}; expected at least 1")
+    for variant in variants:
+        if variant not in VARIANTS:
+            raise ConfigError(f"--variant is {variant}; expected one of {', '.join(VARIANTS)}")
     pictures = [read_image(name) for name in inputs] or _synthetic_pictures()
     return [
-        _benchmark_model(name, load_cfg(name, overrides), pictures, repeats)
+        _benchmark_model(name, load_cfg(name, overrides), pictures, repeats, variant)
         for name in config_files
+        for variant in variants
     ]
 
 
@@ -63,11 +78,12 @@ def _synthetic_pictures() -> list[np.ndarray]:
     return [np.ascontiguousarray(picture[:, :, ::-1]) for picture in pictures]
 
 
-def _benchmark_model(name: str, cfg: CfgNode, pictures: Sequence[np.ndarray], repeats: int) -> Row:
+def _benchmark_model(
+    name: str, cfg: CfgNode, pictures: Sequence[np.ndarray], repeats: int, variant: str
+) -> Row:
     cfg = _with_work(cfg)
-    ours = Predictor(cfg)
-    stock = DefaultPredictor(cfg)
-    stock.model.load_state_dict(ours.model.state_dict())
+    ours = _same_weights(lambda: Predictor(cfg, **VARIANTS[variant]))
+    stock = _same_weights(lambda: DefaultPredictor(cfg))
     ours_run = _runner(ours, pictures)
     stock_run = _runner(stock, pictures)
     ours_run()
@@ -78,15 +94,16 @@ def _benchmark_model(name: str, cfg: CfgNode, pictures: Sequence[np.ndarray], re
         for kind, run in turns:
             times[kind].append(seconds(run))
         turns.reverse()  # whoever comes second finds warmer caches
-    with _stage_times(ours.model) as stages:
+    split = isinstance(ours.model, SplitModel)
+    with stage_times() if split else _stage_times(ours.model) as stages:
         total = seconds(ours_run)
     stages["rest"] = total - sum(stages.values())
     ours_ms, stock_ms = (
         1000 * statistics.median(times[kind]) / len(pictures) for kind in ("ours", "stock")
     )
-    ours_peak, stock_peak = (_peak_memory(cfg, pictures, kind) for kind in ("ours", "stock"))
+    ours_peak, stock_peak = (_peak_memory(cfg, pictures, kind) for kind in (variant, "stock"))
     return Row(
-        name=Path(name).stem,
+        name=Path(name).stem + ("" if variant == "eager" else f"_{variant}"),
         peer=_STOCK,
         ours_ms=ours_ms,
         peer_ms=stock_ms,
@@ -98,11 +115,20 @@ def _benchmark_model(name: str, cfg: CfgNode, pictures: Sequence[np.ndarray], re
     )
 
 
+def _same_weights(build: Callable[[], Any]) -> Any:
+    """``build()``, with the same random numbers in every call."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build()
+
+
 def _with_work(cfg: CfgNode) -> CfgNode:
     cfg = cfg.clone()
     if not cfg.MODEL.WEIGHTS:
         logger.warning("MODEL.WEIGHTS is empty: timing a random network that keeps any detection")
-        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+        for node in cfg.MODEL.values():
+            if isinstance(node, CfgNode) and "SCORE_THRESH_TEST" in node:
+                node.SCORE_THRESH_TEST = 0.0
     return cfg
 
 
@@ -161,7 +187,7 @@ def _peak_memory(cfg: CfgNode, pictures: Sequence[np.ndarray], kind: str) -> flo
 def _peak(config: str, pictures: Sequence[np.ndarray], kind: str) -> float | None:
     cfg = get_cfg()
     cfg.merge_from_other_cfg(SafeCfgNode(safe_load(config)))
-    predictor = Predictor(cfg) if kind == "ours" else DefaultPredictor(cfg)
+    predictor = DefaultPredictor(cfg) if kind == "stock" else Predictor(cfg, **VARIANTS[kind])
     _runner(predictor, pictures)()
     if cfg.MODEL.DEVICE.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 2**20

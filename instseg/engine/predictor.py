@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -19,7 +19,9 @@ from torch import Tensor
 from instseg.checkpoint import Checkpointer
 from instseg.config import check_device, load_cfg, num_classes_key
 from instseg.data.images import Array, check_image, convert_picture, read_image
+from instseg.engine.optimize import optimize as optimize_model
 from instseg.errors import ConfigError
+from instseg.modeling import Network, as_split, stage
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,8 @@ class Predictor:
         overrides: Sequence[Any] = (),
         batch_size: int | None = None,
         allow_partial: bool = False,
+        optimize: bool = False,
+        compile: bool = False,
     ) -> None:
         """Build the model and load its weights.
 
@@ -76,8 +80,13 @@ class Predictor:
             batch_size: None chooses 8 on a GPU and 1 on a CPU, where a batch takes longer per
                 picture than single pictures do.
             allow_partial: go on with weights that fit less than half of the model.
+            optimize: fold batch normalisation and store weights channels last, see
+                :func:`instseg.engine.optimize.optimize`.
+            compile: run the network through ``torch.compile`` as one graph.  That takes a minute
+                or so at the first picture and needs a C++ compiler (on a GPU Triton).
         Raises:
-            ConfigError: a configuration that cannot be used.
+            ConfigError: a configuration that cannot be used; ``compile`` for a model that declares
+                no network of fixed shape.
             CheckpointError: weights that cannot be used.
         """
         cfg = _resolve(config, weights, overrides)
@@ -87,19 +96,29 @@ class Predictor:
         self.cfg.freeze()
         self.batch_size = batch_size or (8 if cfg.MODEL.DEVICE.startswith("cuda") else 1)
         self.model = build_model(cfg).eval()
-        checkpoint: dict[str, Any] = {}
-        if cfg.MODEL.WEIGHTS:
-            checkpointer = Checkpointer(
-                self.model,
-                sha256=cfg.MODEL.get("WEIGHTS_SHA256", ""),
-                allow_partial=allow_partial,
-            )
-            checkpoint = checkpointer.load(cfg.MODEL.WEIGHTS)
-        else:
+        self._network: Callable[[Tensor], Sequence[Tensor]] | None = None
+        checkpoint = self._load(allow_partial)
+        self.class_names: list[str] | None = _class_names(cfg, checkpoint)
+        if optimize:
+            optimize_model(self.model)
+        if compile:
+            network = Network(as_split(self.model, "compiled")).eval()
+            self._network = torch.compile(network, fullgraph=True)
+
+    def _load(self, allow_partial: bool) -> dict[str, Any]:
+        """Give the model its weights; return what else the checkpoint holds."""
+        if not self.cfg.MODEL.WEIGHTS:
             logger.warning(
                 "MODEL.WEIGHTS is empty: the model is untrained and its results are noise"
             )
-        self.class_names: list[str] | None = _class_names(cfg, checkpoint)
+            return {}
+        checkpointer = Checkpointer(
+            self.model,
+            sha256=self.cfg.MODEL.get("WEIGHTS_SHA256", ""),
+            allow_partial=allow_partial,
+        )
+        checkpoint: dict[str, Any] = checkpointer.load(self.cfg.MODEL.WEIGHTS)
+        return checkpoint
 
     @overload
     def __call__(self, images: list[Any] | tuple[Any, ...]) -> list[dict[str, Any]]: ...
@@ -188,9 +207,20 @@ class Predictor:
                 {"image": window[i].image, "height": window[i].height, "width": window[i].width}
                 for i in indices
             ]
-            for index, result in zip(indices, self.model(inputs), strict=True):
+            for index, result in zip(indices, self._infer(inputs), strict=True):
                 results[index] = result
         return results
+
+    def _infer(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """``self.model(inputs)``, with another implementation of its network where there is one."""
+        if self._network is None:
+            results: list[dict[str, Any]] = self.model(inputs)
+            return results
+        model = as_split(self.model, "compiled")
+        images = model.preprocess(inputs)
+        with stage("network"):
+            outputs = self._network(images)
+        return model.postprocess(outputs, inputs)
 
     def _padded_shape(self, height: int, width: int) -> tuple[int, int]:
         """Shape that a picture has in the network when it is alone there."""

@@ -1,6 +1,19 @@
 """Parts of networks that several papers share."""
 
 from instseg.modeling.fast_nms import cross_class_nms, fast_nms
+from instseg.modeling.split import Network, SplitModel, as_split
+from instseg.modeling.stages import stage, stage_times
 from instseg.modeling.vgg import VGG, add_vgg_config, build_vgg_backbone
 
-__all__ = ["VGG", "add_vgg_config", "build_vgg_backbone", "cross_class_nms", "fast_nms"]
+__all__ = [
+    "VGG",
+    "Network",
+    "SplitModel",
+    "add_vgg_config",
+    "as_split",
+    "build_vgg_backbone",
+    "cross_class_nms",
+    "fast_nms",
+    "stage",
+    "stage_times",
+]

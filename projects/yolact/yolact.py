@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from instseg.errors import CheckpointError, ConfigError
-from instseg.modeling import cross_class_nms, fast_nms
+from instseg.modeling import cross_class_nms, fast_nms, stage
 from instseg.ops.assemble_masks import assemble_masks
 from instseg.projects.yolact.boxes import decode, level_sizes, make_priors
 from instseg.projects.yolact.layers import FeaturePyramid, PredictionHead, ProtoNet, conv
@@ -82,7 +82,11 @@ class YOLACT(nn.Module):
     Pictures of any size are taken.  They are stretched to the square here (bilinear, not
     antialiased), as the authors do, and results are for the original size; with
     ``INPUT.MIN_SIZE_TEST 0`` no one resizes them before.
+
+    The network can be compiled and exported, see :class:`instseg.modeling.SplitModel`.
     """
+
+    raw_names = ("deltas", "logits", "coefficients", "prototypes")
 
     @configurable
     def __init__(
@@ -198,7 +202,9 @@ class YOLACT(nn.Module):
         images = self.preprocess(batched_inputs)
         if self.training:
             return self.losses(images, batched_inputs)
-        return self.inference(images, batched_inputs)
+        with stage("network"):
+            outputs = self.raw(images)
+        return self.postprocess(outputs, batched_inputs)
 
     def preprocess(self, batched_inputs: Sequence[dict[str, Any]]) -> Tensor:
         """Stretch to the square and normalise: (B, 3, S, S)."""
@@ -245,11 +251,22 @@ class YOLACT(nn.Module):
         """Losses of a descendant on the masks of positive anchors."""
         return {}
 
-    def inference(
-        self, images: Tensor, batched_inputs: list[dict[str, Any]]
+    def extra_networks(self) -> dict[str, Tensor]:
+        """See :class:`instseg.modeling.SplitModel`; YOLACT has none."""
+        return {}
+
+    def postprocess(
+        self, outputs: Sequence[Tensor], batched_inputs: Sequence[dict[str, Any]]
     ) -> list[dict[str, Instances]]:
-        """Results of a batch, each at the size asked for; boxes without area are left out."""
-        outputs = [x.float() for x in self.raw(images)]
+        """Results of a batch, each at the size asked for; boxes without area are left out.
+
+        Args:
+            outputs: of :meth:`raw`.
+            batched_inputs: see :meth:`forward`.
+        Raises:
+            CheckpointError: values that are not finite.
+        """
+        outputs = [x.float() for x in outputs]
         if not all(x.isfinite().all() for x in outputs):
             raise CheckpointError(
                 "the network gives values that are not finite; its weights are damaged or come "
@@ -261,8 +278,9 @@ class YOLACT(nn.Module):
         ):
             height, width = item["image"].shape[-2:]
             size = int(item.get("height", height)), int(item.get("width", width))
-            detections = self.detect(deltas, logits, coefficients)
-            detections = detections[self.pixel_boxes(detections, size).nonempty()]
+            with stage("post-processing"):
+                detections = self.detect(deltas, logits, coefficients)
+                detections = detections[self.pixel_boxes(detections, size).nonempty()]
             results.append({"instances": self.finish(detections, prototypes, size)})
         return results
 
@@ -296,9 +314,10 @@ class YOLACT(nn.Module):
         instances.pred_boxes = self.pixel_boxes(detections, size)
         instances.scores = detections.scores
         instances.pred_classes = detections.classes
-        instances.pred_masks = assemble_masks(
-            prototypes, detections.coefficients, in_pixels(detections.boxes, size), size
-        )
+        with stage("mask assembly"):
+            instances.pred_masks = assemble_masks(
+                prototypes, detections.coefficients, in_pixels(detections.boxes, size), size
+            )
         return instances
 
     def pixel_boxes(self, detections: Detections, size: tuple[int, int]) -> Boxes:

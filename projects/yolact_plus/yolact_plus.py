@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from instseg.errors import ConfigError
+from instseg.modeling import stage
 from instseg.projects.yolact import YOLACT, Detections, MaskSamples, mask_probabilities
 
 
@@ -112,8 +113,15 @@ class YOLACTPlus(YOLACT):
     ) -> Instances:
         """See YOLACT; with ``mask_scores``."""
         instances = super().finish(detections, prototypes, size)
-        instances.mask_scores = detections.scores * self.predicted_ious(detections, prototypes)
+        with stage("mask re-scoring"):
+            ious = self.predicted_ious(detections, prototypes)
+            instances.mask_scores = detections.scores * ious
         return instances
+
+    def extra_networks(self) -> dict[str, Tensor]:
+        """The re-scoring network: it looks at the masks of the detections."""
+        side = 2 * -(-self.image_size // 8)
+        return {"maskiou_net": torch.zeros(2, side, side, device=self.device)}
 
     def predicted_ious(self, detections: Detections, prototypes: Tensor) -> Tensor:
         """(N,) predicted IoU of each detection's mask, for its class."""

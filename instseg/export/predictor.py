@@ -1,0 +1,111 @@
+"""Prediction with an exported network."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor, nn
+
+from instseg.config import CfgNode, get_cfg
+from instseg.engine.predictor import Predictor
+from instseg.errors import CheckpointError, ConfigError
+from instseg.export.exporting import INPUT, METADATA, child_path, import_optional
+from instseg.modeling import as_split
+
+
+class ExportedPredictor(Predictor):
+    """A :class:`~instseg.engine.predictor.Predictor` whose network runs in onnxruntime on the CPU.
+
+    It takes pictures and gives results as that does.  All it needs is the file written by
+    ``instseg export --format onnx``, and those beside it.
+
+    Archives of ``torch.export`` are not read: loading one can execute code that it contains.  Of
+    one that is trusted, ``torch.export.load(path).module()`` is the network.
+
+    Example::
+
+        masks = ExportedPredictor("yolact.onnx")("photo.jpg")["instances"].pred_masks
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, overrides: tuple[Any, ...] | list[Any] = ()
+    ) -> None:
+        """
+        Args:
+            path: the ``.onnx`` file.
+            overrides: ``[KEY, VALUE, ...]``, such as thresholds; those of the network itself must
+                stay.
+        Raises:
+            CheckpointError: a missing or damaged file, or one that ``instseg export`` did not
+                write.
+            ConfigError: another kind of file.
+            ImportError: onnxruntime is not installed.
+        """
+        self._path = Path(path)
+        if self._path.suffix != ".onnx":
+            raise ConfigError(
+                f"{path}: expected a .onnx file; archives of torch.export can execute code, use "
+                "torch.export.load(path).module() if you trust one"
+            )
+        self._loaded, metadata = _load(self._path)
+        try:
+            self._metadata = json.loads(metadata)
+            text = self._metadata["config"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} was not written by `instseg export`: it carries no configuration"
+            ) from error
+        cfg = get_cfg()
+        cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(text)))
+        super().__init__(cfg, overrides=overrides)
+
+    def _load(self, allow_partial: bool) -> dict[str, Any]:
+        as_split(self.model, "exported")
+        self._network = self._loaded
+        for name in self._metadata["children"]:
+            part, _ = _load(child_path(self._path, name))
+            setattr(self.model, name, _Single(part))
+        return {"class_names": self._metadata["class_names"]}
+
+
+class _Session(nn.Module):
+    """A network in onnxruntime."""
+
+    def __init__(self, session: Any) -> None:
+        super().__init__()
+        self._session = session
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        array = np.ascontiguousarray(images.cpu().numpy())
+        return [torch.from_numpy(x) for x in self._session.run(None, {INPUT: array})]
+
+
+class _Single(nn.Module):
+    """A network with one output, in place of a child of the model."""
+
+    def __init__(self, network: _Session) -> None:
+        super().__init__()
+        self._network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self._network(x)[0]
+        return output
+
+
+def _load(path: Path) -> tuple[_Session, str]:
+    """The network in ``path``, and our metadata."""
+    onnxruntime = import_optional("onnxruntime")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; `instseg export` writes it")
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime has a class for every status, none of them public
+        hint = ""
+        if "DeformConv" in str(error):
+            hint = f"; DeformConv needs onnxruntime 1.25, found {onnxruntime.__version__}"
+        raise CheckpointError(f"{path} cannot be run{hint}: {error}") from error
+    return _Session(session), session.get_modelmeta().custom_metadata_map.get(METADATA, "")

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 _STOCK = "detectron2 DefaultPredictor"
 
-VARIANTS: dict[str, dict[str, bool]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "eager": {},
     "folded": {"optimize": True},
     "compiled": {"optimize": True, "compile": True},

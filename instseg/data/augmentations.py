@@ -83,14 +83,14 @@ class PhotometricTransform(T.Transform):
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
         """(H, W, 3) of any type → the same as float32, not clipped."""
-        image = img.astype(np.float32) + np.float32(self.brightness)
+        image: np.ndarray = img.astype(np.float32) + np.float32(self.brightness)
         if self.contrast_first:
             image *= np.float32(self.contrast)
         if self.saturation != 1 or self.hue:
             there = getattr(cv2, f"COLOR_{self.image_format}2HSV")
             back = getattr(cv2, f"COLOR_HSV2{self.image_format}")
             hsv = cv2.cvtColor(image, there)  # of float32: hue in degrees
-            hsv[..., 1] *= np.float32(self.saturation)
+            hsv[..., 1] = hsv[..., 1] * np.float32(self.saturation)
             hsv[..., 0] = (hsv[..., 0] + np.float32(self.hue)) % 360
             image = cv2.cvtColor(hsv, back)
         if not self.contrast_first:

@@ -95,7 +95,8 @@ class SSDMapper(DatasetMapper):
         """The sample, and whether it lost the last of its objects."""
         record = copy.deepcopy(dataset_dict)
         shape = image.shape[:2]
-        objects, crowds = [], []
+        objects: list[dict[str, Any]] = []
+        crowds: list[dict[str, Any]] = []
         for annotation in record.pop("annotations", []):
             (crowds if annotation.get("iscrowd", 0) else objects).append(annotation)
         data = T.AugInput(image, boxes=_boxes(objects))

@@ -1,5 +1,7 @@
 """Make a trained model faster without changing what it computes."""
 
+from typing import Any
+
 import torch
 from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ def optimize(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if _foldable(module):
             _fold(module)
-    return model.to(memory_format=torch.channels_last)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _foldable(module: nn.Module) -> bool:
@@ -43,7 +45,7 @@ def _foldable(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _fold(module: nn.Module) -> None:
+def _fold(module: Any) -> None:
     """Replace ``norm(conv(x))`` by a convolution with other weights."""
     norm = module.norm
     # Double precision: rounded once, not at every step.

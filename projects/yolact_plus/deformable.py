@@ -31,8 +31,8 @@ class DeformableConv2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros_like(conv.weight[:, 0, 0, 0]))
         self.norm = conv.norm
         self.offset_mask = nn.Conv2d(conv.in_channels, 27, 3, stride=conv.stride, padding=1)
-        nn.init.zeros_(self.offset_mask.weight)
-        nn.init.zeros_(self.offset_mask.bias)
+        for value in self.offset_mask.parameters():
+            nn.init.zeros_(value)
         if not conv.weight.requires_grad:
             self.requires_grad_(False)
 

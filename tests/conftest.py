@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import setuptools  # noqa: F401 - torch's compiler wants its distutils loaded, not the old one
 import torch
 from hypothesis import settings
 

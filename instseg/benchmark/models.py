@@ -2,7 +2,6 @@
 
 import logging
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +14,14 @@ from detectron2.engine import DefaultPredictor
 from torch import nn
 from yaml import safe_load
 
-from instseg.benchmark.rows import Row, in_fresh_process, peak_resident, seconds, synchronize
+from instseg.benchmark.rows import Row, in_fresh_process, peak_resident, seconds
 from instseg.config import CfgNode as SafeCfgNode
 from instseg.config import get_cfg, load_cfg
 from instseg.data import shapes
 from instseg.data.images import read_image
 from instseg.engine.predictor import Predictor
 from instseg.errors import ConfigError
-from instseg.modeling import SplitModel, stage_times
+from instseg.modeling import SplitModel, now, stage_times
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +132,7 @@ def _with_work(cfg: CfgNode) -> CfgNode:
 
 
 def _runner(predictor: Any, pictures: Sequence[np.ndarray]) -> Callable[[], None]:
-    """A pass over ``pictures``, in a list where the predictor takes one, ended on the device."""
+    """A pass over ``pictures``, in a list where the predictor takes one."""
 
     def run() -> None:
         if isinstance(predictor, Predictor):
@@ -141,7 +140,6 @@ def _runner(predictor: Any, pictures: Sequence[np.ndarray]) -> Callable[[], None
         else:
             # Results are kept, as the list of the other predictor keeps them.
             [predictor(picture) for picture in pictures]
-        synchronize()
 
     return run
 
@@ -151,10 +149,6 @@ def _stage_times(model: nn.Module) -> Iterator[dict[str, float]]:
     """Collects the seconds spent in each direct part of ``model``."""
     stages: dict[str, float] = {}
     started: dict[str, float] = {}
-
-    def now() -> float:
-        synchronize()
-        return time.perf_counter()
 
     def begin(name: str) -> Callable[..., None]:
         def hook(*_: Any) -> None:

@@ -16,7 +16,6 @@ from instseg.benchmark.rows import (
     in_fresh_process,
     peak_resident,
     seconds,
-    synchronize,
 )
 from instseg.errors import ConfigError
 from instseg.modeling import fast_nms
@@ -77,13 +76,10 @@ def _benchmark_op(
     their_inputs = comparison.their_inputs(*inputs)
 
     def ours() -> Any:
-        result = comparison.ours(*inputs)
-        synchronize()
-        return result
+        return comparison.ours(*inputs)
 
-    def theirs() -> None:
-        comparison.theirs(*their_inputs)
-        synchronize()
+    def theirs() -> Any:
+        return comparison.theirs(*their_inputs)
 
     least = _bytes(inputs) + _bytes(ours())
     times = [(seconds(ours), seconds(theirs)) for _ in range(repeats)]
@@ -131,7 +127,6 @@ def _bytes_per_second(device: torch.device) -> float:
 
     def copy() -> None:
         target.copy_(source)
-        synchronize()
 
     return 2 * source.nbytes / min(seconds(copy) for _ in range(5))
 

@@ -3,16 +3,15 @@
 import json
 import logging
 import multiprocessing
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from tabulate import tabulate
 
 from instseg.checkpoint import atomic_write
+from instseg.modeling import now
 
 logger = logging.getLogger(__name__)
 
@@ -64,17 +63,11 @@ def report(rows: Sequence[Row], json_file: Path | None) -> str:
     return "\n".join([table, "", *stages]).rstrip()
 
 
-def synchronize() -> None:
-    """Wait for what runs on the GPU, if there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def seconds(run: Callable[[], None]) -> float:
-    """How long one call takes."""
-    start = time.perf_counter()
+def seconds(run: Callable[[], Any]) -> float:
+    """How long one call takes, with what it leaves running on the GPU."""
+    start = now()
     run()
-    return time.perf_counter() - start
+    return now() - start
 
 
 def in_fresh_process(function: Callable[..., float | None], *arguments: Any) -> float | None:

@@ -2,7 +2,7 @@
 
 from instseg.modeling.fast_nms import cross_class_nms, fast_nms
 from instseg.modeling.split import Network, SplitModel, as_split
-from instseg.modeling.stages import stage, stage_times
+from instseg.modeling.stages import now, stage, stage_times
 from instseg.modeling.vgg import VGG, add_vgg_config, build_vgg_backbone
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "build_vgg_backbone",
     "cross_class_nms",
     "fast_nms",
+    "now",
     "stage",
     "stage_times",
 ]

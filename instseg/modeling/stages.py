@@ -20,9 +20,9 @@ def stage(name: str) -> Iterator[None]:
     if times is None:
         yield
         return
-    start = _now()
+    start = now()
     yield
-    times[name] = times.get(name, 0.0) + _now() - start
+    times[name] = times.get(name, 0.0) + now() - start
 
 
 @contextmanager
@@ -36,8 +36,8 @@ def stage_times() -> Iterator[dict[str, float]]:
         _times.reset(token)
 
 
-def _now() -> float:
-    """Seconds, once the GPU has done what it was asked to do."""
+def now() -> float:
+    """Seconds of a steady clock, once the GPU has done what it was asked to do."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

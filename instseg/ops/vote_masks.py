@@ -203,7 +203,7 @@ def vote_masks_reference(
     kept = [(c, r) for c, r in kept if probabilities[r, c] >= lowest]
     rendered = (
         np.stack([_render(*pair, height, width) for pair in zip(rois, soft, strict=True)])
-        if (len(rois))
+        if len(rois)
         else np.zeros((0, height, width), np.float32)
     )
     binary = (rendered >= mask_threshold).astype(np.float32)

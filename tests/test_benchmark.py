@@ -66,7 +66,7 @@ def test_operators_are_compared_and_written_as_rows(
     (row,) = json.loads(rows_file.read_text())
     assert (row["name"], row["peer"]) == (name, "index_select")
     assert row["ratio_time"] == pytest.approx(row["peer_ms"] / row["ours_ms"])
-    assert row["ratio_memory"] > 0 and row["floor_ms"] > 0
+    assert row["ratio_own_memory"] > row["ratio_memory"] > 0 and row["floor_ms"] > 0
 
 
 def test_a_device_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

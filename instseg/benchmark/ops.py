@@ -50,7 +50,7 @@ class Comparison:
 def benchmark_ops(device: str = "cpu", repeats: int = 5) -> list[Row]:
     """Compare every operator with its peer, by turns in this process.
 
-    Peak memory is that of a fresh process each and includes the inputs.
+    Peak memory is that of a fresh process each.
 
     Args:
         device: on which both run.
@@ -84,8 +84,13 @@ def _benchmark_op(
     least = _bytes(inputs) + _bytes(ours())
     times = [(seconds(ours), seconds(theirs)) for _ in range(repeats)]
     ours_ms, peer_ms = (1000 * statistics.median(column) for column in zip(*times, strict=True))
+    ours_own, peer_own = (
+        in_fresh_process(_own_memory, name, kind, str(device)) for kind in ("ours", "theirs")
+    )
+    measured = bool(ours_own and peer_own)
     ours_peak, peer_peak = (
-        in_fresh_process(_peak, name, kind, str(device)) for kind in ("ours", "theirs")
+        (own or 0) + _bytes(held) / 2**20
+        for own, held in ((ours_own, inputs), (peer_own, their_inputs))
     )
     return Row(
         name=name,
@@ -93,31 +98,40 @@ def _benchmark_op(
         ours_ms=ours_ms,
         peer_ms=peer_ms,
         ratio_time=peer_ms / ours_ms,
-        ratio_memory=peer_peak / ours_peak if ours_peak and peer_peak else None,
-        peak_memory_mib=ours_peak,
+        ratio_memory=peer_peak / ours_peak if measured else None,
+        ratio_own_memory=peer_own / ours_own if ours_own and peer_own else None,
+        peak_memory_mib=ours_peak if measured else None,
         floor_ms=1000 * least / bandwidth,
     )
 
 
-def _peak(name: str, kind: str, device_name: str) -> float | None:
-    """MiB of the inputs and of all that one call takes beside them, in this process."""
+def _own_memory(name: str, kind: str, device_name: str) -> float | None:
+    """MiB that one call takes beside its inputs, in this process; its results are part of it."""
     comparison, device = COMPARISONS[name], torch.device(device_name)
     call = getattr(comparison, kind)
     for tiny in (True, False):  # the first loads libraries and starts threads
         inputs = comparison.inputs(device, tiny)
         if kind == "theirs":
             inputs = comparison.their_inputs(*inputs)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        forget_peak()
-        before = peak_resident()
+        before = _forget_peak(device)
         call(*inputs)
+    after = _peak(device)
+    return None if before is None or after is None else after - before
+
+
+def _forget_peak(device: torch.device) -> float | None:
+    """Count the peak of memory from now on; return what is in use (MiB), None where unknown."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        forget_peak()
+    return _peak(device)
+
+
+def _peak(device: torch.device) -> float | None:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    after = peak_resident()
-    if before is None or after is None:
-        return None
-    return after - before + _bytes(inputs) / 2**20
+    return peak_resident()
 
 
 def _bytes_per_second(device: torch.device) -> float:
@@ -172,13 +186,33 @@ def _fused_head(maps: Tensor, rois: Tensor) -> tuple[Tensor, ...]:
     return scores.softmax(1), logits.softmax(1), classes
 
 
-def _composed_head(maps: Tensor, rois: Tensor) -> tuple[Tensor, ...]:
+def _pool_as_torchvision(maps: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
+    """``psroi_pool`` with what ``torchvision.ops.ps_roi_pool`` makes beside it: the channel that
+    every value comes from, int32."""
     pooled = psroi_pool(maps, rois, _SCALE, _GROUP, _POOLED)
+    part = torch.arange(_POOLED, dtype=torch.int32, device=maps.device) * _GROUP // _POOLED
+    outputs = torch.arange(pooled.shape[1], dtype=torch.int32, device=maps.device)[:, None, None]
+    channels = (outputs * _GROUP + part[:, None]) * _GROUP + part
+    return pooled, channels.expand_as(pooled).contiguous()
+
+
+def _composed_head(maps: Tensor, rois: Tensor) -> tuple[Tensor, ...]:
+    pooled, _channels = _pool_as_torchvision(maps, rois)
     pooled = pooled.unflatten(1, (_CLASSES, 2))
-    probabilities = pooled.amax(2).mean((2, 3)).softmax(1)
+    larger, which = pooled.max(2)
+    probabilities = larger.mean((2, 3)).softmax(1)
     classes = probabilities[:, 1:].argmax(1) + 1
     masks = pooled.softmax(2)[torch.arange(len(rois), device=rois.device), classes]
     return probabilities, masks, classes
+
+
+def _lean_head(maps: Tensor, rois: Tensor) -> tuple[Tensor, ...]:
+    """As little memory as a composition can do with: no indices, one class's softmax."""
+    pooled = psroi_pool(maps, rois, _SCALE, _GROUP, _POOLED).unflatten(1, (_CLASSES, 2))
+    probabilities = pooled.amax(2).mean((2, 3)).softmax(1)
+    classes = probabilities[:, 1:].argmax(1) + 1
+    chosen = pooled[torch.arange(len(rois), device=rois.device), classes]
+    return probabilities, chosen.softmax(1), classes
 
 
 def _with_gradient(head: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Tensor]:
@@ -270,7 +304,7 @@ def _batched_nms(boxes: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
 
 COMPARISONS: dict[str, Comparison] = {
     "fcis_head_forward": Comparison(
-        peer="psroi_pool, max, mean, softmax, argmax, gather",
+        peer="pooling as torchvision's, max, mean, softmax",
         inputs=_head_inputs,
         ours=_fused_head,
         theirs=_composed_head,
@@ -281,6 +315,13 @@ COMPARISONS: dict[str, Comparison] = {
         inputs=_head_inputs,
         ours=_with_gradient(_fused_head),
         theirs=_with_gradient(_composed_head),
+        their_inputs=_maps_in_their_order,
+    ),
+    "fcis_head_lean_peer": Comparison(
+        peer="psroi_pool, amax, mean, softmax of one class",
+        inputs=_head_inputs,
+        ours=_fused_head,
+        theirs=_lean_head,
         their_inputs=_maps_in_their_order,
     ),
     "instance_assembling": Comparison(

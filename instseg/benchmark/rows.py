@@ -20,9 +20,10 @@ logger = logging.getLogger(__name__)
 class Row:
     """One comparison.  Times are milliseconds per picture (models) or call (operators).
 
-    The ratios are peer / ours, above 1 is ahead; ``ratio_memory`` is None where peak memory cannot
-    be measured.  ``stages_ms`` splits ``ours_ms`` by the parts of the model.  ``floor_ms`` is how
-    long it takes to move the bytes that an operator must read and write.
+    The ratios are peer / ours, above 1 is ahead; None where peak memory cannot be measured.
+    ``ratio_memory`` counts the inputs, ``ratio_own_memory`` what a call takes beside them.
+    ``stages_ms`` splits ``ours_ms`` by the parts of the model.  ``floor_ms`` is how long it takes
+    to move the bytes that an operator must read and write.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Row:
     peer_ms: float
     ratio_time: float
     ratio_memory: float | None
+    ratio_own_memory: float | None = None
     images_per_second: float | None = None
     peak_memory_mib: float | None = None
     stages_ms: dict[str, float] = field(default_factory=dict)
@@ -47,8 +49,9 @@ def report(rows: Sequence[Row], json_file: Path | None) -> str:
         content = json.dumps([asdict(row) for row in rows], indent=2).encode() + b"\n"
         atomic_write(str(json_file), lambda file: file.write(content))
     columns = ["name", "peer", "ours_ms", "peer_ms", "ratio_time", "ratio_memory"]
-    if any(row.floor_ms is not None for row in rows):
-        columns.append("floor_ms")
+    for column in ("ratio_own_memory", "floor_ms"):
+        if any(getattr(row, column) is not None for row in rows):
+            columns.append(column)
     table = tabulate(
         [[getattr(row, column) for column in columns] for row in rows],
         headers=columns,

@@ -26,6 +26,8 @@ def add_yolact_config(cfg: CfgNode) -> None:
     node.CHANNELS = 256
     # Normalisation after the convolutions of pyramid and prototype network; "" is none.
     node.NORM = ""
+    # The same after the head's shared convolution; "GN" helps training from scratch.
+    node.HEAD_NORM = ""
     # 3x3 convolutions of the prototype network before its upsampling (figure 3).
     node.PROTO_CONVS = 3
     # Prototypes k, and coefficients of each anchor (section 3.1).

@@ -126,7 +126,12 @@ class PredictionHead(nn.Module):
     """
 
     def __init__(
-        self, num_classes: int, num_anchors: int, num_prototypes: int = 32, channels: int = 256
+        self,
+        num_classes: int,
+        num_anchors: int,
+        num_prototypes: int = 32,
+        channels: int = 256,
+        norm: str = "",
     ) -> None:
         """
         Args:
@@ -134,9 +139,11 @@ class PredictionHead(nn.Module):
             num_anchors: per cell.
             num_prototypes: coefficients per anchor.
             channels: of every level.
+            norm: of the shared convolution.  The levels differ in their statistics, so a batch
+                normalisation would predict with others than it trained with: choose GN.
         """
         super().__init__()
-        self.shared = conv(channels, channels, relu=True)
+        self.shared = conv(channels, channels, norm=norm, relu=True)
         self.box_deltas = conv(channels, num_anchors * 4)
         self.class_logits = conv(channels, num_anchors * (num_classes + 1))
         self.mask_coefficients = conv(channels, num_anchors * num_prototypes)

@@ -149,7 +149,9 @@ class YOLACT(nn.Module):
             "backbone": backbone,
             "fpn": FeaturePyramid([shapes[name].channels for name in levels], channels, node.NORM),
             "protonet": ProtoNet(channels, node.PROTO_CONVS, node.NUM_PROTOTYPES, node.NORM),
-            "head": PredictionHead(node.NUM_CLASSES, anchors, node.NUM_PROTOTYPES, channels),
+            "head": PredictionHead(
+                node.NUM_CLASSES, anchors, node.NUM_PROTOTYPES, channels, node.HEAD_NORM
+            ),
             "semantic": conv(channels, node.NUM_CLASSES, 1),
             "priors": make_priors(
                 size,

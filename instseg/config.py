@@ -265,6 +265,10 @@ def _add_shared_config(cfg: Detectron2CfgNode) -> None:
     cfg.INPUT.AUGMENTATION = "detectron2"
     # Side in pixels of the square that "ssd" and models of one input size stretch pictures to.
     cfg.INPUT.SQUARE_SIZE = 0
+    # Whether "ssd" changes brightness, contrast, saturation and hue.
+    cfg.INPUT.SSD_COLORS = True
+    # Whether "ssd" crops around an object.
+    cfg.INPUT.SSD_CROP = True
     # Largest factor by which "ssd" expands the canvas around a picture; 1.0 is off.
     cfg.INPUT.SSD_EXPAND_RATIO = 4.0
     # Colour of the canvas, in the order of INPUT.FORMAT; none is MODEL.PIXEL_MEAN.

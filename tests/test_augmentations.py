@@ -213,6 +213,12 @@ def test_crowds_become_boxes_of_their_own(tmp_path: Any) -> None:
     assert sample["crowd_boxes"].tensor.tolist() == [[34, 10, 54, 30]]
 
 
+def test_colours_expansion_and_crop_can_each_be_left_out() -> None:
+    off = ["INPUT.SSD_COLORS", False, "INPUT.SSD_EXPAND_RATIO", 1.0, "INPUT.SSD_CROP", False]
+    kinds = [type(step).__name__ for step in build_ssd_augmentations(cfg_with(*off))]
+    assert kinds == ["RandomFlip", "Resize"]
+
+
 def test_masks_and_boxes_agree_after_the_whole_pipeline() -> None:
     """A box may be larger than the mask where an object is hidden or cut, never smaller by much."""
     cfg = cfg_with("DATASETS.TRAIN", "('shapes_train',)")

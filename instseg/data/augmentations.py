@@ -40,10 +40,13 @@ def build_ssd_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
         raise ConfigError(f"INPUT.AUGMENTATION ssd needs BGR or RGB, found {cfg.INPUT.FORMAT!r}")
     color = cfg.INPUT.SSD_EXPAND_COLOR or cfg.MODEL.PIXEL_MEAN
-    augmentations: list[T.Augmentation] = [PhotometricDistortion(cfg.INPUT.FORMAT)]
+    augmentations: list[T.Augmentation] = []
+    if cfg.INPUT.SSD_COLORS:
+        augmentations.append(PhotometricDistortion(cfg.INPUT.FORMAT))
     if cfg.INPUT.SSD_EXPAND_RATIO > 1:
         augmentations.append(RandomExpansion(color, cfg.INPUT.SSD_EXPAND_RATIO))
-    augmentations.append(RandomBoxCrop())
+    if cfg.INPUT.SSD_CROP:
+        augmentations.append(RandomBoxCrop())
     if cfg.INPUT.RANDOM_FLIP != "none":
         horizontal = cfg.INPUT.RANDOM_FLIP == "horizontal"
         augmentations.append(T.RandomFlip(horizontal=horizontal, vertical=not horizontal))

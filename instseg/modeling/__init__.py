@@ -4,13 +4,16 @@ from instseg.modeling.fast_nms import cross_class_nms, fast_nms
 from instseg.modeling.split import Network, SplitModel, as_split
 from instseg.modeling.stages import now, stage, stage_times
 from instseg.modeling.vgg import VGG, add_vgg_config, build_vgg_backbone
+from instseg.modeling.video import VideoModel, as_video
 
 __all__ = [
     "VGG",
     "Network",
     "SplitModel",
+    "VideoModel",
     "add_vgg_config",
     "as_split",
+    "as_video",
     "build_vgg_backbone",
     "cross_class_nms",
     "fast_nms",

@@ -12,6 +12,7 @@ from pycocotools.coco import COCO
 
 import instseg
 from instseg.data import shapes
+from instseg.data.shapes_outlines import rasterise
 from instseg.errors import DatasetError
 
 SAMPLE = range(0, 60)
@@ -89,7 +90,7 @@ def test_another_size_shows_the_same_scene() -> None:
 
 
 def test_a_rasterised_square_covers_exactly_its_pixels() -> None:
-    mask = shapes._rasterise(np.array([[2.0, 3.0], [6.0, 3.0], [6.0, 5.0], [2.0, 5.0]]), 8)
+    mask = rasterise(np.array([[2.0, 3.0], [6.0, 3.0], [6.0, 5.0], [2.0, 5.0]]), 8)
     expected = np.zeros((8, 8), dtype=bool)
     expected[3:5, 2:6] = True
     assert np.array_equal(mask, expected)

@@ -13,7 +13,6 @@ pixels and scale with the size.
 
 import io
 import json
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from iopath.common.file_io import PathHandler
 from PIL import Image
 
 from instseg.checkpoint import atomic_write
+from instseg.data.shapes_outlines import KINDS, generator, outline_of, polygon_area, rasterise
 from instseg.data.shapes_render import render
 from instseg.errors import DatasetError
 
@@ -42,7 +42,6 @@ SUBSETS = {
 }
 """The even and the odd pictures of a split: name -> split, indices."""
 DEFAULT_SIZE = 128
-KINDS = ("circle", "square", "triangle", "star")
 PREFIX = "shapes://"
 MIN_VISIBLE = 0.4  # an instance with less of its area in sight is not placed
 _TRIES = 20  # positions tried for one instance before it is given up
@@ -81,7 +80,7 @@ def scene(split: str, index: int, size: int) -> list[Shape]:
             f"no picture {index} in {split!r}; the built-in splits are "
             + ", ".join(f"{name} (0..{count - 1})" for name, count in SPLITS.items())
         )
-    rng = _rng(split, index, 0)
+    rng = generator(split, index, 0)
     hard = "hard" in split
     smallest, most = (14, 8) if hard else (20, 6)
     wanted = 2 + int(rng.random() * (most - 1))
@@ -128,12 +127,12 @@ def _place(
         centre = partner_centre + distance * np.array(
             [np.cos(2 * np.pi * y), np.sin(2 * np.pi * y)]
         )
-    outline = _outline(kind, extent, angle) + centre
-    full = _rasterise(outline, size)
-    if full.sum() < MIN_VISIBLE * _area(outline) or full.sum() == 0:
+    outline = outline_of(kind, extent, angle) + centre
+    full = rasterise(outline, size)
+    if full.sum() < MIN_VISIBLE * polygon_area(outline) or full.sum() == 0:
         return None
     behind = [Shape(s.kind, s.outline, s.mask & ~full) for s in shapes]
-    if any(s.mask.sum() < MIN_VISIBLE * _area(s.outline) for s in behind):
+    if any(s.mask.sum() < MIN_VISIBLE * polygon_area(s.outline) for s in behind):
         return None
     grown = _grow(full)
     touched = [s for s in shapes if s.kind == kind and (s.mask & grown).any()]
@@ -147,51 +146,6 @@ def _centre_and_extent(outline: np.ndarray) -> tuple[np.ndarray, float]:
     return (low + high) / 2, float((high - low).max())
 
 
-def _outline(kind: int, extent: float, angle: float) -> np.ndarray:
-    """(P, 2) rotated corners around the origin; the upright bounding box is ``extent`` long."""
-    if KINDS[kind] == "circle":
-        turns, radii = np.arange(64) / 64, np.ones(64)
-    elif KINDS[kind] == "star":
-        turns, radii = np.arange(10) / 10, np.where(np.arange(10) % 2, 0.45, 1.0)
-    else:
-        corners = 4 if KINDS[kind] == "square" else 3
-        turns, radii = np.arange(corners) / corners, np.ones(corners)
-    phi = 2 * np.pi * turns + angle
-    points = radii[:, None] * np.stack([np.cos(phi), np.sin(phi)], axis=1)
-    low, high = points.min(axis=0), points.max(axis=0)
-    return (points - (low + high) / 2) * extent / (high - low).max()
-
-
-def _area(outline: np.ndarray) -> float:
-    """Area of the polygon in pixels, parts outside the picture included (shoelace formula)."""
-    (ax, ay), (bx, by) = outline.T, _next(outline).T
-    return float(abs(np.dot(ax, by) - np.dot(ay, bx)) / 2)
-
-
-def _next(outline: np.ndarray) -> np.ndarray:
-    """The corner that follows each corner."""
-    return np.concatenate([outline[1:], outline[:1]])
-
-
-def _rasterise(outline: np.ndarray, size: int) -> np.ndarray:
-    """(size, size) bool: pixels whose centre lies inside the polygon (even-odd rule).
-
-    Written out in NumPy, not left to a drawing library, so that the masks never change with its
-    version.
-    """
-    mask = np.zeros((size, size), dtype=bool)
-    x0, y0 = np.clip(np.floor(outline.min(axis=0)), 0, size).astype(int)
-    x1, y1 = np.clip(np.ceil(outline.max(axis=0)), 0, size).astype(int)
-    ys = np.arange(y0, y1) + 0.5
-    xs = np.arange(x0, x1) + 0.5
-    (ax, ay), (bx, by) = outline.T, _next(outline).T
-    spans = (ay[:, None] <= ys) != (by[:, None] <= ys)
-    slope = (bx - ax) / np.where(by == ay, 1.0, by - ay)
-    crossing = np.where(spans, ax[:, None] + slope[:, None] * (ys - ay[:, None]), np.inf)
-    mask[y0:y1, x0:x1] = (crossing[:, :, None] <= xs).sum(axis=0) % 2 == 1
-    return mask
-
-
 def _grow(mask: np.ndarray) -> np.ndarray:
     """``mask`` and its 8-connected rim, one pixel wide."""
     grown = mask.copy()
@@ -203,14 +157,11 @@ def _grow(mask: np.ndarray) -> np.ndarray:
     return grown
 
 
-def _rng(split: str, index: int, stream: int) -> np.random.Generator:
-    key = zlib.crc32(split.encode()) + (index << 32) + (stream << 60)
-    return np.random.Generator(np.random.Philox(key=key))
-
-
 def picture(split: str, index: int, size: int) -> np.ndarray:
     """(size, size, 3) uint8 RGB picture of :func:`scene`."""
-    return render(scene(split, index, size), size, _rng(split, index, 1), clutter="hard" in split)
+    return render(
+        scene(split, index, size), size, generator(split, index, 1), clutter="hard" in split
+    )
 
 
 def load(split: str, size: int, indices: Iterable[int] | None = None) -> list[dict[str, Any]]:

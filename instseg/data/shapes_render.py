@@ -31,18 +31,18 @@ def render(
         (size, size, 3) uint8 RGB; two pictures in five are grey.
     """
     grey = rng.random() < 0.4
-    colours = [_colour(rng, [], grey)]
-    canvas = _texture(rng, colours[0], size, size, size)
+    colours = [colour_of(rng, [], grey)]
+    canvas = texture(rng, colours[0], size, size, size)
     if clutter:
         _strew(canvas, rng, size, grey)
     for shape in shapes:
-        colours.append(_colour(rng, colours, grey))
+        colours.append(colour_of(rng, colours, grey))
         rows = np.flatnonzero(shape.mask.any(axis=1))
         columns = np.flatnonzero(shape.mask.any(axis=0))
         window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         mask = shape.mask[window]
         height, width = mask.shape
-        paint = _texture(rng, colours[-1], height, width, size)
+        paint = texture(rng, colours[-1], height, width, size)
         canvas[window] = np.where(mask[:, :, None], paint, canvas[window])
     light = rng.random(2) * 60 - 30
     ramp = np.linspace(-0.5, 0.5, size, dtype=np.float32)
@@ -53,7 +53,7 @@ def render(
     return np.clip(canvas, 0, 255).astype(np.uint8)
 
 
-def _colour(rng: np.random.Generator, others: Sequence[np.ndarray], grey: bool) -> np.ndarray:
+def colour_of(rng: np.random.Generator, others: Sequence[np.ndarray], grey: bool) -> np.ndarray:
     """(3,) RGB that stands out from ``others``, or the best of twenty draws."""
     draws = (20 + 215 * rng.random((20, 3))).astype(np.float32)
     if grey:
@@ -68,7 +68,7 @@ def _colour(rng: np.random.Generator, others: Sequence[np.ndarray], grey: bool) 
     return draws[int(enough.argmax() if enough.any() else contrast.argmax())]
 
 
-def _texture(
+def texture(
     rng: np.random.Generator, colour: np.ndarray, height: int, width: int, size: int
 ) -> np.ndarray:
     """(height, width, 3) float32: ``colour`` under a gradient, stripes, noise or a dome's shade."""
@@ -104,6 +104,6 @@ def _strew(canvas: np.ndarray, rng: np.random.Generator, size: int, grey: bool) 
         half_width = 0.6 + 1.6 * rng.random()
         along = (x - cx) * np.float32(np.cos(angle)) + (y - cy) * np.float32(np.sin(angle))
         across = (y - cy) * np.float32(np.cos(angle)) - (x - cx) * np.float32(np.sin(angle))
-        canvas[(np.abs(along) < half_length) & (np.abs(across) < half_width)] = _colour(
+        canvas[(np.abs(along) < half_length) & (np.abs(across) < half_width)] = colour_of(
             rng, [], grey
         )

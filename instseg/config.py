@@ -273,6 +273,24 @@ def _add_shared_config(cfg: Detectron2CfgNode) -> None:
     cfg.INPUT.SSD_EXPAND_RATIO = 4.0
     # Colour of the canvas, in the order of INPUT.FORMAT; none is MODEL.PIXEL_MEAN.
     cfg.INPUT.SSD_EXPAND_COLOR = []
+    # Train on videos: each frame comes with an earlier one of its clip, between these numbers of
+    # frames before it (fewest, most), that the same augmentation changes; () is off. Needs "ssd".
+    cfg.INPUT.VIDEO_REFERENCE = ()
+    # Give the flow from each frame to that earlier one as well, where the data set knows it.
+    cfg.INPUT.VIDEO_FLOW = False
+    # Evaluate models whose video frames share work as on a stream: key frames in full, the frames
+    # between them with their help. Otherwise every frame is computed in full.
+    cfg.TEST.VIDEO = False
+    # Frames from one key frame to the next then; 0 is the model's own.
+    cfg.TEST.KEYFRAME_INTERVAL = 0
+    # Passes over each clip, the key frames one frame later in each; metrics are their mean. The
+    # authors of YolactEdge make 5 with an interval of 5, so that all frames weigh the same.
+    cfg.TEST.KEYFRAME_PASSES = 1
+    # Link detections to tracks and evaluate YouTube-VIS's AP of them as well; always done on data
+    # in the layout of YouTube-VIS. Needs instseg[video].
+    cfg.TEST.TRACK_METRIC = False
+    # Least score of a detection that becomes part of a track.
+    cfg.TEST.TRACK_SCORE_THRESH = 0.05
     # Keep the weights with the highest value of this metric, e.g. "segm/AP", under OUTPUT_DIR/best.
     cfg.TEST.BEST_METRIC = ""
     # Iterations between two measurements of the losses on DATASETS.TEST; 0 is off.

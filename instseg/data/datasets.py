@@ -2,9 +2,11 @@
 
 ``coco:PATH/instances.json:IMAGE_ROOT`` in ``DATASETS.TRAIN`` or ``DATASETS.TEST`` is a data set
 that needs no registration; without ``:IMAGE_ROOT`` the pictures lie beside the JSON file.
-``coco_mini_{train,val}``, ``nuclei_{train,val}``, ``sbd_{train,val}`` and
-``voc_2012_instances_{train,val}`` are looked for under ``$DETECTRON2_DATASETS`` (default
-``datasets``), as Detectron2's own names are.
+``youtubevis:PATH/videos.json:IMAGE_ROOT`` is the same for videos.
+``coco_mini_{train,val}``, ``nuclei_{train,val}``, ``sbd_{train,val}``,
+``voc_2012_instances_{train,val}``, ``youtubevis_{2019,2021}_{train,val}`` and
+``flying_chairs_{train,val}`` are looked for under ``$DETECTRON2_DATASETS`` (default ``datasets``),
+as Detectron2's own names are.
 """
 
 import difflib
@@ -18,17 +20,18 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
-from instseg.data import shapes, voc
+from instseg.data import flying_chairs, shapes, shapes_video, voc, youtube_vis
 from instseg.errors import ConfigError, DatasetError
 
 _COCO_PREFIX = "coco:"
+_SYNTHETIC = (*shapes.SPLITS, *shapes.SUBSETS, *shapes_video.SPLITS)
 _UNDER_ROOT = ("coco_mini", "nuclei")
 _MIN_SHAPES_SIZE = 16
 
 
 def register_builtin_datasets() -> None:
     """Make the names that instseg provides known to Detectron2; those already known stay."""
-    for name in (*shapes.SPLITS, *shapes.SUBSETS):
+    for name in _SYNTHETIC:
         if name not in DatasetCatalog:
             _register_shapes(name, shapes.DEFAULT_SIZE)
     root = os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets"))
@@ -37,6 +40,8 @@ def register_builtin_datasets() -> None:
             json_file = os.path.join(root, folder, f"instances_{split}.json")
             _register_coco(f"{folder}_{split}", json_file, os.path.join(root, folder, "images"))
     voc.register(root)
+    youtube_vis.register_builtin(root)
+    flying_chairs.register(root)
 
 
 def register_datasets(cfg: CfgNode) -> None:
@@ -46,27 +51,30 @@ def register_datasets(cfg: CfgNode) -> None:
         raise ConfigError(
             f"DATASETS.SHAPES_SIZE is {size}; expected at least {_MIN_SHAPES_SIZE} pixels"
         )
-    for name in (*shapes.SPLITS, *shapes.SUBSETS):
+    for name in _SYNTHETIC:
         if MetadataCatalog.get(name).get("size") != size:
             _register_shapes(name, size)
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         if not isinstance(name, str):
             raise ConfigError(f"DATASETS.TRAIN and DATASETS.TEST hold names, found {name!r}")
         if name.startswith(_COCO_PREFIX):
-            json_file, image_root = parse_coco_name(name)
-            _register_coco(name, json_file, image_root)
+            _register_coco(name, *parse_coco_name(name))
+        elif name.startswith(youtube_vis.PREFIX):
+            youtube_vis.register(name, *parse_coco_name(name))
 
 
 def parse_coco_name(name: str) -> tuple[str, str]:
-    """``coco:PATH.json[:IMAGE_ROOT]`` → (JSON file, folder of the pictures).
+    """``coco:PATH.json[:IMAGE_ROOT]``, or ``youtubevis:...`` → (JSON file, folder of the pictures).
 
     Raises:
         DatasetError: the name does not have that form.
     """
-    json_file, separator, image_root = name.removeprefix(_COCO_PREFIX).partition(".json")
+    prefix, _, rest = name.partition(":")
+    json_file, separator, image_root = rest.partition(".json")
     if not json_file or not separator or (image_root and not image_root.startswith(":")):
         raise DatasetError(
-            f"cannot read the data set name {name!r}; expected coco:PATH/instances.json:IMAGE_ROOT"
+            f"cannot read the data set name {name!r}; expected "
+            f"{prefix}:PATH/instances.json:IMAGE_ROOT"
         )
     json_file += separator
     return json_file, image_root.removeprefix(":") or os.path.dirname(json_file)
@@ -138,10 +146,13 @@ def _register_shapes(name: str, size: int) -> None:
     if name in DatasetCatalog:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    split, indices = shapes.SUBSETS.get(name, (name, None))
-    DatasetCatalog.register(name, lambda: shapes.load(split, size, indices))
+    if name in shapes_video.SPLITS:
+        DatasetCatalog.register(name, lambda: shapes_video.load(name, size))
+    else:
+        split, indices = shapes.SUBSETS.get(name, (name, None))
+        DatasetCatalog.register(name, lambda: shapes.load(split, size, indices))
     MetadataCatalog.get(name).set(
-        thing_classes=shapes.class_names(split), evaluator_type="coco", size=size
+        thing_classes=shapes.class_names(name), evaluator_type="coco", size=size
     )
 
 

@@ -24,7 +24,8 @@ _TRIES = 10
 def build_train_mapper(cfg: CfgNode, *, augment: bool) -> DatasetMapper:
     """The mapper that ``INPUT.AUGMENTATION`` names, with annotations.
 
-    Both know ``INPUT.RANDOM_BRIGHTNESS`` as well.
+    Both know ``INPUT.RANDOM_BRIGHTNESS`` as well; ``ssd`` serves videos too
+    (``INPUT.VIDEO_REFERENCE``).
 
     Args:
         cfg: the ``INPUT`` node says what happens to pictures.
@@ -49,6 +50,14 @@ def build_train_mapper(cfg: CfgNode, *, augment: bool) -> DatasetMapper:
         settings["augmentations"] = build_ssd_augmentations(cfg)
         settings["plain_augmentations"] = settings["augmentations"][-1:]  # the stretching
         settings["recompute_boxes"] = False
+        if cfg.INPUT.VIDEO_REFERENCE:
+            # Imported here because it builds on this module.
+            from instseg.data.video_mapper import VideoMapper, video_settings
+
+            mapper = VideoMapper
+            settings.update(video_settings(cfg))
+    elif cfg.INPUT.VIDEO_REFERENCE:
+        raise ConfigError("INPUT.VIDEO_REFERENCE needs INPUT.AUGMENTATION ssd")
     if not augment:
         settings["augmentations"] = build_augmentation(cfg, is_train=False)
         settings["recompute_boxes"] = False
@@ -103,6 +112,7 @@ class SSDMapper(DatasetMapper):
         transforms = augmentations(data)
         size = data.image.shape[:2]
         record["image"] = torch.as_tensor(np.ascontiguousarray(data.image.transpose(2, 0, 1)))
+        self._transform_rest(record, transforms)
         kept = [x for x in objects if _centre_inside(x, transforms, size)]
         changed = []
         for annotation in kept:
@@ -117,6 +127,9 @@ class SSDMapper(DatasetMapper):
             boxes.clip(size)
             record["crowd_boxes"] = boxes[boxes.nonempty()]
         return record, bool(objects) and not len(record["instances"])
+
+    def _transform_rest(self, record: dict[str, Any], transforms: T.TransformList) -> None:
+        """For samples of more than a picture and its objects: put the rest of it in its place."""
 
 
 def _boxes(annotations: list[dict[str, Any]]) -> np.ndarray:

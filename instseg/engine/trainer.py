@@ -32,6 +32,7 @@ from instseg.data.datasets import (
     register_datasets,
 )
 from instseg.data.mappers import build_train_mapper
+from instseg.data.video_mapper import check_video
 from instseg.engine.hooks import BestCheckpoint, ValidationLoss
 from instseg.engine.train_loop import TrainLoop
 from instseg.errors import ConfigError, OutputError
@@ -207,6 +208,7 @@ def _annotated_records(cfg: CfgNode, names: Sequence[str], **settings: Any) -> l
         records: list[dict[str, Any]] = get_detection_dataset_dicts(names, **settings)
     if cfg.MODEL.MASK_ON:
         check_masks(", ".join(names), records)
+    check_video(cfg, ", ".join(names), records)
     return records
 
 

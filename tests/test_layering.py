@@ -32,6 +32,7 @@ OPTIONAL = {
     "ray",
     "skimage",
     "supervision",
+    "trackers",
     "wandb",
 }
 

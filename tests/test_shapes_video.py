@@ -19,19 +19,10 @@ from instseg.data.flow import read_flow
 from instseg.data.shapes_outlines import polygon_area
 from instseg.data.video_mapper import NUM_REFERENCES
 from instseg.errors import DatasetError
+from tests.video_data import warp
 
 VAL = "shapes_video_val"
 CLIPS = range(video.SPLITS[VAL])
-
-
-def warp(pictures: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
-    """``pictures`` (B, C, H, W) seen at pixel + ``flow`` (B, 2, H, W) in pixels."""
-    height, width = flow.shape[2:]
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    at = torch.stack([x, y]).float() + flow
-    sides = torch.tensor([width - 1.0, height - 1.0])[:, None, None]
-    grid = (2 * at / sides - 1).permute(0, 2, 3, 1)
-    return F.grid_sample(pictures, grid, padding_mode="border", align_corners=True)
 
 
 def frame_and_earlier(clip: int, frame: int, distance: int) -> tuple[torch.Tensor, ...]:

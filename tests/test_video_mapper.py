@@ -20,7 +20,7 @@ from instseg.data.mappers import build_train_mapper
 from instseg.data.video_mapper import VideoMapper
 from instseg.engine.trainer import Trainer
 from instseg.errors import ConfigError, DatasetError
-from tests.test_shapes_video import warp
+from tests.video_data import warp
 
 VIDEO = ["INPUT.VIDEO_REFERENCE", (2, 5), "INPUT.VIDEO_FLOW", True]
 

@@ -25,6 +25,7 @@ EVALUATOR_TYPE = "youtube_vis"
 PREFIX = "youtubevis:"
 
 _YEARS = (2019, 2021)
+_LARGEST_SIDE = 2**15
 _FILES = {"train": "train", "val": "valid"}
 
 
@@ -136,7 +137,7 @@ class _Reader:
                 raise DatasetError(f"{self.where} has two videos {key}")
             if not files or not all(isinstance(file, str) for file in files):
                 raise DatasetError(f"{self.where}: file_names of video {key} are no list of names")
-            if min(height, width) < 1:
+            if not 1 <= min(height, width) <= max(height, width) <= _LARGEST_SIDE:
                 raise DatasetError(f"{self.where}: video {key} is {width} x {height} pixels")
             found[key] = entry
         if not found:
@@ -211,30 +212,46 @@ class _Reader:
 def _to_rle(mask: Any, video: dict[str, Any], what: str) -> dict[str, Any] | None:
     """Compressed RLE of a segmentation; None where the object is not in sight.
 
+    Its runs are checked here, as pycocotools reads and writes beyond its memory if they do not fit.
+
     Raises:
-        DatasetError: neither null, polygons nor an RLE of the video's size.
+        DatasetError: neither null nor an RLE of the video's size.
     """
-    if not mask:
+    if mask is None:
         return None
     height, width = video["height"], video["width"]
-    try:
-        if isinstance(mask, list):
-            rle: dict[str, Any] = mask_util.merge(mask_util.frPyObjects(mask, height, width))
-        else:
-            size, counts = list(mask["size"]), mask["counts"]
-            if size != [height, width]:
-                raise DatasetError(f"{what}: the mask is of {size}, its video {[height, width]}")
-            if isinstance(counts, list):
-                if min(counts, default=-1) < 0 or sum(counts) != height * width:
-                    raise DatasetError(f"{what}: the runs do not add up to {height} x {width}")
-                rle = mask_util.frPyObjects({"size": size, "counts": counts}, height, width)
-            else:
-                rle = {"size": size, "counts": counts.encode("ascii")}
-        area = int(mask_util.area(rle))
-    except DatasetError:
-        raise
-    except Exception as error:  # pycocotools raises whatever it stumbles over
-        raise DatasetError(f"{what} has no mask that can be read: {error!r}") from None
-    if area > height * width:
-        raise DatasetError(f"{what}: the mask has {area} pixels of {height} x {width}")
-    return rle if area else None
+    counts = mask.get("counts") if isinstance(mask, dict) else None
+    if isinstance(counts, str):
+        counts = _runs(counts)
+    if not isinstance(counts, list) or not all(type(count) is int for count in counts):
+        raise DatasetError(f"{what} has no mask that can be read; expected null or an RLE")
+    if mask.get("size") != [height, width]:
+        raise DatasetError(
+            f"{what}: the mask is of {mask.get('size')}, its video of {[height, width]} (height, "
+            "width)"
+        )
+    if min(counts, default=-1) < 0 or sum(counts) != height * width:
+        raise DatasetError(f"{what}: the runs do not add up to {height} x {width} pixels")
+    rle: dict[str, Any] = mask_util.frPyObjects({**mask, "counts": counts}, height, width)
+    return rle if mask_util.area(rle) else None
+
+
+def _runs(text: str) -> list[int] | None:
+    """Lengths of the runs in COCO's compressed text; None if it is not such a text.
+
+    Five bits a character, the lowest first, from "0" on; 32 says that more follow, 16 in the last
+    one is the sign.  From the fourth on, numbers are differences from the one before the last.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - ord("0")
+        if not 0 <= bits < 64 or shift > 60:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (bits & 16) << shift - 4
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    return None if shift else counts

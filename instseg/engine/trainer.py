@@ -1,5 +1,6 @@
 """The one Trainer: data loaders, optimizer, evaluators and hooks for every paper."""
 
+import logging
 import math
 import os
 import shutil
@@ -34,9 +35,12 @@ from instseg.data.datasets import (
 from instseg.data.mappers import build_train_mapper
 from instseg.data.video_mapper import check_video
 from instseg.engine.hooks import BestCheckpoint, ValidationLoss
+from instseg.engine.streaming import build_streams, mean_result
 from instseg.engine.train_loop import TrainLoop
 from instseg.errors import ConfigError, OutputError
 from instseg.evaluation import build_evaluator
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
@@ -61,6 +65,8 @@ class Trainer(DefaultTrainer):
         data_loader = self.build_train_loader(cfg)
         check_classes(cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         model = self.build_model(cfg)
+        if cfg.TEST.VIDEO:
+            build_streams(cfg, model)  # finds what would stop an evaluation later
         optimizer = self.build_optimizer(cfg, model)
         _check_space(cfg.OUTPUT_DIR, model)
         distributed = _distribute(model)
@@ -184,12 +190,21 @@ class Trainer(DefaultTrainer):
         """Evaluate on ``DATASETS.TEST``; on all processes with the main one's running statistics.
 
         Each process keeps statistics of its own while training, and the main one's are saved.
+        Under ``TEST.VIDEO`` the frames of each clip are a stream.
         """
         if comm.get_world_size() > 1:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
-        results: dict[str, Any] = super().test(cfg, model, evaluators)
-        return results
+        if not cfg.TEST.VIDEO:
+            results: dict[str, Any] = super().test(cfg, model, evaluators)
+            return results
+        passes = []
+        for stream in build_streams(cfg, model):
+            passes.append(super().test(cfg, stream, evaluators))
+        mean: dict[str, Any] = mean_result(passes)
+        if len(passes) > 1:
+            logger.info(f"Mean of {len(passes)} passes: {mean}")
+        return mean
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

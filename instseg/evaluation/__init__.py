@@ -8,10 +8,12 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
 from instseg.data.datasets import dataset_classes
 from instseg.data.voc import EVALUATOR_TYPE as VOC_EVALUATOR_TYPE
+from instseg.data.youtube_vis import EVALUATOR_TYPE as YOUTUBE_VIS_EVALUATOR_TYPE
 from instseg.errors import ConfigError
 from instseg.evaluation.contest import ContestEvaluator
 from instseg.evaluation.mask_scores import MaskScoreCOCOEvaluator
 from instseg.evaluation.proposals import ProposalEvaluator
+from instseg.evaluation.tracks import TrackEvaluator
 from instseg.evaluation.voc import VOCEvaluator
 
 
@@ -31,10 +33,10 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     dataset_classes(dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
     kind = metadata.get("evaluator_type", "coco")
-    if kind not in ("coco", VOC_EVALUATOR_TYPE):
+    if kind not in ("coco", VOC_EVALUATOR_TYPE, YOUTUBE_VIS_EVALUATOR_TYPE):
         raise ConfigError(
-            f"data set {dataset_name} asks for the evaluator {kind!r}; there are only 'coco' and "
-            f"{VOC_EVALUATOR_TYPE!r}"
+            f"data set {dataset_name} asks for the evaluator {kind!r}; there are only 'coco', "
+            f"{VOC_EVALUATOR_TYPE!r} and {YOUTUBE_VIS_EVALUATOR_TYPE!r}"
         )
     if cfg.TEST.PROPOSALS and cfg.TEST.VOC_METRIC:
         raise ConfigError(
@@ -65,4 +67,9 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     if cfg.TEST.VOC_METRIC or (kind == VOC_EVALUATOR_TYPE and not cfg.TEST.PROPOSALS):
         interpolation = cfg.TEST.VOC_INTERPOLATION
         evaluators.append(VOCEvaluator(dataset_name, interpolation=interpolation))
+    if cfg.TEST.TRACK_METRIC or kind == YOUTUBE_VIS_EVALUATOR_TYPE:
+        threshold = cfg.TEST.TRACK_SCORE_THRESH
+        evaluators.append(
+            TrackEvaluator(dataset_name, output_dir=folder, score_threshold=threshold)
+        )
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)

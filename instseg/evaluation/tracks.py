@@ -1,0 +1,282 @@
+"""YouTube-VIS's average precision: of masks through time, not of masks in frames."""
+
+import contextlib
+import io
+import itertools
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from instseg.checkpoint import atomic_write
+from instseg.errors import ConfigError, DatasetError
+from instseg.evaluation.matching import RLE, encode, mask_ranking, to_rle
+from instseg.tracking import UNTRACKED, Tracker, check_installed
+
+_AREAS = {"": (0, 1e10), "s": (0, 128**2), "m": (128**2, 256**2), "l": (256**2, 1e10)}
+"""YouTube-VIS's ranges of the mean area of a track in the frames where it is seen."""
+_MAX_TRACKS = (1, 10, 100)
+_MOST_PIXELS = 2**32 - 1
+"""Of a clip, all frames together: what the counts of an RLE hold."""
+
+
+@dataclass
+class Track:
+    """An object in a clip.
+
+    Attributes:
+        category: contiguous class.
+        masks: frame → mask where it is seen.
+        scores: of its detections; empty for ground truth.
+        crowd: overlaps with it count neither for nor against a prediction.
+    """
+
+    category: int
+    masks: dict[int, RLE] = field(default_factory=dict)
+    scores: list[float] = field(default_factory=list)
+    crowd: int = 0
+
+
+class TrackEvaluator(DatasetEvaluator):
+    """AP and AR of tracks, whose IoU is taken over all frames of a clip at once.
+
+    That is the sum of the intersections over the sum of the unions; a frame without the object
+    counts with what the other side has there.  The rest is COCO's metric, with videos for images:
+    AP over IoU 0.5 ... 0.95, AR with 1 and 10 tracks per video (Yang et al., ICCV 2019, section 5).
+
+    Tracks are linked by :class:`instseg.tracking.Tracker`; the score of one is the mean of those of
+    its masks.  They are written to ``tracks.json`` as the authors' server takes them.  A data set
+    without annotations gets that file and no metric.
+    """
+
+    def __init__(self, dataset_name: str, *, output_dir: str, score_threshold: float) -> None:
+        """
+        Args:
+            dataset_name: a registered set whose records have ``video_id``, ``frame_index``,
+                ``length`` and, where annotated, annotations with ``track_id``.
+            output_dir: for ``tracks.json``.
+            score_threshold: detections below it belong to no track.
+        Raises:
+            ConfigError: a set of still pictures, or the package that tracks is missing.
+            DatasetError: clips of more pixels than can be counted.
+        """
+        check_installed()
+        self._name = dataset_name
+        self._clips: dict[Any, dict[int, dict[str, Any]]] = defaultdict(dict)
+        for record in DatasetCatalog.get(dataset_name):
+            if "video_id" not in record:
+                raise ConfigError(
+                    f"TEST.TRACK_METRIC is on, but the data set {dataset_name} holds still "
+                    "pictures; set it to False"
+                )
+            pixels = record["height"] * record["width"] * record["length"]
+            if pixels > _MOST_PIXELS:
+                raise DatasetError(
+                    f"data set {dataset_name}: the clip {record['video_id']} has {pixels} pixels "
+                    f"in all its frames; tracks can be compared on up to {_MOST_PIXELS}"
+                )
+            self._clips[record["video_id"]][record["frame_index"]] = record
+        self._output_dir = output_dir
+        self._threshold = score_threshold
+        self._detections: list[tuple[Any, int, Instances, list[RLE]]] = []
+
+    def reset(self) -> None:
+        self._detections = []
+
+    def process(
+        self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
+    ) -> None:
+        for frame, output in zip(inputs, outputs, strict=True):
+            instances = output["instances"]
+            kept = instances[mask_ranking(instances) >= self._threshold]
+            light = Instances(kept.image_size)
+            light.pred_boxes = Boxes(kept.pred_boxes.tensor.cpu())
+            light.scores, light.pred_classes = mask_ranking(kept), kept.pred_classes.cpu()
+            masks = [encode(mask) for mask in kept.pred_masks]
+            self._detections.append((frame["video_id"], frame["frame_index"], light, masks))
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """Per cent, as Detectron2's evaluators; empty without annotations."""
+        gathered = comm.gather(self._detections, dst=0)
+        if not comm.is_main_process():
+            return None
+        frames = {
+            (clip, index): (instances, masks)
+            for clip, index, instances, masks in itertools.chain.from_iterable(gathered)
+        }
+        predicted = {
+            clip: _linked(frames.get((clip, index)) for index in range(_length(records)))
+            for clip, records in self._clips.items()
+        }
+        self._write(predicted)
+        if not any(
+            "annotations" in r for records in self._clips.values() for r in records.values()
+        ):
+            return {"tracks": {}}
+        truth = {clip: _annotated(records) for clip, records in self._clips.items()}
+        return {"tracks": self._metrics(truth, predicted)}
+
+    def _metrics(
+        self, truth: Mapping[Any, list[Track]], predicted: Mapping[Any, list[Track]]
+    ) -> dict[str, float]:
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+            evaluation = COCOeval(self._as_coco(truth), self._as_coco(predicted), "segm")
+            evaluation.params.maxDets = list(_MAX_TRACKS)
+            evaluation.params.areaRng = [list(limits) for limits in _AREAS.values()]
+            evaluation.params.areaRngLbl = list(_AREAS)
+            evaluation.evaluate()
+            evaluation.accumulate()
+        # (thresholds, recalls, classes, areas, limits) and the same without recalls; -1 is missing.
+        precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
+        thresholds = evaluation.params.iouThrs.round(2).tolist()
+        result = {"AP": _mean(precision[..., 0, -1])}
+        for threshold in (0.5, 0.75):
+            result[f"AP{100 * threshold:.0f}"] = _mean(
+                precision[thresholds.index(threshold), ..., 0, -1]
+            )
+        for number, label in enumerate(_AREAS):
+            if label:
+                result[f"AP{label}"] = _mean(precision[..., number, -1])
+        for number, limit in enumerate(_MAX_TRACKS[:2]):
+            result[f"AR{limit}"] = _mean(recall[..., 0, number])
+        return result
+
+    def _as_coco(self, tracks: Mapping[Any, list[Track]]) -> COCO:
+        """Clips as COCO's images: frames side by side, so that IoU is that over all frames."""
+        annotations: list[dict[str, Any]] = []
+        images = []
+        for number, (clip, records) in enumerate(self._clips.items()):
+            size, length = _size(records), _length(records)
+            images.append({"id": number, "height": size[0], "width": size[1] * length})
+            for track in tracks[clip]:
+                areas = mask_util.area(list(track.masks.values()))
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": number,
+                        "category_id": track.category,
+                        "segmentation": side_by_side(track.masks, size, length),
+                        "area": float(np.mean(areas)),
+                        "score": float(np.mean(track.scores)) if track.scores else 1.0,
+                        "iscrowd": track.crowd,
+                    }
+                )
+        names = MetadataCatalog.get(self._name).thing_classes
+        coco = COCO()
+        coco.dataset = {
+            "images": images,
+            "annotations": annotations,
+            "categories": [{"id": index, "name": name} for index, name in enumerate(names)],
+        }
+        coco.createIndex()
+        return coco
+
+    def _write(self, predicted: Mapping[Any, list[Track]]) -> None:
+        """``tracks.json``, with the class ids of the data set."""
+        ids = MetadataCatalog.get(self._name).get("thing_dataset_id_to_contiguous_id", {})
+        category_ids = {index: key for key, index in ids.items()}
+        content = [
+            {
+                "video_id": clip,
+                "category_id": category_ids.get(track.category, track.category),
+                "score": float(np.mean(track.scores)),
+                "segmentations": [
+                    _as_text(track.masks.get(index)) for index in range(_length(self._clips[clip]))
+                ],
+            }
+            for clip, tracks in predicted.items()
+            for track in tracks
+        ]
+        path = os.path.join(self._output_dir, "tracks.json")
+        atomic_write(path, lambda file: file.write(json.dumps(content).encode()))
+
+
+def side_by_side(masks: Mapping[int, RLE], size: tuple[int, int], length: int) -> RLE:
+    """The masks of a track as one RLE of a picture in which the frames stand side by side.
+
+    An RLE runs down the columns, so its runs are those of the frames, one frame after the other.
+
+    Args:
+        masks: frame → mask; frames without one are empty.
+        size: height and width of a frame.
+        length: number of frames.
+    """
+    pixels = size[0] * size[1]
+    edges = [np.empty(0, dtype=np.int64)]
+    for frame, mask in masks.items():
+        runs = np.diff(mask_util.decode(mask).ravel(order="F").astype(np.int8), prepend=0, append=0)
+        edges.append(np.flatnonzero(runs) + frame * pixels)
+    # Where a mask ends with a frame and the next begins with one, there is no edge.
+    places, counts = np.unique(np.concatenate(edges), return_counts=True)
+    runs = np.diff(places[counts == 1], prepend=0, append=length * pixels)
+    shape = [size[0], size[1] * length]
+    rle: RLE = mask_util.frPyObjects({"counts": runs.tolist(), "size": shape}, *shape)
+    return rle
+
+
+def _linked(frames: Iterable[tuple[Instances, list[RLE]] | None]) -> list[Track]:
+    """Tracks of one clip; a frame that was not predicted on is None and has no detections."""
+    tracker = Tracker()
+    tracks: dict[int, Track] = {}
+    for index, frame in enumerate(frames):
+        instances, masks = frame or (_nothing(), [])
+        classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
+        for number, category, score, mask in zip(
+            tracker.update(instances).tolist(), classes, scores, masks, strict=True
+        ):
+            if number == UNTRACKED or not mask_util.area(mask):
+                continue
+            track = tracks.setdefault(number, Track(category))
+            track.masks[index] = mask
+            track.scores.append(score)
+    return list(tracks.values())
+
+
+def _nothing() -> Instances:
+    empty = torch.zeros(0)
+    boxes = Boxes(torch.zeros(0, 4))
+    return Instances((1, 1), pred_boxes=boxes, scores=empty, pred_classes=empty.long())
+
+
+def _annotated(records: Mapping[int, Mapping[str, Any]]) -> list[Track]:
+    """The true tracks of one clip."""
+    tracks: dict[Any, Track] = {}
+    for index, record in records.items():
+        for annotation in record.get("annotations", ()):
+            crowd = annotation.get("iscrowd", 0)
+            track = tracks.setdefault(
+                annotation["track_id"], Track(annotation["category_id"], crowd=crowd)
+            )
+            track.masks[index] = to_rle(annotation["segmentation"], _size(records))
+    return list(tracks.values())
+
+
+def _size(records: Mapping[int, Mapping[str, Any]]) -> tuple[int, int]:
+    first = next(iter(records.values()))
+    return first["height"], first["width"]
+
+
+def _length(records: Mapping[int, Mapping[str, Any]]) -> int:
+    return int(next(iter(records.values()))["length"])
+
+
+def _as_text(mask: RLE | None) -> RLE | None:
+    return mask and {"size": mask["size"], "counts": mask["counts"].decode("ascii")}
+
+
+def _mean(values: np.ndarray) -> float:
+    """Per cent over what is not missing; NaN where all is."""
+    known = values[values > -1]
+    return float(100 * known.mean()) if known.size else float("nan")

@@ -1,0 +1,34 @@
+"""Warping, and predictions that hold exactly what is annotated, for tests on videos."""
+
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from detectron2.structures import Boxes, BoxMode, Instances
+from torch.nn import functional as F
+
+
+def warp(pictures: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
+    """``pictures`` (B, C, H, W) seen at pixel + ``flow`` (B, 2, H, W) in pixels."""
+    height, width = flow.shape[2:]
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    at = torch.stack([x, y]).float() + flow
+    sides = torch.tensor([width - 1.0, height - 1.0])[:, None, None]
+    grid = (2 * at / sides - 1).permute(0, 2, 3, 1)
+    return F.grid_sample(pictures, grid, padding_mode="border", align_corners=True)
+
+
+def found_all(record: dict[str, Any]) -> Instances:
+    """Exactly the annotations, as predictions of score 0.9."""
+    annotations = record["annotations"]
+    masks = [mask_util.decode(a["segmentation"]).astype(bool) for a in annotations]
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    size = record["height"], record["width"]
+    return Instances(
+        size,
+        pred_boxes=Boxes(torch.tensor(boxes).reshape(-1, 4)),
+        scores=torch.full((len(annotations),), 0.9),
+        pred_classes=torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64),
+        pred_masks=torch.from_numpy(np.array(masks).reshape(-1, *size)),
+    )

@@ -14,6 +14,7 @@ from detectron2.utils.events import EventStorage
 import instseg
 from instseg.checkpoint import Checkpointer
 from instseg.config import num_classes_key
+from instseg.data.mappers import build_train_mapper
 from tests.conftest import ROOT
 
 CONFIGS = sorted(
@@ -50,7 +51,10 @@ def records(data_root: Path) -> list[dict[str, Any]]:
 
 
 def batch_of(cfg: CfgNode, record: dict[str, Any], training: bool) -> list[dict[str, Any]]:
-    sample = DatasetMapper(cfg, training)(record)
+    # To a mapper of videos a still picture is a clip of one frame.
+    video = training and cfg.INPUT.VIDEO_REFERENCE
+    mapper = build_train_mapper(cfg, augment=True) if video else DatasetMapper(cfg, training)
+    sample = mapper(record)
     key = num_classes_key(cfg)
     if training and key is not None:
         node: Any = cfg

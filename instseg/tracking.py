@@ -32,7 +32,8 @@ class Tracker:
             ConfigError: the package ``trackers`` is not installed.
         """
         check_installed()
-        self._settings = {"minimum_iou_threshold": min_iou, "lost_track_buffer": patience}
+        self._min_iou = min_iou
+        self._patience = patience
         self._trackers: dict[int, Any] = {}
         self._numbers: dict[tuple[int, int], int] = {}
         self._frame = 0
@@ -59,7 +60,8 @@ class Tracker:
                     frame_rate=_FRAME_RATE,
                     track_activation_threshold=0.0,
                     minimum_consecutive_frames=1,
-                    **self._settings,
+                    minimum_iou_threshold=self._min_iou,
+                    lost_track_buffer=self._patience,
                 )
             (own,) = np.nonzero(usable & (classes == kind))
             scores = instances.scores.cpu().numpy()[own]

@@ -5,7 +5,7 @@ from instseg.ops.assemble_masks import assemble_masks, crop, mask_probabilities
 from instseg.projects.yolact.boxes import decode, encode, level_sizes, make_priors, to_corners
 from instseg.projects.yolact.config import add_yolact_config
 from instseg.projects.yolact.darknet import DarkNet, build_darknet_backbone
-from instseg.projects.yolact.layers import FeaturePyramid, PredictionHead, ProtoNet
+from instseg.projects.yolact.layers import FeaturePyramid, PredictionHead, ProtoNet, conv, resized
 from instseg.projects.yolact.losses import (
     LossSettings,
     MaskSamples,
@@ -14,6 +14,7 @@ from instseg.projects.yolact.losses import (
     hardest_background,
     mask_bce,
     semantic_loss,
+    truth_of,
     yolact_losses,
 )
 from instseg.projects.yolact.targets import match
@@ -34,6 +35,7 @@ __all__ = [
     "add_yolact_config",
     "assemble_masks",
     "build_darknet_backbone",
+    "conv",
     "crop",
     "cross_class_nms",
     "decode",
@@ -45,7 +47,9 @@ __all__ = [
     "mask_bce",
     "mask_probabilities",
     "match",
+    "resized",
     "semantic_loss",
     "to_corners",
+    "truth_of",
     "yolact_losses",
 ]

@@ -69,16 +69,27 @@ class FeaturePyramid(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """C3, C4, C5 → P3, P4, P5, P6, P7."""
-        return self.outputs(self.top_down(features))
+        return self.outputs(self.top_down(self.laterals(features)))
 
-    def top_down(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """C3, C4, C5 → the sums S3, S4, S5, (B, channels, ...) each."""
-        c3, c4, c5 = features
-        s5 = self.lateral5(c5)
-        s4 = self.lateral4(c4)
-        s4 = s4 + _resized(s5, s4)
-        s3 = self.lateral3(c3)
-        return [s3 + _resized(s4, s3), s4, s5]
+    def laterals(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """C3, C4, C5, or the first of them → (B, channels, ...) each."""
+        layers = (self.lateral3, self.lateral4, self.lateral5)
+        return [layer(x) for layer, x in zip(layers, features, strict=False)]
+
+    def top_down(self, laterals: Sequence[Tensor], coarser: Tensor | None = None) -> list[Tensor]:
+        """Add to every level what lies above it.
+
+        Args:
+            laterals: of any number of neighbouring levels, finest first.
+            coarser: the sum S of the level above them; None if the last of them is the coarsest.
+        Returns:
+            the sums S of the levels of ``laterals``.
+        """
+        sums: list[Tensor] = []
+        for lateral in reversed(laterals):
+            coarser = lateral if coarser is None else lateral + resized(coarser, lateral)
+            sums.insert(0, coarser)
+        return sums
 
     def outputs(self, sums: Sequence[Tensor]) -> list[Tensor]:
         """S3, S4, S5 → P3, P4, P5, P6, P7."""
@@ -88,7 +99,8 @@ class FeaturePyramid(nn.Module):
         return [self.output3(s3), self.output4(s4), p5, p6, self.downsample7(p6)]
 
 
-def _resized(x: Tensor, like: Tensor) -> Tensor:
+def resized(x: Tensor, like: Tensor) -> Tensor:
+    """``x`` with as many cells as ``like``, bilinear."""
     return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)
 
 

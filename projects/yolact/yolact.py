@@ -8,7 +8,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
-from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,6 +22,7 @@ from instseg.projects.yolact.losses import (
     MaskSamples,
     Predictions,
     Truth,
+    truth_of,
     yolact_losses,
 )
 
@@ -219,13 +220,17 @@ class YOLACT(nn.Module):
             images.append(image)
         return (torch.cat(images) - self.pixel_mean) / self.pixel_std
 
+    def levels(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, S, S) normalised → C3, C4, C5."""
+        outputs = self.backbone(images)
+        return [outputs[name] for name in self._levels]
+
     def features(self, images: Tensor) -> list[Tensor]:
         """(B, 3, S, S) normalised → P3..P7."""
-        outputs = self.backbone(images)
-        pyramid: list[Tensor] = self.fpn([outputs[name] for name in self._levels])
+        pyramid: list[Tensor] = self.fpn(self.levels(images))
         return pyramid
 
-    def raw(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def raw(self, images: Tensor) -> tuple[Tensor, ...]:
         """The network of prediction: tensors in, tensors out, for compilation and export.
 
         Args:
@@ -233,15 +238,22 @@ class YOLACT(nn.Module):
         Returns:
             deltas (B, P, 4), logits (B, P, C + 1), coefficients (B, P, K), prototypes (B, h, w, K).
         """
-        pyramid = self.features(images)
-        deltas, logits, coefficients = self.head(pyramid)
-        return deltas, logits, coefficients, self.protonet(pyramid[0])
+        return self.heads(self.features(images))
+
+    def heads(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """P3..P7 → what :meth:`raw` returns."""
+        return (*self.head(pyramid), self.protonet(pyramid[0]))
 
     def losses(self, images: Tensor, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """All losses of a batch."""
-        pyramid = self.features(images)
-        outputs = (*self.head(pyramid), self.protonet(pyramid[0]), self.semantic(pyramid[0]))
         truths = [truth_of(item, self.device) for item in batched_inputs]
+        return self.detection_losses(self.features(images), truths)
+
+    def detection_losses(
+        self, pyramid: Sequence[Tensor], truths: Sequence[Truth]
+    ) -> dict[str, Tensor]:
+        """The losses of what is predicted from P3..P7."""
+        outputs = (*self.heads(pyramid), self.semantic(pyramid[0]))
         # Sums over many anchors and probabilities near 0 and 1 need single precision.
         with torch.autocast(self.device.type, enabled=False):
             predictions = Predictions(*(x.float() for x in outputs))
@@ -352,26 +364,6 @@ def in_order(shapes: dict[str, ShapeSpec]) -> list[str]:
             "MODEL.RESNETS.OUT_FEATURES ['res3', 'res4', 'res5']"
         )
     return names
-
-
-def truth_of(item: dict[str, Any], device: torch.device) -> Truth:
-    """The objects of one training picture, see :meth:`YOLACT.forward`."""
-    instances: Instances = item["instances"]
-    height, width = instances.image_size
-    scale = torch.tensor([width, height, width, height], device=device, dtype=torch.float32)
-    masks = torch.zeros(0, height, width)
-    if instances.has("gt_masks"):  # Detectron2 leaves them out where there is no object
-        raster = instances.gt_masks
-        if isinstance(raster, PolygonMasks):
-            raster = BitMasks.from_polygon_masks(raster, height, width)
-        masks = raster.tensor
-    crowds = item["crowd_boxes"].tensor if "crowd_boxes" in item else torch.zeros(0, 4)
-    return Truth(
-        boxes=instances.gt_boxes.tensor.to(device, torch.float32) / scale,
-        classes=instances.gt_classes.to(device),
-        masks=masks.to(device, torch.float32),
-        crowd_boxes=crowds.to(device, torch.float32) / scale,
-    )
 
 
 def _check(cfg: CfgNode) -> None:

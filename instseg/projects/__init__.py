@@ -12,6 +12,7 @@ PROJECTS: tuple[str, ...] = (
     "fcis",
     "yolact",
     "yolact_plus",
+    "yolact_edge",
 )
 
 

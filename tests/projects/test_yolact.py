@@ -239,7 +239,7 @@ def test_losses_and_gradients_of_the_network_equal_the_authors(
     parameters = dict(network.named_parameters())
     for key in golden.files:
         if key.startswith("network/grad_abs/"):
-            parameter = parameters[converter._our_name(key.removeprefix("network/grad_abs/"))]
+            parameter = parameters[converter.our_name(key.removeprefix("network/grad_abs/"))]
             measured = parameter.grad.double().abs().sum().item()
             assert measured == pytest.approx(float(golden[key]), rel=2e-3), key
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from instseg.checkpoint.convert import fcis, maskscoring_rcnn, matterport, yolact
+from instseg.checkpoint.convert import fcis, maskscoring_rcnn, matterport, yolact, yolact_edge
 from instseg.checkpoint.convert.common import Converter, Options, Report
 from instseg.checkpoint.writing import atomic_write, save_safetensors
 from instseg.errors import ConfigError
@@ -19,6 +19,7 @@ FORMATS: dict[str, Converter] = {
     "maskscoring_rcnn": maskscoring_rcnn.convert,
     "matterport": matterport.convert,
     "yolact": yolact.convert,
+    "yolact_edge": yolact_edge.convert,
 }
 
 __all__ = ["FORMATS", "Converter", "Options", "Report", "convert_file"]

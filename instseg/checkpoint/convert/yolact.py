@@ -79,12 +79,33 @@ def convert(path: str, options: Options) -> tuple[dict[str, Tensor], Report]:
     by the authors' file names (``yolact_im700_54_800000.pth``), the first named below else.
     """
     weights: dict[str, Tensor] = read_weights(path)["model"]
-    conversion = Conversion(path, *_config_of(path, weights))
+    return renamed(path, weights, _config_of(path, weights), not_needed, our_name, options)
+
+
+def renamed(
+    path: str,
+    weights: dict[str, Tensor],
+    config: tuple[str, list[Any]],
+    not_needed: Callable[[str], str],
+    our_name: Callable[[str], str],
+    options: Options,
+) -> tuple[dict[str, Tensor], Report]:
+    """Weights that differ from ours in their names alone.
+
+    Args:
+        path: of the file, for messages.
+        weights: by their names in the file.
+        config: configuration inside ``configs/`` and overrides for it.
+        not_needed: name in the file → why it is not needed, "" if it is.
+        our_name: name in the file → our name, or any that our model does not have.
+        options: see there.
+    """
+    conversion = Conversion(path, *config)
     for name, value in weights.items():
-        if reason := _not_needed(name):
+        if reason := not_needed(name):
             conversion.ignore(name, reason)
             continue
-        target = _our_name(name)
+        target = our_name(name)
         if target in conversion.expected and target != name:
             conversion.put(target, value, name)
     for name in conversion.expected:
@@ -94,7 +115,7 @@ def convert(path: str, options: Options) -> tuple[dict[str, Tensor], Report]:
     return conversion.finish(weights, _EXAMPLE, options)
 
 
-def _not_needed(name: str) -> str:
+def not_needed(name: str) -> str:
     """Why the authors' loader drops a tensor, "" if it does not."""
     if re.match(r"backbone\.layer(?!s\.)", name):
         return "second copy of a stage, in old files"
@@ -113,7 +134,7 @@ def _config_of(path: str, weights: dict[str, Tensor]) -> tuple[str, list[Any]]:
     known = _CONFIGS.get((project, depth))
     if known is None:
         raise CheckpointError(f"{path}: there is no YOLACT++ with DarkNet-53; unknown layout")
-    classes = _num_classes(path, weights)
+    classes = num_classes(path, weights)
     # Longest first: one name may begin like another.
     named = [x for x in sorted(known, key=len, reverse=True) if Path(path).name.startswith(x)]
     config = (named or ["yolact_resnet50_pascal" if classes == 20 and depth == 50 else known[0]])[0]
@@ -126,7 +147,7 @@ def _config_of(path: str, weights: dict[str, Tensor]) -> tuple[str, list[Any]]:
     return f"{project}/{config}.yaml", overrides
 
 
-def _num_classes(path: str, weights: dict[str, Tensor]) -> int | None:
+def num_classes(path: str, weights: dict[str, Tensor]) -> int | None:
     """Foreground classes, from the outputs per anchor; None if the file has not both layers."""
     boxes = weights.get("prediction_layers.0.bbox_layer.bias")
     classes = weights.get("prediction_layers.0.conf_layer.bias")
@@ -142,7 +163,8 @@ def _num_classes(path: str, weights: dict[str, Tensor]) -> int | None:
     return count - 1
 
 
-def _our_name(name: str) -> str:
+def our_name(name: str) -> str:
+    """Our name of a tensor of YOLACT or YOLACT++; any other stays as it is."""
     for pattern, replacement in _RULES:
         name = re.sub(pattern, replacement, name)
     return name

@@ -27,8 +27,12 @@ CONFIGS = {
     "yolact_base": "yolact/yolact_base.yaml",
     "yolact_darknet53": "yolact/yolact_darknet53.yaml",
     "yolact_plus_resnet50": "yolact_plus/yolact_plus_resnet50.yaml",
+    "yolact_edge_resnet50": "yolact_edge/yolact_edge_resnet50.yaml",
+    "yolact_edge_vid_resnet50": "yolact_edge/yolact_edge_vid_resnet50.yaml",
 }
 SEED = 0
+# Limits that the README of the numbers suggests.
+FEATURES, RAW, SCORES = 5e-4, 1e-3, 2e-4
 # Networks for pictures of 64 pixels that run in milliseconds.
 SMALL = [
     *("MODEL.DEVICE", "cpu", "INPUT.SQUARE_SIZE", 64, "MODEL.YOLACT.SCORE_THRESH_TEST", 0.0),
@@ -80,7 +84,8 @@ def convert(name: str, weights: ModuleType, folder: Path, golden: Any = None) ->
     torch.save(state, folder / "released.pth")
     target = folder / "ours.safetensors"
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        assert main(["convert", "yolact", str(folder / "released.pth"), str(target)]) == 0
+        paper = "yolact_edge" if name.startswith("yolact_edge") else "yolact"
+        assert main(["convert", paper, str(folder / "released.pth"), str(target)]) == 0
     (folder / "released.pth").unlink()
     cfg = instseg.load_cfg(CONFIGS[name], ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
     model = build_model(cfg).eval()
@@ -106,10 +111,30 @@ def build_case(name: str, weights: ModuleType, folder: Path) -> Case:
     return Case(golden, model, report, tensors | levels)
 
 
-def masks_of(golden: Any) -> torch.Tensor:
+def sums_agree(x: torch.Tensor, golden: Any, name: str, tolerance: float = 1e-5) -> None:
+    """Compare a whole tensor with the sums of the authors'."""
+    total, magnitude = x.double().sum().item(), x.double().abs().sum().item()
+    expected = golden[f"{name}_abs"]
+    assert abs(total - golden[f"{name}_sum"]) <= tolerance * expected
+    assert abs(magnitude - expected) <= tolerance * expected
+
+
+def pairs(
+    boxes: torch.Tensor, classes: torch.Tensor, golden: Any, prefix: str, tolerance: float
+) -> list[tuple[int, int]]:
+    """(ours, theirs) of equal class and box."""
+    theirs = torch.from_numpy(golden[f"{prefix}"]).float()
+    far = (boxes[:, None].float() - theirs[None]).abs().amax(dim=2)
+    labels = torch.from_numpy(golden[f"{prefix.rpartition('/')[0]}/class"])
+    far[classes[:, None] != labels[None]] = torch.inf
+    found = far.min(dim=0)
+    return [(int(i), j) for j, i in enumerate(found.indices) if found.values[j] <= tolerance]
+
+
+def masks_of(golden: Any, prefix: str = "post") -> torch.Tensor:
     """(N, 480, 640) bool."""
-    size = [int(x) for x in golden["post/rle_size"]]
-    rles = [{"size": size, "counts": bytes(x)} for x in golden["post/rle_counts"]]
+    size = [int(x) for x in golden[f"{prefix}/rle_size"]]
+    rles = [{"size": size, "counts": bytes(x)} for x in golden[f"{prefix}/rle_counts"]]
     return torch.from_numpy(mask_util.decode(rles)).permute(2, 0, 1).bool()
 
 

@@ -21,7 +21,7 @@ from instseg.data import shapes
 from instseg.data.images import read_image
 from instseg.engine.predictor import Predictor
 from instseg.errors import ConfigError
-from instseg.modeling import SplitModel, now, stage_times
+from instseg.modeling import SplitModel, as_video, now, stage_times
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,8 @@ def benchmark_models(
 
     Both run the same network on the same pictures in this process, by turns.  Peak memory is that
     of a process of its own for each.  Without ``MODEL.WEIGHTS`` the network is random and keeps
-    detections of any score, so that its heads have work.
+    detections of any score, so that its heads have work.  Of a model for videos the stages end with
+    its network alone on a key frame and on a frame between two, which are no parts of the total.
 
     Args:
         config_files: one row each and variant.
@@ -97,6 +98,8 @@ def _benchmark_model(
     with stage_times() if split else _stage_times(ours.model) as stages:
         total = seconds(ours_run)
     stages["rest"] = total - sum(stages.values())
+    if variant != "compiled":  # of a video model, the form for single pictures alone is compiled
+        stages |= _frame_times(ours, pictures, repeats)
     ours_ms, stock_ms = (
         1000 * statistics.median(times[kind]) / len(pictures) for kind in ("ours", "stock")
     )
@@ -171,6 +174,27 @@ def _stage_times(model: nn.Module) -> Iterator[dict[str, float]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@torch.no_grad()
+def _frame_times(
+    predictor: Predictor, pictures: Sequence[np.ndarray], repeats: int
+) -> dict[str, float]:
+    """Seconds for all pictures as key frames and as frames between; none without video."""
+    model = as_video(predictor.model)
+    if model is None:
+        return {}
+    order = -1 if predictor.cfg.INPUT.FORMAT == "RGB" else 1
+    picture = np.ascontiguousarray(pictures[0][:, :, ::order].transpose(2, 0, 1))
+    images = model.preprocess([{"image": torch.from_numpy(picture)}])
+    _, state = model.keyframe(images)
+    runs = {
+        "keyframe": lambda: model.keyframe(images),
+        "between": lambda: model.between(images, state),
+    }
+    runs["between"]()
+    times = [{name: seconds(run) for name, run in runs.items()} for _ in range(repeats)]
+    return {name: len(pictures) * statistics.median(x[name] for x in times) for name in runs}
 
 
 def _peak_memory(cfg: CfgNode, pictures: Sequence[np.ndarray], kind: str) -> float | None:

@@ -18,7 +18,7 @@ from instseg.benchmark.rows import (
     seconds,
 )
 from instseg.errors import ConfigError
-from instseg.modeling import fast_nms
+from instseg.modeling import fast_nms, warp
 from instseg.ops.assemble_instances import assemble_instances
 from instseg.ops.assemble_masks import assemble_masks, assemble_masks_reference
 from instseg.ops.fcis_head import fcis_head
@@ -302,6 +302,33 @@ def _batched_nms(boxes: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
     return rows[kept], classes[kept], best[kept]
 
 
+def _warp_inputs(device: torch.device, tiny: bool) -> Inputs:
+    """P4 of YolactEdge for a picture of 550 x 550 pixels, and a flow of some cells."""
+    cells = 5 if tiny else 35
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(1, 256, cells, cells, generator=generator)
+    flow = 0.2 * torch.randn(1, 2, cells, cells, generator=generator)
+    return features.to(device), flow.to(device)
+
+
+def _warp_by_index(features: Tensor, flow: Tensor) -> Tensor:
+    height, width = features.shape[2:]
+    padded = F.pad(features, (1, 1, 1, 1)).flatten(2)
+    rows, columns = (torch.arange(size, device=flow.device) for size in (height, width))
+    x = columns + flow[:, 0] * ((width - 1) / 2) + 1
+    y = rows[:, None] + flow[:, 1] * ((height - 1) / 2) + 1
+    # What lies outside samples the border of zeros.
+    x, y = x.clamp(0, width + 1), y.clamp(0, height + 1)
+    left, top = x.floor().clamp(max=width), y.floor().clamp(max=height)
+    total = torch.zeros_like(features)
+    for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        index = ((top + i) * (width + 2) + left + j).long().flatten(1)[:, None]
+        weight = (1 - (y - top - i).abs()) * (1 - (x - left - j).abs())
+        cells = padded.gather(2, index.expand(-1, padded.shape[1], -1))
+        total += cells.view_as(features) * weight[:, None]
+    return total
+
+
 COMPARISONS: dict[str, Comparison] = {
     "fcis_head_forward": Comparison(
         peer="pooling as torchvision's, max, mean, softmax",
@@ -347,5 +374,11 @@ COMPARISONS: dict[str, Comparison] = {
         inputs=_nms_inputs,
         ours=_fast_nms,
         theirs=_batched_nms,
+    ),
+    "feature_warping": Comparison(
+        peer="gather of four neighbours",
+        inputs=_warp_inputs,
+        ours=warp,
+        theirs=_warp_by_index,
     ),
 }

@@ -12,7 +12,8 @@ def optimize(model: nn.Module) -> nn.Module:
 
     Folded are all modules built like Detectron2's ``Conv2d``: a 4-dimensional ``weight``, a
     ``bias`` and a ``norm`` applied right after the convolution.  Deformable convolutions of
-    YOLACT++ are.  Other normalisations stay.  Results differ by rounding alone.
+    YOLACT++ are.  So are convolutions with a normalisation after them in an ``nn.Sequential``, as
+    torchvision's networks have them.  Other normalisations stay.  Results differ by rounding alone.
 
     The names of its parameters change: save a checkpoint before, not after.
 
@@ -27,7 +28,10 @@ def optimize(model: nn.Module) -> nn.Module:
         raise ValueError("optimize() needs a model in evaluation mode; call model.eval() first")
     for module in model.modules():
         if _foldable(module):
-            _fold(module)
+            _fold(module, module.norm)
+            module.norm = None
+        elif isinstance(module, nn.Sequential):
+            _fold_neighbours(module)
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -37,17 +41,27 @@ def _foldable(module: nn.Module) -> bool:
         return False
     if isinstance(module, nn.ConvTranspose2d) or not hasattr(module, "bias"):
         return False
-    norm = getattr(module, "norm", None)
+    return _has_statistics(getattr(module, "norm", None))
+
+
+def _has_statistics(norm: Any) -> bool:
     if isinstance(norm, FrozenBatchNorm2d):
         return True
     # Without running statistics it normalises with those of the batch.
     return isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
 
 
+def _fold_neighbours(layers: nn.Sequential) -> None:
+    for i in range(len(layers) - 1):
+        # Exactly this class: others may do more than convolve.
+        if type(layers[i]) is nn.Conv2d and _has_statistics(layers[i + 1]):
+            _fold(layers[i], layers[i + 1])
+            layers[i + 1] = nn.Identity()
+
+
 @torch.no_grad()
-def _fold(module: Any) -> None:
-    """Replace ``norm(conv(x))`` by a convolution with other weights."""
-    norm = module.norm
+def _fold(module: Any, norm: Any) -> None:
+    """Give ``module`` the weights by which it computes ``norm(module(x))``."""
     # Double precision: rounded once, not at every step.
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:
@@ -62,4 +76,3 @@ def _fold(module: Any) -> None:
     # New parameters: modules that share their weights may have normalisations of their own.
     module.weight = nn.Parameter(weight.to(dtype), trainable)
     module.bias = nn.Parameter(shift.to(dtype), trainable)
-    module.norm = None

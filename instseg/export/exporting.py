@@ -2,15 +2,18 @@
 
 A file holds the raw network only, from the normalised square pictures to what the head gives, with
 any batch size.  What follows depends on the data; :meth:`instseg.modeling.SplitModel.postprocess`
-does it.  Small networks that the post-processing calls are in files of their own beside it.
+does it.  Small networks that the post-processing calls are in files of their own beside it, and so
+is the network for the frames of a video between key frames.
 """
 
 import io
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +24,15 @@ import instseg
 from instseg.checkpoint import atomic_write
 from instseg.engine.predictor import Predictor
 from instseg.errors import ConfigError
-from instseg.modeling import Network, as_split
+from instseg.modeling import Network, SplitModel, VideoModel, as_split, as_video
 
 logger = logging.getLogger(__name__)
 
 INPUT = "images"
+STATE = "state"
+"""Inputs and outputs with what a key frame leaves behind are called state0, state1, ..."""
+BETWEEN = "between"
+"""Of the file for frames between key frames."""
 METADATA = "instseg"
 """Name of the JSON object that every file carries."""
 _OPSET = 19
@@ -41,13 +48,16 @@ def export(predictor: Predictor, format_name: str, path: Path) -> list[Path]:
     of ``INPUT.FORMAT``, minus ``MODEL.PIXEL_MEAN``, divided by ``MODEL.PIXEL_STD``.  Its outputs
     are the model's ``raw_names``.
 
+    Of a model for videos there are two files.  The first has the state that a key frame leaves
+    behind as further outputs, ``state0``, ``state1``, ...; the second takes it beside ``images``.
+
     Args:
         predictor: with the trained model, not compiled.
         format_name: a key of :data:`FORMATS`.
         path: ends in ``.onnx`` or ``.pt2``.
     Returns:
-        the files written: ``path``, and ``STEM.CHILD.EXTENSION`` for every network that the
-        post-processing calls.
+        the files written: ``path``, ``STEM.between.EXTENSION`` of a model for videos, and
+        ``STEM.CHILD.EXTENSION`` for every network that the post-processing calls.
     Raises:
         ConfigError: an unknown format, another extension, or a model that declares no network.
         ImportError: the format needs packages that are not installed.
@@ -62,14 +72,64 @@ def export(predictor: Predictor, format_name: str, path: Path) -> list[Path]:
     square = torch.zeros(3, 8, 8, device=predictor.cfg.MODEL.DEVICE)
     example = model.preprocess([{"image": square}] * 2)
     children = model.extra_networks()
-    metadata = _metadata(predictor, list(children))
-    write(path, Network(model), example, model.raw_names, metadata)
-    paths = [path]
+    video = as_video(predictor.model)
+    metadata = _metadata(predictor, list(children), video is not None)
+    graphs = _graphs(path, model, video, example)
     for name, rows in children.items():
-        paths.append(child_path(path, name))
         part = predictor.model.get_submodule(name)
-        write(paths[-1], part, rows, (name,), metadata)
-    return paths
+        graphs.append(Graph(child_path(path, name), part, (rows,), (INPUT,), (name,)))
+    for graph in graphs:
+        write(graph, metadata)
+    return [graph.path for graph in graphs]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network to be written to a file, with examples of its inputs of two rows each."""
+
+    path: Path
+    network: nn.Module
+    examples: tuple[Tensor, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class _Keyframe(nn.Module):
+    """Outputs of a key frame, then its state."""
+
+    def __init__(self, model: VideoModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        outputs, state = self.model.keyframe(images)
+        return *outputs, *state
+
+
+class _Between(nn.Module):
+    """Outputs of a frame between key frames."""
+
+    def __init__(self, model: VideoModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        return self.model.between(images, state)
+
+
+def _graphs(
+    path: Path, model: SplitModel, video: VideoModel | None, example: Tensor
+) -> list[Graph]:
+    """Those of the model itself."""
+    if video is None:
+        return [Graph(path, Network(model), (example,), (INPUT,), model.raw_names)]
+    with torch.no_grad():
+        _, state = video.keyframe(example)
+    names = tuple(f"{STATE}{i}" for i in range(len(state)))
+    key = Graph(path, _Keyframe(video), (example,), (INPUT,), (*model.raw_names, *names))
+    inputs, examples = (INPUT, *names), (example, *state)
+    between = child_path(path, BETWEEN)
+    return [key, Graph(between, _Between(video), examples, inputs, model.raw_names)]
 
 
 def child_path(path: Path, name: str) -> Path:
@@ -77,7 +137,7 @@ def child_path(path: Path, name: str) -> Path:
     return path.with_name(f"{path.stem}.{name}{path.suffix}")
 
 
-def _metadata(predictor: Predictor, children: list[str]) -> str:
+def _metadata(predictor: Predictor, children: list[str], video: bool) -> str:
     cfg = predictor.cfg.clone()
     cfg.defrost()
     # Of the machine that exported, not of the network.
@@ -89,6 +149,7 @@ def _metadata(predictor: Predictor, children: list[str]) -> str:
             "config": cfg.dump(),
             "class_names": predictor.class_names,
             "children": children,
+            "video": video,
         }
     )
 
@@ -107,26 +168,28 @@ def import_optional(name: str) -> Any:
     return import_module(name)
 
 
-def _traced(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
-    """``network`` as a graph for any number of rows."""
-    network = network.eval()
-    rows = torch.export.Dim("batch", min=0)
+def _traced(graph: Graph) -> torch.export.ExportedProgram:
+    """The network as a graph for any number of rows."""
+    network = graph.network.eval()
+    rows = {0: torch.export.Dim("batch", min=0)}
+    shapes: dict[str, Any] = {}
+    for parameter in signature(network.forward).parameters.values():
+        several = parameter.kind is Parameter.VAR_POSITIONAL
+        shapes[parameter.name] = (rows,) * (len(graph.examples) - len(shapes)) if several else rows
     with torch.no_grad():
-        return torch.export.export(network, (example,), dynamic_shapes=({0: rows},))
+        return torch.export.export(network, graph.examples, dynamic_shapes=shapes)
 
 
-def _write_onnx(
-    path: Path, network: nn.Module, example: Tensor, names: tuple[str, ...], metadata: str
-) -> None:
+def _write_onnx(graph: Graph, metadata: str) -> None:
     for package in ("onnx", "onnxscript"):
         import_optional(package)
     program = torch.onnx.export(
-        _traced(network, example),
-        (example,),
-        input_names=[INPUT],
-        output_names=list(names),
+        _traced(graph),
+        graph.examples,
+        input_names=list(graph.inputs),
+        output_names=list(graph.outputs),
         # Of a program that is traced already, only the name is taken.
-        dynamic_shapes=({0: "batch"},),
+        dynamic_shapes=tuple({0: "batch"} for _ in graph.examples),
         opset_version=_OPSET,
         dynamo=True,
         verbose=False,
@@ -136,20 +199,17 @@ def _write_onnx(
         node.metadata_props.clear()  # stack traces, with the paths of this machine
     program.model.metadata_props[METADATA] = metadata
     content = program.model_proto.SerializeToString()
-    atomic_write(path, lambda file: file.write(content))
+    atomic_write(graph.path, lambda file: file.write(content))
 
 
-def _write_torch_export(
-    path: Path, network: nn.Module, example: Tensor, names: tuple[str, ...], metadata: str
-) -> None:
+def _write_torch_export(graph: Graph, metadata: str) -> None:
     buffer = io.BytesIO()
-    torch.export.save(
-        _traced(network, example), buffer, extra_files={METADATA: metadata, "outputs": str(names)}
-    )
-    atomic_write(path, lambda file: file.write(buffer.getbuffer()))
+    extra = {METADATA: metadata, "outputs": str(graph.outputs)}
+    torch.export.save(_traced(graph), buffer, extra_files=extra)
+    atomic_write(graph.path, lambda file: file.write(buffer.getbuffer()))
 
 
-FORMATS: dict[str, tuple[str, Callable[[Path, nn.Module, Tensor, tuple[str, ...], str], None]]] = {
+FORMATS: dict[str, tuple[str, Callable[[Graph, str], None]]] = {
     "onnx": (".onnx", _write_onnx),
     "torch_export": (".pt2", _write_torch_export),
 }

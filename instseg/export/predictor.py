@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,15 @@ from torch import Tensor, nn
 from instseg.config import CfgNode, get_cfg
 from instseg.engine.predictor import Predictor
 from instseg.errors import CheckpointError, ConfigError
-from instseg.export.exporting import INPUT, METADATA, child_path, import_optional
-from instseg.modeling import as_split
+from instseg.export.exporting import (
+    BETWEEN,
+    INPUT,
+    METADATA,
+    STATE,
+    child_path,
+    import_optional,
+)
+from instseg.modeling import SplitModel, VideoModel, as_split, as_video
 
 
 class ExportedPredictor(Predictor):
@@ -63,9 +71,22 @@ class ExportedPredictor(Predictor):
         cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(text)))
         super().__init__(cfg, overrides=overrides)
 
+    def video(self) -> VideoModel | None:
+        """The networks for key frames and for frames between; None if the file is of one picture.
+
+        Raises:
+            CheckpointError: the file for frames between key frames is missing or damaged.
+        """
+        original = as_video(self.model)
+        if original is None or not self._metadata.get("video"):
+            return None
+        between, _ = _load(child_path(self._path, BETWEEN))
+        return _ExportedVideo(original, self._loaded, between)
+
     def _load(self, allow_partial: bool) -> dict[str, Any]:
-        as_split(self.model, "exported")
-        self._network = self._loaded
+        model = as_split(self.model, "exported")
+        # The file of a model for videos has more outputs than these.
+        self._network = lambda images: self._loaded(images)[: len(model.raw_names)]
         for name in self._metadata["children"]:
             part, _ = _load(child_path(self._path, name))
             setattr(self.model, name, _Single(part))
@@ -79,9 +100,38 @@ class _Session(nn.Module):
         super().__init__()
         self._session = session
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        array = np.ascontiguousarray(images.cpu().numpy())
-        return [torch.from_numpy(x) for x in self._session.run(None, {INPUT: array})]
+    def forward(self, images: Tensor, *state: Tensor) -> list[Tensor]:
+        names = (INPUT, *(f"{STATE}{i}" for i in range(len(state))))
+        arrays = (np.ascontiguousarray(x.cpu().numpy()) for x in (images, *state))
+        inputs = dict(zip(names, arrays, strict=True))
+        return [torch.from_numpy(x) for x in self._session.run(None, inputs)]
+
+
+class _ExportedVideo:
+    """See :class:`instseg.modeling.VideoModel`; its networks run in onnxruntime."""
+
+    def __init__(self, model: VideoModel, key: _Session, between: _Session) -> None:
+        self.keyframe_interval = model.keyframe_interval
+        self._model = model
+        self._key = key
+        self._between = between
+
+    def preprocess(self, batched_inputs: Sequence[dict[str, Any]]) -> Tensor:
+        return self._model.preprocess(batched_inputs)
+
+    def keyframe(self, images: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        values = tuple(self._key(images))
+        assert isinstance(self._model, SplitModel)  # or it could not have been exported
+        count = len(self._model.raw_names)
+        return values[:count], values[count:]
+
+    def between(self, images: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(self._between(images, *state))
+
+    def postprocess(
+        self, outputs: Sequence[Tensor], batched_inputs: Sequence[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        return self._model.postprocess(outputs, batched_inputs)
 
 
 class _Single(nn.Module):

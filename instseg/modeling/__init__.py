@@ -5,6 +5,7 @@ from instseg.modeling.split import Network, SplitModel, as_split
 from instseg.modeling.stages import now, stage, stage_times
 from instseg.modeling.vgg import VGG, add_vgg_config, build_vgg_backbone
 from instseg.modeling.video import VideoModel, as_video
+from instseg.modeling.warp import warp
 
 __all__ = [
     "VGG",
@@ -20,4 +21,5 @@ __all__ = [
     "now",
     "stage",
     "stage_times",
+    "warp",
 ]

@@ -9,6 +9,7 @@ from detectron2.layers import Conv2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from instseg.modeling import warp
 from instseg.projects.yolact import conv, resized
 
 _FLOW_UNIT = 8.0
@@ -31,23 +32,6 @@ class Motion(NamedTuple):
     def apply(self, features: Tensor) -> Tensor:
         """(B, C, h, w) of the key frame → the same of the frame."""
         return warp(features, self.flow / _FLOW_UNIT) * self.scale + self.bias
-
-
-def warp(features: Tensor, flow: Tensor) -> Tensor:
-    """Bilinear samples of ``features`` where ``flow`` points, zero outside.
-
-    Args:
-        features: (B, C, h, w).
-        flow: (B, 2, h, w) x then y in halves of the map: 2 leads from the centre of its first
-            column (row) to the centre of the last.  Zero gives ``features`` up to rounding.
-    """
-    rows, columns = (
-        torch.linspace(-1, 1, size, dtype=flow.dtype, device=flow.device)
-        for size in features.shape[-2:]
-    )
-    y, x = torch.meshgrid(rows, columns, indexing="ij")
-    places = flow.permute(0, 2, 3, 1) + torch.stack([x, y], dim=-1)
-    return F.grid_sample(features, places, "bilinear", "zeros", align_corners=True)
 
 
 def relative_flow(flow: Tensor) -> Tensor:

@@ -35,9 +35,6 @@ class YolactEdge(YOLACT):
     for the rest.  On pictures alone it is YOLACT, ``META_ARCHITECTURE YOLACT``.
     """
 
-    state_names = ("reference", "s3", "s4", "s5")
-    """Of all tensors that a state may have."""
-
     @configurable
     def __init__(
         self,

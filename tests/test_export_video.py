@@ -69,6 +69,15 @@ def test_there_is_a_file_for_key_frames_and_one_for_frames_between(case: Case) -
     assert [x.name for x in between.graph.output] == list(case.model.raw_names)
 
 
+def test_layers_are_called_after_their_part_of_the_model(case: Case) -> None:
+    """So that a part can be given a precision of its own."""
+    between = onnx.load(case.files[1])
+    convolutions = [x.name for x in between.graph.node if x.op_type == "Conv"]
+    parts = {name.removeprefix("model.").partition(".")[0] for name in convolutions}
+    assert parts == {"backbone", "fpn", "protonet", "head", "flow_net", "refinement"}
+    assert len({x.name for x in between.graph.node}) == len(between.graph.node)
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 @torch.no_grad()
 def test_frames_in_onnxruntime_equal_those_of_the_model(

@@ -9,6 +9,7 @@ is the network for the frames of a video between key frames.
 import io
 import json
 import logging
+from ast import literal_eval
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -35,6 +36,8 @@ BETWEEN = "between"
 """Of the file for frames between key frames."""
 METADATA = "instseg"
 """Name of the JSON object that every file carries."""
+_SCOPES = "pkg.torch.onnx.name_scopes"
+"""Where PyTorch notes the modules around each node, as a list in Python's notation."""
 _OPSET = 19
 """The first with DeformConv."""
 
@@ -196,6 +199,9 @@ def _write_onnx(graph: Graph, metadata: str) -> None:
     )
     assert program is not None
     for node in program.model.graph:
+        scopes = literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+        # Called after their parts of the model, by which other tools can choose a precision.
+        node.name = "/".join(filter(None, [*scopes[-2:-1], node.name]))
         node.metadata_props.clear()  # stack traces, with the paths of this machine
     program.model.metadata_props[METADATA] = metadata
     content = program.model_proto.SerializeToString()

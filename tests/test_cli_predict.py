@@ -1,22 +1,18 @@
-"""``instseg predict`` and ``instseg shapes export``: files, exit statuses and messages."""
+"""``instseg predict`` on pictures: files, exit statuses and messages."""
 
-import json
-import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
 from instseg import Predictor, cli, predict
+from instseg.predict import pictures
+from instseg.predict.sources import find_sources
+from tests.predict_common import arguments_for_tiny_model, results
 from tests.test_predictor import PHOTO, assert_empty, save_weights, tiny_cfg
 
 KEYS = ["image_id", "file_name", "category_id", "category_name", "bbox", "score", "segmentation"]
@@ -25,12 +21,7 @@ KEYS = ["image_id", "file_name", "category_id", "category_name", "bbox", "score"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Arguments for the tiny model, with every object it finds."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
-    (folder / "tiny.yaml").write_text(tiny_cfg().dump())
-    weights = save_weights(tiny_cfg(), folder / "tiny.pth", class_names=["a", "b/c", "d"])
-    config = str(folder / "tiny.yaml")
-    return ["predict", "--config-file", config, "--weights", str(weights), "--confidence", "0"]
+    return arguments_for_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -44,20 +35,6 @@ def folder(tmp_path: Path) -> Path:
     (folder / "README.md").write_text("text")
     (folder / ".hidden.jpg").write_text("text")
     return folder
-
-
-def write_video(path: Path, frames: int = 4) -> Path:
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
-    for number in range(frames):
-        writer.write(np.roll(PHOTO, number, axis=1))
-    writer.release()
-    return path
-
-
-def results(output: Path) -> list[dict[str, Any]]:
-    loaded = json.loads((output / "predictions.json").read_text())
-    assert isinstance(loaded, list)
-    return loaded
 
 
 def test_a_folder_gives_overlays_and_coco_results_and_a_line_per_bad_file(
@@ -208,60 +185,6 @@ def test_16_bits_and_truncation_are_one_line_each_and_the_rest_is_done(
     }
 
 
-def test_a_video_gives_an_overlay_video_and_results_per_frame(
-    model: list[str], tmp_path: Path
-) -> None:
-    video = write_video(tmp_path / "v.mp4")
-    output = tmp_path / "out"
-    arguments = [*model, "--input", str(video), "--output", str(output), "--instance-masks"]
-    assert cli.main(arguments) == 0
-    capture = cv2.VideoCapture(str(output / "v.mp4"))
-    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 4
-    assert capture.get(cv2.CAP_PROP_FPS) == 10
-    capture.release()
-    found = results(output)
-    assert [*dict.fromkeys((record["image_id"], record["frame"]) for record in found)] == [
-        (1, 0),
-        (2, 1),
-        (3, 2),
-        (4, 3),
-    ]
-    masks = {path.name[:11] for path in (output / "v_masks").iterdir()}
-    assert masks == {f"frame00000{number}" for number in range(4)}
-
-
-def test_a_camera_is_read_until_it_ends(
-    model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    video = write_video(tmp_path / "v.mp4", frames=2)
-    opened = []
-
-    def open_camera(number: int) -> cv2.VideoCapture:
-        opened.append(number)
-        return capture(str(video))
-
-    capture = cv2.VideoCapture
-    monkeypatch.setattr(predict.cv2, "VideoCapture", open_camera)
-    assert cli.main([*model, "--input", "0", "--output", str(tmp_path / "out")]) == 0
-    assert opened == [0]
-    assert (tmp_path / "out" / "camera_0.mp4").stat().st_size > 0
-    assert {record["frame"] for record in results(tmp_path / "out")} == {0, 1}
-
-
-def test_a_bad_video_and_a_missing_camera_are_one_line_each(
-    model: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "bad.mp4").write_bytes(b"x" * 1000)
-    arguments = [*model, "--output", str(tmp_path / "out")]
-    arguments += ["--input", str(tmp_path / "bad.mp4"), "97", str(tmp_path / "none.mp4")]
-    assert cli.main(arguments) == 1
-    error = capfd.readouterr().err
-    assert f"{tmp_path}/bad.mp4: is not a video that OpenCV can decode (1000 bytes)" in error
-    assert "camera 97: there is no such camera, or it is in use" in error
-    assert f"{tmp_path}/none.mp4: no such file" in error
-    assert results(tmp_path / "out") == []
-
-
 def test_an_interrupt_leaves_valid_results_of_what_was_done(
     model: list[str],
     folder: Path,
@@ -273,7 +196,7 @@ def test_an_interrupt_leaves_valid_results_of_what_was_done(
         if path.name == "b.png":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(predict, "_write_picture", interrupted)
+    monkeypatch.setattr(pictures, "write_picture", interrupted)
     output = tmp_path / "out"
     assert cli.main([*model, "--input", str(folder), "--output", str(output)]) == 130
     assert {record["image_id"] for record in results(output)} == {1, 2}
@@ -363,19 +286,12 @@ def test_a_file_with_a_number_for_a_name_is_no_camera(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("0").touch()
-    assert [source.kind for source in predict.find_sources(["0", "1"])] == ["picture", "camera"]
+    assert [source.kind for source in find_sources(["0", "1"])] == ["picture", "camera"]
 
 
 def test_a_missing_picture_in_capitals_is_no_key() -> None:
-    sources = predict.find_sources([__file__, "IMG_1.JPG"])
+    sources = find_sources([__file__, "IMG_1.JPG"])
     assert [source.name for source in sources] == [__file__, "IMG_1.JPG"]
-
-
-def test_the_command_leaves_logging_as_it_was(model: list[str], tmp_path: Path) -> None:
-    logger = logging.getLogger("instseg")
-    before = logger.level, logger.propagate, list(logger.handlers)
-    cli.main([*model, "--input", str(tmp_path), "--output", str(tmp_path / "out")])
-    assert before == (logger.level, logger.propagate, list(logger.handlers))
 
 
 def test_an_empty_result_is_an_empty_list(model: list[str], tmp_path: Path) -> None:
@@ -384,102 +300,3 @@ def test_an_empty_result_is_an_empty_list(model: list[str], tmp_path: Path) -> N
     assert cli.main(arguments) == 0
     assert results(tmp_path / "out") == []
     assert_empty(Predictor(tiny_cfg(), model[4])(tmp_path / "thin.png"), 1, 4000)
-
-
-def test_the_installed_command_writes_one_line_and_no_traceback(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "instseg.cli", "predict", "--config-file", "x", "--input", "y"]
-    run = subprocess.run(
-        [*command, "--output", str(tmp_path)], capture_output=True, text=True, timeout=120
-    )
-    assert run.returncode == 2
-    assert run.stderr == "error: nothing to predict on: --input y does not exist\n"
-    assert run.stdout == ""
-
-
-def test_help_needs_no_requirement_but_python(tmp_path: Path) -> None:
-    for name in ("torch", "detectron2", "cv2", "supervision", "PIL", "numpy"):
-        (tmp_path / f"{name}.py").write_text("raise AssertionError('imported')")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(cli.__file__).parents[1]}",
-    }
-    run = subprocess.run(
-        [sys.executable, "-m", "instseg.cli", "predict", "--help"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=environment,
-    )
-    assert run.returncode == 0, run.stderr
-    assert "--instance-masks" in run.stdout
-
-
-def test_a_missing_requirement_is_named_with_what_to_type(tmp_path: Path) -> None:
-    (tmp_path / "detectron2.py").write_text(
-        "raise ModuleNotFoundError(\"No module named 'detectron2'\", name='detectron2')"
-    )
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(cli.__file__).parents[1]}",
-    }
-    run = subprocess.run(
-        [sys.executable, "-m", "instseg.cli", "shapes", "export", str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=environment,
-    )
-    assert run.returncode == 2
-    assert run.stderr.startswith("error: instseg needs detectron2, which is not installed; type:")
-
-
-def test_output_into_a_closed_pipe_ends_without_a_traceback(tmp_path: Path) -> None:
-    command = f"{sys.executable} -m instseg.cli shapes export {tmp_path} --limit 1"
-    run = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {command} | true"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert run.returncode == 1
-    assert "Traceback" not in run.stderr and "BrokenPipe" not in run.stderr
-
-
-def test_an_export_that_cannot_be_written_is_one_line_and_status_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "file").touch()
-    assert cli.main(["shapes", "export", str(tmp_path / "file" / "out"), "--limit", "1"]) == 2
-    assert "cannot be written: Not a directory" in capsys.readouterr().err
-
-
-def test_shapes_are_exported_as_coco_json_and_png(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert (
-        cli.main(["shapes", "export", str(tmp_path), "--split", "shapes_train", "--limit", "2"])
-        == 0
-    )
-    path = Path(capsys.readouterr().out.strip())
-    assert path == tmp_path / "shapes_train.json"
-    coco = COCO(str(path))
-    assert len(coco.imgs) == 2
-    for image in coco.imgs.values():
-        assert (tmp_path / "shapes_train" / image["file_name"]).is_file()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--split", "circles"], "no built-in data set 'circles'"),
-        (["--limit", "0"], "--limit is 0; expected at least 1"),
-        (["--limit", "many"], "invalid int value: 'many'"),
-    ],
-)
-def test_a_mistake_in_an_export_is_one_line_and_status_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
-) -> None:
-    assert cli.main(["shapes", "export", str(tmp_path), *arguments]) == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("INFO")]
-    assert len(errors) == 1
-    assert message in errors[0]

@@ -1,0 +1,50 @@
+"""Prediction on picture files."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from instseg.data.images import Array, read_image
+from instseg.errors import ImageError
+from instseg.predict.results import AddRecords, Results, write_picture
+from instseg.predict.sources import Source
+
+_JPEG_SUFFIXES = frozenset((".jfif", ".jpe", ".jpeg", ".jpg"))
+
+
+def predict_pictures(
+    results: Results, sources: Sequence[Source], add_records: AddRecords, image_ids: Iterator[int]
+) -> None:
+    """Predict on pictures, batched as the predictor does, and write what belongs to each.
+
+    Args:
+        results: where a picture that cannot be used is counted.
+        sources: pictures.
+        add_records: takes the records for ``predictions.json``.
+        image_ids: their numbers there.
+    Raises:
+        OutputError: a result cannot be written.
+    """
+    pending: deque[tuple[Source, Array]] = deque()
+
+    def readable() -> Iterator[Array]:
+        for source in tqdm(sources, unit="picture", disable=None if sources else True):
+            try:
+                image = read_image(source.name)
+            except ImageError as error:
+                results.fail(error)
+                continue
+            pending.append((source, image))
+            yield image
+
+    for result in results.predictor.stream(readable()):
+        source, image = pending.popleft()
+        kept = results.keep(result["instances"])
+        head = {"image_id": next(image_ids), "file_name": source.name}
+        add_records(head | record for record in results.describe(kept, source.stem))
+        if results.overlay:
+            suffix = ".jpg" if Path(source.name).suffix.lower() in _JPEG_SUFFIXES else ".png"
+            path = results.output / f"{source.stem}{suffix}"
+            write_picture(path, results.draw(image, kept))

@@ -1,0 +1,118 @@
+"""What ``instseg predict`` works on: files, folders and cameras, and the names of their results."""
+
+import logging
+import re
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from instseg.errors import ConfigError, OutputError
+
+logger = logging.getLogger(__name__)
+
+# HEIC is listed although Pillow cannot read it: such a file gets a reason and is not passed over.
+PICTURE_SUFFIXES = frozenset(
+    ".avif .bmp .dib .gif .heic .heif .ico .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm "
+    ".qoi .tga .tif .tiff .webp".split()
+)
+VIDEO_SUFFIXES = frozenset(".avi .m4v .mkv .mov .mp4 .mpeg .mpg .webm .wmv".split())
+_MEDIA_SUFFIXES = PICTURE_SUFFIXES | VIDEO_SUFFIXES
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture, a video or a camera, with the stem of the files written for it."""
+
+    name: str
+    stem: str
+    kind: Literal["picture", "video", "camera"]
+
+
+def find_sources(inputs: Sequence[str]) -> list[Source]:
+    """Files, the pictures and videos directly inside folders, and camera numbers.
+
+    A file that does not exist is kept: it becomes an error line of its own when its turn comes.
+
+    Raises:
+        ConfigError: nothing at all to work on, or an input that is a configuration key.
+    """
+    sources: list[Source] = []
+    stems: set[str] = set()
+    for item in inputs:
+        path = Path(item)
+        if path.is_dir():
+            names = [str(file) for file in _media_in(path)]
+        elif _is_key(path):
+            raise ConfigError(
+                f"--input {item} is a key; put KEY VALUE pairs behind `--`, at the end"
+            )
+        else:
+            names = [item]
+        sources.extend(_source(name, stems) for name in names)
+    if not any(source.kind == "camera" or Path(source.name).exists() for source in sources):
+        raise ConfigError(f"nothing to predict on: --input {' '.join(inputs)} does not exist")
+    return sources
+
+
+def _is_key(path: Path) -> bool:
+    looks_so = re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+", str(path)) is not None
+    return looks_so and path.suffix.lower() not in _MEDIA_SUFFIXES and not path.exists()
+
+
+def _source(name: str, stems: set[str]) -> Source:
+    path = Path(name)
+    if name.isdecimal() and not path.exists():
+        return Source(name, _unused(f"camera_{name}", stems), "camera")
+    is_video = path.suffix.lower() in VIDEO_SUFFIXES
+    return Source(name, _unused(path.stem, stems), "video" if is_video else "picture")
+
+
+def _media_in(folder: Path) -> list[Path]:
+    try:
+        files = sorted(file for file in folder.iterdir() if file.is_file() and file.name[0] != ".")
+    except OSError as error:
+        raise ConfigError(f"--input {folder} cannot be read: {error.strerror}") from None
+    media = [file for file in files if file.suffix.lower() in _MEDIA_SUFFIXES]
+    if not media:
+        raise ConfigError(
+            f"--input {folder}: none of the {len(files)} files in it has the extension of a "
+            "picture or video; folders inside it are not searched"
+        )
+    if len(media) < len(files):
+        logger.info("%s: %d other files passed over", folder, len(files) - len(media))
+    return media
+
+
+def _unused(stem: str, taken: set[str]) -> str:
+    """``stem`` or ``stem_2``, ``stem_3``, ...: compared without case, as some file systems do."""
+    candidate, number = stem, 1
+    while candidate.lower() in taken:
+        number += 1
+        candidate = f"{stem}_{number}"
+    taken.add(candidate.lower())
+    return candidate
+
+
+def prepare_output(output: Path, sources: Iterable[Source]) -> None:
+    """Create the folder ``output``, and make sure that nothing in it is an input.
+
+    Raises:
+        OutputError: it cannot be created or written to.
+        ConfigError: it is the folder of an input.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=output, prefix=".writable-"):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"--output {output} cannot be written: {error.strerror}; choose another folder"
+        ) from None
+    for source in sources:
+        if source.kind != "camera" and Path(source.name).parent.resolve() == output.resolve():
+            raise ConfigError(
+                f"--output {output} is the folder of the input {source.name}, which an overlay "
+                "could replace; choose another folder"
+            )

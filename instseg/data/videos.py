@@ -1,0 +1,367 @@
+"""Frames of video files and cameras one at a time, and videos written frame by frame.
+
+Decoders conceal damage and readers stop silently where a file is cut off.  Here a video that could
+not be read completely ends with an error that says so, after all frames that could be decoded.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol
+
+import av
+import cv2
+import numpy as np
+
+from instseg.data.images import MAX_PIXELS, Array
+from instseg.errors import ImageError, OutputError
+
+logger = logging.getLogger(__name__)
+
+# Containers of frames, named because FFmpeg would also open text files and playlists.
+_CONTAINERS = "asf,avi,flv,m4v,matroska,mov,mpeg,mpegts,mpegvideo,ogg"
+# For cameras and files that do not tell theirs.
+_DEFAULT_FPS = 25.0
+# Ticks per second of written videos: whole for all usual frame rates, also 30000/1001, and below
+# the 65536 that MPEG-4 can state.
+_TICKS = 60_000
+
+
+class Frame(NamedTuple):
+    """A picture (H, W, 3), uint8 in BGR order, and its time in seconds since the first frame."""
+
+    image: Array
+    time: float
+
+
+class FrameSource(Protocol):
+    """Where frames come from: a :class:`VideoFile` or a :class:`Camera`, to be closed after use.
+
+    Attributes:
+        name: what error messages call it.
+        fps: frames per second, on average and as announced.
+        length: announced number of frames; None where nothing is announced.
+    """
+
+    name: str
+    fps: float
+    length: int | None
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Yield frames; raise ImageError after the last one if not everything could be read."""
+
+    def close(self) -> None:
+        """Let go of the file or device."""
+
+
+class VideoFile:
+    """A video file, decoded lazily by FFmpeg; sound is passed over.
+
+    Frames are turned upright as the file's rotation says, and keep its time stamps: of a variable
+    frame rate too.  They change size where those in the file do.  Pixels are taken as stored, also
+    where the file says that they are not square.  Only one frame is held at a time.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Open the file and read what it announces.
+
+        Raises:
+            ImageError: the file is missing, empty, no video, or of a codec that is not known.
+        """
+        self.name = os.fspath(path)
+        self._container = _open(Path(path))
+        try:
+            self._stream = _video_stream(self._container, self.name)
+        except ImageError:
+            self._container.close()
+            raise
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        self.fps = float(rate) if rate else _DEFAULT_FPS
+        seconds = self._announced()[1]
+        self.length: int | None = self._stream.frames or None
+        if self.length is None and seconds is not None:
+            self.length = round(seconds * self.fps)
+        self._lost = self._damaged = 0
+        self._longest = 0.0  # time between frames
+        # Seconds up to which packets came: of the pictures, and of anything in the file.
+        self._reached = {"video": 0.0, "file": 0.0}
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Decode from the beginning to the end; possible once.
+
+        Raises:
+            ImageError: after the last frame, if the file could not be decoded completely.
+        """
+        first = None
+        before = moment = -1 / self.fps
+        for frame in self._frames():
+            self._damaged += frame.is_corrupt
+            if frame.time is not None and first is None:
+                first = frame.time
+            moment = frame.time - first if frame.time is not None else before + 1 / self.fps
+            self._longest = max(self._longest, moment - before)
+            before = moment
+            yield Frame(_upright(frame, self.name), moment)
+        if moment < 0:
+            raise ImageError(f"{self.name}: no frame can be decoded")
+        if problems := self._problems():
+            raise ImageError(
+                f"{self.name}: damaged: {', '.join(problems)}; the other frames are used"
+            )
+
+    def close(self) -> None:
+        """Close the file; nothing more can be decoded."""
+        self._container.close()
+
+    def _frames(self) -> Iterator[Any]:
+        packets = self._container.demux()
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except av.FFmpegError as error:
+                logger.warning("%s: cannot be read further: %s", self.name, error.strerror)
+                self._lost += 1
+                yield from self._stream.codec_context.decode(None)
+                return
+            self._note_reached(packet)
+            if packet.stream != self._stream:
+                continue
+            try:
+                yield from packet.decode()
+            except av.FFmpegError:
+                self._lost += 1
+
+    def _note_reached(self, packet: Any) -> None:
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        if stamp is None:
+            return
+        end = float((stamp + (packet.duration or 0)) * packet.time_base)
+        self._reached["file"] = max(self._reached["file"], end)
+        if packet.stream == self._stream:
+            self._reached["video"] = max(self._reached["video"], end)
+
+    def _announced(self) -> tuple[str, float | None]:
+        """Of what the file announces the end, and its time stamp in seconds."""
+        stream, container = self._stream, self._container
+        ticks = stream.duration or 0
+        if container.format.name == "avi":
+            ticks = stream.frames  # the header's length; FFmpeg guesses duration from what is there
+        if ticks:
+            return "video", float((ticks + (stream.start_time or 0)) * stream.time_base)
+        return "file", container.duration / av.time_base if container.duration else None
+
+    def _problems(self) -> list[str]:
+        problems = []
+        if self._lost:
+            problems.append(f"packets that cannot be decoded: {self._lost}")
+        if self._damaged:
+            problems.append(f"incomplete frames: {self._damaged}")
+        part, announced = self._announced()
+        reached = self._reached[part]
+        # Two frames of slack: how long the last one is shown is not always stored.
+        slack = min(2 * max(self._longest, 1 / self.fps), 1)
+        if announced is not None and 0 < reached < announced - slack - 0.01:
+            problems.append(f"it ends after {reached:.2f} of {announced:.2f} seconds")
+        return problems
+
+
+class Camera:
+    """A camera, read until it is interrupted; times are those at which frames arrived."""
+
+    def __init__(self, number: int) -> None:
+        """Open camera ``number`` of this computer.
+
+        Raises:
+            ImageError: there is none, or another program uses it.
+        """
+        self.name = f"camera {number}"
+        self._capture = cv2.VideoCapture(number)
+        if not self._capture.isOpened():
+            self._capture.release()
+            raise ImageError(f"{self.name}: there is no such camera, or it is in use")
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self.fps = fps if 0 < fps < 1000 else _DEFAULT_FPS
+        self.length: int | None = None
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Yield frames for as long as the camera gives any.
+
+        Raises:
+            ImageError: it gave no more; a camera has no other end.
+        """
+        start = None
+        count = 0
+        while True:
+            ok, image = self._capture.read()
+            if not ok:
+                raise ImageError(
+                    f"{self.name}: no frame came after the first {count}; was it unplugged?"
+                )
+            now = time.monotonic()
+            start = now if start is None else start
+            count += 1
+            yield Frame(image, now - start)
+
+    def close(self) -> None:
+        """Let other programs use the camera."""
+        self._capture.release()
+
+
+class VideoWriter:
+    """An MP4 video without sound, H.264 where FFmpeg can encode it and MPEG-4 elsewhere.
+
+    All frames of a video have one size, that of the first: frames of another are scaled to fit into
+    it, on black.  Both codecs want even sizes, so the last row or column of odd ones is repeated.
+    The file is written in fragments of two seconds: if the process is killed, what is complete of
+    it can be played.
+    """
+
+    def __init__(self, path: Path, fps: float) -> None:
+        """
+        Args:
+            path: of the file, which is created with the first frame.
+            fps: expected frames per second; each frame is shown at the time it is written with.
+        """
+        self._path = path
+        self._fps = min(max(fps, 1), 240)
+        self._container: Any = None
+        self._stream: Any = None
+        self._size = (0, 0)
+        self._last = -1
+        self._broken = False
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def write(self, frame: Frame) -> None:
+        """Append a frame.
+
+        Raises:
+            OutputError: the disk is full, or the like.
+        """
+        try:
+            if self._container is None:
+                self._open(frame.image)
+            picture = av.VideoFrame.from_ndarray(fit(frame.image, *self._size), format="bgr24")
+            self._last = max(round(frame.time * _TICKS), self._last + 1)
+            picture.pts, picture.time_base = self._last, Fraction(1, _TICKS)
+            self._container.mux(self._stream.encode(picture))
+        except (av.FFmpegError, OSError) as error:
+            self._broken = True
+            raise self._failure(error) from error
+
+    def close(self) -> None:
+        """Complete the file, unless writing it has failed.
+
+        Raises:
+            OutputError: as :meth:`write`.
+        """
+        if self._container is None:
+            return
+        container, self._container = self._container, None
+        try:
+            with container:
+                # FFmpeg crashes when it is to write on after an error.
+                if not self._broken:
+                    container.mux(self._stream.encode(None))
+        except (av.FFmpegError, OSError) as error:
+            raise self._failure(error) from error
+
+    def _open(self, image: Array) -> None:
+        height, width = image.shape[:2]
+        self._size = (height + height % 2, width + width % 2)
+        options = {"movflags": "hybrid_fragmented+frag_keyframe", "flush_packets": "1"}
+        container = av.open(str(self._path), "w", format="mp4", options=options)
+        codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+        # Frames that refer only to earlier ones need no memory for later ones.
+        options = {"preset": "veryfast", "crf": "20", "bf": "0"} if codec == "libx264" else {}
+        self._stream = container.add_stream(codec, Fraction(self._fps).limit_denominator(1001))
+        self._stream.options = options
+        self._stream.height, self._stream.width = self._size
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.codec_context.time_base = Fraction(1, _TICKS)
+        self._stream.codec_context.gop_size = round(2 * self._fps)
+        self._container = container
+
+    def _failure(self, error: Exception) -> OutputError:
+        height, width = self._size
+        return OutputError(
+            f"{self._path} cannot be written as video of {width}x{height} pixels: "
+            f"{getattr(error, 'strerror', None) or error}"
+        )
+
+
+def fit(image: Array, height: int, width: int) -> Array:
+    """``image`` at another size: as large as fits, in the middle, on black.
+
+    Args:
+        image: (h, w, 3); one row or column less than asked for is repeated instead.
+        height, width: of the result, in pixels.
+    Returns:
+        (height, width, 3).
+    """
+    rows, columns = image.shape[:2]
+    if 0 <= height - rows <= 1 and 0 <= width - columns <= 1:
+        return np.pad(image, ((0, height - rows), (0, width - columns), (0, 0)), mode="edge")
+    scale = min(height / rows, width / columns)
+    inner = (max(int(rows * scale), 1), max(int(columns * scale), 1))
+    top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
+    canvas = np.zeros((height, width, 3), image.dtype)
+    scaled = cv2.resize(image, (inner[1], inner[0]), interpolation=cv2.INTER_AREA)
+    canvas[top : top + inner[0], left : left + inner[1]] = scaled
+    return canvas
+
+
+def _open(path: Path) -> Any:
+    if not path.exists():
+        raise ImageError(f"{path}: no such file")
+    if not path.is_file():
+        raise ImageError(f"{path}: is {'a folder' if path.is_dir() else 'no regular file'}")
+    size = path.stat().st_size
+    if not size:
+        raise ImageError(f"{path}: the file is empty (0 bytes)")
+    options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+    try:
+        # The prefix keeps FFmpeg from reading a colon in the name as a protocol.
+        return av.open(f"file:{path}", options=options)
+    except (av.FFmpegError, OSError) as error:
+        reason = error.strerror or str(error)
+        raise ImageError(
+            f"{path}: is not a video that can be decoded, or is cut off ({size} bytes): {reason}"
+        ) from error
+
+
+def _video_stream(container: Any, name: str) -> Any:
+    stream = container.streams.best("video")
+    if stream is None:
+        raise ImageError(f"{name}: holds no video stream")
+    if stream.codec_context is None:
+        raise ImageError(f"{name}: its codec is not known to FFmpeg")
+    return stream
+
+
+def _upright(frame: Any, name: str) -> Array:
+    """Pixels of a decoded frame, (H, W, 3) in BGR order, turned as its metadata says."""
+    if frame.width * frame.height > MAX_PIXELS:
+        raise ImageError(
+            f"{name}: frames of {frame.width}x{frame.height} pixels; at most {MAX_PIXELS} pixels "
+            "are accepted"
+        )
+    image = frame.to_ndarray(format="bgr24")
+    # Degrees counter-clockwise, in both.
+    turns = round(frame.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image

@@ -14,12 +14,14 @@ _EXPORTS = {
     "get_cfg": "instseg.config",
     "load_cfg": "instseg.config",
     "Predictor": "instseg.engine.predictor",
+    "VideoPredictor": "instseg.engine.video",
 }
-__all__ = ["Predictor", "__version__", "get_cfg", "load_cfg"]
+__all__ = ["Predictor", "VideoPredictor", "__version__", "get_cfg", "load_cfg"]
 
 if TYPE_CHECKING:
     from instseg.config import get_cfg, load_cfg
     from instseg.engine.predictor import Predictor
+    from instseg.engine.video import VideoPredictor
 
 
 def __getattr__(name: str) -> Any:

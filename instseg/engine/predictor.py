@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 # its picture, so 100 objects in each take 3.2 GB.
 _MAX_BATCH_PIXELS = 32_000_000
 
+Infer = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
+
 
 @dataclass(frozen=True)
 class _Prepared:
@@ -143,6 +145,21 @@ class Predictor:
             return list(self.stream(images))
         return self._run([self._prepare(images, "image")])[0]
 
+    def predict_with(self, infer: Infer | None, image: Any, name: str) -> dict[str, Any]:
+        """Predict on one picture by ``infer`` in place of the model.
+
+        Args:
+            infer: list of Detectron2's inputs → list of its results; not called for a picture so
+                thin that resizing leaves no pixel of it.  None is the model.
+            image: see :meth:`__call__`.
+            name: what error messages call it.
+        Returns:
+            as :meth:`__call__` for one picture.
+        Raises:
+            ImageError, TypeError: a picture that cannot be used, before ``infer`` is called.
+        """
+        return self._run([self._prepare(image, name)], infer)[0]
+
     def stream(self, images: Iterable[Any]) -> Iterator[dict[str, Any]]:
         """Predict on any number of pictures, lazily and in order.
 
@@ -196,7 +213,8 @@ class Predictor:
 
     # Not around the generator: between two results the caller's own gradient mode must hold.
     @torch.no_grad()
-    def _run(self, window: Sequence[_Prepared]) -> list[dict[str, Any]]:
+    def _run(self, window: Sequence[_Prepared], infer: Infer | None = None) -> list[dict[str, Any]]:
+        infer = infer or self._infer
         results = [self._nothing(item) for item in window]
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
         for index, item in enumerate(window):
@@ -207,7 +225,7 @@ class Predictor:
                 {"image": window[i].image, "height": window[i].height, "width": window[i].width}
                 for i in indices
             ]
-            for index, result in zip(indices, self._infer(inputs), strict=True):
+            for index, result in zip(indices, infer(inputs), strict=True):
                 results[index] = result
         return results
 

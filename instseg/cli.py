@@ -19,7 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         the exit status: 0 done, 1 done except for some inputs, 2 a mistake in arguments, files or
-        configuration, 130 interrupted by Ctrl-C.
+        configuration, 130 interrupted by Ctrl-C
+        or, in ``instseg predict``, by SIGTERM.
     """
     try:
         with _log_to_stderr(), warnings.catch_warnings():
@@ -71,6 +72,8 @@ def predict(arguments: argparse.Namespace) -> int:
             overlay=not arguments.no_overlay,
             instance_masks=arguments.instance_masks,
             allow_partial=arguments.allow_partial,
+            keyframe_interval=arguments.keyframe_interval,
+            resume=arguments.resume,
             overrides=arguments.overrides,
         )
     )
@@ -187,8 +190,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Writes predictions.json (COCO results with RLE masks), an overlay per picture or video, "
-        "and on request one PNG per object.  Exit status 1 if some input could not be used."
+        "Writes predictions.json for pictures (COCO results with RLE masks) and NAME.json for each "
+        "video (the same by frame), an overlay per picture or video, and on request one PNG per "
+        "object.  Exit status 1 if some input could not be used, or not completely."
     )
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="YAML file, or its name in configs/")
@@ -210,6 +214,18 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     )
     add("--no-overlay", action="store_true", help="no overlay pictures and videos")
     add("--instance-masks", action="store_true", help="one black and white PNG per object")
+    add(
+        "--keyframe-interval",
+        type=int,
+        metavar="N",
+        help="frames from one that a video model computes in full to the next (default: the "
+        "configuration's)",
+    )
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with videos that an earlier run left unfinished; pictures are done again",
+    )
     add(
         "--allow-partial",
         action="store_true",

@@ -8,29 +8,27 @@ from tqdm import tqdm
 
 from instseg.data.images import Array, read_image
 from instseg.errors import ImageError
-from instseg.predict.results import AddRecords, Results, write_picture
+from instseg.predict.records import AddRecords, write_picture
+from instseg.predict.results import Results
 from instseg.predict.sources import Source
 
 _JPEG_SUFFIXES = frozenset((".jfif", ".jpe", ".jpeg", ".jpg"))
 
 
-def predict_pictures(
-    results: Results, sources: Sequence[Source], add_records: AddRecords, image_ids: Iterator[int]
-) -> None:
+def predict_pictures(results: Results, sources: Sequence[Source], add_records: AddRecords) -> None:
     """Predict on pictures, batched as the predictor does, and write what belongs to each.
 
     Args:
         results: where a picture that cannot be used is counted.
         sources: pictures.
         add_records: takes the records for ``predictions.json``.
-        image_ids: their numbers there.
     Raises:
         OutputError: a result cannot be written.
     """
     pending: deque[tuple[Source, Array]] = deque()
 
     def readable() -> Iterator[Array]:
-        for source in tqdm(sources, unit="picture", disable=None if sources else True):
+        for source in tqdm(sources, unit="picture", disable=None):
             try:
                 image = read_image(source.name)
             except ImageError as error:
@@ -39,10 +37,10 @@ def predict_pictures(
             pending.append((source, image))
             yield image
 
-    for result in results.predictor.stream(readable()):
+    for image_id, result in enumerate(results.predictor.stream(readable()), start=1):
         source, image = pending.popleft()
         kept = results.keep(result["instances"])
-        head = {"image_id": next(image_ids), "file_name": source.name}
+        head = {"image_id": image_id, "file_name": source.name}
         add_records(head | record for record in results.describe(kept, source.stem))
         if results.overlay:
             suffix = ".jpg" if Path(source.name).suffix.lower() in _JPEG_SUFFIXES else ".png"

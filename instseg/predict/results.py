@@ -1,27 +1,24 @@
 """What ``instseg predict`` does with a result, of pictures and videos alike."""
 
-import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
+import torch
 from detectron2.data import MetadataCatalog
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from pycocotools import mask as mask_util
 from tqdm import tqdm
 
 from instseg.data.images import Array
 from instseg.engine.predictor import Predictor
-from instseg.errors import ImageError, OutputError
+from instseg.errors import ImageError
+from instseg.predict.records import write_picture, writing
 from instseg.visualize import class_name, draw_instances
-
-AddRecords = Callable[[Iterable[dict[str, Any]]], None]
 
 
 @dataclass
@@ -51,6 +48,14 @@ class Results:
         """Count an input that could not be used, and say why in one line on stderr."""
         self.failures += 1
         tqdm.write(" ".join(str(error).split("\n")), file=sys.stderr)
+
+    def categories(self) -> list[dict[str, Any]]:
+        """Ids and names of the classes, in their order; empty where they are unknown."""
+        names = self.predictor.class_names or []
+        return [
+            {"id": self._category_ids.get(number, number), "name": name}
+            for number, name in enumerate(names)
+        ]
 
     def keep(self, instances: Instances) -> Instances:
         """The objects that are sure enough, on the CPU."""
@@ -93,63 +98,33 @@ class Results:
             records.append(record)
         return records
 
+    def restore(self, records: Sequence[dict[str, Any]], height: int, width: int) -> Instances:
+        """The objects that :meth:`describe` gave ``records`` of.
+
+        Args:
+            records: all of a picture, with or without masks.
+            height, width: of the picture, in pixels.
+        """
+        numbers = {category_id: number for number, category_id in self._category_ids.items()}
+        instances = Instances((height, width))
+        boxes = torch.tensor([record["bbox"] for record in records]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        instances.pred_boxes = Boxes(boxes)
+        instances.scores = torch.tensor([record["score"] for record in records])
+        instances.pred_classes = torch.tensor(
+            [numbers.get(record["category_id"], record["category_id"]) for record in records],
+            dtype=torch.int64,
+        )
+        if records and "segmentation" in records[0]:
+            masks = mask_util.decode([record["segmentation"] for record in records])
+            instances.pred_masks = torch.from_numpy(masks.transpose(2, 0, 1).astype(bool))
+        return instances
+
     def _write_mask(self, mask: Array, stem: str, name: str) -> None:
         folder = self.output / f"{stem}_masks"
         with writing(folder):
             folder.mkdir(exist_ok=True)
         write_picture(folder / name, mask * 255)
-
-
-@contextmanager
-def json_list(path: Path) -> Iterator[AddRecords]:
-    """A JSON list in the file ``path``, written as it grows and closed also after an interrupt.
-
-    Yields:
-        the function that appends records and hands them to the operating system.
-    """
-    separator = "\n"
-
-    def add(records: Iterable[dict[str, Any]]) -> None:
-        nonlocal separator
-        with writing(path):
-            for record in records:
-                # One write for separator and record, so that an interrupt finds whole elements.
-                file.write(separator + json.dumps(record))
-                separator = ",\n"
-            file.flush()
-
-    with writing(path):
-        file = path.open("w", encoding="utf-8")
-    try:
-        file.write("[")
-        yield add
-    finally:
-        with writing(path), file:
-            file.write("\n]\n")
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turns the operating system's errors while ``path`` is written into OutputError."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def write_picture(path: Path, image: Array) -> None:
-    """Write a picture, (H, W, 3) in BGR order or (H, W), in the format of the file's extension.
-
-    Raises:
-        OutputError: the disk is full, or the like.
-    """
-    # cv2.imwrite would only return False on a full disk, and fails on non-ASCII paths under
-    # Windows.
-    ok, encoded = cv2.imencode(path.suffix, image)
-    if not ok:
-        raise OutputError(f"{path} cannot be written: OpenCV cannot encode it")
-    with writing(path):
-        path.write_bytes(encoded.tobytes())
 
 
 def _category_ids(predictor: Predictor) -> dict[int, int]:

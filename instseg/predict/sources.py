@@ -17,7 +17,9 @@ PICTURE_SUFFIXES = frozenset(
     ".avif .bmp .dib .gif .heic .heif .ico .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm "
     ".qoi .tga .tif .tiff .webp".split()
 )
-VIDEO_SUFFIXES = frozenset(".avi .m4v .mkv .mov .mp4 .mpeg .mpg .webm .wmv".split())
+VIDEO_SUFFIXES = frozenset(
+    ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()
+)
 _MEDIA_SUFFIXES = PICTURE_SUFFIXES | VIDEO_SUFFIXES
 
 
@@ -39,7 +41,7 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
         ConfigError: nothing at all to work on, or an input that is a configuration key.
     """
     sources: list[Source] = []
-    stems: set[str] = set()
+    stems = {"predictions"}  # predictions.json is not the file of a video
     for item in inputs:
         path = Path(item)
         if path.is_dir():

@@ -1,94 +1,128 @@
 """Prediction on the frames of videos and cameras."""
 
-import math
-import os
+import logging
 from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import closing, nullcontext
+from typing import Any
 
-import cv2
 from tqdm import tqdm
 
 from instseg.data.images import Array
-from instseg.errors import ImageError, OutputError
-from instseg.predict.results import AddRecords, Results
+from instseg.data.videos import Camera, Frame, FrameSource, VideoFile, VideoWriter
+from instseg.engine.video import VideoPredictor
+from instseg.errors import ImageError
+from instseg.predict.records import VideoRecords
+from instseg.predict.results import Results
 from instseg.predict.sources import Source
 
-# For cameras and files that do not tell theirs.
-_DEFAULT_FPS = 25.0
+logger = logging.getLogger(__name__)
 
 
-def predict_video(
-    results: Results, source: Source, add_records: AddRecords, image_ids: Iterator[int]
-) -> None:
-    """Predict on the frames of a video file or camera."""
-    capture = cv2.VideoCapture(int(source.name) if source.kind == "camera" else source.name)
-    try:
-        _frames(capture, results, source, add_records, image_ids)
-    except ImageError as error:
-        results.fail(error)
-    finally:
-        capture.release()
+class VideoRun:
+    """Predicts on videos one after the other, and writes what belongs to each."""
 
+    def __init__(
+        self, results: Results, predictor: VideoPredictor, info: dict[str, Any], *, resume: bool
+    ) -> None:
+        """
+        Args:
+            results: where a video that cannot be used, or not completely, is counted.
+            predictor: of the frames; reset before each video.
+            info: settings that the results depend on; JSON, written to each file.
+            resume: continue files of an earlier run with the same settings.
+        """
+        self._results = results
+        self._predictor = predictor
+        self._info = info
+        self._resume = resume
 
-def _frames(
-    capture: cv2.VideoCapture,
-    results: Results,
-    source: Source,
-    add_records: AddRecords,
-    image_ids: Iterator[int],
-) -> None:
-    if not capture.isOpened():
-        raise ImageError(_why_no_video(source))
-    pending: deque[Array] = deque()
+    def predict(self, source: Source) -> None:
+        """Predict on a video file or camera, to its end.
 
-    def decodable() -> Iterator[Array]:
-        total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        with tqdm(total=max(total, 0) or None, unit="frame", disable=None) as bar:
-            while True:
-                ok, frame = capture.read()
-                if not ok:
-                    return
-                pending.append(frame)
-                yield frame
-                bar.update()
+        Raises:
+            ConfigError: an earlier run to be resumed had other settings.
+            OutputError: a result cannot be written.
+        """
+        try:
+            with closing(_open(source)) as video:
+                self._predict(video, source)
+        except ImageError as error:
+            self._results.fail(error)
 
-    writer = None
-    number = -1
-    try:
-        for number, result in enumerate(results.predictor.stream(decodable())):
+    def _predict(self, video: FrameSource, source: Source) -> None:
+        header = {
+            "info": self._info,
+            "videos": [
+                {"id": 1, "file_name": source.name, "fps": video.fps, "length": video.length}
+            ],
+            "categories": self._results.categories(),
+        }
+        stem = self._results.output / source.stem
+        records = VideoRecords(stem.with_name(f"{stem.name}.json"), header, resume=self._resume)
+        if records.complete:
+            logger.info("%s: complete in an earlier run", source.name)
+            return
+        overlay = VideoWriter(stem.with_name(f"{stem.name}.mp4"), video.fps)
+        with (
+            records,
+            overlay if self._results.overlay else nullcontext() as writer,
+            tqdm(video, total=video.length, unit="frame", disable=None) as bar,
+        ):
+            frames = iter(bar)
+            self._draw_again(frames, records, writer)
+            self._go_on(frames, source, records, writer)
+            records.complete = True
+
+    def _draw_again(
+        self, frames: Iterator[Frame], records: VideoRecords, writer: VideoWriter | None
+    ) -> None:
+        """Draw what an earlier run has found, so that the new overlay begins at the beginning."""
+        for record, frame in zip(records.earlier(), frames, strict=False):
+            if writer is not None:
+                found = self._results.restore(record["objects"], record["height"], record["width"])
+                writer.write(frame._replace(image=self._results.draw(frame.image, found)))
+
+    def _go_on(
+        self,
+        frames: Iterator[Frame],
+        source: Source,
+        records: VideoRecords,
+        writer: VideoWriter | None,
+    ) -> None:
+        pending: deque[Frame] = deque()
+        problem: ImageError | None = None
+
+        def images() -> Iterator[Array]:
+            nonlocal problem
+            try:
+                for frame in frames:
+                    pending.append(frame)
+                    yield frame.image
+            except ImageError as error:  # kept back until all frames before it are done
+                problem = error
+
+        self._predictor.reset()
+        for number, result in enumerate(self._predictor.stream(images()), start=records.kept):
             frame = pending.popleft()
-            kept = results.keep(result["instances"])
-            head = {"image_id": next(image_ids), "file_name": source.name, "frame": number}
-            described = results.describe(kept, source.stem, f"frame{number:06d}_")
-            add_records(head | record for record in described)
-            if results.overlay:
-                path = results.output / f"{source.stem}.mp4"
-                writer = writer or _open_writer(path, capture.get(cv2.CAP_PROP_FPS), frame)
-                writer.write(results.draw(frame, kept))
-    finally:
-        if writer is not None:
-            writer.release()
-    if number < 0:
-        raise ImageError(f"{source.name}: no frame can be decoded")
+            kept = self._results.keep(result["instances"])
+            height, width = frame.image.shape[:2]
+            objects = self._results.describe(kept, source.stem, f"frame{number:06d}_")
+            records.add(
+                {
+                    "frame": number,
+                    "time": round(frame.time, 6),
+                    "width": width,
+                    "height": height,
+                    "keyframe": result["keyframe"],
+                    "objects": objects,
+                }
+            )
+            if writer is not None:
+                writer.write(frame._replace(image=self._results.draw(frame.image, kept)))
+        if problem is not None:
+            raise problem
 
 
-def _why_no_video(source: Source) -> str:
-    if source.kind == "camera":
-        return f"camera {source.name}: there is no such camera, or it is in use"
-    if not Path(source.name).exists():
-        return f"{source.name}: no such file"
-    size = os.path.getsize(source.name)
-    return f"{source.name}: is not a video that OpenCV can decode ({size} bytes)"
-
-
-def _open_writer(path: Path, fps: float, frame: Array) -> cv2.VideoWriter:
-    usable = fps if math.isfinite(fps) and fps > 0 else _DEFAULT_FPS
-    size = (frame.shape[1], frame.shape[0])
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), usable, size)
-    if not writer.isOpened():
-        raise OutputError(
-            f"{path} cannot be written: OpenCV cannot open a video of {size[0]}x{size[1]} pixels "
-            "there"
-        )
-    return writer
+def _open(source: Source) -> FrameSource:
+    return Camera(int(source.name)) if source.kind == "camera" else VideoFile(source.name)

@@ -1,0 +1,174 @@
+"""The files of ``instseg predict``, complete up to the last result if it is interrupted."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cv2
+
+from instseg.data.images import Array
+from instseg.errors import ConfigError, OutputError
+
+AddRecords = Callable[[Iterable[dict[str, Any]]], None]
+
+
+@contextmanager
+def json_list(path: Path) -> Iterator[AddRecords]:
+    """A JSON list in the file ``path``, written as it grows and closed also after an interrupt.
+
+    Yields:
+        the function that appends records and hands them to the operating system.
+    """
+    separator = "\n"
+
+    def add(records: Iterable[dict[str, Any]]) -> None:
+        nonlocal separator
+        with writing(path):
+            for record in records:
+                # One write for separator and record, so that an interrupt finds whole elements.
+                file.write(separator + json.dumps(record))
+                separator = ",\n"
+            file.flush()
+
+    with writing(path):
+        file = path.open("w", encoding="utf-8")
+    try:
+        file.write("[")
+        yield add
+    finally:
+        with writing(path), file:
+            file.write("\n]\n")
+
+
+class VideoRecords:
+    """The file of a video: a header and one record per frame, written as they come.
+
+    The layout is in the documentation of :mod:`instseg.predict`.  Every frame is one line, handed
+    to the operating system as a whole, so that a process that is killed loses the frame in work
+    and leaves a file without its last line, which :class:`VideoRecords` can continue.
+
+    Attributes:
+        kept: number of frames taken over from an earlier run.
+        complete: whether the whole video is in the file; to be set before leaving.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any], *, resume: bool) -> None:
+        """
+        Args:
+            path: of the file.
+            header: what stands before the frames; JSON.
+            resume: continue the file if there is one.  It is cut before its last key frame, from
+                which a video model has to start.
+        Raises:
+            ConfigError: the file to be continued has another header.
+        """
+        self._path = path
+        self._header = json.dumps(header)[:-1] + ', "frames": ['
+        self.kept, self._size, self.complete = 0, 0, False
+        if resume and path.exists():
+            self._scan(header)
+
+    def __enter__(self) -> "VideoRecords":
+        with writing(self._path):
+            self._file = self._path.open("r+b" if self._size else "wb")
+            self._file.truncate(self._size)
+            self._file.seek(self._size)
+            if not self._size:
+                self._file.write(self._header.encode())
+        self._separator = ",\n" if self.kept else "\n"
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with writing(self._path), self._file:
+            self._file.write(f'\n], "complete": {json.dumps(self.complete)}}}\n'.encode())
+
+    def earlier(self) -> Iterator[dict[str, Any]]:
+        """The records that were kept, one at a time."""
+        with self._path.open("rb") as file:
+            file.readline()
+            for _ in range(self.kept):
+                yield _record(file.readline())
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Append the record of a frame.
+
+        Raises:
+            OutputError: the disk is full, or the like.
+        """
+        with writing(self._path):
+            self._file.write((self._separator + json.dumps(record)).encode())
+            self._file.flush()
+        self._separator = ",\n"
+
+    def _scan(self, header: dict[str, Any]) -> None:
+        """Find what of the file can be kept."""
+        with self._path.open("rb") as file:
+            first = file.readline()
+            try:
+                found = json.loads(first.rstrip() + b"]}")
+            except ValueError:  # killed before the header was written
+                return
+            if {**header, "frames": []} != found:
+                raise ConfigError(
+                    f"{self._path} was written with {_difference(found, header)}; it cannot be "
+                    "resumed: repeat that, or choose another --output"
+                )
+            end, position, number = len(first.rstrip()), len(first), 0
+            self._size = end
+            for line in file:
+                try:
+                    record = _record(line)
+                except ValueError:  # the line that closes the file, or one that was torn
+                    self.complete = line.startswith(b'], "complete": true')
+                    return
+                if record["keyframe"]:
+                    self.kept, self._size = number, end
+                end = position + len(line.rstrip(b",\n"))
+                position += len(line)
+                number += 1
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns the operating system's errors while ``path`` is written into OutputError."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def write_picture(path: Path, image: Array) -> None:
+    """Write a picture, (H, W, 3) in BGR order or (H, W), in the format of the file's extension.
+
+    Raises:
+        OutputError: the disk is full, or the like.
+    """
+    # cv2.imwrite would only return False on a full disk, and fails on non-ASCII paths under
+    # Windows.
+    ok, encoded = cv2.imencode(path.suffix, image)
+    if not ok:
+        raise OutputError(f"{path} cannot be written: OpenCV cannot encode it")
+    with writing(path):
+        path.write_bytes(encoded.tobytes())
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(line.rstrip(b",\n"))
+    return record
+
+
+def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """The first setting that two headers differ in, as they are in ``found`` and ``wanted``."""
+    old, new = ({**h.get("info", {}), "video": h.get("videos")} for h in (found, wanted))
+    for key, value in new.items():
+        if old.get(key) != value:
+            return f"{key} {old.get(key)}, not {value}"
+    return "other categories"

@@ -12,6 +12,7 @@ import pytest
 
 from instseg.data import shapes
 from tests.conftest import ROOT
+from tests.video_common import pictures, write_clip
 
 # Appended to training commands so that they take seconds.
 SHORT = "SOLVER.MAX_ITER 2 SOLVER.IMS_PER_BATCH 2 DATALOADER.NUM_WORKERS 0 SOLVER.WARMUP_ITERS 0"
@@ -43,6 +44,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).symlink_to(ROOT / name)
     picture = shapes.picture("shapes_val", 0, 128)
     cv2.imwrite(str(folder / "photo.png"), picture[:, :, ::-1])
+    write_clip(folder / "clip.mp4", pictures(3))
     shapes.export("shapes_val", folder / "tiny", limit=4)
     return folder
 
@@ -80,6 +82,7 @@ def test_the_commands_of_the_readme_run_in_order(checkout: Path) -> None:
     for line in lines:
         run(line, checkout)
     assert (checkout / "output/predictions/predictions.json").is_file()
+    assert (checkout / "output/video/clip.mp4").is_file()
 
 
 def test_the_three_lines_of_prediction_run(checkout: Path) -> None:

@@ -1,0 +1,116 @@
+"""Memory of ``instseg predict`` while it works through a long video; needs /proc (Linux).
+
+Writes a synthetic clip and untrained weights, predicts on the clip, and prints the process's
+memory as it goes.  Untrained, the model finds as many objects as it may in every frame.
+"""
+
+import argparse
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from instseg import Predictor, cli
+from instseg.data.videos import Frame, VideoWriter
+
+SIZE = (240, 320)
+# A network so small that decoding, drawing and recording are a good part of the work.
+SMALL = ["MODEL.DEVICE", "cpu", "INPUT.SQUARE_SIZE", "64", "TEST.DETECTIONS_PER_IMAGE", "5"]
+SMALL += ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
+
+
+def write_clip(path: Path, frames: int) -> None:
+    """A bright square that wanders over noise."""
+    noise = np.random.default_rng(0).integers(0, 100, (*SIZE, 3), dtype=np.uint8)
+    with VideoWriter(path, 25) as writer:
+        for number in range(frames):
+            image = noise.copy()
+            left, top = number * 5 % (SIZE[1] - 40), number * 3 % (SIZE[0] - 40)
+            image[top : top + 40, left : left + 40] = (60, 200, 255)
+            writer.write(Frame(image, number / 25))
+
+
+def resident() -> float:
+    """Megabytes of this process that are in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096 / 1e6
+
+
+class Sampler(threading.Thread):
+    """Notes memory whenever another ``step`` frames stand in the results of a video.
+
+    Attributes:
+        samples: (frames done, megabytes).
+    """
+
+    def __init__(self, results: Path, step: int) -> None:
+        super().__init__(daemon=True)
+        self.samples: list[tuple[int, float]] = []
+        self._results = results
+        self._step = step
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        while not self._results.exists() and not self._ended.wait(0.05):
+            pass
+        done, due = -1, self._step  # the first line is the header
+        with self._results.open() as file:
+            while not self._ended.is_set():
+                # Read by line, which keeps no more than one of them.
+                for line in file:
+                    done += line.endswith("\n")
+                if done >= due:
+                    self.samples.append((done, resident()))
+                    due = done - done % self._step + self._step
+                time.sleep(0.05)
+
+    def end(self) -> None:
+        self._ended.set()
+        self.join()
+
+
+def measure(
+    config: str, overrides: Sequence[str], frames: int, step: int, folder: Path
+) -> list[tuple[int, float]]:
+    """Predict on a clip of ``frames`` frames; (frames done, megabytes) about every ``step``."""
+    write_clip(folder / "clip.mp4", frames)
+    torch.manual_seed(0)
+    model = Predictor(config, overrides=overrides).model
+    torch.save({"model": model.state_dict()}, folder / "weights.pth")
+    sampler = Sampler(folder / "results" / "clip.json", step)
+    sampler.start()
+    files = ["--weights", folder / "weights.pth", "--input", folder / "clip.mp4"]
+    options = ["--config-file", config, *files, "--output", folder / "results", "--confidence", "0"]
+    try:
+        status = cli.main(["predict", *map(str, options), "--", *overrides])
+    finally:
+        sampler.end()
+    if status:
+        raise SystemExit(f"prediction ended with status {status}")
+    return sampler.samples
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config-file", default="yolact/yolact_shapes.yaml", metavar="FILE")
+    parser.add_argument("--frames", type=int, default=10_000, metavar="N")
+    parser.add_argument("overrides", nargs="*", default=SMALL, metavar="KEY VALUE")
+    args = parser.parse_args()
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        step = max(args.frames // 10, 1)
+        samples = measure(args.config_file, args.overrides, args.frames, step, Path(folder))
+    for done, megabytes in samples:
+        print(f"{done:7d} frames  {megabytes:8.1f} MB")
+    growth = samples[-1][1] - samples[0][1]
+    print(f"grown by {growth:.1f} MB in {samples[-1][0] - samples[0][0]} frames")
+    print(f"{args.frames / (time.perf_counter() - start):.1f} frames a second", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

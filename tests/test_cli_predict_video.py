@@ -19,7 +19,7 @@ from instseg.predict.results import Results
 from instseg.predict.sources import Source
 from instseg.predict.videos import VideoRun
 from tests.predict_common import arguments_for_tiny_model, results
-from tests.test_predictor import PHOTO, tiny_cfg
+from tests.test_predictor import PHOTO, assert_same, tiny_cfg
 from tests.video_common import VideoStub, pictures, turned, write_clip
 
 
@@ -242,6 +242,15 @@ def test_a_killed_run_resumes_to_what_an_uninterrupted_one_gives(
     assert (tmp_path / "v.json").read_text() == text
     overlay = [frame.image for frame in VideoFile(tmp_path / "v.mp4")]
     assert np.array_equal(overlay, uninterrupted["overlay"])
+
+
+def test_objects_are_restored_from_their_records_as_they_were(tmp_path: Path) -> None:
+    predictor = Predictor(tiny_cfg())
+    results = Results(predictor, tmp_path, 0.0, overlay=True, instance_masks=False)
+    instances = results.keep(predictor(PHOTO)["instances"])
+    records = json.loads(json.dumps(results.describe(instances, "v")))
+    assert_same({"instances": results.restore(records, 48, 64)}, {"instances": instances})
+    assert len(results.restore([], 48, 64)) == 0
 
 
 def test_frames_that_are_kept_are_not_predicted_on_again(

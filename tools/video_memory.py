@@ -42,7 +42,7 @@ def resident() -> float:
 
 
 class Sampler(threading.Thread):
-    """Notes memory whenever another ``step`` frames stand in the results of a video.
+    """Notes and prints memory whenever another ``step`` frames stand in the results of a video.
 
     Attributes:
         samples: (frames done, megabytes).
@@ -66,6 +66,7 @@ class Sampler(threading.Thread):
                     done += line.endswith("\n")
                 if done >= due:
                     self.samples.append((done, resident()))
+                    print(f"{done:7d} frames  {self.samples[-1][1]:8.1f} MB", flush=True)
                     due = done - done % self._step + self._step
                 time.sleep(0.05)
 
@@ -105,8 +106,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         step = max(args.frames // 10, 1)
         samples = measure(args.config_file, args.overrides, args.frames, step, Path(folder))
-    for done, megabytes in samples:
-        print(f"{done:7d} frames  {megabytes:8.1f} MB")
     growth = samples[-1][1] - samples[0][1]
     print(f"grown by {growth:.1f} MB in {samples[-1][0] - samples[0][0]} frames")
     print(f"{args.frames / (time.perf_counter() - start):.1f} frames a second", file=sys.stderr)

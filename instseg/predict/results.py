@@ -107,9 +107,11 @@ class Results:
         """
         numbers = {category_id: number for number, category_id in self._category_ids.items()}
         instances = Instances((height, width))
-        boxes = torch.tensor([record["bbox"] for record in records]).reshape(-1, 4)
+        # In double precision, in which adding undoes the subtraction.
+        boxes = torch.tensor([record["bbox"] for record in records], dtype=torch.float64)
+        boxes = boxes.reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
-        instances.pred_boxes = Boxes(boxes)
+        instances.pred_boxes = Boxes(boxes.float())
         instances.scores = torch.tensor([record["score"] for record in records])
         instances.pred_classes = torch.tensor(
             [numbers.get(record["category_id"], record["category_id"]) for record in records],

@@ -26,6 +26,7 @@ def optimize(model: nn.Module) -> nn.Module:
     """
     if model.training:
         raise ValueError("optimize() needs a model in evaluation mode; call model.eval() first")
+    module: Any
     for module in model.modules():
         if _foldable(module):
             _fold(module, module.norm)

@@ -127,6 +127,7 @@ class MotionPredictor(nn.Module):
         self.bias = nn.Conv2d(inputs, channels, 1)
         for value in self.parameters():
             nn.init.zeros_(value)
+        assert self.scale.bias is not None
         nn.init.ones_(self.scale.bias)
 
     def forward(self, x: Tensor) -> Motion:

@@ -95,13 +95,13 @@ class YolactEdge(YOLACT):
     def _not_trained(self, freeze: bool) -> list[nn.Module]:
         """What the stage leaves as it is, or does not use."""
         net, first = self.flow_net, self._first_warped
-        own = [net] if self.refinement is None else [net, self.refinement]
         if self.stage == "image":
-            return own
+            return [net] if self.refinement is None else [net, self.refinement]
         if self.stage == "flow":
             others = [part for part in self.children() if part is not net]
-            return [*others, *(part for x in net.predictors for part in (x.scale, x.bias))]
-        frozen = [*net.predictors[:first], *net.up_features[:first], *net.up_flow[:first]]
+            features = [x.get_submodule(y) for x in net.predictors for y in ("scale", "bias")]
+            return [*others, *features]
+        frozen: list[nn.Module] = [*net.predictors[:first], *net.up_features[:first], *net.up_flow[:first]]
         if freeze:
             fpn = self.fpn
             frozen += [self.backbone, fpn.lateral3, fpn.lateral4, fpn.lateral5]

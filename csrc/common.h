@@ -1,4 +1,4 @@
-// What every operator needs: argument checks, the SIMD attribute, CUDA launches.
+// What every operator needs: argument checks, the SIMD attribute, arithmetic that all devices share.
 
 #pragma once
 
@@ -30,6 +30,23 @@
 #endif
 
 namespace instseg {
+
+// A product that no device contracts with the sum it goes into.
+INSTSEG_HOST_DEVICE float rounded_product(float a, float b) {
+#ifdef __CUDA_ARCH__
+  return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
+INSTSEG_HOST_DEVICE double rounded_product(double a, double b) {
+#ifdef __CUDA_ARCH__
+  return __dmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
 
 // Device, rank and dtype of one argument; `op` and `name` go into the message.
 inline void check_floating(const char* op, const char* name, const at::Tensor& tensor, int64_t rank) {

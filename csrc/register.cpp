@@ -32,6 +32,13 @@ TORCH_LIBRARY(instseg, m) {
   m.def(
       "assemble_masks(Tensor prototypes, Tensor coefficients, Tensor boxes, SymInt height, SymInt width) "
       "-> Tensor");
+  m.def(
+      "shift_seeds(Tensor embeddings, Tensor seeds, float bandwidth, int max_iterations, float tolerance) "
+      "-> (Tensor modes, Tensor counts)");
+  m.def("nearest_centres(Tensor embeddings, Tensor centres, float radius) -> Tensor");
+  m.def(
+      "peel_clusters(Tensor embeddings, Tensor bins, float bandwidth, int max_iterations, "
+      "float tolerance, int min_points, int max_clusters) -> (Tensor labels, Tensor centres)");
 }
 
 PyMODINIT_FUNC PyInit__C() {

@@ -12,22 +12,6 @@
 
 namespace instseg {
 
-INSTSEG_HOST_DEVICE float rounded_product(float a, float b) {
-#ifdef __CUDA_ARCH__
-  return __fmul_rn(a, b);
-#else
-  return a * b;
-#endif
-}
-
-INSTSEG_HOST_DEVICE double rounded_product(double a, double b) {
-#ifdef __CUDA_ARCH__
-  return __dmul_rn(a, b);
-#else
-  return a * b;
-#endif
-}
-
 // By overloads: on the host a plain fma or exp of floats is that of double.
 INSTSEG_HOST_DEVICE float fused(float a, float b, float c) { return fmaf(a, b, c); }
 INSTSEG_HOST_DEVICE double fused(double a, double b, double c) { return fma(a, b, c); }

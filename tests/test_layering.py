@@ -31,6 +31,7 @@ OPTIONAL = {
     "onnxscript",
     "ray",
     "skimage",
+    "sklearn",
     "supervision",
     "trackers",
     "wandb",

@@ -21,6 +21,7 @@ PROJECT_OF = {
     "PIL": "pillow",
     "cv2": "opencv-python",
     "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
 TORCH = "pip install torch==2.11.0 torchvision==0.26.0"

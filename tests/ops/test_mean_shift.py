@@ -1,4 +1,4 @@
-"""Mean shift: equal to scikit-learn and to all distances, peeling by hand, hostile input, errors."""
+"""Mean shift: equal to scikit-learn and to all distances; peeling, hostile input, errors."""
 
 import math
 import warnings
@@ -208,7 +208,7 @@ def test_no_more_clusters_than_asked_for_are_peeled_off(most: int, device: str) 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_peeling_ends_after_twenty_small_clusters(device: str) -> None:
-    """Pairs: 40 cells are fuller than the one whose ball reaches over to a cell of one point more."""
+    """Pairs in cells of their own come before three points that share their cells less."""
     lonely = 10 + 5 * torch.arange(40.0).repeat_interleave(2)
     spread = torch.tensor([-0.6, -0.3, 0.6])
     points = torch.cat([lonely, spread])[:, None].to(device)

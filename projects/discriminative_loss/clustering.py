@@ -1,0 +1,238 @@
+"""From embeddings and a semantic map to instances: mean shift per class, or k-means."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from instseg.errors import ConfigError
+from instseg.ops.mean_shift import nearest_centres, peel_clusters
+
+_STARTS, _SAMPLE, _MOST_STEPS = 8, 8192, 100
+"""Of k-means: the best of so many starts on so many points goes on with all of them."""
+
+
+@dataclass(frozen=True)
+class ClusterSettings:
+    """How pixels are grouped.
+
+    Attributes:
+        method: ``mean_shift``: every class by itself (section 4); ``k_means``: all foreground at
+            once with a given number of instances, the class by vote (Wizaron's code).
+        bandwidth: radius of an instance in units of the embedding.
+        min_pixels: instances with fewer pixels are dropped.
+        max_instances: of more instances those with the best scores are kept; mean shift looks for
+            no more than so many per class, the fullest first.
+    Raises:
+        ConfigError: an unknown method or a number out of its range.
+    """
+
+    method: str = "mean_shift"
+    bandwidth: float = 1.5
+    min_pixels: int = 10
+    max_instances: int = 100
+
+    def __post_init__(self) -> None:
+        if self.method not in ("mean_shift", "k_means"):
+            raise ConfigError(
+                f"the clustering method is {self.method!r}; expected 'mean_shift' or 'k_means'"
+            )
+        if not 0 < self.bandwidth < float("inf"):
+            raise ConfigError(f"the bandwidth is {self.bandwidth}; expected a number above 0")
+        if self.min_pixels < 1 or self.max_instances < 0:
+            raise ConfigError(
+                f"the fewest pixels are {self.min_pixels} and the most instances "
+                f"{self.max_instances}; expected at least 1 and 0"
+            )
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Instances of one picture, best first.
+
+    Attributes:
+        masks: (N, h, w) bool; no two overlap and none is empty.
+        classes: (N,) int64 from 0, without the background.
+        scores: (N,) in 0..1: the mean probability of the class over the pixels, times
+            ``compactness``.
+        compactness: (N,) in 0..1: 1 / (1 + (r / bandwidth)^2) with r the root mean square distance
+            of the pixels from their mean; 1 if all embeddings are equal.
+    """
+
+    masks: Tensor
+    classes: Tensor
+    scores: Tensor
+    compactness: Tensor
+
+
+@torch.no_grad()
+def cluster(
+    embeddings: Tensor,
+    probabilities: Tensor,
+    settings: ClusterSettings,
+    number: int | None = None,
+) -> Clusters:
+    """Group the pixels of one picture.
+
+    Masks are made for the instances that are kept alone, so memory does not grow with what is
+    dropped.
+
+    Args:
+        embeddings: (D, h, w), D from 1 to 64.
+        probabilities: (C + 1, h, w) of the classes, background first.  A pixel belongs to the most
+            probable one.
+        settings: the method and its limits.
+        number: of instances, for k-means.
+    Raises:
+        ValueError: maps that do not belong together, or no number for k-means.
+    """
+    if embeddings.dim() != 3 or probabilities.dim() != 3:
+        raise ValueError(
+            f"embeddings has shape {tuple(embeddings.shape)} and probabilities "
+            f"{tuple(probabilities.shape)}; expected (D, h, w) and (C + 1, h, w)"
+        )
+    if embeddings.shape[1:] != probabilities.shape[1:] or not len(probabilities):
+        raise ValueError(
+            f"embeddings is {tuple(embeddings.shape[1:])} pixels and probabilities "
+            f"{tuple(probabilities.shape)}; expected maps of one size"
+        )
+    semantic = probabilities.argmax(dim=0).flatten() if probabilities.numel() else None
+    if semantic is None:
+        return _nothing(probabilities)
+    points = embeddings.flatten(1).T
+    if settings.method == "k_means":
+        if number is None:
+            raise ValueError("k-means needs the number of instances; none is predicted or given")
+        pixels, labels = _all_at_once(points, semantic, number)
+    else:
+        pixels, labels = _class_by_class(points, semantic, len(probabilities), settings)
+    return _measured(points, probabilities, pixels, labels, settings)
+
+
+def k_means(points: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Lloyd's algorithm from the best of several k-means++ starts; always the same result.
+
+    Args:
+        points: (N, D), D from 1 to 64, finite.
+        count: number of clusters; at most one per point is made.
+    Returns:
+        labels (N,) int64, -1 if there are no clusters, and centres (count, D).
+    """
+    points = points.to(torch.promote_types(points.dtype, torch.float32))
+    count = max(0, min(count, len(points)))
+    if count == 0:
+        return torch.full((len(points),), -1, device=points.device), points[:0]
+    step = -(-len(points) // max(_SAMPLE, 4 * count))
+    sample = points[::step].cpu()
+    generator = torch.Generator().manual_seed(0)
+    best, least = points[:0], float("inf")
+    for _ in range(_STARTS):
+        labels, centres = _lloyd(sample, _spread(sample, min(count, len(sample)), generator))
+        spread = float((sample - centres[labels]).square().sum())
+        if spread < least or not len(best):
+            best, least = centres, spread
+    return _lloyd(points, best.to(points.device))
+
+
+def _spread(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Starting centres, each a point drawn by its squared distance to those before (k-means++)."""
+    chosen = [int(torch.randint(len(points), (1,), generator=generator))]
+    distances = (points - points[chosen[0]]).square().sum(dim=1)
+    while len(chosen) < count:
+        total = distances.double().cumsum(dim=0)
+        draw = torch.rand(1, generator=generator, dtype=torch.double) * total[-1]
+        chosen.append(min(int(torch.searchsorted(total, draw, right=True)), len(points) - 1))
+        new = (points - points[chosen[-1]]).square().sum(dim=1)
+        distances = torch.minimum(distances, new)
+    return points[chosen]
+
+
+def _lloyd(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels and centres when no label changes any more; a centre without points stays."""
+    labels = nearest_centres(points, centres)
+    for _ in range(_MOST_STEPS):
+        counts = labels.bincount(minlength=len(centres))[:, None]
+        means = _sums(points, labels, len(centres)) / counts
+        centres = means.to(points.dtype).where(counts > 0, centres)
+        before, labels = labels, nearest_centres(points, centres)
+        if torch.equal(before, labels):
+            break
+    return labels, centres
+
+
+def _sums(values: Tensor, labels: Tensor, count: int) -> Tensor:
+    """(N, ...) values → (count, ...) float64 sums over equal labels."""
+    sums = values.new_zeros((count, *values.shape[1:]), dtype=torch.double)
+    return sums.index_add_(0, labels, values.double())
+
+
+def _class_by_class(
+    points: Tensor, semantic: Tensor, classes: int, settings: ClusterSettings
+) -> tuple[Tensor, Tensor]:
+    """Mean shift in each class: indices of pixels, and the labels of these."""
+    pixels, labels, found = [], [], 0
+    for kind in range(1, classes):
+        own = (semantic == kind).nonzero()[:, 0]
+        if not len(own):
+            continue
+        label, centres = peel_clusters(
+            points[own],
+            bandwidth=settings.bandwidth,
+            min_points=settings.min_pixels,
+            max_clusters=settings.max_instances,
+        )
+        pixels.append(own[label >= 0])
+        labels.append(label[label >= 0] + found)
+        found += len(centres)
+    if not pixels:
+        return semantic[:0], semantic[:0]
+    return torch.cat(pixels), torch.cat(labels)
+
+
+def _all_at_once(points: Tensor, semantic: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """k-means in the foreground: indices of pixels, and the labels of these."""
+    pixels = (semantic > 0).nonzero()[:, 0]
+    labels, _ = k_means(points[pixels], number)
+    return pixels[labels >= 0], labels[labels >= 0]
+
+
+def _measured(
+    points: Tensor,
+    probabilities: Tensor,
+    pixels: Tensor,
+    labels: Tensor,
+    settings: ClusterSettings,
+) -> Clusters:
+    """Classes, scores and masks of the labels; the best that are large enough."""
+    if not len(pixels):
+        return _nothing(probabilities)
+    own, shares = points[pixels].double(), probabilities.flatten(1)[:, pixels]
+    number = int(labels.max()) + 1
+    sizes = labels.bincount(minlength=number)
+    per_pixel = sizes.clamp(min=1)[:, None]
+    means = _sums(own, labels, number) / per_pixel
+    squares = (own - means[labels]).square().sum(dim=1, keepdim=True)
+    variance = (_sums(squares, labels, number) / per_pixel)[:, 0]
+    compactness = 1 / (1 + variance / settings.bandwidth**2)
+    kinds = shares[1:].argmax(dim=0)
+    votes = torch.zeros(number, len(probabilities) - 1, device=labels.device, dtype=torch.long)
+    votes.index_put_((labels, kinds), torch.ones_like(kinds), accumulate=True)
+    classes = votes.argmax(dim=1)
+    semantic = _sums(shares[1:].T, labels, number) / per_pixel
+    scores = semantic.gather(1, classes[:, None])[:, 0] * compactness
+    order = scores.argsort(descending=True, stable=True)
+    order = order[sizes[order] >= settings.min_pixels][: settings.max_instances]
+    label_map = labels.new_full(probabilities.shape[1:], -1)
+    label_map.view(-1)[pixels] = labels
+    return Clusters(
+        masks=label_map == order[:, None, None],
+        classes=classes[order],
+        scores=scores[order].float(),
+        compactness=compactness[order].float(),
+    )
+
+
+def _nothing(probabilities: Tensor) -> Clusters:
+    none = probabilities.new_zeros(0, dtype=torch.float32)
+    masks = probabilities.new_zeros((0, *probabilities.shape[1:]), dtype=torch.bool)
+    return Clusters(masks, none.long(), none, none)

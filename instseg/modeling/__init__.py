@@ -1,5 +1,7 @@
 """Parts of networks that several papers share."""
 
+from instseg.modeling.dense_decoder import DenseDecoder, conv_relu
+from instseg.modeling.dense_targets import IGNORED, NONE, DenseTargets, centres, dense_targets
 from instseg.modeling.fast_nms import cross_class_nms, fast_nms
 from instseg.modeling.split import Network, SplitModel, as_split
 from instseg.modeling.stages import now, stage, stage_times
@@ -8,7 +10,11 @@ from instseg.modeling.video import VideoModel, as_video
 from instseg.modeling.warp import warp
 
 __all__ = [
+    "IGNORED",
+    "NONE",
     "VGG",
+    "DenseDecoder",
+    "DenseTargets",
     "Network",
     "SplitModel",
     "VideoModel",
@@ -16,7 +22,10 @@ __all__ = [
     "as_split",
     "as_video",
     "build_vgg_backbone",
+    "centres",
+    "conv_relu",
     "cross_class_nms",
+    "dense_targets",
     "fast_nms",
     "now",
     "stage",

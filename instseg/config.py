@@ -297,8 +297,13 @@ def _add_shared_config(cfg: Detectron2CfgNode) -> None:
     cfg.TEST.VAL_LOSS_PERIOD = 0
     # Evaluate TP / (TP + FP + FN) as well, the metric of the 2018 Data Science Bowl on nuclei.
     cfg.TEST.CONTEST_METRIC = False
-    # Least score of a prediction that counts in that metric.
+    # Evaluate the metrics of the leaf segmentation challenge (CVPPP) as well: symmetric best Dice
+    # and difference in count; always done on CVPPP data.
+    cfg.TEST.LEAF_METRIC = False
+    # Least score of a prediction that counts in either of these.
     cfg.TEST.CONTEST_SCORE_THRESH = 0.5
+    # Evaluate the mean IoU of the semantic map as well, for models that give one ("sem_seg").
+    cfg.TEST.SEMANTIC_METRIC = False
     # Evaluate average recall (AR@n, AUC) in place of COCO's AP: for models that know no classes.
     cfg.TEST.PROPOSALS = False
     # Evaluate VOC's AP of masks at IoU 0.5 and 0.7 as well; always done on SBD and VOC data.

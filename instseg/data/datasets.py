@@ -4,9 +4,9 @@
 that needs no registration; without ``:IMAGE_ROOT`` the pictures lie beside the JSON file.
 ``youtubevis:PATH/videos.json:IMAGE_ROOT`` is the same for videos.
 ``coco_mini_{train,val}``, ``nuclei_{train,val}``, ``sbd_{train,val}``,
-``voc_2012_instances_{train,val}``, ``youtubevis_{2019,2021}_{train,val}`` and
-``flying_chairs_{train,val}`` are looked for under ``$DETECTRON2_DATASETS`` (default ``datasets``),
-as Detectron2's own names are.
+``voc_2012_instances_{train,val}``, ``cvppp_a1_{train,val,trainval}``,
+``youtubevis_{2019,2021}_{train,val}`` and ``flying_chairs_{train,val}`` are looked for under
+``$DETECTRON2_DATASETS`` (default ``datasets``), as Detectron2's own names are.
 """
 
 import difflib
@@ -20,7 +20,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
-from instseg.data import flying_chairs, shapes, shapes_video, voc, youtube_vis
+from instseg.data import cvppp, flying_chairs, shapes, shapes_video, voc, youtube_vis
 from instseg.errors import ConfigError, DatasetError
 
 _COCO_PREFIX = "coco:"
@@ -42,6 +42,7 @@ def register_builtin_datasets() -> None:
     voc.register(root)
     youtube_vis.register_builtin(root)
     flying_chairs.register(root)
+    cvppp.register(root)
 
 
 def register_datasets(cfg: CfgNode) -> None:

@@ -1,20 +1,37 @@
 """Evaluators, chosen by data set."""
 
+import importlib.util
 import os
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+)
 
+from instseg.data.cvppp import EVALUATOR_TYPE as LEAF_EVALUATOR_TYPE
 from instseg.data.datasets import dataset_classes
 from instseg.data.voc import EVALUATOR_TYPE as VOC_EVALUATOR_TYPE
 from instseg.data.youtube_vis import EVALUATOR_TYPE as YOUTUBE_VIS_EVALUATOR_TYPE
 from instseg.errors import ConfigError
 from instseg.evaluation.contest import ContestEvaluator
+from instseg.evaluation.leaves import LeafEvaluator
 from instseg.evaluation.mask_scores import MaskScoreCOCOEvaluator
 from instseg.evaluation.proposals import ProposalEvaluator
+from instseg.evaluation.semantic import SemanticEvaluator
 from instseg.evaluation.tracks import TrackEvaluator
 from instseg.evaluation.voc import VOCEvaluator
+
+_CITYSCAPES_EVALUATOR_TYPE = "cityscapes_instance"
+_KINDS = (
+    "coco",
+    VOC_EVALUATOR_TYPE,
+    LEAF_EVALUATOR_TYPE,
+    YOUTUBE_VIS_EVALUATOR_TYPE,
+    _CITYSCAPES_EVALUATOR_TYPE,
+)
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -33,16 +50,18 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     dataset_classes(dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
     kind = metadata.get("evaluator_type", "coco")
-    if kind not in ("coco", VOC_EVALUATOR_TYPE, YOUTUBE_VIS_EVALUATOR_TYPE):
+    if kind not in _KINDS:
         raise ConfigError(
-            f"data set {dataset_name} asks for the evaluator {kind!r}; there are only 'coco', "
-            f"{VOC_EVALUATOR_TYPE!r} and {YOUTUBE_VIS_EVALUATOR_TYPE!r}"
+            f"data set {dataset_name} asks for the evaluator {kind!r}; there are only "
+            f"{', '.join(map(repr, _KINDS))}"
         )
     if cfg.TEST.PROPOSALS and cfg.TEST.VOC_METRIC:
         raise ConfigError(
             "TEST.PROPOSALS is for models without classes, TEST.VOC_METRIC needs classes; set one "
             "of them to False"
         )
+    if kind == _CITYSCAPES_EVALUATOR_TYPE:
+        return _cityscapes(dataset_name)
     if os.path.basename(metadata.get("json_file", "")) == f"{dataset_name}_coco_format.json":
         # Written by an earlier evaluator of this process for a set without a file: never reuse it.
         del metadata.json_file
@@ -72,4 +91,19 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         evaluators.append(
             TrackEvaluator(dataset_name, output_dir=folder, score_threshold=threshold)
         )
+    if cfg.TEST.LEAF_METRIC or kind == LEAF_EVALUATOR_TYPE:
+        threshold = cfg.TEST.CONTEST_SCORE_THRESH
+        evaluators.append(LeafEvaluator(dataset_name, score_threshold=threshold))
+    if cfg.TEST.SEMANTIC_METRIC:
+        evaluators.append(SemanticEvaluator(dataset_name))
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+def _cityscapes(dataset_name: str) -> DatasetEvaluator:
+    """Detectron2's evaluator of Cityscapes, which runs the data set's own scripts."""
+    if importlib.util.find_spec("cityscapesscripts") is None:
+        raise ConfigError(
+            f"data set {dataset_name} needs the package cityscapesscripts; pip install "
+            "cityscapesscripts"
+        )
+    return CityscapesInstanceEvaluator(dataset_name)

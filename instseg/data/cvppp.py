@@ -1,0 +1,134 @@
+"""Plant leaves of the CVPPP leaf segmentation challenge, folder A1, as data sets.
+
+Layout under ``$DETECTRON2_DATASETS``, as the challenge's training archive unpacks::
+
+    cvppp/A1/plant001_rgb.png  plant001_label.png  plant001_fg.png  plant002_rgb.png  ...
+
+``cvppp_a1_trainval`` has all pictures (128), ``cvppp_a1_val`` 28 of 128 and ``cvppp_a1_train`` the
+others; which, follows from ``sha256("cvppp/" + name)``.
+
+Sources: Minervini et al., Pattern Recognition Letters 2016; Scharr et al., MVA 2016.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pycocotools.mask as mask_util
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from instseg.errors import DatasetError
+
+EVALUATOR_TYPE = "leaves"
+"""In the metadata; asks for the challenge's metrics beside COCO's."""
+SPLITS = ("train", "val", "trainval")
+
+_VAL_SHARE = 28 / 128
+
+
+def register(root: str) -> None:
+    """Register ``cvppp_a1_{train,val,trainval}`` where they are unknown.
+
+    Args:
+        root: holds ``cvppp``; nothing is read before a data set is used.
+    """
+    for split in SPLITS:
+        name = f"cvppp_a1_{split}"
+        if name in DatasetCatalog:
+            continue
+        folder = os.path.join(root, "cvppp", "A1")
+        DatasetCatalog.register(name, lambda n=name, f=folder, s=split: load(n, f, s))
+        MetadataCatalog.get(name).set(thing_classes=["leaf"], evaluator_type=EVALUATOR_TYPE)
+
+
+def load(name: str, folder: str, split: str) -> list[dict[str, Any]]:
+    """Records in Detectron2's standard format, masks as RLE, ``image_id`` as ``plant001``.
+
+    A leaf is what ``_label.png`` gives one number; 0 is the background.
+
+    Args:
+        name: of the data set, for messages.
+        folder: ``A1``.
+        split: one of ``SPLITS``.
+    Raises:
+        DatasetError: missing, damaged or contradictory files.
+    """
+    pictures = sorted(Path(folder).glob("*_rgb.png"))
+    if not pictures:
+        raise DatasetError(
+            f"data set {name}: there is no file {folder}/plant*_rgb.png; set DETECTRON2_DATASETS "
+            "to the folder that holds cvppp"
+        )
+    order = sorted(
+        pictures, key=lambda path: hashlib.sha256(f"cvppp/{_id(path)}".encode()).digest()
+    )
+    held_out = set(order[: round(len(order) * _VAL_SHARE)])
+    chosen = {
+        "trainval": pictures,
+        "val": [path for path in pictures if path in held_out],
+        "train": [path for path in pictures if path not in held_out],
+    }
+    return [_record(name, path) for path in chosen[split]]
+
+
+def _id(picture: Path) -> str:
+    return picture.name.removesuffix("_rgb.png")
+
+
+def _record(name: str, picture: Path) -> dict[str, Any]:
+    file = picture.with_name(f"{_id(picture)}_label.png")
+    labels = _read_labels(name, file)
+    try:
+        with Image.open(picture) as opened:
+            width, height = opened.size
+    except Exception as error:  # a damaged file can make Pillow raise anything
+        raise DatasetError(f"data set {name}: {picture} is damaged: {error}") from error
+    if labels.shape != (height, width):
+        raise DatasetError(
+            f"data set {name}: {file} is {labels.shape}, {picture} {(height, width)} "
+            "(height, width)"
+        )
+    annotations = []
+    for number in np.setdiff1d(labels, [0]):
+        rle = mask_util.encode(np.asfortranarray((labels == number).view(np.uint8)))
+        annotations.append(
+            {
+                "bbox": mask_util.toBbox(rle).tolist(),
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "category_id": 0,
+                "segmentation": rle,
+                "iscrowd": 0,
+            }
+        )
+    return {
+        "file_name": str(picture),
+        "image_id": _id(picture),
+        "height": height,
+        "width": width,
+        "annotations": annotations,
+    }
+
+
+def _read_labels(name: str, file: Path) -> npt.NDArray[np.integer[Any]]:
+    """(H, W) numbers of a picture with one channel or a palette, which are not its colours."""
+    if not file.is_file():
+        raise DatasetError(
+            f"data set {name}: there is no file {file}; every plant###_rgb.png needs its "
+            "plant###_label.png, which the challenge's testing archive does not have"
+        )
+    try:
+        with Image.open(file) as picture:
+            mode = picture.mode
+            labels = np.array(picture)
+    except Exception as error:  # a damaged file can make Pillow raise anything
+        raise DatasetError(f"data set {name}: {file} is damaged or no PNG: {error}") from error
+    if mode not in ("1", "P", "L", "I", "I;16"):
+        raise DatasetError(
+            f"data set {name}: {file} has pixels of mode {mode}; expected one number per pixel"
+        )
+    return labels.astype(np.int64)

@@ -1,0 +1,100 @@
+"""Mean intersection over union of a semantic map made from instances."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pycocotools.mask as mask_util
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+
+from instseg.errors import ConfigError
+from instseg.evaluation.matching import to_rle
+
+BACKGROUND = "background"
+
+
+class SemanticEvaluator(DatasetEvaluator):
+    """IoU of each class's region over all pixels of a data set, for models that give ``sem_seg``.
+
+    The true region of a class is the union of its objects; crowds count for nobody.  Where objects
+    of different classes overlap, the smaller one is on top.
+
+    Results are in per cent under ``sem_seg``: ``mIoU`` over the classes that occur, background
+    included, the IoU of each (``IoU-NAME``), and ``pACC``, the share of right pixels.
+    """
+
+    def __init__(self, dataset_name: str) -> None:
+        """
+        Args:
+            dataset_name: a registered data set with classes whose objects have masks.
+        """
+        self._records = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
+        self._names = [BACKGROUND, *MetadataCatalog.get(dataset_name).thing_classes]
+        self.reset()
+
+    def reset(self) -> None:
+        self._confusion = np.zeros((len(self._names), len(self._names)), dtype=np.int64)
+
+    def process(
+        self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """
+        Raises:
+            ConfigError: a model that gives no semantic map, or one of other classes.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            if "sem_seg" not in output:
+                raise ConfigError(
+                    "TEST.SEMANTIC_METRIC is set, but the model gives no semantic map; set "
+                    "TEST.SEMANTIC_METRIC False (DiscriminativeLoss gives one with "
+                    "MODEL.DISCRIMINATIVE_LOSS.SEMANTIC_TEST True)"
+                )
+            if len(output["sem_seg"]) != len(self._names):
+                raise ConfigError(
+                    f"the semantic map has {len(output['sem_seg'])} channels; expected background "
+                    f"and the {len(self._names) - 1} classes of the data set"
+                )
+            predicted = output["sem_seg"].argmax(dim=0).cpu().numpy()
+            truth, counted = semantic_map(self._records[image["image_id"]])
+            pairs = truth[counted] * len(self._names) + predicted[counted]
+            found = np.bincount(pairs, minlength=self._confusion.size)
+            self._confusion += found.reshape(self._confusion.shape)
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        gathered = comm.gather(self._confusion, dst=0)
+        if not comm.is_main_process():
+            return None
+        confusion = np.sum(gathered, axis=0)
+        right = confusion.diagonal()
+        union = confusion.sum(axis=0) + confusion.sum(axis=1) - right
+        occurs = confusion.sum(axis=1) > 0
+        iou = np.where(union > 0, 100 * right / np.maximum(union, 1), np.nan)
+        total = confusion.sum()
+        result = {
+            "mIoU": float(iou[occurs].mean()) if occurs.any() else float("nan"),
+            "pACC": 100 * float(right.sum()) / total if total else float("nan"),
+        }
+        for name, value in zip(self._names, iou, strict=True):
+            result[f"IoU-{name}"] = float(value)
+        return {"sem_seg": result}
+
+
+def semantic_map(record: Mapping[str, Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """(H, W) labels of a record, 0 for background, class + 1; and (H, W), False in crowds."""
+    size = record["height"], record["width"]
+    labels = np.zeros(size, dtype=np.int64)
+    counted = np.ones(size, dtype=bool)
+    objects = []
+    for annotation in record["annotations"]:
+        mask = mask_util.decode(to_rle(annotation["segmentation"], size)).astype(bool)
+        if annotation.get("iscrowd", 0):
+            counted &= ~mask
+        else:
+            objects.append((mask.sum(), annotation["category_id"] + 1, mask))
+    # Large ones first, so that small ones stay visible; what an object shows is no crowd.
+    for _, label, mask in sorted(objects, key=lambda item: -item[0]):
+        labels[mask] = label
+    return labels, counted | (labels > 0)

@@ -13,6 +13,7 @@ PROJECTS: tuple[str, ...] = (
     "yolact",
     "yolact_plus",
     "yolact_edge",
+    "discriminative_loss",
 )
 
 

@@ -9,12 +9,20 @@ from pathlib import Path
 
 import torch
 
-from instseg.checkpoint.convert import fcis, maskscoring_rcnn, matterport, yolact, yolact_edge
+from instseg.checkpoint.convert import (
+    discriminative_loss,
+    fcis,
+    maskscoring_rcnn,
+    matterport,
+    yolact,
+    yolact_edge,
+)
 from instseg.checkpoint.convert.common import Converter, Options, Report
 from instseg.checkpoint.writing import atomic_write, save_safetensors
 from instseg.errors import ConfigError
 
 FORMATS: dict[str, Converter] = {
+    "discriminative_loss": discriminative_loss.convert,
     "fcis": fcis.convert,
     "maskscoring_rcnn": maskscoring_rcnn.convert,
     "matterport": matterport.convert,

@@ -23,6 +23,7 @@ _CLASS_LAYERS = (
     "head.class_logits.",
     "semantic.",
     "maskiou_net.predictor.",
+    "network.semantic.",
 )
 """Layers whose size depends on the number of classes."""
 _MAX_CLASSES = 100_000

@@ -1,0 +1,330 @@
+"""The meta-architecture: dense maps, losses on them, instances from them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from instseg.errors import CheckpointError, ConfigError
+from instseg.modeling import dense_targets, stage
+from instseg.projects.discriminative_loss.clustering import ClusterSettings, cluster
+from instseg.projects.discriminative_loss.enet import ENet
+from instseg.projects.discriminative_loss.losses import (
+    DiscriminativeSettings,
+    count_loss,
+    dice_loss,
+    discriminative_loss,
+    semantic_loss,
+)
+from instseg.projects.discriminative_loss.networks import BackboneNetwork, EmbeddingNetwork, Maps
+from instseg.projects.discriminative_loss.recurrent import ReSeg, StackedRecurrentHourglass
+
+TERMS = ("variance", "distance", "regulariser", "semantic", "dice", "count")
+"""Losses, each with a weight ``MODEL.DISCRIMINATIVE_LOSS.<TERM>_WEIGHT``."""
+_NETWORKS = ("backbone", "enet", "reseg", "hourglass")
+
+
+@META_ARCH_REGISTRY.register()
+class DiscriminativeLoss(nn.Module):
+    """Semantic instance segmentation with a discriminative loss (De Brabandere, Neven, Van Gool,
+    CVPRW 2017, arXiv 1708.02551).
+
+    Every pixel gets an embedding.  Training pulls those of one object together and pushes the means
+    of the objects of a class apart; instances are the clusters of the pixels of each class of a
+    semantic map, which the same network predicts.
+
+    ::
+
+        picture (B, 3, H, W) → network → semantic logits (B, C + 1, h, w), embedding (B, D, h, w)
+          → resized to OUTPUT_STRIDE (→ + position of each pixel)
+          training: losses; else: clustering of each class → masks
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        output_stride: int = 1,
+        position_scale: float = 0.0,
+        loss_settings: DiscriminativeSettings | None = None,
+        weights: dict[str, float] | None = None,
+        max_count: int = 20,
+        cluster_settings: ClusterSettings | None = None,
+        give_semantic: bool = False,
+    ) -> None:
+        """
+        Args:
+            network: see :class:`EmbeddingNetwork`.
+            pixel_mean: subtracted from every channel.
+            pixel_std: what every channel is divided by then.
+            output_stride: pixels per cell of the maps that losses and clustering see.
+            position_scale: pixels per unit of the position added to the first two dimensions of the
+                embedding; 0 adds nothing.
+            loss_settings: None for the defaults.
+            weights: of the losses by ``TERMS``; what is not named weighs 1, ``dice`` 0.
+            max_count: number of objects that the network's count calls 1.
+            cluster_settings: None for the defaults.
+            give_semantic: give the semantic probabilities as ``sem_seg`` too.
+        """
+        super().__init__()
+        self.network = network
+        self.output_stride = output_stride
+        self.position_scale = position_scale
+        self.loss_settings = loss_settings or DiscriminativeSettings()
+        self.weights = {**dict.fromkeys(TERMS, 1.0), "dice": 0.0, **(weights or {})}
+        self.max_count = max_count
+        self.cluster_settings = cluster_settings or ClusterSettings()
+        self.give_semantic = give_semantic
+        self.pixel_mean: Tensor
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.pixel_std: Tensor
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        node = cfg.MODEL.DISCRIMINATIVE_LOSS
+        _check(cfg)
+        return {
+            "network": build_network(cfg),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "output_stride": node.OUTPUT_STRIDE,
+            "position_scale": node.POSITION_SCALE,
+            "loss_settings": DiscriminativeSettings(
+                delta_var=node.DELTA_VAR,
+                delta_dist=node.DELTA_DIST,
+                norm=node.NORM_TYPE,
+                variance=node.VARIANCE_MEAN,
+            ),
+            "weights": {term: node[f"{term.upper()}_WEIGHT"] for term in TERMS},
+            "max_count": node.MAX_COUNT,
+            "cluster_settings": ClusterSettings(
+                method=node.CLUSTERING,
+                bandwidth=node.BANDWIDTH_TEST or node.DELTA_DIST,
+                min_pixels=node.MIN_PIXELS_TEST,
+                max_instances=cfg.TEST.DETECTIONS_PER_IMAGE,
+            ),
+            "give_semantic": node.SEMANTIC_TEST,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """
+        Args:
+            batched_inputs: Detectron2's: ``image`` (3, h, w) in 0..255; for training ``instances``
+                with ``gt_classes`` and ``gt_masks``; else optionally ``height`` and ``width`` of
+                the result, ``sem_seg`` (h, w), labels to use in place of the predicted semantic map
+                (0 background, class + 1), and ``num_instances`` for k-means.
+        Returns:
+            in training a dict of scalar losses, else a list of dicts with ``instances``:
+            ``pred_boxes``, ``scores``, ``pred_classes``, ``pred_masks`` (N, height, width) bool,
+            which do not overlap; and ``sem_seg`` (C + 1, height, width) if asked for.
+        Raises:
+            CheckpointError: not in training, the network gives values that are not finite.
+        """
+        images = [
+            (item["image"].to(self.device, torch.float32) - self.pixel_mean) / self.pixel_std
+            for item in batched_inputs
+        ]
+        if self.training:
+            return self.losses(images, batched_inputs)
+        # One by one: the padding of a batch would change results.
+        return [
+            self.segment(image, item) for image, item in zip(images, batched_inputs, strict=True)
+        ]
+
+    def maps(self, images: Sequence[Tensor]) -> Maps:
+        """Run the network.
+
+        Args:
+            images: (3, h, w) each, normalised; padded with 0 at their right and bottom.
+        Returns:
+            maps of the padded batch at ``output_stride``, positions added, in single precision.
+        """
+        network: EmbeddingNetwork = self.network  # type: ignore[assignment]
+        divisor = max(network.size_divisibility, self.output_stride)
+        height, width = (
+            -(-max(network.min_size, *(x.shape[axis] for x in images)) // divisor) * divisor
+            for axis in (1, 2)
+        )
+        batch = images[0].new_zeros(len(images), 3, height, width)
+        for place, image in zip(batch, images, strict=True):
+            place[:, : image.shape[1], : image.shape[2]] = image
+        semantic, embeddings, counts = network(batch)
+        size = (height // self.output_stride, width // self.output_stride)
+        semantic, embeddings = (
+            x.float()
+            if x.shape[-2:] == size
+            else F.interpolate(x.float(), size, mode="bilinear", align_corners=False)
+            for x in (semantic, embeddings)
+        )
+        if self.position_scale:
+            embeddings = add_positions(embeddings, self.output_stride / self.position_scale)
+        return Maps(semantic, embeddings, None if counts is None else counts.float())
+
+    def losses(
+        self, images: Sequence[Tensor], batched_inputs: list[dict[str, Any]]
+    ) -> dict[str, Tensor]:
+        """All losses of a batch, weighted."""
+        semantic, embeddings, counts = self.maps(images)
+        stride = self.output_stride
+        size = (semantic.shape[2] * stride, semantic.shape[3] * stride)
+        truth = [item["instances"] for item in batched_inputs]
+        targets = dense_targets(truth, size, stride, self.device)
+        # Sums over many pixels need single precision.
+        with torch.autocast(self.device.type, enabled=False):
+            terms = discriminative_loss(embeddings, targets, self.loss_settings)
+            losses = {
+                "variance": terms.variance,
+                "distance": terms.distance,
+                "regulariser": terms.regulariser,
+                "semantic": semantic_loss(semantic, targets.semantic),
+            }
+            if self.weights["dice"]:
+                losses["dice"] = dice_loss(semantic, targets.semantic)
+            if counts is not None:
+                losses["count"] = count_loss(counts, targets, self.max_count)
+        return {f"loss_{name}": loss * self.weights[name] for name, loss in losses.items()}
+
+    def segment(self, image: Tensor, item: dict[str, Any]) -> dict[str, Any]:
+        """Result of one picture.
+
+        Args:
+            image: (3, h, w) normalised.
+            item: see :meth:`forward`.
+        """
+        with stage("network"):
+            logits, embeddings, counts = self.maps([image])
+        # What the padding shows is not part of the picture.
+        rows, columns = (-(-x // self.output_stride) for x in image.shape[1:])
+        probabilities = logits[0, :, :rows, :columns].softmax(dim=0)
+        embeddings = embeddings[0, :, :rows, :columns]
+        if not (probabilities.isfinite().all() and embeddings.isfinite().all()):
+            raise CheckpointError(
+                "the network gives values that are not finite; its weights are damaged or come "
+                "from a training that diverged"
+            )
+        if "sem_seg" in item:
+            probabilities = self._given(item["sem_seg"], probabilities)
+        number = item.get("num_instances")
+        if number is None and counts is not None:
+            number = round(float(counts[0]) * self.max_count)
+        if number is None and self.cluster_settings.method == "k_means":
+            raise ConfigError(
+                "MODEL.DISCRIMINATIVE_LOSS.CLUSTERING k_means needs the number of objects, which "
+                "this network does not predict; give it as num_instances of each input, set "
+                "NETWORK reseg or hourglass, or CLUSTERING mean_shift"
+            )
+        with stage("clustering"):
+            found = cluster(embeddings, probabilities, self.cluster_settings, number)
+        size = int(item.get("height", image.shape[1])), int(item.get("width", image.shape[2]))
+        with stage("masks"):
+            cells = tuple(
+                resized_index(own, other, self.output_stride, self.device)
+                for own, other in zip(image.shape[1:], size, strict=True)
+            )
+            masks = found.masks[:, cells[0]][:, :, cells[1]]
+            kept = masks.any(dim=2).any(dim=1)  # a tiny object may vanish in a smaller result
+            instances = Instances(size)
+            instances.pred_boxes = Boxes(tight_boxes(masks[kept]))
+            instances.scores = found.scores[kept]
+            instances.pred_classes = found.classes[kept]
+            instances.pred_masks = masks[kept]
+        result = {"instances": instances}
+        if self.give_semantic:
+            result["sem_seg"] = probabilities[:, cells[0]][:, :, cells[1]]
+        return result
+
+    def _given(self, labels: Tensor, like: Tensor) -> Tensor:
+        """Labels (h, w) of a picture → probabilities 0 and 1 of the shape of ``like``."""
+        rows = resized_index(labels.shape[0], like.shape[1], 1, self.device)
+        columns = resized_index(labels.shape[1], like.shape[2], 1, self.device)
+        nearest = labels.to(self.device, torch.int64)[rows][:, columns]
+        return F.one_hot(nearest, like.shape[0]).movedim(-1, 0).to(like.dtype)
+
+
+def add_positions(embeddings: Tensor, step: float) -> Tensor:
+    """Add ``step`` per column to the first dimension and ``step`` per row to the second.
+
+    Args:
+        embeddings: (B, D, h, w), D at least 2.
+    """
+    _, dimensions, height, width = embeddings.shape
+    grid = embeddings.new_zeros(dimensions, height, width)
+    grid[0] = torch.arange(width, device=grid.device) * step
+    grid[1] = (torch.arange(height, device=grid.device) * step)[:, None]
+    return embeddings + grid
+
+
+def resized_index(length: int, new_length: int, stride: int, device: torch.device) -> Tensor:
+    """(new_length,) cell, in a map of this stride, of each pixel of a side that is resized.
+
+    Args:
+        length: of the side that the map shows.
+        new_length: of the side after resizing; every pixel takes the nearest.
+    """
+    centres = (torch.arange(new_length, device=device) * 2 + 1) * length
+    return centres // (2 * new_length) // stride
+
+
+def tight_boxes(masks: Tensor) -> Tensor:
+    """(N, H, W) bool, none of them empty → (N, 4) corners in pixels."""
+    sides = []
+    for dimension in (1, 2):  # columns, then rows
+        seen = masks.any(dim=dimension).to(torch.uint8)
+        first, last = seen.argmax(dim=1), seen.shape[1] - seen.flip(1).argmax(dim=1)
+        sides.append((first, last))
+    (x1, x2), (y1, y2) = sides
+    return torch.stack([x1, y1, x2, y2], dim=1).float()
+
+
+def build_network(cfg: CfgNode) -> nn.Module:
+    """The network ``MODEL.DISCRIMINATIVE_LOSS.NETWORK``."""
+    node = cfg.MODEL.DISCRIMINATIVE_LOSS
+    sizes = (node.NUM_CLASSES, node.EMBEDDING_DIM)
+    if node.NETWORK == "enet":
+        return ENet(*sizes, norm=node.NORM)
+    if node.NETWORK == "reseg":
+        return ReSeg(*sizes, coordinates=node.COORDINATES)
+    if node.NETWORK == "hourglass":
+        return StackedRecurrentHourglass(*sizes, coordinates=node.COORDINATES)
+    return BackboneNetwork(
+        build_backbone(cfg),
+        num_classes=node.NUM_CLASSES,
+        embedding_dim=node.EMBEDDING_DIM,
+        channels=node.CHANNELS,
+        detail_channels=node.DETAIL_CHANNELS,
+        norm=node.NORM,
+    )
+
+
+def _check(cfg: CfgNode) -> None:
+    """Raise a ConfigError for keys that do not fit together."""
+    prefix = "MODEL.DISCRIMINATIVE_LOSS"
+    node = cfg.MODEL.DISCRIMINATIVE_LOSS
+    if node.NETWORK not in _NETWORKS:
+        raise ConfigError(
+            f"{prefix}.NETWORK is {node.NETWORK!r}; expected one of {', '.join(_NETWORKS)}"
+        )
+    if node.OUTPUT_STRIDE not in (1, 2, 4, 8):
+        raise ConfigError(f"{prefix}.OUTPUT_STRIDE is {node.OUTPUT_STRIDE}; expected 1, 2, 4 or 8")
+    if node.NUM_CLASSES < 1 or node.EMBEDDING_DIM < 2 or node.MAX_COUNT < 1:
+        raise ConfigError(
+            f"{prefix}: NUM_CLASSES is {node.NUM_CLASSES}, EMBEDDING_DIM {node.EMBEDDING_DIM}, "
+            f"MAX_COUNT {node.MAX_COUNT}; expected at least 1, 2 and 1"
+        )
+    if node.POSITION_SCALE < 0:
+        raise ConfigError(
+            f"{prefix}.POSITION_SCALE is {node.POSITION_SCALE}; expected pixels per unit, or 0"
+        )

@@ -6,6 +6,7 @@ from instseg.projects.discriminative_loss.discriminative_loss import (
     DiscriminativeLoss,
     add_positions,
     resized_index,
+    tight_boxes,
 )
 from instseg.projects.discriminative_loss.enet import ENet, MultiBranchENet
 from instseg.projects.discriminative_loss.losses import (
@@ -42,5 +43,6 @@ __all__ = [
     "discriminative_loss",
     "resized_index",
     "semantic_loss",
+    "tight_boxes",
     "with_coordinates",
 ]

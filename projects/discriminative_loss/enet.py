@@ -4,6 +4,7 @@ The branches and their layers are those of ``davyneven/fastSceneUnderstanding`` 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.layers import get_norm
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from instseg.projects.discriminative_loss.networks import Maps
 
-_SECTION = (
+_SECTION: tuple[dict[str, Any], ...] = (
     {},
     {"dilation": 2},
     {"asymmetric": True},
@@ -143,7 +144,7 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor, where: Tensor) -> Tensor:
         """(B, C, h, w) and the indices of the pool (B, outputs, h, w) → (B, outputs, 2h, 2w)."""
-        return F.relu(F.max_unpool2d(self.shortcut(x), where, 2) + self.layers(x))
+        return F.relu(F.max_unpool2d(self.shortcut(x), where, (2, 2)) + self.layers(x))
 
 
 class Branch(nn.Module):

@@ -29,6 +29,19 @@ def test_every_variant_of_yolact_is_a_row_with_its_stages(
         assert all(ms > 0 for ms in row.stages_ms.values())
 
 
+def test_a_model_for_videos_has_the_times_of_both_kinds_of_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "_peak_memory", lambda *_: None)
+    cv2.imwrite(str(tmp_path / "photo.png"), PHOTO)
+    backbone = ["MODEL.BACKBONE.NAME", "build_mobilenet_v2_backbone"]
+    overrides = [*TINY, *backbone, "MODEL.MOBILENET.WIDTH", 0.25]
+    config = "yolact_edge/yolact_edge_shapes_video.yaml"
+    (row,) = benchmark_models([config], [str(tmp_path / "photo.png")], overrides, 1)
+    assert list(row.stages_ms)[-2:] == ["keyframe", "between"]
+    assert all(ms > 0 for ms in row.stages_ms.values())
+
+
 def test_both_predictors_get_the_same_random_weights() -> None:
     first, second = (models._same_weights(lambda: torch.rand(3)) for _ in range(2))
     assert torch.equal(first, second)

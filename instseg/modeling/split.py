@@ -65,5 +65,5 @@ def as_split(model: nn.Module, purpose: str) -> SplitModel:
         return model
     raise ConfigError(
         f"{type(model).__name__} cannot be {purpose}: it declares no network of fixed shape "
-        "(see instseg.modeling.SplitModel); YOLACT and YOLACT++ do"
+        "(see instseg.modeling.SplitModel); YOLACT, YOLACT++ and YolactEdge do"
     )

@@ -101,7 +101,11 @@ class YolactEdge(YOLACT):
             others = [part for part in self.children() if part is not net]
             features = [x.get_submodule(y) for x in net.predictors for y in ("scale", "bias")]
             return [*others, *features]
-        frozen: list[nn.Module] = [*net.predictors[:first], *net.up_features[:first], *net.up_flow[:first]]
+        frozen: list[nn.Module] = [
+            *net.predictors[:first],
+            *net.up_features[:first],
+            *net.up_flow[:first],
+        ]
         if freeze:
             fpn = self.fpn
             frozen += [self.backbone, fpn.lateral3, fpn.lateral4, fpn.lateral5]

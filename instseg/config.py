@@ -26,6 +26,7 @@ from instseg.data.datasets import (
     register_builtin_datasets,
     register_datasets,
 )
+from instseg.data.samples import SAMPLES_REGISTRY
 from instseg.errors import ConfigError
 from instseg.projects import add_project_configs
 
@@ -175,6 +176,7 @@ def check_names(cfg: CfgNode) -> None:
         "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
         "MODEL.ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
         "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
+        "INPUT.SAMPLES": SAMPLES_REGISTRY,
     }
     for key, registry in registries.items():
         name = functools.reduce(getattr, key.split("."), cfg)
@@ -263,6 +265,8 @@ def _add_shared_config(cfg: Detectron2CfgNode) -> None:
     # (colours, expansion, crop, stretching to a square; see instseg/data/augmentations.py). Flips
     # follow INPUT.RANDOM_FLIP in both.
     cfg.INPUT.AUGMENTATION = "detectron2"
+    # Samples that a project draws for training in place of whole pictures; "" is off.
+    cfg.INPUT.SAMPLES = ""
     # Side in pixels of the square that "ssd" and models of one input size stretch pictures to.
     cfg.INPUT.SQUARE_SIZE = 0
     # Whether "ssd" changes brightness, contrast, saturation and hue.

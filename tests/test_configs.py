@@ -1,5 +1,6 @@
 """Every published configuration builds, trains a step, evaluates and round-trips its weights."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import instseg
 from instseg.checkpoint import Checkpointer
 from instseg.config import num_classes_key
 from instseg.data.mappers import build_train_mapper
+from instseg.data.samples import build_samples
 from tests.conftest import ROOT
 
 CONFIGS = sorted(
@@ -50,6 +52,16 @@ def records(data_root: Path) -> list[dict[str, Any]]:
     return [full, empty]
 
 
+def train_batches(cfg: CfgNode, records: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """A batch of each record; where a project draws samples, some of those, of every kind."""
+    if not cfg.INPUT.SAMPLES:
+        yield from (batch_of(cfg, record, training=True) for record in records)
+        return
+    samples = iter(build_samples(cfg, records, batch_size=2))
+    for _ in range(4):
+        yield [next(samples), next(samples)]
+
+
 def batch_of(cfg: CfgNode, record: dict[str, Any], training: bool) -> list[dict[str, Any]]:
     # To a mapper of videos a still picture is a clip of one frame.
     video = training and cfg.INPUT.VIDEO_REFERENCE
@@ -71,14 +83,14 @@ def test_a_config_trains_a_step_with_and_without_objects_evaluates_and_round_tri
     cfg = small_cfg(name)
     model = build_model(cfg).train()
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    for record in records:
+    for batch in train_batches(cfg, records):
         model.zero_grad()
         with EventStorage(0):
-            losses = model(batch_of(cfg, record, training=True))
+            losses = model(batch)
         assert all(torch.isfinite(loss) and loss.ndim == 0 for loss in losses.values()), losses
         sum(losses.values()).backward()
         without = [n for n, p in trainable.items() if p.grad is None]
-        assert not without, f"no gradient reaches {without} for {record['file_name']}"
+        assert not without, f"no gradient reaches {without} for {batch[0]['file_name']}"
 
     model.eval()
     sample = batch_of(cfg, records[0], training=False)

@@ -33,6 +33,7 @@ from instseg.data.datasets import (
     register_datasets,
 )
 from instseg.data.mappers import build_train_mapper
+from instseg.data.samples import build_sample_loader
 from instseg.data.video_mapper import check_video
 from instseg.engine.hooks import BestCheckpoint, ValidationLoss
 from instseg.engine.streaming import build_streams, mean_result
@@ -103,6 +104,13 @@ class Trainer(DefaultTrainer):
                 cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None
             ),
         )
+        if cfg.INPUT.SAMPLES:
+            if cfg.TEST.VAL_LOSS_PERIOD > 0:
+                raise ConfigError(
+                    "TEST.VAL_LOSS_PERIOD needs losses of whole pictures, this model trains on "
+                    f"INPUT.SAMPLES {cfg.INPUT.SAMPLES}; set TEST.VAL_LOSS_PERIOD 0"
+                )
+            return build_sample_loader(cfg, records)
         return build_detection_train_loader(
             cfg, dataset=records, mapper=build_train_mapper(cfg, augment=True)
         )

@@ -1,0 +1,270 @@
+"""Patches that DeepMask trains on, drawn from the objects of a data set (DeepMask, section 3.3)."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pycocotools.mask as mask_util
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetFromList
+from detectron2.data import detection_utils as utils
+from detectron2.structures import BoxMode
+from detectron2.utils import comm
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from instseg.data.samples import SAMPLES_REGISTRY
+from instseg.errors import ConfigError, DatasetError
+from instseg.evaluation.matching import to_rle
+from instseg.projects.deepmask.patches import (
+    Rules,
+    Window,
+    canonical_scales,
+    crop,
+    is_learnable,
+    mask_window,
+    negative_window,
+    positive_window,
+)
+
+Sample = dict[str, Any]
+Picture = npt.NDArray[np.uint8]
+
+_FILL = 127.5
+"""What the released code puts outside the picture, where pixels are between 0 and 255."""
+_FLIPS = {"none": False, "horizontal": True}
+_CACHE_BYTES = 128 * 2**20
+_TRIES = 100
+"""Pictures tried for one negative window."""
+
+
+@SAMPLES_REGISTRY.register()
+class PatchSamples(IterableDataset[Sample]):
+    """Endless patches, all of a batch for one of the two heads.
+
+    A sample is a dict of ``image``, (3, S, S) float32 with values of 0 to 255 where S is the side
+    of the network's window and its context, ``file_name``, and
+
+    * ``head`` "mask": ``gt_mask``, (M, M) float32 of the window without context, 1 on the object
+      in its middle and -1 elsewhere.  A category is drawn, then an object of it, evenly.
+    * ``head`` "score": ``label``, 1.0 if an object is in canonical position, -1.0 if none is near
+      it, equally often.  A picture is drawn evenly.
+
+    The head of each batch is drawn as well, the same on all processes.
+
+    Deviation: crowds are left out altogether; the released code puts scores on their boxes.
+    Categories without a usable object are not drawn, where the released code does not return.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        records: list[dict[str, Any]],
+        *,
+        batch_size: int,
+        rules: Rules,
+        score_fraction: float,
+        flip: bool,
+        image_format: str,
+    ) -> None:
+        """
+        Args:
+            records: Detectron2's, with masks as polygons or RLE.
+            batch_size: successive samples that are for the same head.
+            rules: sizes.
+            score_fraction: share of batches that are for the score.
+            flip: mirror half of the patches.
+            image_format: order of the channels.
+        Raises:
+            DatasetError: no object that a head with a share of the batches could learn from.
+        """
+        self.batch_size = batch_size
+        self.rules = rules
+        self.score_fraction = score_fraction
+        self.flip = flip
+        self.image_format = image_format
+        by_category: dict[int, list[tuple[int, int]]] = {}
+        scored = []
+        for i, record in enumerate(records):
+            try:
+                for k in _learnable(record):
+                    category = record["annotations"][k]["category_id"]
+                    by_category.setdefault(category, []).append((i, k))
+                if _boxes(record, rules):
+                    scored.append(i)
+            except Exception as error:  # pycocotools raises anything for a malformed mask
+                raise DatasetError(
+                    f"an annotation of {record['file_name']} cannot be used: {error!r}"
+                ) from error
+        if (score_fraction < 1 and not by_category) or (score_fraction > 0 and not scored):
+            raise DatasetError(_why_unusable(records))
+        self._objects = [np.array(by_category[category]) for category in sorted(by_category)]
+        self._scored = np.array(scored)
+        # Serialised: processes that load data would copy a million small objects each.
+        self._records = DatasetFromList(records, copy=False)
+        self._pictures: dict[str, Picture] = {}
+        self._cache_left = _CACHE_BYTES
+        self._seed = comm.shared_random_seed()
+
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, records: list[dict[str, Any]], *, batch_size: int
+    ) -> dict[str, Any]:
+        node = cfg.MODEL.DEEPMASK
+        if cfg.INPUT.RANDOM_FLIP not in _FLIPS:
+            raise ConfigError(
+                f"INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP!r}; patches know {', '.join(_FLIPS)}"
+            )
+        if not 0 <= node.SCORE_FRACTION <= 1:
+            raise ConfigError(
+                f"MODEL.DEEPMASK.SCORE_FRACTION is {node.SCORE_FRACTION}; expected 0 to 1"
+            )
+        return {
+            "records": records,
+            "batch_size": batch_size,
+            "rules": Rules(
+                patch_size=node.PATCH_SIZE,
+                context=node.CONTEXT,
+                object_size=node.OBJECT_SIZE or math.ceil(node.PATCH_SIZE * 128 / 224),
+                mask_size=node.TRAIN_MASK_SIZE,
+                shift=node.SHIFT,
+                scale_jitter=node.SCALE_JITTER,
+            ),
+            "score_fraction": node.SCORE_FRACTION,
+            "flip": _FLIPS[cfg.INPUT.RANDOM_FLIP],
+            "image_format": cfg.INPUT.FORMAT,
+        }
+
+    def __iter__(self) -> Iterator[Sample]:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        rng = np.random.default_rng(np.random.randint(2**31))
+        for batch in itertools.count(first, step):  # as the loader takes them from its workers
+            draw = self._score_sample if self._is_for_score(batch) else self._mask_sample
+            for _ in range(self.batch_size):
+                yield draw(rng)
+
+    def _is_for_score(self, batch: int) -> bool:
+        uniform = np.random.default_rng((self._seed, batch)).random()
+        return bool(uniform < self.score_fraction)
+
+    def _mask_sample(self, rng: np.random.Generator) -> Sample:
+        objects = self._objects[rng.integers(len(self._objects))]
+        i, k = objects[rng.integers(len(objects))]
+        record = self._records[int(i)]
+        annotation = record["annotations"][k]
+        picture = self._picture(record)
+        window = mask_window(_corners(annotation), self.rules, rng)
+        patch = crop(picture, window, self.rules.input_size, _FILL)
+        side = window.side * self.rules.patch_size / self.rules.input_size
+        inner = Window(window.x, window.y, side)
+        mask = crop(_draw(annotation, picture, record), inner, self.rules.mask_size, 0.0)
+        target = torch.where(mask[0] > 0.5, 1.0, -1.0)
+        patch, target = self._flipped(rng, patch, target)
+        return {**_sample(record, patch), "head": "mask", "gt_mask": target}
+
+    def _score_sample(self, rng: np.random.Generator) -> Sample:
+        label = 1.0 if rng.random() < 0.5 else -1.0
+        for _ in range(_TRIES):
+            record = self._records[int(rng.choice(self._scored))]
+            picture = self._picture(record)
+            boxes = _boxes(record, self.rules)
+            if label > 0:
+                window: Window | None = positive_window(boxes, self.rules, rng)
+            else:
+                window = negative_window(picture.shape[:2], boxes, self.rules, rng)
+            if window is not None:
+                patch = crop(picture, window, self.rules.input_size, _FILL)
+                (patch,) = self._flipped(rng, patch)
+                return {**_sample(record, patch), "head": "score", "label": label}
+        raise DatasetError(
+            f"no window without an object was found in {_TRIES} pictures, the last of them "
+            f"{record['file_name']}; the pictures are too full of objects, or too small, for "
+            f"objects of {self.rules.object_size} pixels; lower MODEL.DEEPMASK.SHIFT or set "
+            "MODEL.DEEPMASK.SCORE_FRACTION 0"
+        )
+
+    def _flipped(self, rng: np.random.Generator, *images: Tensor) -> tuple[Tensor, ...]:
+        flips = self.flip and rng.random() < 0.5
+        return tuple(image.flip(-1) for image in images) if flips else images
+
+    def _picture(self, record: dict[str, Any]) -> Picture:
+        """(H, W, 3); as many as fit into some memory are read once."""
+        name = record["file_name"]
+        picture = self._pictures.get(name)
+        if picture is None:
+            picture = utils.read_image(name, format=self.image_format)
+            utils.check_image_size(record, picture)
+            if picture.nbytes <= self._cache_left:
+                self._cache_left -= picture.nbytes
+                self._pictures[name] = picture
+        return picture
+
+
+def _sample(record: dict[str, Any], patch: Tensor) -> Sample:
+    return {"file_name": record["file_name"], "image": patch}
+
+
+def _corners(annotation: dict[str, Any]) -> list[float]:
+    corners: list[float] = BoxMode.convert(
+        [float(x) for x in annotation["bbox"]], annotation["bbox_mode"], BoxMode.XYXY_ABS
+    )
+    return corners
+
+
+def _boxes(record: dict[str, Any], rules: Rules) -> list[list[float]]:
+    """Corners of the objects that have a canonical scale."""
+    objects = [x for x in record.get("annotations", ()) if not x.get("iscrowd", 0)]
+    boxes = [_corners(annotation) for annotation in objects]
+    scales = canonical_scales(boxes, rules)
+    return [box for box, scale in zip(boxes, scales, strict=True) if not math.isnan(scale)]
+
+
+def _learnable(record: dict[str, Any]) -> Iterator[int]:
+    """Places of the annotations whose masks can be learnt."""
+    for k, annotation in enumerate(record.get("annotations", ())):
+        segmentation = annotation.get("segmentation")
+        if segmentation and not annotation.get("iscrowd", 0):
+            if is_learnable(_corners(annotation), _area(segmentation)):
+                yield k
+
+
+def _area(segmentation: Any) -> float:
+    """Of the polygons, or the number of pixels of an RLE."""
+    if isinstance(segmentation, dict):
+        return float(mask_util.area(to_rle(segmentation, segmentation["size"])))
+    areas = []
+    for polygon in segmentation:
+        x, y = np.asarray(polygon, dtype=np.float64).reshape(-1, 2).T
+        areas.append(abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2)
+    return float(sum(areas))
+
+
+def _draw(annotation: dict[str, Any], picture: Picture, record: dict[str, Any]) -> Picture:
+    """(H, W) mask of an object."""
+    size = picture.shape[:2]
+    mask: Picture = mask_util.decode(to_rle(annotation["segmentation"], size))
+    if mask.shape != size:
+        raise DatasetError(
+            f"{record['file_name']} has {size[0]} rows and {size[1]} columns, the mask of one of "
+            f"its objects has {mask.shape[0]} and {mask.shape[1]}"
+        )
+    return mask
+
+
+def _why_unusable(records: list[dict[str, Any]]) -> str:
+    annotations: list[dict[str, Any]] = [x for r in records for x in r.get("annotations", ())]
+    tests: dict[str, Callable[[dict[str, Any]], bool]] = {
+        "are crowds": lambda x: bool(x.get("iscrowd", 0)),
+        "have no mask": lambda x: not x.get("segmentation"),
+    }
+    counts = ", ".join(f"{sum(map(test, annotations))} {what}" for what, test in tests.items())
+    return (
+        f"the data set has no object to train on: of {len(annotations)} annotations in "
+        f"{len(records)} pictures, {counts}, the others are too small; DeepMask needs masks of 100 "
+        "pixels and boxes with sides of 5 at least"
+    )

@@ -1,0 +1,226 @@
+"""Files that Torch7 wrote (``torch.save``, binary, 64 bit), read without Torch.
+
+The format is a tree of Lua values in which tables and objects are numbered, so that they can appear
+again.  Objects are a class name and their fields; nothing is constructed or called, compiled Lua
+functions are skipped.  No count or length is believed before the file was seen to have room for it,
+no tensor is taken that does not lie within its storage, and depth and number of values are bounded.
+"""
+
+import math
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from instseg.checkpoint.reading import local_path
+from instseg.errors import CheckpointError
+
+Array = npt.NDArray[Any]
+
+_NIL, _NUMBER, _STRING, _TABLE, _OBJECT, _BOOLEAN = range(6)
+_FUNCTIONS = (6, 7, 8)
+_KINDS = {
+    "Byte": "u1",
+    "Char": "i1",
+    "Short": "<i2",
+    "Int": "<i4",
+    "Long": "<i8",
+    "Half": "<f2",
+    "Float": "<f4",
+    "Double": "<f8",
+    "Cuda": "<f4",
+    **{
+        f"Cuda{name}": code
+        for name, code in zip(
+            ("Byte", "Char", "Short", "Int", "Long", "Half", "Double"),
+            ("u1", "i1", "<i2", "<i4", "<i8", "<f2", "<f8"),
+            strict=True,
+        )
+    },
+}
+_MAX_AXES = 16
+_MAX_DEPTH = 100
+_MAX_VALUES = 1_000_000
+"""Of all kinds together; released networks have some thousands."""
+_LEAST_PAIR = 8
+"""Bytes of the smallest entry of a table."""
+
+
+@dataclass
+class Torch7Object:
+    """A Lua object.
+
+    Attributes:
+        class_name: such as ``nn.Sequential``.
+        fields: by name.
+    """
+
+    class_name: str
+    fields: dict[Any, Any] = field(default_factory=dict)
+
+
+def read_torch7(path: str) -> Any:
+    """The value that a file holds.
+
+    Args:
+        path: local path or URL.
+    Returns:
+        None, bool, str (bytes that are no UTF-8 as Latin-1), int or float, dict for a table (keys
+        as in Lua, counted from 1), :class:`Torch7Object`, or a NumPy array for a tensor.  What
+        appears several times is the same object each time.
+    Raises:
+        CheckpointError: a missing, damaged, truncated or hostile file.
+    """
+    try:
+        with open(local_path(path), "rb") as file:
+            return _Reader(file).whole()
+    except OSError as error:
+        raise CheckpointError(f"weights {path} cannot be read: {error}") from error
+    except _Malformed as error:
+        raise CheckpointError(f"{path} is no Torch7 file, or damaged: {error}") from error
+
+
+class _Malformed(Exception):
+    """What is wrong with the file; its path is added outside."""
+
+
+class _Reader:
+    """Takes a file apart from front to back."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._left = os.fstat(file.fileno()).st_size
+        self._known: dict[int, Any] = {}
+        self._count = 0
+        self._depth = 0
+
+    def whole(self) -> Any:
+        """Its value; nothing may follow."""
+        value = self._value()
+        if self._left:
+            raise _Malformed(f"{self._left} bytes follow its value")
+        return value
+
+    def _value(self) -> Any:
+        self._count += 1
+        if self._count > _MAX_VALUES:
+            raise _Malformed(f"it has more than {_MAX_VALUES} values")
+        kind = self._int()
+        if kind == _NIL:
+            return None
+        if kind == _NUMBER:
+            number = self._unpack("<d")
+            return int(number) if number.is_integer() else number
+        if kind == _STRING:
+            return self._text()
+        if kind == _BOOLEAN:
+            return self._int() == 1
+        if kind not in (_TABLE, _OBJECT, *_FUNCTIONS):
+            raise _Malformed(f"it has a value of the unknown kind {kind}")
+        index = self._int()
+        if index in self._known:
+            return self._known[index]
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise _Malformed(f"its values are nested more than {_MAX_DEPTH} times")
+        if kind == _TABLE:
+            value: Any = self._known.setdefault(index, {})
+            value.update(self._pairs())
+        elif kind == _OBJECT:
+            value = self._object(index)
+        else:
+            self._text()
+            value = self._known[index] = None
+            self._value()  # what the function refers to
+        self._depth -= 1
+        return value
+
+    def _pairs(self) -> Iterator[tuple[Any, Any]]:
+        for _ in range(self._room(self._int(), _LEAST_PAIR, "entries of a table")):
+            key, value = self._value(), self._value()
+            if not isinstance(key, str | int | float):
+                raise _Malformed(f"a table has a key of type {type(key).__name__}")
+            yield key, value
+
+    def _object(self, index: int) -> Any:
+        name = self._text()
+        if name.startswith("V "):  # older files have no version
+            name = self._text()
+        package, _, rest = name.partition(".")
+        if package == "torch" and rest.endswith("Storage") and rest[:-7] in _KINDS:
+            value: Any = self._storage(np.dtype(_KINDS[rest[:-7]]))
+        elif package == "torch" and rest.endswith("Tensor") and rest[:-6] in _KINDS:
+            value = self._tensor(np.dtype(_KINDS[rest[:-6]]), name)
+        else:
+            value = self._known[index] = Torch7Object(name)
+            content = self._value()
+            if not isinstance(content, dict):
+                raise _Malformed(f"an object of class {name!r} is no table of fields")
+            value.fields = content
+        self._known[index] = value
+        return value
+
+    def _storage(self, dtype: np.dtype[Any]) -> Array:
+        count = self._room(self._unpack("<q"), dtype.itemsize, "numbers of a storage")
+        return np.frombuffer(self._take(count * dtype.itemsize), dtype)
+
+    def _tensor(self, dtype: np.dtype[Any], name: str) -> Array:
+        axes = self._int()
+        if not 0 <= axes <= _MAX_AXES:
+            raise _Malformed(f"a {name} has {axes} axes; expected 0 to {_MAX_AXES}")
+        shape = [self._unpack("<q") for _ in range(axes)]
+        strides = [self._unpack("<q") for _ in range(axes)]
+        start = self._unpack("<q") - 1
+        storage = self._value()
+        if storage is None or not axes:
+            return np.zeros(0, dtype)
+        if not isinstance(storage, np.ndarray) or storage.ndim != 1 or storage.dtype != dtype:
+            raise _Malformed(f"a {name} has no storage of its kind")
+        # Every element once at most, and all of them inside: as_strided checks nothing.
+        end = start + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+        if (
+            min(shape) < 1
+            or min(strides) < 0
+            or start < 0
+            or end >= len(storage)
+            or math.prod(shape) > len(storage)
+        ):
+            raise _Malformed(
+                f"a {name} of shape {tuple(shape)}, strides {tuple(strides)} and offset {start} "
+                f"does not lie within its storage of {len(storage)} numbers"
+            )
+        # Not copied: many tensors of a storage would take many times the memory of the file.
+        bytes_apart = [stride * dtype.itemsize for stride in strides]
+        return np.lib.stride_tricks.as_strided(storage[start:], shape, bytes_apart)
+
+    def _text(self) -> str:
+        raw = bytes(self._take(self._room(self._int(), 1, "characters of a text")))
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return raw.decode("latin1")
+
+    def _room(self, count: int, size: int, what: str) -> int:
+        """``count`` things of ``size`` bytes or more, which must fit into the file."""
+        if count < 0 or count * size > self._left:
+            raise _Malformed(f"it claims {count} {what}, but only {self._left} bytes follow")
+        return count
+
+    def _int(self) -> int:
+        return int(self._unpack("<i"))
+
+    def _unpack(self, code: str) -> Any:
+        return struct.unpack(code, self._take(struct.calcsize(code)))[0]
+
+    def _take(self, length: int) -> bytearray:
+        """The next bytes, in memory of their own."""
+        data = bytearray(min(length, self._left))
+        found = self._file.readinto(data)  # type: ignore[attr-defined]
+        if found != length:
+            raise _Malformed("it ends in the middle of a value")
+        self._left -= length
+        return data

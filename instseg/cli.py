@@ -319,7 +319,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     add(
         "format",
         metavar="FORMAT",
-        help="whose weights: fcis, maskscoring_rcnn, matterport or yolact",
+        help="whose weights: deepmask, fcis, maskscoring_rcnn, matterport or yolact",
     )
     add("input", metavar="IN", help="the file as its authors released it")
     add("output", metavar="OUT", type=Path, help="NAME.safetensors (the default) or NAME.pth")

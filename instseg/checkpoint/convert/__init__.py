@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from instseg.checkpoint.convert import (
+    deepmask,
     discriminative_loss,
     fcis,
     maskscoring_rcnn,
@@ -22,6 +23,7 @@ from instseg.checkpoint.writing import atomic_write, save_safetensors
 from instseg.errors import ConfigError
 
 FORMATS: dict[str, Converter] = {
+    "deepmask": deepmask.convert,
     "discriminative_loss": discriminative_loss.convert,
     "fcis": fcis.convert,
     "maskscoring_rcnn": maskscoring_rcnn.convert,

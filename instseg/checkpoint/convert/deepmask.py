@@ -1,0 +1,169 @@
+"""Weights of DeepMask and SharpMask (facebookresearch/deepmask, Torch7 files ``model.t7``).
+
+Layers are found by their order inside each part of the network, not by their place: padding,
+reshaping and wrappers come and go between the network that was trained and the one that the authors
+turned it into for whole pictures.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from instseg.checkpoint.convert.common import Conversion, Options, Report
+from instseg.checkpoint.convert.torch7 import Array, Torch7Object, read_torch7
+from instseg.errors import CheckpointError
+
+_CONFIGS = {
+    "nn.DeepMask": "deepmask/deepmask_resnet50_coco.yaml",
+    "nn.SharpMask": "sharpmask/sharpmask_resnet50_coco.yaml",
+}
+_EXAMPLE = "trunk.modules.1.modules.2.weight"
+_PARAMETERS = ("weight", "bias", "a", "b")
+_EPS = 1e-5
+"""Of Detectron2's frozen batch normalisation."""
+_BLOCKS = (3, 4, 6)
+_MASK_HEAD = ("mask_head",)
+_SCORE_HEAD = ("score_head.hidden", "score_head.output")
+_WIDTH = 32
+_MAX_WIDTH = 1024
+_STAGES = (1, 2, 3, 4)
+
+
+def convert(path: str, options: Options) -> tuple[dict[str, Tensor], Report]:
+    """Convert a released file; see :class:`~instseg.checkpoint.convert.common.Converter`.
+
+    Whether it is DeepMask or SharpMask is found out from the file.
+    """
+    content = read_torch7(path)
+    model = content.get("model") if isinstance(content, dict) else content
+    if not isinstance(model, Torch7Object) or model.class_name not in _CONFIGS:
+        found = getattr(model, "class_name", f"a {type(model).__name__}")
+        raise CheckpointError(
+            f"{path} holds {found}; expected an object of class {' or '.join(_CONFIGS)}, or a "
+            "table with one as 'model'"
+        )
+    try:
+        return _convert(path, model, options)
+    except RecursionError:
+        raise CheckpointError(f"{path} holds modules that are nested too deeply") from None
+
+
+def _convert(path: str, model: Torch7Object, options: Options) -> tuple[dict[str, Tensor], Report]:
+    conversion = Conversion(path, _CONFIGS[model.class_name], _overrides(path, model.fields))
+    names = {id(value): name for name, value in _tensors(model, "", set())}
+    fields = model.fields
+    _put(conversion, names, fields.get("trunk"), _trunk())
+    _put(conversion, names, fields.get("scoreBranch"), _SCORE_HEAD)
+    if model.class_name == "nn.DeepMask":
+        _put(conversion, names, fields.get("maskBranch"), _MASK_HEAD)
+    else:
+        _put(conversion, names, fields.get("maskBranchDM"), _MASK_HEAD)
+        _put_refinement(conversion, names, fields)
+    return conversion.finish(names.values(), _EXAMPLE, options)
+
+
+def _overrides(path: str, fields: dict[Any, Any]) -> list[Any]:
+    """The widths of SharpMask's refinement that are not the released ones."""
+    overrides: list[Any] = []
+    for key, ours in (("km", "MASK_DIM"), ("ks", "SKIP_DIM")):
+        value = fields.get(key, _WIDTH)
+        if not isinstance(value, int) or not 0 < value <= _MAX_WIDTH or value % 16:
+            raise CheckpointError(
+                f"{path}: {key} is {value!r}; expected a multiple of 16 up to {_MAX_WIDTH}"
+            )
+        if value != _WIDTH:
+            overrides += [f"MODEL.SHARPMASK.{ours}", value]
+    return overrides
+
+
+def _trunk() -> list[str]:
+    """Our layers in the order of the authors'."""
+    layers = ["backbone.conv1", "backbone.bn1"]
+    for stage, count in enumerate(_BLOCKS, start=1):
+        for block in range(count):
+            prefix = f"backbone.layer{stage}.{block}"
+            for i in (1, 2, 3):
+                layers += [f"{prefix}.conv{i}", f"{prefix}.bn{i}"]
+            if block == 0:
+                layers += [f"{prefix}.downsample.0", f"{prefix}.downsample.1"]
+    return [*layers, "embedding.reduce", "embedding.project"]
+
+
+def _put_refinement(conversion: Conversion, names: dict[int, str], fields: dict[Any, Any]) -> None:
+    """SharpMask's own layers; ``refs[k]`` holds ``neths[k]`` and ``netvs[k]`` as well."""
+    refs = _table(fields.get("refs"))
+    _put(conversion, names, refs.get(0), ("refinement.start",))
+    for stage in _STAGES:
+        layers = [f"refinement.horizontal.{stage - 1}.{i}" for i in (0, 2, 4)]
+        layers += [f"refinement.vertical.{stage - 1}.{i}" for i in (0, 2)]
+        if stage == _STAGES[-1]:
+            layers.append("refinement.output")
+        _put(conversion, names, refs.get(stage), layers)
+
+
+def _put(conversion: Conversion, names: dict[int, str], module: Any, layers: Sequence[str]) -> None:
+    """Take the layers of ``module``, in their order, as ours."""
+    # What either has more than the other is reported as unknown or missing.
+    for tensors, name in zip(_layers(module, set()), layers, strict=False):
+        if {"a", "b"} <= tensors.keys():
+            # A frozen normalisation a x + b, as one whose running variance is 1.
+            ones = np.ones(tensors["a"].size)
+            values = {
+                "weight": (tensors["a"], "a"),
+                "bias": (tensors["b"], "b"),
+                "running_mean": (0 * ones, ""),
+                "running_var": ((1 - _EPS) * ones, ""),
+            }
+        else:
+            values = {key: (tensor, key) for key, tensor in tensors.items()}
+        for key, (value, origin) in values.items():
+            target = f"{name}.{key}"
+            if target in conversion.expected:
+                sources = [names[id(tensors[origin])]] if origin else []
+                conversion.put(target, _shaped(value, conversion.expected[target]), *sources)
+
+
+def _shaped(value: Array, expected: Sequence[int]) -> Tensor:
+    """Linear layers and convolutions hold the same numbers, the latter with two axes more."""
+    tensor = torch.from_numpy(np.array(value)).float()
+    same = tensor.numel() == np.prod(expected) and tensor.shape[:1] == tuple(expected[:1])
+    return tensor.reshape(*expected) if same else tensor
+
+
+def _layers(module: Any, seen: set[int]) -> Iterator[dict[str, Array]]:
+    """{"weight", "bias"} or {"a", "b"} of the layers of a module, in the order they are applied."""
+    if not isinstance(module, Torch7Object) or id(module) in seen:
+        return
+    seen.add(id(module))
+    own = {key: module.fields.get(key) for key in _PARAMETERS}
+    tensors = {key: x for key, x in own.items() if isinstance(x, np.ndarray) and x.size}
+    if tensors:
+        yield tensors
+    children = _table(module.fields.get("modules"))
+    for place in sorted(key for key in children if isinstance(key, int)):
+        yield from _layers(children[place], seen)
+
+
+def _tensors(value: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Array]]:
+    """Every parameter of the network, once, with where it is."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    content = value.fields if isinstance(value, Torch7Object) else value
+    if not isinstance(content, dict):
+        return
+    for key, item in content.items():
+        place = f"{name}.{key}".lstrip(".")
+        if isinstance(item, np.ndarray):
+            if key in _PARAMETERS and item.size and id(item) not in seen:
+                seen.add(id(item))
+                yield place, item
+        else:
+            yield from _tensors(item, place, seen)
+
+
+def _table(value: Any) -> dict[Any, Any]:
+    return value if isinstance(value, dict) else {}

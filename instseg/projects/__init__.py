@@ -14,6 +14,7 @@ PROJECTS: tuple[str, ...] = (
     "yolact_plus",
     "yolact_edge",
     "discriminative_loss",
+    "deepmask",
 )
 
 

@@ -1,0 +1,38 @@
+"""DeepMask (Pinheiro et al., NIPS 2015, arXiv 1506.06204)."""
+
+from instseg.projects.deepmask.config import add_deepmask_config
+from instseg.projects.deepmask.deepmask import DeepMask
+from instseg.projects.deepmask.heads import Embedding, PooledScoreHead, SharedScoreHead
+from instseg.projects.deepmask.inference import (
+    FILL,
+    Scale,
+    Windows,
+    best_windows,
+    paste,
+    pyramid,
+    resize_padded,
+)
+from instseg.projects.deepmask.layers import SymmetricConv2d, symmetric_pad
+from instseg.projects.deepmask.losses import mask_loss, score_loss
+from instseg.projects.deepmask.resnet import SymmetricResNet, build_symmetric_resnet_backbone
+
+__all__ = [
+    "FILL",
+    "DeepMask",
+    "Embedding",
+    "PooledScoreHead",
+    "Scale",
+    "SharedScoreHead",
+    "SymmetricConv2d",
+    "SymmetricResNet",
+    "Windows",
+    "add_deepmask_config",
+    "best_windows",
+    "build_symmetric_resnet_backbone",
+    "mask_loss",
+    "paste",
+    "pyramid",
+    "resize_padded",
+    "score_loss",
+    "symmetric_pad",
+]

@@ -1,0 +1,150 @@
+"""Where windows lie: the pyramid of a picture, and masks of windows pasted into it (section 5)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+FILL = 127.5
+"""Pixels outside a picture: 0.5 of the range of values, before normalisation."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A level of the pyramid.
+
+    Attributes:
+        factor: the picture is resized by it.
+        height, width: pixels of the resized picture.
+    """
+
+    factor: float
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Windows:
+    """N windows of one level, best first.
+
+    Attributes:
+        scale: where they are.
+        scores: (N,) probabilities that an object is in the window.
+        cells: (N, 2) int64, row and column of each on the grid.
+        vectors: (N, E), what the heads know of each.
+    """
+
+    scale: Scale
+    scores: Tensor
+    cells: Tensor
+    vectors: Tensor
+
+    def __getitem__(self, index: Tensor) -> "Windows":
+        return Windows(self.scale, self.scores[index], self.cells[index], self.vectors[index])
+
+
+def pyramid(height: int, width: int, octaves: Sequence[float], max_size: int) -> list[Scale]:
+    """The levels of a picture, smallest first.
+
+    Args:
+        height, width: of the picture.
+        octaves: e gives the level 2^e.
+        max_size: largest longer side of a level in pixels; levels that would be larger become one
+            of this size.
+    """
+    limit = max_size / max(height, width)
+    factors = sorted({min(2.0**octave, limit) for octave in octaves})
+    return [Scale(f, _length(height, f), _length(width, f)) for f in factors]
+
+
+def resize_padded(image: Tensor, scale: Scale, margin: int, multiple: int) -> Tensor:
+    """The picture at one level, with :data:`FILL` around it.
+
+    Args:
+        image: (3, h, w) float.
+        scale: of the level.
+        margin: pixels added on every side.
+        multiple: more are added below and to the right, up to a multiple of this.
+    Returns:
+        (1, 3, H, W).
+    """
+    size = (scale.height, scale.width)
+    resized = F.interpolate(image[None], size, mode="bilinear", align_corners=True)
+    below, right = (-(length + 2 * margin) % multiple for length in size)
+    return F.pad(resized, (margin, margin + right, margin, margin + below), value=FILL)
+
+
+def best_windows(found: Sequence[Windows], limit: int) -> list[Windows]:
+    """The ``limit`` best windows of all levels, as many lists as there were.
+
+    Of equal scores the first wins, so that of the smaller scale; nothing is suppressed.
+    """
+    scores = torch.cat([windows.scores for windows in found])
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    kept[scores.argsort(descending=True, stable=True)[:limit]] = True
+    parts = kept.split([len(windows.scores) for windows in found])
+    return [windows[part] for windows, part in zip(found, parts, strict=True)]
+
+
+def paste(
+    logits: Tensor,
+    cells: Tensor,
+    masks: Tensor,
+    *,
+    factors: tuple[float, float],
+    patch_size: int,
+    stride: int,
+    threshold: float,
+) -> None:
+    """Draw the masks of windows of one level into pictures.
+
+    A mask becomes a square of floor(patch_size / factor) pixels whose top-left corner is at
+    floor((stride * cell - patch_size / 2) / factor).  Logits are interpolated linearly, corner to
+    corner, where that is larger than the mask, and averaged where it is smaller.  Each window is
+    drawn on its own, and only what lies inside the picture is computed.
+
+    Args:
+        logits: (N, S, S).
+        cells: (N, 2) int64 rows and columns on the grid.
+        masks: (N, H, W) bool, written to; pixels outside a window stay as they are.
+        factors: pixels of the level per pixel of the picture, vertically and horizontally.
+        patch_size: side of a window in pixels of the level.
+        stride: pixels of the level per cell.
+        threshold: logit above which a pixel belongs to the mask.
+    """
+    sides = [max(math.floor(patch_size / factor), 1) for factor in factors]
+    weights = [_resampling(logits.shape[-1], side).to(logits) for side in sides]
+    for logit, cell, mask in zip(logits, cells.tolist(), masks, strict=True):
+        here, there = [], []
+        for index, factor, side, length in zip(cell, factors, sides, mask.shape, strict=True):
+            start = math.floor((stride * index - patch_size / 2) / factor)
+            first, last = max(start, 0), max(min(start + side, length), 0)
+            here.append(slice(first, last))
+            there.append(slice(first - start, max(last - start, 0)))
+        rows, columns = (weight[part] for weight, part in zip(weights, there, strict=True))
+        mask[here[0], here[1]] = rows @ logit @ columns.T > threshold
+
+
+def _length(length: int, factor: float) -> int:
+    """Pixels of a side after resizing, at least one."""
+    return max(math.floor(length * factor + 0.5), 1)
+
+
+def _resampling(size: int, side: int) -> Tensor:
+    """(side, size) weights that resize a row of ``size`` values to ``side``.
+
+    Linear and corner to corner when enlarging, averages over boxes when shrinking, as Torch's image
+    library does both.
+    """
+    if side >= size:
+        positions = torch.linspace(0, size - 1, side, dtype=torch.float64)
+        steps = torch.arange(size)
+        return (1 - (positions[:, None] - steps).abs()).clamp(min=0)
+    edges = torch.arange(side + 1, dtype=torch.float64) * size / side
+    starts = torch.arange(size)
+    # How much of each value lies in each box.
+    covered = torch.minimum(edges[1:, None], starts + 1.0) - torch.maximum(edges[:-1, None], starts)
+    return covered.clamp(min=0) * side / size

@@ -1,6 +1,7 @@
 """DeepMask (Pinheiro et al., NIPS 2015, arXiv 1506.06204)."""
 
 from instseg.projects.deepmask.config import add_deepmask_config
+from instseg.projects.deepmask.data import PatchSamples
 from instseg.projects.deepmask.deepmask import DeepMask
 from instseg.projects.deepmask.heads import Embedding, PooledScoreHead, SharedScoreHead
 from instseg.projects.deepmask.inference import (
@@ -20,6 +21,7 @@ __all__ = [
     "FILL",
     "DeepMask",
     "Embedding",
+    "PatchSamples",
     "PooledScoreHead",
     "Scale",
     "SharedScoreHead",

@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+import instseg
 from instseg import benchmark, cli
 from instseg.benchmark import Row, models, ops
+from instseg.modeling import Comparison
 
 TINY = [
     *("INPUT.MIN_SIZE_TEST", "64", "MODEL.DEVICE", "cpu"),
@@ -91,6 +93,23 @@ def test_stages_add_up_over_calls() -> None:
         model(torch.zeros(1))
     assert stages["0"] >= 0.04
     assert stages["1"] < 0.02
+
+
+class Compared(nn.Module):
+    """Does at once what its peer, measured on half of the work, takes 20 ms for."""
+
+    def comparisons(self, image: torch.Tensor) -> list[Comparison]:
+        assert image.shape == (3, 4, 5)
+        return [Comparison("all", "half", lambda: None, lambda: time.sleep(0.02), share=0.5)]
+
+
+def test_a_model_adds_its_own_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "build_model", lambda cfg: Compared())
+    cfg = instseg.get_cfg()
+    (row,) = models._own_comparisons("folder/net.yaml", cfg, np.zeros((4, 5, 3), np.uint8), 2)
+    assert (row.name, row.peer) == ("net: all", "half")
+    assert row.peer_ms >= 40
+    assert row.ratio_time == pytest.approx(row.peer_ms / row.ours_ms)
 
 
 def test_a_row_without_memory_is_reported() -> None:

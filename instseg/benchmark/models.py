@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
 from torch import nn
 from yaml import safe_load
 
@@ -21,7 +22,7 @@ from instseg.data import shapes
 from instseg.data.images import read_image
 from instseg.engine.predictor import Predictor
 from instseg.errors import ConfigError
-from instseg.modeling import SplitModel, as_video, now, stage_times
+from instseg.modeling import ComparedModel, SplitModel, as_video, now, stage_times
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,8 @@ def benchmark_models(
     its network alone on a key frame and on a frame between two, which are no parts of the total.
 
     Args:
-        config_files: one row each and variant.
+        config_files: one row each and variant, and those of comparisons that the model declares
+            (:class:`instseg.modeling.ComparedModel`).
         inputs: picture files; none takes eight synthetic pictures of 640 x 640 pixels.
         overrides: ``[KEY, VALUE, ...]``.
         repeats: passes over the pictures; the median is reported.
@@ -66,11 +68,12 @@ def benchmark_models(
         if variant not in VARIANTS:
             raise ConfigError(f"--variant is {variant}; expected one of {', '.join(VARIANTS)}")
     pictures = [read_image(name) for name in inputs] or _synthetic_pictures()
-    return [
-        _benchmark_model(name, load_cfg(name, overrides), pictures, repeats, variant)
-        for name in config_files
-        for variant in variants
-    ]
+    rows = []
+    for name in config_files:
+        cfg = load_cfg(name, overrides)
+        rows += [_benchmark_model(name, cfg, pictures, repeats, variant) for variant in variants]
+        rows += _own_comparisons(name, cfg, pictures[0], repeats)
+    return rows
 
 
 def _synthetic_pictures() -> list[np.ndarray]:
@@ -115,6 +118,38 @@ def _benchmark_model(
         peak_memory_mib=ours_peak,
         stages_ms={stage: 1000 * seconds / len(pictures) for stage, seconds in stages.items()},
     )
+
+
+@torch.no_grad()
+def _own_comparisons(name: str, cfg: CfgNode, picture: np.ndarray, repeats: int) -> list[Row]:
+    """Rows of the comparisons that a model declares, on one picture."""
+    model = _same_weights(lambda: build_model(cfg)).eval()
+    if not isinstance(model, ComparedModel):
+        return []
+    image = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))).float()
+    rows = []
+    for comparison in model.comparisons(image.to(cfg.MODEL.DEVICE)):
+        times: dict[str, list[float]] = {"ours": [], "theirs": []}
+        turns = [("ours", comparison.ours), ("theirs", comparison.theirs)]
+        for _, run in turns:
+            run()
+        for _ in range(repeats):
+            for kind, run in turns:
+                times[kind].append(seconds(run))
+            turns.reverse()  # whoever comes second finds warmer caches
+        ours_ms, theirs_ms = (1000 * statistics.median(times[kind]) for kind in times)
+        peer_ms = theirs_ms / comparison.share
+        rows.append(
+            Row(
+                name=f"{Path(name).stem}: {comparison.name}",
+                peer=comparison.peer,
+                ours_ms=ours_ms,
+                peer_ms=peer_ms,
+                ratio_time=peer_ms / ours_ms,
+                ratio_memory=None,
+            )
+        )
+    return rows
 
 
 def _same_weights(build: Callable[[], Any]) -> Any:

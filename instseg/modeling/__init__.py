@@ -1,5 +1,6 @@
 """Parts of networks that several papers share."""
 
+from instseg.modeling.comparison import ComparedModel, Comparison
 from instseg.modeling.dense_decoder import DenseDecoder, conv_relu
 from instseg.modeling.dense_targets import IGNORED, NONE, DenseTargets, centres, dense_targets
 from instseg.modeling.fast_nms import cross_class_nms, fast_nms
@@ -13,6 +14,8 @@ __all__ = [
     "IGNORED",
     "NONE",
     "VGG",
+    "ComparedModel",
+    "Comparison",
     "DenseDecoder",
     "DenseTargets",
     "Network",

@@ -15,6 +15,7 @@ PROJECTS: tuple[str, ...] = (
     "yolact_edge",
     "discriminative_loss",
     "deepmask",
+    "sharpmask",
 )
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from instseg.errors import CheckpointError, ConfigError
-from instseg.modeling import stage
+from instseg.modeling import Comparison, stage
+from instseg.projects.deepmask.comparisons import dense_against_patches
 from instseg.projects.deepmask.heads import Embedding, PooledScoreHead, SharedScoreHead
 from instseg.projects.deepmask.inference import (
     Scale,
@@ -302,6 +303,10 @@ class DeepMask(nn.Module):
     def output_size(self) -> int:
         """Side of what :meth:`logits_of` gives."""
         return self.mask_size
+
+    def comparisons(self, image: Tensor) -> list[Comparison]:
+        """See :class:`instseg.modeling.ComparedModel`."""
+        return [dense_against_patches(self, image)]
 
     def _draw(
         self, windows: Windows, level: Any, masks: Tensor, enlarged: tuple[float, float]

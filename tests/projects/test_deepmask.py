@@ -321,6 +321,18 @@ def test_the_network_learns_a_picture() -> None:
     assert (found.pred_masks[0] & truth).sum() / (found.pred_masks[0] | truth).sum() > 0.7
 
 
+def test_dense_inference_is_compared_with_some_of_the_patches() -> None:
+    model = small(backbone=NearSighted(), octaves=(0.0,)).eval()
+    with torch.no_grad():
+        (comparison,) = model.comparisons(torch.rand(3, 160, 192) * 255)
+        comparison.ours()
+        comparison.theirs()
+    # ceil((160 + 64) / 16) - 3 rows, ceil((192 + 64) / 16) - 3 columns; every second, 64 at most.
+    assert comparison.name == f"{11 * 13} windows"
+    assert comparison.peer == "patch by patch, from 64 of them"
+    assert comparison.share == pytest.approx(64 / 143)
+
+
 def test_the_model_is_class_agnostic() -> None:
     assert num_classes_key(instseg.load_cfg(SHAPES)) is None
 

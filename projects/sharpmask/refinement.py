@@ -24,7 +24,9 @@ class Refinement(nn.Module):
     place in the picture, not to a window, and can be computed once for all windows.
 
     Deviation: masks are enlarged by repetition, as the released code does; the paper says
-    bilinearly.
+    bilinearly.  Convolutions start by He's rule, and the sums V(M) + H(F) around 1: by Torch's
+    default, which the code keeps, values fade from layer to layer, and ReLU may silence the few
+    channels of the last stage for good.
     """
 
     def __init__(
@@ -61,6 +63,14 @@ class Refinement(nn.Module):
         self.horizontal = nn.ModuleList(horizontal)
         self.vertical = nn.ModuleList(vertical)
         self.output = SymmetricConv2d(mask_dim >> len(horizontal), 1, 3)
+        for module in self.modules():
+            if isinstance(module, SymmetricConv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)
+        for nets, bias in ((horizontal, 0.0), (vertical, 1.0)):
+            for net in nets:
+                net[-1].weight.data *= 0.5
+                nn.init.constant_(net[-1].bias, bias)
 
     def skips(self, features: Sequence[Tensor]) -> list[Tensor]:
         """H of every stage, for maps of windows or of whole pictures."""

@@ -117,19 +117,6 @@ def refined(model: SharpMask, image: Tensor) -> tuple[Tensor, Tensor]:
         return model.logits_of(windows[order], level), windows.cells[order]
 
 
-def test_both_forms_agree_where_a_window_is_the_whole_map() -> None:
-    image = torch.rand(3, 1, 1) * 255
-    logits = []
-    for refactored in (True, False):
-        model = small(refactored=refactored).eval()
-        found, cells = refined(model, image)
-        assert cells.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
-        logits.append(found)
-    # Padded by half a window the picture has 65 pixels, 5 cells; the window at (0, 0) has 4.
-    assert logits[0].shape == (4, 64, 64)
-    torch.testing.assert_close(logits[0][:, 30:34, 30:34], logits[1][:, 30:34, 30:34])
-
-
 def test_the_dense_form_equals_the_plain_one_away_from_borders() -> None:
     """Three convolutions of the coarsest map reach 48 pixels into a window of 224."""
     image = torch.rand(3, 64, 80) * 255
@@ -207,12 +194,12 @@ def test_scores_are_those_of_deepmask() -> None:
 
 
 def test_the_refinement_learns_a_mask_finer_than_a_cell() -> None:
-    model = small().train()
+    model = small(mask_dim=64, skip_dim=64).train()
     patch = mask_patch(mask=64)
     patch["image"] = torch.full((3, 96, 96), 90.0)
     patch["image"][:, 33:52, 37:61] = 200
     patch["gt_mask"] = torch.where(patch["image"][0, 16:80, 16:80] > 100, 1.0, -1.0)
-    optimizer = torch.optim.Adam(model.refinement.parameters(), 5e-3)
+    optimizer = torch.optim.Adam(model.refinement.parameters(), 1e-2)
     for _ in range(60):
         loss = model([patch])["loss_mask"]
         optimizer.zero_grad()

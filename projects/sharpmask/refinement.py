@@ -24,8 +24,8 @@ class Refinement(nn.Module):
     place in the picture, not to a window, and can be computed once for all windows.
 
     Deviation: masks are enlarged by repetition, as the released code does; the paper says
-    bilinearly.  Convolutions start by He's rule, and the sums V(M) + H(F) around 1: by Torch's
-    default, which the code keeps, values fade from layer to layer, and ReLU may silence the few
+    bilinearly.  Convolutions start by He's rule, the sums V(M) + H(F) around 1 and the logits
+    around 0: by Torch's default, which the code keeps, values fade from layer to layer, and ReLU may silence the few
     channels of the last stage for good.
     """
 
@@ -71,6 +71,7 @@ class Refinement(nn.Module):
             for net in nets:
                 net[-1].weight.data *= 0.5
                 nn.init.constant_(net[-1].bias, bias)
+        nn.init.normal_(self.output.weight, std=0.01)
 
     def skips(self, features: Sequence[Tensor]) -> list[Tensor]:
         """H of every stage, for maps of windows or of whole pictures."""

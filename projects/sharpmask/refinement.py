@@ -25,8 +25,8 @@ class Refinement(nn.Module):
 
     Deviation: masks are enlarged by repetition, as the released code does; the paper says
     bilinearly.  Convolutions start by He's rule, the sums V(M) + H(F) around 1 and the logits
-    around 0: by Torch's default, which the code keeps, values fade from layer to layer, and ReLU may silence the few
-    channels of the last stage for good.
+    around 0: by Torch's default, which the code keeps, values fade from layer to layer, and ReLU
+    may silence the few channels of the last stage for good.
     """
 
     def __init__(

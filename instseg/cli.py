@@ -113,6 +113,22 @@ def convert(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def proposals(arguments: argparse.Namespace) -> int:
+    """``instseg proposals``."""
+    from instseg.engine.propose import propose
+
+    count = propose(
+        arguments.config_file,
+        arguments.weights,
+        arguments.dataset,
+        arguments.output,
+        arguments.overrides,
+        allow_partial=arguments.allow_partial,
+    )
+    print(f"{arguments.output}: proposals for {count} pictures")
+    return 0
+
+
 def export(arguments: argparse.Namespace) -> int:
     """``instseg export``."""
     from instseg.engine.predictor import Predictor
@@ -173,6 +189,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="instseg", description="Instance segmentation on Detectron2.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_predict(commands.add_parser("predict", help="find objects in pictures and videos"))
+    _add_proposals(
+        commands.add_parser("proposals", help="write a model's boxes for another detector")
+    )
     _add_convert(commands.add_parser("convert", help="make released weights usable here"))
     _add_export(commands.add_parser("export", help="write a network as ONNX or torch.export"))
     shapes = commands.add_parser("shapes", help="the built-in synthetic data set")
@@ -233,6 +252,26 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     )
     add("overrides", nargs="*", metavar="KEY VALUE", help="configuration overrides, last")
     parser.set_defaults(run=predict)
+
+
+def _add_proposals(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Writes the boxes that a model without classes (deepmask, sharpmask, instance_fcn) finds "
+        "in a data set, for DATASETS.PROPOSAL_FILES_TRAIN and _TEST of a detector with "
+        "MODEL.LOAD_PROPOSALS."
+    )
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="YAML file, or its name in configs/")
+    add("--weights", metavar="FILE", help="checkpoint, instead of MODEL.WEIGHTS")
+    add("--dataset", required=True, metavar="NAME", help="a data set, or coco:PATH:IMAGE_ROOT")
+    add("--output", required=True, type=Path, metavar="FILE", help="NAME.pkl")
+    add(
+        "--allow-partial",
+        action="store_true",
+        help="go on with weights that fit less than half of the model",
+    )
+    add("overrides", nargs="*", metavar="KEY VALUE", help="configuration overrides, last")
+    parser.set_defaults(run=proposals)
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:

@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper
 from detectron2.modeling import build_model
+from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
 
 import instseg
@@ -63,6 +65,8 @@ def train_batches(cfg: CfgNode, records: list[dict[str, Any]]) -> Iterator[list[
 
 
 def batch_of(cfg: CfgNode, record: dict[str, Any], training: bool) -> list[dict[str, Any]]:
+    if cfg.MODEL.LOAD_PROPOSALS:
+        record = with_proposals(record)
     # To a mapper of videos a still picture is a clip of one frame.
     video = training and cfg.INPUT.VIDEO_REFERENCE
     mapper = build_train_mapper(cfg, augment=True) if video else DatasetMapper(cfg, training)
@@ -74,6 +78,19 @@ def batch_of(cfg: CfgNode, record: dict[str, Any], training: bool) -> list[dict[
             node = node[part]
         sample["instances"].gt_classes %= node
     return [sample]
+
+
+def with_proposals(record: dict[str, Any]) -> dict[str, Any]:
+    """The whole picture and its quarters, as read from a proposal file."""
+    width, height = record["width"], record["height"]
+    x, y = width / 2, height / 2
+    corners = [[0, 0, width, height], [0, 0, x, y], [x, 0, width, y], [0, y, x, height]]
+    return {
+        **record,
+        "proposal_boxes": np.array(corners, dtype=np.float32),
+        "proposal_objectness_logits": np.zeros(len(corners), dtype=np.float32),
+        "proposal_bbox_mode": BoxMode.XYXY_ABS,
+    }
 
 
 @pytest.mark.parametrize("name", CONFIGS)

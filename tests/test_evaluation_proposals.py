@@ -101,7 +101,9 @@ def test_exact_proposals_have_full_recall(tmp_path: Path) -> None:
     assert list(results) == ["proposals_box", "proposals_segm"]
     for numbers in results.values():
         recalls = {key: value for key, value in numbers.items() if key.startswith("AR")}
-        assert recalls == {f"AR{a}@{n}": 100 for a in ("", "s", "m", "l") for n in (10, 100, 1000)}
+        assert recalls == {
+            f"AR{a}@{n}": 100 for a in ("", "s", "m", "l", "75") for n in (10, 100, 1000)
+        }
 
 
 def test_recall_is_averaged_over_ten_thresholds(tmp_path: Path) -> None:
@@ -110,6 +112,15 @@ def test_recall_is_averaged_over_ten_thresholds(tmp_path: Path) -> None:
     results = evaluate(evaluator_for(name, tmp_path), proposals((40, 0, 90, 36)))
     assert results["proposals_segm"]["AR@10"] == pytest.approx(25)
     assert results["proposals_box"]["AR@10"] == pytest.approx(25)
+
+
+def test_strict_recall_is_averaged_over_the_thresholds_from_three_quarters(tmp_path: Path) -> None:
+    """One of two has IoU 0.86, enough at 0.75, 0.8 and 0.85 of five; the other 0.72, at none."""
+    name = write(tmp_path, [annotation(MEDIUM), annotation(LARGE)])
+    found = proposals((40, 0, 90, 43), (20, 55, 140, 127))
+    numbers = evaluate(evaluator_for(name, tmp_path), found)["proposals_segm"]
+    assert numbers["AR75@10"] == pytest.approx(100 * 3 / 5 / 2)
+    assert numbers["AR@10"] == pytest.approx(100 * (8 + 5) / 10 / 2)
 
 
 def test_objects_are_counted_by_area(tmp_path: Path) -> None:

@@ -68,6 +68,39 @@ def read_weights(path: str | os.PathLike[str], sha256: str = "") -> dict[str, An
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
 
 
+def read_array_pickle(path: str) -> Any:
+    """Read numbers, texts, arrays, and lists and dicts of them, from a pickle; nothing is executed.
+
+    Raises:
+        CheckpointError: a missing or damaged file, or one that asks for more.
+    """
+    local = local_path(path)
+    try:
+        with open(local, "rb") as file:
+            return _plain(_ArrayUnpickler(file, encoding="latin1").load())
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except _BlockedGlobal as error:
+        raise CheckpointError(
+            f"{path} asks for {error}, which could execute code; expected arrays alone"
+        ) from None
+    except Exception as error:  # a damaged file can make the parser raise anything
+        raise CheckpointError(
+            f"{path} is no pickle of arrays, or damaged: {_one_line(error)}"
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    """``value`` with arrays in place of what stands for them."""
+    if isinstance(value, _Array):
+        return value.value
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value
+
+
 def local_path(path: str) -> str:
     """The file on this machine that ``path`` stands for; a URL is downloaded (once).
 

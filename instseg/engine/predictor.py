@@ -280,6 +280,11 @@ def _resolve(
     cfg.merge_from_list(list(overrides))
     if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
         raise ConfigError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; prediction needs BGR or RGB")
+    if cfg.MODEL.LOAD_PROPOSALS:
+        raise ConfigError(
+            "MODEL.LOAD_PROPOSALS is set: the model needs the proposals of each picture from a "
+            "file, and there are none for new pictures; evaluate it with `train_net.py --eval-only`"
+        )
     check_device(cfg)
     return cfg
 

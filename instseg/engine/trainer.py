@@ -1,5 +1,7 @@
 """The one Trainer: data loaders, optimizer, evaluators and hooks for every paper."""
 
+import functools
+import itertools
 import logging
 import math
 import os
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
+    DatasetMapper,
     build_detection_test_loader,
     build_detection_train_loader,
     get_detection_dataset_dicts,
@@ -33,6 +36,7 @@ from instseg.data.datasets import (
     register_datasets,
 )
 from instseg.data.mappers import build_train_mapper
+from instseg.data.proposal_files import add_proposals, check_proposal_files
 from instseg.data.samples import build_sample_loader
 from instseg.data.video_mapper import check_video
 from instseg.engine.hooks import BestCheckpoint, ValidationLoss
@@ -100,9 +104,7 @@ class Trainer(DefaultTrainer):
             cfg,
             cfg.DATASETS.TRAIN,
             filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            proposal_files=(
-                cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None
-            ),
+            proposals="DATASETS.PROPOSAL_FILES_TRAIN",
         )
         if cfg.INPUT.SAMPLES:
             if cfg.TEST.VAL_LOSS_PERIOD > 0:
@@ -114,6 +116,23 @@ class Trainer(DefaultTrainer):
         return build_detection_train_loader(
             cfg, dataset=records, mapper=build_train_mapper(cfg, augment=True)
         )
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
+        if not cfg.MODEL.LOAD_PROPOSALS:
+            loader: Iterable[list[dict[str, Any]]] = super().build_test_loader(cfg, dataset_name)
+            return loader
+        key, files = "DATASETS.PROPOSAL_FILES_TEST", cfg.DATASETS.PROPOSAL_FILES_TEST
+        check_proposal_files(key, files, cfg.DATASETS.TEST)
+        with reading_datasets([dataset_name]):
+            records = get_detection_dataset_dicts([dataset_name], filter_empty=False)
+        add_proposals(records, files[list(cfg.DATASETS.TEST).index(dataset_name)])
+        loader = build_detection_test_loader(
+            records,
+            mapper=DatasetMapper(cfg, is_train=False),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+        return loader
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -151,7 +170,12 @@ class Trainer(DefaultTrainer):
         if self.cfg.TEST.VAL_LOSS_PERIOD > 0:
             if not self.cfg.DATASETS.TEST:
                 raise ConfigError("TEST.VAL_LOSS_PERIOD is set, but DATASETS.TEST is empty")
-            records = _annotated_records(self.cfg, self.cfg.DATASETS.TEST, filter_empty=False)
+            records = _annotated_records(
+                self.cfg,
+                self.cfg.DATASETS.TEST,
+                filter_empty=False,
+                proposals="DATASETS.PROPOSAL_FILES_TEST",
+            )
             extra.append(
                 ValidationLoss(
                     self.cfg.TEST.VAL_LOSS_PERIOD,
@@ -219,16 +243,27 @@ class Trainer(DefaultTrainer):
         return build_evaluator(cfg, dataset_name)
 
 
-def _annotated_records(cfg: CfgNode, names: Sequence[str], **settings: Any) -> list[dict[str, Any]]:
+def _annotated_records(
+    cfg: CfgNode, names: Sequence[str], *, filter_empty: bool, proposals: str
+) -> list[dict[str, Any]]:
     """Records of the data sets ``names`` that losses can be computed on, checked.
 
     Args:
-        settings: of Detectron2's ``get_detection_dataset_dicts``.
+        filter_empty: leave out pictures without objects.
+        proposals: the key that names their files under ``MODEL.LOAD_PROPOSALS``.
     """
     for name in names:
         check_name(name)
+    # One by one where each has a file of its own.
+    groups = [[name] for name in names] if cfg.MODEL.LOAD_PROPOSALS else [names]
     with reading_datasets(names):
-        records: list[dict[str, Any]] = get_detection_dataset_dicts(names, **settings)
+        parts = [get_detection_dataset_dicts(group, filter_empty=filter_empty) for group in groups]
+    if cfg.MODEL.LOAD_PROPOSALS:
+        files = functools.reduce(getattr, proposals.split("."), cfg)
+        check_proposal_files(proposals, files, names)
+        for part, file in zip(parts, files, strict=True):
+            add_proposals(part, file)
+    records: list[dict[str, Any]] = list(itertools.chain.from_iterable(parts))
     if cfg.MODEL.MASK_ON:
         check_masks(", ".join(names), records)
     check_video(cfg, ", ".join(names), records)

@@ -29,6 +29,9 @@ _AREAS = ("", "s", "m", "l")
 _TASKS = {"proposals_box": "bbox", "proposals_segm": "segm"}
 _NUM_THRESHOLDS = 10
 _LEAST_IOU = 0.5
+_STRICT = slice(5, None)
+"""Thresholds 0.75 to 0.95."""
+_NUM_STRICT = 5
 
 
 class ProposalEvaluator(COCOEvaluator):
@@ -39,7 +42,8 @@ class ProposalEvaluator(COCOEvaluator):
     crowds and areas are COCO's (``COCOeval`` with ``useCats`` off and up to 1000 detections):
     detections in the order of their scores take the free object they overlap most; objects in a
     crowd do not count.  ``ARs``, ``ARm``, ``ARl`` count small, medium and large objects alone, by
-    the area of the annotation's mask, for boxes too.
+    the area of the annotation's mask, for boxes too.  ``AR75@n`` is the mean over the thresholds
+    0.75 to 0.95 alone, which tells sharp masks from roughly right ones.
 
     AUC is the area under AR@n over log10(n), from n = 1 to 1000, divided by 3 so that a perfect
     result has 100; AR is taken at every whole n and joined by straight lines in between.
@@ -111,11 +115,13 @@ class _Recalls:
     Attributes:
         hits: (4, 1000) objects found by the proposals of each rank, summed over the thresholds, for
             each of ``_AREAS``.
+        strict_hits: (1000,) the same of objects of all areas, over the thresholds from 0.75.
         objects: (4,) objects to be found.
     """
 
     def __init__(self) -> None:
         self.hits: Counts = np.zeros((len(_AREAS), LIMITS[-1]), dtype=np.int64)
+        self.strict_hits: Counts = np.zeros(LIMITS[-1], dtype=np.int64)
         self.objects: Counts = np.zeros(len(_AREAS), dtype=np.int64)
 
     def add(self, evaluated: Iterable[Mapping[str, Any] | None]) -> None:
@@ -126,22 +132,27 @@ class _Recalls:
             hits = (entry["dtMatches"] > 0) & ~entry["dtIgnore"]
             ranks = np.array(entry["dtIds"], dtype=np.int64) - 1
             self.hits[area, ranks] += hits.sum(axis=0)
+            if _AREAS[area] == "":
+                self.strict_hits[ranks] += hits[_STRICT].sum(axis=0)
             self.objects[area] += np.count_nonzero(entry["gtIgnore"] == 0)
 
     def merge(self, other: "_Recalls") -> None:
         self.hits += other.hits
+        self.strict_hits += other.strict_hits
         self.objects += other.objects
 
     def summary(self) -> dict[str, float]:
-        """Per cent; AR of all areas first, AUC last."""
+        """Per cent; AR of all areas first, then the strict ones, AUC last."""
         with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: nothing to find
             recalls = self.hits.cumsum(axis=1) / (_NUM_THRESHOLDS * self.objects[:, None])
+            strict = self.strict_hits.cumsum() / (_NUM_STRICT * self.objects[0])
         curves = dict(zip(_AREAS, 100 * recalls, strict=True))
         result = {
             f"AR{area}@{limit}": float(curve[limit - 1])
             for area, curve in curves.items()
             for limit in LIMITS
         }
+        result |= {f"AR75@{limit}": float(100 * strict[limit - 1]) for limit in LIMITS}
         return {**result, **{f"AUC{area}": area_under(c) for area, c in curves.items()}}
 
 

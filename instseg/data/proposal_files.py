@@ -1,0 +1,102 @@
+"""Object proposals in a file, in the format of Detectron2's ``MODEL.LOAD_PROPOSALS``.
+
+It is a pickle of a dict: ``ids`` of pictures, ``boxes`` (N, 4) and ``objectness_logits`` (N,) for
+each, and ``bbox_mode``.  Detectron2 would execute what a pickle asks for; here nothing is.
+"""
+
+import os
+import pickle
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from detectron2.structures import BoxMode
+
+from instseg.checkpoint.reading import read_array_pickle
+from instseg.checkpoint.writing import atomic_write
+from instseg.errors import ConfigError, DatasetError
+
+Array = npt.NDArray[np.float32]
+
+_OLD_KEYS = {"indexes": "ids", "scores": "objectness_logits"}
+"""Names in files for Detectron."""
+_MODES = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
+
+
+def write_proposals(
+    path: str | os.PathLike[str], pictures: Iterable[tuple[Any, Array, Array]]
+) -> None:
+    """Write a proposal file, atomically.
+
+    Args:
+        path: the file.
+        pictures: of each its id, corners (N, 4) of boxes in its pixels, and logits (N,).
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    ids, boxes, logits = map(list, zip(*pictures, strict=True))
+    content = {
+        "ids": ids,
+        "boxes": boxes,
+        "objectness_logits": logits,
+        "bbox_mode": int(BoxMode.XYXY_ABS),
+    }
+    atomic_write(path, lambda file: pickle.dump(content, file, protocol=4))
+
+
+def add_proposals(records: Sequence[dict[str, Any]], path: str) -> None:
+    """Give every record its proposals, best first, as Detectron2's mappers expect them.
+
+    Raises:
+        DatasetError: a file of another content, or without one of the pictures.
+        CheckpointError: a file that cannot be read or asks to execute something.
+    """
+    content = read_array_pickle(path)
+    if not isinstance(content, dict):
+        raise DatasetError(f"{path} holds a {type(content).__name__}; expected proposals in a dict")
+    content = {_OLD_KEYS.get(key, key): value for key, value in content.items()}
+    columns = [content.get(key) for key in ("ids", "boxes", "objectness_logits")]
+    if not all(isinstance(x, list) for x in columns) or len({len(x) for x in columns}) != 1:
+        raise DatasetError(
+            f"{path} holds {', '.join(map(str, content)) or 'nothing'}; expected the lists ids, "
+            "boxes and objectness_logits, of one length"
+        )
+    mode = content.get("bbox_mode", BoxMode.XYXY_ABS)
+    if not isinstance(mode, int) or mode not in _MODES:
+        expected = " or ".join(f"{int(known)} ({known.name})" for known in _MODES)
+        raise DatasetError(f"{path}: bbox_mode is {mode!r}; expected {expected}")
+    known = {str(key): item for key, *item in zip(*columns, strict=True)}
+    missing = [record for record in records if str(record["image_id"]) not in known]
+    if missing:
+        raise DatasetError(
+            f"{path} has no proposals for {len(missing)} of {len(records)} pictures, first "
+            f"{missing[0]['file_name']} (id {missing[0]['image_id']}); it is for another data set"
+        )
+    for record in records:
+        boxes, logits = known[str(record["image_id"])]
+        _check(f"{path}, picture {record['image_id']}", boxes, logits)
+        order = np.argsort(-logits, kind="stable")
+        record["proposal_boxes"] = boxes[order]
+        record["proposal_objectness_logits"] = logits[order]
+        record["proposal_bbox_mode"] = BoxMode(mode)
+
+
+def check_proposal_files(key: str, files: Sequence[str], names: Sequence[str]) -> None:
+    """Raise a ConfigError if ``key`` does not name a file for each data set."""
+    if len(files) != len(names):
+        raise ConfigError(
+            f"MODEL.LOAD_PROPOSALS needs a file for each data set: {key} has {len(files)}, for "
+            f"{', '.join(names)}; write them with `instseg proposals`"
+        )
+
+
+def _check(where: str, boxes: Any, logits: Any) -> None:
+    for what, values, shape in (("boxes", boxes, (4,)), ("objectness_logits", logits, ())):
+        if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or not values.ndim:
+            raise DatasetError(f"{where}: {what} are no array of floating-point numbers")
+        expected = (len(boxes), *shape)
+        if values.shape != expected or not np.isfinite(values).all():
+            raise DatasetError(
+                f"{where}: {what} have shape {values.shape} or are not finite; expected {expected}"
+            )

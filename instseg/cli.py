@@ -19,8 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         the exit status: 0 done, 1 done except for some inputs, 2 a mistake in arguments, files or
-        configuration, 130 interrupted by Ctrl-C
-        or, in ``instseg predict``, by SIGTERM.
+        configuration, 130 interrupted by Ctrl-C (``instseg predict``: or by SIGTERM).
     """
     try:
         with _log_to_stderr(), warnings.catch_warnings():

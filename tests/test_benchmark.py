@@ -13,7 +13,7 @@ from torch import nn
 
 import instseg
 from instseg import benchmark, cli
-from instseg.benchmark import Row, models, ops
+from instseg.benchmark import Row, comparisons, models, ops
 from instseg.modeling import Comparison
 
 TINY = [
@@ -56,7 +56,7 @@ def test_an_operator_and_its_peer_compute_the_same(name: str) -> None:
     ours = comparison.ours(*inputs)
     theirs = comparison.theirs(*comparison.their_inputs(*inputs))
     if name == "fcis_head_backward":
-        (ours,) = ops._maps_in_their_order(ours, inputs[1])[:1]
+        (ours,) = comparisons.maps_in_their_order(ours, inputs[1])[:1]
     same(*((x if isinstance(x, tuple) else (x,)) for x in (ours, theirs)))
 
 

@@ -1,0 +1,76 @@
+"""The keys of instseg itself, which every paper may use; each says what it means."""
+
+from detectron2.config import CfgNode
+
+from instseg.data import shapes
+
+
+def add_shared_config(cfg: CfgNode) -> None:
+    """Give ``cfg`` these keys, with the values they have where a configuration says nothing."""
+    # SHA-256 that the file MODEL.WEIGHTS must have; "" does not check. A .pkl is only read when it
+    # is given.
+    cfg.MODEL.WEIGHTS_SHA256 = ""
+    # Side in pixels of the pictures of the built-in shapes_* data sets.
+    cfg.DATASETS.SHAPES_SIZE = shapes.DEFAULT_SIZE
+    # "SGD" (momentum, as in Detectron2) or "AdamW" (SOLVER.WEIGHT_DECAY decoupled, betas 0.9,
+    # 0.999).
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # Number type under SOLVER.AMP.ENABLED: "float16" (with loss scaling, CUDA only) or "bfloat16".
+    cfg.SOLVER.AMP.DTYPE = "float16"
+    # Batches of SOLVER.IMS_PER_BATCH pictures whose gradients make one step; 1 is off.
+    cfg.SOLVER.ACCUMULATE_BATCHES = 1
+    # Smallest and largest factor on the pixel values of a training picture; (1.0, 1.0) is off.
+    cfg.INPUT.RANDOM_BRIGHTNESS = (1.0, 1.0)
+    # What happens to training pictures: "detectron2" (INPUT.MIN_SIZE_TRAIN, INPUT.CROP) or "ssd"
+    # (colours, expansion, crop, stretching to a square; see instseg/data/augmentations.py). Flips
+    # follow INPUT.RANDOM_FLIP in both.
+    cfg.INPUT.AUGMENTATION = "detectron2"
+    # Samples that a project draws for training in place of whole pictures; "" is off.
+    cfg.INPUT.SAMPLES = ""
+    # Side in pixels of the square that "ssd" and models of one input size stretch pictures to.
+    cfg.INPUT.SQUARE_SIZE = 0
+    # Whether "ssd" changes brightness, contrast, saturation and hue.
+    cfg.INPUT.SSD_COLORS = True
+    # Whether "ssd" crops around an object.
+    cfg.INPUT.SSD_CROP = True
+    # Largest factor by which "ssd" expands the canvas around a picture; 1.0 is off.
+    cfg.INPUT.SSD_EXPAND_RATIO = 4.0
+    # Colour of the canvas, in the order of INPUT.FORMAT; none is MODEL.PIXEL_MEAN.
+    cfg.INPUT.SSD_EXPAND_COLOR = []
+    # Train on videos: each frame comes with an earlier one of its clip, between these numbers of
+    # frames before it (fewest, most), that the same augmentation changes; () is off. Needs "ssd".
+    cfg.INPUT.VIDEO_REFERENCE = ()
+    # Give the flow from each frame to that earlier one as well, where the data set knows it.
+    cfg.INPUT.VIDEO_FLOW = False
+    # Evaluate models whose video frames share work as on a stream: key frames in full, the frames
+    # between them with their help. Otherwise every frame is computed in full.
+    cfg.TEST.VIDEO = False
+    # Frames from one key frame to the next then; 0 is the model's own.
+    cfg.TEST.KEYFRAME_INTERVAL = 0
+    # Passes over each clip, the key frames one frame later in each; metrics are their mean. The
+    # authors of YolactEdge make 5 with an interval of 5, so that all frames weigh the same.
+    cfg.TEST.KEYFRAME_PASSES = 1
+    # Link detections to tracks and evaluate YouTube-VIS's AP of them as well; always done on data
+    # in the layout of YouTube-VIS. Needs instseg[video].
+    cfg.TEST.TRACK_METRIC = False
+    # Least score of a detection that becomes part of a track.
+    cfg.TEST.TRACK_SCORE_THRESH = 0.05
+    # Keep the weights with the highest value of this metric, e.g. "segm/AP", under OUTPUT_DIR/best.
+    cfg.TEST.BEST_METRIC = ""
+    # Iterations between two measurements of the losses on DATASETS.TEST; 0 is off.
+    cfg.TEST.VAL_LOSS_PERIOD = 0
+    # Evaluate TP / (TP + FP + FN) as well, the metric of the 2018 Data Science Bowl on nuclei.
+    cfg.TEST.CONTEST_METRIC = False
+    # Evaluate the metrics of the leaf segmentation challenge (CVPPP) as well: symmetric best Dice
+    # and difference in count; always done on CVPPP data.
+    cfg.TEST.LEAF_METRIC = False
+    # Least score of a prediction that counts in either of these.
+    cfg.TEST.CONTEST_SCORE_THRESH = 0.5
+    # Evaluate the mean IoU of the semantic map as well, for models that give one ("sem_seg").
+    cfg.TEST.SEMANTIC_METRIC = False
+    # Evaluate average recall (AR@n, AUC) in place of COCO's AP: for models that know no classes.
+    cfg.TEST.PROPOSALS = False
+    # Evaluate VOC's AP of masks at IoU 0.5 and 0.7 as well; always done on SBD and VOC data.
+    cfg.TEST.VOC_METRIC = False
+    # Precision in that metric: "11-point" (VOC 2007, what papers report) or "all-point" (VOC 2010).
+    cfg.TEST.VOC_INTERPOLATION = "11-point"

@@ -94,18 +94,25 @@ def test_without_mask_scores_the_results_are_detectron2s(dataset: str, tmp_path:
 
 def rho_of(evaluator: COCOEvaluator, *boxes: tuple[list[float], float]) -> float:
     """Of masks that fill these boxes and have these mask scores."""
+    return segm_of(evaluator, [0.5] * len(boxes), *boxes)["rho"]
+
+
+def segm_of(
+    evaluator: COCOEvaluator, scores: list[float], *boxes: tuple[list[float], float]
+) -> dict[str, float]:
+    """Results for masks that fill these boxes and have these mask scores beside ``scores``."""
     masks = torch.zeros(len(boxes), 64, 64, dtype=torch.bool)
     for mask, ((x1, y1, x2, y2), _) in zip(masks, boxes, strict=True):
         mask[int(y1) : int(y2), int(x1) : int(x2)] = True
     instances = Instances(
         (64, 64),
         pred_boxes=Boxes(torch.tensor([box for box, _ in boxes])),
-        scores=torch.full((len(boxes),), 0.5),
+        scores=torch.tensor(scores),
         mask_scores=torch.tensor([score for _, score in boxes]),
         pred_classes=torch.zeros(len(boxes), dtype=torch.int64),
         pred_masks=masks,
     )
-    return evaluate(evaluator, {"instances": instances})["segm"]["rho"]
+    return evaluate(evaluator, {"instances": instances})["segm"]
 
 
 GOOD, FAIR = [10.0, 10, 30, 29], [10.0, 10, 30, 26]  # IoU 0.95 and 0.8 with the object
@@ -119,6 +126,13 @@ def test_rho_is_the_rank_correlation_of_mask_scores_and_true_iou(
     assert rho_of(evaluator, (RIGHT, 0.7), (GOOD, 0.8), (FAIR, 0.9)) == pytest.approx(-100)
     assert rho_of(evaluator, (RIGHT, 0.8), (GOOD, 0.9), (FAIR, 0.7)) == pytest.approx(50)
     assert math.isnan(rho_of(evaluator, (RIGHT, 0.8), (GOOD, 0.8)))
+
+
+def test_rho_by_score_is_that_of_the_class_scores(dataset: str, tmp_path: Path) -> None:
+    evaluator = evaluator_for(dataset, tmp_path)
+    boxes = (RIGHT, 0.9), (GOOD, 0.8), (FAIR, 0.7)
+    results = segm_of(evaluator, [0.1, 0.2, 0.3], *boxes)
+    assert (results["rho"], results["rho-by-score"]) == pytest.approx((100, -100))
 
 
 def test_rho_leaves_out_masks_beside_any_object(dataset: str, tmp_path: Path) -> None:

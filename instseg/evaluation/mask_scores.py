@@ -19,7 +19,8 @@ class MaskScoreCOCOEvaluator(COCOEvaluator):
     Without the field, numbers and files are those of Detectron2's evaluator.
 
     ``segm`` has one number more, ``rho``: how well the score of a mask tells its quality, see
-    :func:`score_iou_correlation`.
+    :func:`score_iou_correlation`; with ``mask_scores`` also ``rho-by-score``, how well ``scores``
+    would.
     """
 
     _tasks: Sequence[str] | None
@@ -68,10 +69,12 @@ class MaskScoreCOCOEvaluator(COCOEvaluator):
         results: dict[str, float] = super()._derive_coco_results(coco_eval, iou_type, class_names)
         if iou_type == "segm" and coco_eval is not None:
             results["rho"] = 100 * score_iou_correlation(coco_eval)
+            if any("class_score" in record for record in coco_eval.cocoDt.anns.values()):
+                results["rho-by-score"] = 100 * score_iou_correlation(coco_eval, "class_score")
         return results
 
 
-def score_iou_correlation(coco_eval: COCOeval) -> float:
+def score_iou_correlation(coco_eval: COCOeval, field: str = "score") -> float:
     """Spearman's rank correlation of the scores of masks with their true IoU.
 
     Those masks count whose box overlaps that of an object of their class by an IoU of 0.5 or more;
@@ -81,6 +84,7 @@ def score_iou_correlation(coco_eval: COCOeval) -> float:
 
     Args:
         coco_eval: for ``segm``, after ``evaluate()``.
+        field: of the detections, that holds the scores.
     """
     scores: list[float] = []
     true_ious: list[float] = []
@@ -95,7 +99,7 @@ def score_iou_correlation(coco_eval: COCOeval) -> float:
         for record, own_boxes, own_masks in zip(detections, box_ious, mask_ious, strict=True):
             nearest = own_boxes.argmax()
             if own_boxes[nearest] >= 0.5:
-                scores.append(record["score"])
+                scores.append(record[field])
                 true_ious.append(own_masks[nearest])
     if len(set(scores)) < 2 or len(set(true_ious)) < 2:
         return float("nan")
@@ -106,5 +110,5 @@ def _ranked(record: Mapping[str, Any], task: str) -> dict[str, Any]:
     """A copy of ``record`` whose ``score`` is the one for ``task``."""
     copy = dict(record)
     if task == "segm" and "mask_score" in record:
-        copy["score"] = record["mask_score"]
+        copy["score"], copy["class_score"] = record["mask_score"], record["score"]
     return copy

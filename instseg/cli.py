@@ -350,14 +350,14 @@ def _add_benchmark_ops(parser: argparse.ArgumentParser) -> None:
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Writes a checkpoint for MODEL.WEIGHTS and prints what became of every tensor.  Nothing in "
-        "the file is executed."
+        "Writes a checkpoint for MODEL.WEIGHTS and says what became of every tensor; runs no code."
     )
     add = parser.add_argument
     add(
         "format",
         metavar="FORMAT",
-        help="whose weights: deepmask, fcis, maskscoring_rcnn, matterport or yolact",
+        help="whose weights: deepmask, discriminative_loss, fcis, maskscoring_rcnn, matterport, "
+        "yolact or yolact_edge",
     )
     add("input", metavar="IN", help="the file as its authors released it")
     add("output", metavar="OUT", type=Path, help="NAME.safetensors (the default) or NAME.pth")

@@ -10,6 +10,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from instseg import cli
+from instseg.checkpoint.convert import FORMATS
 
 
 def test_the_command_leaves_logging_as_it_was(tmp_path: Path) -> None:
@@ -116,3 +117,10 @@ def test_a_mistake_in_an_export_is_one_line_and_status_2(
     errors = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("INFO")]
     assert len(errors) == 1
     assert message in errors[0]
+
+
+def test_the_help_of_convert_names_every_format(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["convert", "--help"])
+    words = capsys.readouterr().out.replace(",", " ").split()
+    assert set(FORMATS) <= set(words)

@@ -124,14 +124,16 @@ class DiscriminativeLoss(nn.Module):
         Args:
             batched_inputs: Detectron2's: ``image`` (3, h, w) in 0..255; for training ``instances``
                 with ``gt_classes`` and ``gt_masks``; else optionally ``height`` and ``width`` of
-                the result, ``sem_seg`` (h, w), labels to use in place of the predicted semantic map
-                (0 background, class + 1), and ``num_instances`` for k-means.
+                the result, ``given_semantic`` (H, W) int, labels to use in place of the predicted
+                semantic map (0 background, class + 1; resized to the picture), and
+                ``num_instances`` for k-means.  Detectron2's own ``sem_seg`` is the truth: not used.
         Returns:
             in training a dict of scalar losses, else a list of dicts with ``instances``:
             ``pred_boxes``, ``scores``, ``pred_classes``, ``pred_masks`` (N, height, width) bool,
             which do not overlap; and ``sem_seg`` (C + 1, height, width) if asked for.
         Raises:
             CheckpointError: not in training, the network gives values that are not finite.
+            ValueError: ``given_semantic`` is no map of such labels.
         """
         images = [
             (item["image"].to(self.device, torch.float32) - self.pixel_mean) / self.pixel_std
@@ -215,8 +217,8 @@ class DiscriminativeLoss(nn.Module):
                 "the network gives values that are not finite; its weights are damaged or come "
                 "from a training that diverged"
             )
-        if "sem_seg" in item:
-            probabilities = self._given(item["sem_seg"], probabilities)
+        if "given_semantic" in item:
+            probabilities = self._given(item["given_semantic"], probabilities)
         number = item.get("num_instances")
         if number is None and counts is not None:
             number = round(float(counts[0]) * self.max_count)
@@ -247,10 +249,22 @@ class DiscriminativeLoss(nn.Module):
         return result
 
     def _given(self, labels: Tensor, like: Tensor) -> Tensor:
-        """Labels (h, w) of a picture → probabilities 0 and 1 of the shape of ``like``."""
+        """Labels (H, W) of a picture → probabilities 0 and 1 of the shape of ``like``."""
+        if labels.dim() != 2 or not labels.numel() or labels.is_floating_point():
+            raise ValueError(
+                f"given_semantic has shape {tuple(labels.shape)} and type {labels.dtype}; expected "
+                "(H, W) whole numbers"
+            )
+        labels = labels.to(self.device, torch.int64)
+        least, greatest = (int(x) for x in labels.aminmax())
+        if least < 0 or greatest >= len(like):
+            raise ValueError(
+                f"given_semantic has labels from {least} to {greatest}; expected 0 for background "
+                f"and 1 to {len(like) - 1} for the classes"
+            )
         rows = resized_index(labels.shape[0], like.shape[1], 1, self.device)
         columns = resized_index(labels.shape[1], like.shape[2], 1, self.device)
-        nearest = labels.to(self.device, torch.int64)[rows][:, columns]
+        nearest = labels[rows][:, columns]
         return F.one_hot(nearest, like.shape[0]).movedim(-1, 0).to(like.dtype)
 
 

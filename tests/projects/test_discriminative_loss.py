@@ -146,11 +146,33 @@ def test_a_resized_side_takes_the_nearest_pixels() -> None:
 def test_the_semantic_map_may_be_given() -> None:
     """With the true semantic map, wrong predictions of the network do not matter."""
     item = picture((8, 8), (0, 0, 0, 8, 4), (0, 0, 4, 8, 8))
-    item["sem_seg"] = torch.ones(8, 8, dtype=torch.int64)
-    item["sem_seg"][:4] = 0
+    item["given_semantic"] = torch.ones(8, 8, dtype=torch.int64)
+    item["given_semantic"][:4] = 0
     found = perfect()([item])[0]["instances"]
     assert len(found) == 2
     assert not found.pred_masks[:, :4].any() and found.pred_masks[:, 4:].any(dim=0).all()
+
+
+def test_the_true_semantic_map_of_a_data_set_is_not_used() -> None:
+    """Detectron2's mapper puts it into ``sem_seg`` for testing too."""
+    item = picture((8, 8), (0, 0, 0, 8, 4)) | {"sem_seg": torch.zeros(8, 8, dtype=torch.int64)}
+    assert len(perfect()([item])[0]["instances"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.full((8, 8), 255), "labels from 255 to 255; expected 0 .* and 1 to 2"),
+        (torch.full((8, 8), -1), "labels from -1 to -1"),
+        (torch.zeros(8, 8), "type torch.float32; expected"),
+        (torch.zeros(1, 8, 8, dtype=torch.int64), r"shape \(1, 8, 8\)"),
+        (torch.zeros(0, 8, dtype=torch.int64), r"shape \(0, 8\)"),
+    ],
+)
+def test_a_given_map_of_other_labels_is_refused(labels: Tensor, message: str) -> None:
+    item = picture((8, 8), (0, 0, 0, 8, 4)) | {"given_semantic": labels}
+    with pytest.raises(ValueError, match=message):
+        perfect()([item])
 
 
 def test_the_semantic_probabilities_are_given_on_request() -> None:

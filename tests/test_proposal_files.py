@@ -228,6 +228,19 @@ def test_what_the_command_cannot_do_is_one_line(
     assert message in capsys.readouterr().err
 
 
+def test_a_damaged_picture_is_one_line_and_leaves_no_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = exported("shapes_val", tmp_path)
+    picture = sorted(tmp_path.rglob("*.png"))[0]
+    picture.write_bytes(picture.read_bytes()[:200])
+    output = tmp_path / "x.pkl"
+    overrides = ["MODEL.INSTANCE_FCN.SCALES_TEST", "(32,)", "MODEL.DEVICE", "cpu"]
+    command = ["proposals", "--config-file", MODEL, "--dataset", name, "--output", str(output)]
+    assert main([*command, *overrides]) == 2
+    assert picture.name in capsys.readouterr().err and not output.exists()
+
+
 def test_new_pictures_cannot_be_predicted_from_a_proposal_file() -> None:
     with pytest.raises(ConfigError, match="MODEL.LOAD_PROPOSALS is set"):
         Predictor(DETECTOR, overrides=["MODEL.DEVICE", "cpu"])

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog
-from detectron2.data import detection_utils as utils
 from tqdm import tqdm
 
 from instseg.config import num_classes_key
@@ -67,8 +66,7 @@ def propose(
 def _proposals(
     predictor: Predictor, records: Sequence[dict[str, Any]]
 ) -> Iterator[tuple[Any, Array, Array]]:
-    pictures = (utils.read_image(record["file_name"], format="BGR") for record in records)
-    results = predictor.stream(pictures)
+    results = predictor.stream(record["file_name"] for record in records)
     for record, result in zip(tqdm(records, unit="picture", disable=None), results, strict=True):
         instances = result["instances"].to("cpu")
         scores = instances.scores.double().numpy().clip(_LEAST, 1 - _LEAST)

@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from instseg.data.images import read_image
 from instseg.data.samples import SAMPLES_REGISTRY
 from instseg.errors import ConfigError, DatasetError
 from instseg.evaluation.matching import to_rle
@@ -81,6 +82,8 @@ class PatchSamples(IterableDataset[Sample]):
             image_format: order of the channels.
         Raises:
             DatasetError: no object that a head with a share of the batches could learn from.
+
+        Iterating raises an ImageError that names a picture which cannot be read.
         """
         self.batch_size = batch_size
         self.rules = rules
@@ -197,7 +200,7 @@ class PatchSamples(IterableDataset[Sample]):
         name = record["file_name"]
         picture = self._pictures.get(name)
         if picture is None:
-            picture = utils.read_image(name, format=self.image_format)
+            picture = read_image(name, format=self.image_format)
             utils.check_image_size(record, picture)
             if picture.nbytes <= self._cache_left:
                 self._cache_left -= picture.nbytes

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 import instseg
 from instseg.data.samples import build_sample_loader
-from instseg.errors import ConfigError, DatasetError
+from instseg.errors import ConfigError, DatasetError, ImageError
 from instseg.projects.deepmask.data import PatchSamples
 from instseg.projects.deepmask.patches import Rules
 
@@ -239,6 +239,15 @@ def test_a_mask_of_another_size_than_its_picture_is_refused(folder: Path) -> Non
     item = annotation((20, 20, 60, 60), segmentation=as_rle((20, 20, 60, 60), (128, 96)))
     with pytest.raises(DatasetError, match="96 rows and 128 columns.* has 128 and 96"):
         draw([record(folder, item)], 1, score_fraction=0.0)
+
+
+def test_a_damaged_picture_is_named(folder: Path) -> None:
+    broken = record(folder, annotation((20, 20, 60, 60)))
+    path = Path(broken["file_name"])
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ImageError, match=path.name):
+        draw([broken], 1)
 
 
 def test_pictures_too_full_for_a_negative_end_in_an_error(folder: Path) -> None:

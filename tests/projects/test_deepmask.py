@@ -340,16 +340,23 @@ def test_the_model_is_class_agnostic() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("PATCH_SIZE", 100, "PATCH_SIZE is 100; expected a multiple of 32"),
-        ("CONTEXT", 8, "CONTEXT is 8; expected a multiple of 16"),
-        ("SCORE_BRANCH", "both", "SCORE_BRANCH is 'both'; expected shared or pooled"),
-        ("MASK_THRESH_TEST", 1.0, "MASK_THRESH_TEST is 1.0; expected a probability"),
-        ("IN_FEATURE", "res5", "IN_FEATURE is 'res5'; the backbone gives res4"),
-        ("OCTAVES_TEST", "()", "OCTAVES_TEST is \\(\\); expected one number or more"),
+        ("DEEPMASK.PATCH_SIZE", 100, "PATCH_SIZE is 100; expected a multiple of 32"),
+        ("DEEPMASK.CONTEXT", 8, "CONTEXT is 8; expected a multiple of 16"),
+        ("DEEPMASK.OBJECT_SIZE", -1, "OBJECT_SIZE is -1; expected pixels"),
+        ("DEEPMASK.TRAIN_MASK_SIZE", 0, "TRAIN_MASK_SIZE is 0; expected at least 2"),
+        ("DEEPMASK.SHIFT", -1.0, "SHIFT is -1.0; expected pixels, at least 0"),
+        ("DEEPMASK.SCALE_JITTER", -0.1, "SCALE_JITTER is -0.1; expected octaves"),
+        ("DEEPMASK.SCORE_BRANCH", "both", "SCORE_BRANCH is 'both'; expected shared or pooled"),
+        ("DEEPMASK.MASK_THRESH_TEST", 1.0, "MASK_THRESH_TEST is 1.0; expected a probability"),
+        ("DEEPMASK.IN_FEATURE", "res5", "IN_FEATURE is 'res5'; the backbone gives res4"),
+        ("DEEPMASK.OCTAVES_TEST", "()", "OCTAVES_TEST is \\(\\); expected one number or more"),
+        ("INPUT.MAX_SIZE_TEST", 0, "INPUT.MAX_SIZE_TEST is 0; DeepMask needs at least 1"),
+        ("TEST.DETECTIONS_PER_IMAGE", -1, "DETECTIONS_PER_IMAGE is -1; DeepMask needs"),
     ],
 )
 def test_values_that_make_no_network_are_refused(key: str, value: Any, message: str) -> None:
-    cfg = instseg.load_cfg(SHAPES, ["MODEL.DEVICE", "cpu", f"MODEL.DEEPMASK.{key}", value])
+    key = f"MODEL.{key}" if key.startswith("DEEPMASK.") else key
+    cfg = instseg.load_cfg(SHAPES, ["MODEL.DEVICE", "cpu", key, value])
     with pytest.raises(ConfigError, match=message):
         build_model(cfg)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from instseg.errors import ConfigError
 from instseg.ops.mean_shift import nearest_centres, peel_clusters
 
+_NODE = "MODEL.DISCRIMINATIVE_LOSS"
 _STARTS, _SAMPLE, _MOST_STEPS = 8, 8192, 100
 """Of k-means: the best of so many starts on so many points goes on with all of them."""
 
@@ -35,13 +36,15 @@ class ClusterSettings:
     def __post_init__(self) -> None:
         if self.method not in ("mean_shift", "k_means"):
             raise ConfigError(
-                f"the clustering method is {self.method!r}; expected 'mean_shift' or 'k_means'"
+                f"{_NODE}.CLUSTERING is {self.method!r}; expected 'mean_shift' or 'k_means'"
             )
         if not 0 < self.bandwidth < float("inf"):
-            raise ConfigError(f"the bandwidth is {self.bandwidth}; expected a number above 0")
+            raise ConfigError(
+                f"{_NODE}.BANDWIDTH_TEST is {self.bandwidth}; expected a finite number above 0"
+            )
         if self.min_pixels < 1 or self.max_instances < 0:
             raise ConfigError(
-                f"the fewest pixels are {self.min_pixels} and the most instances "
+                f"{_NODE}.MIN_PIXELS_TEST is {self.min_pixels}, TEST.DETECTIONS_PER_IMAGE "
                 f"{self.max_instances}; expected at least 1 and 0"
             )
 

@@ -215,11 +215,11 @@ def test_both_devices_give_the_same(method: str, device: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "dbscan"}, "'dbscan'; expected 'mean_shift' or 'k_means'"),
-        ({"bandwidth": 0.0}, "the bandwidth is 0.0"),
-        ({"bandwidth": math.nan}, "the bandwidth is nan"),
-        ({"min_pixels": 0}, "the fewest pixels are 0"),
-        ({"max_instances": -1}, "the most instances -1"),
+        ({"method": "dbscan"}, "CLUSTERING is 'dbscan'; expected 'mean_shift' or 'k_means'"),
+        ({"bandwidth": 0.0}, "BANDWIDTH_TEST is 0.0"),
+        ({"bandwidth": math.nan}, "BANDWIDTH_TEST is nan"),
+        ({"min_pixels": 0}, "MIN_PIXELS_TEST is 0"),
+        ({"max_instances": -1}, "TEST.DETECTIONS_PER_IMAGE -1"),
     ],
 )
 def test_settings_out_of_range_are_named(options: dict[str, Any], message: str) -> None:

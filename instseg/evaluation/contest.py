@@ -45,12 +45,7 @@ class ContestEvaluator(DatasetEvaluator):
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:
         for image, output in zip(inputs, outputs, strict=True):
-            record = self._records[image["image_id"]]
-            size = record["height"], record["width"]
-            truth = np.zeros(size, dtype=np.int32)
-            for number, annotation in enumerate(record["annotations"], start=1):
-                rle = to_rle(annotation["segmentation"], size)
-                truth[mask_util.decode(rle).astype(bool)] = number
+            truth = true_label_map(self._records[image["image_id"]])
             instances = output["instances"]
             kept = instances[instances.scores >= self._score_threshold]
             self._scores.append(image_scores(truth, label_map(kept.pred_masks, mask_ranking(kept))))
@@ -66,6 +61,15 @@ class ContestEvaluator(DatasetEvaluator):
         for threshold, mean in zip(THRESHOLDS, means, strict=True):
             result[f"AP{round(100 * threshold)}"] = float(mean)
         return {"contest": result}
+
+
+def true_label_map(record: Mapping[str, Any]) -> np.ndarray:
+    """(H, W) int32 of a data set's record: 0 for background, 1 ... N, later objects on top."""
+    size = record["height"], record["width"]
+    labels = np.zeros(size, dtype=np.int32)
+    for number, annotation in enumerate(record["annotations"], start=1):
+        labels[mask_util.decode(to_rle(annotation["segmentation"], size)).astype(bool)] = number
+    return labels
 
 
 def label_map(masks: torch.Tensor, scores: torch.Tensor) -> np.ndarray:

@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from instseg.evaluation.contest import label_map
-from instseg.evaluation.matching import mask_ranking, to_rle
+from instseg.evaluation.contest import label_map, true_label_map
+from instseg.evaluation.matching import mask_ranking
 
 Labels = npt.NDArray[np.integer[Any]]
 
@@ -44,12 +43,7 @@ class LeafEvaluator(DatasetEvaluator):
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:
         for image, output in zip(inputs, outputs, strict=True):
-            record = self._records[image["image_id"]]
-            size = record["height"], record["width"]
-            truth = np.zeros(size, dtype=np.int32)
-            for number, annotation in enumerate(record["annotations"], start=1):
-                rle = to_rle(annotation["segmentation"], size)
-                truth[mask_util.decode(rle).astype(bool)] = number
+            truth = true_label_map(self._records[image["image_id"]])
             instances = output["instances"]
             kept = instances[instances.scores >= self._score_threshold]
             found = label_map(kept.pred_masks, mask_ranking(kept))

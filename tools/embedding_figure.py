@@ -1,7 +1,7 @@
 """Figure of what a training with the discriminative loss gives.
 
-Each row is a picture of ``DATASETS.TEST``: the picture, its embedding in colours, the instances
-that were found and the true ones.
+Each row is a picture of ``DATASETS.TEST``: the picture, its embedding in colours (of the network on
+the picture's own size), the instances that were found and the true ones.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from detectron2.data.detection_utils import read_image
 from torch import Tensor
 
 from instseg import Predictor
+from instseg.evaluation.matching import to_rle
 from instseg.visualize import gallery
 
 Pixels = npt.NDArray[np.uint8]
@@ -70,7 +71,10 @@ def tiles(predictor: Predictor, record: dict[str, Any]) -> list[Pixels]:
     colours = embedding_colours(maps.embeddings[0, :, :height, :width].cpu(), foreground)
     size = picture.shape[1::-1]
     found = predictor(picture)["instances"].pred_masks.cpu().numpy()
-    true = [mask_util.decode(annotation["segmentation"]) for annotation in record["annotations"]]
+    true = [
+        mask_util.decode(to_rle(annotation["segmentation"], picture.shape[:2]))
+        for annotation in record["annotations"]
+    ]
     masks = np.array(true, dtype=bool).reshape(-1, *picture.shape[:2])
     return [
         np.ascontiguousarray(picture),
@@ -93,7 +97,9 @@ def main() -> None:
     rows = [tile for record in records for tile in tiles(predictor, record)]
     sheet = gallery(rows, columns=4)
     size = (sheet.shape[1] * args.scale, sheet.shape[0] * args.scale)
-    cv2.imwrite(str(args.figure), cv2.resize(sheet, size, interpolation=cv2.INTER_NEAREST))
+    args.figure.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(args.figure), cv2.resize(sheet, size, interpolation=cv2.INTER_NEAREST)):
+        parser.error(f"{args.figure} cannot be written")
 
 
 if __name__ == "__main__":

@@ -209,10 +209,13 @@ class DiscriminativeLoss(nn.Module):
         with stage("network"):
             logits, embeddings, counts = self.maps([image])
         # What the padding shows is not part of the picture.
-        rows, columns = (-(-x // self.output_stride) for x in image.shape[1:])
-        probabilities = logits[0, :, :rows, :columns].softmax(dim=0)
-        embeddings = embeddings[0, :, :rows, :columns]
-        if not (probabilities.isfinite().all() and embeddings.isfinite().all()):
+        height, width = (-(-x // self.output_stride) for x in image.shape[1:])
+        probabilities = logits[0, :, :height, :width].softmax(dim=0)
+        embeddings = embeddings[0, :, :height, :width]
+        maps = (
+            [probabilities, embeddings] if counts is None else [probabilities, embeddings, counts]
+        )
+        if not all(x.isfinite().all() for x in maps):
             raise CheckpointError(
                 "the network gives values that are not finite; its weights are damaged or come "
                 "from a training that diverged"

@@ -364,6 +364,10 @@ def test_values_that_are_not_finite_are_an_error() -> None:
     model = perfect()
     with pytest.raises(CheckpointError, match="not finite"):
         model([{"image": torch.full((3, 8, 8), torch.nan)}])
+    counting = small(f"{NODE}.NETWORK", "hourglass").eval()
+    torch.nn.init.constant_(counting.network.counter.linear.bias, torch.nan)
+    with pytest.raises(CheckpointError, match="not finite"):
+        counting([{"image": torch.zeros(3, 8, 8)}])
 
 
 def test_k_means_takes_the_number_that_an_input_gives() -> None:

@@ -235,11 +235,12 @@ class DiscriminativeLoss(nn.Module):
             found = cluster(embeddings, probabilities, self.cluster_settings, number)
         size = int(item.get("height", image.shape[1])), int(item.get("width", image.shape[2]))
         with stage("masks"):
-            cells = tuple(
+            rows, columns = (
                 resized_index(own, other, self.output_stride, self.device)
                 for own, other in zip(image.shape[1:], size, strict=True)
             )
-            masks = found.masks[:, cells[0]][:, :, cells[1]]
+            # Both at once: masks of large pictures take gigabytes.
+            masks = found.masks[:, rows[:, None], columns]
             kept = masks.any(dim=2).any(dim=1)  # a tiny object may vanish in a smaller result
             instances = Instances(size)
             instances.pred_boxes = Boxes(tight_boxes(masks[kept]))
@@ -248,7 +249,7 @@ class DiscriminativeLoss(nn.Module):
             instances.pred_masks = masks[kept]
         result = {"instances": instances}
         if self.give_semantic:
-            result["sem_seg"] = probabilities[:, cells[0]][:, :, cells[1]]
+            result["sem_seg"] = probabilities[:, rows[:, None], columns]
         return result
 
     def _given(self, labels: Tensor, like: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from instseg.data.images import read_image
 from instseg.data.samples import SAMPLES_REGISTRY
 from instseg.errors import ConfigError, DatasetError
 from instseg.evaluation.matching import to_rle
+from instseg.projects.deepmask.inference import FILL
 from instseg.projects.deepmask.patches import (
     Rules,
     Window,
@@ -35,8 +36,6 @@ from instseg.projects.deepmask.patches import (
 Sample = dict[str, Any]
 Picture = npt.NDArray[np.uint8]
 
-_FILL = 127.5
-"""What the released code puts outside the picture, where pixels are between 0 and 255."""
 _FLIPS = {"none": False, "horizontal": True}
 _CACHE_BYTES = 128 * 2**20
 _TRIES = 100
@@ -162,7 +161,7 @@ class PatchSamples(IterableDataset[Sample]):
         annotation = record["annotations"][k]
         picture = self._picture(record)
         window = mask_window(_corners(annotation), self.rules, rng)
-        patch = crop(picture, window, self.rules.input_size, _FILL)
+        patch = crop(picture, window, self.rules.input_size, FILL)
         side = window.side * self.rules.patch_size / self.rules.input_size
         inner = Window(window.x, window.y, side)
         mask = crop(_draw(annotation, picture, record), inner, self.rules.mask_size, 0.0)
@@ -181,7 +180,7 @@ class PatchSamples(IterableDataset[Sample]):
             else:
                 window = negative_window(picture.shape[:2], boxes, self.rules, rng)
             if window is not None:
-                patch = crop(picture, window, self.rules.input_size, _FILL)
+                patch = crop(picture, window, self.rules.input_size, FILL)
                 (patch,) = self._flipped(rng, patch)
                 return {**_sample(record, patch), "head": "score", "label": label}
         raise DatasetError(

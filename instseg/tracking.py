@@ -35,7 +35,9 @@ class Tracker:
         self._min_iou = min_iou
         self._patience = patience
         self._trackers: dict[int, Any] = {}
-        self._numbers: dict[tuple[int, int], int] = {}
+        # (class, the library's number) → our number and the last frame of the track.
+        self._numbers: dict[tuple[int, int], tuple[int, int]] = {}
+        self._count = 0
         self._frame = 0
 
     def update(self, instances: Instances) -> torch.Tensor:
@@ -72,10 +74,18 @@ class Tracker:
                 found = self._trackers[kind].update(detections, timestamp=moment / _FRAME_RATE)
             for index, track in zip(own, found.tracker_id, strict=True):
                 if track >= 0:
-                    key = (kind, int(track))
-                    numbers[index] = self._numbers.setdefault(key, len(self._numbers))
+                    numbers[index] = self._number((kind, int(track)))
+        # Of the tracks that wait no longer, so that memory is flat over any video.
+        oldest = self._frame - self._patience - 2
+        self._numbers = {key: value for key, value in self._numbers.items() if value[1] >= oldest}
         self._frame += 1
         return torch.from_numpy(numbers)
+
+    def _number(self, key: tuple[int, int]) -> int:
+        number, _ = self._numbers.get(key, (self._count, 0))
+        self._count = max(self._count, number + 1)
+        self._numbers[key] = number, self._frame
+        return number
 
 
 def check_installed() -> None:

@@ -1,6 +1,7 @@
 """Video models evaluated as on a stream, and the metric of tracks, against values made by hand."""
 
 import json
+import pickle
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,17 @@ def test_one_that_was_away_for_long_is_another() -> None:
     for seen in (True, True, False, False, False, False, True):
         numbers = tracker.update(boxes_of(*[(10.0, 10.0, 30.0, 30.0)] * seen)).tolist()
     assert numbers == [1]
+
+
+def test_what_a_tracker_remembers_does_not_grow_with_the_tracks_it_has_ended() -> None:
+    """A thousand pixels lie between the objects of successive frames, so each is a new one."""
+    tracker = Tracker(patience=2)
+    sizes = []
+    for frame in range(60):
+        x = 1000.0 * (frame % 20)
+        assert tracker.update(boxes_of((x, 1, x + 9, 9))).tolist() == [frame]
+        sizes.append(len(pickle.dumps(tracker)))
+    assert max(sizes[40:]) < 1.1 * max(sizes[10:20])
 
 
 def test_boxes_without_area_or_of_no_number_belong_to_no_track() -> None:

@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import instseg
 from instseg.engine.predictor import Predictor
+from instseg.engine.video import VideoPredictor
 from instseg.errors import CheckpointError
 from instseg.export import ExportedPredictor, export
 from instseg.modeling import VideoModel
@@ -106,6 +108,18 @@ def test_results_of_frames_in_onnxruntime_are_those_of_the_model(
         results.append(model.postprocess(outputs, inputs[1])[0])
     assert len(results[0]["instances"]) > 0
     same_detections(*results)
+
+
+def test_frames_are_predicted_in_their_order_by_the_files(case: Case) -> None:
+    """The model beside the files has random weights, which must not be asked."""
+    exported = ExportedPredictor(case.path)
+    case.model.detection_settings = exported.model.detection_settings
+    ours, theirs = VideoPredictor(case.predictor), VideoPredictor(exported)
+    for number in range(5):
+        picture = np.roll(PHOTO, 5 * number, axis=1)
+        result, expected = theirs(picture), ours(picture)
+        assert result["keyframe"] is expected["keyframe"] is (number in (0, 3))
+        same_detections(result, expected)
 
 
 def test_the_interval_of_key_frames_is_that_of_the_configuration(video: VideoModel) -> None:

@@ -21,7 +21,7 @@ from instseg.config import check_device, load_cfg, num_classes_key
 from instseg.data.images import Array, check_image, convert_picture, read_image
 from instseg.engine.optimize import optimize as optimize_model
 from instseg.errors import ConfigError
-from instseg.modeling import Network, as_split, stage
+from instseg.modeling import Network, VideoModel, as_split, as_video, stage
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +159,10 @@ class Predictor:
             ImageError, TypeError: a picture that cannot be used, before ``infer`` is called.
         """
         return self._run([self._prepare(image, name)], infer)[0]
+
+    def video(self) -> VideoModel | None:
+        """The networks for key frames and for frames between; None if frames share no work."""
+        return as_video(self.model)
 
     def stream(self, images: Iterable[Any]) -> Iterator[dict[str, Any]]:
         """Predict on any number of pictures, lazily and in order.

@@ -12,7 +12,7 @@ from torch import Tensor
 from instseg.data.images import Array
 from instseg.engine.predictor import Predictor
 from instseg.errors import ConfigError
-from instseg.modeling import VideoModel, as_video
+from instseg.modeling import VideoModel
 
 logger = logging.getLogger(__name__)
 
@@ -46,15 +46,15 @@ class VideoPredictor:
         """Build the model and load its weights.
 
         Args:
-            config: a configuration, the path of a YAML file, or a predictor, whose model is used as
-                it is; the network of a video model is never the compiled one.
+            config: a configuration, the path of a YAML file, or a predictor, also an exported one,
+                whose model is used as it is; that of a video model is never the compiled one.
             weights: a checkpoint, as for :class:`instseg.Predictor`; not with a predictor.
             keyframe_interval: None takes the model's own.
             overrides: ``[KEY, VALUE, ...]``, applied last; not with a predictor.
         Raises:
             ConfigError: a configuration that cannot be used, an interval below 1, or one above 1
                 for a model whose frames share no work.
-            CheckpointError: weights that cannot be used.
+            CheckpointError: weights that cannot be used, or a part of an exported model is missing.
         """
         if isinstance(config, Predictor):
             if weights is not None or overrides:
@@ -62,7 +62,7 @@ class VideoPredictor:
             self.predictor = config
         else:
             self.predictor = Predictor(config, weights, overrides=overrides)
-        self._model = as_video(self.predictor.model)
+        self._model = self.predictor.video()
         self.keyframe_interval = self._interval(keyframe_interval)
         self.reset()
 

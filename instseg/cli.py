@@ -72,6 +72,7 @@ def predict(arguments: argparse.Namespace) -> int:
             instance_masks=arguments.instance_masks,
             allow_partial=arguments.allow_partial,
             keyframe_interval=arguments.keyframe_interval,
+            track=arguments.track,
             resume=arguments.resume,
             overrides=arguments.overrides,
         )
@@ -239,11 +240,8 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
         help="frames from one that a video model computes in full to the next (default: the "
         "configuration's)",
     )
-    add(
-        "--resume",
-        action="store_true",
-        help="go on with videos that an earlier run left unfinished; pictures are done again",
-    )
+    add("--track", action="store_true", help="number the objects of videos over time")
+    add("--resume", action="store_true", help="go on with unfinished videos; redo pictures")
     add(
         "--allow-partial",
         action="store_true",

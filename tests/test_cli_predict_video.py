@@ -100,6 +100,7 @@ def test_the_file_of_a_video_says_what_it_is_of(
         "overrides": [],
         "confidence": 0.0,
         "keyframe_interval": 1,
+        "track": False,
     }
     assert found["videos"] == [{"id": 1, "file_name": str(clip), "fps": 10.0, "length": 6}]
     assert [category["name"] for category in found["categories"]] == ["a", "b/c", "d"]

@@ -19,10 +19,10 @@ models without masks.
 
 **Videos and cameras.** ``NAME.json`` has the parts of a YouTube-VIS file, ``info``, ``videos`` and
 ``categories``, but lists objects by frame: a list by object, as YouTube-VIS has it, could be
-written only at the end, and needs objects to be linked over time, which no model here does::
+written only at the end::
 
     {"info": {"config": ..., "weights": ..., "overrides": [...], "confidence": 0.5,
-              "keyframe_interval": 5},
+              "keyframe_interval": 5, "track": false},
      "videos": [{"id": 1, "file_name": "a/street.mp4", "fps": 25.0, "length": 250}],
      "categories": [{"id": 17, "name": "cat"}, ...],
      "frames": [
@@ -34,6 +34,10 @@ written only at the end, and needs objects to be linked over time, which no mode
 decoded frames from 0, ``time`` is in seconds since the first one.  ``keyframe`` tells whether the
 model computed the frame in full.  ``objects`` are as those of pictures, from ``category_id`` to
 ``segmentation``.  ``complete`` is false after an interrupt, and where a part could not be decoded.
+
+With ``--track`` each object has a ``track_id`` as well, counted from 0 over all classes, null where
+its box has no area (:class:`instseg.tracking.Tracker`), and ``info`` says ``"track": true``.
+:func:`instseg.predict.as_youtube_vis` turns such a file into YouTube-VIS's list by object.
 
 Every frame is one line, written as soon as it is done.  A process that is killed outright loses
 the frames in work (one, or a batch of pictures on a GPU) and leaves the file without its last
@@ -59,6 +63,10 @@ from instseg.predict.records import json_list
 from instseg.predict.results import Results
 from instseg.predict.sources import Source, find_sources, prepare_output
 from instseg.predict.videos import VideoRun
+from instseg.predict.youtube_vis import as_youtube_vis
+from instseg.tracking import check_installed
+
+__all__ = ["PredictOptions", "as_youtube_vis", "predict"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,7 @@ class PredictOptions:
     instance_masks: bool = False
     allow_partial: bool = False
     keyframe_interval: int | None = None
+    track: bool = False
     resume: bool = False
     overrides: Sequence[str] = ()
 
@@ -92,6 +101,8 @@ def predict(options: PredictOptions) -> int:
     """
     if not 0 <= options.confidence <= 1:
         raise ConfigError(f"--confidence is {options.confidence}; expected a number from 0 to 1")
+    if options.track:
+        check_installed()
     sources = find_sources(options.inputs)
     if options.resume:
         _check_resumable(sources)
@@ -115,7 +126,8 @@ def predict(options: PredictOptions) -> int:
         if pictures:
             with json_list(options.output / "predictions.json") as add_records:
                 predict_pictures(results, pictures, add_records)
-        run = VideoRun(results, frames, _info(options, frames), resume=options.resume)
+        info = _info(options, frames)
+        run = VideoRun(results, frames, info, track=options.track, resume=options.resume)
         for source in sources:
             if source.kind != "picture":
                 run.predict(source)
@@ -139,6 +151,7 @@ def _info(options: PredictOptions, predictor: VideoPredictor) -> dict[str, objec
         "overrides": list(options.overrides),
         "confidence": options.confidence,
         "keyframe_interval": predictor.keyframe_interval,
+        "track": options.track,
     }
 
 

@@ -15,6 +15,7 @@ from instseg.errors import ImageError
 from instseg.predict.records import VideoRecords
 from instseg.predict.results import Results
 from instseg.predict.sources import Source
+from instseg.tracking import UNTRACKED, Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -23,18 +24,26 @@ class VideoRun:
     """Predicts on videos one after the other, and writes what belongs to each."""
 
     def __init__(
-        self, results: Results, predictor: VideoPredictor, info: dict[str, Any], *, resume: bool
+        self,
+        results: Results,
+        predictor: VideoPredictor,
+        info: dict[str, Any],
+        *,
+        track: bool = False,
+        resume: bool = False,
     ) -> None:
         """
         Args:
             results: where a video that cannot be used, or not completely, is counted.
             predictor: of the frames; reset before each video.
             info: settings that the results depend on; JSON, written to each file.
+            track: link the objects of successive frames.
             resume: continue files of an earlier run with the same settings.
         """
         self._results = results
         self._predictor = predictor
         self._info = info
+        self._track = track
         self._resume = resume
 
     def predict(self, source: Source) -> None:
@@ -70,17 +79,24 @@ class VideoRun:
             tqdm(video, total=video.length, unit="frame", disable=None) as bar,
         ):
             frames = iter(bar)
-            self._draw_again(frames, records, writer)
-            self._go_on(frames, source, records, writer)
+            tracker = Tracker() if self._track else None
+            self._repeat(frames, records, writer, tracker)
+            self._go_on(frames, source, records, writer, tracker)
             records.complete = True
 
-    def _draw_again(
-        self, frames: Iterator[Frame], records: VideoRecords, writer: VideoWriter | None
+    def _repeat(
+        self,
+        frames: Iterator[Frame],
+        records: VideoRecords,
+        writer: VideoWriter | None,
+        tracker: Tracker | None,
     ) -> None:
-        """Draw what an earlier run has found, so that the new overlay begins at the beginning."""
+        """Draw and track what an earlier run has found: both begin at the beginning."""
         for record, frame in zip(records.earlier(), frames, strict=False):
+            found = self._results.restore(record["objects"], record["height"], record["width"])
+            if tracker is not None:
+                tracker.update(found)
             if writer is not None:
-                found = self._results.restore(record["objects"], record["height"], record["width"])
                 writer.write(frame._replace(image=self._results.draw(frame.image, found)))
 
     def _go_on(
@@ -89,6 +105,7 @@ class VideoRun:
         source: Source,
         records: VideoRecords,
         writer: VideoWriter | None,
+        tracker: Tracker | None,
     ) -> None:
         pending: deque[Frame] = deque()
         problem: ImageError | None = None
@@ -108,6 +125,9 @@ class VideoRun:
             kept = self._results.keep(result["instances"])
             height, width = frame.image.shape[:2]
             objects = self._results.describe(kept, source.stem, f"frame{number:06d}_")
+            if tracker is not None:
+                for found, track in zip(objects, tracker.update(kept).tolist(), strict=True):
+                    found["track_id"] = None if track == UNTRACKED else track
             records.add(
                 {
                     "frame": number,

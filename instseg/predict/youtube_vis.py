@@ -1,0 +1,56 @@
+"""Results of videos in the layout of YouTube-VIS."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from instseg.errors import DatasetError
+
+
+def as_youtube_vis(path: str | os.PathLike[str], video_id: int = 1) -> list[dict[str, Any]]:
+    """The tracks in a file that ``instseg predict --track`` wrote for a video.
+
+    Args:
+        path: the file; all of it is read into memory.
+        video_id: number of the video in the data set of the result.
+    Returns:
+        one JSON object per track, as YouTube-VIS's server takes them: ``video_id``,
+        ``category_id``, ``score`` (the mean over the frames where it is seen) and
+        ``segmentations``, an RLE or null for every frame.
+    Raises:
+        DatasetError: another file, or one without tracks or masks.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        frames, tracked = content["frames"], content["info"]["track"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DatasetError(
+            f"{path} is no complete file of `instseg predict` on a video ({error}); one that was "
+            "left unfinished is mended by --resume"
+        ) from error
+    if not tracked:
+        raise DatasetError(f"{path} was written without --track: its objects are not linked")
+    tracks: dict[int, dict[str, Any]] = {}
+    scores: dict[int, list[float]] = {}
+    for index, frame in enumerate(frames):
+        for found in frame["objects"]:
+            number = found["track_id"]
+            if number is None:
+                continue
+            if "segmentation" not in found:
+                raise DatasetError(f"{path} holds boxes without masks")
+            track = tracks.setdefault(
+                number,
+                {
+                    "video_id": video_id,
+                    "category_id": found["category_id"],
+                    "score": 0.0,
+                    "segmentations": [None] * len(frames),
+                },
+            )
+            track["segmentations"][index] = found["segmentation"]
+            scores.setdefault(number, []).append(found["score"])
+    for number, track in tracks.items():
+        track["score"] = sum(scores[number]) / len(scores[number])
+    return list(tracks.values())

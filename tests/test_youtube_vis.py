@@ -251,6 +251,7 @@ MASK = (*TRACK, "segmentations", 0)
         (changed("videos", 0, "width", to=2**40), "video 7 is 1099511627776 x 6 pixels"),
         (changed("categories", to={}), "no list of categories"),
         (changed("categories", to=[]), "has no categories"),
+        (changed("categories", 1, "id", to=4), "two categories 4"),
         (changed("categories", 0, "name", to=None), "name is 'None' in an entry of categories"),
         (changed("annotations", to={"a": 1}), "no list of annotations"),
         (changed(*TRACK, "video_id", to=8), "annotation 31 belongs to the video 8"),

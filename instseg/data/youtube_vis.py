@@ -117,11 +117,12 @@ class _Reader:
 
     def categories(self, content: dict[str, Any]) -> dict[int, str]:
         """Id → name, in the order of the ids."""
-        found = {}
+        found: dict[int, str] = {}
         for entry in self._entries(content, "categories"):
-            found[self._value(entry, "categories", "id", int)] = self._value(
-                entry, "categories", "name", str
-            )
+            key = self._value(entry, "categories", "id", int)
+            if key in found:
+                raise DatasetError(f"{self.where} has two categories {key}")
+            found[key] = self._value(entry, "categories", "name", str)
         if not found:
             raise DatasetError(f"{self.where} has no categories")
         return dict(sorted(found.items()))

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,16 @@ def test_a_model_that_sees_every_frame_alone_is_refused(clips: str, tmp_path: Pa
 def test_a_training_finds_out_before_its_first_iteration(clips: str, tmp_path: Path) -> None:
     cfg = cfg_of(clips, tmp_path, "DATASETS.TRAIN", (clips,), "MODEL.DEVICE", "cpu")
     with pytest.raises(ConfigError, match="YOLACT sees every frame alone"):
+        Trainer(cfg)
+
+
+def test_a_training_finds_out_that_it_could_not_track(
+    clips: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "trackers", None)
+    overrides = ("DATASETS.TRAIN", (clips,), "MODEL.DEVICE", "cpu", "TEST.TRACK_METRIC", True)
+    cfg = cfg_of(clips, tmp_path, *overrides, "TEST.VIDEO", False)
+    with pytest.raises(ConfigError, match="needs the package trackers"):
         Trainer(cfg)
 
 

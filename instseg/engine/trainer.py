@@ -43,7 +43,7 @@ from instseg.engine.hooks import BestCheckpoint, ValidationLoss
 from instseg.engine.streaming import build_streams, mean_result
 from instseg.engine.train_loop import TrainLoop
 from instseg.errors import ConfigError, OutputError
-from instseg.evaluation import build_evaluator
+from instseg.evaluation import build_evaluator, check_tracks
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,7 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         if cfg.TEST.VIDEO:
             build_streams(cfg, model)  # finds what would stop an evaluation later
+        check_tracks(cfg)
         optimizer = self.build_optimizer(cfg, model)
         _check_space(cfg.OUTPUT_DIR, model)
         distributed = _distribute(model)

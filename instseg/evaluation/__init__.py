@@ -12,7 +12,7 @@ from detectron2.evaluation import (
 )
 
 from instseg.data.cvppp import EVALUATOR_TYPE as LEAF_EVALUATOR_TYPE
-from instseg.data.datasets import dataset_classes
+from instseg.data.datasets import dataset_classes, reading_datasets
 from instseg.data.voc import EVALUATOR_TYPE as VOC_EVALUATOR_TYPE
 from instseg.data.youtube_vis import EVALUATOR_TYPE as YOUTUBE_VIS_EVALUATOR_TYPE
 from instseg.errors import ConfigError
@@ -86,17 +86,36 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     if cfg.TEST.VOC_METRIC or (kind == VOC_EVALUATOR_TYPE and not cfg.TEST.PROPOSALS):
         interpolation = cfg.TEST.VOC_INTERPOLATION
         evaluators.append(VOCEvaluator(dataset_name, interpolation=interpolation))
-    if cfg.TEST.TRACK_METRIC or kind == YOUTUBE_VIS_EVALUATOR_TYPE:
-        threshold = cfg.TEST.TRACK_SCORE_THRESH
-        evaluators.append(
-            TrackEvaluator(dataset_name, output_dir=folder, score_threshold=threshold)
-        )
+    if _has_tracks(cfg, dataset_name):
+        evaluators.append(_track_evaluator(cfg, dataset_name, folder))
     if cfg.TEST.LEAF_METRIC or kind == LEAF_EVALUATOR_TYPE:
         threshold = cfg.TEST.CONTEST_SCORE_THRESH
         evaluators.append(LeafEvaluator(dataset_name, score_threshold=threshold))
     if cfg.TEST.SEMANTIC_METRIC:
         evaluators.append(SemanticEvaluator(dataset_name))
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+def check_tracks(cfg: CfgNode) -> None:
+    """Find before training what would stop the evaluation of tracks after it.
+
+    Raises:
+        ConfigError, DatasetError: see :class:`~instseg.evaluation.tracks.TrackEvaluator`.
+    """
+    for name in cfg.DATASETS.TEST:
+        if _has_tracks(cfg, name):
+            with reading_datasets([name]):
+                _track_evaluator(cfg, name, "")
+
+
+def _has_tracks(cfg: CfgNode, dataset_name: str) -> bool:
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "")
+    return cfg.TEST.TRACK_METRIC or kind == YOUTUBE_VIS_EVALUATOR_TYPE
+
+
+def _track_evaluator(cfg: CfgNode, dataset_name: str, folder: str) -> TrackEvaluator:
+    threshold = cfg.TEST.TRACK_SCORE_THRESH
+    return TrackEvaluator(dataset_name, output_dir=folder, score_threshold=threshold)
 
 
 def _cityscapes(dataset_name: str) -> DatasetEvaluator:

@@ -110,7 +110,7 @@ def check_tracks(cfg: CfgNode) -> None:
 
 def _has_tracks(cfg: CfgNode, dataset_name: str) -> bool:
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "")
-    return cfg.TEST.TRACK_METRIC or kind == YOUTUBE_VIS_EVALUATOR_TYPE
+    return bool(cfg.TEST.TRACK_METRIC) or kind == YOUTUBE_VIS_EVALUATOR_TYPE
 
 
 def _track_evaluator(cfg: CfgNode, dataset_name: str, folder: str) -> TrackEvaluator:

@@ -56,8 +56,9 @@ def add_proposals(records: Sequence[dict[str, Any]], path: str) -> None:
     if not isinstance(content, dict):
         raise DatasetError(f"{path} holds a {type(content).__name__}; expected proposals in a dict")
     content = {_OLD_KEYS.get(key, key): value for key, value in content.items()}
-    columns = [content.get(key) for key in ("ids", "boxes", "objectness_logits")]
-    if not all(isinstance(x, list) for x in columns) or len({len(x) for x in columns}) != 1:
+    found = (content.get(key) for key in ("ids", "boxes", "objectness_logits"))
+    columns = [column for column in found if isinstance(column, list)]
+    if len(columns) != 3 or len({len(column) for column in columns}) != 1:
         raise DatasetError(
             f"{path} holds {', '.join(map(str, content)) or 'nothing'}; expected the lists ids, "
             "boxes and objectness_logits, of one length"

@@ -25,7 +25,8 @@ def dense_against_patches(model: "DeepMask", image: Tensor) -> Comparison:
         model: in evaluation mode.
         image: (3, h, w).
     """
-    scales = pyramid(*image.shape[-2:], model.octaves, model.max_size)
+    height, width = image.shape[-2:]
+    scales = pyramid(height, width, model.octaves, model.max_size)
     windows = [
         (scale, row, column)
         for scale in scales

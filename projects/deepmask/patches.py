@@ -108,7 +108,8 @@ def positive_window(
     scales = canonical_scales(boxes, rules)
     scale = rng.choice(np.unique(scales))
     box = boxes[rng.choice(np.flatnonzero(scales == scale))]
-    return Window(*_centre(box), _window_side(scale, rules))
+    x, y = _centre(box)
+    return Window(x, y, _window_side(scale, rules))
 
 
 def negative_window(
@@ -136,7 +137,8 @@ def negative_window(
         distances = np.hypot(*(centres * zoom - place).T)
         near = (abs(keys - scale) <= _NEAR_OCTAVES) & (distances < _NEAR_SHIFTS * rules.shift)
         if not near.any():
-            return Window(*place / zoom, _window_side(scale, rules))
+            x, y = place / zoom
+            return Window(x, y, _window_side(scale, rules))
     return None
 
 

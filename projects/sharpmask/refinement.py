@@ -58,19 +58,12 @@ class Refinement(nn.Module):
             zip(feature_channels, reduced_dims, strict=True)
         ):
             width, skip = mask_dim >> number, skip_dim >> number
-            horizontal.append(_convolutions(channels, reduced, skip, width // 2))
-            vertical.append(_convolutions(width, width, width // 2))
+            horizontal.append(_convolutions(channels, reduced, skip, width // 2, bias=0.0))
+            vertical.append(_convolutions(width, width, width // 2, bias=1.0))
         self.horizontal = nn.ModuleList(horizontal)
         self.vertical = nn.ModuleList(vertical)
         self.output = SymmetricConv2d(mask_dim >> len(horizontal), 1, 3)
-        for module in self.modules():
-            if isinstance(module, SymmetricConv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)
-        for nets, bias in ((horizontal, 0.0), (vertical, 1.0)):
-            for net in nets:
-                net[-1].weight.data *= 0.5
-                nn.init.constant_(net[-1].bias, bias)
+        _start(self.output, 0.0)
         nn.init.normal_(self.output.weight, std=0.01)
 
     def skips(self, features: Sequence[Tensor]) -> list[Tensor]:
@@ -114,9 +107,19 @@ def gather_windows(x: Tensor, cells: Tensor, side: int) -> Tensor:
     return x[:, rows[:, :, None], columns[:, None]].transpose(0, 1)
 
 
-def _convolutions(*channels: int) -> nn.Sequential:
-    """3x3 convolutions with ReLU between them."""
+def _convolutions(*channels: int, bias: float) -> nn.Sequential:
+    """3x3 convolutions with ReLU between them, for a sum of two that starts around ``bias``."""
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(channels[:-1], channels[1:], strict=True):
+    for inputs, outputs in zip(channels[:-2], channels[1:-1], strict=True):
         layers += [SymmetricConv2d(inputs, outputs, 3), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+        _start(layers[-2], 0.0)
+    last = SymmetricConv2d(channels[-2], channels[-1], 3)
+    _start(last, bias)
+    with torch.no_grad():
+        last.weight.mul_(0.5)
+    return nn.Sequential(*layers, last)
+
+
+def _start(convolution: nn.Module, bias: float) -> None:
+    nn.init.kaiming_normal_(convolution.get_parameter("weight"), nonlinearity="relu")
+    nn.init.constant_(convolution.get_parameter("bias"), bias)

@@ -130,7 +130,8 @@ class SharpMask(DeepMask):
         """DeepMask's, and the two forms of the refinement on the windows that are kept."""
         multiple = max(self.backbone.size_divisibility, 1)
         found, maps = [], []
-        for scale in pyramid(*image.shape[-2:], self.octaves, self.max_size):
+        height, width = image.shape[-2:]
+        for scale in pyramid(height, width, self.octaves, self.max_size):
             found.append(self.search(image, scale)[0])
             padded = resize_padded(image, scale, self.patch_size // 2, multiple)
             maps.append(self.features(padded))

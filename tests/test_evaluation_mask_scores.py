@@ -132,7 +132,7 @@ def test_rho_by_score_is_that_of_the_class_scores(dataset: str, tmp_path: Path) 
     evaluator = evaluator_for(dataset, tmp_path)
     boxes = (RIGHT, 0.9), (GOOD, 0.8), (FAIR, 0.7)
     results = segm_of(evaluator, [0.1, 0.2, 0.3], *boxes)
-    assert (results["rho"], results["rho-by-score"]) == pytest.approx((100, -100))
+    assert (results["rho"], results["rho_by_score"]) == pytest.approx((100, -100))
 
 
 def test_rho_leaves_out_masks_beside_any_object(dataset: str, tmp_path: Path) -> None:

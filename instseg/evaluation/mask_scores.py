@@ -19,7 +19,7 @@ class MaskScoreCOCOEvaluator(COCOEvaluator):
     Without the field, numbers and files are those of Detectron2's evaluator.
 
     ``segm`` has one number more, ``rho``: how well the score of a mask tells its quality, see
-    :func:`score_iou_correlation`; with ``mask_scores`` also ``rho-by-score``, how well ``scores``
+    :func:`score_iou_correlation`; with ``mask_scores`` also ``rho_by_score``, how well ``scores``
     would.
     """
 
@@ -70,7 +70,7 @@ class MaskScoreCOCOEvaluator(COCOEvaluator):
         if iou_type == "segm" and coco_eval is not None:
             results["rho"] = 100 * score_iou_correlation(coco_eval)
             if any("class_score" in record for record in coco_eval.cocoDt.anns.values()):
-                results["rho-by-score"] = 100 * score_iou_correlation(coco_eval, "class_score")
+                results["rho_by_score"] = 100 * score_iou_correlation(coco_eval, "class_score")
         return results
 
 

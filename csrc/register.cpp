@@ -39,6 +39,8 @@ TORCH_LIBRARY(instseg, m) {
   m.def(
       "peel_clusters(Tensor embeddings, Tensor bins, float bandwidth, int max_iterations, "
       "float tolerance, int min_points, int max_clusters) -> (Tensor labels, Tensor centres)");
+  m.def("decode_lines(Tensor labels, Tensor semantic, bool widened) -> Tensor");
+  m.def("group_lines(Tensor pairs, Tensor touches) -> Tensor");
 }
 
 PyMODINIT_FUNC PyInit__C() {

@@ -20,6 +20,7 @@ from instseg.ops.assemble_instances import assemble_instances
 from instseg.ops.assemble_masks import assemble_masks, assemble_masks_reference
 from instseg.ops.fcis_head import fcis_head
 from instseg.ops.psroi_pool import psroi_pool
+from instseg.ops.sgn_lines import END, INTERIOR, START, decode_lines, decode_lines_reference
 from instseg.ops.vote_masks import vote_masks, vote_masks_reference
 
 Inputs = tuple[Any, ...]
@@ -225,6 +226,31 @@ def _warp_by_index(features: Tensor, flow: Tensor) -> Tensor:
     return total
 
 
+_RUN = 40
+"""Mean length of an object's runs in pixels."""
+
+
+def _breakpoint_inputs(device: torch.device, tiny: bool) -> Inputs:
+    """Widened breakpoints and classes of a picture of Cityscapes' size."""
+    size = (8, 24) if tiny else (1024, 2048)
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.full(size, INTERIOR, dtype=torch.uint8)
+    starts = torch.rand(size, generator=generator) < 1 / _RUN
+    for shift, label in ((0, START), (1, START), (-1, END), (-2, END)):
+        labels[starts.roll(shift, dims=1)] = label
+    stripes = torch.randint(0, 4, (size[0], -(-size[1] // 128)), generator=generator)
+    semantic = stripes.repeat_interleave(128, dim=1)[:, : size[1]].contiguous()
+    return labels.to(device), semantic.to(device)
+
+
+def _decode_widened(labels: Tensor, semantic: Tensor) -> Tensor:
+    return decode_lines(labels, semantic, widened=True)
+
+
+def _decode_widened_in_python(labels: Tensor, semantic: Tensor) -> Tensor:
+    return decode_lines_reference(labels, semantic, widened=True)
+
+
 COMPARISONS: dict[str, Comparison] = {
     "fcis_head_forward": Comparison(
         peer="pooling as torchvision's, max, mean, softmax",
@@ -285,5 +311,12 @@ COMPARISONS: dict[str, Comparison] = {
         their_inputs=as_array,
         slow=True,
         needs="sklearn",
+    ),
+    "sgn_line_decoding": Comparison(
+        peer="plain Python",
+        inputs=_breakpoint_inputs,
+        ours=_decode_widened,
+        theirs=_decode_widened_in_python,
+        slow=True,
     ),
 }

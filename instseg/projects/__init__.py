@@ -16,6 +16,7 @@ PROJECTS: tuple[str, ...] = (
     "discriminative_loss",
     "deepmask",
     "sharpmask",
+    "sgn",
 )
 
 

@@ -1,0 +1,145 @@
+// Lines of SGN on the CPU: cut out of rows by their breakpoints, then grouped by their links.
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+#include "../common.h"
+
+namespace instseg {
+namespace {
+
+constexpr int64_t kNone = -1;
+constexpr uint8_t kStart = 2, kEnd = 3;
+constexpr int64_t kPixelsPerTask = 1 << 15;
+
+// Whether a line ends between two neighbours of a row that both belong to lines of one class.
+INSTSEG_INLINE bool separated(uint8_t left, uint8_t right, bool widened) {
+  if (widened) return (left == kEnd && right != kEnd) || (right == kStart && left != kStart);
+  return left == kEnd || right == kStart;
+}
+
+// Numbers the lines of one row from 0 on; returns how many there are.
+int64_t decode_row(int64_t width, const uint8_t* labels, const int64_t* classes, bool widened, int64_t* lines) {
+  int64_t count = 0;
+  for (int64_t x = 0; x < width; ++x) {
+    if (classes[x] <= 0) {
+      lines[x] = kNone;
+      continue;
+    }
+    const bool goes_on = x > 0 && classes[x - 1] == classes[x] && !separated(labels[x - 1], labels[x], widened);
+    if (!goes_on) ++count;
+    lines[x] = count - 1;
+  }
+  return count;
+}
+
+at::Tensor decode_lines_cpu(const at::Tensor& labels, const at::Tensor& semantic, bool widened) {
+  const char* op = "decode_lines";
+  TORCH_CHECK(labels.scalar_type() == at::kByte, op, ": labels is ", labels.scalar_type(), "; expected uint8");
+  TORCH_CHECK(semantic.scalar_type() == at::kLong, op, ": semantic is ", semantic.scalar_type(),
+              "; expected int64");
+  TORCH_CHECK_VALUE(labels.dim() == 2, op, ": labels has shape ", labels.sizes(), "; expected (H, W)");
+  TORCH_CHECK_VALUE(semantic.sizes() == labels.sizes(), op, ": semantic has shape ", semantic.sizes(),
+                    "; expected that of labels, ", labels.sizes());
+  const int64_t height = labels.size(0), width = labels.size(1);
+  auto result = at::empty(labels.sizes(), semantic.options());
+  if (result.numel() == 0) return result;
+  const auto label_rows = labels.contiguous(), class_rows = semantic.contiguous();
+  const auto* label = label_rows.const_data_ptr<uint8_t>();
+  const auto* kind = class_rows.const_data_ptr<int64_t>();
+  auto* lines = result.mutable_data_ptr<int64_t>();
+  const int64_t grain = std::max<int64_t>(1, kPixelsPerTask / width);
+  // The number of the first line of each row, once summed up.
+  std::vector<int64_t> first(height + 1, 0);
+  at::parallel_for(0, height, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t y = begin; y < end; ++y)
+      first[y + 1] = decode_row(width, label + y * width, kind + y * width, widened, lines + y * width);
+  });
+  std::partial_sum(first.begin(), first.end(), first.begin());
+  at::parallel_for(0, height, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t y = begin; y < end; ++y)
+      for (int64_t i = y * width; i < (y + 1) * width; ++i)
+        if (lines[i] != kNone) lines[i] += first[y];
+  });
+  return result;
+}
+
+// Sets of lines; the smaller of two that join is renamed, so that n lines cost n log n steps.
+class Groups {
+ public:
+  Groups(int64_t count, const bool* touches) : touches_(touches), group_(count), members_(count) {
+    std::iota(group_.begin(), group_.end(), 0);
+    for (int64_t i = 0; i < count; ++i) members_[i] = {i};
+  }
+
+  int64_t group(int64_t line) const { return group_[line]; }
+
+  // Joins the groups of two lines unless lines that touch in a row would come together.
+  void join(int64_t first, int64_t second) {
+    int64_t kept = group_[first], gone = group_[second];
+    if (kept == gone) return;
+    if (members_[kept].size() < members_[gone].size()) std::swap(kept, gone);
+    for (const int64_t line : members_[gone])
+      if (touches(line, kept)) return;
+    for (const int64_t line : members_[gone]) group_[line] = kept;
+    members_[kept].insert(members_[kept].end(), members_[gone].begin(), members_[gone].end());
+    members_[gone] = {};
+  }
+
+ private:
+  // Whether a neighbour of `line` across a breakpoint is in `group`.
+  bool touches(int64_t line, int64_t group) const {
+    const bool after = touches_[line] && group_[line + 1] == group;
+    const bool before = line > 0 && touches_[line - 1] && group_[line - 1] == group;
+    return before || after;
+  }
+
+  const bool* touches_;
+  std::vector<int64_t> group_;
+  std::vector<std::vector<int64_t>> members_;
+};
+
+at::Tensor group_lines_cpu(const at::Tensor& pairs, const at::Tensor& touches) {
+  const char* op = "group_lines";
+  TORCH_CHECK(pairs.scalar_type() == at::kLong, op, ": pairs is ", pairs.scalar_type(), "; expected int64");
+  TORCH_CHECK(touches.scalar_type() == at::kBool, op, ": touches is ", touches.scalar_type(), "; expected bool");
+  TORCH_CHECK_VALUE(pairs.dim() == 2 && pairs.size(1) == 2, op, ": pairs has shape ", pairs.sizes(),
+                    "; expected (P, 2)");
+  TORCH_CHECK_VALUE(touches.dim() == 1, op, ": touches has shape ", touches.sizes(), "; expected (N,)");
+  const auto rows = pairs.contiguous(), flags = touches.contiguous();
+  const int64_t count = touches.size(0);
+  const auto* line = rows.const_data_ptr<int64_t>();
+  const auto* flag = flags.const_data_ptr<bool>();
+  TORCH_CHECK_VALUE(count == 0 || !flag[count - 1], op, ": the last line touches one after it");
+  Groups groups(count, flag);
+  for (int64_t i = 0; i < rows.size(0); ++i) {
+    const int64_t first = line[2 * i], second = line[2 * i + 1];
+    TORCH_CHECK_VALUE(std::min(first, second) >= 0 && std::max(first, second) < count, op, ": pair ", i, " is (",
+                      first, ", ", second, "); expected lines 0 to ", count - 1);
+    groups.join(first, second);
+  }
+  auto result = at::empty({count}, pairs.options());
+  auto* component = result.mutable_data_ptr<int64_t>();
+  std::vector<int64_t> names(count, kNone);
+  int64_t named = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    int64_t& name = names[groups.group(i)];
+    if (name == kNone) name = named++;
+    component[i] = name;
+  }
+  return result;
+}
+
+}  // namespace
+}  // namespace instseg
+
+TORCH_LIBRARY_IMPL(instseg, CPU, m) {
+  m.impl("decode_lines", instseg::decode_lines_cpu);
+  m.impl("group_lines", instseg::group_lines_cpu);
+}

@@ -1,0 +1,65 @@
+"""After SGN: Sequential Grouping Networks (Liu, Jia, Fidler, Urtasun, ICCV 2017)."""
+
+from instseg.projects.sgn.config import add_sgn_config
+from instseg.projects.sgn.lines import (
+    line_components,
+    links_from_breakpoints,
+    most_likely_labels,
+)
+from instseg.projects.sgn.losses import breakpoint_loss, link_loss, semantic_loss
+from instseg.projects.sgn.merging import (
+    Components,
+    MergeSettings,
+    candidate_pairs,
+    crop_pairs,
+    merge_by_owner,
+    merge_greedily,
+    windows,
+)
+from instseg.projects.sgn.networks import BreakpointNet, LineNet, MergerNet
+from instseg.projects.sgn.pipeline import (
+    Found,
+    LineSettings,
+    PictureMaps,
+    Truth,
+    find_components,
+    keep_large,
+)
+from instseg.projects.sgn.sgn import SGN
+from instseg.projects.sgn.targets import (
+    breakpoint_labels,
+    degrade,
+    link_targets,
+    majority_owners,
+)
+
+__all__ = [
+    "SGN",
+    "BreakpointNet",
+    "Components",
+    "Found",
+    "LineNet",
+    "LineSettings",
+    "MergeSettings",
+    "MergerNet",
+    "PictureMaps",
+    "Truth",
+    "add_sgn_config",
+    "breakpoint_labels",
+    "breakpoint_loss",
+    "candidate_pairs",
+    "crop_pairs",
+    "degrade",
+    "find_components",
+    "keep_large",
+    "line_components",
+    "link_loss",
+    "link_targets",
+    "links_from_breakpoints",
+    "majority_owners",
+    "merge_by_owner",
+    "merge_greedily",
+    "most_likely_labels",
+    "semantic_loss",
+    "windows",
+]

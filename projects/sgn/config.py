@@ -1,0 +1,105 @@
+"""Configuration keys of SGN; see the README for what is the paper's and what is our choice."""
+
+from detectron2.config import CfgNode
+
+from instseg.errors import ConfigError
+from instseg.modeling import add_vgg_config
+
+STAGES = ("breakpoints", "lines", "merger")
+SOURCES = {
+    "SEMANTIC": ("own", "truth", "files"),
+    "BREAKPOINTS_TEST": ("own", "truth"),
+    "LINKS_TEST": ("own", "breakpoints", "truth"),
+    "MERGES_TEST": ("own", "none", "truth"),
+}
+"""Where the result of each stage may come from, by the key under ``MODEL.SGN``."""
+
+
+def add_sgn_config(cfg: CfgNode) -> None:
+    """Add the keys of :class:`SGN`; ``TEST.DETECTIONS_PER_IMAGE`` is used too."""
+    if "VGG" not in cfg.MODEL:
+        add_vgg_config(cfg)
+    cfg.MODEL.SGN = CfgNode()
+    node = cfg.MODEL.SGN
+    # Classes, without the background.
+    node.NUM_CLASSES = 8
+
+    # Networks that are trained, of "breakpoints" (with the semantic head), "lines", "merger"; the
+    # others keep the weights they have.  All together each learns on what those before it give.
+    node.STAGES = ["breakpoints", "lines", "merger"]
+    # The semantic map: the network's "own", the "truth" of the annotations, or "files"
+    # (INPUT.SEMANTIC_ROOT).
+    node.SEMANTIC = "own"
+    # Breakpoints, links and merges of each stage when predicting: the network's "own" or the
+    # "truth"; links also from "breakpoints" without LineNet, merges also "none".  With any truth
+    # INPUT.TRUTH_TEST has to be set.
+    node.BREAKPOINTS_TEST = "own"
+    node.LINKS_TEST = "own"
+    node.MERGES_TEST = "own"
+
+    # Channels of the decoder and its normalisation ("" is none).
+    node.CHANNELS = 128
+    node.NORM = ""
+    # Channels of a map of stride 1 made from the picture itself; 0 leaves the network's result at
+    # the finest stride of the backbone.
+    node.DETAIL_CHANNELS = 0
+    # Factor on the learning rate of all of the breakpoint network but its backbone.
+    node.HEAD_LR_FACTOR = 1.0
+    # Pixels per cell of the maps that lines are made of: the network's are resized to it.
+    node.OUTPUT_STRIDE = 1
+    # Weight of the semantic map's cross entropy.
+    node.SEMANTIC_WEIGHT = 1.0
+    # Pixels by which breakpoints are wider than one, towards the inside of their object.
+    node.WIDENING = 1
+    # A breakpoint needs more than this probability of START and END together.
+    node.BREAKPOINT_THRESH_TEST = 0.5
+
+    # Channels of LineNet.
+    node.LINE_CHANNELS = 32
+    # "rows" joins the lines of successive rows, "columns" those of successive columns.
+    node.LINES = "rows"
+    # Lines are joined where the mean link over what they share is above this.
+    node.LINK_THRESH_TEST = 0.5
+
+    # Least area, in cells of the maps, of components that may be merged.
+    node.MERGE_MIN_AREA = 50
+    # Gap between their boxes at most, as a share of the longest of their sides.
+    node.MERGE_MAX_GAP = 0.5
+    # Nearest components that each is compared with.
+    node.MERGE_PARTNERS = 10
+    # Pairs per batch that MergerNet is trained on, half of each kind at most.
+    node.MERGE_PAIRS_TRAIN = 64
+    # Components are merged above this probability.
+    node.MERGE_THRESH_TEST = 0.5
+
+    # Instances of fewer cells of the maps are dropped.
+    node.MIN_AREA_TEST = 50
+    # Give the semantic probabilities as "sem_seg" too; TEST.SEMANTIC_METRIC needs them.
+    node.SEMANTIC_TEST = False
+
+
+def check_sgn_config(cfg: CfgNode) -> None:
+    """Raise a ConfigError for values that cannot be used."""
+    node = cfg.MODEL.SGN
+
+    def refuse(key: str, expected: str) -> None:
+        raise ConfigError(f"MODEL.SGN.{key} is {node[key]!r}; expected {expected}")
+
+    for key, known in {**SOURCES, "LINES": ("rows", "columns")}.items():
+        if node[key] not in known:
+            refuse(key, f"one of {', '.join(known)}")
+    if not node.STAGES or not set(node.STAGES) <= set(STAGES):
+        refuse("STAGES", f"some of {', '.join(STAGES)}")
+    if node.OUTPUT_STRIDE not in (1, 2, 4, 8):
+        refuse("OUTPUT_STRIDE", "1, 2, 4 or 8")
+    for key in ("NUM_CLASSES", "CHANNELS", "LINE_CHANNELS", "MERGE_PARTNERS"):
+        if node[key] < 1:
+            refuse(key, "at least 1")
+    for key in ("DETAIL_CHANNELS", "WIDENING", "MERGE_MIN_AREA", "MERGE_MAX_GAP", "MIN_AREA_TEST"):
+        if node[key] < 0:
+            refuse(key, "at least 0")
+    if node.MERGE_PAIRS_TRAIN < 2:
+        refuse("MERGE_PAIRS_TRAIN", "at least 2, one of each kind")
+    for key in ("BREAKPOINT_THRESH_TEST", "LINK_THRESH_TEST", "MERGE_THRESH_TEST"):
+        if not 0 <= node[key] <= 1:
+            refuse(key, "a probability")

@@ -1,0 +1,71 @@
+"""What an input may bring along in place of a prediction: a semantic map, the truth."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from instseg.errors import ConfigError
+from instseg.modeling import IGNORED, DenseTargets, dense_targets
+
+
+def labels_from_file(
+    item: dict[str, Any], size: tuple[int, int], num_classes: int, device: torch.device
+) -> Tensor:
+    """(h, w) int64 labels of an input's ``sem_seg``, the nearest pixel for each of ``size`` cells.
+
+    Raises:
+        ConfigError: there is none, or it has labels above ``num_classes``.
+    """
+    if "sem_seg" not in item:
+        raise ConfigError(
+            "MODEL.SGN.SEMANTIC is files, but an input has no sem_seg; set INPUT.SEMANTIC_ROOT to "
+            "the folder of the label files"
+        )
+    labels = item["sem_seg"].to(device, torch.int64)
+    rows, columns = (
+        resized_index(own, other, 1, device) for own, other in zip(labels.shape, size, strict=True)
+    )
+    labels = labels[rows][:, columns]
+    labels = labels.masked_fill(labels == IGNORED, 0)
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= num_classes:
+        raise ConfigError(
+            f"a semantic map has labels from {int(labels.min())} to {int(labels.max())}; "
+            f"expected 0 (background) to {num_classes}, MODEL.SGN.NUM_CLASSES, or 255"
+        )
+    return labels
+
+
+def true_targets(
+    item: dict[str, Any],
+    size: tuple[int, int],
+    stride: int,
+    keys: Sequence[str],
+    device: torch.device,
+) -> DenseTargets:
+    """Targets of one picture of ``size`` cells, for what is taken from the truth.
+
+    Args:
+        keys: under ``MODEL.SGN``, that ask for it; for the message.
+    Raises:
+        ConfigError: the input has no annotations.
+    """
+    if "instances" not in item:
+        raise ConfigError(
+            f"MODEL.SGN.{', '.join(keys)}: truth needs the annotations of every input; set "
+            "INPUT.TRUTH_TEST True to evaluate, or another source to predict"
+        )
+    padded = (size[0] * stride, size[1] * stride)
+    return dense_targets([item["instances"]], padded, stride, device)
+
+
+def resized_index(length: int, new_length: int, stride: int, device: torch.device) -> Tensor:
+    """(new_length,) cell, in a map of this stride, of each pixel of a side that is resized.
+
+    Args:
+        length: of the side that the map shows.
+        new_length: of the side after resizing; every pixel takes the nearest.
+    """
+    middles = (torch.arange(new_length, device=device) * 2 + 1) * length
+    return middles // (2 * new_length) // stride

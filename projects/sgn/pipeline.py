@@ -1,0 +1,182 @@
+"""What SGN makes of the maps of one picture, stage by stage."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from instseg.modeling import DenseTargets
+from instseg.ops.sgn_lines import NONE
+from instseg.projects.sgn.lines import line_components, links_from_breakpoints
+from instseg.projects.sgn.merging import (
+    Components,
+    MergeSettings,
+    crop_pairs,
+    merge_by_owner,
+    merge_greedily,
+    windows,
+)
+from instseg.projects.sgn.networks import MergerNet
+from instseg.projects.sgn.targets import breakpoint_labels, link_targets, majority_owners
+
+_PAIRS_PER_BATCH = 256
+"""Crops that MergerNet looks at at a time, against running out of memory."""
+
+
+@dataclass(frozen=True)
+class LineSettings:
+    """How lines are cut and joined; see the keys of the same names.
+
+    Attributes:
+        widening: pixels by which breakpoints are wider than one.
+        breakpoint_threshold: least probability of a breakpoint.
+        link_threshold: least mean link of lines that are joined.
+        direction: "rows" or "columns".
+    """
+
+    widening: int = 1
+    breakpoint_threshold: float = 0.5
+    link_threshold: float = 0.5
+    direction: str = "rows"
+
+
+class Found(NamedTuple):
+    """Results of all stages for one picture, (h, w) each.
+
+    Attributes:
+        labels: (2, h, w) uint8 breakpoints along rows and columns.
+        lines: int64, numbered from 0, -1 for none, on the CPU; so are
+        components: those that LineNet makes of lines, and
+        instances: those that MergerNet makes of components.
+        classes: (N,) int64, of the instances, from 0.
+        scores: (N,) mean probability of the class.
+    """
+
+    labels: Tensor
+    lines: Tensor
+    components: Tensor
+    instances: Tensor
+    classes: Tensor
+    scores: Tensor
+
+
+@dataclass(frozen=True)
+class PictureMaps:
+    """What the first two networks say about one picture, or the truth.
+
+    Attributes:
+        picture: (3, h, w) normalised, of the size of the maps.
+        semantic: (h, w) int64, class + 1, 0 for background.
+        confidence: (h, w) probability of that class.
+        breakpoints: (2, 4, h, w) probabilities of labels along rows and columns.
+        links: (2, h, w) probability that a pixel and the one below, to the right, belong together.
+    """
+
+    picture: Tensor
+    semantic: Tensor
+    confidence: Tensor
+    breakpoints: Tensor
+    links: Tensor
+
+    def for_crops(self) -> Tensor:
+        """(6, h, w) maps of :func:`crop_pairs`."""
+        breaks = self.breakpoints[:, 2:].sum(dim=1)
+        return torch.cat([self.picture, self.confidence[None], breaks])
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The same from annotations; all (h, w) or as in :class:`PictureMaps`.
+
+    Attributes:
+        owners: (h, w) int64, the object at each pixel, -1 for none.
+        semantic: (h, w) int64, class + 1, 0 for background.
+        labels: (2, h, w) uint8 breakpoints.
+        links: (2, h, w) bool.
+    """
+
+    owners: Tensor
+    semantic: Tensor
+    labels: Tensor
+    links: Tensor
+
+    @classmethod
+    def of_picture(
+        cls, targets: DenseTargets, number: int, size: tuple[int, int], widening: int
+    ) -> "Truth":
+        """From the targets of a batch: picture ``number``, which has ``size`` cells."""
+        rows, columns = size
+        owners = targets.owners[number, :rows, :columns]
+        semantic = targets.semantic[number, :rows, :columns]
+        same, _ = link_targets(owners[None], semantic[None])
+        return cls(owners, semantic, torch.stack(breakpoint_labels(owners, widening)), same[0])
+
+    def breakpoints(self) -> Tensor:
+        """(2, 4, h, w) probabilities 0 and 1."""
+        return one_hot(self.labels, 4)
+
+
+def one_hot(labels: Tensor, count: int) -> Tensor:
+    """(N, h, w) labels → (N, count, h, w) float32 probabilities 0 and 1."""
+    return F.one_hot(labels.long(), count).movedim(-1, 1).float()
+
+
+def find_components(
+    labels: Tensor, semantic: Tensor, links: Tensor, settings: LineSettings
+) -> tuple[Tensor, Tensor]:
+    """Lines and components of a picture, see :func:`line_components`.
+
+    Args:
+        labels: (2, h, w) uint8 breakpoints.
+        semantic: (h, w) int64.
+        links: (2, h, w) probabilities.
+    """
+    options = {"widened": settings.widening > 0, "threshold": settings.link_threshold}
+    if settings.direction == "rows":
+        return line_components(labels[0], semantic, links[0].float(), **options)
+    lines, components = line_components(labels[1].mT, semantic.mT, links[1].mT.float(), **options)
+    return lines.mT, components.mT
+
+
+def breakpoint_links(labels: Tensor, settings: LineSettings) -> Tensor:
+    """(2, h, w) links without LineNet, from breakpoints (2, h, w)."""
+    widened = settings.widening > 0
+    below = links_from_breakpoints(labels[1], widened=widened)
+    right = links_from_breakpoints(labels[0].mT, widened=widened).mT
+    return torch.stack([below, right])
+
+
+@torch.no_grad()
+def merged_by_network(
+    maps: PictureMaps, components: Components, network: MergerNet, settings: MergeSettings
+) -> None:
+    """Merge components that MergerNet calls one object, in place."""
+    pixels = maps.for_crops()
+
+    def score(pairs: Tensor) -> Tensor:
+        found = [
+            network(
+                crop_pairs(pixels, maps.semantic, components, some, windows(components, some))
+            ).sigmoid()
+            for some in pairs.split(_PAIRS_PER_BATCH)
+        ]
+        return torch.cat([pixels.new_zeros(0), *found])
+
+    merge_greedily(components, settings, score)
+
+
+def merged_by_truth(components: Components, truth: Truth) -> None:
+    """Merge components of which most belongs to one object, in place."""
+    count = len(components.areas)
+    merge_by_owner(components, majority_owners(components.map, truth.owners, count))
+
+
+def keep_large(components: Components, min_area: int) -> tuple[Tensor, Tensor]:
+    """(h, w) map of the large components, renumbered, and their (N,) old numbers."""
+    kept = (components.areas >= max(min_area, 1)).nonzero()[:, 0]
+    names = torch.full((len(components.areas) + 1,), NONE, device=kept.device)
+    names[kept] = torch.arange(len(kept), device=kept.device)
+    # The last name is for pixels of none, whose number is -1.
+    return names[components.map], kept

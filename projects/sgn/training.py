@@ -1,0 +1,124 @@
+"""What LineNet and MergerNet are trained on (sections 4, 5 and 7)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from instseg.modeling import DenseTargets
+from instseg.projects.sgn.lines import most_likely_labels
+from instseg.projects.sgn.losses import link_loss
+from instseg.projects.sgn.merging import (
+    Components,
+    MergeSettings,
+    candidate_pairs,
+    crop_pairs,
+    windows,
+)
+from instseg.projects.sgn.networks import LineNet, MergerNet
+from instseg.projects.sgn.pipeline import (
+    LineSettings,
+    PictureMaps,
+    Truth,
+    find_components,
+    one_hot,
+)
+from instseg.projects.sgn.targets import (
+    breakpoint_labels,
+    degrade,
+    link_targets,
+    majority_owners,
+)
+
+
+def line_loss(
+    network: LineNet,
+    breakpoints: Tensor,
+    confidence: Tensor,
+    targets: DenseTargets,
+    widening: int,
+) -> Tensor:
+    """LineNet's loss, for each picture on predicted breakpoints or on true ones made worse.
+
+    Args:
+        network: is trained.
+        breakpoints: (B, 2, 4, h, w) predicted probabilities, without gradient.
+        confidence: (B, h, w) probability of each pixel's class.
+        targets: of the batch.
+        widening: of the true breakpoints.
+    """
+    true = [degrade(x) for x in breakpoint_labels(targets.owners, widening)]
+    poor = torch.stack([one_hot(x, 4) for x in true], dim=1).to(breakpoints.dtype)
+    chosen = torch.rand(len(breakpoints), 1, 1, 1, 1, device=breakpoints.device) < 0.5
+    logits = network(torch.where(chosen, poor, breakpoints), confidence)
+    return link_loss(logits.float(), *link_targets(targets.owners, targets.semantic))
+
+
+def merger_loss(
+    network: MergerNet,
+    pictures: Sequence[tuple[PictureMaps, Truth]],
+    lines: LineSettings,
+    settings: MergeSettings,
+    most: int,
+) -> Tensor | None:
+    """MergerNet's loss on components that the first stages find and on true fragments.
+
+    Args:
+        network: is trained.
+        pictures: maps and truth of each.
+        lines: how components are found.
+        settings: which of their pairs are candidates.
+        most: pairs, half of each kind at most.
+    Returns:
+        a scalar; None if there is no pair.
+    """
+    sources = []
+    pairs, labels, numbers = [], [], []
+    for maps, truth in pictures:
+        predicted = most_likely_labels(maps.breakpoints, lines.breakpoint_threshold)
+        for breaks, semantic, links in (
+            (predicted, maps.semantic, maps.links),
+            (truth.labels, truth.semantic, truth.links),
+        ):
+            _, found = find_components(breaks, semantic, links, lines)
+            components = Components.from_map(found.to(semantic.device), semantic)
+            own = candidate_pairs(components, settings)
+            owners = majority_owners(components.map, truth.owners, len(components.areas))[own]
+            own = own[(owners >= 0).all(dim=1)]
+            owners = owners[(owners >= 0).all(dim=1)]
+            pairs.append(own)
+            labels.append(owners[:, 0] == owners[:, 1])
+            numbers.append(torch.full((len(own),), len(sources), device=own.device))
+            sources.append((maps.for_crops(), semantic, components))
+    pair, label, number = torch.cat(pairs), torch.cat(labels), torch.cat(numbers)
+    chosen = _half_of_each(label, most)
+    if not len(chosen):
+        return None
+    crops, targets = [], []
+    for index, (pixels, semantic, components) in enumerate(sources):
+        own = chosen[number[chosen] == index]
+        boxes = windows(components, pair[own], jitter=True)
+        crops.append(crop_pairs(pixels, semantic, components, pair[own], boxes))
+        targets.append(label[own])
+    logits = network(_flipped(torch.cat(crops)))
+    target = torch.cat(targets).to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, target)
+
+
+def _half_of_each(labels: Tensor, most: int) -> Tensor:
+    """Random indices of at most ``most / 2`` true and as many false labels."""
+    chosen = []
+    for kind in (labels, ~labels):
+        places = kind.nonzero()[:, 0]
+        order = torch.randperm(len(places), device=labels.device)
+        chosen.append(places[order[: most // 2]])
+    return torch.cat(chosen)
+
+
+def _flipped(crops: Tensor) -> Tensor:
+    """Each crop mirrored at random, along both axes."""
+    for dimension in (2, 3):
+        chosen = torch.rand(len(crops), 1, 1, 1, device=crops.device) < 0.5
+        crops = torch.where(chosen, crops.flip(dimension), crops)
+    return crops

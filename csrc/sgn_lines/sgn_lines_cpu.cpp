@@ -18,25 +18,42 @@ constexpr int64_t kNone = -1;
 constexpr uint8_t kStart = 2, kEnd = 3;
 constexpr int64_t kPixelsPerTask = 1 << 15;
 
-// Whether a line ends between two neighbours of a row that both belong to lines of one class.
-INSTSEG_INLINE bool separated(uint8_t left, uint8_t right, bool widened) {
-  if (widened) return (left == kEnd && right != kEnd) || (right == kStart && left != kStart);
-  return left == kEnd || right == kStart;
+enum Code : uint8_t { kOutside, kGoesOn, kBegins };
+
+// Whether a line ends between two neighbours of a row.  No branches, so that rows are compared at once.
+template <bool kWidened>
+INSTSEG_INLINE bool separated(uint8_t left, uint8_t right) {
+  if (kWidened) return ((left == kEnd) & (right != kEnd)) | ((right == kStart) & (left != kStart));
+  return (left == kEnd) | (right == kStart);
 }
 
-// Numbers the lines of one row from 0 on; returns how many there are.
-int64_t decode_row(int64_t width, const uint8_t* labels, const int64_t* classes, bool widened, int64_t* lines) {
-  int64_t count = 0;
-  for (int64_t x = 0; x < width; ++x) {
-    if (classes[x] <= 0) {
-      lines[x] = kNone;
-      continue;
-    }
-    const bool goes_on = x > 0 && classes[x - 1] == classes[x] && !separated(labels[x - 1], labels[x], widened);
-    if (!goes_on) ++count;
-    lines[x] = count - 1;
+// What each pixel of a row does to lines; returns how many begin.
+template <bool kWidened>
+INSTSEG_INLINE int64_t code_pixels(int64_t width, const uint8_t* labels, const int64_t* classes, uint8_t* codes) {
+  codes[0] = classes[0] > 0 ? kBegins : kOutside;
+  for (int64_t x = 1; x < width; ++x) {
+    const bool inside = classes[x] > 0;
+    const bool cut = (classes[x - 1] != classes[x]) | separated<kWidened>(labels[x - 1], labels[x]);
+    codes[x] = static_cast<uint8_t>(inside + (inside & cut));
   }
+  int64_t count = 0;
+  for (int64_t x = 0; x < width; ++x) count += codes[x] == kBegins;
   return count;
+}
+
+INSTSEG_SIMD int64_t code_row(int64_t width, const uint8_t* labels, const int64_t* classes, bool widened,
+                              uint8_t* codes) {
+  return widened ? code_pixels<true>(width, labels, classes, codes)
+                 : code_pixels<false>(width, labels, classes, codes);
+}
+
+// Numbers the lines of a row from `first` on.
+void number_row(int64_t width, const uint8_t* codes, int64_t first, int64_t* lines) {
+  int64_t number = first - 1;
+  for (int64_t x = 0; x < width; ++x) {
+    number += codes[x] == kBegins;
+    lines[x] = codes[x] == kOutside ? kNone : number;
+  }
 }
 
 at::Tensor decode_lines_cpu(const at::Tensor& labels, const at::Tensor& semantic, bool widened) {
@@ -55,17 +72,17 @@ at::Tensor decode_lines_cpu(const at::Tensor& labels, const at::Tensor& semantic
   const auto* kind = class_rows.const_data_ptr<int64_t>();
   auto* lines = result.mutable_data_ptr<int64_t>();
   const int64_t grain = std::max<int64_t>(1, kPixelsPerTask / width);
+  std::vector<uint8_t> codes(result.numel());
   // The number of the first line of each row, once summed up.
   std::vector<int64_t> first(height + 1, 0);
   at::parallel_for(0, height, grain, [&](int64_t begin, int64_t end) {
     for (int64_t y = begin; y < end; ++y)
-      first[y + 1] = decode_row(width, label + y * width, kind + y * width, widened, lines + y * width);
+      first[y + 1] = code_row(width, label + y * width, kind + y * width, widened, codes.data() + y * width);
   });
   std::partial_sum(first.begin(), first.end(), first.begin());
   at::parallel_for(0, height, grain, [&](int64_t begin, int64_t end) {
     for (int64_t y = begin; y < end; ++y)
-      for (int64_t i = y * width; i < (y + 1) * width; ++i)
-        if (lines[i] != kNone) lines[i] += first[y];
+      number_row(width, codes.data() + y * width, first[y], lines + y * width);
   });
   return result;
 }

@@ -37,6 +37,12 @@ def add_shared_config(cfg: CfgNode) -> None:
     cfg.INPUT.SSD_EXPAND_RATIO = 4.0
     # Colour of the canvas, in the order of INPUT.FORMAT; none is MODEL.PIXEL_MEAN.
     cfg.INPUT.SSD_EXPAND_COLOR = []
+    # Folder with a semantic map NAME.png for each picture NAME, labels 0 for background, class + 1,
+    # 255 for neither; models that can use one get it as "sem_seg".  "" is none.
+    cfg.INPUT.SEMANTIC_ROOT = ""
+    # Give models the annotations of test pictures too: for stages that take the truth of the stage
+    # before, never for results.
+    cfg.INPUT.TRUTH_TEST = False
     # Train on videos: each frame comes with an earlier one of its clip, between these numbers of
     # frames before it (fewest, most), that the same augmentation changes; () is off. Needs "ssd".
     cfg.INPUT.VIDEO_REFERENCE = ()

@@ -38,6 +38,7 @@ from instseg.data.datasets import (
 from instseg.data.mappers import build_train_mapper
 from instseg.data.proposal_files import add_proposals, check_proposal_files
 from instseg.data.samples import build_sample_loader
+from instseg.data.semantic import add_semantic_files
 from instseg.data.video_mapper import check_video
 from instseg.engine.hooks import BestCheckpoint, ValidationLoss
 from instseg.engine.streaming import build_streams, mean_result
@@ -120,18 +121,22 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
-        if not cfg.MODEL.LOAD_PROPOSALS:
+        """Detectron2's, with proposals and what ``INPUT.TRUTH_TEST`` and ``SEMANTIC_ROOT`` add."""
+        truth, own = cfg.INPUT.TRUTH_TEST, cfg.MODEL.LOAD_PROPOSALS
+        if not (truth or own or cfg.INPUT.SEMANTIC_ROOT):
             loader: Iterable[list[dict[str, Any]]] = super().build_test_loader(cfg, dataset_name)
             return loader
-        key, files = "DATASETS.PROPOSAL_FILES_TEST", cfg.DATASETS.PROPOSAL_FILES_TEST
-        check_proposal_files(key, files, cfg.DATASETS.TEST)
+        if own:
+            key, files = "DATASETS.PROPOSAL_FILES_TEST", cfg.DATASETS.PROPOSAL_FILES_TEST
+            check_proposal_files(key, files, cfg.DATASETS.TEST)
         with reading_datasets([dataset_name]):
             records = get_detection_dataset_dicts([dataset_name], filter_empty=False)
-        add_proposals(records, files[list(cfg.DATASETS.TEST).index(dataset_name)])
+        if own:
+            add_proposals(records, files[list(cfg.DATASETS.TEST).index(dataset_name)])
+        add_semantic_files(cfg, records)
+        mapper = build_train_mapper(cfg, augment=False) if truth else DatasetMapper(cfg, False)
         loader = build_detection_test_loader(
-            records,
-            mapper=DatasetMapper(cfg, is_train=False),
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
         )
         return loader
 
@@ -268,6 +273,7 @@ def _annotated_records(
     if cfg.MODEL.MASK_ON:
         check_masks(", ".join(names), records)
     check_video(cfg, ", ".join(names), records)
+    add_semantic_files(cfg, records)
     return records
 
 

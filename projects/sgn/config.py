@@ -37,6 +37,10 @@ def add_sgn_config(cfg: CfgNode) -> None:
     node.LINKS_TEST = "own"
     node.MERGES_TEST = "own"
 
+    # Whether lines end where the class changes, so that no object has two.  False groups all that
+    # is no background, and each object gets the class that its pixels have in the mean.
+    node.CLASS_AWARE = True
+
     # Channels of the decoder and its normalisation ("" is none).
     node.CHANNELS = 128
     node.NORM = ""

@@ -1,4 +1,4 @@
-"""What an input may bring along in place of a prediction: a semantic map, the truth."""
+"""Inputs: what they bring along in place of a prediction, and how cells belong to their pixels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,8 +6,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from instseg.errors import ConfigError
+from instseg.errors import CheckpointError, ConfigError
 from instseg.modeling import IGNORED, DenseTargets, dense_targets
+
+
+def given_labels(
+    items: Sequence[dict[str, Any]],
+    cells: Sequence[tuple[int, int]],
+    truth: DenseTargets | None,
+    size: tuple[int, int],
+    num_classes: int,
+    device: torch.device,
+) -> Tensor:
+    """(B, h, w) int64 semantic labels of a batch from its inputs, 0 in the padding.
+
+    Args:
+        items: inputs.
+        cells: rows and columns of each picture.
+        truth: of the batch; None takes each input's ``sem_seg``.
+        size: rows and columns of the result.
+        num_classes: without the background.
+    """
+    labels = torch.zeros(len(items), *size, dtype=torch.int64, device=device)
+    for number, (item, (rows, columns)) in enumerate(zip(items, cells, strict=True)):
+        if truth is not None:
+            own = truth.semantic[number, :rows, :columns]
+        else:
+            own = labels_from_file(item, (rows, columns), num_classes, device)
+        labels[number, :rows, :columns] = own
+    return labels
 
 
 def labels_from_file(
@@ -58,6 +85,15 @@ def true_targets(
         )
     padded = (size[0] * stride, size[1] * stride)
     return dense_targets([item["instances"]], padded, stride, device)
+
+
+def check_finite(*maps: Tensor) -> None:
+    """Raise a CheckpointError if a network gave something else than numbers."""
+    if not all(bool(x.isfinite().all()) for x in maps):
+        raise CheckpointError(
+            "the network gives values that are not finite; its weights are damaged or come from a "
+            "training that diverged"
+        )
 
 
 def resized_index(length: int, new_length: int, stride: int, device: torch.device) -> Tensor:

@@ -68,8 +68,8 @@ class PictureMaps:
 
     Attributes:
         picture: (3, h, w) normalised, of the size of the maps.
-        semantic: (h, w) int64, class + 1, 0 for background.
-        confidence: (h, w) probability of that class.
+        semantic: (h, w) int64, class + 1, or 1 for all classes, 0 for background.
+        confidence: (h, w) probability of that.
         breakpoints: (2, 4, h, w) probabilities of labels along rows and columns.
         links: (2, h, w) probability that a pixel and the one below, to the right, belong together.
     """
@@ -92,7 +92,7 @@ class Truth:
 
     Attributes:
         owners: (h, w) int64, the object at each pixel, -1 for none.
-        semantic: (h, w) int64, class + 1, 0 for background.
+        semantic: (h, w) int64, class + 1, or 1 for all classes, 0 for background.
         labels: (2, h, w) uint8 breakpoints.
         links: (2, h, w) bool.
     """
@@ -171,6 +171,29 @@ def merged_by_truth(components: Components, truth: Truth) -> None:
     """Merge components of which most belongs to one object, in place."""
     count = len(components.areas)
     merge_by_owner(components, majority_owners(components.map, truth.owners, count))
+
+
+def foreground(probabilities: Tensor) -> Tensor:
+    """(..., C + 1, h, w) probabilities → (..., 2, h, w) of background and of any class."""
+    background = probabilities.narrow(-3, 0, 1)
+    return torch.cat([background, 1 - background], dim=-3)
+
+
+def classes_and_scores(
+    instances: Tensor, probabilities: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """The class, from 0, that the pixels of each instance have in the mean, and its probability.
+
+    Args:
+        instances: (h, w) int64, 0 ... count - 1, each with a pixel; -1 for none.
+        probabilities: (C + 1, h, w) of the semantic map.
+    """
+    inside = instances >= 0
+    sums = probabilities.new_zeros(count, len(probabilities) - 1, dtype=torch.double)
+    sums.index_add_(0, instances[inside], probabilities[1:, inside].T.double())
+    areas = instances[inside].bincount(minlength=count)
+    scores, classes = (sums / areas[:, None]).max(dim=1)
+    return classes, scores.float()
 
 
 def keep_large(components: Components, min_area: int) -> tuple[Tensor, Tensor]:

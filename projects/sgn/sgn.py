@@ -1,6 +1,7 @@
 """The meta-architecture: three networks in sequence."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,10 +11,9 @@ from detectron2.structures import BitMasks, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from instseg.errors import CheckpointError
 from instseg.modeling import DenseTargets, dense_targets, stage
 from instseg.projects.sgn.config import SOURCES, STAGES, check_sgn_config
-from instseg.projects.sgn.inputs import labels_from_file, resized_index, true_targets
+from instseg.projects.sgn.inputs import check_finite, given_labels, resized_index, true_targets
 from instseg.projects.sgn.lines import most_likely_labels
 from instseg.projects.sgn.losses import breakpoint_loss, semantic_loss
 from instseg.projects.sgn.merging import Components, MergeSettings
@@ -24,7 +24,9 @@ from instseg.projects.sgn.pipeline import (
     PictureMaps,
     Truth,
     breakpoint_links,
+    classes_and_scores,
     find_components,
+    foreground,
     keep_large,
     merged_by_network,
     merged_by_truth,
@@ -58,6 +60,7 @@ class SGN(nn.Module):
         pixel_std: Sequence[float],
         num_classes: int,
         stages: Sequence[str] = STAGES,
+        class_aware: bool = True,
         sources: dict[str, str] | None = None,
         output_stride: int = 1,
         semantic_weight: float = 1.0,
@@ -75,6 +78,7 @@ class SGN(nn.Module):
             pixel_std: what every channel is divided by then.
             num_classes: without the background.
             stages: networks to train, of ``STAGES``.
+            class_aware: whether lines end where the class changes.
             sources: by the keys of ``SOURCES``; those not named are "own".
             output_stride: pixels per cell of the maps.
             semantic_weight: of the semantic loss.
@@ -92,6 +96,7 @@ class SGN(nn.Module):
         for network in self._frozen():
             network.requires_grad_(False)
         self.num_classes = num_classes
+        self.class_aware = class_aware
         self.sources = {**dict.fromkeys(SOURCES, "own"), **(sources or {})}
         self.output_stride = output_stride
         self.semantic_weight = semantic_weight
@@ -125,6 +130,7 @@ class SGN(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "num_classes": node.NUM_CLASSES,
             "stages": node.STAGES,
+            "class_aware": node.CLASS_AWARE,
             "sources": {key: node[key] for key in SOURCES},
             "output_stride": node.OUTPUT_STRIDE,
             "semantic_weight": node.SEMANTIC_WEIGHT,
@@ -207,6 +213,9 @@ class SGN(nn.Module):
             if self.sources["SEMANTIC"] != "own":
                 size = (semantic.shape[2], semantic.shape[3])
                 probabilities = self._given_semantic(images, batched_inputs, targets, size)
+            if not self.class_aware:
+                probabilities = foreground(probabilities)
+                targets = replace(targets, semantic=targets.semantic.clamp(max=1))
             breakpoints = breakpoints.detach().softmax(dim=2)
             if "lines" in self.stages:
                 widening = self.line_settings.widening
@@ -281,25 +290,24 @@ class SGN(nn.Module):
         # What the padding shows is not part of the picture.
         probabilities = semantic[0, :, :rows, :columns].softmax(dim=0)
         breakpoints = logits[0, :, :, :rows, :columns].softmax(dim=1)
-        if not (probabilities.isfinite().all() and breakpoints.isfinite().all()):
-            raise CheckpointError(
-                "the network gives values that are not finite; its weights are damaged or come "
-                "from a training that diverged"
-            )
+        check_finite(probabilities, breakpoints)
         size, truth, targets = (rows, columns), None, None
         if "truth" in self.sources.values():
             truths = [key for key, source in self.sources.items() if source == "truth"]
             targets = true_targets(item, size, self.output_stride, truths, self.device)
             truth = Truth.of_picture(targets, 0, size, self.line_settings.widening)
+            if not self.class_aware:
+                truth = replace(truth, semantic=truth.semantic.clamp(max=1))
         if self.sources["SEMANTIC"] != "own":
             probabilities = self._given_semantic([image], [item], targets, size)[0]
         if truth is not None and self.sources["BREAKPOINTS_TEST"] == "truth":
             breakpoints = truth.breakpoints().to(breakpoints)
         with stage("links"):
-            maps = self._picture_maps(image, probabilities, breakpoints, truth)
-        return self._group(maps, truth), probabilities
+            grouped = probabilities if self.class_aware else foreground(probabilities)
+            maps = self._picture_maps(image, grouped, breakpoints, truth)
+        return self._group(maps, probabilities, truth), probabilities
 
-    def _group(self, maps: PictureMaps, truth: Truth | None) -> Found:
+    def _group(self, maps: PictureMaps, probabilities: Tensor, truth: Truth | None) -> Found:
         """Lines, components and instances of one picture."""
         with stage("lines"):
             threshold = self.line_settings.breakpoint_threshold
@@ -312,11 +320,8 @@ class SGN(nn.Module):
             elif truth is not None and self.sources["MERGES_TEST"] == "truth":
                 merged_by_truth(components, truth)
             instances, kept = keep_large(components, self.min_area)
-        inside = instances >= 0
-        areas = components.areas[kept]
-        scores = instances[inside].bincount(maps.confidence[inside].double(), minlength=len(kept))
-        scores = (scores / areas).float()
-        return Found(labels, lines, first, instances, components.classes[kept] - 1, scores)
+        classes, scores = classes_and_scores(instances, probabilities, len(kept))
+        return Found(labels, lines, first, instances, classes, scores)
 
     def _picture_maps(
         self,
@@ -329,7 +334,7 @@ class SGN(nn.Module):
 
         Args:
             image: (3, h', w') normalised.
-            probabilities: (C + 1, h, w) of the semantic map.
+            probabilities: (C + 1, h, w) of the semantic map, C = 1 if no class is told apart.
             breakpoints: (2, 4, h, w) probabilities.
             truth: None if no source needs it.
         """
@@ -379,14 +384,9 @@ class SGN(nn.Module):
         size: tuple[int, int],
     ) -> Tensor:
         """(B, C + 1, h, w) probabilities 0 and 1 of the semantic map from elsewhere."""
-        labels = torch.zeros(len(images), *size, dtype=torch.int64, device=self.device)
-        for number, (image, item) in enumerate(zip(images, items, strict=True)):
-            rows, columns = self._cells(image)
-            if targets is not None and self.sources["SEMANTIC"] == "truth":
-                own = targets.semantic[number, :rows, :columns]
-            else:
-                own = labels_from_file(item, (rows, columns), self.num_classes, self.device)
-            labels[number, :rows, :columns] = own
+        cells = [self._cells(image) for image in images]
+        truth = targets if self.sources["SEMANTIC"] == "truth" else None
+        labels = given_labels(items, cells, truth, size, self.num_classes, self.device)
         return one_hot(labels, self.num_classes + 1)
 
     def _cells(self, image: Tensor) -> tuple[int, int]:

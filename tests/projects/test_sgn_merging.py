@@ -1,0 +1,174 @@
+"""SGN's losses, networks and the merging of components."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from instseg.projects.sgn import (
+    Components,
+    LineNet,
+    LineSettings,
+    MergerNet,
+    MergeSettings,
+    PictureMaps,
+    Truth,
+    breakpoint_loss,
+    candidate_pairs,
+    crop_pairs,
+    keep_large,
+    link_loss,
+    merge_greedily,
+    windows,
+)
+from instseg.projects.sgn.training import merger_loss
+from tests.conftest import close
+
+
+def components(*rows: list[int], classes: list[list[int]] | None = None) -> Components:
+    numbers = torch.tensor(rows)
+    semantic = (numbers >= 0).long() if classes is None else torch.tensor(classes)
+    return Components.from_map(numbers, semantic)
+
+
+def test_breakpoint_labels_weigh_by_inverse_frequency() -> None:
+    """Nine pixels INTERIOR, one START: weights 10 / (2 * 9) and 10 / (2 * 1)."""
+    logits = torch.zeros(1, 4, 1, 10)
+    logits[0, 1] = 1.0
+    labels = torch.ones(1, 1, 10, dtype=torch.uint8)
+    labels[0, 0, 0] = 2
+    everywhere = torch.ones(1, 1, 10, dtype=torch.bool)
+    log_sum = float(torch.tensor([0.0, 1.0, 0.0, 0.0]).logsumexp(0))
+    expected = (9 * (10 / 18) * (log_sum - 1) + (10 / 2) * log_sum) / (9 * (10 / 18) + 10 / 2)
+    close(breakpoint_loss(logits, labels, everywhere), np.float32(expected))
+
+
+def test_pixels_outside_of_objects_do_not_count_for_breakpoints() -> None:
+    logits = torch.randn(1, 4, 2, 3, requires_grad=True)
+    nowhere = torch.zeros(1, 2, 3, dtype=torch.bool)
+    loss = breakpoint_loss(logits, torch.zeros(1, 2, 3, dtype=torch.uint8), nowhere)
+    loss.backward()
+    assert float(loss) == 0 and logits.grad is not None and not logits.grad.any()
+
+
+def test_pairs_that_belong_together_weigh_as_much_as_the_others() -> None:
+    logits = torch.tensor([2.0, 2.0, 2.0, -1.0]).view(1, 1, 2, 2).expand(1, 2, 2, 2)
+    same = torch.tensor([True, True, True, False]).view(1, 1, 2, 2).expand(1, 2, 2, 2)
+    expected = (np.log1p(np.exp(-2)) + np.log1p(np.exp(-1))) / 2
+    close(link_loss(logits, same, torch.ones_like(same)), np.float32(expected))
+
+
+def test_without_pairs_there_is_no_link_loss() -> None:
+    nothing = torch.zeros(1, 2, 3, 3, dtype=torch.bool)
+    assert float(link_loss(torch.randn(1, 2, 3, 3), nothing, nothing)) == 0
+
+
+def test_the_merger_gives_the_same_whichever_component_is_first() -> None:
+    network = MergerNet().eval()
+    crops = torch.rand(3, 10, 64, 64)
+    swapped = crops[:, [0, 1, 2, 4, 3, 5, 6, 7, 8, 9]]
+    close(network(crops), network(swapped).detach())
+
+
+def test_line_net_sees_nineteen_pixels() -> None:
+    """3x3 convolutions of dilations 1, 1, 2, 4, 1 reach 9 pixels to each side."""
+    network = LineNet(3)
+    for parameter in network.parameters():
+        parameter.data.fill_(0.1)
+    labels = torch.zeros(1, 2, 4, 31, 31, requires_grad=True)
+    network(labels, torch.zeros(1, 31, 31))[0, 0, 15, 15].backward()
+    assert labels.grad is not None
+    seen = labels.grad.abs().amax(dim=(0, 1, 2)).nonzero()
+    assert seen.amin(dim=0).tolist() == [6, 6] and seen.amax(dim=0).tolist() == [24, 24]
+
+
+def test_components_are_measured() -> None:
+    found = components([0, 0, -1], [0, 1, 1], classes=[[2, 2, 0], [2, 3, 3]])
+    assert (found.classes.tolist(), found.areas.tolist()) == ([2, 3], [3, 2])
+    assert found.boxes.tolist() == [[0, 0, 2, 2], [1, 1, 3, 2]]
+
+
+def test_candidates_are_large_near_and_of_one_class_and_the_larger_comes_first() -> None:
+    row = [0, 0, 1, 1, 1, -1, 2, 2, -1, -1, -1, 3, 3, 4]
+    kinds = [1, 1, 1, 1, 1, 0, 2, 2, 0, 0, 0, 1, 1, 1]
+    found = components(row, classes=[kinds])
+    near = MergeSettings(min_area=2, max_gap=0.5)
+    assert candidate_pairs(found, near).tolist() == [[1, 0]]
+    far = MergeSettings(min_area=2, max_gap=9.0)
+    assert candidate_pairs(found, far).tolist() == [[1, 0], [0, 3], [1, 3]]
+    one = MergeSettings(min_area=1, max_gap=9.0, partners=1)
+    assert candidate_pairs(found, one).tolist() == [[1, 0], [3, 4]]
+
+
+def test_a_pair_is_seen_in_a_square_with_a_margin() -> None:
+    found = components(*([[0] * 4 + [1] * 6] * 4))
+    assert windows(found, torch.tensor([[1, 0]])).tolist() == [[-1, -4, 11, 8]]
+
+
+def test_a_crop_shows_both_components_and_what_is_around_them() -> None:
+    numbers = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, -1, -1]])
+    semantic = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 2, 2], [1, 1, 0, 0]])
+    found = Components.from_map(numbers, semantic)
+    maps = torch.arange(6.0)[:, None, None].expand(6, 4, 4).contiguous()
+    boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
+    crops = crop_pairs(maps, semantic, found, torch.tensor([[1, 0]]), boxes)
+    assert crops.shape == (1, 10, 64, 64)
+    coarse = crops[0, :, 8::16, 8::16]
+    for channel, mask in enumerate(
+        (numbers == 1, numbers == 0, numbers == 2, semantic == 2), start=3
+    ):
+        assert torch.equal(coarse[channel] > 0, mask)
+    assert coarse[[0, 1, 2, 7, 8, 9], 1, 1].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_crop_is_empty_outside_of_the_picture() -> None:
+    found = components([0, 1])
+    boxes = torch.tensor([[50.0, 50.0, 60.0, 60.0]])
+    crops = crop_pairs(torch.ones(6, 1, 2), torch.ones(1, 2).long(), found, PAIR, boxes)
+    assert not crops.any()
+
+
+PAIR = torch.tensor([[0, 1]])
+
+
+def test_the_likeliest_pair_is_merged_first_and_then_looked_at_anew() -> None:
+    """0-1 is likelier than 1-2; once they are one, the new pair is not likely any more."""
+    found = components([0, 1, 2])
+    asked: list[list[list[int]]] = []
+
+    def score(pairs: Tensor) -> Tensor:
+        asked.append(pairs.tolist())
+        likely = {(0, 1): 0.9, (1, 2): 0.8, (0, 2): 0.1}
+        first = len(asked) == 1
+        return torch.tensor([likely[tuple(sorted(p))] if first else 0.2 for p in pairs.tolist()])
+
+    merge_greedily(found, MergeSettings(min_area=1, max_gap=1.0), score)
+    assert found.map.tolist() == [[0, 0, 2]]
+    assert [len(pairs) for pairs in asked] == [3, 1]
+    assert found.areas.tolist() == [2, 0, 1] and found.boxes[0].tolist() == [0, 0, 2, 1]
+
+
+def test_everything_likely_becomes_one() -> None:
+    found = components([0, 1, 2, 3, 4])
+    settings = MergeSettings(min_area=1, max_gap=9.0)
+    merge_greedily(found, settings, lambda pairs: torch.ones(len(pairs)))
+    assert len(found.map.unique()) == 1 and found.areas.sum() == 5
+
+
+def test_small_components_are_dropped_and_the_others_renumbered() -> None:
+    found = components([0, 1, 1, -1, 2, 2])
+    instances, kept = keep_large(found, 2)
+    assert instances.tolist() == [[-1, 0, 0, -1, 1, 1]] and kept.tolist() == [1, 2]
+
+
+def test_a_picture_without_a_pair_gives_no_merger_loss() -> None:
+    nothing = torch.zeros(4, 5, dtype=torch.int64)
+    labels = torch.zeros(2, 4, 5, dtype=torch.uint8)
+    maps = PictureMaps(
+        torch.zeros(3, 4, 5),
+        nothing,
+        torch.ones(4, 5),
+        torch.full((2, 4, 4, 5), 0.25),
+        torch.ones(2, 4, 5),
+    )
+    truth = Truth(nothing - 1, nothing, labels, labels.bool())
+    assert merger_loss(MergerNet(), [(maps, truth)], LineSettings(), MergeSettings(), 8) is None

@@ -133,11 +133,16 @@ def find_components(
         semantic: (h, w) int64.
         links: (2, h, w) probabilities.
     """
-    options = {"widened": settings.widening > 0, "threshold": settings.link_threshold}
-    if settings.direction == "rows":
-        return line_components(labels[0], semantic, links[0].float(), **options)
-    lines, components = line_components(labels[1].mT, semantic.mT, links[1].mT.float(), **options)
-    return lines.mT, components.mT
+    rows = settings.direction == "rows"
+    maps = (labels[0], semantic, links[0]) if rows else (labels[1].mT, semantic.mT, links[1].mT)
+    lines, components = line_components(
+        maps[0],
+        maps[1],
+        maps[2].float(),
+        widened=settings.widening > 0,
+        threshold=settings.link_threshold,
+    )
+    return (lines, components) if rows else (lines.mT, components.mT)
 
 
 def breakpoint_links(labels: Tensor, settings: LineSettings) -> Tensor:

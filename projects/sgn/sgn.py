@@ -240,8 +240,10 @@ class SGN(nn.Module):
         for number, image in enumerate(images):
             rows, columns = self._cells(image)
             truth = Truth.of_picture(targets, number, (rows, columns), self.line_settings.widening)
-            own = (x[number, ..., :rows, :columns] for x in (probabilities, breakpoints))
-            pictures.append((self._picture_maps(image, *own), truth))
+            semantic, breaks = (
+                x[number, ..., :rows, :columns] for x in (probabilities, breakpoints)
+            )
+            pictures.append((self._picture_maps(image, semantic, breaks), truth))
         loss = merger_loss(
             self.merger, pictures, self.line_settings, self.merge_settings, self.merge_pairs
         )

@@ -73,7 +73,7 @@ def merger_loss(
     Returns:
         a scalar; None if there is no pair.
     """
-    sources = []
+    sources: list[tuple[Tensor, Tensor, Components]] = []
     pairs, labels, numbers = [], [], []
     for maps, truth in pictures:
         predicted = most_likely_labels(maps.breakpoints, lines.breakpoint_threshold)

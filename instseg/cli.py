@@ -174,7 +174,8 @@ def benchmark_ops(arguments: argparse.Namespace) -> int:
     from instseg.benchmark import benchmark_ops as run
     from instseg.benchmark import report
 
-    print(report(run(arguments.device, arguments.repeats), arguments.json))
+    rows = run(arguments.device, arguments.repeats, arguments.op)
+    print(report(rows, arguments.json))
     return 0
 
 
@@ -342,6 +343,7 @@ def _add_benchmark_ops(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--device", default="cpu", metavar="DEVICE", help="cpu or cuda (default %(default)s)")
     add("--repeats", type=int, default=5, metavar="N", help="calls (default %(default)s)")
+    add("--op", action="append", metavar="NAME", help="this row alone; may be repeated")
     add("--json", type=Path, metavar="FILE", help="write the rows as a JSON list")
     parser.set_defaults(run=benchmark_ops)
 

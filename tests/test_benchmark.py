@@ -73,6 +73,11 @@ def test_operators_are_compared_and_written_as_rows(
     assert row["ratio_own_memory"] > row["ratio_memory"] > 0 and row["floor_ms"] > 0
 
 
+def test_a_row_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["benchmark", "ops", "--op", "convolution"]) == 2
+    assert "--op is convolution; expected one of fcis_head_forward" in capsys.readouterr().err
+
+
 def test_a_device_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["benchmark", "ops", "--device", "tpu"]) == 2
     assert "--device is tpu; expected cpu" in capsys.readouterr().err

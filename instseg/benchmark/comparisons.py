@@ -36,7 +36,7 @@ class Comparison:
         ours: the operator, as its users call it.
         theirs: the composition.
         their_inputs: the same in the layout that ``theirs`` wants; not timed.
-        slow: ``theirs`` takes minutes and is timed once.
+        slow: ``theirs`` takes long: it is timed once, and its memory is not measured.
         needs: a package of ``theirs``, without which the row is left out.
     """
 

@@ -2,6 +2,7 @@
 
 import logging
 import statistics
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,7 +23,9 @@ from instseg.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 
-def benchmark_ops(device: str = "cpu", repeats: int = 5) -> list[Row]:
+def benchmark_ops(
+    device: str = "cpu", repeats: int = 5, names: Sequence[str] | None = None
+) -> list[Row]:
     """Compare every operator with its peer, by turns in this process.
 
     Peak memory is that of a fresh process each.
@@ -30,18 +33,23 @@ def benchmark_ops(device: str = "cpu", repeats: int = 5) -> list[Row]:
     Args:
         device: on which both run.
         repeats: the median of so many calls is reported.
+        names: of the rows wanted; None for all.
     Raises:
-        ConfigError: no such device, or fewer than one repeat.
+        ConfigError: no such device or row, or fewer than one repeat.
     """
     if repeats < 1:
         raise ConfigError(f"--repeats is {repeats}; expected at least 1")
     if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
         raise ConfigError(f"--device is {device}; expected cpu, or cuda on a machine with a GPU")
+    names = list(COMPARISONS) if names is None else names
+    for name in names:
+        if name not in COMPARISONS:
+            raise ConfigError(f"--op is {name}; expected one of {', '.join(COMPARISONS)}")
     bandwidth = _bytes_per_second(torch.device(device))
     return [
-        _benchmark_op(name, comparison, torch.device(device), repeats, bandwidth)
-        for name, comparison in COMPARISONS.items()
-        if _has_peer(name, comparison)
+        _benchmark_op(name, COMPARISONS[name], torch.device(device), repeats, bandwidth)
+        for name in names
+        if _has_peer(name, COMPARISONS[name])
     ]
 
 
@@ -71,9 +79,10 @@ def _benchmark_op(
         if i == 0 or not comparison.slow:
             peer_times.append(seconds(theirs))
     ours_ms, peer_ms = (1000 * statistics.median(times) for times in (our_times, peer_times))
-    ours_own, peer_own = (
-        in_fresh_process(_own_memory, name, kind, str(device)) for kind in ("ours", "theirs")
-    )
+    ours_own = in_fresh_process(_own_memory, name, "ours", str(device))
+    peer_own = None
+    if not comparison.slow:
+        peer_own = in_fresh_process(_own_memory, name, "theirs", str(device))
     measured = bool(ours_own and peer_own)
     ours_peak, peer_peak = (
         (own or 0) + _bytes(held) / 2**20

@@ -4,6 +4,7 @@
 networks are compared in ``tests/test_convert_yolact.py``.
 """
 
+import dataclasses
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -418,6 +419,13 @@ def test_the_network_is_exported_for_any_number_of_pictures(model: torch.nn.Modu
 
 def test_weights_that_are_not_finite_are_reported(model: torch.nn.Module) -> None:
     model.head.class_logits.bias.data[0] = float("nan")
+    with pytest.raises(CheckpointError, match="values that are not finite"):
+        model([picture(40, 60, 0)])
+
+
+def test_boxes_too_large_for_numbers_are_reported(model: torch.nn.Module) -> None:
+    model.detection_settings = dataclasses.replace(model.detection_settings, score_threshold=0.0)
+    model.head.box_deltas.bias.data.fill_(1e4)  # the exponential of 0.2 times that is infinite
     with pytest.raises(CheckpointError, match="values that are not finite"):
         model([picture(40, 60, 0)])
 

@@ -298,7 +298,7 @@ def test_one_picture_is_learnt_by_heart() -> None:
     for number, mask in enumerate(instances.gt_masks.tensor):
         pixels[:, mask] += 40 * (number % 3 + 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.005)
-    for _ in range(100):
+    for _ in range(180):
         optimizer.zero_grad()
         sum(model([{"image": pixels, "instances": instances}]).values()).backward()
         optimizer.step()

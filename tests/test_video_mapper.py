@@ -22,6 +22,7 @@ from instseg.engine.trainer import Trainer
 from instseg.errors import ConfigError, DatasetError
 from tests.video_data import warp
 
+SSD = ["INPUT.AUGMENTATION", "ssd", "INPUT.SQUARE_SIZE", 192, "INPUT.SSD_EXPAND_RATIO", 1.5]
 VIDEO = ["INPUT.VIDEO_REFERENCE", (2, 5), "INPUT.VIDEO_FLOW", True]
 
 
@@ -32,7 +33,7 @@ def _seed() -> None:
 
 
 def mapper_with(*overrides: Any, augment: bool = True) -> VideoMapper:
-    cfg = instseg.load_cfg("yolact/yolact_shapes.yaml", [*VIDEO, *overrides])
+    cfg = instseg.load_cfg("yolact/yolact_shapes.yaml", [*SSD, *VIDEO, *overrides])
     mapper = build_train_mapper(cfg, augment=augment)
     assert isinstance(mapper, VideoMapper)
     return mapper
@@ -196,7 +197,7 @@ def test_a_flow_of_another_size_is_refused(tmp_path: Path) -> None:
 
 def video_cfg(tmp_path: Path, *overrides: Any) -> Any:
     places = ["OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", 0]
-    return instseg.load_cfg("yolact/yolact_shapes.yaml", [*places, *VIDEO, *overrides])
+    return instseg.load_cfg("yolact/yolact_shapes.yaml", [*places, *SSD, *VIDEO, *overrides])
 
 
 def test_still_pictures_alone_are_refused_before_training(tmp_path: Path) -> None:

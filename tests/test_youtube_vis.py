@@ -169,7 +169,7 @@ def test_released_sets_are_found_under_the_root(
 
 
 def test_a_sample_has_a_frame_and_an_earlier_one(release: Path) -> None:
-    overrides = ["INPUT.VIDEO_REFERENCE", (2, 2)]
+    overrides = ["INPUT.AUGMENTATION", "ssd", "INPUT.VIDEO_REFERENCE", (2, 2)]
     cfg = instseg.load_cfg(CONFIG, overrides)
     sample = build_train_mapper(cfg, augment=False)(load(release)[2])
     assert sample["image"].unique().tolist() == [2]

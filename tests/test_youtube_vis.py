@@ -321,7 +321,7 @@ def test_whatever_a_file_holds_it_is_read_or_refused(
     node[keys[key % len(keys)]] = value
     (folder / "train.json").write_text(json.dumps(broken))
     try:
-        records = youtube_vis.load("fuzz", str(folder / "train.json"), str(folder))
+        records = youtube_vis.load(folder.name, str(folder / "train.json"), str(folder))
     except DatasetError:
         return
     assert all(isinstance(record["file_name"], str) for record in records)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
+from detectron2.utils.file_io import PathManager
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -191,7 +192,7 @@ def test_a_clip_that_does_not_exist_is_refused_with_what_exists(split: str, inde
 
 def test_frames_can_only_be_read() -> None:
     with pytest.raises(DatasetError, match="can only be read"):
-        video.PathManager.open(f"{video.PREFIX}{VAL}/64/0/0", "wb")
+        PathManager.open(f"{video.PREFIX}{VAL}/64/0/0", "wb")
 
 
 def test_the_size_of_the_frames_is_the_config_key_of_the_pictures() -> None:

@@ -115,8 +115,8 @@ def nested(depth: int) -> bytes:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "ends in the middle"),
-        (b"\x01\x00", "ends in the middle"),
+        (b"", "0 are left"),
+        (b"\x01\x00", "2 are left"),
         (b"<html>not found</html>", "unknown kind"),
         (b"4\n1\n3\nV 1\n", "unknown kind"),  # the format in text
         (struct.pack("<ii", 2, -5), "claims -5 characters"),

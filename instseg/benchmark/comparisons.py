@@ -27,7 +27,7 @@ Inputs = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class OperatorComparison:
     """An operator and its peer, which compute the same.
 
     Attributes:
@@ -251,59 +251,59 @@ def _decode_widened_in_python(labels: Tensor, semantic: Tensor) -> Tensor:
     return decode_lines_reference(labels, semantic, widened=True)
 
 
-COMPARISONS: dict[str, Comparison] = {
-    "fcis_head_forward": Comparison(
+COMPARISONS: dict[str, OperatorComparison] = {
+    "fcis_head_forward": OperatorComparison(
         peer="pooling as torchvision's, max, mean, softmax",
         inputs=_head_inputs,
         ours=_fused_head,
         theirs=_composed_head,
         their_inputs=maps_in_their_order,
     ),
-    "fcis_head_backward": Comparison(
+    "fcis_head_backward": OperatorComparison(
         peer="the same, forward and backward",
         inputs=_head_inputs,
         ours=_with_gradient(_fused_head),
         theirs=_with_gradient(_composed_head),
         their_inputs=maps_in_their_order,
     ),
-    "fcis_head_lean_peer": Comparison(
+    "fcis_head_lean_peer": OperatorComparison(
         peer="psroi_pool, amax, mean, softmax of one class",
         inputs=_head_inputs,
         ours=_fused_head,
         theirs=_lean_head,
         their_inputs=maps_in_their_order,
     ),
-    "instance_assembling": Comparison(
+    "instance_assembling": OperatorComparison(
         peer="index_select",
         inputs=_window_inputs,
         ours=_assemble,
         theirs=_assemble_by_index,
     ),
-    "mask_voting": Comparison(
+    "mask_voting": OperatorComparison(
         peer="NumPy and OpenCV",
         inputs=_vote_inputs,
         ours=vote_masks,
         theirs=vote_masks_reference,
     ),
-    "yolact_mask_assembly": Comparison(
+    "yolact_mask_assembly": OperatorComparison(
         peer="matmul, sigmoid, crop, interpolate, threshold",
         inputs=_mask_inputs,
         ours=assemble_masks,
         theirs=assemble_masks_reference,
     ),
-    "fast_nms": Comparison(
+    "fast_nms": OperatorComparison(
         peer="torchvision batched_nms",
         inputs=_nms_inputs,
         ours=_fast_nms,
         theirs=_batched_nms,
     ),
-    "feature_warping": Comparison(
+    "feature_warping": OperatorComparison(
         peer="gather of four neighbours",
         inputs=_warp_inputs,
         ours=warp,
         theirs=_warp_by_index,
     ),
-    "mean_shift": Comparison(
+    "mean_shift": OperatorComparison(
         peer="scikit-learn MeanShift",
         inputs=embedding_inputs,
         ours=clustered,
@@ -312,7 +312,7 @@ COMPARISONS: dict[str, Comparison] = {
         slow=True,
         needs="sklearn",
     ),
-    "sgn_line_decoding": Comparison(
+    "sgn_line_decoding": OperatorComparison(
         peer="plain Python",
         inputs=_breakpoint_inputs,
         ours=_decode_widened,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instseg.benchmark.comparisons import COMPARISONS, Comparison
+from instseg.benchmark.comparisons import COMPARISONS, OperatorComparison
 from instseg.benchmark.rows import (
     Row,
     forget_peak,
@@ -53,7 +53,7 @@ def benchmark_ops(
     ]
 
 
-def _has_peer(name: str, comparison: Comparison) -> bool:
+def _has_peer(name: str, comparison: OperatorComparison) -> bool:
     if comparison.needs is None or find_spec(comparison.needs) is not None:
         return True
     logger.warning(f"{name} is left out: its peer needs {comparison.needs}, of the extra `test`")
@@ -61,7 +61,7 @@ def _has_peer(name: str, comparison: Comparison) -> bool:
 
 
 def _benchmark_op(
-    name: str, comparison: Comparison, device: torch.device, repeats: int, bandwidth: float
+    name: str, comparison: OperatorComparison, device: torch.device, repeats: int, bandwidth: float
 ) -> Row:
     inputs = comparison.inputs(device, False)
     their_inputs = comparison.their_inputs(*inputs)

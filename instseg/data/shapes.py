@@ -11,7 +11,6 @@ Coordinates are pixels, a pixel's centre lies at +0.5.  Lengths below are for a 
 pixels and scale with the size.
 """
 
-import io
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,14 +19,12 @@ from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
-from detectron2.structures import BoxMode
-from detectron2.utils.file_io import PathManager
-from iopath.common.file_io import PathHandler
 from PIL import Image
 
 from instseg.checkpoint import atomic_write
 from instseg.data.shapes_outlines import KINDS, generator, outline_of, polygon_area, rasterise
 from instseg.data.shapes_render import render
+from instseg.data.synthetic import annotation_of, encode_ppm, serve
 from instseg.errors import DatasetError
 
 SPLITS = {
@@ -168,19 +165,7 @@ def load(split: str, size: int, indices: Iterable[int] | None = None) -> list[di
     """Records of ``split`` in Detectron2's standard data set format, masks as compressed RLE."""
     records = []
     for index in range(SPLITS[split]) if indices is None else indices:
-        annotations = []
-        for shape in scene(split, index, size):
-            rle = mask_util.encode(np.asfortranarray(shape.mask))
-            box = mask_util.toBbox(rle).tolist()
-            annotations.append(
-                {
-                    "bbox": box,
-                    "bbox_mode": BoxMode.XYWH_ABS,
-                    "category_id": shape.kind,
-                    "segmentation": rle,
-                    "iscrowd": 0,
-                }
-            )
+        annotations = [annotation_of(s.mask, s.kind) for s in scene(split, index, size)]
         records.append(
             {
                 "file_name": f"{PREFIX}{split}/{size}/{index}",
@@ -232,26 +217,9 @@ def export(split: str, directory: Path, size: int = DEFAULT_SIZE, limit: int | N
     return path
 
 
-class _ShapesHandler(PathHandler):
-    """Opens ``shapes://SPLIT/SIZE/INDEX`` as a PPM file in memory (nothing to decompress)."""
-
-    def _get_supported_prefixes(self) -> list[str]:
-        return [PREFIX]
-
-    def _isfile(self, path: str, **kwargs: Any) -> bool:
-        return True
-
-    def _exists(self, path: str, **kwargs: Any) -> bool:
-        return True
-
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> io.BytesIO:
-        if mode != "rb":
-            raise DatasetError(f"{path} can only be read, in mode 'rb', not {mode!r}")
-        split, size, index = path.removeprefix(PREFIX).split("/")
-        pixels = picture(split, int(index), int(size))
-        return io.BytesIO(
-            b"P6\n%d %d\n255\n" % (pixels.shape[1], pixels.shape[0]) + pixels.tobytes()
-        )
+def _file(path: str) -> bytes:
+    split, size, index = path.split("/")
+    return encode_ppm(picture(split, int(index), int(size)))
 
 
-PathManager.register_handler(_ShapesHandler(), allow_override=True)
+serve(PREFIX, _file)

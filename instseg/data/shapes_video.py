@@ -14,21 +14,17 @@ pixels and scale with the size.
 """
 
 import functools
-import io
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
-from detectron2.structures import BoxMode
-from detectron2.utils.file_io import PathManager
-from iopath.common.file_io import PathHandler
 
 from instseg.data.flow import encode_flow
 from instseg.data.shapes_outlines import KINDS, generator, outline_of, polygon_area, rasterise
 from instseg.data.shapes_render import colour_of, texture
+from instseg.data.synthetic import annotation_of, encode_ppm, serve
 from instseg.data.video_mapper import NUM_REFERENCES
 from instseg.errors import DatasetError
 
@@ -275,41 +271,16 @@ def _annotations(scene: Clip, frame: int) -> list[dict[str, Any]]:
         mask = seen == number
         if mask.sum() < max(1, MIN_VISIBLE * polygon_area(layer.placed(frame))):
             continue
-        rle = mask_util.encode(np.asfortranarray(mask))
-        annotations.append(
-            {
-                "bbox": mask_util.toBbox(rle).tolist(),
-                "bbox_mode": BoxMode.XYWH_ABS,
-                "category_id": layer.kind,
-                "segmentation": rle,
-                "iscrowd": 0,
-                "track_id": number - 1,
-            }
-        )
+        annotations.append({**annotation_of(mask, layer.kind), "track_id": number - 1})
     return annotations
 
 
-class _ShapesVideoHandler(PathHandler):
-    """Opens the paths of this module as PPM and ``.flo`` files in memory."""
-
-    def _get_supported_prefixes(self) -> list[str]:
-        return [PREFIX]
-
-    def _isfile(self, path: str, **kwargs: Any) -> bool:
-        return True
-
-    def _exists(self, path: str, **kwargs: Any) -> bool:
-        return True
-
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> io.BytesIO:
-        if mode != "rb":
-            raise DatasetError(f"{path} can only be read, in mode 'rb', not {mode!r}")
-        split, *numbers = path.removeprefix(PREFIX).split("/")
-        size, index, frame, *references = map(int, numbers)
-        if references:
-            return io.BytesIO(encode_flow(flow(split, index, frame, references[0], size)))
-        pixels = picture(split, index, frame, size)
-        return io.BytesIO(b"P6\n%d %d\n255\n" % (size, size) + pixels.tobytes())
+def _file(path: str) -> bytes:
+    split, *numbers = path.split("/")
+    size, index, frame, *references = map(int, numbers)
+    if references:
+        return encode_flow(flow(split, index, frame, references[0], size))
+    return encode_ppm(picture(split, index, frame, size))
 
 
-PathManager.register_handler(_ShapesVideoHandler(), allow_override=True)
+serve(PREFIX, _file)

@@ -48,7 +48,6 @@ class DenseDecoder(nn.Module):
         """
         super().__init__()
         self._names = sorted(levels, key=lambda name: -(levels[name].stride or 1))
-        self.stride = levels[self._names[-1]].stride or 1
         self.laterals = nn.ModuleDict(
             {name: conv_relu(levels[name].channels or 1, channels, 1, norm) for name in self._names}
         )

@@ -8,15 +8,13 @@ executed; what remains is to believe no size before the file was seen to have ro
 
 import math
 import os
-import struct
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from instseg.checkpoint.reading import local_path
-from instseg.errors import CheckpointError
+from instseg.checkpoint.convert.binary import ByteReader, Malformed, opened
 
 _MAGIC = 0x112
 _TAG_WITH_STORAGE = 0xF993FAC9
@@ -51,47 +49,28 @@ def read_params(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         CheckpointError: a missing, damaged or truncated file, sparse arrays, unknown number types,
             or arrays without names; the message says what was found.
     """
-    path = os.fspath(path)
-    try:
-        with open(local_path(path), "rb") as file:
-            return _Reader(file).arrays()
-    except OSError as error:
-        raise CheckpointError(f"weights {path} cannot be read: {error}") from error
-    except _Malformed as error:
-        raise CheckpointError(f"{path} is no MXNet parameter file, or damaged: {error}") from error
+    with opened(path, "MXNet parameter file") as file:
+        return _Reader(file).arrays()
 
 
-class _Malformed(Exception):
-    """What is wrong with the file; its path is added outside."""
-
-
-class _Reader:
-    """Takes a file apart from front to back."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._size = os.fstat(file.fileno()).st_size
-
+class _Reader(ByteReader):
     def arrays(self) -> dict[str, Tensor]:
         """The whole file; nothing may follow the last name."""
-        magic, reserved = self._numbers("<QQ", "the magic number")
+        magic, reserved = self._unpack("<QQ", "the magic number")
         if (magic, reserved) != (_MAGIC, 0):
-            raise _Malformed(
-                f"it starts with {magic:#x}, {reserved:#x}; expected {_MAGIC:#x} and 0"
-            )
+            raise Malformed(f"it starts with {magic:#x}, {reserved:#x}; expected {_MAGIC:#x} and 0")
         count = self._count("arrays", _LEAST_ARRAY)
         values = [self._array(f"array {i + 1} of {count}") for i in range(count)]
         num_names = self._count("names", _LEAST_NAME)
         if num_names != count:
-            raise _Malformed(f"it has {count} arrays and {num_names} names")
+            raise Malformed(f"it has {count} arrays and {num_names} names")
         named: dict[str, Tensor] = {}
         for i, value in enumerate(values):
             name = self._name(f"name {i + 1} of {count}")
             if name in named:
-                raise _Malformed(f"it holds {name!r} twice")
+                raise Malformed(f"it holds {name!r} twice")
             named[name] = value
-        if self._left():
-            raise _Malformed(f"{self._left()} bytes follow the last name")
+        self._end()
         return named
 
     def _array(self, what: str) -> Tensor:
@@ -100,21 +79,21 @@ class _Reader:
             storage = self._number("<i", f"the storage type of {what}")
             if storage != _DENSE:
                 kind = _STORAGE_NAMES.get(storage, "of unknown storage")
-                raise _Malformed(f"{what} is {kind} (type {storage}); expected dense arrays")
+                raise Malformed(f"{what} is {kind} (type {storage}); expected dense arrays")
         if tag in (_TAG_WITH_STORAGE, _TAG_WITH_LONG_DIMS):
             axes, code = self._number("<I", f"the number of axes of {what}"), "q"
         else:  # the oldest layout has no tag
             axes, code = tag, "I"
         if not 1 <= axes <= _MAX_AXES:
-            raise _Malformed(f"{what} has {axes} ({axes:#x}) axes; expected 1 to {_MAX_AXES}")
-        shape = self._numbers(f"<{axes}{code}", f"the shape of {what}")
+            raise Malformed(f"{what} has {axes} ({axes:#x}) axes; expected 1 to {_MAX_AXES}")
+        shape = self._unpack(f"<{axes}{code}", f"the shape of {what}")
         if min(shape) < 1:
-            raise _Malformed(f"{what} has shape {shape}; expected positive sizes")
-        *_, type_code = self._numbers("<iii", f"device and type of {what}")
+            raise Malformed(f"{what} has shape {shape}; expected positive sizes")
+        *_, type_code = self._unpack("<iii", f"device and type of {what}")
         dtype = _DTYPES.get(type_code)
         if dtype is None:
             known = ", ".join(f"{key} {value.name}" for key, value in _DTYPES.items())
-            raise _Malformed(f"{what} has the unknown number type {type_code}; known are {known}")
+            raise Malformed(f"{what} has the unknown number type {type_code}; known are {known}")
         label = f"the data of {what}, {dtype.name} of shape {shape}"
         data = self._take(math.prod(shape) * dtype.itemsize, label)
         return torch.from_numpy(np.frombuffer(data, dtype).reshape(shape))
@@ -125,32 +104,10 @@ class _Reader:
         try:
             return raw.decode()
         except UnicodeDecodeError:
-            raise _Malformed(f"{what} is {bytes(raw[:40])!r}; expected UTF-8 text") from None
+            raise Malformed(f"{what} is {bytes(raw[:40])!r}; expected UTF-8 text") from None
 
     def _count(self, what: str, least_size: int) -> int:
-        """A number of things of ``least_size`` bytes or more, which must fit into the file."""
-        count = self._number("<Q", f"the number of {what}")
-        if count * least_size > self._left():
-            raise _Malformed(f"it claims {count} {what}, but only {self._left()} bytes follow")
-        return int(count)
+        return self._room(self._number("<Q", f"the number of {what}"), least_size, what)
 
     def _number(self, code: str, what: str) -> Any:
-        return self._numbers(code, what)[0]
-
-    def _numbers(self, code: str, what: str) -> tuple[Any, ...]:
-        return struct.unpack(code, self._take(struct.calcsize(code), what))
-
-    def _take(self, length: int, what: str) -> bytearray:
-        """The next bytes, in memory of their own."""
-        if length > self._left():
-            raise _Malformed(
-                f"{what} should take {length} bytes, {self._left()} of the file's {self._size} "
-                "are left"
-            )
-        data = bytearray(length)
-        if self._file.readinto(data) != length:  # type: ignore[attr-defined]
-            raise _Malformed(f"the file became shorter while {what} was read")
-        return data
-
-    def _left(self) -> int:
-        return self._size - self._file.tell()
+        return self._unpack(code, what)[0]

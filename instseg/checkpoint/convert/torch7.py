@@ -7,8 +7,6 @@ no tensor is taken that does not lie within its storage, and depth and number of
 """
 
 import math
-import os
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -16,8 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from instseg.checkpoint.reading import local_path
-from instseg.errors import CheckpointError
+from instseg.checkpoint.convert.binary import ByteReader, Malformed, opened
 
 Array = npt.NDArray[Any]
 
@@ -75,25 +72,13 @@ def read_torch7(path: str) -> Any:
     Raises:
         CheckpointError: a missing, damaged, truncated or hostile file.
     """
-    try:
-        with open(local_path(path), "rb") as file:
-            return _Reader(file).whole()
-    except OSError as error:
-        raise CheckpointError(f"weights {path} cannot be read: {error}") from error
-    except _Malformed as error:
-        raise CheckpointError(f"{path} is no Torch7 file, or damaged: {error}") from error
+    with opened(path, "Torch7 file") as file:
+        return _Reader(file).whole()
 
 
-class _Malformed(Exception):
-    """What is wrong with the file; its path is added outside."""
-
-
-class _Reader:
-    """Takes a file apart from front to back."""
-
+class _Reader(ByteReader):
     def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._left = os.fstat(file.fileno()).st_size
+        super().__init__(file)
         self._known: dict[int, Any] = {}
         self._count = 0
         self._depth = 0
@@ -101,32 +86,31 @@ class _Reader:
     def whole(self) -> Any:
         """Its value; nothing may follow."""
         value = self._value()
-        if self._left:
-            raise _Malformed(f"{self._left} bytes follow its value")
+        self._end()
         return value
 
     def _value(self) -> Any:
         self._count += 1
         if self._count > _MAX_VALUES:
-            raise _Malformed(f"it has more than {_MAX_VALUES} values")
+            raise Malformed(f"it has more than {_MAX_VALUES} values")
         kind = self._int()
         if kind == _NIL:
             return None
         if kind == _NUMBER:
-            number = self._unpack("<d")
+            number = self._number("<d")
             return int(number) if number.is_integer() else number
         if kind == _STRING:
             return self._text()
         if kind == _BOOLEAN:
             return self._int() == 1
         if kind not in (_TABLE, _OBJECT, *_FUNCTIONS):
-            raise _Malformed(f"it has a value of the unknown kind {kind}")
+            raise Malformed(f"it has a value of the unknown kind {kind}")
         index = self._int()
         if index in self._known:
             return self._known[index]
         self._depth += 1
         if self._depth > _MAX_DEPTH:
-            raise _Malformed(f"its values are nested more than {_MAX_DEPTH} times")
+            raise Malformed(f"its values are nested more than {_MAX_DEPTH} times")
         if kind == _TABLE:
             value: Any = self._known.setdefault(index, {})
             value.update(self._pairs())
@@ -143,7 +127,7 @@ class _Reader:
         for _ in range(self._room(self._int(), _LEAST_PAIR, "entries of a table")):
             key, value = self._value(), self._value()
             if not isinstance(key, str | int | float):
-                raise _Malformed(f"a table has a key of type {type(key).__name__}")
+                raise Malformed(f"a table has a key of type {type(key).__name__}")
             yield key, value
 
     def _object(self, index: int) -> Any:
@@ -159,27 +143,27 @@ class _Reader:
             value = self._known[index] = Torch7Object(name)
             content = self._value()
             if not isinstance(content, dict):
-                raise _Malformed(f"an object of class {name!r} is no table of fields")
+                raise Malformed(f"an object of class {name!r} is no table of fields")
             value.fields = content
         self._known[index] = value
         return value
 
     def _storage(self, dtype: np.dtype[Any]) -> Array:
-        count = self._room(self._unpack("<q"), dtype.itemsize, "numbers of a storage")
+        count = self._room(self._number("<q"), dtype.itemsize, "numbers of a storage")
         return np.frombuffer(self._take(count * dtype.itemsize), dtype)
 
     def _tensor(self, dtype: np.dtype[Any], name: str) -> Array:
         axes = self._int()
         if not 0 <= axes <= _MAX_AXES:
-            raise _Malformed(f"a {name} has {axes} axes; expected 0 to {_MAX_AXES}")
-        shape = [self._unpack("<q") for _ in range(axes)]
-        strides = [self._unpack("<q") for _ in range(axes)]
-        start = self._unpack("<q") - 1
+            raise Malformed(f"a {name} has {axes} axes; expected 0 to {_MAX_AXES}")
+        shape = [self._number("<q") for _ in range(axes)]
+        strides = [self._number("<q") for _ in range(axes)]
+        start = self._number("<q") - 1
         storage = self._value()
         if storage is None or not axes:
             return np.zeros(0, dtype)
         if not isinstance(storage, np.ndarray) or storage.ndim != 1 or storage.dtype != dtype:
-            raise _Malformed(f"a {name} has no storage of its kind")
+            raise Malformed(f"a {name} has no storage of its kind")
         # Every element once at most, and all of them inside: as_strided checks nothing.
         end = start + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
         if (
@@ -189,7 +173,7 @@ class _Reader:
             or end >= len(storage)
             or math.prod(shape) > len(storage)
         ):
-            raise _Malformed(
+            raise Malformed(
                 f"a {name} of shape {tuple(shape)}, strides {tuple(strides)} and offset {start} "
                 f"does not lie within its storage of {len(storage)} numbers"
             )
@@ -204,23 +188,8 @@ class _Reader:
         except UnicodeDecodeError:
             return raw.decode("latin1")
 
-    def _room(self, count: int, size: int, what: str) -> int:
-        """``count`` things of ``size`` bytes or more, which must fit into the file."""
-        if count < 0 or count * size > self._left:
-            raise _Malformed(f"it claims {count} {what}, but only {self._left} bytes follow")
-        return count
-
     def _int(self) -> int:
-        return int(self._unpack("<i"))
+        return int(self._number("<i"))
 
-    def _unpack(self, code: str) -> Any:
-        return struct.unpack(code, self._take(struct.calcsize(code)))[0]
-
-    def _take(self, length: int) -> bytearray:
-        """The next bytes, in memory of their own."""
-        data = bytearray(min(length, self._left))
-        found = self._file.readinto(data)  # type: ignore[attr-defined]
-        if found != length:
-            raise _Malformed("it ends in the middle of a value")
-        self._left -= length
-        return data
+    def _number(self, code: str) -> Any:
+        return self._unpack(code)[0]

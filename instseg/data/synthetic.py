@@ -1,0 +1,56 @@
+"""What the synthetic pictures and videos share: files that exist in memory, and annotations."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import PathHandler
+
+from instseg.errors import DatasetError
+
+
+def annotation_of(mask: np.ndarray, kind: int) -> dict[str, Any]:
+    """Detectron2's annotation of an object: (H, W) bool, at least one pixel of it in sight."""
+    rle = mask_util.encode(np.asfortranarray(mask))
+    return {
+        "bbox": mask_util.toBbox(rle).tolist(),
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": kind,
+        "segmentation": rle,
+        "iscrowd": 0,
+    }
+
+
+def encode_ppm(pixels: np.ndarray) -> bytes:
+    """(H, W, 3) uint8 RGB → a PPM file, which takes no time to decompress."""
+    return b"P6\n%d %d\n255\n" % (pixels.shape[1], pixels.shape[0]) + pixels.tobytes()
+
+
+def serve(prefix: str, content: Callable[[str], bytes]) -> None:
+    """Have Detectron2 open ``prefix`` + path as the file that ``content(path)`` makes."""
+    PathManager.register_handler(_Handler(prefix, content), allow_override=True)
+
+
+class _Handler(PathHandler):
+    def __init__(self, prefix: str, content: Callable[[str], bytes]) -> None:
+        super().__init__()
+        self._prefix = prefix
+        self._content = content
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [self._prefix]
+
+    def _isfile(self, path: str, **kwargs: Any) -> bool:
+        return True
+
+    def _exists(self, path: str, **kwargs: Any) -> bool:
+        return True
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> io.BytesIO:
+        if mode != "rb":
+            raise DatasetError(f"{path} can only be read, in mode 'rb', not {mode!r}")
+        return io.BytesIO(self._content(path.removeprefix(self._prefix)))

@@ -2,6 +2,7 @@
 
 from instseg.modeling.comparison import ComparedModel, Comparison
 from instseg.modeling.dense_decoder import DenseDecoder, conv_relu
+from instseg.modeling.dense_losses import dice_loss, semantic_loss
 from instseg.modeling.dense_targets import IGNORED, NONE, DenseTargets, centres, dense_targets
 from instseg.modeling.fast_nms import cross_class_nms, fast_nms
 from instseg.modeling.split import Network, SplitModel, as_split
@@ -29,8 +30,10 @@ __all__ = [
     "conv_relu",
     "cross_class_nms",
     "dense_targets",
+    "dice_loss",
     "fast_nms",
     "now",
+    "semantic_loss",
     "stage",
     "stage_times",
     "warp",

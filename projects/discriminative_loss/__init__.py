@@ -13,9 +13,7 @@ from instseg.projects.discriminative_loss.losses import (
     DiscriminativeSettings,
     Terms,
     count_loss,
-    dice_loss,
     discriminative_loss,
-    semantic_loss,
 )
 from instseg.projects.discriminative_loss.networks import BackboneNetwork, Maps
 from instseg.projects.discriminative_loss.recurrent import (
@@ -39,10 +37,8 @@ __all__ = [
     "add_positions",
     "cluster",
     "count_loss",
-    "dice_loss",
     "discriminative_loss",
     "resized_index",
-    "semantic_loss",
     "tight_boxes",
     "with_coordinates",
 ]

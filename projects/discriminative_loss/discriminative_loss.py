@@ -11,15 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from instseg.errors import CheckpointError, ConfigError
-from instseg.modeling import dense_targets, stage
+from instseg.modeling import dense_targets, dice_loss, semantic_loss, stage
 from instseg.projects.discriminative_loss.clustering import ClusterSettings, cluster
 from instseg.projects.discriminative_loss.enet import ENet
 from instseg.projects.discriminative_loss.losses import (
     DiscriminativeSettings,
     count_loss,
-    dice_loss,
     discriminative_loss,
-    semantic_loss,
 )
 from instseg.projects.discriminative_loss.networks import BackboneNetwork, EmbeddingNetwork, Maps
 from instseg.projects.discriminative_loss.recurrent import ReSeg, StackedRecurrentHourglass

@@ -6,7 +6,7 @@ from instseg.projects.sgn.lines import (
     links_from_breakpoints,
     most_likely_labels,
 )
-from instseg.projects.sgn.losses import breakpoint_loss, link_loss, semantic_loss
+from instseg.projects.sgn.losses import breakpoint_loss, link_loss
 from instseg.projects.sgn.merging import (
     Components,
     MergeSettings,
@@ -60,6 +60,5 @@ __all__ = [
     "merge_by_owner",
     "merge_greedily",
     "most_likely_labels",
-    "semantic_loss",
     "windows",
 ]

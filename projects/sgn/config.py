@@ -51,8 +51,9 @@ def add_sgn_config(cfg: CfgNode) -> None:
     node.HEAD_LR_FACTOR = 1.0
     # Pixels per cell of the maps that lines are made of: the network's are resized to it.
     node.OUTPUT_STRIDE = 1
-    # Weight of the semantic map's cross entropy.
+    # Weights of the semantic map's cross entropy and Dice loss; short trainings need the latter.
     node.SEMANTIC_WEIGHT = 1.0
+    node.DICE_WEIGHT = 0.0
     # Pixels by which breakpoints are wider than one, towards the inside of their object.
     node.WIDENING = 1
     # A breakpoint needs more than this probability of START and END together.

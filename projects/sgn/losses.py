@@ -4,8 +4,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from instseg.modeling import IGNORED
-
 LEAST_WEIGHT, MOST_WEIGHT = 0.1, 10.0
 
 
@@ -49,13 +47,3 @@ def link_loss(logits: Tensor, same: Tensor, counts: Tensor) -> Tensor:
         for kind in kinds
     ]
     return torch.stack(means).mean()
-
-
-def semantic_loss(logits: Tensor, semantic: Tensor) -> Tensor:
-    """Mean cross entropy over the pixels of pictures, not of the padding.
-
-    Args:
-        logits: (B, C + 1, H, W).
-        semantic: (B, H, W) int64, class + 1, 0 for background, or ``IGNORED``.
-    """
-    return F.cross_entropy(logits, semantic, ignore_index=IGNORED)

@@ -11,11 +11,11 @@ from detectron2.structures import BitMasks, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from instseg.modeling import DenseTargets, dense_targets, stage
+from instseg.modeling import DenseTargets, dense_targets, dice_loss, semantic_loss, stage
 from instseg.projects.sgn.config import SOURCES, STAGES, check_sgn_config
 from instseg.projects.sgn.inputs import check_finite, given_labels, resized_index, true_targets
 from instseg.projects.sgn.lines import most_likely_labels
-from instseg.projects.sgn.losses import breakpoint_loss, semantic_loss
+from instseg.projects.sgn.losses import breakpoint_loss
 from instseg.projects.sgn.merging import Components, MergeSettings
 from instseg.projects.sgn.networks import BreakpointNet, LineNet, MergerNet
 from instseg.projects.sgn.pipeline import (
@@ -64,6 +64,7 @@ class SGN(nn.Module):
         sources: dict[str, str] | None = None,
         output_stride: int = 1,
         semantic_weight: float = 1.0,
+        dice_weight: float = 0.0,
         line_settings: LineSettings | None = None,
         merge_settings: MergeSettings | None = None,
         merge_pairs: int = 64,
@@ -81,7 +82,7 @@ class SGN(nn.Module):
             class_aware: whether lines end where the class changes.
             sources: by the keys of ``SOURCES``; those not named are "own".
             output_stride: pixels per cell of the maps.
-            semantic_weight: of the semantic loss.
+            semantic_weight, dice_weight: of the semantic map's losses.
             line_settings, merge_settings: None for the defaults.
             merge_pairs: pairs per batch to train MergerNet on.
             min_area: cells of an instance at least.
@@ -100,6 +101,7 @@ class SGN(nn.Module):
         self.sources = {**dict.fromkeys(SOURCES, "own"), **(sources or {})}
         self.output_stride = output_stride
         self.semantic_weight = semantic_weight
+        self.dice_weight = dice_weight
         self.line_settings = line_settings or LineSettings()
         self.merge_settings = merge_settings or MergeSettings()
         self.merge_pairs = merge_pairs
@@ -134,6 +136,7 @@ class SGN(nn.Module):
             "sources": {key: node[key] for key in SOURCES},
             "output_stride": node.OUTPUT_STRIDE,
             "semantic_weight": node.SEMANTIC_WEIGHT,
+            "dice_weight": node.DICE_WEIGHT,
             "line_settings": LineSettings(
                 widening=node.WIDENING,
                 breakpoint_threshold=node.BREAKPOINT_THRESH_TEST,
@@ -209,6 +212,8 @@ class SGN(nn.Module):
                 losses["loss_semantic"] = self.semantic_weight * semantic_loss(
                     semantic, targets.semantic
                 )
+                if self.dice_weight:
+                    losses["loss_dice"] = self.dice_weight * dice_loss(semantic, targets.semantic)
             probabilities = semantic.detach().softmax(dim=1)
             if self.sources["SEMANTIC"] != "own":
                 size = (semantic.shape[2], semantic.shape[3])

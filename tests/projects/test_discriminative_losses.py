@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from instseg.errors import ConfigError
-from instseg.modeling import IGNORED, NONE, DenseTargets
+from instseg.modeling import IGNORED, NONE, DenseTargets, dice_loss, semantic_loss
 from instseg.projects.discriminative_loss import (
     DiscriminativeSettings,
     Terms,
     count_loss,
-    dice_loss,
     discriminative_loss,
-    semantic_loss,
 )
 from tests.conftest import GOLDEN, close, load_module
 

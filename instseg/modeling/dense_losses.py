@@ -1,0 +1,39 @@
+"""Losses of a semantic map beside which objects are found bottom-up."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from instseg.modeling.dense_targets import IGNORED
+
+
+def semantic_loss(logits: Tensor, semantic: Tensor) -> Tensor:
+    """Mean cross entropy over the cells of pictures; 0 if there is none.
+
+    Args:
+        logits: (B, C + 1, h, w), background first.
+        semantic: (B, h, w), see :class:`DenseTargets`.
+    """
+    counted = (semantic != IGNORED).sum().clamp(min=1)
+    return F.cross_entropy(logits, semantic, ignore_index=IGNORED, reduction="sum") / counted
+
+
+def dice_loss(logits: Tensor, semantic: Tensor, *, background: bool = False) -> Tensor:
+    """One minus Dice's coefficient of the probabilities, mean over pictures and classes.
+
+    Smoothing 1, squares in the denominator (``Wizaron/instance-segmentation-pytorch``).
+
+    Args:
+        logits: (B, C + 1, h, w), background first.
+        semantic: (B, h, w), see :class:`DenseTargets`.
+        background: the background is a class too.
+    """
+    counted = (semantic != IGNORED)[:, None]
+    probabilities = logits.softmax(dim=1) * counted
+    labels = torch.where(semantic == IGNORED, 0, semantic)
+    truth = F.one_hot(labels, logits.shape[1]).movedim(-1, 1) * counted
+    if not background:
+        probabilities, truth = probabilities[:, 1:], truth[:, 1:]
+    shared = (probabilities * truth).sum(dim=(2, 3))
+    total = probabilities.square().sum(dim=(2, 3)) + truth.sum(dim=(2, 3))
+    return (1 - (2 * shared + 1) / (total + 1)).mean()

@@ -137,6 +137,13 @@ def test_an_offset_moves_what_is_sampled_down_and_right() -> None:
     torch.testing.assert_close(layer(x)[..., 1:-2], at_rest[..., 2:-1])
 
 
+def test_offsets_that_are_no_numbers_give_a_result_that_is_none() -> None:
+    """Torchvision's operator would read outside of the map, which can end the process."""
+    layer = DeformableConv2d(Conv2d(1, 1, 3, padding=1, bias=False))
+    layer.offset_mask.bias.data[:18] = torch.nan
+    assert layer(torch.randn(1, 1, 64, 64)).isnan().all()
+
+
 def test_the_iou_of_masks_counts_pixels() -> None:
     first, second = torch.zeros(2, 4, 4, dtype=torch.bool), torch.zeros(2, 4, 4, dtype=torch.bool)
     first[0, :2], second[0, 1:3] = True, True

@@ -21,7 +21,15 @@ from instseg.config import check_device, load_cfg, num_classes_key
 from instseg.data.images import Array, check_image, convert_picture, read_image
 from instseg.engine.optimize import optimize as optimize_model
 from instseg.errors import ConfigError
-from instseg.modeling import Network, VideoModel, as_split, as_video, stage
+from instseg.modeling import (
+    Network,
+    VideoModel,
+    as_split,
+    as_video,
+    is_rcnn,
+    predict_rcnn,
+    stage,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +148,7 @@ class Predictor:
         Raises:
             ImageError: a picture that cannot be read or used.
             TypeError: an object that is no picture.
+            CheckpointError: the network gives values that are not finite.
         """
         if isinstance(images, list | tuple):
             return list(self.stream(images))
@@ -235,6 +244,8 @@ class Predictor:
 
     def _infer(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """``self.model(inputs)``, with another implementation of its network where there is one."""
+        if is_rcnn(self.model):
+            return predict_rcnn(self.model, inputs)
         if self._network is None:
             results: list[dict[str, Any]] = self.model(inputs)
             return results

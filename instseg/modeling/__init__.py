@@ -1,10 +1,12 @@
 """Parts of networks that several papers share."""
 
+from instseg.modeling.checks import check_finite
 from instseg.modeling.comparison import ComparedModel, Comparison
 from instseg.modeling.dense_decoder import DenseDecoder, conv_relu
 from instseg.modeling.dense_losses import dice_loss, semantic_loss
 from instseg.modeling.dense_targets import IGNORED, NONE, DenseTargets, centres, dense_targets
 from instseg.modeling.fast_nms import cross_class_nms, fast_nms
+from instseg.modeling.rcnn import is_rcnn, predict_rcnn
 from instseg.modeling.split import Network, SplitModel, as_split
 from instseg.modeling.stages import now, stage, stage_times
 from instseg.modeling.vgg import VGG, add_vgg_config, build_vgg_backbone
@@ -27,13 +29,16 @@ __all__ = [
     "as_video",
     "build_vgg_backbone",
     "centres",
+    "check_finite",
     "conv_relu",
     "cross_class_nms",
     "dense_targets",
     "dice_loss",
     "fast_nms",
+    "is_rcnn",
     "now",
     "semantic_loss",
+    "predict_rcnn",
     "stage",
     "stage_times",
     "warp",

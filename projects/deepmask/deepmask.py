@@ -11,8 +11,8 @@ from detectron2.structures import BitMasks, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from instseg.errors import CheckpointError, ConfigError
-from instseg.modeling import Comparison, stage
+from instseg.errors import ConfigError
+from instseg.modeling import Comparison, check_finite, stage
 from instseg.projects.deepmask.comparisons import dense_against_patches
 from instseg.projects.deepmask.heads import Embedding, PooledScoreHead, SharedScoreHead
 from instseg.projects.deepmask.inference import (
@@ -154,7 +154,7 @@ class DeepMask(nn.Module):
                 format: ``image`` (3, h, w) and optionally ``height``, ``width`` of the result.
         Raises:
             ValueError: patches for both heads in a batch, or of another size.
-            CheckpointError: not in training, the network gives scores that are not finite.
+            CheckpointError: not in training, the network gives values that are not finite.
         """
         if self.training:
             return self.losses(batched_inputs)
@@ -275,11 +275,7 @@ class DeepMask(nn.Module):
             vectors = self.embedding(maps[self.in_feature])
             scores = self.score_head(maps[self.in_feature], vectors)[0].float().sigmoid()
             level = self.prepare(maps)
-        if not scores.isfinite().all():
-            raise CheckpointError(
-                "the network gives scores that are not finite; its weights are damaged or come "
-                "from a training that diverged"
-            )
+        check_finite(scores)
         columns = scores.shape[1]
         best, cells = scores.flatten().sort(descending=True, stable=True)
         best, cells = best[: self.max_proposals], cells[: self.max_proposals]
@@ -316,8 +312,10 @@ class DeepMask(nn.Module):
         factor = windows.scale.factor
         for start in range(0, len(masks), step):
             part = torch.arange(start, min(start + step, len(masks)), device=masks.device)
+            logits = self.logits_of(windows[part], level).float()
+            check_finite(logits)
             paste(
-                self.logits_of(windows[part], level).float(),
+                logits,
                 windows.cells[part],
                 masks[start : start + step],
                 factors=(factor / enlarged[0], factor / enlarged[1]),

@@ -10,8 +10,8 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from instseg.errors import CheckpointError, ConfigError
-from instseg.modeling import dense_targets, dice_loss, semantic_loss, stage
+from instseg.errors import ConfigError
+from instseg.modeling import check_finite, dense_targets, dice_loss, semantic_loss, stage
 from instseg.projects.discriminative_loss.clustering import ClusterSettings, cluster
 from instseg.projects.discriminative_loss.enet import ENet
 from instseg.projects.discriminative_loss.losses import (
@@ -210,14 +210,7 @@ class DiscriminativeLoss(nn.Module):
         height, width = (-(-x // self.output_stride) for x in image.shape[1:])
         probabilities = logits[0, :, :height, :width].softmax(dim=0)
         embeddings = embeddings[0, :, :height, :width]
-        maps = (
-            [probabilities, embeddings] if counts is None else [probabilities, embeddings, counts]
-        )
-        if not all(x.isfinite().all() for x in maps):
-            raise CheckpointError(
-                "the network gives values that are not finite; its weights are damaged or come "
-                "from a training that diverged"
-            )
+        check_finite(probabilities, embeddings, *(() if counts is None else (counts,)))
         if "given_semantic" in item:
             probabilities = self._given(item["given_semantic"], probabilities)
         number = item.get("num_instances")

@@ -40,10 +40,9 @@ def refine_boxes(
         transform: with the weights 1 / standard deviation.
         image_size: height and width of the network input.
     Returns:
-        (R, 4); a box whose deltas are not finite stays as it is.
+        (R, 4).
     """
     refined: Tensor = transform.apply_deltas(deltas[:, 4:].float(), boxes)
-    refined = torch.where(refined.isfinite().all(dim=1, keepdim=True), refined, boxes)
     return clip_boxes(refined, image_size)
 
 

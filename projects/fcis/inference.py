@@ -51,7 +51,7 @@ class Detector:
             averaged mask.
         """
         sides = found.boxes[:, 2:] - found.boxes[:, :2]
-        kept = (sides >= self.min_size).all(dim=1) & found.probabilities.isfinite().all(dim=1)
+        kept = (sides >= self.min_size).all(dim=1)
         boxes = _to_output(found.boxes[kept], network_size, output_size)
         scores, masks = found.probabilities[kept], found.masks[kept]
         if len(boxes) == 0:

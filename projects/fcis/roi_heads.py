@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from instseg.errors import ConfigError
+from instseg.modeling import check_finite
 from instseg.ops.fcis_head import fcis_head
 from instseg.ops.psroi_pool import psroi_pool
 from instseg.projects.fcis.boxes import refine_boxes, to_rois
@@ -213,6 +214,7 @@ class FCISROIHeads(nn.Module):
             no losses.
         Raises:
             ValueError: no targets in training.
+            CheckpointError: not in training, values that are not finite.
         """
         maps = self.maps(features[self.in_feature])
         boxes = [image.proposal_boxes.tensor for image in proposals]
@@ -250,11 +252,13 @@ class FCISROIHeads(nn.Module):
         """Score proposals, refine each once and score the result: 2 R regions per image."""
         counts = [len(own) for own in boxes]
         first = self.regions(maps, to_rois(boxes))
+        check_finite(*first)
         refined = [
             refine_boxes(own, deltas, self.box_transform, size)
             for own, deltas, size in zip(boxes, first.deltas.split(counts), sizes, strict=True)
         ]
         second = self.regions(maps, to_rois(refined))
+        check_finite(*second)
         passes = [
             zip(
                 where,

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from instseg.errors import ConfigError
+from instseg.modeling import check_finite
 from instseg.projects.fcis.boxes import clip_boxes
 
 
@@ -118,7 +119,12 @@ class FCISRPN(RPN):
         pred_anchor_deltas: list[Tensor],
         image_sizes: list[tuple[int, int]],
     ) -> list[Instances]:
-        """See ``RPN``: ``proposal_boxes`` and ``objectness_logits`` by descending score."""
+        """See ``RPN``: ``proposal_boxes`` and ``objectness_logits`` by descending score.
+
+        Raises:
+            FloatingPointError, CheckpointError: boxes or scores are not finite, in training and
+                else.
+        """
         return [
             self._proposals_of(anchors[0].tensor, logits.float(), deltas.float(), size)
             for logits, deltas, size in zip(
@@ -136,12 +142,13 @@ class FCISRPN(RPN):
         complete = (centres[:, 0] < width) & (centres[:, 1] < height)
         logits = logits[complete]
         boxes = self.box2box_transform.apply_deltas(deltas[complete], anchors[complete])
-        finite = logits.isfinite() & boxes.isfinite().all(dim=1)
-        if self.training and not finite.all():
+        if not self.training:
+            check_finite(logits, boxes)
+        elif not (logits.isfinite().all() and boxes.isfinite().all()):
             raise FloatingPointError("RPN: boxes or scores are not finite, training has diverged")
         boxes = clip_boxes(boxes, image_size)
         sides = boxes[:, 2:] - boxes[:, :2]
-        kept = finite & (sides >= self.min_box_size).all(dim=1)
+        kept = (sides >= self.min_box_size).all(dim=1)
         boxes, logits = boxes[kept], logits[kept]
         order = logits.sort(descending=True, stable=True).indices
         order = order[: self.pre_nms_topk[self.training]]

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torchvision.ops import nms
 
 from instseg.errors import ConfigError
+from instseg.modeling import check_finite
 from instseg.ops.assemble_instances import assemble_instances
 from instseg.projects.instance_fcn.proposals import paste_windows, tight_boxes
 from instseg.projects.instance_fcn.targets import (
@@ -150,6 +151,8 @@ class InstanceFCN(nn.Module):
             batched_inputs: Detectron2's format: ``image`` (C, h, w), for training ``instances``
                 with ``gt_boxes`` and ``gt_masks`` (bit masks), else optionally ``height`` and
                 ``width`` of the result.
+        Raises:
+            CheckpointError: not in training, the network gives values that are not finite.
         """
         if self.training:
             return self.losses(batched_inputs)
@@ -276,6 +279,7 @@ class InstanceFCN(nn.Module):
         # As Pillow resizes training pictures: smoothed where they shrink.
         resized = F.interpolate(image[None].float(), shape, mode="bilinear", antialias=True)[0]
         mask_maps, score_maps = self.maps([resized])
+        check_finite(mask_maps, score_maps)
         grid = self.grid(*shape)
         scores = score_maps[0, : grid[0], : grid[1]].flatten().sigmoid()
         best = scores.topk(min(self.pre_nms_topk, len(scores)))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from instseg.errors import CheckpointError, ConfigError
+from instseg.errors import ConfigError
 from instseg.modeling import IGNORED, DenseTargets, dense_targets
 
 
@@ -85,15 +85,6 @@ def true_targets(
         )
     padded = (size[0] * stride, size[1] * stride)
     return dense_targets([item["instances"]], padded, stride, device)
-
-
-def check_finite(*maps: Tensor) -> None:
-    """Raise a CheckpointError if a network gave something else than numbers."""
-    if not all(bool(x.isfinite().all()) for x in maps):
-        raise CheckpointError(
-            "the network gives values that are not finite; its weights are damaged or come from a "
-            "training that diverged"
-        )
 
 
 def resized_index(length: int, new_length: int, stride: int, device: torch.device) -> Tensor:

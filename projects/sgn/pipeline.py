@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from instseg.modeling import DenseTargets
+from instseg.modeling import DenseTargets, check_finite
 from instseg.ops.sgn_lines import NONE
 from instseg.projects.sgn.lines import line_components, links_from_breakpoints
 from instseg.projects.sgn.merging import (
@@ -167,7 +167,9 @@ def merged_by_network(
             ).sigmoid()
             for some in pairs.split(_PAIRS_PER_BATCH)
         ]
-        return torch.cat([pixels.new_zeros(0), *found])
+        scores = torch.cat([pixels.new_zeros(0), *found])
+        check_finite(scores)
+        return scores
 
     merge_greedily(components, settings, score)
 

@@ -11,9 +11,16 @@ from detectron2.structures import BitMasks, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from instseg.modeling import DenseTargets, dense_targets, dice_loss, semantic_loss, stage
+from instseg.modeling import (
+    DenseTargets,
+    check_finite,
+    dense_targets,
+    dice_loss,
+    semantic_loss,
+    stage,
+)
 from instseg.projects.sgn.config import SOURCES, STAGES, check_sgn_config
-from instseg.projects.sgn.inputs import check_finite, given_labels, resized_index, true_targets
+from instseg.projects.sgn.inputs import given_labels, resized_index, true_targets
 from instseg.projects.sgn.lines import most_likely_labels
 from instseg.projects.sgn.losses import breakpoint_loss
 from instseg.projects.sgn.merging import Components, MergeSettings
@@ -312,6 +319,7 @@ class SGN(nn.Module):
         with stage("links"):
             grouped = probabilities if self.class_aware else foreground(probabilities)
             maps = self._picture_maps(image, grouped, breakpoints, truth)
+        check_finite(maps.links)
         return self._group(maps, probabilities, truth), probabilities
 
     def _group(self, maps: PictureMaps, probabilities: Tensor, truth: Truth | None) -> Found:

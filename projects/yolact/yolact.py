@@ -12,8 +12,8 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from instseg.errors import CheckpointError, ConfigError
-from instseg.modeling import cross_class_nms, fast_nms, stage
+from instseg.errors import ConfigError
+from instseg.modeling import check_finite, cross_class_nms, fast_nms, stage
 from instseg.ops.assemble_masks import assemble_masks
 from instseg.projects.yolact.boxes import decode, level_sizes, make_priors
 from instseg.projects.yolact.layers import FeaturePyramid, PredictionHead, ProtoNet, conv
@@ -281,7 +281,7 @@ class YOLACT(nn.Module):
             CheckpointError: values that are not finite.
         """
         outputs = [x.float() for x in outputs]
-        _check_finite(*outputs)
+        check_finite(*outputs)
         results = []
         for item, deltas, logits, coefficients, prototypes in zip(
             batched_inputs, *outputs, strict=True
@@ -306,7 +306,7 @@ class YOLACT(nn.Module):
         scores = logits.softmax(dim=1)[:, 1:]
         candidates = (scores.amax(dim=1) > settings.score_threshold).nonzero()[:, 0]
         boxes = decode(deltas[candidates], self.priors[candidates])
-        _check_finite(boxes)  # sizes are exponentials
+        check_finite(boxes)  # sizes are exponentials
         rows, classes, best = _NMS[settings.nms](
             boxes,
             scores[candidates].T,
@@ -361,14 +361,6 @@ def in_order(shapes: dict[str, ShapeSpec]) -> list[str]:
             "MODEL.RESNETS.OUT_FEATURES ['res3', 'res4', 'res5']"
         )
     return names
-
-
-def _check_finite(*outputs: Tensor) -> None:
-    if not all(x.isfinite().all() for x in outputs):
-        raise CheckpointError(
-            "the network gives values that are not finite; its weights are damaged or come from a "
-            "training that diverged"
-        )
 
 
 def _check(cfg: CfgNode) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from instseg.errors import ConfigError
-from instseg.modeling import stage
+from instseg.modeling import check_finite, stage
 from instseg.projects.yolact import YOLACT, Detections, MaskSamples, mask_probabilities
 
 
@@ -127,6 +127,7 @@ class YOLACTPlus(YOLACT):
         """(N,) predicted IoU of each detection's mask, for its class."""
         masks = mask_probabilities(prototypes, detections.coefficients, detections.boxes)
         every: Tensor = self.maskiou_net(masks).float()
+        check_finite(every)
         return every[torch.arange(len(every)), detections.classes]
 
 

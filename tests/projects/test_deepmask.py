@@ -247,7 +247,7 @@ def test_a_huge_picture_is_searched_no_larger_than_the_limit() -> None:
 def test_weights_that_are_not_finite_are_an_error_not_a_result() -> None:
     model = small().eval()
     torch.nn.init.constant_(model.score_head.output.weight, torch.nan)
-    with pytest.raises(CheckpointError, match="scores that are not finite"):
+    with pytest.raises(CheckpointError, match="values that are not finite"):
         model([{"image": torch.zeros(3, 64, 64)}])
 
 

@@ -1,0 +1,21 @@
+"""What a network gives must be numbers: damaged weights are an error, not an odd result."""
+
+from torch import Tensor
+
+from instseg.errors import CheckpointError
+
+
+def check_finite(*outputs: Tensor) -> None:
+    """Refuse values that a prediction cannot be made of.
+
+    Comparisons with NaN are false, so that without this a mask, or a picture's whole result, would
+    silently be empty.
+
+    Raises:
+        CheckpointError: NaN or infinity in one of ``outputs``.
+    """
+    if not all(bool(x.isfinite().all()) for x in outputs):
+        raise CheckpointError(
+            "the network gives values that are not finite; its weights are damaged or come from a "
+            "training that diverged"
+        )

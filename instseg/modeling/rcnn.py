@@ -1,0 +1,71 @@
+"""Prediction of Detectron2's two-stage models, made to say what they would pass over."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes
+from torch import Tensor, nn
+
+from instseg.modeling.checks import check_finite
+
+_HEADS = ("rpn_head", "box_predictor")
+"""Names of the modules whose outputs Detectron2 drops where they are not finite."""
+
+
+def is_rcnn(model: nn.Module) -> bool:
+    """Whether ``model`` predicts as ``GeneralizedRCNN`` does, not in a way of its own."""
+    return isinstance(model, GeneralizedRCNN) and type(model).inference is GeneralizedRCNN.inference
+
+
+def predict_rcnn(
+    model: GeneralizedRCNN, batched_inputs: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """``model(batched_inputs)``, the values checked before masks of the picture's size are made.
+
+    Raises:
+        CheckpointError: the network gives values that are not finite.
+    """
+    with _checked(model):
+        found = model.inference(batched_inputs, do_postprocess=False)
+    for instances in found:
+        check_finite(*_floats(list(instances.get_fields().values())))
+    results = []
+    for instances, item in zip(found, batched_inputs, strict=True):
+        height, width = instances.image_size
+        size = item.get("height", height), item.get("width", width)
+        results.append({"instances": detector_postprocess(instances, *size)})
+    return results
+
+
+@contextmanager
+def _checked(model: nn.Module) -> Iterator[None]:
+    """Inside, what the heads of ``model`` give must be finite."""
+    heads = [part for name, part in model.named_modules() if name.rpartition(".")[2] in _HEADS]
+    # A cascade has a list of predictors, which is never called itself.
+    modules = [x for part in heads for x in (part if isinstance(part, nn.ModuleList) else [part])]
+    hooks = [
+        module.register_forward_hook(
+            lambda _module, _inputs, outputs: check_finite(*_floats(outputs))
+        )
+        for module in modules
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _floats(value: Any) -> Iterator[Tensor]:
+    """The tensors of floating-point numbers in ``value``, a tensor, boxes or sequences of them."""
+    if isinstance(value, Boxes):
+        value = value.tensor
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _floats(part)

@@ -48,6 +48,9 @@ def add_shared_config(cfg: CfgNode) -> None:
     cfg.INPUT.VIDEO_REFERENCE = ()
     # Give the flow from each frame to that earlier one as well, where the data set knows it.
     cfg.INPUT.VIDEO_FLOW = False
+    # Gigabytes that the masks of a picture may take in prediction, a byte per pixel and object: of
+    # more objects than that, those with the highest scores are given. Not in evaluation.
+    cfg.TEST.MASK_MEMORY = 4.0
     # Evaluate models whose video frames share work as on a stream: key frames in full, the frames
     # between them with their help. Otherwise every frame is computed in full.
     cfg.TEST.VIDEO = False

@@ -16,6 +16,13 @@ def class_name(class_names: Sequence[str] | None, index: int) -> str:
     return class_names[index] if class_names and index < len(class_names) else str(index)
 
 
+def at_least(instances: Instances, score: float) -> Instances:
+    """Those with this score or a higher one, without a copy of their masks if they come first."""
+    sure = instances.scores >= score
+    count = int(sure.sum())
+    return instances[:count] if bool(sure[:count].all()) else instances[sure]
+
+
 def draw_instances(
     image_bgr: Pixels,
     instances: Instances,
@@ -44,7 +51,7 @@ def draw_instances(
     import supervision as sv
 
     scene = np.array(image_bgr, order="C")
-    shown = instances[instances.scores >= min_score].to("cpu")
+    shown = at_least(instances, min_score).to("cpu")
     if not len(shown):
         return scene
     detections = sv.Detections.from_detectron2({"instances": shown})

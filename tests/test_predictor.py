@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.structures import Instances
+from detectron2.utils import logger as detectron2_logger
 from PIL import Image
 
 import instseg
@@ -254,16 +255,34 @@ def test_a_stream_takes_no_more_than_a_batch_in_advance(weights: Path) -> None:
     assert len(taken) == 6
 
 
-def test_a_batch_is_closed_early_where_its_masks_would_be_large(
-    weights: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("instseg.engine.predictor._MAX_BATCH_PIXELS", 2 * PHOTO[:, :, 0].size)
+def masks_of(count: int) -> list[Any]:
+    """Room for as many masks of PHOTO."""
+    return ["TEST.MASK_MEMORY", count * PHOTO[:, :, 0].size / 1e9]
+
+
+def test_a_batch_is_closed_early_where_its_masks_would_be_large(weights: Path) -> None:
     taken = []
-    results = Predictor(tiny_cfg(), weights, batch_size=8).stream(
+    results = Predictor(tiny_cfg(*masks_of(10)), weights, batch_size=8).stream(
         taken.append(number) or PHOTO for number in range(9)
     )
     next(results)
     assert len(taken) == 2
+
+
+def test_objects_whose_masks_would_be_too_large_are_left_out_and_that_is_said_once(
+    weights: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    detectron2_logger._LOG_COUNTER.clear()
+    limited = Predictor(tiny_cfg(*masks_of(2)), weights)
+    assert [len(result["instances"]) for result in limited([PHOTO, PHOTO])] == [2, 2]
+    assert caplog.text.count("64x48 pixels at most 2 objects are given") == 1
+    assert "TEST.DETECTIONS_PER_IMAGE 5 could take more than TEST.MASK_MEMORY" in caplog.text
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_room_for_masks_that_is_no_number_of_gigabytes_is_refused(value: float) -> None:
+    with pytest.raises(ConfigError, match="TEST.MASK_MEMORY is .*; expected gigabytes"):
+        Predictor(tiny_cfg("TEST.MASK_MEMORY", value))
 
 
 def test_a_stream_gives_the_results_before_a_bad_picture_first(weights: Path) -> None:

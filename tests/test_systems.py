@@ -1,5 +1,6 @@
 """What every system promises of a prediction: all eleven, untrained and small, in one table."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,18 @@ def one_of_each_part(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Par
         if part not in seen:
             seen.add(part)
             yield name, parameter
+
+
+def test_of_more_objects_than_there_is_memory_for_the_best_are_given(
+    predictor: Predictor,
+) -> None:
+    every = predictor(PHOTO)["instances"]
+    limited = copy.copy(predictor)
+    limited.cfg = predictor.cfg.clone()
+    limited.cfg.defrost()
+    limited.cfg.TEST.MASK_MEMORY = 1.5 * PHOTO[:, :, 0].size / 1e9
+    (best,) = limited([PHOTO])
+    assert_same(best["instances"], every[:1])
 
 
 @pytest.mark.parametrize("between", [False, True], ids=["key frame", "between"])

@@ -1,6 +1,7 @@
 """Prediction on one picture, a list or a stream, equal to Detectron2's ``DefaultPredictor``."""
 
 import logging
+import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,6 +14,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.transforms import ResizeShortestEdge, ResizeTransform
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.logger import log_first_n
 from PIL import Image
 from torch import Tensor
 
@@ -33,20 +35,28 @@ from instseg.modeling import (
 
 logger = logging.getLogger(__name__)
 
-# A batch is closed early at this many pixels of its original pictures: every mask has the size of
-# its picture, so 100 objects in each take 3.2 GB.
-_MAX_BATCH_PIXELS = 32_000_000
-
 Infer = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A picture for the model; ``image`` (3, H, W) is None where resizing leaves no pixel."""
+    """A picture for the model.
+
+    Attributes:
+        image: (3, H, W), None where resizing leaves no pixel.
+        height, width: of the picture itself.
+        max_instances: objects at most.
+    """
 
     image: Tensor | None
     height: int
     width: int
+    max_instances: int
+
+    @property
+    def mask_bytes(self) -> int:
+        """Memory of the masks of so many objects."""
+        return self.height * self.width * self.max_instances
 
 
 class Predictor:
@@ -177,7 +187,7 @@ class Predictor:
         """Predict on any number of pictures, lazily and in order.
 
         At most ``batch_size`` pictures are taken from ``images`` before the first of their results
-        is given.
+        is given; fewer where their masks could take more than ``TEST.MASK_MEMORY``.
 
         Args:
             images: see :meth:`__call__`.
@@ -195,8 +205,8 @@ class Predictor:
                 yield from self._run(window)
                 raise
             window.append(prepared)
-            pixels = sum(item.height * item.width for item in window)
-            if len(window) >= self.batch_size or pixels >= _MAX_BATCH_PIXELS:
+            full = sum(item.mask_bytes for item in window) >= self._mask_bytes
+            if full or len(window) >= self.batch_size:
                 yield from self._run(window)
                 window = []
         yield from self._run(window)
@@ -211,18 +221,38 @@ class Predictor:
         if self.cfg.INPUT.FORMAT == "RGB":
             image = image[:, :, ::-1]
         height, width = image.shape[:2]
+        most = self._max_instances(height, width)
         # Detectron2's augmentation object would draw its one size with NumPy's global generator.
         if shortest := self.cfg.INPUT.MIN_SIZE_TEST:
             shape = ResizeShortestEdge.get_output_shape(
                 height, width, shortest, self.cfg.INPUT.MAX_SIZE_TEST
             )
             if min(shape) == 0:
-                return _Prepared(None, height, width)
+                return _Prepared(None, height, width, most)
             image = ResizeTransform(height, width, *shape, Image.Resampling.BILINEAR).apply_image(
                 image
             )
         tensor = torch.as_tensor(image.astype("float32").transpose(2, 0, 1))
-        return _Prepared(tensor, height, width)
+        return _Prepared(tensor, height, width, most)
+
+    @property
+    def _mask_bytes(self) -> int:
+        return int(self.cfg.TEST.MASK_MEMORY * 1e9)
+
+    def _max_instances(self, height: int, width: int) -> int:
+        """Objects whose masks fit into ``TEST.MASK_MEMORY``, at least one."""
+        wanted: int = self.cfg.TEST.DETECTIONS_PER_IMAGE
+        most = max(self._mask_bytes // (height * width), 1)
+        if 0 <= wanted <= most:
+            return wanted
+        log_first_n(
+            logging.WARNING,
+            f"Of a picture of {width}x{height} pixels at most {most} objects are given, those with "
+            f"the highest scores: masks of TEST.DETECTIONS_PER_IMAGE {wanted} could take more than "
+            f"TEST.MASK_MEMORY {self.cfg.TEST.MASK_MEMORY:g} GB; raise that or shrink the picture "
+            "(said once)",
+        )
+        return most
 
     # Not around the generator: between two results the caller's own gradient mode must hold.
     @torch.no_grad()
@@ -235,7 +265,12 @@ class Predictor:
                 groups[self._padded_shape(*item.image.shape[-2:])].append(index)
         for indices in groups.values():
             inputs = [
-                {"image": window[i].image, "height": window[i].height, "width": window[i].width}
+                {
+                    "image": window[i].image,
+                    "height": window[i].height,
+                    "width": window[i].width,
+                    "max_instances": window[i].max_instances,
+                }
                 for i in indices
             ]
             for index, result in zip(indices, infer(inputs), strict=True):
@@ -295,6 +330,10 @@ def _resolve(
     cfg.merge_from_list(list(overrides))
     if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
         raise ConfigError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; prediction needs BGR or RGB")
+    if not 0 < cfg.TEST.MASK_MEMORY < math.inf:
+        raise ConfigError(
+            f"TEST.MASK_MEMORY is {cfg.TEST.MASK_MEMORY}; expected gigabytes, more than 0"
+        )
     if cfg.MODEL.LOAD_PROPOSALS:
         raise ConfigError(
             "MODEL.LOAD_PROPOSALS is set: the model needs the proposals of each picture from a "

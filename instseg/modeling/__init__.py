@@ -6,6 +6,7 @@ from instseg.modeling.dense_decoder import DenseDecoder, conv_relu
 from instseg.modeling.dense_losses import dice_loss, semantic_loss
 from instseg.modeling.dense_targets import IGNORED, NONE, DenseTargets, centres, dense_targets
 from instseg.modeling.fast_nms import cross_class_nms, fast_nms
+from instseg.modeling.masks import keep_masks
 from instseg.modeling.rcnn import is_rcnn, predict_rcnn
 from instseg.modeling.split import Network, SplitModel, as_split
 from instseg.modeling.stages import now, stage, stage_times
@@ -36,6 +37,7 @@ __all__ = [
     "dice_loss",
     "fast_nms",
     "is_rcnn",
+    "keep_masks",
     "now",
     "semantic_loss",
     "predict_rcnn",

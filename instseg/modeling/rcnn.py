@@ -23,7 +23,9 @@ def is_rcnn(model: nn.Module) -> bool:
 def predict_rcnn(
     model: GeneralizedRCNN, batched_inputs: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """``model(batched_inputs)``, the values checked before masks of the picture's size are made.
+    """``model(batched_inputs)``, but for what masks of the picture's size are made of.
+
+    Values are checked, and of more than ``max_instances`` objects of an input the best are taken.
 
     Raises:
         CheckpointError: the network gives values that are not finite.
@@ -36,7 +38,8 @@ def predict_rcnn(
     for instances, item in zip(found, batched_inputs, strict=True):
         height, width = instances.image_size
         size = item.get("height", height), item.get("width", width)
-        results.append({"instances": detector_postprocess(instances, *size)})
+        best = instances[: item.get("max_instances")]
+        results.append({"instances": detector_postprocess(best, *size)})
     return results
 
 

@@ -46,3 +46,4 @@ def predict_pictures(results: Results, sources: Sequence[Source], add_records: A
             suffix = ".jpg" if Path(source.name).suffix.lower() in _JPEG_SUFFIXES else ".png"
             path = results.output / f"{source.stem}{suffix}"
             write_picture(path, results.draw(image, kept))
+        del result, kept  # masks of a large picture, which the next one needs the room of

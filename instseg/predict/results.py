@@ -18,7 +18,7 @@ from instseg.data.images import Array
 from instseg.engine.predictor import Predictor
 from instseg.errors import ImageError
 from instseg.predict.records import write_picture, writing
-from instseg.visualize import class_name, draw_instances
+from instseg.visualize import at_least, class_name, draw_instances
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Results:
 
     def keep(self, instances: Instances) -> Instances:
         """The objects that are sure enough, on the CPU."""
-        return instances[instances.scores >= self.confidence].to("cpu")
+        return at_least(instances, self.confidence).to("cpu")
 
     def draw(self, image: Array, instances: Instances) -> Array:
         """A copy of ``image`` (H, W, 3) in BGR order with ``instances`` on it."""

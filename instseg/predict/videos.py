@@ -140,6 +140,7 @@ class VideoRun:
             )
             if writer is not None:
                 writer.write(frame._replace(image=self._results.draw(frame.image, kept)))
+            del result, kept  # masks of a large frame, which the next one needs the room of
         if problem is not None:
             raise problem
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from instseg.errors import ConfigError
-from instseg.modeling import Comparison, check_finite, stage
+from instseg.modeling import Comparison, check_finite, keep_masks, stage
 from instseg.projects.deepmask.comparisons import dense_against_patches
 from instseg.projects.deepmask.heads import Embedding, PooledScoreHead, SharedScoreHead
 from instseg.projects.deepmask.inference import (
@@ -151,7 +151,8 @@ class DeepMask(nn.Module):
             batched_inputs: in training patches, ``image`` (3, P, P) with values 0..255 and P =
                 ``patch_size`` + 2 ``context``; all with ``head`` "mask" and ``gt_mask`` (T, T), -1
                 or 1, or all with ``head`` "score" and ``label``, -1 or 1.  Else Detectron2's
-                format: ``image`` (3, h, w) and optionally ``height``, ``width`` of the result.
+                format: ``image`` (3, h, w) and optionally ``height``, ``width`` of the result and
+                ``max_instances`` in it.
         Raises:
             ValueError: patches for both heads in a batch, or of another size.
             CheckpointError: not in training, the network gives values that are not finite.
@@ -240,21 +241,24 @@ class DeepMask(nn.Module):
             windows, level = self.search(image, scale)
             found.append(windows)
             levels.append(level)
-        found = best_windows(found, self.max_proposals)
+        limit = min(self.max_proposals, item.get("max_instances", self.max_proposals))
+        found = best_windows(found, limit)
         scores = torch.cat([windows.scores for windows in found])
         masks = torch.zeros(len(scores), *size, dtype=torch.bool, device=self.device)
-        counts = [len(windows.scores) for windows in found]
-        with stage("masks"):
-            for windows, level, part in zip(found, levels, masks.split(counts), strict=True):
-                self._draw(windows, level, part, (size[0] / height, size[1] / width))
-        boxes = BitMasks(masks).get_bounding_boxes()
+        # Drawn where they belong by score, since there is no room for a second copy.
         order = scores.argsort(descending=True, stable=True)
-        order = order[boxes.nonempty()[order]]
+        places = order.argsort().split([len(windows.scores) for windows in found])
+        with stage("masks"):
+            for windows, level, own in zip(found, levels, places, strict=True):
+                canvases = [masks[place] for place in own.tolist()]
+                self._draw(windows, level, canvases, (size[0] / height, size[1] / width))
+        boxes = BitMasks(masks).get_bounding_boxes()
+        filled = boxes.nonempty()
         result = Instances(size)
-        result.pred_boxes = boxes[order]
-        result.scores = scores[order]
-        result.pred_classes = torch.zeros_like(order)
-        result.pred_masks = masks[order]
+        result.pred_boxes = boxes[filled]
+        result.scores = scores[order][filled]
+        result.pred_classes = torch.zeros_like(order[filled])
+        result.pred_masks = keep_masks(masks, filled)
         return result
 
     def search(self, image: Tensor, scale: Scale) -> tuple[Windows, Any]:
@@ -305,13 +309,13 @@ class DeepMask(nn.Module):
         return [dense_against_patches(self, image)]
 
     def _draw(
-        self, windows: Windows, level: Any, masks: Tensor, enlarged: tuple[float, float]
+        self, windows: Windows, level: Any, masks: list[Tensor], enlarged: tuple[float, float]
     ) -> None:
         """Paste the masks of windows of one scale, some at a time."""
         step = max(_CHUNK // self.output_size**2 // 8, 1)
         factor = windows.scale.factor
         for start in range(0, len(masks), step):
-            part = torch.arange(start, min(start + step, len(masks)), device=masks.device)
+            part = torch.arange(start, min(start + step, len(masks)), device=self.device)
             logits = self.logits_of(windows[part], level).float()
             check_finite(logits)
             paste(

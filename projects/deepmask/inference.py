@@ -92,7 +92,7 @@ def best_windows(found: Sequence[Windows], limit: int) -> list[Windows]:
 def paste(
     logits: Tensor,
     cells: Tensor,
-    masks: Tensor,
+    masks: Sequence[Tensor],
     *,
     factors: tuple[float, float],
     patch_size: int,
@@ -109,7 +109,7 @@ def paste(
     Args:
         logits: (N, S, S).
         cells: (N, 2) int64 rows and columns on the grid.
-        masks: (N, H, W) bool, written to; pixels outside a window stay as they are.
+        masks: N times (H, W) bool, written to; pixels outside a window stay as they are.
         factors: pixels of the level per pixel of the picture, vertically and horizontally.
         patch_size: side of a window in pixels of the level.
         stride: pixels of the level per cell.

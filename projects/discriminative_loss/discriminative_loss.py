@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from instseg.errors import ConfigError
-from instseg.modeling import check_finite, dense_targets, dice_loss, semantic_loss, stage
+from instseg.modeling import (
+    check_finite,
+    dense_targets,
+    dice_loss,
+    keep_masks,
+    semantic_loss,
+    stage,
+)
 from instseg.projects.discriminative_loss.clustering import ClusterSettings, cluster
 from instseg.projects.discriminative_loss.enet import ENet
 from instseg.projects.discriminative_loss.losses import (
@@ -122,9 +129,10 @@ class DiscriminativeLoss(nn.Module):
         Args:
             batched_inputs: Detectron2's: ``image`` (3, h, w) in 0..255; for training ``instances``
                 with ``gt_classes`` and ``gt_masks``; else optionally ``height`` and ``width`` of
-                the result, ``given_semantic`` (H, W) int, labels to use in place of the predicted
-                semantic map (0 background, class + 1; resized to the picture), and
-                ``num_instances`` for k-means.  Detectron2's own ``sem_seg`` is the truth: not used.
+                the result, ``max_instances`` in it, ``given_semantic`` (H, W) int, labels to use in
+                place of the predicted semantic map (0 background, class + 1; resized to the
+                picture), and ``num_instances`` for k-means.  Detectron2's own ``sem_seg`` is the
+                truth: not used.
         Returns:
             in training a dict of scalar losses, else a list of dicts with ``instances``:
             ``pred_boxes``, ``scores``, ``pred_classes``, ``pred_masks`` (N, height, width) bool,
@@ -231,13 +239,14 @@ class DiscriminativeLoss(nn.Module):
                 for own, other in zip(image.shape[1:], size, strict=True)
             )
             # Both at once: masks of large pictures take gigabytes.
-            masks = found.masks[:, rows[:, None], columns]
+            masks = found.masks[: item.get("max_instances"), rows[:, None], columns]
             kept = masks.any(dim=2).any(dim=1)  # a tiny object may vanish in a smaller result
+            masks = keep_masks(masks, kept)
             instances = Instances(size)
-            instances.pred_boxes = Boxes(tight_boxes(masks[kept]))
-            instances.scores = found.scores[kept]
-            instances.pred_classes = found.classes[kept]
-            instances.pred_masks = masks[kept]
+            instances.pred_boxes = Boxes(tight_boxes(masks))
+            instances.scores = found.scores[: len(kept)][kept]
+            instances.pred_classes = found.classes[: len(kept)][kept]
+            instances.pred_masks = masks
         result = {"instances": instances}
         if self.give_semantic:
             result["sem_seg"] = probabilities[:, rows[:, None], columns]

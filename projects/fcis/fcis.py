@@ -70,8 +70,8 @@ class FCIS(GeneralizedRCNN):
         """Detections in every picture; the pictures run one by one, so none sees padding.
 
         Args:
-            batched_inputs: each with ``image`` (3, H, W) and, if another size of the result is
-                wanted, ``height`` and ``width``.
+            batched_inputs: each with ``image`` (3, H, W) and, if another size of the result or no
+                more than so many detections are wanted, ``height``, ``width``, ``max_instances``.
         Returns:
             a dict per picture with ``instances``, see :class:`Detector`.
         """
@@ -84,4 +84,4 @@ class FCIS(GeneralizedRCNN):
         (found,), _ = self.roi_heads(images, features, proposals)
         height, width = images.image_sizes[0]
         size = sample.get("height", height), sample.get("width", width)
-        return self.detector(found, (height, width), size)
+        return self.detector(found, (height, width), size, sample.get("max_instances"))

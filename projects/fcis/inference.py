@@ -38,13 +38,18 @@ class Detector:
     score_threshold: float = 0.001
 
     def __call__(
-        self, found: Detections, network_size: tuple[int, int], output_size: tuple[int, int]
+        self,
+        found: Detections,
+        network_size: tuple[int, int],
+        output_size: tuple[int, int],
+        max_instances: int | None = None,
     ) -> Instances:
         """
         Args:
             found: regions of one image.
             network_size: height and width of the network input.
             output_size: height and width asked for.
+            max_instances: detections at most, beside ``max_detections``.
         Returns:
             ``pred_boxes``, ``scores``, ``pred_classes`` and ``pred_masks`` (N, H, W) bool at
             ``output_size``, by descending score.  With voting, a box is the tight box of its
@@ -72,7 +77,7 @@ class Detector:
                 score_threshold=self.score_threshold,
                 resample=self.voting,
             )
-        order = scores.sort(descending=True, stable=True).indices
+        order = scores.sort(descending=True, stable=True).indices[:max_instances]
         instances = Instances(output_size)
         instances.pred_boxes = Boxes(boxes[order] + boxes.new_tensor([0, 0, 1, 1]))
         instances.scores = scores[order]

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torchvision.ops import nms
 
 from instseg.errors import ConfigError
-from instseg.modeling import check_finite
+from instseg.modeling import check_finite, keep_masks
 from instseg.ops.assemble_instances import assemble_instances
 from instseg.projects.instance_fcn.proposals import paste_windows, tight_boxes
 from instseg.projects.instance_fcn.targets import (
@@ -150,7 +150,7 @@ class InstanceFCN(nn.Module):
         Args:
             batched_inputs: Detectron2's format: ``image`` (C, h, w), for training ``instances``
                 with ``gt_boxes`` and ``gt_masks`` (bit masks), else optionally ``height`` and
-                ``width`` of the result.
+                ``width`` of the result and ``max_instances`` in it.
         Raises:
             CheckpointError: not in training, the network gives values that are not finite.
         """
@@ -246,6 +246,7 @@ class InstanceFCN(nn.Module):
         shapes = dict.fromkeys(self._shape_at(side, height, width) for side in self.scales)
         windows = Instances.cat([self._search(image, shape, size) for shape in shapes])
         kept = nms(windows.boxes, windows.scores, self.nms_threshold)[: self.max_proposals]
+        kept = kept[: sample.get("max_instances")]
         windows = windows[kept]
         masks = paste_windows(
             windows.logits - self.mask_logit, windows.corners, windows.cells, windows.grids, size
@@ -257,7 +258,7 @@ class InstanceFCN(nn.Module):
         result.pred_boxes = Boxes(boxes[filled])
         result.scores = windows.scores[filled]
         result.pred_classes = torch.zeros_like(kept[filled])
-        result.pred_masks = masks[filled]
+        result.pred_masks = keep_masks(masks, filled)
         return result
 
     def _shape_at(self, side: int, height: int, width: int) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from instseg.modeling import (
     check_finite,
     dense_targets,
     dice_loss,
+    keep_masks,
     semantic_loss,
     stage,
 )
@@ -179,7 +180,7 @@ class SGN(nn.Module):
             batched_inputs: Detectron2's: ``image`` (3, h, w) in 0..255; for training, and where a
                 source is "truth", ``instances`` with ``gt_classes`` and ``gt_masks``; where the
                 semantic map comes from "files", ``sem_seg`` (h, w), class + 1, 0 for background,
-                255 for neither; optionally ``height`` and ``width`` of the result.
+                255 for neither; optionally ``height``, ``width``, ``max_instances`` of the result.
         Returns:
             in training a dict of scalar losses, else a list of dicts with ``instances``:
             ``pred_boxes``, ``scores``, ``pred_classes``, ``pred_masks`` (N, height, width) bool,
@@ -273,7 +274,8 @@ class SGN(nn.Module):
         found, probabilities = self.find(image, item)
         size = int(item.get("height", image.shape[1])), int(item.get("width", image.shape[2]))
         with stage("masks"):
-            best = found.scores.argsort(descending=True, stable=True)[: self.max_instances]
+            best = found.scores.argsort(descending=True, stable=True)
+            best = best[: self.max_instances][: item.get("max_instances")]
             rows, columns = (
                 resized_index(own, other, self.output_stride, self.device)
                 for own, other in zip(image.shape[1:], size, strict=True)
@@ -281,10 +283,11 @@ class SGN(nn.Module):
             masks = found.instances[rows][:, columns] == best[:, None, None]
             kept = masks.any(dim=2).any(dim=1)  # a tiny object may vanish in a smaller result
             instances = Instances(size)
-            instances.pred_boxes = BitMasks(masks[kept]).get_bounding_boxes().to(self.device)
+            masks = keep_masks(masks, kept)
+            instances.pred_boxes = BitMasks(masks).get_bounding_boxes().to(self.device)
             instances.scores = found.scores[best][kept]
             instances.pred_classes = found.classes[best][kept]
-            instances.pred_masks = masks[kept]
+            instances.pred_masks = masks
         result: dict[str, Any] = {"instances": instances}
         if self.give_semantic:
             result["sem_seg"] = probabilities[:, rows][:, :, columns]

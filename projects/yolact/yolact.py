@@ -58,8 +58,8 @@ class Detections:
     classes: Tensor
     coefficients: Tensor
 
-    def __getitem__(self, rows: Tensor) -> "Detections":
-        """Those at ``rows``, indices or a (N,) bool."""
+    def __getitem__(self, rows: Tensor | slice) -> "Detections":
+        """Those at ``rows``, indices, a slice or a (N,) bool."""
         return Detections(
             self.boxes[rows], self.scores[rows], self.classes[rows], self.coefficients[rows]
         )
@@ -194,8 +194,9 @@ class YOLACT(nn.Module):
         """
         Args:
             batched_inputs: Detectron2's: ``image`` (3, h, w) in 0..255 and, for results of another
-                size, ``height`` and ``width``; for training ``instances`` with ``gt_boxes``,
-                ``gt_classes``, ``gt_masks``, and ``crowd_boxes`` (``Boxes``) if there are crowds.
+                size or no more than so many, ``height``, ``width`` and ``max_instances``; for
+                training ``instances`` with ``gt_boxes``, ``gt_classes``, ``gt_masks``, and
+                ``crowd_boxes`` (``Boxes``) if there are crowds.
         Returns:
             in training a dict of scalar losses, else a list of dicts with ``instances``:
             ``pred_boxes``, ``scores``, ``pred_classes``, ``pred_masks`` (N, height, width) bool.
@@ -291,6 +292,7 @@ class YOLACT(nn.Module):
             with stage("post-processing"):
                 detections = self.detect(deltas, logits, coefficients)
                 detections = detections[self.pixel_boxes(detections, size).nonempty()]
+                detections = detections[: item.get("max_instances")]
             results.append({"instances": self.finish(detections, prototypes, size)})
         return results
 

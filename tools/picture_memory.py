@@ -1,0 +1,73 @@
+"""Memory and time that one large picture takes, system by system; needs /proc (Linux).
+
+Each system is its paper's network with random weights, which keeps as many objects of any score as
+it may, in a process of its own.  Memory is what the prediction takes at most beside the model.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from instseg import Predictor
+from instseg.benchmark.rows import forget_peak, in_fresh_process, peak_resident
+
+SYSTEMS = (
+    "deepmask/deepmask_resnet50_coco.yaml",
+    "sharpmask/sharpmask_resnet50_coco.yaml",
+    "instance_fcn/instance_fcn_VGG16_coco.yaml",
+    "fcis/fcis_R_101_coco.yaml",
+    "mask_rcnn/mask_rcnn_R_50_FPN_coco.yaml",
+    "mask_scoring_rcnn/mask_scoring_rcnn_R_50_FPN_coco.yaml",
+    "yolact/yolact_base.yaml",
+    "yolact_plus/yolact_plus_base.yaml",
+    "yolact_edge/yolact_edge.yaml",
+    "sgn/sgn_VGG16_cityscapes.yaml",
+    "discriminative_loss/discriminative_loss_cityscapes.yaml",
+)
+# A score threshold that no random network stays below.
+ANY = ["MODEL.WEIGHTS", "", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0]
+ANY += ["MODEL.YOLACT.SCORE_THRESH_TEST", 0.0]
+
+
+def picture(megapixels: float) -> np.ndarray:
+    """Blots of 50 x 50 pixels, 4 wide to 3 high."""
+    scale = (megapixels * 1e6 / 12) ** 0.5 / 50
+    blots = np.random.default_rng(0).integers(
+        0, 256, (round(3 * scale), round(4 * scale), 3), dtype=np.uint8
+    )
+    return blots.repeat(50, axis=0).repeat(50, axis=1)
+
+
+def measure(config: str, overrides: Sequence[str], megapixels: float) -> float | None:
+    """Predict, print a line, and give the mebibytes."""
+    torch.manual_seed(0)
+    predictor = Predictor(config, overrides=[*ANY, *overrides])
+    image = picture(megapixels)
+    forget_peak()
+    before, start = peak_resident(), time.perf_counter()
+    count = len(predictor(image)["instances"])
+    seconds, peak = time.perf_counter() - start, peak_resident()
+    taken = None if before is None or peak is None else peak - before
+    size = "x".join(map(str, image.shape[1::-1]))
+    print(f"| {config} | {size} | {count} | {taken:.0f} MiB | {seconds:.1f} s |", flush=True)
+    return taken
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config-file", nargs="+", default=SYSTEMS, metavar="FILE")
+    parser.add_argument("--megapixels", type=float, default=4, metavar="N")
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE")
+    args = parser.parse_args()
+    print(
+        "| configuration | picture | objects | memory | time |\n|---|---|---|---|---|", flush=True
+    )
+    for config in args.config_file:
+        in_fresh_process(measure, config, args.overrides, args.megapixels)
+
+
+if __name__ == "__main__":
+    main()

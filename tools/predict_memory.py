@@ -1,10 +1,12 @@
-"""Memory of ``instseg predict`` while it works through a long video; needs /proc (Linux).
+"""Memory of ``instseg predict`` on a long video or a large folder; needs /proc (Linux).
 
-Writes a synthetic clip and untrained weights, predicts on the clip, and prints the process's
-memory as it goes.  Untrained, the model finds as many objects as it may in every frame.
+Writes a synthetic clip, or with --pictures a folder of small pictures, and untrained weights,
+predicts, and prints the process's memory as it goes.  Untrained, the model finds as many objects as
+it may in everything.
 """
 
 import argparse
+import os
 import sys
 import tempfile
 import threading
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from instseg import Predictor, cli
 from instseg.data.videos import Frame, VideoWriter
@@ -22,6 +25,8 @@ SIZE = (240, 320)
 # A network so small that decoding, drawing and recording are a good part of the work.
 SMALL = ["MODEL.DEVICE", "cpu", "INPUT.SQUARE_SIZE", "64", "TEST.DETECTIONS_PER_IMAGE", "5"]
 SMALL += ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
+# Records of pictures are counted as the pictures.
+ONE_EACH = ["TEST.DETECTIONS_PER_IMAGE", "1", "MODEL.YOLACT.SCORE_THRESH_TEST", "0.0"]
 
 
 def write_clip(path: Path, frames: int) -> None:
@@ -35,6 +40,16 @@ def write_clip(path: Path, frames: int) -> None:
             writer.write(Frame(image, number / 25))
 
 
+def write_pictures(folder: Path, count: int) -> None:
+    """One picture of noise under many names."""
+    folder.mkdir()
+    first = folder / "0.png"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(first)
+    for number in range(1, count):
+        os.link(first, folder / f"{number}.png")
+
+
 def resident() -> float:
     """Megabytes of this process that are in memory."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -42,10 +57,10 @@ def resident() -> float:
 
 
 class Sampler(threading.Thread):
-    """Notes and prints memory whenever another ``step`` frames stand in the results of a video.
+    """Notes and prints memory whenever another ``step`` frames stand in a file of results.
 
     Attributes:
-        samples: (frames done, megabytes).
+        samples: (frames or pictures done, megabytes).
     """
 
     def __init__(self, results: Path, step: int) -> None:
@@ -66,7 +81,7 @@ class Sampler(threading.Thread):
                     done += line.endswith("\n")
                 if done >= due:
                     self.samples.append((done, resident()))
-                    print(f"{done:7d} frames  {self.samples[-1][1]:8.1f} MB", flush=True)
+                    print(f"{done:7d} done  {self.samples[-1][1]:8.1f} MB", flush=True)
                     due = done - done % self._step + self._step
                 time.sleep(0.05)
 
@@ -76,16 +91,32 @@ class Sampler(threading.Thread):
 
 
 def measure(
-    config: str, overrides: Sequence[str], frames: int, step: int, folder: Path
+    config: str,
+    overrides: Sequence[str],
+    frames: int,
+    step: int,
+    folder: Path,
+    *,
+    pictures: bool = False,
 ) -> list[tuple[int, float]]:
-    """Predict on a clip of ``frames`` frames; (frames done, megabytes) about every ``step``."""
-    write_clip(folder / "clip.mp4", frames)
+    """Predict on a clip of so many frames, or as many pictures.
+
+    Returns:
+        (frames or pictures done, megabytes) about every ``step``.
+    """
+    if pictures:
+        overrides = [*overrides, *ONE_EACH]
+        given, written = folder / "pictures", folder / "results" / "predictions.json"
+        write_pictures(given, frames)
+    else:
+        given, written = folder / "clip.mp4", folder / "results" / "clip.json"
+        write_clip(given, frames)
     torch.manual_seed(0)
     model = Predictor(config, overrides=overrides).model
     torch.save({"model": model.state_dict()}, folder / "weights.pth")
-    sampler = Sampler(folder / "results" / "clip.json", step)
+    sampler = Sampler(written, step)
     sampler.start()
-    files = ["--weights", folder / "weights.pth", "--input", folder / "clip.mp4"]
+    files = ["--weights", folder / "weights.pth", "--input", given]
     options = ["--config-file", config, *files, "--output", folder / "results", "--confidence", "0"]
     try:
         status = cli.main(["predict", *map(str, options), "--", *overrides])
@@ -100,15 +131,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config-file", default="yolact/yolact_shapes.yaml", metavar="FILE")
     parser.add_argument("--frames", type=int, default=10_000, metavar="N")
+    parser.add_argument("--pictures", action="store_true", help="as many pictures in a folder")
     parser.add_argument("overrides", nargs="*", default=SMALL, metavar="KEY VALUE")
     args = parser.parse_args()
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         step = max(args.frames // 10, 1)
-        samples = measure(args.config_file, args.overrides, args.frames, step, Path(folder))
+        samples = measure(
+            *(args.config_file, args.overrides, args.frames, step, Path(folder)),
+            pictures=args.pictures,
+        )
     growth = samples[-1][1] - samples[0][1]
-    print(f"grown by {growth:.1f} MB in {samples[-1][0] - samples[0][0]} frames")
-    print(f"{args.frames / (time.perf_counter() - start):.1f} frames a second", file=sys.stderr)
+    print(f"grown by {growth:.1f} MB in {samples[-1][0] - samples[0][0]}")
+    print(f"{args.frames / (time.perf_counter() - start):.1f} a second", file=sys.stderr)
 
 
 if __name__ == "__main__":

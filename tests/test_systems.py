@@ -127,11 +127,12 @@ def test_what_is_no_usable_picture_is_refused_before_any_network(predictor: Pred
     def fail(*arguments: Any) -> None:
         raise AssertionError("the network ran")
 
-    hook = predictor.model.register_forward_pre_hook(fail)
+    hooks = [part.register_forward_pre_hook(fail) for part in predictor.model.modules()]
     for item, error, message in REFUSED:
         with pytest.raises(error, match=message):
             predictor(item)
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
 
 
 def test_pictures_of_very_different_sizes_give_in_a_batch_what_they_give_alone(

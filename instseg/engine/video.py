@@ -132,8 +132,9 @@ class VideoPredictor:
                 it.
         """
         if self._model is None:
-            for result in self.predictor.stream(frames):
-                yield result | {"keyframe": True}
+            # Not a loop, whose variable would hold on to a result while the next is made.
+            results = self.predictor.stream(frames)
+            yield from map(lambda result: result | {"keyframe": True}, results)
             return
         for number, frame in enumerate(frames):
             yield self(frame, name=f"frame {number}")

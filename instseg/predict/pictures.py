@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 
 from tqdm import tqdm
@@ -37,10 +38,11 @@ def predict_pictures(results: Results, sources: Sequence[Source], add_records: A
             pending.append((source, image))
             yield image
 
-    for image_id, result in enumerate(results.predictor.stream(readable()), start=1):
+    image_ids = count(1)  # enumerate() would hold on to a result while the next is made
+    for result in results.predictor.stream(readable()):
         source, image = pending.popleft()
         kept = results.keep(result["instances"])
-        head = {"image_id": image_id, "file_name": source.name}
+        head = {"image_id": next(image_ids), "file_name": source.name}
         add_records(head | record for record in results.describe(kept, source.stem))
         if results.overlay:
             suffix = ".jpg" if Path(source.name).suffix.lower() in _JPEG_SUFFIXES else ".png"

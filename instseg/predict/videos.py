@@ -4,6 +4,7 @@ import logging
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
+from itertools import count
 from typing import Any
 
 from tqdm import tqdm
@@ -120,7 +121,9 @@ class VideoRun:
                 problem = error
 
         self._predictor.reset()
-        for number, result in enumerate(self._predictor.stream(images()), start=records.kept):
+        numbers = count(records.kept)  # enumerate() would hold on to a result
+        for result in self._predictor.stream(images()):
+            number = next(numbers)
             frame = pending.popleft()
             kept = self._results.keep(result["instances"])
             height, width = frame.image.shape[:2]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import instseg
+from instseg.check_data import add_arguments as add_check_data
 from instseg.errors import ConfigError, InstsegError, OutputError
 
 
@@ -195,6 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_convert(commands.add_parser("convert", help="make released weights usable here"))
     _add_export(commands.add_parser("export", help="write a network as ONNX or torch.export"))
+    add_check_data(commands.add_parser("check-data", help="find what is wrong with data sets"))
     shapes = commands.add_parser("shapes", help="the built-in synthetic data set")
     shapes_commands = shapes.add_subparsers(metavar="COMMAND", required=True)
     _add_shapes_export(shapes_commands.add_parser("export", help="write it as COCO JSON and PNG"))
@@ -303,13 +305,8 @@ def _add_nuclei_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="STAGE1_TRAIN", help="the unpacked download")
     parser.add_argument("output", type=Path, metavar="OUTPUT")
     for split, count in (("train", 400), ("val", 60)):
-        parser.add_argument(
-            f"--{split}",
-            type=int,
-            default=count,
-            metavar="N",
-            help="pictures (default %(default)s)",
-        )
+        text = "pictures (default %(default)s)"
+        parser.add_argument(f"--{split}", type=int, default=count, metavar="N", help=text)
     parser.set_defaults(run=nuclei_build)
 
 

@@ -22,6 +22,7 @@ from detectron2.utils.registry import Registry
 
 from instseg.config_keys import add_shared_config
 from instseg.data.datasets import (
+    class_difference,
     dataset_classes,
     register_builtin_datasets,
     register_datasets,
@@ -211,13 +212,9 @@ def check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
         if not classes:
             continue
         # A model without classes may be tested on others than it was trained on.
-        if key and first is not None and first[1] != classes:
-            raise ConfigError(
-                f"the data sets {first[0]} and {name} differ in their classes or in the order of "
-                "them: "
-                f"{', '.join(first[1][:10])} against {', '.join(classes[:10])}; one model cannot "
-                "serve both"
-            )
+        difference = class_difference(first, (name, classes)) if key and first else None
+        if difference is not None:
+            raise ConfigError(f"{difference}; one model cannot serve both")
         first = first or (name, classes)
         expected = functools.reduce(getattr, key.split("."), cfg) if key else len(classes)
         if expected != len(classes):

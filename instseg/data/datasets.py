@@ -11,9 +11,11 @@ that needs no registration; without ``:IMAGE_ROOT`` the pictures lie beside the 
 
 import difflib
 import json
+import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -21,8 +23,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from instseg.data import cvppp, flying_chairs, shapes, shapes_video, voc, youtube_vis
+from instseg.data.coco_check import Level, Report, check_coco
 from instseg.errors import ConfigError, DatasetError
 
+logger = logging.getLogger(__name__)
+
+_CHECK = "instseg check-data"
 _COCO_PREFIX = "coco:"
 _SYNTHETIC = (*shapes.SPLITS, *shapes.SUBSETS, *shapes_video.SPLITS)
 _UNDER_ROOT = ("coco_mini", "nuclei")
@@ -95,18 +101,60 @@ def dataset_classes(name: str) -> list[str]:
     return list(metadata.get("thing_classes", []))
 
 
+def class_difference(
+    first: tuple[str, Sequence[str]], second: tuple[str, Sequence[str]]
+) -> str | None:
+    """What differs between two data sets, given as name and class names, if anything does."""
+    for number, (one, other) in enumerate(zip_longest(first[1], second[1]), start=1):
+        if one != other:
+            return (
+                f"the data sets {first[0]} and {second[0]} differ in their classes or in the order "
+                f"of them: number {number} is {one!r} in the one, {other!r} in the other"
+            )
+    return None
+
+
 @contextmanager
-def reading_datasets(names: Iterable[str]) -> Iterator[None]:
+def reading_datasets(names: Sequence[str]) -> Iterator[None]:
     """Turns what Detectron2 raises about data it cannot find or use into a DatasetError."""
+    listing = ", ".join(names)
     try:
         yield
     except FileNotFoundError as error:
         raise DatasetError(
-            f"data set {', '.join(names)}: there is no file {error.filename}; set "
-            "DETECTRON2_DATASETS to the folder that holds it"
+            f"data set {listing}: there is no file {error.filename}; set DETECTRON2_DATASETS to "
+            "the folder that holds it"
         ) from None
     except AssertionError as error:
-        raise DatasetError(f"data set {', '.join(names)}: {error}") from None
+        reason = str(error)
+        if reason.startswith("No valid data"):
+            reason = _why_none_is_left(names)
+        elif "cannot be set to a different value" in reason:
+            reason = (
+                "the name is in use for a set with other classes, or the file changed since it was "
+                "read; use another name for one of them, or start Python anew"
+            )
+        raise DatasetError(f"data set {listing}: {reason}") from None
+
+
+def _why_none_is_left(names: Sequence[str]) -> str:
+    records = [record for name in names for record in DatasetCatalog.get(name)]
+    annotated = sum(bool(record.get("annotations")) for record in records)
+    return nothing_to_train_on(annotated, len(records))
+
+
+def nothing_to_train_on(annotated: int, total: int) -> str:
+    """Why a data set has no object to learn from, and what to do.
+
+    Args:
+        annotated: pictures with annotations.
+        total: pictures.
+    """
+    crowds = ", but with crowds alone (iscrowd 1), which are not trained on" if annotated else ""
+    return (
+        f"{annotated} of {total} pictures are annotated{crowds}; to train on pictures without "
+        "objects set DATALOADER.FILTER_EMPTY_ANNOTATIONS False"
+    )
 
 
 def check_name(name: str) -> None:
@@ -121,26 +169,87 @@ def check_name(name: str) -> None:
     )
 
 
+def check_records(cfg: CfgNode, name: str, records: list[dict[str, Any]]) -> None:
+    """Check that ``cfg`` can train on the records of the data set ``name``.
+
+    The folders of the pictures are listed, no picture is opened.
+
+    Raises:
+        DatasetError: objects without a mask, or more pictures without a file than
+            ``DATALOADER.MAX_UNREADABLE``.
+        ConfigError: masks that ``INPUT.MASK_FORMAT`` does not suit.
+    """
+    if cfg.MODEL.MASK_ON:
+        check_masks(name, records)
+        if cfg.INPUT.MASK_FORMAT == "polygon" and not cfg.INPUT.SAMPLES:
+            _check_polygons(name, records)
+    missing = list(_missing_files(record["file_name"] for record in records))
+    if len(missing) > cfg.DATALOADER.MAX_UNREADABLE:
+        raise DatasetError(
+            f"data set {name}: {len(missing)} of {len(records)} pictures have no file, first "
+            f"{', '.join(missing[:3])}"
+        )
+
+
 def check_masks(name: str, records: list[dict[str, Any]]) -> None:
     """Refuse training records with an object that has no mask.
 
     Detectron2 accepts them and fails much later, inside the mask loss of some batch.
 
     Raises:
-        DatasetError: with the pictures concerned.
+        DatasetError: with the pictures and annotations concerned.
     """
-    bad = [
-        record["file_name"]
+    bad = {
+        record["file_name"]: annotation.get("id", "without id")
         for record in records
-        if any(not annotation.get("segmentation") for annotation in record.get("annotations", ()))
-    ]
+        for annotation in record.get("annotations", ())
+        if not annotation.get("segmentation")
+    }
     if bad:
+        first = ", ".join(f"{file} (annotation {key})" for file, key in list(bad.items())[:3])
         raise DatasetError(
             f"data set {name}: {len(bad)} of {len(records)} pictures have objects without a "
-            "segmentation, "
-            f"first {', '.join(bad[:3])}; instance segmentation needs a polygon or RLE for each "
+            f"segmentation, first {first}; instance segmentation needs a polygon or RLE for each "
             "object"
         )
+
+
+def _check_polygons(name: str, records: list[dict[str, Any]]) -> None:
+    for record in records:
+        for annotation in record.get("annotations", ()):
+            if isinstance(annotation["segmentation"], dict) and not annotation.get("iscrowd", 0):
+                raise ConfigError(
+                    f"data set {name}: annotation {annotation.get('id', 'without id')} of "
+                    f"{record['file_name']} is an RLE, INPUT.MASK_FORMAT is polygon; set "
+                    "INPUT.MASK_FORMAT bitmask"
+                )
+
+
+def _missing_files(files: Iterable[str]) -> Iterator[str]:
+    """Those that are not on this disk; asking for each one takes long on a network disk."""
+    folders: dict[str, set[str]] = {}
+    for file in files:
+        folder, name = os.path.split(file)
+        if "://" in file:
+            continue
+        if folder not in folders:
+            folders[folder] = set(os.listdir(folder or ".")) if os.path.isdir(folder) else set()
+        if name not in folders[folder]:
+            yield file
+
+
+def register_coco(name: str, json_file: str, image_root: str) -> None:
+    """Give a set in COCO's format a name for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
+
+    Raises:
+        DatasetError: the name is taken.
+    """
+    if name in DatasetCatalog:
+        raise DatasetError(
+            f"a data set is called {name!r} already; choose another name, or write "
+            f"{_COCO_PREFIX}{json_file}:{image_root}, which needs none"
+        )
+    _register_coco(name, json_file, image_root)
 
 
 def _register_shapes(name: str, size: int) -> None:
@@ -174,22 +283,45 @@ def _load_coco(name: str, json_file: str, image_root: str) -> list[dict[str, Any
         raise DatasetError(f"data set {name}: there is no file {json_file}{hint}")
     if not os.path.isdir(image_root):
         raise DatasetError(f"data set {name}: the picture folder {image_root} does not exist")
+    report = Report(check_coco(read_json(name, json_file), masks=False))
+    error = next(report.lines(Level.ERROR), None)
+    if error is not None:
+        raise DatasetError(f"data set {name}: {json_file}: {error}; see {_CHECK} {name}")
+    for line in report.lines(Level.WARNING):
+        logger.warning("data set %s: left out: %s; see %s %s", name, line, _CHECK, name)
+    records = _load_coco_json(name, json_file, image_root)
+    left_out = report.left_out()
+    for record in records if left_out else ():
+        kept = [entry for entry in record["annotations"] if entry["id"] not in left_out]
+        record["annotations"] = kept
+    return records
+
+
+def read_json(name: str, json_file: str) -> Any:
+    """Content of the file of the data set ``name``.
+
+    Raises:
+        DatasetError: it cannot be read, or is no JSON.
+    """
     try:
         with open(json_file, encoding="utf-8") as file:
-            content = json.load(file)
+            return json.load(file)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DatasetError(f"data set {name}: {json_file} cannot be read: {reason}") from None
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"data set {name}: {json_file} is not JSON: {error}") from None
-    keys = content if isinstance(content, dict) else {}
-    missing = [key for key in ("images", "categories") if key not in keys]
-    if missing:
-        raise DatasetError(
-            f"data set {name}: {json_file} has no {' and no '.join(missing)}; expected the COCO "
-            "instance format"
-        )
-    del content
+
+
+def _load_coco_json(name: str, json_file: str, image_root: str) -> list[dict[str, Any]]:
+    """Detectron2's reader, with the ids of the annotations."""
     try:
-        return load_coco_json(json_file, image_root, name)
-    except (KeyError, AssertionError, TypeError, ValueError, AttributeError) as error:
+        with reading_datasets([name]):
+            records: list[dict[str, Any]] = load_coco_json(json_file, image_root, name, ["id"])
+    except DatasetError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise DatasetError(
             f"data set {name}: {json_file} is not in COCO format: {error!r}"
         ) from None
+    return records

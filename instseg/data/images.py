@@ -7,6 +7,8 @@ that names it.
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from detectron2.utils.logger import log_first_n
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from instseg.errors import ImageError
 
@@ -30,6 +32,9 @@ MAX_PIXELS = 178_956_970
 # Named one by one because Pillow would also run Ghostscript on an EPS file, that is, execute it.
 _FORMATS = tuple("AVIF BMP DIB GIF ICO JPEG JPEG2000 PNG PPM QOI TGA TIFF WEBP".split())
 _LAYOUT = "expected a NumPy array of shape (H, W, 3) with 8-bit values (uint8) in BGR order"
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+_TAIL_BYTES = 64  # some programs pad files
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 
 
@@ -48,7 +53,36 @@ def read_image(path: str | os.PathLike[str], *, format: str = "BGR") -> Array:
         ImageError: the file is missing, no picture, truncated, larger than ``MAX_PIXELS`` or has
             more than 8 bits per channel; the message names the file.
     """
+    with _opened(Path(path)) as picture:
+        return convert_picture(picture, source=str(path), format=format)
+
+
+def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Width and height of a picture file, upright as its EXIF orientation says, from its header.
+
+    The pixels are decoded only if the file is no JPEG or PNG, or does not end as one: it may be
+    cut off.
+
+    Raises:
+        ImageError: as :func:`read_image`.
+    """
     path = Path(path)
+    with _opened(path) as picture:
+        _check_size(picture.width, picture.height, str(path))
+        _check_depth(picture, str(path))
+        if picture.format not in _ENDS or _ENDS[picture.format] not in _tail(path):
+            height, width, _ = convert_picture(picture, source=str(path)).shape
+            return width, height
+        # Pillow decodes a PNG to look for an orientation that is not in its header.
+        if picture.format == "JPEG" or "exif" in picture.info:
+            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
+            return picture.size[::-1] if turned else picture.size
+        return picture.size
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The file opened by Pillow; whatever goes wrong with it is an ImageError that names it."""
     try:
         if not path.exists():
             raise ImageError(f"{path}: no such file")
@@ -58,13 +92,19 @@ def read_image(path: str | os.PathLike[str], *, format: str = "BGR") -> Array:
             raise ImageError(f"{path}: the file is empty (0 bytes)")
         Image.init()
         with Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN]) as picture:
-            return convert_picture(picture, source=str(path), format=format)
+            yield picture
     except ImageError:
         raise
     except UnidentifiedImageError as error:
         raise ImageError(f"{path}: {_what_instead(path)}") from error
     except Exception as error:  # a damaged file can make Pillow's readers raise anything
         raise _as_image_error(error, str(path)) from error
+
+
+def _tail(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(-min(_TAIL_BYTES, path.stat().st_size), os.SEEK_END)
+        return file.read()
 
 
 def convert_picture(picture: Image.Image, *, source: str = "image", format: str = "BGR") -> Array:

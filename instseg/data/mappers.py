@@ -1,6 +1,8 @@
 """Mappers from data set records to what a model trains on."""
 
 import copy
+import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,14 +16,88 @@ from detectron2.data.detection_utils import build_augmentation
 from detectron2.structures import Boxes, BoxMode
 
 from instseg.data.augmentations import build_ssd_augmentations
-from instseg.errors import ConfigError
+from instseg.data.images import read_image
+from instseg.errors import ConfigError, ImageError
+
+logger = logging.getLogger(__name__)
 
 _AUGMENTATIONS = ("detectron2", "ssd")
 _TRIES = 10
 """Draws of augmentations for one picture, until one keeps an object."""
 
 
-def build_train_mapper(cfg: CfgNode, *, augment: bool) -> DatasetMapper:
+Mapper = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class PictureMapper:
+    """A mapper whose errors name the picture that is their cause.
+
+    Up to ``max_unreadable`` pictures that cannot be used are replaced, each time by the last record
+    that could: training goes on, and every one of them is logged.  Each process that loads data
+    counts for itself.
+    """
+
+    def __init__(self, mapper: Mapper, max_unreadable: int = 0) -> None:
+        """
+        Args:
+            mapper: from a record to a sample.
+            max_unreadable: 0 replaces none.
+        """
+        self.mapper = mapper
+        self.max_unreadable = max_unreadable
+        self.unreadable: set[str] = set()
+        self._last: dict[str, Any] | None = None
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """
+        Raises:
+            ImageError: a picture that cannot be used, beyond those that may be replaced.
+        """
+        try:
+            sample = self.mapper(dataset_dict)
+        except Exception as error:  # whose fault it is only the picture tells
+            problem = picture_problem(dataset_dict)
+            if problem is None:
+                raise
+            self.unreadable.add(dataset_dict["file_name"])
+            if self._last is None or len(self.unreadable) > self.max_unreadable:
+                raise ImageError(problem) from error
+            logger.warning(
+                "%s; replaced by another picture, %d of at most %d (DATALOADER.MAX_UNREADABLE)",
+                problem,
+                len(self.unreadable),
+                self.max_unreadable,
+            )
+            return self.mapper(self._last)
+        self._last = dataset_dict
+        return sample
+
+
+def picture_problem(record: dict[str, Any]) -> str | None:
+    """Why the picture of ``record``, or another one that belongs to it, cannot be used, if so."""
+    others = [record.get("sem_seg_file_name"), *record.get("reference_files", ())]
+    for file in (record["file_name"], *filter(None, others)):
+        if "://" in file:
+            continue
+        try:
+            height, width, _ = read_image(file).shape
+        except ImageError as error:
+            return str(error)
+        expected = record.get("width", width), record.get("height", height)
+        if (width, height) != expected:
+            return (
+                f"{file} is {width} x {height} pixels, the data set says {expected[0]} x "
+                f"{expected[1]}; correct width and height"
+            )
+    return None
+
+
+def build_test_mapper(cfg: CfgNode) -> PictureMapper:
+    """Detectron2's, without annotations."""
+    return PictureMapper(DatasetMapper(cfg, is_train=False))
+
+
+def build_train_mapper(cfg: CfgNode, *, augment: bool) -> PictureMapper:
     """The mapper that ``INPUT.AUGMENTATION`` names, with annotations.
 
     Both know ``INPUT.RANDOM_BRIGHTNESS`` as well; ``ssd`` serves videos too
@@ -63,7 +139,7 @@ def build_train_mapper(cfg: CfgNode, *, augment: bool) -> DatasetMapper:
         settings["recompute_boxes"] = False
     elif brightness != (1.0, 1.0):
         settings["augmentations"] = [*settings["augmentations"], T.RandomBrightness(*brightness)]
-    return mapper(**settings)
+    return PictureMapper(mapper(**settings), cfg.DATALOADER.MAX_UNREADABLE if augment else 0)
 
 
 class SSDMapper(DatasetMapper):

@@ -17,6 +17,7 @@ import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
+from instseg.data.rle import check_rle
 from instseg.data.video_mapper import NUM_REFERENCES
 from instseg.errors import DatasetError
 
@@ -213,46 +214,15 @@ class _Reader:
 def _to_rle(mask: Any, video: dict[str, Any], what: str) -> dict[str, Any] | None:
     """Compressed RLE of a segmentation; None where the object is not in sight.
 
-    Its runs are checked here, as pycocotools reads and writes beyond its memory if they do not fit.
-
     Raises:
         DatasetError: neither null nor an RLE of the video's size.
     """
     if mask is None:
         return None
     height, width = video["height"], video["width"]
-    counts = mask.get("counts") if isinstance(mask, dict) else None
-    if isinstance(counts, str):
-        counts = _runs(counts)
-    if not isinstance(counts, list) or not all(type(count) is int for count in counts):
-        raise DatasetError(f"{what} has no mask that can be read; expected null or an RLE")
-    if mask.get("size") != [height, width]:
-        raise DatasetError(
-            f"{what}: the mask is of {mask.get('size')}, its video of {[height, width]} (height, "
-            "width)"
-        )
-    if min(counts, default=-1) < 0 or sum(counts) != height * width:
-        raise DatasetError(f"{what}: the runs do not add up to {height} x {width} pixels")
+    try:
+        counts = check_rle(mask, height, width)
+    except ValueError as error:
+        raise DatasetError(f"{what}: {error}") from None
     rle: dict[str, Any] = mask_util.frPyObjects({**mask, "counts": counts}, height, width)
     return rle if mask_util.area(rle) else None
-
-
-def _runs(text: str) -> list[int] | None:
-    """Lengths of the runs in COCO's compressed text; None if it is not such a text.
-
-    Five bits a character, the lowest first, from "0" on; 32 says that more follow, 16 in the last
-    one is the sign.  From the fourth on, numbers are differences from the one before the last.
-    """
-    counts: list[int] = []
-    value = shift = 0
-    for character in text:
-        bits = ord(character) - ord("0")
-        if not 0 <= bits < 64 or shift > 60:
-            return None
-        value |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:
-            value -= (bits & 16) << shift - 4
-            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-            value = shift = 0
-    return None if shift else counts

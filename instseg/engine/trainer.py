@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
-    DatasetMapper,
     build_detection_test_loader,
     build_detection_train_loader,
     get_detection_dataset_dicts,
@@ -29,13 +28,13 @@ from torch.nn.parallel import DistributedDataParallel
 from instseg.checkpoint import Checkpointer
 from instseg.config import check_classes
 from instseg.data.datasets import (
-    check_masks,
     check_name,
+    check_records,
     dataset_classes,
     reading_datasets,
     register_datasets,
 )
-from instseg.data.mappers import build_train_mapper
+from instseg.data.mappers import build_test_mapper, build_train_mapper
 from instseg.data.proposal_files import add_proposals, check_proposal_files
 from instseg.data.samples import build_sample_loader
 from instseg.data.semantic import add_semantic_files
@@ -44,7 +43,7 @@ from instseg.engine.hooks import BestCheckpoint, ValidationLoss
 from instseg.engine.streaming import build_streams, mean_result
 from instseg.engine.train_loop import TrainLoop
 from instseg.errors import ConfigError, OutputError
-from instseg.evaluation import build_evaluator, check_tracks
+from instseg.evaluation import build_evaluator, check_evaluation
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +72,7 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         if cfg.TEST.VIDEO:
             build_streams(cfg, model)  # finds what would stop an evaluation later
-        check_tracks(cfg)
+        check_evaluation(cfg)
         optimizer = self.build_optimizer(cfg, model)
         _check_space(cfg.OUTPUT_DIR, model)
         distributed = _distribute(model)
@@ -123,9 +122,6 @@ class Trainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
         """Detectron2's, with proposals and what ``INPUT.TRUTH_TEST`` and ``SEMANTIC_ROOT`` add."""
         truth, own = cfg.INPUT.TRUTH_TEST, cfg.MODEL.LOAD_PROPOSALS
-        if not (truth or own or cfg.INPUT.SEMANTIC_ROOT):
-            loader: Iterable[list[dict[str, Any]]] = super().build_test_loader(cfg, dataset_name)
-            return loader
         if own:
             key, files = "DATASETS.PROPOSAL_FILES_TEST", cfg.DATASETS.PROPOSAL_FILES_TEST
             check_proposal_files(key, files, cfg.DATASETS.TEST)
@@ -134,8 +130,8 @@ class Trainer(DefaultTrainer):
         if own:
             add_proposals(records, files[list(cfg.DATASETS.TEST).index(dataset_name)])
         add_semantic_files(cfg, records)
-        mapper = build_train_mapper(cfg, augment=False) if truth else DatasetMapper(cfg, False)
-        loader = build_detection_test_loader(
+        mapper = build_train_mapper(cfg, augment=False) if truth else build_test_mapper(cfg)
+        loader: Iterable[list[dict[str, Any]]] = build_detection_test_loader(
             records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
         )
         return loader
@@ -270,8 +266,7 @@ def _annotated_records(
         for part, file in zip(parts, files, strict=True):
             add_proposals(part, file)
     records: list[dict[str, Any]] = list(itertools.chain.from_iterable(parts))
-    if cfg.MODEL.MASK_ON:
-        check_masks(", ".join(names), records)
+    check_records(cfg, ", ".join(names), records)
     check_video(cfg, ", ".join(names), records)
     add_semantic_files(cfg, records)
     return records

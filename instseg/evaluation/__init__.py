@@ -4,7 +4,7 @@ import importlib.util
 import os
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     DatasetEvaluator,
@@ -12,7 +12,7 @@ from detectron2.evaluation import (
 )
 
 from instseg.data.cvppp import EVALUATOR_TYPE as LEAF_EVALUATOR_TYPE
-from instseg.data.datasets import dataset_classes, reading_datasets
+from instseg.data.datasets import check_masks, dataset_classes, reading_datasets
 from instseg.data.voc import EVALUATOR_TYPE as VOC_EVALUATOR_TYPE
 from instseg.data.youtube_vis import EVALUATOR_TYPE as YOUTUBE_VIS_EVALUATOR_TYPE
 from instseg.errors import ConfigError
@@ -65,6 +65,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     if os.path.basename(metadata.get("json_file", "")) == f"{dataset_name}_coco_format.json":
         # Written by an earlier evaluator of this process for a set without a file: never reuse it.
         del metadata.json_file
+    _check_truth(cfg, dataset_name)
     # A coco:PATH name is no file name.
     folder = os.path.join(
         cfg.OUTPUT_DIR, "inference", dataset_name.replace("/", "_").replace(":", "_")
@@ -96,16 +97,23 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 
-def check_tracks(cfg: CfgNode) -> None:
-    """Find before training what would stop the evaluation of tracks after it.
+def check_evaluation(cfg: CfgNode) -> None:
+    """Find before training what would stop the evaluation after it.
 
     Raises:
-        ConfigError, DatasetError: see :class:`~instseg.evaluation.tracks.TrackEvaluator`.
+        ConfigError, DatasetError: objects without a mask, or see
+            :class:`~instseg.evaluation.tracks.TrackEvaluator`.
     """
     for name in cfg.DATASETS.TEST:
-        if _has_tracks(cfg, name):
-            with reading_datasets([name]):
+        with reading_datasets([name]):
+            _check_truth(cfg, name)
+            if _has_tracks(cfg, name):
                 _track_evaluator(cfg, name, "")
+
+
+def _check_truth(cfg: CfgNode, name: str) -> None:
+    if cfg.MODEL.MASK_ON and MetadataCatalog.get(name).get("json_file"):
+        check_masks(name, DatasetCatalog.get(name))
 
 
 def _has_tracks(cfg: CfgNode, dataset_name: str) -> bool:

@@ -10,6 +10,8 @@ from detectron2.evaluation import COCOEvaluator
 from pycocotools.cocoeval import COCOeval
 from scipy.stats import spearmanr
 
+from instseg.evaluation.truth import prepare_truth
+
 
 class MaskScoreCOCOEvaluator(COCOEvaluator):
     """Detectron2's COCO evaluator, ranking masks by ``mask_scores`` where there are any.
@@ -24,6 +26,11 @@ class MaskScoreCOCOEvaluator(COCOEvaluator):
     """
 
     _tasks: Sequence[str] | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """See Detectron2."""
+        super().__init__(*args, **kwargs)
+        prepare_truth(self._coco_api)
 
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]

@@ -18,6 +18,7 @@ from pycocotools.cocoeval import COCOeval
 
 from instseg.data.datasets import check_masks
 from instseg.evaluation.matching import encode, mask_ranking, to_rle
+from instseg.evaluation.truth import prepare_truth
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class ProposalEvaluator(COCOEvaluator):
             DatasetError: objects without a mask.
         """
         super().__init__(dataset_name, output_dir=output_dir, allow_cached_coco=False)
+        prepare_truth(self._coco_api)
         images = self._coco_api.imgs.values()
         annotations = self._coco_api.imgToAnns
         check_masks(

@@ -1,0 +1,197 @@
+"""Everything that is wrong with data sets: annotations, pictures, and what two sets share."""
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from tabulate import tabulate
+from tqdm import tqdm
+
+from instseg.config import get_cfg
+from instseg.data.coco_check import Finding, Kind, Level, Report, check_coco, first_ids
+from instseg.data.datasets import (
+    check_masks,
+    check_name,
+    class_difference,
+    dataset_classes,
+    nothing_to_train_on,
+    read_json,
+    reading_datasets,
+    register_datasets,
+)
+from instseg.data.images import picture_size
+from instseg.errors import DatasetError, ImageError
+
+
+class _Picture(NamedTuple):
+    id: Any
+    file: str
+    width: Any
+    height: Any
+
+
+@dataclass
+class CheckedSet:
+    """A data set and what is wrong with it.
+
+    Attributes:
+        classes: names in the order of their ids; none where that cannot be told.
+        annotations: how many there are.
+    """
+
+    name: str
+    report: Report = field(default_factory=lambda: Report([]))
+    pictures: list[_Picture] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
+    annotations: int = 0
+
+    def table(self) -> str:
+        """The findings, a line for each kind with the first ids, and the first of each in words."""
+        title = (
+            f"{self.name}: pictures {len(self.pictures)}, annotations {self.annotations}, classes "
+            f"{len(self.classes)}"
+        )
+        ids = self.report.ids
+        kinds = [kind for kind in Kind if kind in ids]
+        if not kinds:
+            return f"{title}\nnothing found"
+        rows = [(k.level.value, k.text, len(ids[k]), _listing(ids[k])) for k in kinds]
+        table = tabulate(rows, ("level", "finding", "count", "first ids"), disable_numparse=True)
+        examples = (f"{kind.text}: {self.report.examples[kind]}" for kind in kinds)
+        return "\n".join((title, table, "the first of each:", *examples))
+
+
+def check_data(names: Sequence[str]) -> Iterator[CheckedSet]:
+    """Check data sets one after the other, each against those before it as well.
+
+    Args:
+        names: as in ``DATASETS.TRAIN``.
+    Raises:
+        DatasetError: a name that is not known.
+    """
+    cfg = get_cfg()
+    cfg.DATASETS.TRAIN = tuple(names)
+    register_datasets(cfg)
+    for name in names:
+        check_name(name)
+    first: CheckedSet | None = None
+    contents = _Contents()
+    for name in names:
+        checked = CheckedSet(name)
+        try:
+            _read(checked)
+        except DatasetError as error:
+            checked.report.add([Finding(Kind.FORMAT, None, str(error))])
+        for picture in tqdm(checked.pictures, unit="picture", disable=None):
+            checked.report.add(_check_picture(picture))
+            checked.report.add(contents.findings(picture))
+        contents.add(checked)
+        if checked.classes and first is not None:
+            difference = class_difference((first.name, first.classes), (name, checked.classes))
+            if difference is not None:
+                checked.report.add([Finding(Kind.CLASSES, None, difference)])
+        first = first or (checked if checked.classes else None)
+        yield checked
+
+
+def _read(checked: CheckedSet) -> None:
+    metadata = MetadataCatalog.get(checked.name)
+    json_file, root = metadata.get("json_file"), metadata.get("image_root")
+    if metadata.get("evaluator_type") == "coco" and json_file and root:
+        _read_coco(checked, read_json(checked.name, json_file), root)
+    else:
+        _read_records(checked)
+
+
+def _read_coco(checked: CheckedSet, content: Any, root: str) -> None:
+    report = checked.report
+    report.add(check_coco(content))
+    for image in _entries(content, "images"):
+        file = os.path.join(root, str(image.get("file_name")))
+        size = image.get("width"), image.get("height")
+        checked.pictures.append(_Picture(image.get("id"), file, *size))
+    annotations = _entries(content, "annotations")
+    checked.annotations = len(annotations)
+    if report.has(Level.ERROR):
+        return
+    categories = sorted(_entries(content, "categories"), key=lambda entry: entry["id"])
+    checked.classes = [entry["name"] for entry in categories]
+    left_out = report.left_out()
+    used = [entry for entry in annotations if entry["id"] not in left_out]
+    if all(entry.get("iscrowd", 0) for entry in used):
+        annotated = len({entry["image_id"] for entry in used})
+        message = nothing_to_train_on(annotated, len(checked.pictures))
+        report.add([Finding(Kind.NO_OBJECT, None, message)])
+
+
+def _read_records(checked: CheckedSet) -> None:
+    """Sets in other formats: their own readers complain."""
+    with reading_datasets([checked.name]):
+        records = DatasetCatalog.get(checked.name)
+    checked.classes = dataset_classes(checked.name)
+    for record in records:
+        size = record.get("width"), record.get("height")
+        checked.pictures.append(_Picture(record.get("image_id"), record["file_name"], *size))
+        checked.annotations += len(record.get("annotations", ()))
+    check_masks(checked.name, records)
+
+
+def _entries(content: Any, key: str) -> list[dict[str, Any]]:
+    entries = content.get(key) if isinstance(content, dict) else None
+    return [entry for entry in entries or () if isinstance(entry, dict)]
+
+
+def _check_picture(picture: _Picture) -> Iterator[Finding]:
+    key, file, *expected = picture
+    if "://" in file:
+        return
+    if not os.path.isfile(file):
+        yield Finding(Kind.MISSING_PICTURE, key, f"image {key}: there is no file {file}")
+        return
+    try:
+        width, height = picture_size(file)
+    except ImageError as error:
+        yield Finding(Kind.UNREADABLE_PICTURE, key, f"image {key}: {error}")
+        return
+    if expected != [None, None] and expected != [width, height]:
+        message = f"image {key} ({file}) is {width} x {height} pixels, the data set says "
+        yield Finding(Kind.PICTURE_SIZE, key, f"{message}{expected[0]} x {expected[1]}")
+
+
+class _Contents:
+    """The files of data sets, to find those of equal content; only files of equal size are read."""
+
+    def __init__(self) -> None:
+        self._files: dict[int, list[tuple[str, str]]] = defaultdict(list)
+        self._hashes: dict[str, bytes] = {}
+
+    def add(self, checked: CheckedSet) -> None:
+        """Remember the pictures of a set."""
+        for picture in checked.pictures:
+            if os.path.isfile(picture.file):
+                size = os.path.getsize(picture.file)
+                self._files[size].append((checked.name, picture.file))
+
+    def findings(self, picture: _Picture) -> Iterator[Finding]:
+        """Whether a set before has this picture."""
+        if not os.path.isfile(picture.file):
+            return
+        for name, file in self._files.get(os.path.getsize(picture.file), ()):
+            if self._hash(file) == self._hash(picture.file):
+                message = f"image {picture.id} ({picture.file}) is {file} of {name}"
+                yield Finding(Kind.LEAKAGE, picture.id, message)
+                return
+
+    def _hash(self, file: str) -> bytes:
+        if file not in self._hashes:
+            self._hashes[file] = hashlib.sha256(Path(file).read_bytes()).digest()
+        return self._hashes[file]
+
+
+def _listing(ids: list[Any]) -> str:
+    return first_ids([key for key in ids if key is not None])

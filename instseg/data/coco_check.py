@@ -1,0 +1,340 @@
+"""What is wrong with the annotations of a data set in COCO's format, before anything relies on it.
+
+``instseg check-data`` shows all of it; reading a set for training or evaluation refuses what is an
+error, and leaves out the objects that no model can learn from.  No picture is opened here.
+"""
+
+import enum
+import math
+from collections.abc import Generator, Iterable, Iterator
+from itertools import chain
+from typing import Any, NamedTuple
+
+from instseg.data.images import MAX_PIXELS
+from instseg.data.rle import check_rle
+
+Problem = tuple["Kind", str]
+Entries = dict[Any, dict[str, Any]]
+_NUMBERS = (int, float)
+
+
+class Level(enum.Enum):
+    """What becomes of the data set."""
+
+    ERROR = "error"
+    """It is refused."""
+    WARNING = "warning"
+    """It is used without the object, or what is measured on it misleads."""
+    NOTE = "note"
+    """It is used as it is."""
+
+
+class Kind(enum.Enum):
+    """Kinds of findings, the worst first."""
+
+    FORMAT = "not in COCO's format", Level.ERROR
+    CATEGORY_ID = "duplicate category id", Level.ERROR
+    IMAGE_ID = "duplicate image id", Level.ERROR
+    ANNOTATION_ID = "duplicate annotation id", Level.ERROR
+    UNKNOWN_CATEGORY = "unknown category", Level.ERROR
+    INVERTED_BOX = "inverted box", Level.ERROR
+    RLE = "wrong RLE", Level.ERROR
+    NO_MASK = "object without a mask", Level.ERROR
+    NO_OBJECT = "nothing to train on", Level.ERROR
+    CLASSES = "other classes than the first set", Level.ERROR
+    MISSING_PICTURE = "missing picture", Level.ERROR
+    UNREADABLE_PICTURE = "unreadable picture", Level.ERROR
+    PICTURE_SIZE = "picture of another size", Level.ERROR
+    UNKNOWN_IMAGE = "unknown image id", Level.WARNING
+    FEW_POINTS = "polygon without 3 points", Level.WARNING
+    NOT_FINITE = "NaN or infinity", Level.WARNING
+    OUTSIDE = "outside the picture", Level.WARNING
+    REPEATED_FILE = "file listed twice", Level.WARNING
+    LEAKAGE = "picture of another set as well", Level.WARNING
+    POLYGON_PART = "part without 3 points", Level.NOTE
+    EMPTY_BOX = "box without area", Level.NOTE
+    TINY_MASK = "mask below one pixel", Level.NOTE
+    PARTLY_OUTSIDE = "partly outside the picture", Level.NOTE
+    REPEATED_NAME = "two classes of one name", Level.NOTE
+
+    def __init__(self, text: str, level: Level) -> None:
+        self.text = text
+        self.level = level
+
+
+LEFT_OUT = frozenset({Kind.UNKNOWN_IMAGE, Kind.FEW_POINTS, Kind.NOT_FINITE, Kind.OUTSIDE})
+"""Objects with one of these are not used."""
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong with the entry ``id`` (of a picture, category or annotation)."""
+
+    kind: Kind
+    id: int | float | str | None
+    message: str
+
+
+class Report:
+    """Findings by kind.
+
+    Attributes:
+        ids: kind → ids of all entries concerned; kinds in the order in which they were found.
+        examples: kind → message of the first.
+    """
+
+    def __init__(self, findings: Iterable[Finding]) -> None:
+        self.ids: dict[Kind, list[Any]] = {}
+        self.examples: dict[Kind, str] = {}
+        self.add(findings)
+
+    def add(self, findings: Iterable[Finding]) -> None:
+        """Take more of them."""
+        for kind, key, message in findings:
+            self.ids.setdefault(kind, []).append(key)
+            self.examples.setdefault(kind, message)
+
+    def has(self, level: Level) -> bool:
+        """Whether there is a finding of that level."""
+        return any(kind.level is level for kind in self.ids)
+
+    def left_out(self) -> set[Any]:
+        """Ids of the annotations that are not used."""
+        return {key for kind in LEFT_OUT for key in self.ids.get(kind, ())}
+
+    def lines(self, level: Level) -> Iterator[str]:
+        """The first message of each kind of that level, with how many more there are."""
+        for kind, ids in self.ids.items():
+            if kind.level is level:
+                more = f" (and {len(ids) - 1} more: {first_ids(ids[1:])})" if ids[1:] else ""
+                yield self.examples[kind] + more
+
+
+def first_ids(ids: list[Any], count: int = 5) -> str:
+    """The first of them as text, for a message."""
+    shown = ", ".join(str(key) for key in ids[:count])
+    return f"{shown}, ..." if ids[count:] else shown
+
+
+def check_coco(content: Any, *, masks: bool = True) -> Iterator[Finding]:
+    """What is wrong with ``content``, in the order of the file.
+
+    Args:
+        content: of a JSON file.
+        masks: also find objects without one, which training without masks can use.
+    """
+    keys = content if isinstance(content, dict) else {}
+    lists = [keys.get("images"), keys.get("categories"), keys.get("annotations", [])]
+    for field, entries in zip(("images", "categories", "annotations"), lists, strict=True):
+        if not isinstance(entries, list) or not (entries or field == "annotations"):
+            yield Finding(
+                Kind.FORMAT, None, f"there are no {field}; expected the COCO instance format"
+            )
+            return
+    images = yield from _check_images(lists[0])
+    categories = yield from _check_categories(lists[1])
+    known: set[Any] = set()
+    for entry in lists[2]:
+        key = entry.get("id") if isinstance(entry, dict) else None
+        if not _is_id(key):
+            message = f"an annotation is {_short(entry)}; expected an object with an id"
+            yield Finding(Kind.FORMAT, None, message)
+            continue
+        if key in known:
+            message = f"two annotations have the id {key!r}; expected one id for each"
+            yield Finding(Kind.ANNOTATION_ID, key, message)
+        known.add(key)
+        place = entry.get("image_id")
+        image = images.get(place) if _is_id(place) else None
+        if image is None:
+            message = f"annotation {key} belongs to the image {place!r}, which is not there"
+            yield Finding(Kind.UNKNOWN_IMAGE, key, message)
+            continue
+        problems = _category_problems(entry, categories)
+        problems += _object_problems(entry, image["width"], image["height"], masks)
+        for kind, text in problems:
+            message = f"annotation {key} of image {place} ({image['file_name']}): {text}"
+            yield Finding(kind, key, message)
+
+
+def _check_images(entries: list[Any]) -> Generator[Finding, None, Entries]:
+    """Returns those that can be used, by id."""
+    images: Entries = {}
+    files: set[str] = set()
+    for entry in entries:
+        key = entry.get("id") if isinstance(entry, dict) else None
+        file = entry.get("file_name") if isinstance(entry, dict) else None
+        if not _is_id(key) or not isinstance(file, str) or not file:
+            message = f"an image is {_short(entry)}; expected an object with id and file_name"
+            yield Finding(Kind.FORMAT, None, message)
+            continue
+        width, height = entry.get("width"), entry.get("height")
+        if type(width) is not int or type(height) is not int or min(width, height) < 1:
+            message = f"image {key} ({file}) has width {width!r} and height {height!r}; expected "
+            yield Finding(Kind.FORMAT, key, f"{message}its size in pixels")
+            continue
+        if width * height > MAX_PIXELS:
+            message = f"image {key} ({file}) is said to be {width} x {height} pixels; expected at "
+            yield Finding(Kind.FORMAT, key, f"{message}most {MAX_PIXELS} pixels in all")
+            continue
+        if key in images:
+            message = f"two images have the id {key!r}: {images[key]['file_name']} and {file}"
+            yield Finding(Kind.IMAGE_ID, key, message)
+        if file in files:
+            message = f"image {key} is {file}, as another image is"
+            yield Finding(Kind.REPEATED_FILE, key, message)
+        files.add(file)
+        images[key] = entry
+    if len({type(key) is str for key in images}) > 1:
+        message = "some ids of images are numbers and others text; expected one of the two"
+        yield Finding(Kind.FORMAT, None, message)
+    return images
+
+
+def _check_categories(entries: list[Any]) -> Generator[Finding, None, Entries]:
+    """Returns those that can be used, by id."""
+    categories: Entries = {}
+    names: set[str] = set()
+    for entry in entries:
+        key = entry.get("id") if isinstance(entry, dict) else None
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if type(key) is not int or not isinstance(name, str):
+            message = f"a category is {_short(entry)}; expected an object with a whole number as id"
+            yield Finding(Kind.FORMAT, None, f"{message} and a name")
+            continue
+        if key in categories:
+            message = f"two categories have the id {key}: {categories[key]['name']} and {name}"
+            yield Finding(Kind.CATEGORY_ID, key, message)
+        if name in names:
+            yield Finding(Kind.REPEATED_NAME, key, f"category {key} is {name}, as another one is")
+        names.add(name)
+        categories[key] = entry
+    return categories
+
+
+def _category_problems(annotation: dict[str, Any], categories: Entries) -> list[Problem]:
+    key = annotation.get("category_id")
+    if _is_id(key) and key in categories:
+        return []
+    ids = first_ids(sorted(categories), 10)
+    text = f"category_id is {key!r} of type {type(key).__name__}; the categories have the ids {ids}"
+    return [(Kind.UNKNOWN_CATEGORY, text)]
+
+
+def _object_problems(
+    annotation: dict[str, Any], width: int, height: int, masks: bool
+) -> list[Problem]:
+    problems: list[Problem] = []
+    crowd = annotation.get("iscrowd", 0)
+    if crowd not in (0, 1):
+        problems.append((Kind.FORMAT, f"iscrowd is {_short(crowd)}; expected 0 or 1"))
+    if annotation.get("ignore", 0) != 0:
+        text = "ignore is set, which COCO's format does not know; set iscrowd to 1 instead"
+        problems.append((Kind.FORMAT, text))
+    problems += _box_problems(annotation.get("bbox"), width, height)
+    mask = annotation.get("segmentation")
+    if isinstance(mask, list) and mask:
+        problems += _polygon_problems(mask, width, height)
+    elif isinstance(mask, dict) and mask:
+        problems += _rle_problems(mask, width, height)
+    elif mask:
+        text = f"segmentation is {_short(mask)}; expected a list of polygons or an RLE"
+        problems.append((Kind.FORMAT, text))
+    elif masks:
+        text = "it has no segmentation; expected a list of polygons or an RLE"
+        problems.append((Kind.NO_MASK, text))
+    return problems
+
+
+def _box_problems(box: Any, width: int, height: int) -> list[Problem]:
+    if not isinstance(box, list) or len(box) != 4 or not all(type(v) in _NUMBERS for v in box):
+        text = f"bbox is {_short(box)}; expected [x, y, width, height] in pixels"
+        return [(Kind.FORMAT, text)]
+    if not _is_finite(box):
+        return [(Kind.NOT_FINITE, f"bbox is {_short(box)}")]
+    x, y, across, down = box
+    if across < 0 or down < 0:
+        text = f"bbox is {box}, of negative size; expected [x, y, width, height] in pixels"
+        return [(Kind.INVERTED_BOX, text)]
+    if not across or not down:
+        return [(Kind.EMPTY_BOX, f"bbox is {box}")]
+    return _place_problems("bbox", (x, y, x + across, y + down), width, height)
+
+
+def _place_problems(
+    what: str, corners: tuple[float, float, float, float], width: int, height: int
+) -> list[Problem]:
+    left, top, right, bottom = corners
+    if left >= -1 and top >= -1 and right <= width + 1 and bottom <= height + 1:
+        return []
+    text = (
+        f"{what} reaches from ({left:g}, {top:g}) to ({right:g}, {bottom:g}), the picture is "
+        f"{width} x {height}"
+    )
+    off = left >= width or top >= height or right <= 0 or bottom <= 0
+    # Drawing needs memory for every pixel of an outline, also of one a million pixels long.
+    far = left < -width or top < -height or right > 2 * width or bottom > 2 * height
+    return [(Kind.OUTSIDE if off or far else Kind.PARTLY_OUTSIDE, text)]
+
+
+def _polygon_problems(polygons: list[Any], width: int, height: int) -> list[Problem]:
+    if not all(isinstance(polygon, list) for polygon in polygons):
+        text = f"segmentation is {_short(polygons)}; expected polygons, [[x, y, x, y, ...], ...]"
+        return [(Kind.FORMAT, text)]
+    usable = usable_polygons(polygons)
+    if not usable:
+        numbers = ", ".join(str(len(polygon)) for polygon in polygons[:5])
+        text = f"its polygons have {numbers} numbers; expected 6 or more, an even number"
+        return [(Kind.FEW_POINTS, text)]
+    problems: list[Problem] = []
+    if len(usable) < len(polygons):
+        text = f"{len(polygons) - len(usable)} of its {len(polygons)} polygons are left out"
+        problems.append((Kind.POLYGON_PART, text))
+    numbers = usable[0] if len(usable) == 1 else list(chain.from_iterable(usable))
+    try:
+        finite = _is_finite(numbers)
+    except TypeError:
+        text = f"segmentation is {_short(polygons)}; expected numbers, [[x, y, x, y, ...], ...]"
+        return [(Kind.FORMAT, text)]
+    if not finite:
+        return [*problems, (Kind.NOT_FINITE, "its polygons have coordinates that are not finite")]
+    x, y = numbers[::2], numbers[1::2]
+    corners = min(x), min(y), max(x), max(y)
+    if corners[2] - corners[0] < 1 or corners[3] - corners[1] < 1:
+        text = f"its polygons span {corners[2] - corners[0]:g} x {corners[3] - corners[1]:g} pixels"
+        problems.append((Kind.TINY_MASK, text))
+    return problems + _place_problems("its outline", corners, width, height)
+
+
+def usable_polygons(polygons: list[list[float]]) -> list[list[float]]:
+    """Those with 3 points or more, as Detectron2 picks them for training."""
+    return [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
+
+
+def _rle_problems(mask: dict[str, Any], width: int, height: int) -> list[Problem]:
+    try:
+        counts = check_rle(mask, height, width)
+    except ValueError as error:
+        return [(Kind.RLE, str(error))]
+    return [] if any(counts[1::2]) else [(Kind.TINY_MASK, "its RLE has no pixel")]
+
+
+def _is_id(value: Any) -> bool:
+    """JSON written by way of floating-point numbers, as pandas does, has ids such as 7.0."""
+    return type(value) in (int, str) or (type(value) is float and value.is_integer())
+
+
+def _is_finite(numbers: list[Any]) -> bool:
+    """Whether all are.
+
+    Raises:
+        TypeError: some are no numbers.
+    """
+    try:
+        return all(map(math.isfinite, numbers))
+    except OverflowError:  # an integer beyond all floating-point numbers
+        return False
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

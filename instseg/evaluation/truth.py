@@ -1,0 +1,36 @@
+"""The objects that predictions are compared with, as COCO's code needs them."""
+
+import contextlib
+import io
+
+import pycocotools.mask as mask_util
+from pycocotools.coco import COCO
+
+from instseg.data.coco_check import Report, check_coco, usable_polygons
+
+
+def prepare_truth(coco: COCO) -> None:
+    """Leave out of ``coco`` what training leaves out, and complete the rest, in place.
+
+    pycocotools fails or reads beyond its memory where an object cannot be drawn, fails where one
+    has no ``area`` or ``iscrowd``, and counts the object whose id is 0 as never found: objects are
+    numbered from 1.
+    """
+    if "annotations" not in coco.dataset:
+        return
+    left_out = Report(check_coco(coco.dataset, masks=False)).left_out()
+    kept = [entry for entry in coco.dataset["annotations"] if entry["id"] not in left_out]
+    for number, entry in enumerate(kept, start=1):
+        entry["id"] = number
+        entry.setdefault("iscrowd", 0)
+        if isinstance(entry.get("segmentation"), list):
+            entry["segmentation"] = usable_polygons(entry["segmentation"])
+        if type(entry.get("area")) not in (int, float):
+            x, y, width, height = entry["bbox"]
+            mask = entry.get("segmentation")
+            entry["area"] = (
+                float(mask_util.area(coco.annToRLE(entry))) if mask else float(width * height)
+            )
+    coco.dataset["annotations"] = kept
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()

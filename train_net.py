@@ -19,7 +19,7 @@ from instseg.checkpoint import Checkpointer
 from instseg.config import check_classes
 from instseg.engine.launch import argument_parser, launch, setup
 from instseg.engine.trainer import Trainer
-from instseg.errors import InstsegError, TrainingError
+from instseg.errors import InstsegError, TrainingError, one_line
 
 
 def run(args: argparse.Namespace) -> None:
@@ -56,7 +56,7 @@ def main(args: argparse.Namespace) -> None:
 def report(error: InstsegError) -> None:
     """Print ``error`` as one line on stderr."""
     logging.getLogger("instseg").debug("user error", exc_info=error)
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {one_line(error)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

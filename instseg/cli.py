@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import instseg
 from instseg.check_data import add_arguments as add_check_data
-from instseg.errors import ConfigError, InstsegError, OutputError
+from instseg.errors import ConfigError, InstsegError, OutputError, one_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return status
     except InstsegError as error:
-        print("error:", " ".join(str(error).split("\n")), file=sys.stderr)
+        print("error:", one_line(error), file=sys.stderr)
         return 2
     except ImportError as error:
         # Raised without a name only by `instseg` itself, about a requirement that is not installed.

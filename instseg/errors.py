@@ -32,3 +32,14 @@ class OutputError(InstsegError, OSError):
 
 class TrainingError(InstsegError, RuntimeError):
     """Training that cannot go on, e.g. because a loss is not finite."""
+
+
+def one_line(error: InstsegError) -> str:
+    """Its message on one line.
+
+    If a process that loads data raised it, torch has put the traceback there before it.
+    """
+    text = str(error)
+    if "Original Traceback" in text:
+        text = text.rsplit(f"{type(error).__name__}: ", 1)[-1]
+    return " ".join(text.split("\n")).strip()

@@ -28,7 +28,7 @@ from instseg.errors import ConfigError, DatasetError
 
 logger = logging.getLogger(__name__)
 
-_CHECK = "instseg check-data"
+_CHECK = "`instseg check-data`"
 _COCO_PREFIX = "coco:"
 _SYNTHETIC = (*shapes.SPLITS, *shapes.SUBSETS, *shapes_video.SPLITS)
 _UNDER_ROOT = ("coco_mini", "nuclei")
@@ -286,9 +286,9 @@ def _load_coco(name: str, json_file: str, image_root: str) -> list[dict[str, Any
     report = Report(check_coco(read_json(name, json_file), masks=False))
     error = next(report.lines(Level.ERROR), None)
     if error is not None:
-        raise DatasetError(f"data set {name}: {json_file}: {error}; see {_CHECK} {name}")
+        raise DatasetError(f"{_where(name, json_file)}: {error}; {_CHECK} shows all of it")
     for line in report.lines(Level.WARNING):
-        logger.warning("data set %s: left out: %s; see %s %s", name, line, _CHECK, name)
+        logger.warning("%s: left out: %s", _where(name, json_file), line)
     records = _load_coco_json(name, json_file, image_root)
     left_out = report.left_out()
     for record in records if left_out else ():
@@ -308,9 +308,14 @@ def read_json(name: str, json_file: str) -> Any:
             return json.load(file)
     except OSError as error:
         reason = error.strerror or error
-        raise DatasetError(f"data set {name}: {json_file} cannot be read: {reason}") from None
+        raise DatasetError(f"{_where(name, json_file)} cannot be read: {reason}") from None
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f"data set {name}: {json_file} is not JSON: {error}") from None
+        raise DatasetError(f"{_where(name, json_file)} is not JSON: {error}") from None
+
+
+def _where(name: str, json_file: str) -> str:
+    """What messages begin with; a coco:PATH name is its file."""
+    return f"data set {json_file}" if json_file in name else f"data set {name}: {json_file}"
 
 
 def _load_coco_json(name: str, json_file: str, image_root: str) -> list[dict[str, Any]]:
@@ -321,7 +326,5 @@ def _load_coco_json(name: str, json_file: str, image_root: str) -> list[dict[str
     except DatasetError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise DatasetError(
-            f"data set {name}: {json_file} is not in COCO format: {error!r}"
-        ) from None
+        raise DatasetError(f"{_where(name, json_file)} is not in COCO format: {error!r}") from None
     return records

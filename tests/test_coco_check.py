@@ -14,12 +14,14 @@ from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import load_coco_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pycocotools.coco import COCO
 
 import instseg
 from instseg.data import datasets
 from instseg.data.coco_check import Kind, Level, Report, check_coco
 from instseg.data.mappers import build_train_mapper
 from instseg.errors import DatasetError
+from instseg.evaluation.truth import prepare_truth
 from tests.coco_data import HEIGHT, SQUARE, WIDTH, changed, content, write_set
 
 IMAGE = ("images", 0)
@@ -288,6 +290,12 @@ def test_whatever_a_file_holds_it_is_refused_or_can_be_trained_on(
     for record in records:
         sample = build_train_mapper(cfg, augment=False)(record)
         assert len(sample["instances"]) <= len(record["annotations"])
+    truth = COCO()
+    truth.dataset = broken
+    truth.createIndex()
+    prepare_truth(truth)
+    for annotation in truth.anns.values():
+        assert mask_util.decode(truth.annToRLE(annotation)).shape == (HEIGHT, WIDTH)
 
 
 @settings(max_examples=100)

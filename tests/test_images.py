@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from instseg.data import images
-from instseg.data.images import check_image, convert_picture, read_image
+from instseg.data.images import check_image, convert_picture, picture_size, read_image
 from instseg.errors import ImageError
 
 RNG = np.random.default_rng(0)
@@ -348,3 +348,43 @@ def test_an_array_that_no_model_can_use_is_an_image_error(image: Any, message: s
 def test_floats_that_span_0_to_255_are_taken_as_they_are(dtype: Any, factor: int) -> None:
     image = (RGB * factor).astype(dtype)
     assert check_image(image) is image
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+def test_the_size_is_read_without_the_pixels(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path, name, RGB)
+    monkeypatch.setattr(images, "convert_picture", None)
+    assert picture_size(path) == (20, 12)
+
+
+@pytest.mark.parametrize("name", ["a.bmp", "a.webp", "a.tif", "a.gif"])
+def test_the_size_of_other_formats_is_that_of_the_pixels(tmp_path: Path, name: str) -> None:
+    assert picture_size(save(tmp_path, name, RGB)) == (20, 12)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_is_that_of_the_upright_picture(
+    tmp_path: Path, name: str, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path, name, RGB, exif=exif)
+    height, width, _ = read_image(path).shape
+    assert picture_size(path) == (width, height)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.bmp"])
+def test_the_size_of_a_truncated_picture_is_refused(tmp_path: Path, name: str) -> None:
+    path = save(tmp_path, name, RGB)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ImageError, match=rf"{name}: cannot be decoded: .*truncated"):
+        picture_size(path)
+
+
+def test_a_picture_with_bytes_behind_it_is_no_truncated_one(tmp_path: Path) -> None:
+    path = save(tmp_path, "a.jpg", RGB)
+    path.write_bytes(path.read_bytes() + bytes(1000))
+    assert picture_size(path) == (20, 12)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from instseg.data.nuclei import LEFT_OUT, build
-from instseg.errors import DatasetError
+from instseg.errors import DatasetError, ImageError
 
 
 def write_picture(
@@ -91,4 +92,14 @@ def test_a_mask_of_another_size_is_refused_with_both_sizes(tmp_path: Path) -> No
     write_picture(tmp_path / "in", name_of(0))
     Image.new("L", (9, 9)).save(tmp_path / "in" / name_of(0) / "masks/9.png")
     with pytest.raises(DatasetError, match=r"9.png is \(9, 9\), its picture \(20, 24\)"):
+        build(tmp_path / "in", tmp_path / "out", 1, 0)
+
+
+@pytest.mark.parametrize("file", ["images/{}.png", "masks/0.png"])
+@pytest.mark.parametrize("content", [b"", b"<html>", b"\x89PNG\r\n\x1a\n\0\0"])
+def test_a_damaged_file_is_named(tmp_path: Path, file: str, content: bytes) -> None:
+    write_picture(tmp_path / "in", name_of(0))
+    damaged = tmp_path / "in" / name_of(0) / file.format(name_of(0))
+    damaged.write_bytes(content)
+    with pytest.raises(ImageError, match=re.escape(str(damaged))):
         build(tmp_path / "in", tmp_path / "out", 1, 0)

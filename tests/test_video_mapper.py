@@ -35,8 +35,8 @@ def _seed() -> None:
 def mapper_with(*overrides: Any, augment: bool = True) -> VideoMapper:
     cfg = instseg.load_cfg("yolact/yolact_shapes.yaml", [*SSD, *VIDEO, *overrides])
     mapper = build_train_mapper(cfg, augment=augment)
-    assert isinstance(mapper, VideoMapper)
-    return mapper
+    assert isinstance(mapper.mapper, VideoMapper)
+    return mapper.mapper
 
 
 def frame(index: int, clip: int = 0) -> dict[str, Any]:

@@ -117,10 +117,12 @@ def _read_coco(checked: CheckedSet, content: Any, root: str) -> None:
         checked.pictures.append(_Picture(image.get("id"), file, *size))
     annotations = _entries(content, "annotations")
     checked.annotations = len(annotations)
-    if report.has(Level.ERROR):
+    if Kind.FORMAT in report.ids:
         return
     categories = sorted(_entries(content, "categories"), key=lambda entry: entry["id"])
     checked.classes = [entry["name"] for entry in categories]
+    if report.has(Level.ERROR):
+        return
     left_out = report.left_out()
     used = [entry for entry in annotations if entry["id"] not in left_out]
     if all(entry.get("iscrowd", 0) for entry in used):

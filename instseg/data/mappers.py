@@ -17,7 +17,7 @@ from detectron2.structures import Boxes, BoxMode
 
 from instseg.data.augmentations import build_ssd_augmentations
 from instseg.data.images import read_image
-from instseg.errors import ConfigError, ImageError
+from instseg.errors import ConfigError, ImageError, InstsegError
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,8 @@ class PictureMapper:
         """
         try:
             sample = self.mapper(dataset_dict)
+        except InstsegError:
+            raise
         except Exception as error:  # whose fault it is only the picture tells
             problem = picture_problem(dataset_dict)
             if problem is None:

@@ -6,6 +6,10 @@
 
 Several GPUs: ``--num-gpus N``; several processes on any device: ``torchrun --nproc-per-node N
 train_net.py …``.
+
+Exit status: 0 done, 1 a defect (with a traceback), 2 a mistake (one line on stderr), 143 or 130
+stopped by SIGTERM or Ctrl-C: a training finishes its iteration and saves a checkpoint first, from
+which ``--resume`` goes on.
 """
 
 import argparse
@@ -68,3 +72,5 @@ if __name__ == "__main__":
         sys.exit(2)
     except ProcessExitedException as error:
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)

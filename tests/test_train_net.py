@@ -2,11 +2,14 @@
 
 import argparse
 import json
+import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -94,6 +97,28 @@ def test_resume_goes_on_where_the_run_ended(trained: Path, tiny: list[str], tmp_
     assert result.returncode == 0, result.stderr
     assert "Starting training from iteration 2" in result.stdout + result.stderr
     assert read_weights(str(folder / "model_final.pth"))["iteration"] == 3
+
+
+def test_a_signal_to_all_processes_of_a_training_saves_it_and_resume_goes_on(
+    tiny: list[str], tmp_path: Path
+) -> None:
+    """The worker that loads data gets the signal as well, as from a scheduler of jobs."""
+    words = [*tiny, "DATALOADER.NUM_WORKERS", "1", "SOLVER.CHECKPOINT_PERIOD", "1"]
+    words += ["OUTPUT_DIR", str(tmp_path), "DATASETS.TEST", "()", "SOLVER.MAX_ITER"]
+    command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", CONFIG, *words, "1000"]
+    process = subprocess.Popen(
+        command, stdout=-1, stderr=-1, text=True, cwd=ROOT, start_new_session=True
+    )
+    while process.poll() is None and not (tmp_path / "last_checkpoint").exists():
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 143, errors
+    last = int(re.findall(r"SIGTERM: training ends after iteration (\d+)", output)[0])
+    result = train_net("--resume", *words, str(last + 2))
+    assert result.returncode == 0, result.stderr
+    assert f"Starting training from iteration {last + 1}" in result.stdout
+    assert read_weights(str(tmp_path / "model_final.pth"))["iteration"] == last + 1
 
 
 def test_evaluation_alone_prints_box_and_mask_ap(

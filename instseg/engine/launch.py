@@ -5,6 +5,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from urllib.parse import urlparse
 
 import torch
@@ -16,6 +17,8 @@ from detectron2.utils.logger import setup_logger
 
 from instseg.checkpoint import Checkpointer
 from instseg.config import check_device, find_config, load_cfg
+from instseg.engine.interruption import signals_forwarded
+from instseg.engine.lock import lock_folder
 from instseg.errors import ConfigError, OutputError
 
 
@@ -41,6 +44,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     check_device(cfg)
     _check_output_dir(cfg.OUTPUT_DIR)
+    if comm.is_main_process():
+        lock_folder(cfg.OUTPUT_DIR)
     _check_weights(cfg, args)
     default_setup(cfg, args)
     # Detectron2 configures its own loggers only; without this our messages would vanish.
@@ -65,14 +70,16 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
         _run_as_rank(main, args)
         return
     _check_processes(args)
-    detectron2_launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    several = args.num_gpus * args.num_machines > 1
+    with signals_forwarded() if several else nullcontext():
+        detectron2_launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
 
 
 def _run_as_rank(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:

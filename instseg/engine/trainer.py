@@ -40,6 +40,7 @@ from instseg.data.samples import build_sample_loader
 from instseg.data.semantic import add_semantic_files
 from instseg.data.video_mapper import check_video
 from instseg.engine.hooks import BestCheckpoint, ValidationLoss
+from instseg.engine.interruption import Interruption
 from instseg.engine.streaming import build_streams, mean_result
 from instseg.engine.train_loop import TrainLoop
 from instseg.errors import ConfigError, OutputError
@@ -202,9 +203,16 @@ class Trainer(DefaultTrainer):
                 class_names=self.checkpointer.class_names,
             )
             extra.append(BestCheckpoint(best, metric))
-        # The writer stays last, so that it writes what the others measured.
-        writers = hooks[-1:] if comm.is_main_process() else []
-        return [*hooks[: len(hooks) - len(writers)], *extra, *writers]
+        # After the timer, the schedule and exact norm statistics come those that save and measure;
+        # the writer stays last, so that it writes what the others measured.
+        end = len(hooks) - 1 if comm.is_main_process() else len(hooks)
+        return [*hooks[:3], Interruption(self.checkpointer), *hooks[3:end], *extra, *hooks[end:]]
+
+    def train(self) -> Any:
+        """Train from ``start_iter``, which is the end where the end itself was not saved."""
+        if self.start_iter >= max(self.max_iter, 1):
+            self.checkpointer.save("model_final", iteration=self.start_iter - 1)
+        return super().train()
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Load ``MODEL.WEIGHTS``, or go on from the last checkpoint in ``OUTPUT_DIR``."""

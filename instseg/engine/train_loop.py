@@ -1,7 +1,8 @@
-"""One optimisation step: mixed precision and the guard against losses that are not finite."""
+"""One optimisation step: mixed precision, and all processes stop when one cannot go on."""
 
+import itertools
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,7 +12,8 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from instseg.errors import ConfigError, TrainingError
+from instseg.engine.interruption import signals_held
+from instseg.errors import ConfigError, InstsegError, TrainingError
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -19,7 +21,8 @@ _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 class TrainLoop(SimpleTrainer):
     """Detectron2's simple loop plus autocast with loss scaling on any device.
 
-    Training stops on *all* ranks in the iteration in which any loss of any rank stops being finite.
+    Training stops on *all* ranks in the iteration in which any loss of any rank stops being finite,
+    or a rank gets no loss at all, e.g. because it cannot read a picture.
     """
 
     def __init__(
@@ -64,15 +67,13 @@ class TrainLoop(SimpleTrainer):
         means: dict[str, Tensor] = {}
         data_time = 0.0
         for number in range(self.accumulate):
-            start = time.perf_counter()
-            batch = next(self._data_loader_iter)
-            data_time += time.perf_counter() - start
             is_last = number == self.accumulate - 1
             # Gradients are exchanged between processes once, with the last batch.
             with self.model.no_sync() if self._is_ddp and not is_last else nullcontext():
-                losses = self._forward(batch)
+                losses, waited = self._forward()
                 total = torch.stack(list(losses.values())).sum()
                 self.scaler.scale(total / self.accumulate).backward()
+            data_time += waited
             for name, loss in losses.items():
                 means[name] = means.get(name, 0) + loss.detach() / self.accumulate
         self.after_backward()
@@ -82,40 +83,71 @@ class TrainLoop(SimpleTrainer):
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
-    def _forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
-        losses: dict[str, Tensor] = {}
-        problem = ""
-        with torch.autocast(
-            self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
-        ):
-            try:
-                losses = self.model(batch)
-            except FloatingPointError as error:  # Detectron2's RPN, before there is a loss
-                problem = str(error)
-        self._check_finite(losses, batch, problem)
-        return losses
+    @property
+    def _data_loader_iter(self) -> Iterator[list[dict[str, Any]]]:
+        """Detectron2's, begun where no signal reaches the processes that it starts."""
+        if self._data_loader_iter_obj is None:
+            with signals_held():
+                batches = iter(self.data_loader)
+                self._data_loader_iter_obj = itertools.chain([next(batches)], batches)
+        return self._data_loader_iter_obj
 
-    def _check_finite(
-        self, losses: dict[str, Tensor], batch: list[dict[str, Any]], problem: str
+    def _forward(self) -> tuple[dict[str, Tensor], float]:
+        """Losses of the next batch, and the seconds that its data took."""
+        batch: list[dict[str, Any]] = []
+        losses: dict[str, Tensor] = {}
+        waited = 0.0
+        failure: Exception | None = None
+        try:
+            start = time.perf_counter()
+            batch = next(self._data_loader_iter)
+            waited = time.perf_counter() - start
+            with torch.autocast(
+                self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
+            ):
+                losses = self.model(batch)
+        except Exception as error:  # raised below, once no other process waits for this one
+            failure = _without_traceback(error)
+        self._check(losses, batch, failure)
+        return losses, waited
+
+    def _check(
+        self, losses: dict[str, Tensor], batch: list[dict[str, Any]], failure: Exception | None
     ) -> None:
-        """Stop all ranks if a loss of any is not finite, or its model reports a ``problem``."""
-        bad = torch.tensor(bool(problem), device=self.device)
+        """Stop all ranks if a loss of any is not finite, or a ``failure`` kept it from losses."""
+        # Detectron2's RPN raises this of its own accord, before there is a loss.
+        is_divergence = isinstance(failure, FloatingPointError)
+        several = comm.get_world_size() > 1
+        if failure is not None and not several and not is_divergence:
+            raise failure
+        bad = torch.tensor(failure is not None, device=self.device)
         for loss in losses.values():
             bad = bad | ~torch.isfinite(loss.detach())
-        if comm.get_world_size() > 1:
+        if several:
             bad = bad.float()
             torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
         if not bad:
             return
-        report = ""
+        diverged, failed = "", ""
         terms = {name: loss.item() for name, loss in losses.items() if not torch.isfinite(loss)}
-        if terms or problem:
+        if terms or is_divergence:
             files = ", ".join(str(record.get("file_name", "?")) for record in batch)
-            values = problem or ", ".join(f"{name} = {value}" for name, value in terms.items())
-            report = f"rank {comm.get_rank()}: {values}; images {files}"
-        reports = [text for text in comm.all_gather(report) if text]
-        raise TrainingError(
-            f"the loss is not finite at iteration {self.iter}: {' | '.join(reports)}. "
+            values = ", ".join(f"{name} = {value}" for name, value in terms.items()) or failure
+            diverged = f"rank {comm.get_rank()}: {values}; images {files}"
+        elif failure is not None:
+            failed = f"rank {comm.get_rank()}: {type(failure).__name__}: {failure}"
+        reports = comm.all_gather((diverged, failed))
+        if failed and failure is not None and not isinstance(failure, InstsegError):
+            raise failure  # a defect, whose traceback is wanted
+        raise TrainingError(self._explain(reports)) from failure
+
+    def _explain(self, reports: list[tuple[str, str]]) -> str:
+        """The message of what the ranks report, of divergence and of other failures."""
+        if failed := " | ".join(text for _, text in reports if text):
+            return f"training cannot go on at iteration {self.iter}: {failed}"
+        diverged = " | ".join(text for text, _ in reports if text)
+        return (
+            f"the loss is not finite at iteration {self.iter}: {diverged}. "
             "Lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, or clip gradients with "
             "SOLVER.CLIP_GRADIENTS.ENABLED True"
         )
@@ -126,3 +158,9 @@ class TrainLoop(SimpleTrainer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self.scaler.load_state_dict(state_dict["scaler"])
+
+
+def _without_traceback(error: Exception) -> Exception:
+    """A mistake as it was raised, before a data worker added its traceback to the message."""
+    _, name, message = str(error).rpartition(f"{type(error).__module__}.{type(error).__name__}: ")
+    return type(error)(message.strip()) if name and isinstance(error, InstsegError) else error

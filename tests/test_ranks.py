@@ -1,0 +1,78 @@
+"""Two processes that train together: where one cannot go on, both stop within seconds."""
+
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from instseg.checkpoint import read_weights
+from tests.conftest import ROOT
+
+Outcomes = list[dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def outcomes(folder: Path) -> Outcomes:
+    """What became of each scenario, for the first and the second rank."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.rank_scenarios", str(rank), port, str(folder)],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        for rank in range(2)
+    ]
+    lines = [rank.communicate(timeout=200)[0].splitlines() for rank in ranks]
+    return [dict(line.split(" ", 1) for line in found if " " in line) for found in lines]
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_both_with_the_same_message(
+    outcomes: Outcomes,
+) -> None:
+    assert outcomes[0]["nan"] == outcomes[1]["nan"]
+    for part in ("TrainingError", "iteration 2", "rank 1: loss_fit = nan", "bad.png", "[soon]"):
+        assert part in outcomes[0]["nan"]
+
+
+def test_a_picture_that_one_rank_cannot_read_stops_both_with_the_same_message(
+    outcomes: Outcomes,
+) -> None:
+    assert outcomes[0]["picture"] == outcomes[1]["picture"]
+    assert outcomes[0]["picture"] == (
+        "TrainingError: training cannot go on at iteration 2: rank 1: ImageError: cut.png: "
+        "the file is truncated [soon]"
+    )
+
+
+def test_a_defect_on_one_rank_keeps_its_traceback_there_and_stops_the_other(
+    outcomes: Outcomes,
+) -> None:
+    assert outcomes[1]["defect"] == "KeyError: 'proposal_boxes' [soon]"
+    assert re.match(
+        r"TrainingError: .* iteration 2: rank 1: KeyError: 'proposal_boxes' \[soon\]",
+        outcomes[0]["defect"],
+    )
+
+
+def test_a_signal_to_one_rank_ends_both_after_the_same_iteration(
+    outcomes: Outcomes, folder: Path
+) -> None:
+    assert outcomes[0]["signal"] == outcomes[1]["signal"] == "SystemExit: 143 [soon]"
+    assert read_weights(folder / "model_0000002.pth")["iteration"] == 2
+
+
+def test_a_killed_rank_stops_the_other_within_seconds(outcomes: Outcomes) -> None:
+    assert outcomes[0]["killed"].endswith("[soon]")
+    assert "killed" not in outcomes[1]

@@ -1,5 +1,6 @@
 """Two processes that train together: where one cannot go on, both stop within seconds."""
 
+import math
 import re
 import socket
 import subprocess
@@ -12,6 +13,28 @@ from instseg.checkpoint import read_weights
 from tests.conftest import ROOT
 
 Outcomes = list[dict[str, str]]
+SYSTEMS = sorted(
+    path.relative_to(ROOT / "configs").as_posix()
+    for path in (ROOT / "configs").glob("*/*_shapes*.yaml")
+)
+
+
+def run_both(module: str, *words: str) -> Outcomes:
+    """The lines that two processes of ``tests.MODULE`` print, by their first words."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", f"tests.{module}", str(rank), port, *words],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        for rank in range(2)
+    ]
+    lines = [rank.communicate(timeout=280)[0].splitlines() for rank in ranks]
+    return [dict(line.split(" ", 1) for line in found if " " in line) for found in lines]
 
 
 @pytest.fixture(scope="module")
@@ -21,21 +44,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def outcomes(folder: Path) -> Outcomes:
-    """What became of each scenario, for the first and the second rank."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.rank_scenarios", str(rank), port, str(folder)],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        for rank in range(2)
-    ]
-    lines = [rank.communicate(timeout=200)[0].splitlines() for rank in ranks]
-    return [dict(line.split(" ", 1) for line in found if " " in line) for found in lines]
+    """What becomes of each scenario, for the first and the second rank."""
+    return run_both("rank_scenarios", str(folder))
+
+
+@pytest.fixture(scope="module")
+def weights(folder: Path) -> Outcomes:
+    """The sum of each system's weights, on the first and the second rank."""
+    return run_both("rank_systems", str(folder), *SYSTEMS)
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_stops_both_with_the_same_message(
@@ -76,3 +92,9 @@ def test_a_signal_to_one_rank_ends_both_after_the_same_iteration(
 def test_a_killed_rank_stops_the_other_within_seconds(outcomes: Outcomes) -> None:
     assert outcomes[0]["killed"].endswith("[soon]")
     assert "killed" not in outcomes[1]
+
+
+@pytest.mark.parametrize("config", SYSTEMS)
+def test_a_system_trains_where_one_rank_has_no_object(weights: Outcomes, config: str) -> None:
+    assert math.isfinite(float(weights[0][config]))
+    assert weights[0][config] == weights[1][config]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import instseg
 from instseg.checkpoint import Checkpointer, read_weights
+from instseg.data import shapes
 from instseg.data.mappers import build_train_mapper
 from instseg.engine.hooks import BestCheckpoint, ValidationLoss
 from instseg.engine.train_loop import TrainLoop
@@ -216,6 +217,43 @@ def test_the_trainer_switches_each_extra_on_by_its_key(tmp_path: Path) -> None:
     assert all(np.isfinite(metrics[f"val/{name}"]) for name in ("loss_mask", "total_loss"))
     assert (tmp_path / "best" / "model_best.pth").is_file()
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_resuming_continues_iteration_optimizer_schedule_and_loss_scale(tmp_path: Path) -> None:
+    name = f"coco:{shapes.export('shapes_val', tmp_path, limit=2)}:{tmp_path / 'shapes_val'}"
+    settings = [
+        *("SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 1, "DATALOADER.NUM_WORKERS", 0),
+        *("DATASETS.TRAIN", (name,), "DATASETS.TEST", (), "OUTPUT_DIR", str(tmp_path)),
+    ]
+    trainers = []
+    for _ in range(2):
+        trainer = Trainer(instseg.load_cfg(CONFIG, settings))
+        trainer._trainer.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
+        trainers.append(trainer)
+    first, second = trainers
+    first.train()
+    second.resume_or_load(resume=True)
+    assert second.start_iter == 2
+    assert second.scheduler.state_dict() == first.scheduler.state_dict()
+    assert second.scheduler.last_epoch == 2
+    assert second._trainer.scaler.state_dict() == first._trainer.scaler.state_dict()
+    assert second._trainer.scaler.get_scale() == 16.0
+    for ours, theirs in zip(
+        second.optimizer.state.values(), first.optimizer.state.values(), strict=True
+    ):
+        assert all(torch.equal(ours[key], theirs[key]) for key in ("step", "exp_avg", "exp_avg_sq"))
+
+
+def test_a_training_that_was_killed_before_its_end_was_saved_saves_it(tmp_path: Path) -> None:
+    name = f"coco:{shapes.export('shapes_val', tmp_path, limit=2)}:{tmp_path / 'shapes_val'}"
+    settings = ["DATASETS.TRAIN", (name,), "DATASETS.TEST", (), "OUTPUT_DIR", str(tmp_path)]
+    cfg = instseg.load_cfg(CONFIG, [*settings, "SOLVER.MAX_ITER", 3])
+    trainer = Trainer(cfg)
+    trainer.iter = 2
+    trainer.checkpointer.save("model_0000002", iteration=2)
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+    assert read_weights(str(tmp_path / "model_final.pth"))["iteration"] == 2
 
 
 def test_a_best_metric_without_evaluations_is_refused(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ class TrainLoop(SimpleTrainer):
             ConfigError: unknown ``amp_dtype``, float16 on a CPU, ``accumulate`` below 1.
         """
         super().__init__(model, data_loader, optimizer)
+        self._data_loader_iter_obj: Iterator[list[dict[str, Any]]] | None = None
         self._is_ddp = isinstance(model, DistributedDataParallel)
         self.device = next(model.parameters()).device
         if amp_dtype is not None and amp_dtype not in _DTYPES:

@@ -1,5 +1,8 @@
 """Loads the compiled operators, ``torch.ops.instseg``, and says what to type if that fails."""
 
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +14,11 @@ try:
     from instseg import _C
 except ImportError as error:
     if isinstance(error, ModuleNotFoundError) or "cannot import name" in str(error):
-        raise ImportError(f"the operators of instseg are not compiled: {_BUILD}") from None
+        others = ", ".join(file.name for file in Path(__file__).parent.parent.glob("_C.*"))
+        found = f" for Python {sys.version_info.major}.{sys.version_info.minor}, but as {others}"
+        raise ImportError(
+            f"the operators of instseg are not compiled{found if others else ''}: {_BUILD}"
+        ) from None
     raise ImportError(
         "the compiled operators of instseg do not load, most likely because they were built for "
         f"another torch than {torch.__version__}: {_BUILD} ({error})"
@@ -33,6 +40,17 @@ def operator(name: str) -> Any:
     if not hasattr(torch.ops.instseg, name):
         raise ImportError(f"the compiled operators of instseg lack {name}, they are old: {_BUILD}")
     return getattr(torch.ops.instseg, name).default
+
+
+def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """``torch.library.register_fake`` for an operator of ours, which must have been compiled.
+
+    Raises:
+        ImportError: see :func:`operator`.
+    """
+    operator(name)
+    decorate: Callable[..., Any] = torch.library.register_fake(f"instseg::{name}")
+    return decorate
 
 
 def check_built_for(op: str, tensor: Tensor) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from instseg.ops._library import check_built_for, operator
+from instseg.ops._library import check_built_for, operator, register_fake
 
 
 def assemble_instances(
@@ -71,13 +71,13 @@ def assemble_instances_reference(
     return (flat + maps.sum() * 0).view(len(corners), size, size)
 
 
-@torch.library.register_fake("instseg::assemble_instances")
+@register_fake("assemble_instances")
 def _fake(maps: Tensor, windows: Tensor | None, parts: int, size: int, fill: float) -> Tensor:
     count = maps.shape[0] * maps.shape[2] * maps.shape[3] if windows is None else windows.shape[0]
     return maps.new_empty((count, size, size))
 
 
-@torch.library.register_fake("instseg::assemble_instances_backward")
+@register_fake("assemble_instances_backward")
 def _fake_backward(
     grad: Tensor, windows: Tensor | None, parts: int, maps_shape: list[int]
 ) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from instseg.ops._library import check_built_for, operator
+from instseg.ops._library import check_built_for, operator, register_fake
 
 
 @torch.no_grad()
@@ -105,7 +105,7 @@ def _extent(first: Tensor, second: Tensor, size: int, padding: float) -> tuple[T
     return low, high
 
 
-@torch.library.register_fake("instseg::assemble_masks")
+@register_fake("assemble_masks")
 def _fake(
     prototypes: Tensor, coefficients: Tensor, boxes: Tensor, height: int, width: int
 ) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from instseg.ops._library import check_built_for, operator
+from instseg.ops._library import check_built_for, operator, register_fake
 from instseg.ops.psroi_pool import psroi_pool_reference
 
 _forward = operator("fcis_head")
@@ -94,7 +94,7 @@ def to_fcis_head_order(
     return weight_or_maps.index_select(dim, order)
 
 
-@torch.library.register_fake("instseg::fcis_head")
+@register_fake("fcis_head")
 def _fake(
     maps: Tensor,
     rois: Tensor,
@@ -111,7 +111,7 @@ def _fake(
     )
 
 
-@torch.library.register_fake("instseg::fcis_head_backward")
+@register_fake("fcis_head_backward")
 def _fake_backward(
     grad_scores: Tensor,
     grad_logits: Tensor,

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from instseg.ops._library import check_built_for, operator
+from instseg.ops._library import check_built_for, operator, register_fake
 
 _MOST_DIMENSIONS = 64
 """As in ``csrc/mean_shift/mean_shift.h``."""
@@ -240,7 +240,7 @@ def _lattice_keys(points: Tensor, bandwidth: float) -> Tensor:
     return keys
 
 
-@torch.library.register_fake("instseg::shift_seeds")
+@register_fake("shift_seeds")
 def _fake_shift(
     embeddings: Tensor, seeds: Tensor, bandwidth: float, max_iterations: int, tolerance: float
 ) -> tuple[Tensor, Tensor]:
@@ -249,12 +249,12 @@ def _fake_shift(
     )
 
 
-@torch.library.register_fake("instseg::nearest_centres")
+@register_fake("nearest_centres")
 def _fake_nearest(embeddings: Tensor, centres: Tensor, radius: float) -> Tensor:
     return embeddings.new_empty(embeddings.shape[0], dtype=torch.long)
 
 
-@torch.library.register_fake("instseg::peel_clusters")
+@register_fake("peel_clusters")
 def _fake_peel(
     embeddings: Tensor,
     bins: Tensor,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from instseg.ops._library import check_built_for, operator
+from instseg.ops._library import check_built_for, operator, register_fake
 
 _forward = operator("psroi_pool")
 _backward = operator("psroi_pool_backward")
@@ -55,7 +55,7 @@ def psroi_pool(
     return _forward(maps, rois, spatial_scale, group_size, pooled_size)
 
 
-@torch.library.register_fake("instseg::psroi_pool")
+@register_fake("psroi_pool")
 def _fake(
     maps: Tensor, rois: Tensor, spatial_scale: float, group_size: int, pooled_size: int
 ) -> Tensor:
@@ -63,7 +63,7 @@ def _fake(
     return maps.new_empty((rois.size(0), dims, pooled_size, pooled_size))
 
 
-@torch.library.register_fake("instseg::psroi_pool_backward")
+@register_fake("psroi_pool_backward")
 def _fake_backward(
     grad: Tensor, rois: Tensor, spatial_scale: float, group_size: int, maps_shape: Sequence[int]
 ) -> Tensor:

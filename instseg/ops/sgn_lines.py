@@ -6,7 +6,7 @@ Both are sequential and run on the CPU; tensors on another device are copied the
 import torch
 from torch import Tensor
 
-from instseg.ops._library import operator
+from instseg.ops._library import operator, register_fake
 
 BACKGROUND, INTERIOR, START, END = range(4)
 """Breakpoint labels of a pixel (recalled from Liu et al., ICCV 2017, section 3)."""
@@ -96,11 +96,11 @@ def group_lines_reference(pairs: Tensor, touches: Tensor) -> Tensor:
     return torch.tensor(found, dtype=torch.int64)
 
 
-@torch.library.register_fake("instseg::decode_lines")
+@register_fake("decode_lines")
 def _fake_decode(labels: Tensor, semantic: Tensor, widened: bool) -> Tensor:
     return torch.empty_like(semantic, memory_format=torch.contiguous_format)
 
 
-@torch.library.register_fake("instseg::group_lines")
+@register_fake("group_lines")
 def _fake_group(pairs: Tensor, touches: Tensor) -> Tensor:
     return pairs.new_empty(touches.shape)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instseg.ops._library import check_built_for, operator
+from instseg.ops._library import check_built_for, operator, register_fake
 
 
 @torch.no_grad()
@@ -284,14 +284,14 @@ def _resize(average: Any, box: tuple[int, int, int, int], side: int, resample: s
     return upper * (1 - fy) + lower * fy
 
 
-@torch.library.register_fake("instseg::nms_per_class")
+@register_fake("nms_per_class")
 def _fake_nms(
     boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float, max_kept: int
 ) -> Tensor:
     return scores.new_empty(scores.shape, dtype=torch.bool)
 
 
-@torch.library.register_fake("instseg::average_masks")
+@register_fake("average_masks")
 def _fake_average(
     boxes: Tensor,
     masks: Tensor,

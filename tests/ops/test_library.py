@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from instseg.ops import _library
 
+MODULES = sorted(set(Path(_library.__file__).parent.glob("*.py")) - {Path(_library.__file__)})
 BUILD = "pip install --no-build-isolation -e ."
 
 
@@ -44,6 +46,12 @@ def test_operators_that_are_not_compiled_are_an_error_that_says_what_to_type():
     assert BUILD in message
 
 
+def test_operators_compiled_for_another_python_are_named():
+    message = message_of_an_import_with(finder_that_raises("ModuleNotFoundError()"))
+    running = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert f"not compiled for Python {running}, but as _C." in message
+
+
 def test_operators_that_do_not_load_are_an_error_that_says_what_to_type():
     message = message_of_an_import_with(finder_that_raises("ImportError('undefined symbol: x')"))
     assert "built for another torch" in message
@@ -63,6 +71,17 @@ def test_an_operator_that_an_old_build_lacks_is_an_error_that_says_what_to_type(
     with pytest.raises(ImportError, match="lack no_such_operator") as error:
         _library.operator("no_such_operator")
     assert BUILD in str(error.value)
+
+
+def test_so_is_a_fake_kernel_for_an_operator_that_an_old_build_lacks():
+    with pytest.raises(ImportError, match="lack no_such_operator, they are old") as error:
+        _library.register_fake("no_such_operator")
+    assert BUILD in str(error.value)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_a_module_registers_fake_kernels_by_way_of_that_error(path):
+    assert "torch.library.register_fake" not in path.read_text()
 
 
 def test_a_gpu_tensor_for_operators_of_the_cpu_is_an_error_that_says_what_to_type(monkeypatch):

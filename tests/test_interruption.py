@@ -1,11 +1,13 @@
 """SIGTERM and Ctrl-C end a training with a checkpoint; an output folder belongs to one run."""
 
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from torch import nn
 
 from instseg.checkpoint import Checkpointer, read_weights
-from instseg.engine.interruption import Interruption, signals_held
+from instseg.engine.interruption import Interruption, signals_forwarded, signals_held
 from instseg.engine.lock import lock_folder
 from instseg.errors import OutputError
 
@@ -130,6 +132,17 @@ def test_processes_started_while_signals_are_held_survive_them() -> None:
     child.send_signal(signal.SIGINT)
     child.communicate(b"\n", timeout=60)
     assert child.returncode == 0
+
+
+def test_a_launcher_passes_signals_on_to_the_processes_it_started() -> None:
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    child.start()
+    before = signal.getsignal(signal.SIGINT)
+    with signals_forwarded():
+        send(signal.SIGINT)
+        child.join(30)
+    assert child.exitcode == -signal.SIGTERM
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 HOLDER = """

@@ -244,6 +244,25 @@ def test_a_full_disk_is_refused_before_training(
         Trainer(cfg)
 
 
+def test_what_detectron2_asserts_about_a_model_is_a_config_error() -> None:
+    cfg = instseg.load_cfg(CONFIG, ["MODEL.RESNETS.DEPTH", 18])
+    with pytest.raises(ConfigError, match="cannot be built: Must set MODEL.RESNETS.RES2_OUT"):
+        Trainer.build_model(cfg)
+
+
+def test_a_second_run_in_a_folder_is_refused_before_it_writes_anything(tmp_path: Path) -> None:
+    code = "import sys; from instseg.engine.lock import lock_folder; lock_folder(sys.argv[1]); "
+    command = [sys.executable, "-c", code + "print('locked', flush=True); input()", str(tmp_path)]
+    first = subprocess.Popen(command, stdin=-1, stdout=-1, text=True)
+    assert first.stdout is not None and first.stdout.readline()
+    with pytest.raises(
+        OutputError, match=f"OUTPUT_DIR {tmp_path} is in use by process {first.pid}"
+    ):
+        launch.setup(arguments(opts=["OUTPUT_DIR", str(tmp_path)]))
+    first.communicate("\n")
+    assert [file.name for file in tmp_path.iterdir()] == [".lock"]
+
+
 def test_a_busy_port_is_named() -> None:
     with socket.socket() as taken:
         taken.bind(("", 0))

@@ -54,7 +54,7 @@ class BestCheckpoint(HookBase):
 
     def after_train(self) -> None:
         self._check()
-        if self._seen < 0:
+        if self._seen < 0 and self.trainer.iter >= self.trainer.max_iter:  # not when interrupted
             known = ", ".join(sorted(name for name in self.trainer.storage.latest() if "/" in name))
             logger.error(
                 f"TEST.BEST_METRIC {self._metric} was never measured, so no best checkpoint was "

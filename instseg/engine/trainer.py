@@ -99,6 +99,17 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Detectron2's; what parts of it assert about the configuration is a ConfigError."""
+        try:
+            model: nn.Module = super().build_model(cfg)
+        except AssertionError as error:
+            if not str(error):
+                raise
+            raise ConfigError(f"the model cannot be built: {error}") from error
+        return model
+
+    @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
         if not cfg.DATASETS.TRAIN:
             raise ConfigError("DATASETS.TRAIN is empty; name a data set, e.g. ('shapes_train',)")

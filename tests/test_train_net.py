@@ -104,15 +104,19 @@ def test_a_signal_to_all_processes_of_a_training_saves_it_and_resume_goes_on(
 ) -> None:
     """The worker that loads data gets the signal as well, as from a scheduler of jobs."""
     words = [*tiny, "DATALOADER.NUM_WORKERS", "1", "SOLVER.CHECKPOINT_PERIOD", "1"]
-    words += ["OUTPUT_DIR", str(tmp_path), "DATASETS.TEST", "()", "SOLVER.MAX_ITER"]
+    words += ["MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "DATASETS.TEST", "()"]
+    words += ["OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER"]
     command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", CONFIG, *words, "1000"]
     process = subprocess.Popen(
         command, stdout=-1, stderr=-1, text=True, cwd=ROOT, start_new_session=True
     )
-    while process.poll() is None and not (tmp_path / "last_checkpoint").exists():
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGTERM)
-    output, errors = process.communicate(timeout=120)
+    try:
+        while process.poll() is None and not (tmp_path / "last_checkpoint").exists():
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGTERM)
+        output, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 143, errors
     last = int(re.findall(r"SIGTERM: training ends after iteration (\d+)", output)[0])
     result = train_net("--resume", *words, str(last + 2))

@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase, TrainerBase
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 import instseg
 from instseg.checkpoint import Checkpointer, read_weights
@@ -19,7 +20,7 @@ from instseg.data.mappers import build_train_mapper
 from instseg.engine.hooks import BestCheckpoint, ValidationLoss
 from instseg.engine.train_loop import TrainLoop
 from instseg.engine.trainer import Trainer
-from instseg.errors import ConfigError, TrainingError
+from instseg.errors import ConfigError, ImageError, TrainingError
 
 CONFIG = "mask_rcnn/mask_rcnn_shapes.yaml"
 
@@ -47,7 +48,7 @@ def samples(*values: tuple[float, float]) -> list[dict[str, Any]]:
 FIRST, SECOND = samples((1.0, 3.0), (2.0, 1.0)), samples((3.0, 0.0), (1.0, 1.0))
 
 
-def step(batches: list[Any], **settings: Any) -> float:
+def step(batches: Any, **settings: Any) -> float:
     model = Line()
     loop = TrainLoop(model, batches, torch.optim.SGD(model.parameters(), lr=0.1), **settings)
     loop.iter = 0
@@ -92,6 +93,23 @@ def test_a_model_that_finds_itself_diverged_is_reported_likewise(
     monkeypatch.setattr(Line, "forward", diverged)
     with pytest.raises(TrainingError, match="iteration 0: rank 0: Predicted boxes.*images 0.png"):
         step([FIRST])
+
+
+class Broken(Dataset[Any]):
+    """A picture that cannot be read."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Any:
+        raise ImageError("cut.png: the file is truncated")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_cannot_be_read_is_one_line_wherever_it_was_read(workers: int) -> None:
+    loader = DataLoader(Broken(), batch_size=None, num_workers=workers)
+    with pytest.raises(ImageError, match=r"^cut\.png: the file is truncated$"):
+        step(loader)
 
 
 class FakeTrainer(TrainerBase):

@@ -107,18 +107,20 @@ def test_a_signal_to_all_processes_of_a_training_saves_it_and_resume_goes_on(
     words += ["MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "DATASETS.TEST", "()"]
     words += ["OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER"]
     command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", CONFIG, *words, "1000"]
-    process = subprocess.Popen(
-        command, stdout=-1, stderr=-1, text=True, cwd=ROOT, start_new_session=True
-    )
+    with open(tmp_path / "output.txt", "w") as output:  # a pipe would fill up
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, cwd=ROOT, start_new_session=True
+        )
     try:
         while process.poll() is None and not (tmp_path / "last_checkpoint").exists():
             time.sleep(0.1)
         os.killpg(process.pid, signal.SIGTERM)
-        output, errors = process.communicate(timeout=120)
+        process.wait(timeout=120)
     finally:
         process.kill()
-    assert process.returncode == 143, errors
-    last = int(re.findall(r"SIGTERM: training ends after iteration (\d+)", output)[0])
+    printed = (tmp_path / "output.txt").read_text()
+    assert process.returncode == 143, printed
+    last = int(re.findall(r"SIGTERM: training ends after iteration (\d+)", printed)[0])
     result = train_net("--resume", *words, str(last + 2))
     assert result.returncode == 0, result.stderr
     assert f"Starting training from iteration {last + 1}" in result.stdout

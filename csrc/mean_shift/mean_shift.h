@@ -72,7 +72,7 @@ inline void check_peel(const at::Tensor& points, const at::Tensor& bins, const W
   check_points(op, points);
   check_walk(op, walk);
   check_same_device(op, "embeddings", points, "bins", bins);
-  TORCH_CHECK(bins.scalar_type() == at::kLong, op, ": bins is ", bins.scalar_type(), "; expected int64");
+  TORCH_CHECK_TYPE(bins.scalar_type() == at::kLong, op, ": bins is ", bins.scalar_type(), "; expected int64");
   TORCH_CHECK_VALUE(bins.dim() == 1 && bins.size(0) == points.size(0), op, ": bins has shape ", bins.sizes(),
                     "; expected (", points.size(0), ",)");
   TORCH_CHECK_VALUE(min_points >= 1, op, ": min_points is ", min_points, "; expected at least 1");

@@ -146,8 +146,11 @@ class SumTree {
       if (high[d] - low[d] > high[longest] - low[longest]) longest = d;
     std::vector<std::pair<T, int32_t>> keys;
     keys.reserve(all.end - all.begin);
-    for (int64_t i = all.begin; i < all.end; ++i)
-      keys.emplace_back(points[order_[i] * dimensions_ + longest], order_[i]);
+    // NaN, which has no place in an order, counts as the lowest.
+    for (int64_t i = all.begin; i < all.end; ++i) {
+      const T value = points[order_[i] * dimensions_ + longest];
+      keys.emplace_back(std::max(std::numeric_limits<T>::lowest(), value), order_[i]);
+    }
     std::nth_element(keys.begin(), keys.begin() + (middle - all.begin), keys.end());
     for (int64_t i = all.begin; i < all.end; ++i) order_[i] = keys[i - all.begin].second;
   }

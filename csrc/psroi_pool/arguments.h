@@ -31,10 +31,11 @@ inline void check_psroi_arguments(const char* op, const char* name, const at::Te
   check_same_device(op, name, tensor, "rois", rois);
   TORCH_CHECK_VALUE(std::isfinite(spatial_scale) && spatial_scale > 0, op, ": spatial_scale is ",
                     spatial_scale, "; expected cells per pixel, a positive number");
-  TORCH_CHECK_VALUE(group_size > 0, op, ": group_size is ", group_size,
-                    "; expected a positive number");
-  TORCH_CHECK_VALUE(pooled_size > 0, op, ": pooled_size is ", pooled_size,
-                    "; expected a positive number");
+  constexpr int64_t most = 1 << 15;  // keeps every product below in 64 bits
+  TORCH_CHECK_VALUE(group_size > 0 && group_size <= most, op, ": group_size is ", group_size,
+                    "; expected 1 to ", most);
+  TORCH_CHECK_VALUE(pooled_size > 0 && pooled_size <= most, op, ": pooled_size is ", pooled_size,
+                    "; expected 1 to ", most);
 }
 
 // `per_part` is 1, or 2 where outside and inside maps come in pairs.

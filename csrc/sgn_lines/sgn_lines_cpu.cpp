@@ -58,9 +58,10 @@ void number_row(int64_t width, const uint8_t* codes, int64_t first, int64_t* lin
 
 at::Tensor decode_lines_cpu(const at::Tensor& labels, const at::Tensor& semantic, bool widened) {
   const char* op = "decode_lines";
-  TORCH_CHECK(labels.scalar_type() == at::kByte, op, ": labels is ", labels.scalar_type(), "; expected uint8");
-  TORCH_CHECK(semantic.scalar_type() == at::kLong, op, ": semantic is ", semantic.scalar_type(),
-              "; expected int64");
+  TORCH_CHECK_TYPE(labels.scalar_type() == at::kByte, op, ": labels is ", labels.scalar_type(),
+                   "; expected uint8");
+  TORCH_CHECK_TYPE(semantic.scalar_type() == at::kLong, op, ": semantic is ", semantic.scalar_type(),
+                   "; expected int64");
   TORCH_CHECK_VALUE(labels.dim() == 2, op, ": labels has shape ", labels.sizes(), "; expected (H, W)");
   TORCH_CHECK_VALUE(semantic.sizes() == labels.sizes(), op, ": semantic has shape ", semantic.sizes(),
                     "; expected that of labels, ", labels.sizes());
@@ -124,8 +125,9 @@ class Groups {
 
 at::Tensor group_lines_cpu(const at::Tensor& pairs, const at::Tensor& touches) {
   const char* op = "group_lines";
-  TORCH_CHECK(pairs.scalar_type() == at::kLong, op, ": pairs is ", pairs.scalar_type(), "; expected int64");
-  TORCH_CHECK(touches.scalar_type() == at::kBool, op, ": touches is ", touches.scalar_type(), "; expected bool");
+  TORCH_CHECK_TYPE(pairs.scalar_type() == at::kLong, op, ": pairs is ", pairs.scalar_type(), "; expected int64");
+  TORCH_CHECK_TYPE(touches.scalar_type() == at::kBool, op, ": touches is ", touches.scalar_type(),
+                   "; expected bool");
   TORCH_CHECK_VALUE(pairs.dim() == 2 && pairs.size(1) == 2, op, ": pairs has shape ", pairs.sizes(),
                     "; expected (P, 2)");
   TORCH_CHECK_VALUE(touches.dim() == 1, op, ": touches has shape ", touches.sizes(), "; expected (N,)");

@@ -53,10 +53,24 @@ def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any
     return decorate
 
 
-def check_built_for(op: str, tensor: Tensor) -> None:
-    """Raise a RuntimeError if ``tensor`` is on a GPU and the operators know the CPU alone."""
-    if tensor.is_cuda and not _C.with_cuda:
+def check_devices(op: str, **tensors: Tensor | None) -> None:
+    """Refuse tensors on several devices, or on a GPU where the operators know the CPU alone.
+
+    The kernels compare devices as well, but one tensor of the meta device is enough for torch to
+    run the fake kernel, which returns memory that nobody has written.
+
+    Raises:
+        RuntimeError: naming the operator, the tensors and their devices.
+    """
+    (first_name, first), *others = [(k, v) for k, v in tensors.items() if v is not None]
+    for name, tensor in others:
+        if tensor.device != first.device:
+            raise RuntimeError(
+                f"{op}: {first_name} is on {first.device} and {name} on {tensor.device}; move one "
+                "of them"
+            )
+    if first.is_cuda and not _C.with_cuda:
         raise RuntimeError(
-            f"{op}: the tensors are on {tensor.device} and instseg was compiled for the CPU alone; "
+            f"{op}: the tensors are on {first.device} and instseg was compiled for the CPU alone; "
             f"with the CUDA toolkit installed and FORCE_CUDA=1 set, {_BUILD}"
         )

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from instseg.ops._library import check_built_for, operator, register_fake
+from instseg.ops._library import check_devices, operator, register_fake
 
 
 def assemble_instances(
@@ -33,12 +33,14 @@ def assemble_instances(
     Returns:
         (N, size, size) of the dtype of ``maps``; N = B * H * W without ``windows``.
     Raises:
-        ValueError: the channel count is not parts * parts, or ``windows`` is not (N, 3).
+        ValueError: the channel count is not parts * parts, ``windows`` is not (N, 3), or a number
+            is out of its range.
         IndexError: a batch index outside 0..B-1, on the CPU.  On a GPU, where looking would stop
             the stream, such a window is all ``fill`` and gives no gradient.
-        TypeError, RuntimeError: other dtypes, other ranks, or tensors on different devices.
+        TypeError: a dtype that is not supported.
+        RuntimeError: tensors on different devices.
     """
-    check_built_for("assemble_instances", maps)
+    check_devices("assemble_instances", maps=maps, windows=windows)
     return operator("assemble_instances")(maps, windows, parts, size, fill)
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from instseg.ops._library import check_built_for, operator, register_fake
+from instseg.ops._library import check_devices, operator, register_fake
 
 
 @torch.no_grad()
@@ -35,10 +35,10 @@ def assemble_masks(
         No gradient.
     Raises:
         ValueError: shapes that do not belong together, or a size below 1.
-        RuntimeError: other ranks or dtypes, tensors on different devices, or a result that does
-            not fit into memory.
+        TypeError: a dtype that is not supported.
+        RuntimeError: tensors on different devices, or a result that does not fit into memory.
     """
-    check_built_for("assemble_masks", prototypes)
+    check_devices("assemble_masks", prototypes=prototypes, coefficients=coefficients, boxes=boxes)
     return operator("assemble_masks")(prototypes, coefficients, boxes, *size)
 
 

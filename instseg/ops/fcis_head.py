@@ -5,7 +5,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from instseg.ops._library import check_built_for, operator, register_fake
+from instseg.ops._library import check_devices, operator, register_fake
 from instseg.ops.psroi_pool import psroi_pool_reference
 
 _forward = operator("fcis_head")
@@ -58,7 +58,7 @@ def fcis_head(
         TypeError: a dtype that is not supported.
         RuntimeError: several devices, or a second derivative is asked for.
     """
-    check_built_for("fcis_head", maps)
+    check_devices("fcis_head", maps=maps, rois=rois, classes=classes)
     if maps.dim() == 4:
         maps = maps.contiguous(memory_format=torch.channels_last)
     return _forward(maps, rois, classes, spatial_scale, group_size, pooled_size)

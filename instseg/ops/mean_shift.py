@@ -5,12 +5,12 @@ import math
 import torch
 from torch import Tensor
 
-from instseg.ops._library import check_built_for, operator, register_fake
+from instseg.ops._library import check_devices, operator, register_fake
 
 _MOST_DIMENSIONS = 64
 """As in ``csrc/mean_shift/mean_shift.h``."""
 _LARGEST = 1e100
-"""Beyond this squares of doubles overflow."""
+"""Beyond this squares of doubles overflow; as a float it is infinite."""
 _FACTOR = 0x5851F42D4C957F2D
 """Odd, so that a multiplication loses nothing."""
 
@@ -52,10 +52,10 @@ def mean_shift(
     Raises:
         ValueError: shapes that do not belong together, seeds that are not finite, or a number out
             of its range.
-        TypeError: embeddings of whole numbers.
-        RuntimeError: other ranks or dtypes of seeds, or tensors on different devices.
+        TypeError: embeddings or seeds of whole numbers.
+        RuntimeError: tensors on different devices.
     """
-    check_built_for("mean_shift", embeddings)
+    check_devices("mean_shift", embeddings=embeddings, seeds=seeds)
     usable, points = _usable("mean_shift", embeddings, bandwidth)
     if seeds is None:
         seeds = bin_seeds(points, bandwidth, min_bin_count)
@@ -102,11 +102,17 @@ def peel_clusters(
         ValueError: a shape or a number out of its range.
         TypeError: embeddings of whole numbers.
     """
-    check_built_for("peel_clusters", embeddings)
+    check_devices("peel_clusters", embeddings=embeddings)
     usable, points = _usable("peel_clusters", embeddings, bandwidth)
     bins = torch.unique(_lattice_keys(points, bandwidth), return_inverse=True)[1]
     labels, centres = operator("peel_clusters")(
-        points, bins, bandwidth, max_iterations, tolerance, min_points, max_clusters
+        points,
+        bins,
+        bandwidth,
+        max_iterations,
+        tolerance,
+        min_points,
+        min(max_clusters, len(points)),  # there is room for so many, and there cannot be more
     )
     found = int(labels.max()) + 1 if len(labels) else 0
     return _for_all(usable, labels), centres[:found].to(embeddings.dtype)
@@ -124,9 +130,10 @@ def nearest_centres(embeddings: Tensor, centres: Tensor, radius: float = math.in
         (N,) int64; -1 where no centre is within the radius.  The first of equally near ones.
     Raises:
         ValueError: shapes that do not belong together, or a negative radius.
-        RuntimeError: other ranks or dtypes, or tensors on different devices.
+        TypeError: points or centres of whole numbers.
+        RuntimeError: tensors on different devices.
     """
-    check_built_for("nearest_centres", embeddings)
+    check_devices("nearest_centres", embeddings=embeddings, centres=centres)
     return operator("nearest_centres")(embeddings, centres, radius)
 
 
@@ -184,21 +191,64 @@ def mean_shift_reference(
 ) -> tuple[Tensor, Tensor]:
     """As :func:`mean_shift` for finite points, with all distances: for tests."""
     modes, counts = seeds.double().clone(), torch.zeros(len(seeds), dtype=torch.long)
-    for i, mode in enumerate(modes):
-        for completed in range(max_iterations + 1):
-            inside = (embeddings - mode).norm(dim=1) <= bandwidth
-            counts[i] = inside.sum()
-            if counts[i] == 0:
-                break
-            before, mode = mode, embeddings[inside].double().mean(dim=0)
-            if (mode - before).norm() <= tolerance * bandwidth or completed == max_iterations:
-                break
-        modes[i] = mode
+    for i, seed in enumerate(modes.clone()):
+        modes[i], counts[i] = _walk(embeddings, seed, bandwidth, max_iterations, tolerance)
     centres = distinct_modes(modes, counts, bandwidth)
     if not len(centres):
         return torch.full((len(embeddings),), -1), centres
     distances, labels = torch.cdist(embeddings.double(), centres).min(dim=1)
     return labels.where(distances <= bandwidth, -1), centres
+
+
+def peel_clusters_reference(
+    embeddings: Tensor,
+    bins: Tensor,
+    *,
+    bandwidth: float,
+    min_points: int = 1,
+    max_clusters: int = 1000,
+    max_iterations: int = 100,
+    tolerance: float = 1e-3,
+) -> tuple[Tensor, Tensor]:
+    """As :func:`peel_clusters` for finite points in given cells, with all distances: for tests.
+
+    Args:
+        embeddings: (N, D) float64.
+        bins: (N,) int64, the cell of each point, 0 to N - 1; of equally full ones the lowest is
+            the first.
+    """
+    labels, free = torch.full_like(bins, -1), torch.ones_like(bins, dtype=torch.bool)
+    centres: list[Tensor] = []
+    failures = 0
+    while free.any() and len(centres) < max_clusters and failures < 20:
+        counts = bins[free].bincount()
+        fullest = (counts == counts.max()).nonzero()[0]
+        seed = embeddings[free & (bins == fullest)][0]
+        centre, _ = _walk(embeddings[free], seed, bandwidth, max_iterations, tolerance)
+        inside = free & ((embeddings - centre).norm(dim=1) <= bandwidth)
+        if inside.sum() >= min_points:
+            labels[inside] = len(centres)
+            centres.append(centre)
+            failures = 0
+        else:
+            failures += 1
+        # A ball around nothing: the seed goes by itself.
+        free &= ~inside if inside.any() else (embeddings != seed).any(dim=1)
+    return labels, torch.stack(centres) if centres else embeddings[:0]
+
+
+def _walk(
+    points: Tensor, centre: Tensor, bandwidth: float, max_iterations: int, tolerance: float
+) -> tuple[Tensor, int]:
+    """Where a centre ends, and of how many points that is the mean; 0 if it met none."""
+    for completed in range(max_iterations + 1):
+        inside = (points - centre).norm(dim=1) <= bandwidth
+        if not inside.any():
+            return centre, 0
+        before, centre = centre, points[inside].double().mean(dim=0)
+        if (centre - before).norm() <= tolerance * bandwidth or completed == max_iterations:
+            break
+    return centre, int(inside.sum())
 
 
 def _usable(op: str, embeddings: Tensor, bandwidth: float) -> tuple[Tensor | None, Tensor]:
@@ -213,7 +263,7 @@ def _usable(op: str, embeddings: Tensor, bandwidth: float) -> tuple[Tensor | Non
     if not embeddings.is_floating_point():
         raise TypeError(f"{op}: embeddings is {embeddings.dtype}; expected a floating type")
     points = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-    usable = (points.abs() <= _LARGEST).all(dim=1)
+    usable = (points.isfinite() & (points.abs() <= _LARGEST)).all(dim=1)
     return (None, points) if usable.all() else (usable, points[usable])
 
 

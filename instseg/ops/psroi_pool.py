@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from instseg.ops._library import check_built_for, operator, register_fake
+from instseg.ops._library import check_devices, operator, register_fake
 
 _forward = operator("psroi_pool")
 _backward = operator("psroi_pool_backward")
@@ -51,7 +51,7 @@ def psroi_pool(
         TypeError: a dtype that is not supported.
         RuntimeError: several devices.
     """
-    check_built_for("psroi_pool", maps)
+    check_devices("psroi_pool", maps=maps, rois=rois)
     return _forward(maps, rois, spatial_scale, group_size, pooled_size)
 
 

@@ -31,7 +31,7 @@ def decode_lines(labels: Tensor, semantic: Tensor, *, widened: bool) -> Tensor:
         (H, W) int64, lines numbered from 0 in reading order, or ``NONE``.
     Raises:
         ValueError: shapes that do not belong together.
-        RuntimeError: other dtypes.
+        TypeError: other dtypes.
     """
     lines: Tensor = operator("decode_lines")(labels.cpu(), semantic.cpu(), widened)
     return lines.to(labels.device)
@@ -49,7 +49,7 @@ def group_lines(pairs: Tensor, touches: Tensor) -> Tensor:
         (N,) int64, the component of each line, numbered from 0 in the order of their first lines.
     Raises:
         ValueError: other shapes, lines that do not exist, or a last line that touches another.
-        RuntimeError: other dtypes.
+        TypeError: other dtypes.
     """
     components: Tensor = operator("group_lines")(pairs.cpu(), touches.cpu())
     return components.to(pairs.device)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instseg.ops._library import check_built_for, operator, register_fake
+from instseg.ops._library import check_devices, operator, register_fake
 
 
 @torch.no_grad()
@@ -58,10 +58,14 @@ def vote_masks(
             an unknown ``resample``.
         RuntimeError: tensors on different devices.
     """
-    _check(
-        boxes, masks, scores, image_size, mask_threshold, max_detections, score_threshold, resample
+    check_devices("vote_masks", boxes=boxes, masks=masks, scores=scores)
+    _check_shapes(boxes, masks, scores)
+    _check_numbers(image_size, mask_threshold, max_detections, resample)
+    _check_shares(
+        nms_threshold=nms_threshold,
+        merge_threshold=merge_threshold,
+        score_threshold=score_threshold,
     )
-    check_built_for("vote_masks", boxes)
     height, width = image_size
     boxes, masks, scores, valid = _clean(boxes, masks, scores, height, width)
     by_class = scores[:, 1:].t().contiguous()
@@ -84,16 +88,7 @@ def vote_masks(
     return out_boxes, kept_scores, classes, out_masks
 
 
-def _check(
-    boxes: Tensor,
-    masks: Tensor,
-    scores: Tensor,
-    image_size: tuple[int, int],
-    mask_threshold: float,
-    max_detections: int,
-    score_threshold: float,
-    resample: str,
-) -> None:
+def _check_shapes(boxes: Tensor, masks: Tensor, scores: Tensor) -> None:
     count = boxes.shape[0] if boxes.dim() else 0
     if boxes.shape != (count, 4):
         raise ValueError(f"vote_masks: boxes has shape {tuple(boxes.shape)}; expected (R, 4)")
@@ -107,24 +102,27 @@ def _check(
             f"vote_masks: scores has shape {tuple(scores.shape)}; expected ({count}, C), "
             "background first"
         )
-    for name, tensor in (("masks", masks), ("scores", scores)):
-        if tensor.device != boxes.device:
-            raise RuntimeError(
-                f"vote_masks: boxes is on {boxes.device} and {name} on {tensor.device}; move one"
-            )
+
+
+def _check_numbers(
+    image_size: tuple[int, int], mask_threshold: float, max_detections: int, resample: str
+) -> None:
     if min(image_size) < 1:
         raise ValueError(f"vote_masks: image_size is {image_size}; expected at least 1 x 1 pixels")
     if not 0 < mask_threshold <= 1:
         raise ValueError(
             f"vote_masks: mask_threshold is {mask_threshold}; expected more than 0, at most 1"
         )
-    if max_detections < 0 or not 0 <= score_threshold <= 1:
-        raise ValueError(
-            f"vote_masks: max_detections is {max_detections} and score_threshold "
-            f"{score_threshold}; expected at least 0, and 0 to 1"
-        )
+    if max_detections < 0:
+        raise ValueError(f"vote_masks: max_detections is {max_detections}; expected at least 0")
     if resample not in ("box", "image"):
         raise ValueError(f"vote_masks: resample is {resample!r}; expected 'box' or 'image'")
+
+
+def _check_shares(**thresholds: float) -> None:
+    for name, threshold in thresholds.items():
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"vote_masks: {name} is {threshold}; expected 0 to 1")
 
 
 def _clean(

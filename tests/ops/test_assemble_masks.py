@@ -1,10 +1,8 @@
 """Mask assembly: equal to the composition over all of the picture, hostile input, types, errors."""
 
-from typing import Any
-
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -62,12 +60,11 @@ def test_masks_equal_at_the_size_of_the_paper(device: str) -> None:
     assert_same(masks, inputs, (480, 640))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     st.integers(0, 5),
     st.tuples(st.integers(1, 60), st.integers(1, 60)),
     st.tuples(st.integers(1, 20), st.integers(1, 20)),
-    st.integers(0, 999),
+    st.integers(0, 2**31),
 )
 def test_masks_of_any_sizes_equal_the_composition(
     count: int, size: tuple[int, int], cells: tuple[int, int], seed: int
@@ -179,15 +176,6 @@ def test_halves_are_computed_as_floats(dtype: torch.dtype, device: str) -> None:
     assert masks.any() and torch.equal(masks, floats)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_strided_tensors_are_accepted(device: str) -> None:
-    inputs = on(device, scene(20, 40, 50))
-    strided = [tensor.mT.contiguous().mT for tensor in inputs]
-    assert not any(tensor.is_contiguous() for tensor in strided)
-    expected = assemble_masks(*inputs, (40, 50))
-    assert torch.equal(assemble_masks(*strided, (40, 50)), expected)
-
-
 def test_one_thread_and_two_give_the_same() -> None:
     inputs, threads = scene(9, 300, 40), torch.get_num_threads()
     masks = []
@@ -203,12 +191,6 @@ def test_the_result_can_be_written_to(device: str) -> None:
     masks = assemble_masks(*on(device, scene(3, 40, 50)), (40, 50))
     masks[:] = True
     assert masks.all() and masks.clone().sum().item() == 3 * 40 * 50
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_no_gradient_is_kept(device: str) -> None:
-    inputs = [tensor.requires_grad_() for tensor in on(device, scene(3, 20, 30))]
-    assert not assemble_masks(*inputs, (20, 30)).requires_grad
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -230,45 +212,3 @@ def test_both_devices_give_the_same(device: str) -> None:
     masks = assemble_masks(*on(device, inputs), (96, 130))
     differs = masks.cpu() != assemble_masks(*inputs, (96, 130))
     assert differs.sum() <= 2  # the exponentials of both differ by a rounding
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"prototypes": torch.zeros(0, 6, 8)}, "prototypes has shape"),
-        ({"coefficients": torch.zeros(2, 7)}, r"coefficients has shape .*expected \(N, 8\)"),
-        ({"coefficients": torch.zeros(3, 8)}, r"boxes has shape .*expected \(3, 4\)"),
-        ({"boxes": torch.zeros(2, 5)}, "boxes has shape"),
-        ({"size": (0, 9)}, r"size is \(0, 9\)"),
-        ({"size": (9, -1)}, r"size is \(9, -1\)"),
-        ({"size": (9, 2**40)}, "size is"),
-    ],
-)
-def test_shapes_that_do_not_fit_are_named(change: dict[str, Any], message: str) -> None:
-    arguments = dict(zip(("prototypes", "coefficients", "boxes"), scene(2, 9, 9), strict=True))
-    with pytest.raises(ValueError, match=f"assemble_masks: {message}"):
-        assemble_masks(**{**arguments, "size": (9, 9), **change})
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"prototypes": torch.zeros(6, 8)}, "prototypes has 2 dimensions; expected 3"),
-        ({"coefficients": torch.zeros(8)}, "coefficients has 1 dimensions; expected 2"),
-        ({"boxes": torch.zeros(2, 4, dtype=torch.int64)}, "boxes is Long; expected float32"),
-        ({"size": (2**24, 2**24)}, "no memory for 2 masks of 16777216 x 16777216 pixels"),
-    ],
-)
-def test_other_arguments_that_cannot_be_used_are_named(
-    change: dict[str, Any], message: str
-) -> None:
-    arguments = dict(zip(("prototypes", "coefficients", "boxes"), scene(2, 9, 9), strict=True))
-    with pytest.raises(RuntimeError, match=f"assemble_masks: .*{message}"):
-        assemble_masks(**{**arguments, "size": (9, 9), **change})
-
-
-@pytest.mark.parametrize("device", [CUDA])
-def test_tensors_on_two_devices_are_an_error(device: str) -> None:
-    prototypes, coefficients, boxes = scene(2, 9, 9)
-    with pytest.raises(RuntimeError, match="assemble_masks: prototypes is on cuda.* and boxes on"):
-        assemble_masks(prototypes.to(device), coefficients.to(device), boxes, (9, 9))

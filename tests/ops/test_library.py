@@ -88,5 +88,5 @@ def test_a_gpu_tensor_for_operators_of_the_cpu_is_an_error_that_says_what_to_typ
     monkeypatch.setattr(_library, "_C", SimpleNamespace(with_cuda=0))
     tensor = SimpleNamespace(is_cuda=True, device="cuda:0")
     with pytest.raises(RuntimeError, match="psroi_pool: .* cuda:0 .* CPU alone") as error:
-        _library.check_built_for("psroi_pool", tensor)
+        _library.check_devices("psroi_pool", maps=tensor)
     assert "FORCE_CUDA=1" in str(error.value)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from instseg.ops.mean_shift import (
     mean_shift_reference,
     nearest_centres,
     peel_clusters,
+    peel_clusters_reference,
 )
 from tests.ops.common import CUDA, DEVICES
 
@@ -122,8 +123,7 @@ def test_every_cut_of_the_tree_gives_what_all_distances_give(
     assert (labels.cpu() == expected).float().mean() > 0.998
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.integers(1, 300), st.integers(1, 9), st.integers(1, 30), st.integers(0, 999))
+@given(st.integers(1, 150), st.integers(1, 9), st.integers(1, 12), st.integers(0, 2**31))
 def test_any_points_and_seeds_equal_all_distances(
     count: int, dimensions: int, seeds: int, seed: int
 ) -> None:
@@ -134,6 +134,39 @@ def test_any_points_and_seeds_equal_all_distances(
     expected, positions = mean_shift_reference(points, bandwidth=0.3, seeds=starts)
     torch.testing.assert_close(centres, positions)
     assert torch.equal(labels, expected)
+
+
+@given(
+    st.integers(1, 150),
+    st.integers(1, 9),
+    st.integers(1, 150),
+    st.integers(1, 5),
+    st.integers(0, 9),
+    st.integers(0, 2**31),
+)
+def test_peeling_any_points_out_of_any_cells_equals_all_distances(
+    count: int, dimensions: int, cells: int, least: int, most: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.rand(count, dimensions, generator=generator, dtype=torch.double)
+    bins = torch.randint(0, min(cells, count), (count,), generator=generator)
+    labels, centres = torch.ops.instseg.peel_clusters(points, bins, 0.3, 100, 1e-3, least, most)
+    expected, positions = peel_clusters_reference(
+        points, bins, bandwidth=0.3, min_points=least, max_clusters=most
+    )
+    assert torch.equal(labels, expected)
+    torch.testing.assert_close(centres[: len(positions)], positions)
+
+
+@given(st.integers(0, 200), st.integers(0, 20), st.integers(1, 64), st.integers(0, 2**31))
+def test_the_nearest_centre_is_that_of_all_distances(
+    count: int, centres: int, dimensions: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.rand(count, dimensions, generator=generator, dtype=torch.double)
+    others = torch.rand(centres, dimensions, generator=generator, dtype=torch.double)
+    distances = torch.cat([torch.full((count, 1), 0.8).double(), torch.cdist(points, others)], 1)
+    assert torch.equal(nearest_centres(points, others, 0.8), distances.argmin(1) - 1)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -289,18 +322,6 @@ def test_halves_are_computed_as_floats(dtype: torch.dtype, method: Method, devic
     assert (labels == expected).float().mean() > 0.98  # the nearest of rounded centres
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("method", METHODS)
-def test_strided_points_are_accepted(method: Method, device: str) -> None:
-    points = blobs()[0].to(device)
-    for actual, expected in zip(
-        method(points.T.contiguous().T, bandwidth=BANDWIDTH),
-        method(points, bandwidth=BANDWIDTH),
-        strict=True,
-    ):
-        assert torch.equal(actual, expected)
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_one_thread_and_two_give_the_same(method: Method) -> None:
     points, threads = blobs(points=900)[0].float(), torch.get_num_threads()
@@ -331,13 +352,6 @@ def test_a_gpu_gives_the_same_twice(method: Method, device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("method", METHODS)
-def test_no_gradient_is_kept(method: Method, device: str) -> None:
-    points = blobs()[0].to(device).requires_grad_()
-    assert not method(points, bandwidth=BANDWIDTH)[1].requires_grad
-
-
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_operators_pass_opcheck(dtype: torch.dtype, device: str) -> None:
     points = blobs(dimensions=3)[0].to(device, dtype)
@@ -345,3 +359,16 @@ def test_the_operators_pass_opcheck(dtype: torch.dtype, device: str) -> None:
     torch.library.opcheck(ops.shift_seeds.default, (points, points[:9], 1.5, 10, 1e-3))
     torch.library.opcheck(ops.nearest_centres.default, (points, points[:9], 1.5))
     torch.library.opcheck(ops.peel_clusters.default, (points, bins, 1.5, 10, 1e-3, 2, 7))
+
+
+@pytest.mark.parametrize(
+    ("bins", "message"),
+    [
+        (torch.zeros(2, dtype=torch.long), r"bins has shape \[2\]; expected \(3,\)"),
+        (torch.tensor([0, 1, 3]), "bins are 0 to 3; expected 0 to 2"),
+        (torch.tensor([0, 1, -1]), "bins are -1 to 1; expected 0 to 2"),
+    ],
+)
+def test_bins_that_do_not_fit_are_named(bins: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=f"peel_clusters: {message}"):
+        torch.ops.instseg.peel_clusters(torch.zeros(3, 2), bins, 1.0, 9, 1e-3, 1, 9)

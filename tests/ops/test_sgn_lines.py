@@ -1,10 +1,8 @@
 """SGN's lines: equal to plain Python, by hand, hostile maps, errors."""
 
-from typing import Any
-
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -48,8 +46,9 @@ def test_classes_and_background_end_lines_and_rows_are_numbered_on() -> None:
     assert decode_lines(labels, semantic, widened=False).tolist() == expected
 
 
-@settings(max_examples=60, derandomize=True)
-@given(st.integers(0, 9), st.integers(0, 40), st.booleans(), st.integers(1, 4), st.integers(0, 999))
+@given(
+    st.integers(0, 9), st.integers(0, 40), st.booleans(), st.integers(1, 4), st.integers(0, 2**31)
+)
 def test_any_map_gives_what_plain_python_gives(
     height: int, width: int, widened: bool, classes: int, seed: int
 ) -> None:
@@ -80,13 +79,6 @@ def test_any_number_of_threads_gives_the_same(threads: int) -> None:
     assert torch.equal(found, decode_lines_reference(labels, semantic, widened=True))
 
 
-def test_strided_maps_are_accepted() -> None:
-    labels = torch.randint(0, 4, (30, 20)).to(torch.uint8).mT
-    semantic = torch.randint(0, 3, (30, 40))[:, ::2].mT
-    expected = decode_lines_reference(labels, semantic, widened=False)
-    assert torch.equal(decode_lines(labels, semantic, widened=False), expected)
-
-
 def test_lines_are_joined_in_the_order_of_pairs() -> None:
     pairs = torch.tensor([[0, 2], [3, 2], [5, 4]])
     assert group_lines(pairs, torch.zeros(6, dtype=torch.bool)).tolist() == [0, 1, 0, 0, 2, 2]
@@ -99,8 +91,7 @@ def test_lines_that_touch_never_come_into_one_component() -> None:
     assert group_lines(torch.tensor([[0, 2], [1, 2], [0, 1]]), touches).tolist() == [0, 1, 0]
 
 
-@settings(max_examples=60, derandomize=True)
-@given(st.integers(0, 12), st.integers(0, 40), st.integers(0, 999))
+@given(st.integers(0, 12), st.integers(0, 40), st.integers(0, 2**31))
 def test_any_pairs_give_what_sets_give(lines: int, count: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     touches = torch.rand(lines, generator=generator) < 0.4
@@ -114,43 +105,3 @@ def test_the_operators_pass_opcheck() -> None:
     torch.library.opcheck(torch.ops.instseg.decode_lines.default, (labels, semantic, True))
     arguments = (torch.tensor([[0, 1], [2, 0]]), torch.tensor([False, True, False]))
     torch.library.opcheck(torch.ops.instseg.group_lines.default, arguments)
-
-
-BYTES, LONGS = torch.zeros(2, 3, dtype=torch.uint8), torch.zeros(2, 3, dtype=torch.int64)
-PAIRS, FLAGS = torch.zeros(1, 2, dtype=torch.int64), torch.zeros(3, dtype=torch.bool)
-
-
-@pytest.mark.parametrize(
-    ("labels", "semantic", "error", "message"),
-    [
-        (LONGS, LONGS, RuntimeError, "labels is .*; expected uint8"),
-        (BYTES, BYTES, RuntimeError, "semantic is .*; expected int64"),
-        (BYTES[0], LONGS[0], ValueError, r"labels has shape \[3\]; expected \(H, W\)"),
-        (BYTES, LONGS[:1], ValueError, r"semantic has shape \[1, 3\]; expected that of labels"),
-    ],
-)
-def test_maps_that_do_not_fit_are_named(
-    labels: Tensor, semantic: Tensor, error: Any, message: str
-) -> None:
-    with pytest.raises(error, match=f"decode_lines: {message}"):
-        decode_lines(labels, semantic, widened=False)
-
-
-@pytest.mark.parametrize(
-    ("pairs", "touches", "error", "message"),
-    [
-        (PAIRS.float(), FLAGS, RuntimeError, "pairs is .*; expected int64"),
-        (PAIRS, FLAGS.long(), RuntimeError, "touches is .*; expected bool"),
-        (PAIRS[0], FLAGS, ValueError, r"pairs has shape \[2\]; expected \(P, 2\)"),
-        (PAIRS, FLAGS[None], ValueError, r"touches has shape \[1, 3\]; expected \(N,\)"),
-        (PAIRS + 3, FLAGS, ValueError, r"pair 0 is \(3, 3\); expected lines 0 to 2"),
-        (PAIRS - 1, FLAGS, ValueError, r"pair 0 is \(-1, -1\)"),
-        (PAIRS, FLAGS[:0], ValueError, "pair 0 is"),
-        (PAIRS, ~FLAGS, ValueError, "the last line touches one after it"),
-    ],
-)
-def test_pairs_that_do_not_fit_are_named(
-    pairs: Tensor, touches: Tensor, error: Any, message: str
-) -> None:
-    with pytest.raises(error, match=f"group_lines: {message}"):
-        group_lines(pairs, touches)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from tests.ops.common import CUDA, DEVICES
 
 VOTING = GOLDEN / "position_sensitive" / "official_mask_voting.npz"
 RESAMPLES = {"cpu": "box", "gpu": "image"}
+TIE = 1e-6
 Scene = tuple[Tensor, Tensor, Tensor]
 
 
@@ -70,25 +71,28 @@ def test_voting_equals_that_of_the_authors(
     close(masks.cpu(), golden[prefix + "masks"], 2e-5)
 
 
-# Threshold 0.4137: no pixel of these random scenes lies so close to it that rounding decides.
 @pytest.mark.parametrize("resample", ["box", "image"])
-@settings(max_examples=40, derandomize=True)
 @given(
     st.integers(1, 25),
     st.integers(1, 4),
     st.integers(4, 40),
     st.integers(4, 40),
     st.integers(1, 9),
-    st.integers(0, 999),
+    st.integers(0, 2**31),
 )
 def test_voting_equals_the_numpy_form(
     resample: str, rois: int, classes: int, height: int, width: int, side: int, seed: int
 ) -> None:
     pytest.importorskip("cv2")
     given_ = scene(rois, classes, height, width, side, seed)
-    options = {"mask_threshold": 0.4137, "max_detections": 10, "resample": resample}
-    expected = vote_masks_reference(*given_, (height, width), **options)
-    assert_same(vote_masks(*given_, (height, width), **options), expected)
+    size, options = (height, width), {"max_detections": 10, "resample": resample}
+    expected = vote_masks_reference(*given_, size, **options)
+    # Scenes in which the rounding of a sum decides are left out.
+    for move in (-TIE, TIE):
+        moved = {"mask_threshold": 0.4 + move, "nms_threshold": 0.3 + move}
+        others = vote_masks_reference(*given_, size, **options, **moved)
+        assume(all(map(torch.equal, expected, others)))
+    assert_same(vote_masks(*given_, size, **options), expected)
 
 
 @pytest.mark.parametrize("device", [CUDA])
@@ -297,34 +301,3 @@ def test_torch_compile_gives_the_same(device: str) -> None:
     compiled = torch.compile(average, fullgraph=True, backend="aot_eager")
     for actual, expected in zip(compiled(*arguments), average(*arguments), strict=True):
         assert torch.equal(actual, expected)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"boxes": torch.zeros(2, 5)}, "boxes has shape"),
-        ({"masks": torch.zeros(3, 2, 2)}, "masks has shape"),
-        ({"masks": torch.zeros(2, 2, 3)}, "masks has shape"),
-        ({"masks": torch.zeros(2, 0, 0)}, "masks has shape"),
-        ({"scores": torch.zeros(3, 2)}, "scores has shape"),
-        ({"scores": torch.zeros(2, 0)}, "scores has shape"),
-        ({"image_size": (0, 9)}, "image_size is"),
-        ({"mask_threshold": 0.0}, "mask_threshold is 0.0"),
-        ({"mask_threshold": float("nan")}, "mask_threshold is nan"),
-        ({"score_threshold": -0.1}, "score_threshold -0.1"),
-        ({"max_detections": -1}, "max_detections is -1"),
-        ({"resample": "roi"}, "resample is 'roi'"),
-    ],
-)
-def test_bad_arguments_are_named(change: dict[str, object], message: str) -> None:
-    names = ("boxes", "masks", "scores")
-    arguments = dict(zip(names, two_rois("cpu"), strict=True)) | {"image_size": (8, 9)} | change
-    with pytest.raises(ValueError, match=f"vote_masks: .*{message}"):
-        vote_masks(**arguments)
-
-
-@pytest.mark.parametrize("device", [CUDA])
-def test_tensors_on_two_devices_are_an_error(device: str) -> None:
-    boxes, masks, scores = two_rois("cpu")
-    with pytest.raises(RuntimeError, match="vote_masks: boxes is on cpu and masks on cuda"):
-        vote_masks(boxes, masks.to(device), scores, (8, 9))

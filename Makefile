@@ -1,6 +1,7 @@
 # Every target sets up .venv from nothing by itself; nothing else knows how to install.
 #   make demo | test | test-configs | lint | setup      (PYTHON=python3.12 chooses that of a new .venv)
-#   make asan         operator tests under the address sanitizer
+#   make asan         operator tests under the address and undefined-behaviour sanitizers
+#   make fuzz         the tests of random input with ten thousand examples each
 #   make chaos        kills a training 20 times at random moments, which must always go on
 #   make cuda         compiles the CUDA operators, without a GPU too
 #   make cuda-test    operator tests on a GPU; CUDA_PYTHON=python3 takes an environment of your own
@@ -18,7 +19,7 @@ OPERATORS := $(wildcard csrc/* csrc/*/*)
 BUILD_ASIDE = setup.py --quiet build --build-lib build/$(1) --build-temp build/$(1)-objects && \
 	cp -r tests pyproject.toml build/$(1)
 
-.PHONY: setup demo test test-configs lint asan chaos cuda cuda-test
+.PHONY: setup demo test test-configs lint asan fuzz chaos cuda cuda-test
 
 setup: $(STAMP)
 
@@ -43,6 +44,9 @@ asan: $(STAMP)
 	INSTSEG_SANITIZE=1 $(BIN)/python $(call BUILD_ASIDE,asan)
 	cd build/asan && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 $(CURDIR)/$(BIN)/python -m pytest tests/ops
+
+fuzz: $(STAMP)
+	$(BIN)/python -m pytest tests -m hypothesis --hypothesis-profile fuzz --timeout 3600
 
 chaos: $(STAMP)
 	$(BIN)/python tools/chaos.py

@@ -3,7 +3,7 @@
 The papers live in ``projects/`` and the configurations in ``configs/``, where a reader looks for
 them, and are installed as ``instseg.projects.<paper>`` and ``instseg.configs``.  ``csrc/`` becomes
 ``instseg._C``: for the CPU always, for CUDA when a GPU is there or with ``FORCE_CUDA=1``.
-``INSTSEG_SANITIZE=1`` builds it with the address sanitizer (see ``make asan``).
+``INSTSEG_SANITIZE=1`` builds it with sanitizers (see ``make asan``).
 """
 
 import os
@@ -121,7 +121,10 @@ def extension() -> tuple[Extension, Any]:
         if sys.platform == "linux":
             flags.append("-fopenmp")
     if os.environ.get("INSTSEG_SANITIZE") == "1":
-        sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+        sanitizers = [
+            "-fsanitize=address,undefined,float-cast-overflow",
+            "-fno-sanitize-recover=all",
+        ]
         flags += ["-O1", "-g", "-fno-omit-frame-pointer", *sanitizers]
         link += sanitizers
     return (CUDAExtension if cuda else CppExtension)(

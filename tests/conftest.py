@@ -14,6 +14,7 @@ from hypothesis import settings
 
 # Timings on a shared machine say nothing about correctness.
 settings.register_profile("instseg", deadline=None)
+settings.register_profile("fuzz", settings.get_profile("instseg"), max_examples=10_000)
 settings.load_profile("instseg")
 
 ROOT = Path(__file__).parent.parent

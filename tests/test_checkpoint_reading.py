@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -141,7 +141,6 @@ MAGIC = st.sampled_from(
 
 
 @given(SUFFIXES, MAGIC, st.binary(max_size=200))
-@settings(max_examples=200, deadline=None)
 def test_random_bytes_under_any_extension_raise_nothing_but_checkpoint_error(
     scratch, suffix, magic, tail
 ):
@@ -166,7 +165,6 @@ def good_files(scratch) -> dict[str, bytes]:
 
 
 @given(st.data())
-@settings(max_examples=200, deadline=None)
 def test_a_good_file_with_flipped_or_missing_bytes_is_read_or_refused(scratch, good_files, data):
     suffix = data.draw(st.sampled_from(sorted(good_files)))
     content = bytearray(good_files[suffix])

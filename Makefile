@@ -19,6 +19,9 @@ OPERATORS := $(wildcard csrc/* csrc/*/*)
 BUILD_ASIDE = setup.py --quiet build --build-lib build/$(1) --build-temp build/$(1)-objects && \
 	cp -r tests pyproject.toml build/$(1)
 
+# Tests with random input, of which there is a marker by hypothesis; -m replaces that of pyproject.toml.
+FUZZED = -m "hypothesis and not slow and not network" --hypothesis-profile fuzz --timeout 3600
+
 .PHONY: setup demo test test-configs lint asan fuzz chaos cuda cuda-test
 
 setup: $(STAMP)
@@ -46,7 +49,9 @@ asan: $(STAMP)
 		ASAN_OPTIONS=detect_leaks=0 $(CURDIR)/$(BIN)/python -m pytest tests/ops
 
 fuzz: $(STAMP)
-	$(BIN)/python -m pytest tests -m hypothesis --hypothesis-profile fuzz --timeout 3600
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ops $(FUZZED) & operators=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_*.py $(FUZZED); files=$$?; \
+	wait $$operators && exit $$files
 
 chaos: $(STAMP)
 	$(BIN)/python tools/chaos.py

@@ -3,6 +3,7 @@
 import contextlib
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -127,12 +128,17 @@ def test_a_missing_base_names_who_asked_for_it(tmp_path: Path) -> None:
         instseg.get_cfg().merge_from_file(path)
 
 
-@given(st.binary(max_size=200))
-def test_random_bytes_as_config_only_raise_config_errors(content: bytes) -> None:
+@pytest.fixture(scope="module")
+def defaults() -> Any:
+    return instseg.get_cfg()
+
+
+@given(content=st.binary(max_size=200))
+def test_random_bytes_as_config_only_raise_config_errors(defaults: Any, content: bytes) -> None:
     with tempfile.NamedTemporaryFile(suffix=".yaml") as file, contextlib.suppress(ConfigError):
         file.write(content)
         file.flush()
-        instseg.get_cfg().merge_from_file(file.name)
+        defaults.merge_from_file(file.name)
 
 
 def test_later_bases_and_the_file_itself_win(tmp_path: Path) -> None:

@@ -61,6 +61,12 @@ def test_times_count_from_the_first_frame(tmp_path: Path) -> None:
     assert [frame.time for frame in frames] == pytest.approx([0, 0.1, 0.2])
 
 
+def test_metadata_that_is_no_text_does_not_cost_the_frames(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "v.mkv", pictures(3))
+    path.write_bytes(path.read_bytes().replace(b"Lavf", b"\x80avf"))
+    assert len(read(path)) == 3
+
+
 def test_a_clip_may_have_one_frame(tmp_path: Path) -> None:
     assert len(read(write_clip(tmp_path / "v.mp4", pictures(1)))) == 1
 

@@ -337,7 +337,7 @@ def _open(path: Path) -> Any:
     options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
     try:
         # The prefix keeps FFmpeg from reading a colon in the name as a protocol.
-        return av.open(f"file:{path}", options=options)
+        return av.open(f"file:{path}", options=options, metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:
         reason = error.strerror or str(error)
         raise ImageError(

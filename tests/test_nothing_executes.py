@@ -16,10 +16,13 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.data import detection_utils
+from PIL import Image
 
 import instseg
 from instseg.checkpoint.convert import FORMATS, convert_file
-from instseg.errors import CheckpointError, ConfigError
+from instseg.data.images import read_image
+from instseg.errors import CheckpointError, ConfigError, ImageError
 from tests.conftest import ROOT
 
 MODULES = sorted([*ROOT.glob("instseg/**/*.py"), *ROOT.glob("projects/**/*.py")])
@@ -129,3 +132,19 @@ def test_noise_for_a_converter_is_refused_with_the_name_of_the_file(
             (tmp_path / "a.bin").write_bytes(start + dice.randbytes(length))
             with pytest.raises(CheckpointError, match="a.bin"):
                 convert_file(name, str(tmp_path / "a.bin"), tmp_path / "result.safetensors")
+
+
+def test_no_reader_has_ghostscript_run_a_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither ours nor Detectron2's, which training reads pictures with."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/executed\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    picture = tmp_path / "picture.jpg"
+    Image.new("RGB", (8, 8)).save(picture, format="EPS")
+    with pytest.raises(ImageError, match="no picture|not a picture|cannot"):
+        read_image(picture)
+    with pytest.raises(OSError, match="Ghostscript"):
+        detection_utils.read_image(str(picture), format="BGR")
+    assert not (tmp_path / "executed").exists()

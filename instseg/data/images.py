@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from detectron2.utils.logger import log_first_n
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import EpsImagePlugin, ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from instseg.errors import ImageError
 
@@ -35,6 +35,8 @@ _LAYOUT = "expected a NumPy array of shape (H, W, 3) with 8-bit values (uint8) i
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _TAIL_BYTES = 64  # some programs pad files
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+# Detectron2's own readers open whatever Pillow does; for them it is told to have no Ghostscript.
+EpsImagePlugin.gs_binary = False
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 
 

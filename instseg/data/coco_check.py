@@ -282,8 +282,8 @@ def _polygon_problems(polygons: list[Any], width: int, height: int) -> list[Prob
         return [(Kind.FORMAT, text)]
     usable = usable_polygons(polygons)
     if not usable:
-        numbers = ", ".join(str(len(polygon)) for polygon in polygons[:5])
-        text = f"its polygons have {numbers} numbers; expected 6 or more, an even number"
+        lengths = ", ".join(str(len(polygon)) for polygon in polygons[:5])
+        text = f"its polygons have {lengths} numbers; expected 6 or more, an even number"
         return [(Kind.FEW_POINTS, text)]
     problems: list[Problem] = []
     if len(usable) < len(polygons):

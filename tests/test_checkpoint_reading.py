@@ -204,6 +204,13 @@ def test_the_payload_of_these_tests_is_one(tmp_path):
     assert (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, value):
+    torch.save({"good": torch.ones(2), "bad": torch.tensor([1.0, value])}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"a\.pth has values that are not finite for bad;"):
+        read_weights(tmp_path / "a.pth")
+
+
 @pytest.mark.parametrize("write", [save_zip, save_legacy, save_pickle])
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".pyth", ""])
 def test_a_payload_in_a_pytorch_file_is_blocked_and_never_executed(tmp_path, write, suffix):

@@ -25,6 +25,7 @@ import torch
 from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
+from instseg.checkpoint.fit import few
 from instseg.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def read_weights(path: str | os.PathLike[str], sha256: str = "") -> dict[str, An
         its weights, in a safetensors file the JSON object under ``"instseg"`` in its metadata.
     Raises:
         CheckpointError: the file is missing, corrupt, unsafe, not the expected one or holds
-            something else than weights.
+            something else than finite weights.
     """
     path = os.fspath(path)
     local = local_path(path)
@@ -265,6 +266,12 @@ def _checked(checkpoint: dict[Any, Any]) -> dict[str, Any]:
         if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
             raise CheckpointError(f"holds {name!r} as a tensor that is not dense")
         weights[name] = value
+    broken = [name for name, value in weights.items() if not value.isfinite().all()]
+    if broken:
+        raise CheckpointError(
+            f"has values that are not finite for {few(broken)}; it is damaged, or comes from a "
+            "training that diverged"
+        )
     metadata = getattr(source, "_metadata", None)
     if isinstance(metadata, dict):
         versions = {k: v.get("version") for k, v in metadata.items() if isinstance(v, dict)}

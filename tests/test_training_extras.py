@@ -209,7 +209,9 @@ def test_validation_loss_is_written_and_changes_neither_norms_nor_random_numbers
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_the_trainer_switches_each_extra_on_by_its_key(tmp_path: Path) -> None:
+def test_the_trainer_switches_each_extra_on_by_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = [
         *("SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 1, "DATALOADER.NUM_WORKERS", 0),
         *(
@@ -225,8 +227,7 @@ def test_the_trainer_switches_each_extra_on_by_its_key(tmp_path: Path) -> None:
     cfg = instseg.load_cfg(CONFIG, settings)
     records = DatasetCatalog.get("shapes_val")[:2]
     for name in ("shapes_train", "shapes_val"):
-        DatasetCatalog.remove(name)
-        DatasetCatalog.register(name, lambda: records)
+        monkeypatch.setitem(DatasetCatalog, name, lambda: records)
     trainer = Trainer(cfg)
     trainer.train()
     metrics: dict[str, float] = {}

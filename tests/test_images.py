@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2.data import detection_utils
 from detectron2.utils import logger as detectron2_logger
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from instseg.data import images
+from instseg.data import images, shapes
 from instseg.data.images import check_image, convert_picture, picture_size, read_image
 from instseg.errors import ImageError
 
@@ -388,3 +389,10 @@ def test_a_picture_with_bytes_behind_it_is_no_truncated_one(tmp_path: Path) -> N
     path = save(tmp_path, "a.jpg", RGB)
     path.write_bytes(path.read_bytes() + bytes(1000))
     assert picture_size(path) == (20, 12)
+
+
+def test_a_synthetic_picture_is_what_detectron2_reads() -> None:
+    name = f"{shapes.PREFIX}shapes_val/128/3"
+    assert np.array_equal(read_image(name), detection_utils.read_image(name, format="BGR"))
+    with pytest.raises(ImageError, match="shapes://shapes_val/128: there is no such synthetic"):
+        read_image("shapes://shapes_val/128")

@@ -5,6 +5,7 @@ then return nonsense or fail deep inside a layer.  Here a picture is either 8-bi
 that names it.
 """
 
+import io
 import logging
 import os
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import torch
 from detectron2.utils.logger import log_first_n
 from PIL import EpsImagePlugin, ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from instseg.data.synthetic import served
 from instseg.errors import ImageError
 
 logger = logging.getLogger(__name__)
@@ -47,7 +49,8 @@ def read_image(path: str | os.PathLike[str], *, format: str = "BGR") -> Array:
     the first frame is taken.  The size is checked before the pixels are decoded.
 
     Args:
-        path: a picture file of a format that Pillow decodes itself.
+        path: a picture file of a format that Pillow decodes itself, or one of the synthetic
+            pictures, such as ``shapes://shapes_val/128/0``.
         format: order of the channels, ``"BGR"`` or ``"RGB"``.
     Returns:
         (H, W, 3) uint8, contiguous.
@@ -55,6 +58,13 @@ def read_image(path: str | os.PathLike[str], *, format: str = "BGR") -> Array:
         ImageError: the file is missing, no picture, truncated, larger than ``MAX_PIXELS`` or has
             more than 8 bits per channel; the message names the file.
     """
+    try:
+        content = served(os.fspath(path))
+    except ValueError as error:
+        raise ImageError(f"{path}: there is no such synthetic picture: {error}") from None
+    if content is not None:
+        with Image.open(io.BytesIO(content)) as picture:
+            return convert_picture(picture, source=str(path), format=format)
     with _opened(Path(path)) as picture:
         return convert_picture(picture, source=str(path), format=format)
 

@@ -30,9 +30,22 @@ def encode_ppm(pixels: np.ndarray) -> bytes:
     return b"P6\n%d %d\n255\n" % (pixels.shape[1], pixels.shape[0]) + pixels.tobytes()
 
 
+_CONTENT: dict[str, Callable[[str], bytes]] = {}
+"""By prefix."""
+
+
 def serve(prefix: str, content: Callable[[str], bytes]) -> None:
-    """Have Detectron2 open ``prefix`` + path as the file that ``content(path)`` makes."""
+    """Have Detectron2 and :func:`served` open ``prefix`` + path as what ``content(path)`` makes."""
+    _CONTENT[prefix] = content
     PathManager.register_handler(_Handler(prefix, content), allow_override=True)
+
+
+def served(path: str) -> bytes | None:
+    """Content of a file that exists in memory alone; None for any other path."""
+    for prefix, content in _CONTENT.items():
+        if path.startswith(prefix):
+            return content(path.removeprefix(prefix))
+    return None
 
 
 class _Handler(PathHandler):

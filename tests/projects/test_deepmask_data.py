@@ -15,6 +15,7 @@ from detectron2.structures import BoxMode
 from torch.utils.data import DataLoader
 
 import instseg
+from instseg.data import shapes
 from instseg.data.samples import build_sample_loader
 from instseg.errors import ConfigError, DatasetError, ImageError
 from instseg.projects.deepmask.data import PatchSamples
@@ -283,3 +284,9 @@ def test_a_loader_gives_batches_of_samples(folder: Path) -> None:
 def test_values_that_patches_cannot_follow_are_refused(folder: Path, key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=key):
         build_sample_loader(small_cfg(key, value), [record(folder)])
+
+
+def test_the_synthetic_shapes_are_drawn_from_too() -> None:
+    cfg = instseg.load_cfg("deepmask/deepmask_shapes.yaml", ["DATALOADER.NUM_WORKERS", 0])
+    batch = next(iter(build_sample_loader(cfg, shapes.load("shapes_train", 128, range(4)))))
+    assert batch[0]["file_name"].startswith("shapes://shapes_train/128/")

@@ -27,7 +27,7 @@ from tests.conftest import close
 SHAPES = "sgn/sgn_shapes.yaml"
 NODE = "MODEL.SGN"
 SMALL = [
-    *("MODEL.DEVICE", "cpu", "MODEL.RESNETS.WIDTH_PER_GROUP", "4"),
+    *("MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.WIDTH_PER_GROUP", "4"),
     *("MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.RESNETS.STEM_OUT_CHANNELS", "8"),
     *(f"{NODE}.CHANNELS", "16", f"{NODE}.DETAIL_CHANNELS", "4", f"{NODE}.LINE_CHANNELS", "4"),
 ]

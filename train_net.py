@@ -71,6 +71,7 @@ if __name__ == "__main__":
         report(error)
         sys.exit(2)
     except ProcessExitedException as error:
-        sys.exit(error.exit_code)
+        # Of a process that a signal ended the code is minus its number.
+        sys.exit(error.exit_code if error.exit_code >= 0 else 128 - error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

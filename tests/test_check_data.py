@@ -372,3 +372,11 @@ def test_evaluation_never_uses_the_annotations_of_an_earlier_run(tmp_path: Path)
         assert len(build_evaluator(cfg, name)._coco_api.anns) == objects
         assert (tmp_path / f"inference/{name}/{name}_coco_format.json").exists()
         records[0]["annotations"].pop()
+
+
+def test_pictures_named_without_a_folder_are_looked_for_where_python_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.png").touch()
+    assert list(datasets._missing_files(["a.png", "./a.png", "b.png"])) == ["b.png"]

@@ -200,3 +200,17 @@ def test_one_process_may_use_a_folder_again(tmp_path: Path) -> None:
     lock_folder(tmp_path)
     lock_folder(tmp_path)
     assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+@pytest.mark.parametrize(("end", "status"), [("", 0), ("raise RuntimeError", 1)])
+def test_a_process_ends_whose_loader_is_alive_at_its_end(end: str, status: int) -> None:
+    """Its workers get no SIGTERM, by which multiprocessing ends what is left before it waits."""
+    script = f"""
+from torch.utils.data import DataLoader
+from instseg.engine.interruption import signals_held
+with signals_held():
+    batches = iter(DataLoader(range(100), num_workers=1))
+    next(batches)
+{end}
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=100).returncode == status

@@ -433,3 +433,9 @@ def test_a_gallery_centres_each_picture_in_its_cell_on_white() -> None:
 def test_a_gallery_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="0 pictures"):
         gallery([], 3)
+
+
+def test_a_configuration_without_our_keys_predicts() -> None:
+    cfg = tiny_cfg()
+    del cfg.TEST["MASK_MEMORY"]
+    assert len(Predictor(cfg)([PHOTO])) == 1

@@ -55,7 +55,7 @@ def read_weights(path: str | os.PathLike[str], sha256: str = "") -> dict[str, An
         its weights, in a safetensors file the JSON object under ``"instseg"`` in its metadata.
     Raises:
         CheckpointError: the file is missing, corrupt, unsafe, not the expected one or holds
-            something else than finite weights.
+            something else than weights, or NaN.
     """
     path = os.fspath(path)
     local = local_path(path)
@@ -266,11 +266,16 @@ def _checked(checkpoint: dict[Any, Any]) -> dict[str, Any]:
         if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
             raise CheckpointError(f"holds {name!r} as a tensor that is not dense")
         weights[name] = value
-    broken = [name for name, value in weights.items() if not value.isfinite().all()]
+    # Infinity may be meant, as in a mask; numbers of one byte know no NaN that torch would find.
+    broken = [
+        name
+        for name, value in weights.items()
+        if value.is_floating_point() and value.itemsize > 1 and value.isnan().any()
+    ]
     if broken:
         raise CheckpointError(
-            f"has values that are not finite for {few(broken)}; it is damaged, or comes from a "
-            "training that diverged"
+            f"has values that are not a number (NaN) for {few(broken)}; it is damaged, or comes "
+            "from a training that diverged"
         )
     metadata = getattr(source, "_metadata", None)
     if isinstance(metadata, dict):

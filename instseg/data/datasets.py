@@ -233,8 +233,11 @@ def _missing_files(files: Iterable[str]) -> Iterator[str]:
         if "://" in file:
             continue
         if folder not in folders:
-            folders[folder] = set(os.listdir(folder or ".")) if os.path.isdir(folder) else set()
-        if name not in folders[folder]:
+            try:
+                folders[folder] = set(os.listdir(folder or "."))
+            except OSError:  # not there, or a folder that may be used but not listed
+                folders[folder] = set()
+        if name not in folders[folder] and not os.path.exists(file):
             yield file
 
 

@@ -6,6 +6,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from types import FrameType
 from typing import Any
 
@@ -98,11 +100,22 @@ def signals_held() -> Iterator[None]:
     For the workers that load training data: signals often go to a whole group of processes, and an
     iteration cannot be finished without data.
     """
+    before = set(multiprocessing.active_children())
     former = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, former)
+        for process in set(multiprocessing.active_children()) - before:
+            # multiprocessing would end those still there by SIGTERM and then wait for ever.
+            Finalize(None, _kill, args=(process,), exitpriority=1)
+
+
+def _kill(process: BaseProcess) -> None:
+    """End a process when this one ends, also if an error keeps what started it alive."""
+    if process.is_alive():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # it is no worker that was lost
+        process.kill()
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from instseg.checkpoint import Checkpointer
-from instseg.config import check_device, load_cfg, num_classes_key
+from instseg.config import check_device, get_cfg, load_cfg, num_classes_key
 from instseg.data.images import Array, check_image, convert_picture, read_image
 from instseg.engine.optimize import optimize as optimize_model
 from instseg.errors import ConfigError
@@ -204,9 +204,12 @@ class Predictor:
             except Exception:
                 yield from self._run(window)
                 raise
+            room = self._mask_bytes - sum(item.mask_bytes for item in window)
+            if window and prepared.mask_bytes > room:
+                yield from self._run(window)
+                window = []
             window.append(prepared)
-            full = sum(item.mask_bytes for item in window) >= self._mask_bytes
-            if full or len(window) >= self.batch_size:
+            if prepared.mask_bytes >= room or len(window) >= self.batch_size:
                 yield from self._run(window)
                 window = []
         yield from self._run(window)
@@ -330,6 +333,8 @@ def _resolve(
     cfg.merge_from_list(list(overrides))
     if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
         raise ConfigError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; prediction needs BGR or RGB")
+    # A configuration of stock Detectron2 has none.
+    cfg.TEST.setdefault("MASK_MEMORY", get_cfg().TEST.MASK_MEMORY)
     if not 0 < cfg.TEST.MASK_MEMORY < math.inf:
         raise ConfigError(
             f"TEST.MASK_MEMORY is {cfg.TEST.MASK_MEMORY}; expected gigabytes, more than 0"

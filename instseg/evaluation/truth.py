@@ -26,7 +26,7 @@ def prepare_truth(coco: COCO) -> None:
         if isinstance(entry.get("segmentation"), list):
             entry["segmentation"] = usable_polygons(entry["segmentation"])
         if type(entry.get("area")) not in (int, float):
-            x, y, width, height = entry["bbox"]
+            *_, width, height = entry.get("bbox") or (0, 0, 0, 0)
             mask = entry.get("segmentation")
             entry["area"] = (
                 float(mask_util.area(coco.annToRLE(entry))) if mask else float(width * height)

@@ -17,7 +17,10 @@ _HEADS = ("rpn_head", "box_predictor")
 
 def is_rcnn(model: nn.Module) -> bool:
     """Whether ``model`` predicts as ``GeneralizedRCNN`` does, not in a way of its own."""
-    return isinstance(model, GeneralizedRCNN) and type(model).inference is GeneralizedRCNN.inference
+    return isinstance(model, GeneralizedRCNN) and all(
+        getattr(type(model), name) is getattr(GeneralizedRCNN, name)
+        for name in ("forward", "inference", "_postprocess")
+    )
 
 
 def predict_rcnn(

@@ -227,7 +227,7 @@ def test_the_trainer_switches_each_extra_on_by_its_key(
     cfg = instseg.load_cfg(CONFIG, settings)
     records = DatasetCatalog.get("shapes_val")[:2]
     for name in ("shapes_train", "shapes_val"):
-        monkeypatch.setitem(DatasetCatalog, name, lambda: records)
+        monkeypatch.setitem(DatasetCatalog.data, name, lambda: records)
     trainer = Trainer(cfg)
     trainer.train()
     metrics: dict[str, float] = {}

@@ -12,8 +12,8 @@ def add_shared_config(cfg: CfgNode) -> None:
     cfg.MODEL.WEIGHTS_SHA256 = ""
     # Side in pixels of the pictures of the built-in shapes_* data sets.
     cfg.DATASETS.SHAPES_SIZE = shapes.DEFAULT_SIZE
-    # Training pictures that each loader process may find missing or unreadable and replace by
-    # others before it stops training; 0 stops at the first.
+    # Training pictures that each loader process may find missing or unreadable, and replace by the
+    # last good one that it read, before it stops training; 0 stops at the first.
     cfg.DATALOADER.MAX_UNREADABLE = 0
     # "SGD" (momentum, as in Detectron2) or "AdamW" (SOLVER.WEIGHT_DECAY decoupled, betas 0.9,
     # 0.999).

@@ -226,14 +226,14 @@ def test_a_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
 
 
 def test_records_are_those_of_detectron2_with_ids(data_root: Path) -> None:
-    instseg.get_cfg()
-    records = DatasetCatalog.get("coco_mini_val")
+    folder = data_root / "coco_mini"
+    source = (str(folder / "instances_val.json"), str(folder / "images"))
+    datasets.register_coco("coco_mini_val with ids", *source)
+    records = DatasetCatalog.get("coco_mini_val with ids")
     for record in records:
         for annotation in record["annotations"]:
             del annotation["id"]
-    folder = data_root / "coco_mini"
-    expected = load_coco_json(str(folder / "instances_val.json"), str(folder / "images"), "again")
-    assert records == expected
+    assert records == load_coco_json(*source, "coco_mini_val without")
 
 
 def test_real_sets_are_sound(data_root: Path) -> None:

@@ -1,11 +1,20 @@
-"""Dense targets and the decoder of bottom-up methods."""
+"""Targets, maps and the decoder of bottom-up methods."""
 
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.structures import BitMasks, Instances, PolygonMasks
 
-from instseg.modeling import IGNORED, NONE, DenseDecoder, dense_targets
+from instseg.modeling import (
+    IGNORED,
+    NONE,
+    DenseDecoder,
+    at_size,
+    dense_targets,
+    padded_batch,
+    resized_index,
+    tight_boxes,
+)
 
 CPU = torch.device("cpu")
 
@@ -93,3 +102,37 @@ def test_the_decoder_ends_at_the_finest_level_and_uses_all() -> None:
     assert result.shape == (2, 6, 8, 12)
     result.sum().backward()
     assert all(x.grad is not None and x.grad.any() for x in features.values())
+
+
+def test_a_batch_is_padded_at_right_and_bottom() -> None:
+    images = [torch.ones(3, 5, 9), torch.full((3, 8, 2), 2.0)]
+    batch = padded_batch(images, 4)
+    assert batch.shape == (2, 3, 8, 12)
+    assert all(
+        torch.equal(batch[i, :, : x.shape[1], : x.shape[2]], x) for i, x in enumerate(images)
+    )
+    assert batch.sum() == sum(x.sum() for x in images)
+    assert padded_batch(images, 4, least=13).shape == (2, 3, 16, 16)
+
+
+def test_maps_come_at_the_size_asked_for() -> None:
+    maps = torch.tensor([[[[0.0, 4.0]]]], dtype=torch.float16)
+    assert at_size(maps, (1, 4)).tolist() == [[[[0, 1, 3, 4]]]]
+    assert at_size(maps, (1, 2)).dtype == torch.float32
+
+
+def test_a_resized_side_takes_the_nearest_pixels() -> None:
+    assert resized_index(4, 8, 1, CPU).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert resized_index(6, 2, 1, CPU).tolist() == [1, 4]
+    assert resized_index(6, 6, 4, CPU).tolist() == [0, 0, 0, 0, 1, 1]
+
+
+def test_boxes_are_tight_and_half_open() -> None:
+    masks = torch.zeros(5, 6, 9, dtype=torch.bool)
+    masks[0, 1:3, 4:7] = True
+    masks[1, 5, 8] = True
+    masks[3, 1:4, 2:9] = True
+    masks[4, 0, 0] = masks[4, 5, 3] = True
+    expected = [[4, 1, 7, 3], [8, 5, 9, 6], [0, 0, 0, 0], [2, 1, 9, 4], [0, 0, 4, 6]]
+    assert tight_boxes(masks).tolist() == expected
+    assert tight_boxes(masks[:0]).shape == (0, 4)

@@ -4,9 +4,11 @@ from instseg.modeling.checks import check_finite
 from instseg.modeling.comparison import ComparedModel, Comparison
 from instseg.modeling.dense_decoder import DenseDecoder, conv_relu
 from instseg.modeling.dense_losses import dice_loss, semantic_loss
+from instseg.modeling.dense_maps import at_size, padded_batch, resized_index
 from instseg.modeling.dense_targets import IGNORED, NONE, DenseTargets, centres, dense_targets
 from instseg.modeling.fast_nms import cross_class_nms, fast_nms
-from instseg.modeling.masks import keep_masks
+from instseg.modeling.masks import keep_masks, tight_boxes
+from instseg.modeling.pixels import PixelModel
 from instseg.modeling.rcnn import is_rcnn, predict_rcnn
 from instseg.modeling.split import Network, SplitModel, as_split
 from instseg.modeling.stages import now, stage, stage_times
@@ -23,11 +25,13 @@ __all__ = [
     "DenseDecoder",
     "DenseTargets",
     "Network",
+    "PixelModel",
     "SplitModel",
     "VideoModel",
     "add_vgg_config",
     "as_split",
     "as_video",
+    "at_size",
     "build_vgg_backbone",
     "centres",
     "check_finite",
@@ -39,9 +43,12 @@ __all__ = [
     "is_rcnn",
     "keep_masks",
     "now",
+    "padded_batch",
     "predict_rcnn",
+    "resized_index",
     "semantic_loss",
     "stage",
     "stage_times",
+    "tight_boxes",
     "warp",
 ]

@@ -7,12 +7,19 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
-from detectron2.structures import BitMasks, Instances
+from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from instseg.errors import ConfigError
-from instseg.modeling import Comparison, check_finite, keep_masks, stage
+from instseg.modeling import (
+    Comparison,
+    PixelModel,
+    check_finite,
+    keep_masks,
+    stage,
+    tight_boxes,
+)
 from instseg.projects.deepmask.comparisons import dense_against_patches
 from instseg.projects.deepmask.heads import Embedding, PooledScoreHead, SharedScoreHead
 from instseg.projects.deepmask.inference import (
@@ -30,7 +37,7 @@ _CHUNK = 2**24
 
 
 @META_ARCH_REGISTRY.register()
-class DeepMask(nn.Module):
+class DeepMask(PixelModel):
     """DeepMask (Pinheiro et al., NIPS 2015, arXiv 1506.06204; released form arXiv 1603.08695).
 
     ::
@@ -44,9 +51,6 @@ class DeepMask(nn.Module):
     scale and gives a vector and a score for every window, one cell of the map apart.  Proposals
     have no class: ``pred_classes`` is 0 everywhere.
     """
-
-    pixel_mean: Tensor
-    pixel_std: Tensor
 
     @configurable
     def __init__(
@@ -73,7 +77,7 @@ class DeepMask(nn.Module):
         """
         Args:
             backbone: gives the feature map ``in_feature``, whose stride is that of the windows.
-            pixel_mean, pixel_std: per channel of the image.
+            pixel_mean, pixel_std: see :class:`~instseg.modeling.PixelModel`.
             patch_size: side of a window in pixels, a multiple of the stride.
             context: pixels that a training patch has around the window, likewise.
             mask_size: side S of the mask logits.
@@ -88,7 +92,7 @@ class DeepMask(nn.Module):
             mask_threshold: probability above which a pixel belongs to a mask.
             max_proposals: proposals of a picture.
         """
-        super().__init__()
+        super().__init__(pixel_mean, pixel_std)
         self.backbone = backbone
         self.in_feature = in_feature
         shape = backbone.output_shape()[in_feature]
@@ -111,8 +115,6 @@ class DeepMask(nn.Module):
         self.max_size = max_size
         self.mask_logit = math.log(mask_threshold / (1 - mask_threshold))
         self.max_proposals = max_proposals
-        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
-            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -138,11 +140,6 @@ class DeepMask(nn.Module):
             "mask_threshold": node.MASK_THRESH_TEST,
             "max_proposals": cfg.TEST.DETECTIONS_PER_IMAGE,
         }
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.pixel_mean.device
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Losses in training, else one dict per picture with its ``instances``.
@@ -207,7 +204,7 @@ class DeepMask(nn.Module):
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """Maps of the backbone for (B, 3, H, W) pictures with values 0..255."""
-        maps: dict[str, Tensor] = self.backbone((images - self.pixel_mean) / self.pixel_std)
+        maps: dict[str, Tensor] = self.backbone(self.normalised(images))
         return maps
 
     def mask_logits(self, vectors: Tensor) -> Tensor:
@@ -252,7 +249,7 @@ class DeepMask(nn.Module):
             for windows, level, own in zip(found, levels, places, strict=True):
                 canvases = [masks[place] for place in own.tolist()]
                 self._draw(windows, level, canvases, (size[0] / height, size[1] / width))
-        boxes = BitMasks(masks).get_bounding_boxes()
+        boxes = Boxes(tight_boxes(masks))
         filled = boxes.nonempty()
         result = Instances(size)
         result.pred_boxes = boxes[filled]

@@ -5,8 +5,6 @@ from instseg.projects.discriminative_loss.config import add_discriminative_loss_
 from instseg.projects.discriminative_loss.discriminative_loss import (
     DiscriminativeLoss,
     add_positions,
-    resized_index,
-    tight_boxes,
 )
 from instseg.projects.discriminative_loss.enet import ENet, MultiBranchENet
 from instseg.projects.discriminative_loss.losses import (
@@ -38,7 +36,5 @@ __all__ = [
     "cluster",
     "count_loss",
     "discriminative_loss",
-    "resized_index",
-    "tight_boxes",
     "with_coordinates",
 ]

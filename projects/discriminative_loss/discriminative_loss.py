@@ -12,12 +12,17 @@ from torch.nn import functional as F
 
 from instseg.errors import ConfigError
 from instseg.modeling import (
+    PixelModel,
+    at_size,
     check_finite,
     dense_targets,
     dice_loss,
     keep_masks,
+    padded_batch,
+    resized_index,
     semantic_loss,
     stage,
+    tight_boxes,
 )
 from instseg.projects.discriminative_loss.clustering import ClusterSettings, cluster
 from instseg.projects.discriminative_loss.enet import ENet
@@ -35,7 +40,7 @@ _NETWORKS = ("backbone", "enet", "reseg", "hourglass")
 
 
 @META_ARCH_REGISTRY.register()
-class DiscriminativeLoss(nn.Module):
+class DiscriminativeLoss(PixelModel):
     """Semantic instance segmentation with a discriminative loss (De Brabandere, Neven, Van Gool,
     CVPRW 2017, arXiv 1708.02551).
 
@@ -68,8 +73,7 @@ class DiscriminativeLoss(nn.Module):
         """
         Args:
             network: see :class:`EmbeddingNetwork`.
-            pixel_mean: subtracted from every channel.
-            pixel_std: what every channel is divided by then.
+            pixel_mean, pixel_std: see :class:`~instseg.modeling.PixelModel`.
             output_stride: pixels per cell of the maps that losses and clustering see.
             position_scale: pixels per unit of the position added to the first two dimensions of the
                 embedding; 0 adds nothing.
@@ -79,7 +83,7 @@ class DiscriminativeLoss(nn.Module):
             cluster_settings: None for the defaults.
             give_semantic: give the semantic probabilities as ``sem_seg`` too.
         """
-        super().__init__()
+        super().__init__(pixel_mean, pixel_std)
         self.network = network
         self.output_stride = output_stride
         self.position_scale = position_scale
@@ -88,10 +92,6 @@ class DiscriminativeLoss(nn.Module):
         self.max_count = max_count
         self.cluster_settings = cluster_settings or ClusterSettings()
         self.give_semantic = give_semantic
-        self.pixel_mean: Tensor
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
-        self.pixel_std: Tensor
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -120,10 +120,6 @@ class DiscriminativeLoss(nn.Module):
             "give_semantic": node.SEMANTIC_TEST,
         }
 
-    @property
-    def device(self) -> torch.device:
-        return self.pixel_mean.device
-
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """
         Args:
@@ -142,8 +138,7 @@ class DiscriminativeLoss(nn.Module):
             ValueError: ``given_semantic`` is no map of such labels.
         """
         images = [
-            (item["image"].to(self.device, torch.float32) - self.pixel_mean) / self.pixel_std
-            for item in batched_inputs
+            self.normalised(item["image"].to(self.device, torch.float32)) for item in batched_inputs
         ]
         if self.training:
             return self.losses(images, batched_inputs)
@@ -162,21 +157,10 @@ class DiscriminativeLoss(nn.Module):
         """
         network: EmbeddingNetwork = self.network  # type: ignore[assignment]
         divisor = max(network.size_divisibility, self.output_stride)
-        height, width = (
-            -(-max(network.min_size, *(x.shape[axis] for x in images)) // divisor) * divisor
-            for axis in (1, 2)
-        )
-        batch = images[0].new_zeros(len(images), 3, height, width)
-        for place, image in zip(batch, images, strict=True):
-            place[:, : image.shape[1], : image.shape[2]] = image
+        batch = padded_batch(images, divisor, network.min_size)
         semantic, embeddings, counts = network(batch)
-        size = (height // self.output_stride, width // self.output_stride)
-        semantic, embeddings = (
-            x.float()
-            if x.shape[-2:] == size
-            else F.interpolate(x.float(), size, mode="bilinear", align_corners=False)
-            for x in (semantic, embeddings)
-        )
+        size = (batch.shape[2] // self.output_stride, batch.shape[3] // self.output_stride)
+        semantic, embeddings = at_size(semantic, size), at_size(embeddings, size)
         if self.position_scale:
             embeddings = add_positions(embeddings, self.output_stride / self.position_scale)
         return Maps(semantic, embeddings, None if counts is None else counts.float())
@@ -283,28 +267,6 @@ def add_positions(embeddings: Tensor, step: float) -> Tensor:
     grid[0] = torch.arange(width, device=grid.device) * step
     grid[1] = (torch.arange(height, device=grid.device) * step)[:, None]
     return embeddings + grid
-
-
-def resized_index(length: int, new_length: int, stride: int, device: torch.device) -> Tensor:
-    """(new_length,) cell, in a map of this stride, of each pixel of a side that is resized.
-
-    Args:
-        length: of the side that the map shows.
-        new_length: of the side after resizing; every pixel takes the nearest.
-    """
-    centres = (torch.arange(new_length, device=device) * 2 + 1) * length
-    return centres // (2 * new_length) // stride
-
-
-def tight_boxes(masks: Tensor) -> Tensor:
-    """(N, H, W) bool, none of them empty → (N, 4) corners in pixels."""
-    sides = []
-    for dimension in (1, 2):  # columns, then rows
-        seen = masks.any(dim=dimension).to(torch.uint8)
-        first, last = seen.argmax(dim=1), seen.shape[1] - seen.flip(1).argmax(dim=1)
-        sides.append((first, last))
-    (x1, x2), (y1, y2) = sides
-    return torch.stack([x1, y1, x2, y2], dim=1).float()
 
 
 def build_network(cfg: CfgNode) -> nn.Module:

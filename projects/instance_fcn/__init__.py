@@ -7,7 +7,7 @@ from instseg.projects.instance_fcn.backbone import (
 )
 from instseg.projects.instance_fcn.config import add_instance_fcn_config
 from instseg.projects.instance_fcn.instance_fcn import InstanceFCN
-from instseg.projects.instance_fcn.proposals import paste_windows, tight_boxes
+from instseg.projects.instance_fcn.proposals import paste_windows
 from instseg.projects.instance_fcn.targets import (
     WindowRule,
     mask_loss,
@@ -29,6 +29,5 @@ __all__ = [
     "match_cells",
     "paste_windows",
     "score_loss",
-    "tight_boxes",
     "top_left",
 ]

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from torchvision.ops import nms
 
 from instseg.errors import ConfigError
-from instseg.modeling import check_finite, keep_masks
+from instseg.modeling import PixelModel, check_finite, keep_masks, tight_boxes
 from instseg.ops.assemble_instances import assemble_instances
-from instseg.projects.instance_fcn.proposals import paste_windows, tight_boxes
+from instseg.projects.instance_fcn.proposals import paste_windows
 from instseg.projects.instance_fcn.targets import (
     WindowRule,
     inside,
@@ -30,7 +30,7 @@ from instseg.projects.instance_fcn.targets import (
 
 
 @META_ARCH_REGISTRY.register()
-class InstanceFCN(nn.Module):
+class InstanceFCN(PixelModel):
     """Instance-sensitive fully convolutional networks (Dai et al., ECCV 2016, arXiv 1603.08678).
 
     ::
@@ -42,9 +42,6 @@ class InstanceFCN(nn.Module):
     A window of m x m cells takes each of its k x k parts from the map of that part; nothing is
     learnt or resampled there.  Proposals have no class: ``pred_classes`` is 0 everywhere.
     """
-
-    pixel_mean: Tensor
-    pixel_std: Tensor
 
     @configurable
     def __init__(
@@ -69,7 +66,7 @@ class InstanceFCN(nn.Module):
         """
         Args:
             backbone: gives the feature map ``in_feature``; its stride is that of ``rule``.
-            pixel_mean, pixel_std: per channel of the image.
+            pixel_mean, pixel_std: see :class:`~instseg.modeling.PixelModel`.
             rule: which windows are trained on.
             conv_dim: channels of the first convolution of each branch.
             parts: k, parts of an object in either direction.
@@ -82,7 +79,7 @@ class InstanceFCN(nn.Module):
             mask_threshold: probability from which on a pixel belongs to a mask.
             max_proposals: proposals of a picture in the end.
         """
-        super().__init__()
+        super().__init__(pixel_mean, pixel_std)
         self.backbone = backbone
         self.in_feature = in_feature
         channels = backbone.output_shape()[in_feature].channels
@@ -105,8 +102,6 @@ class InstanceFCN(nn.Module):
         self.nms_threshold = nms_threshold
         self.mask_logit = math.log(mask_threshold / (1 - mask_threshold))
         self.max_proposals = max_proposals
-        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
-            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -139,11 +134,6 @@ class InstanceFCN(nn.Module):
             "max_proposals": cfg.TEST.DETECTIONS_PER_IMAGE,
         }
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.pixel_mean.device
-
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Losses in training, else one dict per picture with its ``instances``.
 
@@ -169,8 +159,7 @@ class InstanceFCN(nn.Module):
             (B, H, W) logits of the windows centred at the cells.
         """
         divisor = max(self.rule.stride, self.backbone.size_divisibility)
-        normalised = [(image - self.pixel_mean) / self.pixel_std for image in images]
-        batch = ImageList.from_tensors(normalised, divisor)
+        batch = ImageList.from_tensors([self.normalised(image) for image in images], divisor)
         features = self.backbone(batch.tensor)[self.in_feature]
         return self.mask_branch(features), self.score_branch(features)[:, 0]
 

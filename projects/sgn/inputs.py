@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from instseg.errors import ConfigError
-from instseg.modeling import IGNORED, DenseTargets, dense_targets
+from instseg.modeling import IGNORED, DenseTargets, dense_targets, resized_index
 
 
 def given_labels(
@@ -85,14 +85,3 @@ def true_targets(
         )
     padded = (size[0] * stride, size[1] * stride)
     return dense_targets([item["instances"]], padded, stride, device)
-
-
-def resized_index(length: int, new_length: int, stride: int, device: torch.device) -> Tensor:
-    """(new_length,) cell, in a map of this stride, of each pixel of a side that is resized.
-
-    Args:
-        length: of the side that the map shows.
-        new_length: of the side after resizing; every pixel takes the nearest.
-    """
-    middles = (torch.arange(new_length, device=device) * 2 + 1) * length
-    return middles // (2 * new_length) // stride

@@ -7,21 +7,26 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
-from detectron2.structures import BitMasks, Instances
+from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from instseg.modeling import (
     DenseTargets,
+    PixelModel,
+    at_size,
     check_finite,
     dense_targets,
     dice_loss,
     keep_masks,
+    padded_batch,
+    resized_index,
     semantic_loss,
     stage,
+    tight_boxes,
 )
 from instseg.projects.sgn.config import SOURCES, STAGES, check_sgn_config
-from instseg.projects.sgn.inputs import given_labels, resized_index, true_targets
+from instseg.projects.sgn.inputs import given_labels, true_targets
 from instseg.projects.sgn.lines import most_likely_labels
 from instseg.projects.sgn.losses import breakpoint_loss
 from instseg.projects.sgn.merging import Components, MergeSettings
@@ -45,7 +50,7 @@ from instseg.projects.sgn.training import line_loss, merger_loss
 
 
 @META_ARCH_REGISTRY.register()
-class SGN(nn.Module):
+class SGN(PixelModel):
     """After SGN: Sequential Grouping Networks (Liu, Jia, Fidler, Urtasun, ICCV 2017).
 
     ::
@@ -83,8 +88,7 @@ class SGN(nn.Module):
         """
         Args:
             breakpoints, lines, merger: the networks.
-            pixel_mean: subtracted from every channel.
-            pixel_std: what every channel is divided by then.
+            pixel_mean, pixel_std: see :class:`~instseg.modeling.PixelModel`.
             num_classes: without the background.
             stages: networks to train, of ``STAGES``.
             class_aware: whether lines end where the class changes.
@@ -97,7 +101,7 @@ class SGN(nn.Module):
             max_instances: the best so many are given.
             give_semantic: give the semantic probabilities as ``sem_seg`` too.
         """
-        super().__init__()
+        super().__init__(pixel_mean, pixel_std)
         self.breakpoints = breakpoints
         self.lines = lines
         self.merger = merger
@@ -116,10 +120,6 @@ class SGN(nn.Module):
         self.min_area = min_area
         self.max_instances = max_instances
         self.give_semantic = give_semantic
-        self.pixel_mean: Tensor
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
-        self.pixel_std: Tensor
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -163,10 +163,6 @@ class SGN(nn.Module):
             "give_semantic": node.SEMANTIC_TEST,
         }
 
-    @property
-    def device(self) -> torch.device:
-        return self.pixel_mean.device
-
     def train(self, mode: bool = True) -> "SGN":
         """Networks that are not trained keep their running statistics too."""
         super().train(mode)
@@ -190,8 +186,7 @@ class SGN(nn.Module):
             ConfigError: an input lacks what a source needs.
         """
         images = [
-            (item["image"].to(self.device, torch.float32) - self.pixel_mean) / self.pixel_std
-            for item in batched_inputs
+            self.normalised(item["image"].to(self.device, torch.float32)) for item in batched_inputs
         ]
         if self.training:
             return self.losses(images, batched_inputs)
@@ -284,7 +279,7 @@ class SGN(nn.Module):
             kept = masks.any(dim=2).any(dim=1)  # a tiny object may vanish in a smaller result
             instances = Instances(size)
             masks = keep_masks(masks, kept)
-            instances.pred_boxes = BitMasks(masks).get_bounding_boxes().to(self.device)
+            instances.pred_boxes = Boxes(tight_boxes(masks))
             instances.scores = found.scores[best][kept]
             instances.pred_classes = found.classes[best][kept]
             instances.pred_masks = masks
@@ -378,21 +373,12 @@ class SGN(nn.Module):
             images: (3, h', w') each, normalised; padded with 0 at their right and bottom.
         """
         divisor = max(self.breakpoints.size_divisibility, self.output_stride)
-        height, width = (
-            -(-max(x.shape[axis] for x in images) // divisor) * divisor for axis in (1, 2)
-        )
-        batch = images[0].new_zeros(len(images), 3, height, width)
-        for place, image in zip(batch, images, strict=True):
-            place[:, : image.shape[1], : image.shape[2]] = image
+        batch = padded_batch(images, divisor)
         semantic, breakpoints = self.breakpoints(batch)
-        size = (height // self.output_stride, width // self.output_stride)
-        semantic, breakpoints = (
-            x.float()
-            if x.shape[-2:] == size
-            else F.interpolate(x.float(), size, mode="bilinear", align_corners=False)
-            for x in (semantic, breakpoints.flatten(1, 2))
+        size = (batch.shape[2] // self.output_stride, batch.shape[3] // self.output_stride)
+        return at_size(semantic, size), at_size(breakpoints.flatten(1, 2), size).unflatten(
+            1, (2, 4)
         )
-        return semantic, breakpoints.unflatten(1, (2, 4))
 
     def _given_semantic(
         self,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from instseg.errors import ConfigError
-from instseg.modeling import check_finite, cross_class_nms, fast_nms, stage
+from instseg.modeling import PixelModel, check_finite, cross_class_nms, fast_nms, stage
 from instseg.ops.assemble_masks import assemble_masks
 from instseg.projects.yolact.boxes import decode, level_sizes, make_priors
 from instseg.projects.yolact.layers import FeaturePyramid, PredictionHead, ProtoNet, conv
@@ -66,7 +66,7 @@ class Detections:
 
 
 @META_ARCH_REGISTRY.register()
-class YOLACT(nn.Module):
+class YOLACT(PixelModel):
     """Real-time instance segmentation (Bolya et al., ICCV 2019, arXiv 1904.02689).
 
     One stage: a network makes prototype masks of the whole picture while a head predicts, for every
@@ -114,12 +114,11 @@ class YOLACT(nn.Module):
             semantic: (B, channels, h, w) → (B, C, h, w), in training alone.
             priors: (P, 4) anchors, see :func:`~instseg.projects.yolact.boxes.make_priors`.
             image_size: side S of the square.
-            pixel_mean: subtracted from every channel.
-            pixel_std: what every channel is divided by then.
+            pixel_mean, pixel_std: see :class:`~instseg.modeling.PixelModel`.
             loss_settings: None for the defaults.
             detection_settings: None for the defaults.
         """
-        super().__init__()
+        super().__init__(pixel_mean, pixel_std)
         self.backbone = backbone
         self.fpn = fpn
         self.protonet = protonet
@@ -131,10 +130,6 @@ class YOLACT(nn.Module):
         self._levels = in_order(backbone.output_shape())
         self.priors: Tensor
         self.register_buffer("priors", priors, persistent=False)
-        self.pixel_mean: Tensor
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
-        self.pixel_std: Tensor
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -186,10 +181,6 @@ class YOLACT(nn.Module):
             ),
         }
 
-    @property
-    def device(self) -> torch.device:
-        return self.pixel_mean.device
-
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """
         Args:
@@ -219,7 +210,7 @@ class YOLACT(nn.Module):
             if image.shape[-2:] != size:
                 image = F.interpolate(image, size, mode="bilinear", align_corners=False)
             images.append(image)
-        return (torch.cat(images) - self.pixel_mean) / self.pixel_std
+        return self.normalised(torch.cat(images))
 
     def levels(self, images: Tensor) -> list[Tensor]:
         """(B, 3, S, S) normalised → C3, C4, C5."""

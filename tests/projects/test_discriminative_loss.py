@@ -24,8 +24,6 @@ from instseg.projects.discriminative_loss import (
     ReSeg,
     StackedRecurrentHourglass,
     add_positions,
-    resized_index,
-    tight_boxes,
     with_coordinates,
 )
 from tests.conftest import close
@@ -112,14 +110,6 @@ def test_perfect_maps_give_the_objects_back() -> None:
     assert found.scores.min() > 0.99
 
 
-def test_boxes_are_tight() -> None:
-    masks = torch.zeros(2, 6, 9, dtype=torch.bool)
-    masks[0, 1:4, 2:9] = True
-    masks[1, 0, 0] = masks[1, 5, 3] = True
-    assert tight_boxes(masks).tolist() == [[2, 1, 9, 4], [0, 0, 4, 6]]
-    assert tight_boxes(masks[:0]).shape == (0, 4)
-
-
 @pytest.mark.parametrize("stride", [1, 2, 4])
 def test_results_have_the_size_asked_for(stride: int) -> None:
     item = picture((16, 24), (0, 0, 0, 8, 12), (1, 8, 12, 16, 24)) | {"height": 32, "width": 72}
@@ -134,13 +124,6 @@ def test_results_have_the_size_asked_for(stride: int) -> None:
 def test_an_object_that_vanishes_in_a_smaller_result_is_left_out() -> None:
     item = picture((12, 12), (0, 0, 0, 12, 5), (0, 0, 5, 1, 6)) | {"height": 3, "width": 3}
     assert len(perfect()([item])[0]["instances"]) == 1
-
-
-def test_a_resized_side_takes_the_nearest_pixels() -> None:
-    cpu = torch.device("cpu")
-    assert resized_index(4, 8, 1, cpu).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert resized_index(6, 2, 1, cpu).tolist() == [1, 4]
-    assert resized_index(6, 6, 4, cpu).tolist() == [0, 0, 0, 0, 1, 1]
 
 
 def test_the_semantic_map_may_be_given() -> None:

@@ -18,11 +18,11 @@ from instseg.config import check_classes, num_classes_key
 from instseg.data import shapes
 from instseg.engine.predictor import Predictor
 from instseg.errors import ConfigError
+from instseg.modeling import tight_boxes
 from instseg.projects.instance_fcn import (
     FinestLevel,
     InstanceFCN,
     WindowRule,
-    tight_boxes,
 )
 
 SHAPES = "instance_fcn/instance_fcn_shapes.yaml"

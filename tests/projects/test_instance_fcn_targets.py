@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from instseg.modeling import tight_boxes
 from instseg.projects.instance_fcn import (
     WindowRule,
     mask_loss,
@@ -14,7 +15,6 @@ from instseg.projects.instance_fcn import (
     match_cells,
     paste_windows,
     score_loss,
-    tight_boxes,
     top_left,
 )
 from instseg.projects.instance_fcn.targets import inside
@@ -120,13 +120,6 @@ def test_losses_without_windows_are_zero_and_attached() -> None:
     loss += score_loss(logits[:, 0, 0], torch.zeros(0, dtype=torch.bool))
     loss.backward()
     assert (loss.item(), logits.grad is not None) == (0, True)
-
-
-def test_boxes_are_tight_and_half_open() -> None:
-    masks = torch.zeros(3, 6, 8, dtype=torch.bool)
-    masks[0, 1:3, 4:7] = True
-    masks[1, 5, 7] = True
-    assert tight_boxes(masks).tolist() == [[4, 1, 7, 3], [7, 5, 8, 6], [0, 0, 0, 0]]
 
 
 def paste(logits: list[list[float]], corner: list[int], cell: list[float], **kw: Any) -> Tensor:

@@ -137,7 +137,12 @@ def export(arguments: argparse.Namespace) -> int:
 
     # Traced on the CPU, where every operator of every format is known.
     overrides = ["MODEL.DEVICE", "cpu", *arguments.overrides]
-    predictor = Predictor(arguments.config_file, arguments.weights, overrides=overrides)
+    predictor = Predictor(
+        arguments.config_file,
+        arguments.weights,
+        allow_partial=arguments.allow_partial,
+        overrides=overrides,
+    )
     print(*run(predictor, arguments.format, arguments.output), sep="\n")
     return 0
 
@@ -210,15 +215,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    """What every command takes that runs one model."""
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="YAML file, or its name in configs/")
+    add("--weights", metavar="FILE", help="checkpoint, instead of MODEL.WEIGHTS")
+    add(
+        "--allow-partial",
+        action="store_true",
+        help="go on with weights that fit less than half of the model",
+    )
+    add("overrides", nargs="*", metavar="KEY VALUE", help="configuration overrides, last")
+
+
 def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Writes predictions.json for pictures (COCO results with RLE masks) and NAME.json for each "
         "video (the same by frame), an overlay per picture or video, and on request one PNG per "
         "object.  Exit status 1 if some input could not be used, or not completely."
     )
+    _add_model(parser)
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="YAML file, or its name in configs/")
-    add("--weights", metavar="FILE", help="checkpoint, instead of MODEL.WEIGHTS")
     add(
         "--input",
         required=True,
@@ -245,12 +262,6 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     )
     add("--track", action="store_true", help="number the objects of videos over time")
     add("--resume", action="store_true", help="go on with unfinished videos; redo pictures")
-    add(
-        "--allow-partial",
-        action="store_true",
-        help="go on with weights that fit less than half of the model",
-    )
-    add("overrides", nargs="*", metavar="KEY VALUE", help="configuration overrides, last")
     parser.set_defaults(run=predict)
 
 
@@ -260,17 +271,10 @@ def _add_proposals(parser: argparse.ArgumentParser) -> None:
         "in a data set, for DATASETS.PROPOSAL_FILES_TRAIN and _TEST of a detector with "
         "MODEL.LOAD_PROPOSALS."
     )
+    _add_model(parser)
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="YAML file, or its name in configs/")
-    add("--weights", metavar="FILE", help="checkpoint, instead of MODEL.WEIGHTS")
     add("--dataset", required=True, metavar="NAME", help="a data set, or coco:PATH:IMAGE_ROOT")
     add("--output", required=True, type=Path, metavar="FILE", help="NAME.pkl")
-    add(
-        "--allow-partial",
-        action="store_true",
-        help="go on with weights that fit less than half of the model",
-    )
-    add("overrides", nargs="*", metavar="KEY VALUE", help="configuration overrides, last")
     parser.set_defaults(run=proposals)
 
 
@@ -279,12 +283,10 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         "Writes the network from normalised square pictures, any number of them, to what the head "
         "gives; instseg.export.ExportedPredictor does the rest.  Prints the files written."
     )
+    _add_model(parser)
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="YAML file, or its name in configs/")
-    add("--weights", metavar="FILE", help="checkpoint, instead of MODEL.WEIGHTS")
     add("--format", required=True, metavar="FORMAT", help="onnx or torch_export")
     add("--output", required=True, type=Path, metavar="FILE", help="NAME.onnx or NAME.pt2")
-    add("overrides", nargs="*", metavar="KEY VALUE", help="configuration overrides, last")
     parser.set_defaults(run=export)
 
 

@@ -35,11 +35,17 @@ class TrainingError(InstsegError, RuntimeError):
 
 
 def one_line(error: InstsegError) -> str:
-    """Its message on one line.
+    """Its message on one line."""
+    return " ".join(message(error).split("\n")).strip()
+
+
+def message(error: InstsegError) -> str:
+    """What was said where it was raised.
 
     If a process that loads data raised it, torch has put the traceback there before it.
     """
     text = str(error)
-    if "Original Traceback" in text:
-        text = text.rsplit(f"{type(error).__name__}: ", 1)[-1]
-    return " ".join(text.split("\n")).strip()
+    if "Original Traceback" not in text:
+        return text
+    kind = type(error)
+    return text.rpartition(f"{kind.__module__}.{kind.__name__}: ")[2].strip()

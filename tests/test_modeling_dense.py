@@ -3,7 +3,7 @@
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
-from detectron2.structures import BitMasks, Instances, PolygonMasks
+from detectron2.structures import Instances, PolygonMasks
 
 from instseg.modeling import (
     IGNORED,
@@ -15,23 +15,16 @@ from instseg.modeling import (
     resized_index,
     tight_boxes,
 )
+from tests.dense_common import rectangles
 
 CPU = torch.device("cpu")
 
 
-def picture(size: tuple[int, int], *objects: tuple[int, int, int, int, int]) -> Instances:
-    """Rectangles (class, y1, x1, y2, x2) as objects."""
-    masks = torch.zeros(len(objects), *size, dtype=torch.bool)
-    for mask, (_, y1, x1, y2, x2) in zip(masks, objects, strict=True):
-        mask[y1:y2, x1:x2] = True
-    instances = Instances(size)
-    instances.gt_classes = torch.tensor([kind for kind, *_ in objects], dtype=torch.int64)
-    instances.gt_masks = BitMasks(masks)
-    return instances
-
-
 def test_objects_are_numbered_over_the_batch() -> None:
-    batch = [picture((2, 4), (5, 0, 0, 2, 1), (3, 0, 2, 1, 4)), picture((2, 4), (1, 1, 1, 2, 3))]
+    batch = [
+        rectangles((2, 4), (5, 0, 0, 2, 1), (3, 0, 2, 1, 4)),
+        rectangles((2, 4), (1, 1, 1, 2, 3)),
+    ]
     targets = dense_targets(batch, (2, 4), 1, CPU)
     assert targets.owners.tolist() == [
         [[0, NONE, 1, 1], [0, NONE, NONE, NONE]],
@@ -45,14 +38,16 @@ def test_objects_are_numbered_over_the_batch() -> None:
 
 
 def test_the_smaller_of_two_overlapping_objects_is_on_top() -> None:
-    small_last = picture((1, 4), (0, 0, 0, 1, 4), (1, 0, 1, 1, 2))
-    small_first = picture((1, 4), (1, 0, 1, 1, 2), (0, 0, 0, 1, 4))
+    small_last = rectangles((1, 4), (0, 0, 0, 1, 4), (1, 0, 1, 1, 2))
+    small_first = rectangles((1, 4), (1, 0, 1, 1, 2), (0, 0, 0, 1, 4))
     targets = dense_targets([small_last, small_first], (1, 4), 1, CPU)
     assert targets.owners.tolist() == [[[0, 1, 0, 0]], [[3, 2, 3, 3]]]
 
 
 def test_padding_is_ignored_and_belongs_to_no_object() -> None:
-    targets = dense_targets([picture((1, 2), (0, 0, 0, 1, 2)), picture((2, 3))], (2, 4), 1, CPU)
+    targets = dense_targets(
+        [rectangles((1, 2), (0, 0, 0, 1, 2)), rectangles((2, 3))], (2, 4), 1, CPU
+    )
     assert targets.semantic.tolist() == [
         [[1, 1, IGNORED, IGNORED], [IGNORED] * 4],
         [[0, 0, 0, IGNORED], [0, 0, 0, IGNORED]],
@@ -62,14 +57,14 @@ def test_padding_is_ignored_and_belongs_to_no_object() -> None:
 
 def test_a_cell_has_the_label_of_its_centre() -> None:
     # Stride 4: cells stand for the pixels 2 and 6 of a row.
-    batch = [picture((4, 8), (0, 0, 2, 4, 3)), picture((4, 8), (0, 0, 3, 4, 6))]
+    batch = [rectangles((4, 8), (0, 0, 2, 4, 3)), rectangles((4, 8), (0, 0, 3, 4, 6))]
     targets = dense_targets(batch, (4, 8), 4, CPU)
     assert targets.owners.tolist() == [[[0, NONE]], [[NONE, NONE]]]
     assert len(targets.images) == 2  # numbered, though it has no cell
 
 
 def test_the_last_cell_of_a_picture_that_ends_inside_it_has_a_label() -> None:
-    targets = dense_targets([picture((5, 5), (0, 4, 4, 5, 5))], (8, 8), 4, CPU)
+    targets = dense_targets([rectangles((5, 5), (0, 4, 4, 5, 5))], (8, 8), 4, CPU)
     assert targets.semantic.tolist() == [[[0, 0], [0, 1]]]
 
 
@@ -86,9 +81,9 @@ def test_polygons_are_drawn_and_masks_may_miss_where_there_is_no_object() -> Non
 
 def test_a_batch_smaller_than_its_pictures_or_no_multiple_of_the_stride_is_refused() -> None:
     with pytest.raises(ValueError, match=r"does not fit into \(4, 4\)"):
-        dense_targets([picture((4, 5))], (4, 4), 1, CPU)
+        dense_targets([rectangles((4, 5))], (4, 4), 1, CPU)
     with pytest.raises(ValueError, match="no multiple of stride 4"):
-        dense_targets([picture((4, 5))], (4, 6), 4, CPU)
+        dense_targets([rectangles((4, 5))], (4, 6), 4, CPU)
 
 
 def test_the_decoder_ends_at_the_finest_level_and_uses_all() -> None:

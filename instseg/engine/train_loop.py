@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from instseg.engine.interruption import signals_held
-from instseg.errors import ConfigError, InstsegError, TrainingError
+from instseg.errors import ConfigError, InstsegError, TrainingError, message
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -108,7 +108,7 @@ class TrainLoop(SimpleTrainer):
             ):
                 losses = self.model(batch)
         except Exception as error:  # raised below, once no other process waits for this one
-            failure = _without_traceback(error)
+            failure = type(error)(message(error)) if isinstance(error, InstsegError) else error
         self._check(losses, batch, failure)
         return losses, waited
 
@@ -159,9 +159,3 @@ class TrainLoop(SimpleTrainer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self.scaler.load_state_dict(state_dict["scaler"])
-
-
-def _without_traceback(error: Exception) -> Exception:
-    """A mistake as it was raised, before a data worker added its traceback to the message."""
-    _, name, message = str(error).rpartition(f"{type(error).__module__}.{type(error).__name__}: ")
-    return type(error)(message.strip()) if name and isinstance(error, InstsegError) else error

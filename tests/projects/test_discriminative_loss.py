@@ -27,6 +27,7 @@ from instseg.projects.discriminative_loss import (
     with_coordinates,
 )
 from tests.conftest import close
+from tests.dense_common import PIXELS, Rectangle, edge_batches, rectangles
 
 SHAPES = "discriminative_loss/discriminative_loss_shapes.yaml"
 NODE = "MODEL.DISCRIMINATIVE_LOSS"
@@ -67,18 +68,13 @@ def perfect(stride: int = 1, **settings: Any) -> DiscriminativeLoss:
     ).eval()
 
 
-def picture(size: tuple[int, int], *objects: tuple[int, int, int, int, int]) -> dict[str, Any]:
-    """What :class:`Perfect` reads, with rectangles (class, y1, x1, y2, x2) as objects."""
+def picture(size: tuple[int, int], *objects: Rectangle) -> dict[str, Any]:
+    """What :class:`Perfect` reads, with rectangles as objects."""
     image = torch.zeros(3, *size)
-    masks = torch.zeros(len(objects), *size, dtype=torch.bool)
     for number, (kind, y1, x1, y2, x2) in enumerate(objects):
         image[0, y1:y2, x1:x2] = kind + 1
         image[1, y1:y2, x1:x2] = number + 1
-        masks[number, y1:y2, x1:x2] = True
-    instances = Instances(size)
-    instances.gt_classes = torch.tensor([kind for kind, *_ in objects], dtype=torch.int64)
-    instances.gt_masks = BitMasks(masks)
-    return {"image": image, "instances": instances}
+    return {"image": image, "instances": rectangles(size, *objects)}
 
 
 def small(*overrides: Any) -> DiscriminativeLoss:
@@ -185,36 +181,18 @@ def test_pictures_of_any_size_are_taken(network: str, size: tuple[int, int]) -> 
     assert found.pred_masks.shape == (len(found), *size)
 
 
-def objects_of_one_pixel(count: int) -> dict[str, Any]:
-    """A picture of 64 x 64 pixels with so many objects."""
-    places = [(0, 3 * (i // 20), 3 * (i % 20)) for i in range(count)]
-    return picture((64, 64), *((kind, y, x, y + 1, x + 1) for kind, y, x in places))
-
-
-@pytest.mark.parametrize(
-    "items",
-    [
-        [picture((64, 64))],
-        [picture((64, 64), (2, 5, 5, 40, 40))],
-        [objects_of_one_pixel(400)],
-        [picture((1, 1), (0, 0, 0, 1, 1))],
-        [picture((64, 64)), picture((32, 48), (1, 0, 0, 32, 48))],
-    ],
-    ids=["none", "one", "400", "one pixel", "none and one"],
-)
-def test_a_step_reaches_every_parameter(items: list[dict[str, Any]]) -> None:
+@edge_batches
+def test_a_step_reaches_every_parameter(batch: list[Any]) -> None:
     model = small().train()
-    if items[0]["image"].shape[1:] == (1, 1):
-        items = items * 2  # batch normalisation needs two values
     with EventStorage(0):
-        losses = model(items)
+        losses = model([picture(*one) for one in batch])
     assert all(loss.ndim == 0 and loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_four_hundred_objects_are_found() -> None:
-    item = objects_of_one_pixel(400)
+    item = picture((64, 64), *PIXELS)
     settings = ClusterSettings(min_pixels=1, max_instances=400)
     found = perfect(cluster_settings=settings)([item])[0]["instances"]
     assert len(found) == 400

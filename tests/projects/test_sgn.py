@@ -23,6 +23,7 @@ from instseg.projects.sgn import (
     BreakpointNet,
 )
 from tests.conftest import close
+from tests.dense_common import Rectangle, edge_batches, rectangles
 
 SHAPES = "sgn/sgn_shapes.yaml"
 NODE = "MODEL.SGN"
@@ -42,15 +43,9 @@ def small(*overrides: Any) -> SGN:
     return build_model(instseg.load_cfg(SHAPES, [*SMALL, *overrides]))
 
 
-def picture(size: tuple[int, int], *objects: tuple[int, int, int, int, int]) -> dict[str, Any]:
-    """An input with rectangles (class, y1, x1, y2, x2)."""
-    instances = Instances(size)
-    masks = torch.zeros(len(objects), *size, dtype=torch.bool)
-    for mask, (_, y1, x1, y2, x2) in zip(masks, objects, strict=True):
-        mask[y1:y2, x1:x2] = True
-    instances.gt_classes = torch.tensor([kind for kind, *_ in objects], dtype=torch.int64)
-    instances.gt_masks = BitMasks(masks)
-    return {"image": torch.randint(0, 256, (3, *size)), "instances": instances}
+def picture(size: tuple[int, int], *objects: Rectangle) -> dict[str, Any]:
+    """An input with rectangles as objects."""
+    return {"image": torch.randint(0, 256, (3, *size)), "instances": rectangles(size, *objects)}
 
 
 def test_the_heads_may_learn_faster_than_the_backbone() -> None:
@@ -99,26 +94,10 @@ def test_a_stage_is_trained_by_itself(stage: str) -> None:
         assert all((p.grad is not None) == own for p in network.parameters())
 
 
-def objects_of_one_pixel(count: int) -> dict[str, Any]:
-    """A picture of 64 x 64 pixels with so many objects."""
-    places = [(0, 3 * (i // 20), 3 * (i % 20)) for i in range(count)]
-    return picture((64, 64), *((kind, y, x, y + 1, x + 1) for kind, y, x in places))
-
-
-@pytest.mark.parametrize(
-    "items",
-    [
-        [picture((64, 64))],
-        [picture((64, 64), (2, 5, 5, 40, 40))],
-        [objects_of_one_pixel(400)],
-        [picture((1, 1), (0, 0, 0, 1, 1))] * 2,
-        [picture((64, 64)), picture((32, 48), (1, 0, 0, 32, 48))],
-    ],
-    ids=["none", "one", "400", "one pixel", "none and one"],
-)
-def test_a_step_reaches_every_parameter(items: list[dict[str, Any]]) -> None:
+@edge_batches
+def test_a_step_reaches_every_parameter(batch: list[Any]) -> None:
     model = small().train()
-    losses = model(items)
+    losses = model([picture(*one) for one in batch])
     assert all(loss.ndim == 0 and loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

@@ -1,0 +1,36 @@
+"""Pictures of rectangles, for tests of bottom-up methods."""
+
+import pytest
+import torch
+from detectron2.structures import BitMasks, Instances
+
+Rectangle = tuple[int, int, int, int, int]  # class, y1, x1, y2, x2
+
+# 400 objects of one pixel in a picture of 64 x 64.
+PIXELS: list[Rectangle] = [
+    (0, y, x, y + 1, x + 1) for y in range(0, 60, 3) for x in range(0, 60, 3)
+]
+
+# Batches as lists of (size, *rectangles); one pixel twice, as batch normalisation needs two values.
+edge_batches = pytest.mark.parametrize(
+    "batch",
+    [
+        [((64, 64),)],
+        [((64, 64), (2, 5, 5, 40, 40))],
+        [((64, 64), *PIXELS)],
+        [((1, 1), (0, 0, 0, 1, 1))] * 2,
+        [((64, 64),), ((32, 48), (1, 0, 0, 32, 48))],
+    ],
+    ids=["none", "one", "400", "one pixel", "none and one"],
+)
+
+
+def rectangles(size: tuple[int, int], *objects: Rectangle) -> Instances:
+    """The objects of a picture as training takes them."""
+    masks = torch.zeros(len(objects), *size, dtype=torch.bool)
+    for mask, (_, y1, x1, y2, x2) in zip(masks, objects, strict=True):
+        mask[y1:y2, x1:x2] = True
+    instances = Instances(size)
+    instances.gt_classes = torch.tensor([kind for kind, *_ in objects], dtype=torch.int64)
+    instances.gt_masks = BitMasks(masks)
+    return instances

@@ -107,7 +107,7 @@ def extension() -> tuple[Extension, Any]:
             f"{torch.version.cuda or ''} and put its nvcc on PATH, or name its folder in CUDA_HOME"
         )
     cuda = forced or (torch.cuda.is_available() and toolkit is not None)
-    patterns = ["*.cpp", "*/*.cpp"] + (["*/*.cu"] if cuda else [])
+    patterns = ["*.cpp", "*/*.cpp"] + (["*.cu", "*/*.cu"] if cuda else [])
     sources = sorted(
         path.relative_to(ROOT).as_posix()
         for pattern in patterns

@@ -5,6 +5,10 @@
 #include <torch/library.h>
 #include <torch/version.h>
 
+#ifdef INSTSEG_WITH_CUDA
+#include "can_run.h"
+#endif
+
 TORCH_LIBRARY(instseg, m) {
   m.def(
       "psroi_pool(Tensor maps, Tensor rois, float spatial_scale, int group_size, int pooled_size) "
@@ -43,8 +47,28 @@ TORCH_LIBRARY(instseg, m) {
   m.def("group_lines(Tensor pairs, Tensor touches) -> Tensor");
 }
 
+namespace {
+
+// _C.can_run_on(device: int) -> bool
+PyObject* can_run_on(PyObject* /*module*/, PyObject* device) {
+  const long index = PyLong_AsLong(device);
+  if (PyErr_Occurred() != nullptr) return nullptr;
+#ifdef INSTSEG_WITH_CUDA
+  return PyBool_FromLong(instseg::can_run_on(static_cast<int>(index)));
+#else
+  (void)index;
+  Py_RETURN_FALSE;
+#endif
+}
+
+PyMethodDef methods[] = {
+    {"can_run_on", can_run_on, METH_O, "Whether the CUDA kernels run on the GPU of that index."},
+    {nullptr, nullptr, 0, nullptr}};
+
+}  // namespace
+
 PyMODINIT_FUNC PyInit__C() {
-  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr,
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods,
                                    nullptr,               nullptr, nullptr, nullptr};
   PyObject* module = PyModule_Create(&definition);
   if (module == nullptr) return nullptr;

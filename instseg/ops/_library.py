@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +75,16 @@ def check_devices(op: str, **tensors: Tensor | None) -> None:
             f"{op}: the tensors are on {first.device} and instseg was compiled for the CPU alone; "
             f"with the CUDA toolkit installed and FORCE_CUDA=1 set, {_BUILD}"
         )
+    # Inside a compiled graph the kernel itself reports it, less clearly.
+    if first.is_cuda and not torch.compiler.is_compiling() and not _can_run_on(first.device.index):
+        major, minor = torch.cuda.get_device_capability(first.device)
+        raise RuntimeError(
+            f"{op}: instseg was compiled for other GPUs than {first.device}, "
+            f"{torch.cuda.get_device_name(first.device)} of compute capability {major}.{minor}; "
+            f"with TORCH_CUDA_ARCH_LIST={major}.{minor} and FORCE_CUDA=1 set, {_BUILD}"
+        )
+
+
+@cache
+def _can_run_on(index: int) -> bool:
+    return bool(_C.can_run_on(index))

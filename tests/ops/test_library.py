@@ -90,3 +90,31 @@ def test_a_gpu_tensor_for_operators_of_the_cpu_is_an_error_that_says_what_to_typ
     with pytest.raises(RuntimeError, match="psroi_pool: .* cuda:0 .* CPU alone") as error:
         _library.check_devices("psroi_pool", maps=tensor)
     assert "FORCE_CUDA=1" in str(error.value)
+
+
+def test_a_gpu_that_the_kernels_were_not_compiled_for_is_an_error_that_says_what_to_type(
+    monkeypatch,
+):
+    monkeypatch.setattr(
+        _library, "_C", SimpleNamespace(with_cuda=1, can_run_on=lambda index: index)
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "T4")
+    _library._can_run_on.cache_clear()
+    other, own = (SimpleNamespace(is_cuda=True, device=torch.device("cuda", i)) for i in (0, 1))
+    with pytest.raises(
+        RuntimeError, match=r"psroi_pool: .* other GPUs than cuda:0, T4 of .* 7\.5"
+    ) as error:
+        _library.check_devices("psroi_pool", maps=other)
+    assert "TORCH_CUDA_ARCH_LIST=7.5" in str(error.value) and BUILD in str(error.value)
+    _library.check_devices("psroi_pool", maps=own)
+    _library._can_run_on.cache_clear()
+
+
+def test_a_build_without_cuda_runs_on_no_gpu():
+    if _library._C.with_cuda and torch.cuda.is_available():
+        assert _library._C.can_run_on(0)
+    else:
+        assert not _library._C.can_run_on(0)
+    with pytest.raises(TypeError):
+        _library._C.can_run_on("0")

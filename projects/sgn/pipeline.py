@@ -71,6 +71,8 @@ class PictureMaps:
         semantic: (h, w) int64, class + 1, or 1 for all classes, 0 for background.
         confidence: (h, w) probability of that.
         breakpoints: (2, 4, h, w) probabilities of labels along rows and columns.
+        seen: (2, h, w) probability of a breakpoint by the network, even where ``breakpoints`` are
+            the truth, as MergerNet has learnt to see these.
         links: (2, h, w) probability that a pixel and the one below, to the right, belong together.
     """
 
@@ -78,12 +80,12 @@ class PictureMaps:
     semantic: Tensor
     confidence: Tensor
     breakpoints: Tensor
+    seen: Tensor
     links: Tensor
 
     def for_crops(self) -> Tensor:
         """(6, h, w) maps of :func:`crop_pairs`."""
-        breaks = self.breakpoints[:, 2:].sum(dim=1)
-        return torch.cat([self.picture, self.confidence[None], breaks])
+        return torch.cat([self.picture, self.confidence[None], self.seen])
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from instseg.modeling import (
     stage,
     tight_boxes,
 )
+from instseg.ops.sgn_lines import START
 from instseg.projects.sgn.config import SOURCES, STAGES, check_sgn_config
 from instseg.projects.sgn.inputs import given_labels, true_targets
 from instseg.projects.sgn.lines import most_likely_labels
@@ -312,8 +313,6 @@ class SGN(PixelModel):
                 truth = replace(truth, semantic=truth.semantic.clamp(max=1))
         if self.sources["SEMANTIC"] != "own":
             probabilities = self._given_semantic([image], [item], targets, size)[0]
-        if truth is not None and self.sources["BREAKPOINTS_TEST"] == "truth":
-            breakpoints = truth.breakpoints().to(breakpoints)
         with stage("links"):
             grouped = probabilities if self.class_aware else foreground(probabilities)
             maps = self._picture_maps(image, grouped, breakpoints, truth)
@@ -343,15 +342,18 @@ class SGN(PixelModel):
         breakpoints: Tensor,
         truth: Truth | None = None,
     ) -> PictureMaps:
-        """Maps of one picture with links from where ``LINKS_TEST`` says, LineNet's in training.
+        """Maps of one picture, each from where its key says, the networks' in training.
 
         Args:
             image: (3, h', w') normalised.
             probabilities: (C + 1, h, w) of the semantic map, C = 1 if no class is told apart.
-            breakpoints: (2, 4, h, w) probabilities.
+            breakpoints: (2, 4, h, w) probabilities of the network.
             truth: None if no source needs it.
         """
         confidence, semantic = probabilities.max(dim=0)
+        seen = breakpoints[:, START:].sum(dim=1)
+        if truth is not None and self.sources["BREAKPOINTS_TEST"] == "truth":
+            breakpoints = truth.breakpoints().to(breakpoints)
         source = "own" if self.training else self.sources["LINKS_TEST"]
         if truth is not None and source == "truth":
             links = truth.links.float()
@@ -364,7 +366,7 @@ class SGN(PixelModel):
                 links = self.lines(breakpoints[None], confidence[None])[0].sigmoid()
         rows, columns = self._cells(image)
         picture = F.interpolate(image[None], (rows, columns), mode="area")[0]
-        return PictureMaps(picture, semantic, confidence, breakpoints, links)
+        return PictureMaps(picture, semantic, confidence, breakpoints, seen, links)
 
     def _breakpoint_logits(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Semantic logits (B, C + 1, h, w) and breakpoint logits (B, 2, 4, h, w) of a batch.

@@ -21,6 +21,7 @@ from instseg.modeling import dense_targets
 from instseg.projects.sgn import (
     SGN,
     BreakpointNet,
+    MergerNet,
 )
 from tests.conftest import close
 from tests.dense_common import Rectangle, edge_batches, rectangles
@@ -79,6 +80,23 @@ def test_the_truth_of_all_stages_gives_the_true_objects(direction: str, stride: 
     for mask, kind in zip(truth, item["instances"].gt_classes, strict=True):
         same = (found.pred_masks == mask).flatten(1).all(dim=1)
         assert same.sum() == 1 and found.pred_classes[same] == kind
+
+
+def test_merger_net_sees_the_breakpoints_it_was_trained_on_beside_true_lines() -> None:
+    """One and zero, which it has never seen, would have it merge whatever touches."""
+    seen = []
+
+    class Spy(MergerNet):
+        def forward(self, crops: Tensor) -> Tensor:
+            seen.append(crops[:, -2:])
+            return crops.new_full((len(crops),), -9.0)
+
+    model = small(*TRUTH, f"{NODE}.MERGES_TEST", "own", f"{NODE}.MIN_AREA_TEST", 1).eval()
+    model.merger = Spy()
+    objects = [(0, 4, 4, 20, 20), (0, 4, 20, 20, 36)]
+    assert len(model([picture((40, 56), *objects)])[0]["instances"]) == 2
+    inside = seen[0][:, :, 24:40, 24:40]
+    assert ((inside > 0.01) & (inside < 0.99)).all()
 
 
 @pytest.mark.parametrize("stage", ["breakpoints", "lines", "merger"])

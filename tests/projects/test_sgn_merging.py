@@ -168,6 +168,7 @@ def test_a_picture_without_a_pair_gives_no_merger_loss() -> None:
         nothing,
         torch.ones(4, 5),
         torch.full((2, 4, 4, 5), 0.25),
+        torch.full((2, 4, 5), 0.5),
         torch.ones(2, 4, 5),
     )
     truth = Truth(nothing - 1, nothing, labels, labels.bool())

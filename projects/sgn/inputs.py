@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from instseg.errors import ConfigError
-from instseg.modeling import IGNORED, DenseTargets, dense_targets, resized_index
+from instseg.modeling import IGNORED, DenseTargets, at_size, dense_targets, resized_index
+from instseg.projects.sgn.pipeline import one_hot
 
 
-def given_labels(
+def given_probabilities(
     items: Sequence[dict[str, Any]],
     cells: Sequence[tuple[int, int]],
     truth: DenseTargets | None,
@@ -18,41 +19,65 @@ def given_labels(
     num_classes: int,
     device: torch.device,
 ) -> Tensor:
-    """(B, h, w) int64 semantic labels of a batch from its inputs, 0 in the padding.
+    """(B, C + 1, h, w) semantic probabilities of a batch from its inputs; padding is background.
 
     Args:
         items: inputs.
         cells: rows and columns of each picture.
         truth: of the batch; None takes each input's ``sem_seg``.
         size: rows and columns of the result.
-        num_classes: without the background.
+        num_classes: C, without the background.
     """
-    labels = torch.zeros(len(items), *size, dtype=torch.int64, device=device)
+    probabilities = torch.zeros(len(items), num_classes + 1, *size, device=device)
+    probabilities[:, 0] = 1
     for number, (item, (rows, columns)) in enumerate(zip(items, cells, strict=True)):
         if truth is not None:
-            own = truth.semantic[number, :rows, :columns]
+            labels = truth.semantic[number, :rows, :columns]
+            own = one_hot(labels[None], num_classes + 1)[0]
         else:
-            own = labels_from_file(item, (rows, columns), num_classes, device)
-        labels[number, :rows, :columns] = own
-    return labels
+            own = probabilities_from_input(item, (rows, columns), num_classes, device)
+        probabilities[number, :, :rows, :columns] = own
+    return probabilities
 
 
-def labels_from_file(
+def probabilities_from_input(
     item: dict[str, Any], size: tuple[int, int], num_classes: int, device: torch.device
 ) -> Tensor:
-    """(h, w) int64 labels of an input's ``sem_seg``, the nearest pixel for each of ``size`` cells.
+    """(C + 1, h, w) probabilities at ``size`` cells from the ``sem_seg`` of an input.
+
+    That is either labels (H, W), of which each cell takes the nearest, or logits (C + 1, H, W),
+    background first, which are resized bilinearly before the softmax.
 
     Raises:
-        ConfigError: there is none, or it has labels above ``num_classes``.
+        ConfigError: there is none, it is neither, its labels are above ``num_classes`` or its
+            logits not finite.
     """
     if "sem_seg" not in item:
         raise ConfigError(
             "MODEL.SGN.SEMANTIC is files, but an input has no sem_seg; set INPUT.SEMANTIC_ROOT to "
             "the folder of the label files"
         )
-    labels = item["sem_seg"].to(device, torch.int64)
+    given = item["sem_seg"].to(device)
+    logits = given.is_floating_point()
+    fits = given.dim() == 3 and len(given) == num_classes + 1 if logits else given.dim() == 2
+    if not fits or not given.numel():
+        raise ConfigError(
+            f"an input's sem_seg has shape {tuple(given.shape)} and type {given.dtype}; expected "
+            f"labels (H, W) of whole numbers, or logits ({num_classes + 1}, H, W), background "
+            "first, one for each of MODEL.SGN.NUM_CLASSES after it"
+        )
+    if not logits:
+        return one_hot(_nearest_labels(given.long(), size, num_classes)[None], num_classes + 1)[0]
+    if not given.isfinite().all():
+        raise ConfigError("an input's sem_seg has logits that are not finite")
+    return at_size(given[None], size)[0].softmax(dim=0)
+
+
+def _nearest_labels(labels: Tensor, size: tuple[int, int], num_classes: int) -> Tensor:
+    """(H, W) labels → those of the nearest pixel for each of ``size`` cells, 255 as background."""
     rows, columns = (
-        resized_index(own, other, 1, device) for own, other in zip(labels.shape, size, strict=True)
+        resized_index(own, other, 1, labels.device)
+        for own, other in zip(labels.shape, size, strict=True)
     )
     labels = labels[rows][:, columns]
     labels = labels.masked_fill(labels == IGNORED, 0)

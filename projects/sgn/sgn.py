@@ -27,7 +27,7 @@ from instseg.modeling import (
 )
 from instseg.ops.sgn_lines import START
 from instseg.projects.sgn.config import SOURCES, STAGES, check_sgn_config
-from instseg.projects.sgn.inputs import given_labels, true_targets
+from instseg.projects.sgn.inputs import given_probabilities, true_targets
 from instseg.projects.sgn.lines import most_likely_labels
 from instseg.projects.sgn.losses import breakpoint_loss
 from instseg.projects.sgn.merging import Components, MergeSettings
@@ -44,7 +44,6 @@ from instseg.projects.sgn.pipeline import (
     keep_large,
     merged_by_network,
     merged_by_truth,
-    one_hot,
 )
 from instseg.projects.sgn.targets import breakpoint_labels
 from instseg.projects.sgn.training import line_loss, merger_loss
@@ -389,11 +388,10 @@ class SGN(PixelModel):
         targets: DenseTargets | None,
         size: tuple[int, int],
     ) -> Tensor:
-        """(B, C + 1, h, w) probabilities 0 and 1 of the semantic map from elsewhere."""
+        """(B, C + 1, h, w) probabilities of the semantic map from elsewhere."""
         cells = [self._cells(image) for image in images]
         truth = targets if self.sources["SEMANTIC"] == "truth" else None
-        labels = given_labels(items, cells, truth, size, self.num_classes, self.device)
-        return one_hot(labels, self.num_classes + 1)
+        return given_probabilities(items, cells, truth, size, self.num_classes, self.device)
 
     def _cells(self, image: Tensor) -> tuple[int, int]:
         """Rows and columns of the maps of a picture (3, h, w)."""

@@ -217,10 +217,54 @@ def test_the_semantic_map_may_come_from_a_file() -> None:
     assert torch.equal(result.pred_masks[0], labels == 3)
 
 
-def test_training_may_use_a_semantic_map_from_a_file() -> None:
+def test_the_semantic_map_may_be_logits_of_another_size() -> None:
+    """Up-scaled twice bilinearly, then the softmax: half way between 0 and 4 lies 1 and 3."""
+    model = small(f"{NODE}.SEMANTIC", "files", f"{NODE}.SEMANTIC_TEST", True).eval()
+    logits = torch.zeros(4, 1, 2)
+    logits[3, 0, 1] = 4
+    result = model([{"image": torch.zeros(3, 1, 4), "sem_seg": logits.double()}])[0]["sem_seg"]
+    powers = np.exp(np.float32([0, 1, 3, 4]))
+    close(result[3, 0], powers / (powers + 3))
+    close(result[:3, 0], np.tile(1 / (powers + 3), (3, 1)))
+
+
+def test_logits_of_the_semantic_map_give_what_their_labels_give() -> None:
+    model = small(f"{NODE}.SEMANTIC", "files", f"{NODE}.LINKS_TEST", "breakpoints").eval()
+    model.breakpoints = Constant(1, 1)
+    labels = torch.zeros(20, 30, dtype=torch.int64)
+    labels[:10, :10], labels[12:, 20:] = 3, 1
+    logits = nn.functional.one_hot(labels, 4).movedim(-1, 0) * 50.0
+    by_label, by_logit = (
+        model([{"image": torch.zeros(3, 20, 30), "sem_seg": given}])[0]["instances"]
+        for given in (labels, logits)
+    )
+    assert torch.equal(by_label.pred_masks, by_logit.pred_masks) and len(by_label) == 2
+    assert torch.equal(by_label.pred_classes, by_logit.pred_classes)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (torch.zeros(3, 20, 30), r"shape \(3, 20, 30\) .*expected labels .* logits \(4, H, W\)"),
+        (torch.zeros(4, 20, 30, dtype=torch.int64), r"shape \(4, 20, 30\) and type torch.int64"),
+        (torch.zeros(20, 30), r"shape \(20, 30\) and type torch.float32"),
+        (torch.zeros(1, 4, 20, 30), r"shape \(1, 4, 20, 30\)"),
+        (torch.zeros(0, 30, dtype=torch.int64), r"shape \(0, 30\)"),
+        (torch.full((4, 20, 30), torch.nan), "logits that are not finite"),
+    ],
+)
+def test_a_semantic_map_of_another_form_is_refused(given: Tensor, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        small(f"{NODE}.SEMANTIC", "files").eval()(
+            [{"image": torch.zeros(3, 20, 30), "sem_seg": given}]
+        )
+
+
+@pytest.mark.parametrize("given", [torch.zeros(64, 64, dtype=torch.int64), torch.zeros(4, 64, 64)])
+def test_training_may_use_a_semantic_map_from_a_file(given: Tensor) -> None:
     model = small(f"{NODE}.SEMANTIC", "files").train()
     item = picture((64, 64), (0, 0, 0, 30, 30))
-    item["sem_seg"] = torch.zeros(64, 64, dtype=torch.int64)
+    item["sem_seg"] = given
     assert all(loss.isfinite() for loss in model([item]).values())
 
 

@@ -201,6 +201,17 @@ def test_an_object_whose_mask_is_empty_leaves_a_picture_without_objects(tmp_path
     assert sample["image"].shape == (3, 24, 32) and len(sample["instances"]) == 0
 
 
+@pytest.mark.parametrize(("width", "kept"), [(0.007, 0), (0.0075, 1)])
+def test_objects_and_crowds_thinner_than_4_550ths_of_a_pixel_go(
+    tmp_path: Any, width: float, kept: int
+) -> None:
+    thin = square(2, 2, 10, bbox=[2, 2, width, 10])
+    flip = mapper(T.HFlipTransform(64))
+    sample = flip(record(tmp_path, thin, square(20, 20, 10), {**thin, "iscrowd": 1}))
+    assert len(sample["instances"]) == 1 + kept
+    assert len(sample["crowd_boxes"]) == kept
+
+
 def test_a_picture_without_objects_is_given(tmp_path: Any) -> None:
     sample = mapper()(record(tmp_path))
     assert len(sample["instances"]) == 0

@@ -30,7 +30,7 @@ class ClusterSettings:
 
     method: str = "mean_shift"
     bandwidth: float = 1.5
-    min_pixels: int = 10
+    min_pixels: int = 11
     max_instances: int = 100
 
     def __post_init__(self) -> None:

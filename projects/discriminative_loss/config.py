@@ -56,7 +56,7 @@ def add_discriminative_loss_config(cfg: CfgNode) -> None:
     node.CLUSTERING = "mean_shift"
     # Radius of an object in the embedding; 0 is DELTA_DIST, as in the companion paper's code.
     node.BANDWIDTH_TEST = 0.0
-    # Objects of fewer pixels of the map are dropped.
-    node.MIN_PIXELS_TEST = 10
+    # Objects of fewer pixels of the map are dropped, those of up to 10 as in the companion code.
+    node.MIN_PIXELS_TEST = 11
     # Give the semantic probabilities as "sem_seg" too; TEST.SEMANTIC_METRIC needs them.
     node.SEMANTIC_TEST = False

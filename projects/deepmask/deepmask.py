@@ -227,7 +227,8 @@ class DeepMask(PixelModel):
         """Proposals of one picture over all scales (section 5).
 
         Returns:
-            at most ``max_proposals``, by falling score, with the usual fields.
+            at most ``max_proposals``, by falling score, with the usual fields.  Deviation: those
+            whose mask has no pixel in the picture are left out; the released code gives them too.
         """
         image = item["image"].to(self.device, torch.float32)
         height, width = image.shape[-2:]

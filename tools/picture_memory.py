@@ -21,9 +21,9 @@ SYSTEMS = (
     "fcis/fcis_R_101_coco.yaml",
     "mask_rcnn/mask_rcnn_R_50_FPN_coco.yaml",
     "mask_scoring_rcnn/mask_scoring_rcnn_R_50_FPN_coco.yaml",
-    "yolact/yolact_base.yaml",
-    "yolact_plus/yolact_plus_base.yaml",
-    "yolact_edge/yolact_edge.yaml",
+    "yolact/yolact_resnet50.yaml",
+    "yolact_plus/yolact_plus_resnet50.yaml",
+    "yolact_edge/yolact_edge_resnet50.yaml",
     "sgn/sgn_VGG16_cityscapes.yaml",
     "discriminative_loss/discriminative_loss_cityscapes.yaml",
 )

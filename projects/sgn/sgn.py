@@ -175,8 +175,9 @@ class SGN(PixelModel):
         Args:
             batched_inputs: Detectron2's: ``image`` (3, h, w) in 0..255; for training, and where a
                 source is "truth", ``instances`` with ``gt_classes`` and ``gt_masks``; where the
-                semantic map comes from "files", ``sem_seg`` (h, w), class + 1, 0 for background,
-                255 for neither; optionally ``height``, ``width``, ``max_instances`` of the result.
+                semantic map comes from "files", ``sem_seg``: labels (h, w), class + 1, 0 for
+                background, 255 for neither, or logits (C + 1, h, w), background first; optionally
+                ``height``, ``width``, ``max_instances`` of the result.
         Returns:
             in training a dict of scalar losses, else a list of dicts with ``instances``:
             ``pred_boxes``, ``scores``, ``pred_classes``, ``pred_masks`` (N, height, width) bool,

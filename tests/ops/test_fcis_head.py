@@ -64,7 +64,8 @@ def test_gradients_are_the_official_ones(dtype, _, tolerance, device):
     outputs = fcis_head(ordered, rois, labels, *OFFICIAL)[:2]
     grads = np.load(FOLDER / "official_head_grad.npz")
     for name, output in zip(("cls", "seg"), outputs, strict=True):
-        upstream = signed(f"official_head.upstream_{name}", output.shape, 0, np.dtype(dtype))
+        seed, kind = int(arrays["seed"]), np.dtype(dtype)
+        upstream = signed(f"official_head.upstream_{name}", output.shape, seed, kind)
         upstream = torch.from_numpy(upstream).to(device)
         (grad,) = torch.autograd.grad(output, maps, upstream, retain_graph=True)
         assert_close(grad, grads[f"grad_{name}_f{dtype[-2:]}"], tolerance)

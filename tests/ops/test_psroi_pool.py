@@ -12,6 +12,7 @@ from tests.ops.common import CUDA, DEVICES
 from tests.ops.position_sensitive import FOLDER, SIZES, golden, sample_rois, signed
 
 STEMS = ["official_g7_p21_s16", "official_g7_p7_s16", "official_g3_p9_s8", "official_g5_p21_s8"]
+TORCHVISION = ["torchvision_g7_s16", "torchvision_g3_s8", "torchvision_g5_s8"]
 
 
 def sample_maps(device: str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
@@ -47,12 +48,71 @@ def test_gradients_are_those_of_the_official_operator(stem, dtype, tolerance, de
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_bin_edges_are_rounded_after_each_operation(device):
-    arrays, maps, rois = golden("official_fma_cases", "float32", device)
+@pytest.mark.parametrize(
+    "dtype, expected, tolerance",
+    [("float32", "out_separate_rounding", 1e-6), ("float64", "out_f64", 1e-12)],
+)
+def test_bin_edges_are_rounded_after_each_operation(dtype, expected, tolerance, device):
+    arrays, maps, rois = golden("official_fma_cases", dtype, device)
     out = psroi_pool(maps, rois, 1 / 16, 7, 21).cpu()
-    separate = torch.from_numpy(arrays["out_separate_rounding"])
-    assert not torch.equal(separate, torch.from_numpy(arrays["out_fused_multiply_add"]))
-    torch.testing.assert_close(out, separate, rtol=0, atol=1e-6)
+    separate = torch.from_numpy(arrays[expected])
+    fused = torch.from_numpy(arrays["out_fused_multiply_add"])
+    assert not torch.allclose(separate, fused.to(separate), rtol=0, atol=1e-6)
+    torch.testing.assert_close(out, separate, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_values_at_coco_size_are_those_of_the_official_operator(device):
+    arrays, maps, rois = golden("official_coco_size", "float32", device, factor=4)
+    out = psroi_pool(maps, rois, 1 / 16, 7, 21)
+    means = torch.from_numpy(arrays["mean_over_bins"])
+    torch.testing.assert_close(out.double().mean((2, 3)).cpu(), means, rtol=0, atol=1e-5)
+    sample = out.flatten()[torch.from_numpy(arrays["sample_index"]).to(device)].cpu()
+    torch.testing.assert_close(sample, torch.from_numpy(arrays["sample_value"]), rtol=0, atol=1e-5)
+
+
+def as_in_torchvision(rois: Tensor, scale: float) -> Tensor:
+    """RoIs that ours takes for the cells that torchvision takes ``rois`` for.
+
+    Torchvision rounds once scaled, so to whole cells, leaves the end out and takes one cell at
+    least.
+    """
+    cells = rois[:, 1:] * scale
+    first, last = (cells.sign() * (cells.abs() + 0.5).floor()).split(2, dim=1)
+    last = torch.maximum(last, first + 1)
+    return torch.cat([rois[:, :1], first / scale, last / scale - 1], dim=1)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-6), ("float64", 1e-12)])
+@pytest.mark.parametrize("stem", TORCHVISION)
+def test_values_are_torchvisions_but_for_how_it_rounds_rois(stem, dtype, tolerance, device):
+    """Torchvision's forward pass never reads the last row and column of a map."""
+    arrays, maps, rois = golden(stem, dtype, device)
+    scale, group = arrays["spatial_scale"].item(), arrays["group_size"].item()
+    expected = torch.from_numpy(arrays["pool_out_f" + dtype[-2:]])
+    out = psroi_pool(maps[..., :-1, :-1], as_in_torchvision(rois, scale), scale, group, group)
+    torch.testing.assert_close(out.cpu(), expected, rtol=0, atol=tolerance)
+    plain = psroi_pool(maps, rois, scale, group, group).cpu()
+    assert (plain - expected).abs().amax() > 0.1, "the definitions differ"
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("float64", 1e-12)])
+@pytest.mark.parametrize("stem", TORCHVISION)
+def test_gradients_are_torchvisions_but_for_how_it_rounds_rois(stem, dtype, tolerance, device):
+    """Torchvision's backward pass does see the last row and column."""
+    arrays, maps, rois = golden(stem, dtype, device)
+    scale, group = arrays["spatial_scale"].item(), arrays["group_size"].item()
+    rois = as_in_torchvision(rois, scale)
+    out = psroi_pool(maps.requires_grad_(), rois, scale, group, group)
+    upstream = signed(f"{stem}.upstream", out.shape, int(arrays["seed"]), np.dtype(dtype))
+    out.backward(torch.from_numpy(upstream).to(device))
+    expected = torch.from_numpy(arrays["pool_grad_f" + dtype[-2:]])
+    torch.testing.assert_close(maps.grad.cpu(), expected, rtol=0, atol=tolerance)
+    read = psroi_pool(maps[..., :-1, :-1], rois, scale, group, group)
+    whole = (read == out).flatten(1).all(dim=1).cpu()
+    assert whole.tolist() == arrays["pool_grad_matches_forward"].tolist()
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -102,6 +102,17 @@ def test_terms_per_instance_equal_the_papers(recipe: ModuleType, golden: Any, na
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_the_means_of_instances_equal_wizarons(recipe: ModuleType, golden: Any, name: str) -> None:
+    """Once they are taken from the pixels, all means are 0 and with them their norms."""
+    embeddings, masks, _, labels = recipe.make(name)
+    means = np.einsum("bshw,bsd->bdhw", masks, golden[f"{name}_means"])
+    x = torch.from_numpy(embeddings - means).double()
+    targets = targets_of(torch.from_numpy(labels))
+    terms = discriminative_loss(x, targets, settings_of(recipe, name, "pixel"))
+    assert 0 <= terms.regulariser.item() <= 1e-5
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_the_gradient_per_pixel_equals_wizarons(recipe: ModuleType, golden: Any, name: str) -> None:
     terms, x, _ = run(recipe, name, "pixel")
     step = 1 if name in "ce" else 3

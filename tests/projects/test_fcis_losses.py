@@ -1,4 +1,4 @@
-"""Losses of the FCIS head against numbers worked out by hand."""
+"""Losses of the FCIS head against the authors' gradients and numbers worked out by hand."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from instseg.projects.fcis import fcis_losses
+from tests.conftest import GOLDEN, close
 
 
 def losses(**changes: Any) -> dict[str, float]:
@@ -23,6 +24,33 @@ def losses(**changes: Any) -> dict[str, float]:
         regions_per_image=128,
     )
     return {name: loss.item() for name, loss in fcis_losses(**{**settings, **changes}).items()}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("f32", 1e-5), ("f64", 1e-7)])
+def test_gradients_of_the_losses_equal_the_authors(dtype: str, tolerance: float) -> None:
+    """Regions labelled -1 are not chosen; the losses of one image count."""
+    golden = np.load(GOLDEN / "position_sensitive" / "official_head.npz")
+    names = [f"{name}_{dtype}" for name in ("cls_score", "label_seg_logits")]
+    scores, logits = (torch.from_numpy(golden[name]).requires_grad_() for name in names)
+    labels = torch.from_numpy(golden["labels"])
+    targets = torch.from_numpy(golden["mask_targets"])[:, 0].long()
+    chosen = labels >= 0
+    count = int(chosen.sum())
+    found = fcis_losses(
+        scores[chosen],
+        logits[chosen],
+        torch.zeros(count, 8),
+        labels[chosen],
+        targets[chosen],
+        box_targets=torch.zeros(count, 4),
+        images=torch.zeros(count, dtype=torch.int64),
+        num_images=1,
+        regions_per_image=128,
+    )
+    (found["loss_cls"] + found["loss_mask"]).backward()
+    for name, leaf in (("cls_score", scores), ("seg_logits", logits)):
+        assert leaf.grad is not None
+        close(leaf.grad, golden[f"loss_grad_{name}_{dtype}"], tolerance)
 
 
 def test_the_class_loss_is_a_mean_over_regions_and_images() -> None:

@@ -5,10 +5,13 @@ README there.  Compared within the limits that it suggests.
 """
 
 import dataclasses
+import zlib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from detectron2.engine import DefaultPredictor
@@ -16,6 +19,7 @@ from detectron2.engine import DefaultPredictor
 import instseg
 from instseg.checkpoint.convert import Options, yolact
 from instseg.errors import CheckpointError
+from instseg.projects.yolact import level_sizes, mask_probabilities
 from tests.conftest import close
 from tests.yolact_common import (
     CONFIGS,
@@ -25,9 +29,10 @@ from tests.yolact_common import (
     SEED,
     Case,
     build_case,
+    detections_agree,
     keys,
-    masks_of,
-    pairs,
+    level_sums_agree,
+    results_agree,
     sums_agree,
 )
 
@@ -43,9 +48,23 @@ def case(
     return build_case(request.param, golden_weights, tmp_path_factory.mktemp("released"))
 
 
-def test_the_input_equals_the_authors(case: Case) -> None:
+def test_the_input_equals_the_authors(case: Case, golden_weights: ModuleType) -> None:
+    picture = golden_weights.image(480, 640, SEED)
+    assert zlib.crc32(picture.tobytes()) == case.golden["input/image_crc32"]
     close(case.tensors["x"][0, :, ::11, ::11], case.golden["input/sub"], 5e-6)
     sums_agree(case.tensors["x"], case.golden, "input/x")
+
+
+def test_a_picture_that_opencv_stretched_is_only_normalised(
+    case: Case, golden_weights: ModuleType
+) -> None:
+    """As in the authors' evaluation: in floating point, not rounded to bytes."""
+    picture = cv2.resize(golden_weights.image(480, 640, SEED).astype(np.float32), (550, 550))
+    image = torch.from_numpy(picture[:, :, ::-1].transpose(2, 0, 1).copy())
+    x = case.model.preprocess([{"image": image}])
+    close(x[0, :, ::11, ::11], case.golden["input/cv2_sub"], 5e-6)
+    total = x.double().sum().item() - float(case.golden["input/cv2_sum"])
+    assert abs(total) <= 1e-5 * x.double().abs().sum().item()
 
 
 @pytest.mark.parametrize("stage", STRIDES)
@@ -58,7 +77,12 @@ def test_backbone_and_pyramid_equal_the_authors(case: Case, stage: str) -> None:
 
 
 def test_priors_equal_the_authors_exactly(case: Case) -> None:
-    assert torch.equal(case.model.priors, torch.from_numpy(case.golden["raw/priors"]))
+    priors, golden = case.model.priors, case.golden
+    assert torch.equal(priors, torch.from_numpy(golden["raw/priors"]))
+    sums_agree(priors, golden, "raw/priors")
+    cells = np.array(level_sizes(550, case.model.fpn.strides)) ** 2
+    starts = np.cumsum([0, *cells]) * len(priors) // cells.sum()
+    assert starts.tolist() == golden["raw/level_start"].tolist()
 
 
 @pytest.mark.parametrize("output", ["loc", "conf", "mask"])
@@ -66,6 +90,7 @@ def test_the_heads_output_equals_the_authors(case: Case, output: str) -> None:
     x = case.tensors[output]
     close(x[0, :: int(case.golden["raw/row_stride"])], case.golden[f"raw/{output}_rows"], RAW)
     sums_agree(x, case.golden, f"raw/{output}")
+    level_sums_agree(x, case.golden, f"raw/{output}")
 
 
 def test_prototypes_equal_the_authors(case: Case) -> None:
@@ -82,43 +107,45 @@ def test_semantic_logits_equal_the_authors(case: Case) -> None:
     ("prefix", "nms", "limit"), [("det", "fast", 100), ("det_cc", "cross_class", 200)]
 )
 def test_detections_equal_the_authors(case: Case, prefix: str, nms: str, limit: int) -> None:
-    model, golden = case.model, case.golden
+    model = case.model
     settings = model.detection_settings
     model.detection_settings = dataclasses.replace(settings, nms=nms, max_detections=limit)
     found = model.detect(*(case.tensors[name][0] for name in ("loc", "conf", "mask")))
     model.detection_settings = settings
-    expected = len(golden[f"{prefix}/score"])
-    assert len(found.scores) == expected
-    same = pairs(found.boxes, found.classes, golden, f"{prefix}/box_rel", 1e-3)
-    assert len(same) >= expected * 0.98
-    ours, theirs = torch.tensor(same).T
-    close(found.scores[ours], golden[f"{prefix}/score"][theirs], SCORES)
-    close(found.coefficients[ours], golden[f"{prefix}/coef"][theirs], RAW)
+    detections_agree(found, case.golden, prefix)
+
+
+def test_as_many_anchors_are_candidates_as_with_the_authors(case: Case) -> None:
+    """One may move across the threshold."""
+    best = case.tensors["conf"][0].softmax(dim=1)[:, 1:].amax(dim=1)
+    count = int((best > case.model.detection_settings.score_threshold).sum())
+    assert abs(count - int(case.golden["det/num_candidates"])) <= 1
+
+
+def test_masks_and_their_predicted_ious_equal_the_authors(case: Case) -> None:
+    """At the resolution of the prototypes, of the authors' boxes and coefficients."""
+    golden = case.golden
+    boxes, coefficients = (torch.from_numpy(golden[f"det/{x}"]) for x in ("box_rel", "coef"))
+    masks = mask_probabilities(case.tensors["proto"][0], coefficients, boxes)
+    close(masks[:6, ::2, ::2], golden["det/prob_sub"], SCORES)
+    sums = masks.double().sum(dim=(1, 2)).numpy()
+    np.testing.assert_allclose(sums, golden["det/prob_sum"], rtol=SCORES)
+    if "det/maskiou_all" in golden:
+        with torch.no_grad():
+            close(case.model.maskiou_net(masks), golden["det/maskiou_all"], RAW)
 
 
 def test_what_default_predictor_gives_equals_the_authors(
     case: Case, golden_weights: ModuleType, request: pytest.FixtureRequest
 ) -> None:
-    """Boxes that miss the picture, which the authors' evaluation skips, are not given."""
-    golden = case.golden
     cfg = instseg.load_cfg(CONFIGS[request.node.callspec.params["case"]], ["MODEL.DEVICE", "cpu"])
     cfg.MODEL.WEIGHTS = ""
     predictor = DefaultPredictor(cfg)
     predictor.model = case.model
     found = predictor(golden_weights.image(480, 640, SEED))["instances"]
-    boxes = golden["post/box"]
-    seen = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    assert len(found) == seen.sum()
-    same = pairs(found.pred_boxes.tensor, found.pred_classes, golden, "post/box", 1)
-    assert len(same) >= seen.sum() - 2
-    ours, theirs = torch.tensor(same).T
-    close(found.scores[ours], golden["post/score"][theirs], SCORES)
-    masks, expected = found.pred_masks[ours], masks_of(golden)[theirs]
-    shared = (masks & expected).sum(dim=(1, 2))
-    union = (masks | expected).sum(dim=(1, 2))
-    assert (shared / union.clamp(min=1))[union > 0].min() >= 0.99
-    if "post/score_mask" in golden:
-        close(found.mask_scores[ours], golden["post/score_mask"][theirs], SCORES)
+    ours, theirs = results_agree(found, case.golden)
+    if "post/score_mask" in case.golden:
+        close(found.mask_scores[ours], case.golden["post/score_mask"][theirs], SCORES)
 
 
 @pytest.fixture

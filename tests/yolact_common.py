@@ -10,16 +10,18 @@ from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
+import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from torch import nn
+from torchvision.ops import box_iou
 
 import instseg
 from instseg.checkpoint import Checkpointer
 from instseg.cli import main
-from instseg.projects.yolact import Predictions, Truth
-from tests.conftest import GOLDEN
+from instseg.projects.yolact import Detections, Predictions, Truth, encode, match, to_corners
+from tests.conftest import GOLDEN, close
 
 FOLDER = GOLDEN / "yolact"
 CONFIGS = {
@@ -33,6 +35,8 @@ CONFIGS = {
 SEED = 0
 # Limits that the README of the numbers suggests.
 FEATURES, RAW, SCORES = 5e-4, 1e-3, 2e-4
+# Pixels of a mask, and those among them that rounding may change.
+AREAS = ("mask_area", "near_half_pixels")
 # Networks for pictures of 64 pixels that run in milliseconds.
 SMALL = [
     *("MODEL.DEVICE", "cpu", "INPUT.SQUARE_SIZE", 64, "MODEL.YOLACT.SCORE_THRESH_TEST", 0.0),
@@ -119,6 +123,14 @@ def sums_agree(x: torch.Tensor, golden: Any, name: str, tolerance: float = 1e-5)
     assert abs(magnitude - expected) <= tolerance * expected
 
 
+def level_sums_agree(x: torch.Tensor, golden: Any, name: str) -> None:
+    """Compare every level of a head's (1, P, n) output with the sums of the authors'."""
+    levels = x[0].split(np.diff(golden["raw/level_start"]).tolist())
+    for i, level in enumerate(levels):
+        sums = {f"x_{kind}": golden[f"{name}_level_{kind}"][i] for kind in ("sum", "abs")}
+        sums_agree(level, sums, "x")
+
+
 def pairs(
     boxes: torch.Tensor, classes: torch.Tensor, golden: Any, prefix: str, tolerance: float
 ) -> list[tuple[int, int]]:
@@ -136,6 +148,38 @@ def masks_of(golden: Any, prefix: str = "post") -> torch.Tensor:
     size = [int(x) for x in golden[f"{prefix}/rle_size"]]
     rles = [{"size": size, "counts": bytes(x)} for x in golden[f"{prefix}/rle_counts"]]
     return torch.from_numpy(mask_util.decode(rles)).permute(2, 0, 1).bool()
+
+
+def detections_agree(found: Detections, golden: Any, prefix: str) -> None:
+    """Compare what is left after the suppression of one picture with the authors'."""
+    expected = len(golden[f"{prefix}/score"])
+    assert len(found.scores) == expected
+    same = pairs(found.boxes, found.classes, golden, f"{prefix}/box_rel", 1e-3)
+    assert len(same) >= expected * 0.98
+    ours, theirs = torch.tensor(same).T
+    close(found.scores[ours], golden[f"{prefix}/score"][theirs], SCORES)
+    close(found.coefficients[ours], golden[f"{prefix}/coef"][theirs], RAW)
+
+
+def results_agree(found: Instances, golden: Any, prefix: str = "post") -> tuple[Any, Any]:
+    """Compare the results of one picture with the authors'; returns rows of both that belong.
+
+    Boxes that miss the picture, which the authors' evaluation skips, are not given.
+    """
+    boxes = golden[f"{prefix}/box"]
+    seen = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    assert len(found) == seen.sum()
+    same = pairs(found.pred_boxes.tensor, found.pred_classes, golden, f"{prefix}/box", 1)
+    assert len(same) >= seen.sum() - 2
+    ours, theirs = torch.tensor(same).T
+    close(found.scores[ours], golden[f"{prefix}/score"][theirs], SCORES)
+    masks, expected = found.pred_masks[ours], masks_of(golden, prefix)[theirs]
+    shared = (masks & expected).sum(dim=(1, 2))
+    union = (masks | expected).sum(dim=(1, 2))
+    assert (shared / union.clamp(min=1))[union > 0].min() >= 0.99
+    area, near = (torch.from_numpy(golden[f"{prefix}/{x}"])[theirs] for x in AREAS)
+    assert ((masks.sum(dim=(1, 2)) - area).abs() <= near).all()
+    return ours, theirs
 
 
 def truths(golden: Any) -> list[Truth]:
@@ -168,6 +212,53 @@ def synthetic(weights: ModuleType, num_priors: int) -> Predictions:
         unit("segm", 2, 80, 69, 69),
     )
     return Predictions(*(x.requires_grad_() for x in tensors))
+
+
+def matching_agrees(golden: Any, priors: torch.Tensor, picture: int) -> None:
+    """Compare what the anchors of a training picture are to find with the authors'."""
+    truth, expected = truths(golden)[picture], f"match{picture}"
+    labels, objects = match(truth.boxes, truth.classes, truth.crowd_boxes, priors)
+    assert (labels.numpy() == golden[f"{expected}/conf_t"]).all()
+    positive = (labels > 0).nonzero()[:, 0]
+    assert positive.tolist() == golden[f"{expected}/pos_index"].tolist()
+    assert (objects.numpy()[positive] == golden[f"{expected}/idx_t"][positive]).all()
+    targets = encode(truth.boxes[objects[positive]], priors[positive])
+    close(targets, golden[f"{expected}/loc_t_pos"], 1e-4)
+    best = box_iou(truth.boxes, to_corners(priors)).max(dim=1)
+    close(best.values, golden[f"{expected}/best_iou_per_gt"])
+    assert best.indices.tolist() == golden[f"{expected}/best_prior_per_gt"].tolist()
+
+
+def terms_agree(losses: dict[str, torch.Tensor], golden: Any, prefix: str, rel: float) -> None:
+    """Compare every loss, and their sum, with the authors'."""
+    terms = {"box": "B", "cls": "C", "mask": "M", "semantic": "S", "maskiou": "I"}
+    found = {terms[name.removeprefix("loss_")]: loss.item() for name, loss in losses.items()}
+    found["total"] = sum(found.values())
+    for name, loss in found.items():
+        assert loss == pytest.approx(float(golden[f"{prefix}/loss_{name}"]), rel=rel)
+
+
+def gradients_agree(predictions: Predictions, golden: Any) -> None:
+    """Compare the gradients of the synthetic predictions with the authors'."""
+    tensors = {
+        "loc": predictions.deltas,
+        "conf": predictions.logits,
+        "mask": predictions.coefficients,
+        "proto": predictions.prototypes,
+        "segm": predictions.semantic,
+    }
+    for name, x in tensors.items():
+        total = float(golden[f"synthetic/{name}_sum"])
+        assert x.double().sum().item() == pytest.approx(total, rel=1e-5)
+        assert x.grad is not None
+        sums_agree(x.grad, golden, f"synthetic/grad_{name}")
+    logits, coefficients, prototypes = (tensors[x].grad for x in ("conf", "mask", "proto"))
+    for i in (0, 1):
+        used = logits[i].abs().sum(dim=1).nonzero()[:, 0]
+        assert used.tolist() == golden[f"synthetic/conf_rows_used{i}"].tolist()
+    rows = torch.from_numpy(golden["match0/pos_index"])
+    close(coefficients[0, rows], golden["synthetic/grad_mask_pos0"], 1e-5)
+    close(prototypes[0, ::6, ::6], golden["synthetic/grad_proto_sub"], 1e-5)
 
 
 def picture(height: int, width: int, seed: int) -> dict[str, Any]:

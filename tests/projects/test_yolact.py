@@ -17,6 +17,7 @@ import instseg
 from instseg.errors import CheckpointError, ConfigError
 from instseg.projects.yolact import (
     DarkNet,
+    Detections,
     ProtoNet,
     assemble_masks,
     crop,
@@ -74,6 +75,28 @@ def test_a_crop_equals_the_authors(nms: Any) -> None:
     assert torch.equal(cropped.permute(1, 2, 0), torch.from_numpy(nms["crop/out"]))
 
 
+def test_a_crop_without_padding_has_the_columns_of_the_authors(nms: Any) -> None:
+    """Column j of 640 stays if x1 <= j < x2."""
+    boxes = torch.from_numpy(nms["crop/boxes"])
+    boxes[:, 1::2] = torch.tensor([0.0, 1.0])
+    cropped = crop(torch.ones(len(boxes), 1, 640), boxes, padding=0)[:, 0]
+    first, last = (torch.from_numpy(nms[f"crop/{x}_640"])[:, None] for x in ("x1", "x2"))
+    columns = torch.arange(640)
+    assert torch.equal(cropped > 0, (columns >= first) & (columns < last))
+
+
+def test_corners_in_pixels_are_truncated_as_by_the_authors(nms: Any, model: Any) -> None:
+    """Of a box right of the picture, left out later, they clamp the right end alone."""
+    boxes = torch.from_numpy(nms["crop/boxes"])
+    ordered = torch.cat([boxes.view(-1, 2, 2).amin(dim=1), boxes.view(-1, 2, 2).amax(dim=1)], 1)
+    none = torch.zeros(len(boxes))
+    found = model.pixel_boxes(Detections(ordered, none, none, none), (480, 640)).tensor[:, ::2]
+    expected = torch.stack([torch.from_numpy(nms[f"crop/{x}_640_long"]) for x in ("x1", "x2")], 1)
+    missed = expected[:, 0] >= expected[:, 1]
+    assert torch.equal(found[~missed].long(), expected[~missed])
+    assert missed.any() and (found[missed] == 640).all()
+
+
 @pytest.mark.parametrize("case", "abcd")
 @pytest.mark.parametrize(
     ("kind", "function", "settings"),
@@ -97,6 +120,7 @@ def test_fast_nms_equals_the_authors(
     assert rows.tolist() == nms[f"{case}/{kind}_index"].tolist()
     assert classes.tolist() == nms[f"{case}/{kind}_class"].tolist()
     assert best.tolist() == nms[f"{case}/{kind}_score"].tolist()
+    assert boxes[rows].tolist() == nms[f"{case}/{kind}_box"].tolist()
 
 
 def test_a_box_that_is_removed_still_removes_others(nms: Any) -> None:

@@ -14,7 +14,6 @@ from instseg.projects.yolact import (
     Predictions,
     Truth,
     crop,
-    encode,
     hardest_background,
     level_sizes,
     make_priors,
@@ -23,8 +22,16 @@ from instseg.projects.yolact import (
     semantic_loss,
     yolact_losses,
 )
-from tests.conftest import close
-from tests.yolact_common import SEED, convert, load, synthetic, truths
+from tests.yolact_common import (
+    SEED,
+    convert,
+    gradients_agree,
+    load,
+    matching_agrees,
+    synthetic,
+    terms_agree,
+    truths,
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +47,7 @@ def priors() -> torch.Tensor:
 
 @pytest.mark.parametrize("picture", [0, 1])
 def test_matching_equals_the_authors(golden: Any, priors: torch.Tensor, picture: int) -> None:
-    truth = truths(golden)[picture]
-    labels, objects = match(truth.boxes, truth.classes, truth.crowd_boxes, priors)
-    assert (labels.numpy() == golden[f"match{picture}/conf_t"]).all()
-    positive = (labels > 0).nonzero()[:, 0]
-    assert positive.tolist() == golden[f"match{picture}/pos_index"].tolist()
-    assert (objects.numpy()[positive] == golden[f"match{picture}/idx_t"][positive]).all()
-    targets = encode(truth.boxes[objects[positive]], priors[positive])
-    close(targets, golden[f"match{picture}/loc_t_pos"], 1e-4)
+    matching_agrees(golden, priors, picture)
 
 
 def test_two_objects_that_want_one_anchor_get_an_anchor_each() -> None:
@@ -81,26 +81,9 @@ def test_losses_and_gradients_equal_the_authors(
 ) -> None:
     predictions = synthetic(golden_weights, len(priors))
     losses, _ = yolact_losses(predictions, truths(golden), priors, LossSettings())
-    for ours, theirs in zip(("box", "cls", "mask", "semantic"), "BCMS", strict=True):
-        expected = float(golden[f"synthetic/loss_{theirs}"])
-        assert losses[f"loss_{ours}"].item() == pytest.approx(expected, rel=1e-5)
+    terms_agree(losses, golden, "synthetic", rel=1e-5)
     sum(losses.values()).backward()
-    names = {
-        "loc": predictions.deltas,
-        "conf": predictions.logits,
-        "mask": predictions.coefficients,
-        "proto": predictions.prototypes,
-        "segm": predictions.semantic,
-    }
-    for name, x in names.items():
-        expected = float(golden[f"synthetic/grad_{name}_abs"])
-        assert x.grad.double().abs().sum().item() == pytest.approx(expected, rel=1e-4)
-    for i in (0, 1):
-        used = predictions.logits.grad[i].abs().sum(dim=1).nonzero()[:, 0]
-        assert used.tolist() == golden[f"synthetic/conf_rows_used{i}"].tolist()
-    rows = torch.from_numpy(golden["match0/pos_index"])
-    close(predictions.coefficients.grad[0, rows], golden["synthetic/grad_mask_pos0"], 1e-5)
-    close(predictions.prototypes.grad[0, ::6, ::6], golden["synthetic/grad_proto_sub"], 1e-5)
+    gradients_agree(predictions, golden)
 
 
 def test_losses_and_gradients_of_the_network_equal_the_authors(
@@ -115,9 +98,7 @@ def test_losses_and_gradients_of_the_network_equal_the_authors(
     losses, _ = yolact_losses(
         Predictions(*outputs), truths(golden), network.priors, network.loss_settings
     )
-    for ours, theirs in zip(("box", "cls", "mask", "semantic"), "BCMS", strict=True):
-        expected = float(golden[f"network/loss_{theirs}"])
-        assert losses[f"loss_{ours}"].item() == pytest.approx(expected, rel=1e-4)
+    terms_agree(losses, golden, "network", rel=1e-4)
     sum(losses.values()).backward()
     parameters = dict(network.named_parameters())
     for key in golden.files:

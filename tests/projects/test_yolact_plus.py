@@ -6,6 +6,7 @@ The stages of the whole network are compared in ``tests/test_convert_yolact.py``
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from detectron2.layers import Conv2d
@@ -20,7 +21,6 @@ from instseg.projects.yolact import (
     MaskSamples,
     level_sizes,
     make_priors,
-    match,
     yolact_losses,
 )
 from instseg.projects.yolact_plus import (
@@ -30,7 +30,19 @@ from instseg.projects.yolact_plus import (
     deformable_blocks,
     mask_ious,
 )
-from tests.yolact_common import SMALL, filled, load, picture, synthetic, truths, with_objects
+from tests.conftest import GOLDEN, close
+from tests.yolact_common import (
+    SMALL,
+    filled,
+    gradients_agree,
+    load,
+    matching_agrees,
+    picture,
+    synthetic,
+    terms_agree,
+    truths,
+    with_objects,
+)
 
 CONFIG = "yolact_plus/yolact_plus_resnet50.yaml"
 SMALL_PLUS = [*SMALL, "MODEL.YOLACT_PLUS.MASKIOU_CHANNELS", [4, 8]]
@@ -58,11 +70,7 @@ def model() -> nn.Module:
 def test_matching_of_nine_anchors_a_cell_equals_the_authors(
     golden: Any, priors: torch.Tensor, picture: int
 ) -> None:
-    truth = truths(golden)[picture]
-    labels, objects = match(truth.boxes, truth.classes, truth.crowd_boxes, priors)
-    assert (labels.numpy() == golden[f"match{picture}/conf_t"]).all()
-    positive = (labels > 0).nonzero()[:, 0]
-    assert (objects.numpy()[positive] == golden[f"match{picture}/idx_t"][positive]).all()
+    matching_agrees(golden, priors, picture)
 
 
 def test_losses_and_gradients_equal_the_authors(
@@ -79,17 +87,13 @@ def test_losses_and_gradients_equal_the_authors(
     losses, samples = yolact_losses(predictions, truths(golden), priors, LossSettings())
     model = SimpleNamespace(maskiou_net=net, maskiou_weight=25.0, maskiou_min_area=25)
     losses |= YOLACTPlus.extra_losses(model, samples)  # type: ignore[arg-type]
-    terms = {"box": "B", "cls": "C", "mask": "M", "semantic": "S", "maskiou": "I"}
-    for ours, theirs in terms.items():
-        expected = float(golden[f"synthetic/loss_{theirs}"])
-        assert losses[f"loss_{ours}"].item() == pytest.approx(expected, rel=1e-5)
+    terms_agree(losses, golden, "synthetic", rel=1e-5)
     sum(losses.values()).backward()
-    inputs = {"loc": "deltas", "conf": "logits", "mask": "coefficients", "proto": "prototypes"}
-    gradients = {name: getattr(predictions, field).grad for name, field in inputs.items()}
-    gradients |= {f"maskiou_{name}": parameter.grad for name, parameter in names.items()}
-    for name, gradient in gradients.items():
-        expected = float(golden[f"synthetic/grad_{name}_abs"])
-        assert gradient.double().abs().sum().item() == pytest.approx(expected, rel=1e-4), name
+    gradients_agree(predictions, golden)
+    for name, parameter in names.items():
+        expected = float(golden[f"synthetic/grad_maskiou_{name}_abs"])
+        found = parameter.grad.double().abs().sum().item()
+        assert found == pytest.approx(expected, rel=1e-4), name
 
 
 @pytest.mark.parametrize(
@@ -148,6 +152,18 @@ def test_the_iou_of_masks_counts_pixels() -> None:
     first, second = torch.zeros(2, 4, 4, dtype=torch.bool), torch.zeros(2, 4, 4, dtype=torch.bool)
     first[0, :2], second[0, 1:3] = True, True
     assert mask_ious(first, second).tolist() == pytest.approx([1 / 3, 0])
+
+
+def test_the_iou_of_masks_equals_that_of_the_authors_of_fcis() -> None:
+    """They cut masks to their boxes, inclusive corners, first."""
+    golden = np.load(GOLDEN / "position_sensitive" / "official_fcis_helpers.npz")
+    masks = torch.zeros(golden["annot_gt_masks"].shape, dtype=torch.bool)
+    boxes = golden["annot_gt_boxes"][:, :4].astype(int)
+    for mask, every, (x1, y1, x2, y2) in zip(masks, golden["annot_gt_masks"], boxes, strict=True):
+        inside = slice(y1, y2 + 1), slice(x1, x2 + 1)
+        mask[inside] = torch.from_numpy(every[inside]) > 0
+    first, second = torch.from_numpy(golden["mo_pairs"]).T
+    close(mask_ious(masks[first], masks[second]).double(), golden["mask_overlap"])
 
 
 def test_small_masks_do_not_train_the_rescoring() -> None:

@@ -2,8 +2,8 @@
 
 A pickle may call any function while it is read, and the usual weight formats are pickles.  Here
 PyTorch files go through its ``weights_only`` reader, safetensors files hold no code, and the
-``.pkl`` files of Detectron's model zoos are rebuilt from stand-ins for the few NumPy names they
-need, and only when their SHA-256 is known.  Whatever a damaged or hostile file does to a parser,
+``.pkl`` files of Detectron's model zoos go through :mod:`instseg.checkpoint.pickles`, and only when
+their SHA-256 is known.  Whatever a damaged or hostile file does to a parser,
 the caller sees a :class:`CheckpointError`.
 """
 
@@ -17,7 +17,7 @@ import re
 import zipfile
 from collections import OrderedDict
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors.torch
@@ -26,6 +26,7 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
 from instseg.checkpoint.fit import few
+from instseg.checkpoint.pickles import BlockedGlobal, load_arrays
 from instseg.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -36,10 +37,6 @@ _NOT_WEIGHTS = (
     (b"<html", "it is an HTML page, so the download failed"),
     (b"version https://git-lfs", "it is a Git LFS pointer; fetch the file with `git lfs pull`"),
 )
-
-
-class _BlockedGlobal(Exception):
-    """A pickle asked for a class or function that plain weights do not need."""
 
 
 def read_weights(path: str | os.PathLike[str], sha256: str = "") -> dict[str, Any]:
@@ -78,10 +75,10 @@ def read_array_pickle(path: str) -> Any:
     local = local_path(path)
     try:
         with open(local, "rb") as file:
-            return _plain(_ArrayUnpickler(file, encoding="latin1").load())
+            return load_arrays(file)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    except _BlockedGlobal as error:
+    except BlockedGlobal as error:
         raise CheckpointError(
             f"{path} asks for {error}, which could execute code; expected arrays alone"
         ) from None
@@ -89,17 +86,6 @@ def read_array_pickle(path: str) -> Any:
         raise CheckpointError(
             f"{path} is no pickle of arrays, or damaged: {_one_line(error)}"
         ) from error
-
-
-def _plain(value: Any) -> Any:
-    """``value`` with arrays in place of what stands for them."""
-    if isinstance(value, _Array):
-        return value.value
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value
 
 
 def local_path(path: str) -> str:
@@ -175,7 +161,7 @@ def _parse(file: BinaryIO, path: str, local: str, suffix: str, digest: str) -> d
         )(file)
     except CheckpointError as error:
         raise CheckpointError(f"checkpoint {path} {error}") from error
-    except _BlockedGlobal as error:
+    except BlockedGlobal as error:
         raise CheckpointError(
             f"checkpoint {path} refers to {error}, which is not plain data and could execute code; "
             f"it was blocked, nothing was executed (SHA-256 {digest or _digest(file)}); "
@@ -201,7 +187,7 @@ def _load_torch(file: BinaryIO) -> dict[Any, Any]:
     except pickle.UnpicklingError as error:
         blocked = re.search(r"GLOBAL (\S+)", str(error))
         if blocked:
-            raise _BlockedGlobal(blocked[1]) from error
+            raise BlockedGlobal(blocked[1]) from error
         # The rest of PyTorch's message advises to switch its protection off.
         reason = re.search(r"WeightsUnpickler error: ([^\n]*)", str(error))
         raise ValueError(reason[1] if reason else "not a pickle of tensors") from error
@@ -233,7 +219,7 @@ def _read_safetensors(file: BinaryIO) -> dict[str, Any]:
 
 
 def _read_pkl(file: BinaryIO) -> dict[str, Any]:
-    loaded = _ArrayUnpickler(file, encoding="latin1").load()
+    loaded = load_arrays(file)
     if not isinstance(loaded, dict):
         raise CheckpointError(f"holds a {type(loaded).__name__}; expected a dict of arrays")
     if "model" in loaded and "__author__" in loaded:
@@ -244,7 +230,7 @@ def _read_pkl(file: BinaryIO) -> dict[str, Any]:
         weights = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
         extra = {"__author__": "Caffe2", "matching_heuristics": True}
     tensors = {
-        k: torch.from_numpy(v.value) if isinstance(v, _Array) else v for k, v in weights.items()
+        k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in weights.items()
     }
     return _checked({**extra, "model": tensors})
 
@@ -284,93 +270,6 @@ def _checked(checkpoint: dict[Any, Any]) -> dict[str, Any]:
             (k, {"version": v}) for k, v in versions.items() if isinstance(v, int)
         )
     return {**checkpoint, "model": weights}
-
-
-class _StandIn:
-    """Base of what pickled names become; a pickle that tries to set attributes on a class fails."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError(f"{type(self).__name__} takes no state")
-
-
-class _DType(_StandIn):
-    """``numpy.dtype``, numbers only: a crafted structured type could make bytes object pointers."""
-
-    __slots__ = ("dtype",)
-
-    def __init__(self, code: str, *_: Any) -> None:
-        if not re.fullmatch(r"[biufc]\d{1,2}", code):
-            raise pickle.UnpicklingError(f"array of type {code!r}; expected numbers")
-        self.dtype = np.dtype(code)
-
-    def __setstate__(self, state: Any) -> None:
-        self.dtype = self.dtype.newbyteorder(state[1])
-
-
-class _Array(_StandIn):
-    """``numpy.ndarray`` and ``_reconstruct``, which makes an empty one for its state to follow."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, *_: Any) -> None:
-        self.value = np.zeros(0)
-
-    def __setstate__(self, state: Any) -> None:
-        shape, stored, fortran, data = state[-4:]
-        raw = data.encode("latin1") if isinstance(data, str) else data  # str: written by Python 2
-        array = np.frombuffer(raw, stored.dtype).reshape(shape, order="F" if fortran else "C")
-        self.value = np.array(array, dtype=stored.dtype.newbyteorder("="))
-
-
-class _Scalar(_Array):
-    """``numpy.core.multiarray.scalar``."""
-
-    __slots__ = ()
-
-    def __init__(self, stored: _DType, data: Any) -> None:
-        self.__setstate__(((), stored, False, data))
-
-
-class _Dict(dict[Any, Any]):
-    """``collections.OrderedDict`` without attributes (PyTorch hangs module versions on it)."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: Any) -> None:
-        """Ignore them."""
-
-
-class _Bytes(_StandIn):
-    """``_codecs.encode``, by which pickle protocol 2 writes bytes, always as Latin-1."""
-
-    __slots__ = ()
-
-    def __new__(cls, text: str, encoding: str) -> bytes:  # type: ignore[misc]
-        return text.encode("latin1")
-
-
-class _ArrayUnpickler(pickle._Unpickler):
-    """Knows the names that pickled arrays use, each as a harmless stand-in, and nothing else.
-
-    Based on the variant in Python, since a few bytes make the one in C take gigabytes for its memo.
-    """
-
-    _KNOWN: ClassVar[dict[str, type]] = {
-        "numpy.core.multiarray._reconstruct": _Array,
-        "numpy.core.multiarray.scalar": _Scalar,
-        "numpy.ndarray": _Array,
-        "numpy.dtype": _DType,
-        "collections.OrderedDict": _Dict,
-        "_codecs.encode": _Bytes,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return self._KNOWN[f"{module.replace('numpy._core', 'numpy.core')}.{name}"]
-        except KeyError:
-            raise _BlockedGlobal(f"{module}.{name}") from None
 
 
 def _digest(file: BinaryIO) -> str:

@@ -5,6 +5,13 @@ on one line of stderr and exits with status 2; any other exception is a defect o
 its traceback.  A message names what was found, what was expected and what to change.
 """
 
+import reprlib
+from typing import Any
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
+_SHORT.maxstring = _SHORT.maxother = 100
+
 
 class InstsegError(Exception):
     """Base of all errors below; never raised itself."""
@@ -32,6 +39,11 @@ class OutputError(InstsegError, OSError):
 
 class TrainingError(InstsegError, RuntimeError):
     """Training that cannot go on, e.g. because a loss is not finite."""
+
+
+def short(value: Any) -> str:
+    """A value in a message; what somebody wrote may be longer than memory."""
+    return _SHORT.repr(value)
 
 
 def one_line(error: InstsegError) -> str:

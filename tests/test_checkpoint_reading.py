@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 import tracemalloc
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -211,6 +212,26 @@ def test_weights_with_nan_are_refused_by_name_and_infinity_is_not(tmp_path):
         read_weights(tmp_path / "a.pth")
     torch.save({"good": weights["good"]}, tmp_path / "a.pth")
     assert torch.equal(read_weights(tmp_path / "a.pth")["model"]["good"], weights["good"])
+
+
+@pytest.mark.parametrize("write", [save_zip, save_legacy])
+def test_a_tensor_that_repeats_what_is_stored_is_refused_by_name(tmp_path, write):
+    """A value may stand for terabytes."""
+    write({"good": torch.ones(2), "bad": torch.zeros(1).expand(1 << 40)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="'bad' as a tensor of 1099511627776 values"):
+        read_weights(tmp_path / "a.pth")
+
+
+def test_a_compressed_file_is_refused_before_it_is_unpacked(tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save({"w": torch.zeros(1000)}, path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, part in parts.items():
+            archive.writestr(name, part)
+    with pytest.raises(CheckpointError, match="its part a/data.pkl is compressed"):
+        read_weights(path)
 
 
 @pytest.mark.parametrize("write", [save_zip, save_legacy, save_pickle])

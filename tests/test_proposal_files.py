@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import instseg
+from instseg.checkpoint.reading import read_array_pickle
 from instseg.cli import main
 from instseg.data.proposal_files import add_proposals, write_proposals
 from instseg.data.shapes import export
@@ -122,6 +124,79 @@ def test_a_file_that_is_no_dict_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nothing.pkl"):
         add_proposals(records(7), str(tmp_path / "nothing.pkl"))
+
+
+def nested(outer: bytes, inner: bytes) -> bytes:
+    """A pickle of twenty levels, each of them ten times the one before."""
+    levels = [outer + pickle.MARK + b"K\x01" * 10 + inner + pickle.BINPUT + b"\x00"]
+    for level in range(1, 20):
+        again = (pickle.BINGET + bytes([level - 1])) * 10
+        levels.append(outer + pickle.MARK + again + inner + pickle.BINPUT + bytes([level]))
+    return b"\x80\x04" + b"".join(levels)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x80\x05" + pickle.BYTEARRAY8 + struct.pack("<Q", 1 << 60) + b"abc", "bytearray"),
+        (b"\x80\x04" + pickle.BINBYTES8 + struct.pack("<Q", 1 << 60) + b"abc", "or damaged"),
+        (nested(b"", pickle.TUPLE) + b"}h\x13K\x01s.", "or damaged"),
+        (b"}h\x00K\x01s.", "or damaged"),
+    ],
+    ids=["bytearray", "bytes", "tuple as a key", "reference to nothing"],
+)
+def test_what_a_file_claims_takes_neither_memory_nor_time(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    path = tmp_path / "x.pkl"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"x.pkl .*{message}"):
+        add_proposals(records(7), str(path))
+
+
+def test_lists_of_lists_are_read_in_the_time_their_bytes_take(tmp_path: Path) -> None:
+    path = tmp_path / "x.pkl"
+    path.write_bytes(nested(pickle.EMPTY_LIST, pickle.APPENDS) + b".")
+    with pytest.raises(DatasetError, match="holds a list"):
+        add_proposals(records(7), str(path))
+
+
+@pytest.mark.parametrize(
+    ("key", "message"), [(b"ids", "an id is a list"), (b"bbox_mode", "bbox_mode is ")]
+)
+def test_lists_of_lists_in_place_of_a_number_are_refused_in_a_line(
+    tmp_path: Path, key: bytes, message: str
+) -> None:
+    word = b"\x8c" + bytes([len(key)]) + key
+    entry = pickle.EMPTY_LIST + b"(h\x13e" if key == b"ids" else b"h\x13"
+    rest = [b"\x8c\x05boxes](K\x01e", b"\x8c\x11objectness_logits](K\x01e"]
+    rest += [] if key == b"ids" else [b"\x8c\x03ids](K\x01e"]
+    path = tmp_path / "x.pkl"
+    lists = nested(pickle.EMPTY_LIST, pickle.APPENDS)
+    path.write_bytes(lists + b"}(" + word + entry + b"".join(rest) + b"u.")
+    with pytest.raises(DatasetError, match=message) as caught:
+        add_proposals(records(7), str(path))
+    assert len(str(caught.value)) < 500
+
+
+class Sharing:
+    """Pickled, an array of bytes that the file may hold once for many."""
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+
+    def __reduce__(self) -> Any:
+        make, arguments, _ = np.zeros(1).__reduce__()
+        return make, arguments, (1, (len(self.raw),), np.dtype("u1"), False, self.raw)
+
+
+def test_many_arrays_of_the_same_bytes_are_refused(tmp_path: Path) -> None:
+    path, raw = tmp_path / "x.pkl", bytes(5000)
+    path.write_bytes(pickle.dumps([Sharing(raw)] * 100))
+    assert len(read_array_pickle(str(path))) == 100
+    path.write_bytes(pickle.dumps([Sharing(raw) for _ in range(100)]))
+    with pytest.raises(CheckpointError, match="arrays are larger than the file"):
+        read_array_pickle(str(path))
 
 
 SAMPLE = pickle.dumps({"ids": [7], "boxes": [BOXES], "objectness_logits": [LOGITS]}, protocol=4)

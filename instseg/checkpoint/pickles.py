@@ -3,8 +3,10 @@
 They are rebuilt from stand-ins for the few NumPy names that arrays need.
 """
 
+import io
 import pickle
 import re
+from functools import partial
 from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
@@ -17,22 +19,59 @@ class BlockedGlobal(Exception):
 def load_arrays(file: BinaryIO) -> Any:
     """Numbers, texts, arrays, and lists and dicts of them, from a pickle.
 
+    Sizes that a file claims, and what it refers to again and again, take no memory.
+
     Raises:
         BlockedGlobal: it asks for more.
         Exception: of any kind, about a damaged file.
     """
-    return _plain(_ArrayUnpickler(file, encoding="latin1").load())
+    content = file.read()
+    # From memory, since reading from a file makes room for as many bytes as are asked for.
+    value = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
+    return _Filler(len(content)).filled(value)
 
 
-def _plain(value: Any) -> Any:
-    """``value`` with arrays in place of what stands for them."""
-    if isinstance(value, _Array):
-        return value.value
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value
+class _Filler:
+    """Puts arrays and bytes in place of what stands for them.
+
+    What a pickle holds once and refers to often is made once, or a few lists of lists would grow
+    without end.
+    """
+
+    def __init__(self, size: int) -> None:
+        """
+        Args:
+            size: bytes that all of them together may take, those of the file.
+        """
+        self._left = size
+        self._made: dict[int, Any] = {}
+
+    def filled(self, value: Any) -> Any:
+        """``value`` without anything that stands for something else."""
+        key = id(value)
+        if key in self._made:
+            return self._made[key]
+        if isinstance(value, _Array | _Bytes):
+            self._made[key] = self._taken(value.content())
+        elif isinstance(value, dict):
+            entries: dict[Any, Any] = {}
+            self._made[key] = entries
+            entries.update((name, self.filled(item)) for name, item in value.items())
+        elif isinstance(value, list):
+            items: list[Any] = []
+            self._made[key] = items
+            items.extend(map(self.filled, value))
+        else:
+            return value
+        return self._made[key]
+
+    def _taken(self, content: np.ndarray | bytes) -> np.ndarray | bytes:
+        self._left -= len(content) if isinstance(content, bytes) else content.nbytes
+        if self._left < 0:
+            raise pickle.UnpicklingError("its arrays are larger than the file")
+        if isinstance(content, bytes):
+            return content
+        return content.astype(content.dtype.newbyteorder("="))
 
 
 class _StandIn:
@@ -61,16 +100,21 @@ class _DType(_StandIn):
 class _Array(_StandIn):
     """``numpy.ndarray`` and ``_reconstruct``, which makes an empty one for its state to follow."""
 
-    __slots__ = ("value",)
+    __slots__ = ("parts",)
 
     def __init__(self, *_: Any) -> None:
-        self.value = np.zeros(0)
+        self.parts: tuple[Any, ...] = ((0,), np.dtype(float), False, b"")
 
     def __setstate__(self, state: Any) -> None:
         shape, stored, fortran, data = state[-4:]
+        self.parts = shape, stored.dtype, fortran, data
+
+    def content(self) -> np.ndarray:
+        """The array, in the memory of the pickle where it can."""
+        shape, dtype, fortran, data = self.parts
+        data = data.content() if isinstance(data, _Bytes) else data
         raw = data.encode("latin1") if isinstance(data, str) else data  # str: written by Python 2
-        array = np.frombuffer(raw, stored.dtype).reshape(shape, order="F" if fortran else "C")
-        self.value = np.array(array, dtype=stored.dtype.newbyteorder("="))
+        return np.frombuffer(raw, dtype).reshape(shape, order="F" if fortran else "C")
 
 
 class _Scalar(_Array):
@@ -94,10 +138,30 @@ class _Dict(dict[Any, Any]):
 class _Bytes(_StandIn):
     """``_codecs.encode``, by which pickle protocol 2 writes bytes, always as Latin-1."""
 
-    __slots__ = ()
+    __slots__ = ("text",)
 
-    def __new__(cls, text: str, encoding: str) -> bytes:  # type: ignore[misc]
-        return text.encode("latin1")
+    def __init__(self, text: str, *_: Any) -> None:
+        self.text = text
+
+    def content(self) -> bytes:
+        """The bytes."""
+        return self.text.encode("latin1")
+
+
+class _Tuple(tuple[Any, ...]):
+    """A tuple that is no key: the hash of tuples of tuples takes time without end."""
+
+    __slots__ = ()
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _load_tuple(unpickler: Any, code: int) -> None:
+    pickle._Unpickler.dispatch[code](unpickler)
+    unpickler.stack[-1] = _Tuple(unpickler.stack[-1])
+
+
+def _refuse(_: Any, code: int) -> None:
+    raise pickle.UnpicklingError(f"a set or bytearray (code {code}), which no array needs")
 
 
 class _ArrayUnpickler(pickle._Unpickler):
@@ -113,6 +177,21 @@ class _ArrayUnpickler(pickle._Unpickler):
         "numpy.dtype": _DType,
         "collections.OrderedDict": _Dict,
         "_codecs.encode": _Bytes,
+    }
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **pickle._Unpickler.dispatch,
+        **{
+            code: partial(_load_tuple, code=code)
+            for code in b"".join((pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3))
+        },
+        # A bytearray is made as large as it is said to be before a byte of it is read.
+        **{
+            code: partial(_refuse, code=code)
+            for code in b"".join(
+                (pickle.BYTEARRAY8, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET)
+            )
+        },
     }
 
     def find_class(self, module: str, name: str) -> Any:

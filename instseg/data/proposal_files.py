@@ -15,7 +15,7 @@ from detectron2.structures import BoxMode
 
 from instseg.checkpoint.reading import read_array_pickle
 from instseg.checkpoint.writing import atomic_write
-from instseg.errors import ConfigError, DatasetError
+from instseg.errors import ConfigError, DatasetError, short
 
 Array = npt.NDArray[np.float32]
 
@@ -66,7 +66,12 @@ def add_proposals(records: Sequence[dict[str, Any]], path: str) -> None:
     mode = content.get("bbox_mode", BoxMode.XYXY_ABS)
     if not isinstance(mode, int) or mode not in _MODES:
         expected = " or ".join(f"{int(known)} ({known.name})" for known in _MODES)
-        raise DatasetError(f"{path}: bbox_mode is {mode!r}; expected {expected}")
+        raise DatasetError(f"{path}: bbox_mode is {short(mode)}; expected {expected}")
+    other = next((key for key in columns[0] if not isinstance(key, int | str | np.ndarray)), None)
+    if other is not None:
+        raise DatasetError(
+            f"{path}: an id is a {type(other).__name__}; expected the number or text of a picture"
+        )
     known = {str(key): item for key, *item in zip(*columns, strict=True)}
     missing = [record for record in records if str(record["image_id"]) not in known]
     if missing:

@@ -1,6 +1,7 @@
 """Pictures from files and arrays: 8-bit colour, or an error that names the file and the reason."""
 
 import logging
+import struct
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from instseg.data import images, shapes
+from instseg.data import images, shapes, shapes_video
 from instseg.data.images import check_image, convert_picture, picture_size, read_image
 from instseg.errors import ImageError
 
@@ -154,16 +155,47 @@ def test_more_than_8_bits_of_grey_are_refused(
         read_image(path)
 
 
-@pytest.mark.parametrize("name", ["colour.png", "colour.tif", "colour.ppm"])
+@pytest.mark.parametrize("name", ["colour.png", "colour.tif", "colour.ppm", "colour.jp2"])
 def test_16_bits_of_colour_are_refused(tmp_path: Path, name: str) -> None:
     import cv2
 
-    cv2.imwrite(str(tmp_path / name), RGB.astype(np.uint16) * 257)
+    # JPEG 2000 is written from 32 pixels a side on.
+    assert cv2.imwrite(str(tmp_path / name), np.tile(RGB, (4, 4, 1)).astype(np.uint16) * 257)
     with pytest.raises(ImageError, match=f"{name}: expected 8 bits per channel, found RGB with 16"):
         read_image(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.gif", "a.webp", "a.tif", "a.bmp"])
+def test_16_bits_of_colour_in_an_ascii_file_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.ppm"
+    path.write_text("P3\n2 1\n65535\n300 300 300 65535 0 0\n")
+    with pytest.raises(ImageError, match="expected 8 bits per channel, found RGB with 16"):
+        read_image(path)
+    path.write_text("P3\n2 1\n255\n30 30 30 255 0 0\n")
+    assert read_image(path, format="RGB").tolist() == [[[30] * 3, [255, 0, 0]]]
+
+
+@pytest.mark.parametrize("long", [False, True], ids=["length", "long length"])
+def test_the_depth_of_a_jpeg_2000_is_found_behind_any_boxes(tmp_path: Path, long: bool) -> None:
+    import cv2
+
+    stream = {}
+    large = np.tile(RGB, (4, 4, 1))
+    for bits, pixels in ((8, large), (16, large.astype(np.uint16) * 257)):
+        _, content = cv2.imencode(".jp2", pixels)
+        box = content.tobytes().index(b"jp2c") - 4
+        head, codes = content.tobytes()[:box], content.tobytes()[box + 8 :]
+        size = struct.pack(">I4sQ", 1, b"jp2c", 16 + len(codes)) if long else b"\0\0\0\0jp2c"
+        # Another box may hold anything, such as what looks like the picture of 8 bits.
+        decoy = stream.get(8, b"")
+        stream[bits] = codes[:80]
+        other = struct.pack(">I4s", 8 + len(decoy), b"free") + decoy
+        (tmp_path / f"{bits}.jp2").write_bytes(head + other + size + codes)
+    read_image(tmp_path / "8.jp2")
+    with pytest.raises(ImageError, match="found RGB with 16 bits"):
+        read_image(tmp_path / "16.jp2")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.gif", "a.webp", "a.tif", "a.bmp", "a.jp2"])
 def test_a_truncated_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
     path = save(tmp_path, name, RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -396,3 +428,17 @@ def test_a_synthetic_picture_is_what_detectron2_reads() -> None:
     assert np.array_equal(read_image(name), detection_utils.read_image(name, format="BGR"))
     with pytest.raises(ImageError, match="shapes://shapes_val/128: there is no such synthetic"):
         read_image("shapes://shapes_val/128")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(f"shapes://shapes_val/{size}/0" for size in (-1, 0, 1, 15, 4097, 10**9)),
+        "shapes://shapes_val/128/200",
+        f"{shapes_video.PREFIX}shapes_video_val/1/0/0",
+        f"{shapes_video.PREFIX}shapes_video_val/128/0/{10**400}",
+    ],
+)
+def test_a_synthetic_picture_that_is_not_there_is_refused_at_once(path: str) -> None:
+    with pytest.raises(ImageError, match=r"there is no such synthetic picture: .*(expected|\.\.)"):
+        read_image(path)

@@ -8,10 +8,11 @@ that names it.
 import io
 import logging
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -256,9 +257,38 @@ def _stores_16_bits(picture: Image.Image) -> bool:
         arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
         if ";16" in str(arguments[0]) and not str(arguments[0]).startswith("BGR;16"):
             return True
-        if tile[0] == "ppm" and isinstance(arguments[-1], int) and arguments[-1] > 255:
+        if tile[0].startswith("ppm") and isinstance(arguments[-1], int) and arguments[-1] > 255:
+            return True
+        if tile[0] == "jpeg2k" and _jpeg2000_bits(picture.fp) > 8:  # type: ignore[attr-defined]
             return True
     return False
+
+
+def _jpeg2000_bits(file: BinaryIO) -> int:
+    """Most bits of a channel in a JPEG 2000 file (ISO 15444-1, A.5.1)."""
+    file.seek(_jpeg2000_stream(file) + 40)
+    channels = file.read(3 * int.from_bytes(file.read(2), "big"))
+    return max((1 + (bits & 127) for bits in channels[::3]), default=0)
+
+
+def _jpeg2000_stream(file: BinaryIO) -> int:
+    """Where the picture proper begins: with the file, or in one of its boxes (ISO 15444-1, I.4)."""
+    file.seek(0)
+    if file.read(2) == b"\xff\x4f":
+        return 0
+    place = 0
+    while True:
+        file.seek(place)
+        head = file.read(16)
+        length, kind = struct.unpack(">I4s", head[:8])
+        header = 8
+        if length == 1:  # the length proper follows
+            length, header = int.from_bytes(head[8:], "big"), 16
+        if kind == b"jp2c":
+            return place + header
+        if length < header:
+            raise ValueError(f"its box {kind!r} is of {length} bytes")
+        place += length
 
 
 def _upright(picture: Image.Image, source: str) -> Image.Image:

@@ -212,6 +212,18 @@ def test_missing_pictures_are_found_before_training(tmp_path: Path) -> None:
     Trainer.build_train_loader(config(name, "", "DATALOADER.MAX_UNREADABLE", 1))
 
 
+@pytest.mark.parametrize("file", ["shapes://shapes_val/32/0", "a\0b/2.png", "\ud800/2.png"])
+def test_a_name_that_no_file_can_have_is_that_of_a_missing_picture(
+    tmp_path: Path, file: str
+) -> None:
+    name = write_set(tmp_path, changed("images", 1, "file_name", to=file))
+    assert found(name) == [{Kind.MISSING_PICTURE: [2]}]
+    with pytest.raises(DatasetError, match=r"1 of 2 pictures have no file"):
+        Trainer.build_train_loader(config(name))
+    with pytest.raises(ImageError, match="no such file|cannot be decoded|cannot be read"):
+        build_test_mapper(config(name))(DatasetCatalog.get(name)[1])
+
+
 # Objects.
 
 

@@ -199,7 +199,8 @@ def test_training_and_test_sets_with_other_classes_are_refused() -> None:
     ("overrides", "message"),
     [
         (["DATASETS.TRAIN", ("shapes_train", 5)], "DATASETS.TEST hold names, found 5"),
-        (["DATASETS.SHAPES_SIZE", 1], "DATASETS.SHAPES_SIZE is 1; expected at least 16 pixels"),
+        (["DATASETS.SHAPES_SIZE", 1], "DATASETS.SHAPES_SIZE is 1; expected 16 to 4096 pixels"),
+        (["DATASETS.SHAPES_SIZE", 10**9], "expected 16 to 4096 pixels"),
     ],
 )
 def test_impossible_data_sets_are_refused(overrides: list[object], message: str) -> None:

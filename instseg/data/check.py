@@ -25,6 +25,7 @@ from instseg.data.datasets import (
     register_datasets,
 )
 from instseg.data.images import picture_size
+from instseg.data.synthetic import is_elsewhere
 from instseg.errors import DatasetError, ImageError
 
 
@@ -150,7 +151,7 @@ def _entries(content: Any, key: str) -> list[dict[str, Any]]:
 
 def _check_picture(picture: _Picture) -> Iterator[Finding]:
     key, file, *expected = picture
-    if "://" in file:
+    if is_elsewhere(file):
         return
     if not os.path.isfile(file):
         yield Finding(Kind.MISSING_PICTURE, key, f"image {key}: there is no file {file}")

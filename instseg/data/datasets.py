@@ -24,7 +24,8 @@ from detectron2.data.datasets import load_coco_json
 
 from instseg.data import cvppp, flying_chairs, shapes, shapes_video, voc, youtube_vis
 from instseg.data.coco_check import Level, Report, check_coco
-from instseg.errors import ConfigError, DatasetError
+from instseg.data.synthetic import SIZES, is_elsewhere
+from instseg.errors import ConfigError, DatasetError, short
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,6 @@ _CHECK = "`instseg check-data`"
 _COCO_PREFIX = "coco:"
 _SYNTHETIC = (*shapes.SPLITS, *shapes.SUBSETS, *shapes_video.SPLITS)
 _UNDER_ROOT = ("coco_mini", "nuclei")
-_MIN_SHAPES_SIZE = 16
 
 
 def register_builtin_datasets() -> None:
@@ -54,16 +54,16 @@ def register_builtin_datasets() -> None:
 def register_datasets(cfg: CfgNode) -> None:
     """Register ``coco:...`` names and apply ``SHAPES_SIZE`` of ``cfg.DATASETS``; repeatable."""
     size = cfg.DATASETS.SHAPES_SIZE
-    if size < _MIN_SHAPES_SIZE:
+    if size not in SIZES:
         raise ConfigError(
-            f"DATASETS.SHAPES_SIZE is {size}; expected at least {_MIN_SHAPES_SIZE} pixels"
+            f"DATASETS.SHAPES_SIZE is {size}; expected {SIZES[0]} to {SIZES[-1]} pixels"
         )
     for name in _SYNTHETIC:
         if MetadataCatalog.get(name).get("size") != size:
             _register_shapes(name, size)
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         if not isinstance(name, str):
-            raise ConfigError(f"DATASETS.TRAIN and DATASETS.TEST hold names, found {name!r}")
+            raise ConfigError(f"DATASETS.TRAIN and DATASETS.TEST hold names, found {short(name)}")
         if name.startswith(_COCO_PREFIX):
             _register_coco(name, *parse_coco_name(name))
         elif name.startswith(youtube_vis.PREFIX):
@@ -230,12 +230,13 @@ def _missing_files(files: Iterable[str]) -> Iterator[str]:
     folders: dict[str, set[str]] = {}
     for file in files:
         folder, name = os.path.split(file)
-        if "://" in file:
+        if is_elsewhere(file):
             continue
         if folder not in folders:
             try:
                 folders[folder] = set(os.listdir(folder or "."))
-            except OSError:  # not there, or a folder that may be used but not listed
+            # Not there, no name of a folder, or one that may be used but not listed.
+            except (OSError, ValueError):
                 folders[folder] = set()
         if name not in folders[folder] and not os.path.exists(file):
             yield file

@@ -17,6 +17,7 @@ from detectron2.structures import Boxes, BoxMode
 
 from instseg.data.augmentations import build_ssd_augmentations
 from instseg.data.images import read_image
+from instseg.data.synthetic import is_elsewhere
 from instseg.errors import ConfigError, ImageError, InstsegError
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def picture_problem(record: dict[str, Any]) -> str | None:
     """Why the picture of ``record``, or another one that belongs to it, cannot be used, if so."""
     others = [record.get("sem_seg_file_name"), *record.get("reference_files", ())]
     for file in (record["file_name"], *filter(None, others)):
-        if "://" in file:
+        if is_elsewhere(file):
             continue
         try:
             height, width, _ = read_image(file).shape

@@ -24,7 +24,7 @@ from PIL import Image
 from instseg.checkpoint import atomic_write
 from instseg.data.shapes_outlines import KINDS, generator, outline_of, polygon_area, rasterise
 from instseg.data.shapes_render import render
-from instseg.data.synthetic import annotation_of, encode_ppm, serve
+from instseg.data.synthetic import annotation_of, check_size, encode_ppm, serve
 from instseg.errors import DatasetError
 
 SPLITS = {
@@ -70,8 +70,9 @@ def scene(split: str, index: int, size: int) -> list[Shape]:
         index: 0 .. number of pictures - 1.
         size: side of the square picture in pixels.
     Raises:
-        DatasetError: unknown split, or an index outside it.
+        DatasetError: unknown split, an index outside it, or a size outside ``SIZES``.
     """
+    check_size(size)
     if split not in SPLITS or not 0 <= index < SPLITS[split]:
         raise DatasetError(
             f"no picture {index} in {split!r}; the built-in splits are "

@@ -24,7 +24,7 @@ import numpy as np
 from instseg.data.flow import encode_flow
 from instseg.data.shapes_outlines import KINDS, generator, outline_of, polygon_area, rasterise
 from instseg.data.shapes_render import colour_of, texture
-from instseg.data.synthetic import annotation_of, encode_ppm, serve
+from instseg.data.synthetic import annotation_of, check_size, encode_ppm, serve
 from instseg.data.video_mapper import NUM_REFERENCES
 from instseg.errors import DatasetError
 
@@ -119,8 +119,9 @@ def clip(split: str, index: int, size: int) -> Clip:
         index: 0 .. number of clips - 1.
         size: side of the square pictures in pixels.
     Raises:
-        DatasetError: unknown split, or an index outside it.
+        DatasetError: unknown split, an index outside it, or a size outside ``SIZES``.
     """
+    check_size(size)
     if split not in SPLITS or not 0 <= index < SPLITS[split]:
         raise DatasetError(
             f"no clip {index} in {split!r}; the built-in splits are "
@@ -278,6 +279,8 @@ def _annotations(scene: Clip, frame: int) -> list[dict[str, Any]]:
 def _file(path: str) -> bytes:
     split, *numbers = path.split("/")
     size, index, frame, *references = map(int, numbers)
+    if not {frame, *references} <= set(range(LENGTH)):
+        raise DatasetError(f"a clip has the frames 0..{LENGTH - 1} alone")
     if references:
         return encode_flow(flow(split, index, frame, references[0], size))
     return encode_ppm(picture(split, index, frame, size))

@@ -1,6 +1,7 @@
 """What the synthetic pictures and videos share: files that exist in memory, and annotations."""
 
 import io
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,18 @@ def encode_ppm(pixels: np.ndarray) -> bytes:
     return b"P6\n%d %d\n255\n" % (pixels.shape[1], pixels.shape[0]) + pixels.tobytes()
 
 
+SIZES = range(16, 4097)
+"""Sides of the pictures: smaller ones have no room for objects, larger ones take gigabytes."""
+
+
+def check_size(size: int) -> None:
+    """Raise a DatasetError if there are no pictures of that size."""
+    if size not in SIZES:
+        raise DatasetError(
+            f"no synthetic picture is {size} pixels wide; expected {SIZES[0]} to {SIZES[-1]}"
+        )
+
+
 _CONTENT: dict[str, Callable[[str], bytes]] = {}
 """By prefix."""
 
@@ -46,6 +59,11 @@ def served(path: str) -> bytes | None:
         if path.startswith(prefix):
             return content(path.removeprefix(prefix))
     return None
+
+
+def is_elsewhere(path: str) -> bool:
+    """Whether Detectron2 takes ``path`` for no file of this disk: it begins as a URL does."""
+    return re.match(r"[A-Za-z][\w+.-]*://", path) is not None
 
 
 class _Handler(PathHandler):

@@ -30,6 +30,7 @@ OBJECT = ("annotations", 0)
 MASK = (*OBJECT, "segmentation")
 RLE = ("annotations", 2, "segmentation")
 NAN, INF = float("nan"), float("inf")
+HUGE = 10**308
 FAR = [5, 5, 1e9, 5, 15, 15]
 
 REFUSED = [
@@ -123,6 +124,12 @@ LEFT_OUT = [
         11,
         "its outline reaches from (65",
     ),
+    (
+        changed(*OBJECT, "bbox", to=[HUGE, 5, HUGE, 5]),
+        Kind.OUTSIDE,
+        11,
+        "bbox reaches from (1e+308, 5) to (inf, 10)",
+    ),
     (changed(*MASK, to=[FAR]), Kind.OUTSIDE, 11, "its outline reaches from (5, 5) to (1e+09, 15)"),
 ]
 TOLD = [
@@ -210,6 +217,12 @@ def test_what_is_only_told_changes_nothing(
     assert ids(read(tmp_path, broken)) == [11, 12, 13, 14]
 
 
+def test_the_extent_of_an_outline_may_be_beyond_all_numbers() -> None:
+    first, second = check_coco(changed(*MASK, to=[[-HUGE, 5, HUGE, 5, 0, 5]]))
+    assert (first.kind, second.kind) == (Kind.TINY_MASK, Kind.OUTSIDE)
+    assert "its polygons span inf x 0 pixels" in first.message
+
+
 def test_findings_of_one_kind_are_counted_and_the_first_named() -> None:
     given = content()
     for annotation in given["annotations"][:3]:
@@ -253,7 +266,12 @@ def test_many_objects_take_seconds() -> None:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.just(HUGE)
+    | st.floats()
+    | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
     max_leaves=5,
 )

@@ -257,7 +257,8 @@ def _box_problems(box: Any, width: int, height: int) -> list[Problem]:
         return [(Kind.INVERTED_BOX, text)]
     if not across or not down:
         return [(Kind.EMPTY_BOX, f"bbox is {box}")]
-    return _place_problems("bbox", (x, y, x + across, y + down), width, height)
+    left, top = float(x), float(y)
+    return _place_problems("bbox", (left, top, left + across, top + down), width, height)
 
 
 def _place_problems(
@@ -298,7 +299,8 @@ def _polygon_problems(polygons: list[Any], width: int, height: int) -> list[Prob
     if not finite:
         return [*problems, (Kind.NOT_FINITE, "its polygons have coordinates that are not finite")]
     x, y = numbers[::2], numbers[1::2]
-    corners = min(x), min(y), max(x), max(y)
+    # As floats, since the sum or difference of large integers may be beyond all of those.
+    corners = float(min(x)), float(min(y)), float(max(x)), float(max(y))
     if corners[2] - corners[0] < 1 or corners[3] - corners[1] < 1:
         text = f"its polygons span {corners[2] - corners[0]:g} x {corners[3] - corners[1]:g} pixels"
         problems.append((Kind.TINY_MASK, text))

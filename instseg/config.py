@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from detectron2.config import CfgNode as Detectron2CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.utils.registry import Registry
 
+from instseg.config_files import load_yaml
 from instseg.config_keys import add_shared_config
 from instseg.data.datasets import (
     class_difference,
@@ -33,7 +33,8 @@ from instseg.projects import add_project_configs
 
 logger = logging.getLogger(__name__)
 
-_BASE_KEY = "_BASE_"
+_LONGEST = 200
+"""Characters of a value in a message."""
 _TYPE_MISMATCH = re.compile(
     r"Type mismatch \(<class '(.+?)'> vs\. <class '(.+?)'>\) "
     r"with values \((.*) vs\. (.*)\) for config key: (.+)"
@@ -59,7 +60,7 @@ class CfgNode(Detectron2CfgNode):
                 f"{filename}: allow_unsafe=True would execute code from a YAML file; write plain "
                 "values instead"
             )
-        return _load_yaml(filename, ())
+        return load_yaml(filename)
 
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
         """Merge a YAML file, given by path or by its name inside the installed ``configs/``."""
@@ -73,14 +74,14 @@ class CfgNode(Detectron2CfgNode):
             raise ConfigError(
                 f"{path}: values are nested too deeply or contain themselves"
             ) from None
-        except (AssertionError, AttributeError, TypeError) as error:
+        except (AssertionError, AttributeError, TypeError, LookupError) as error:
             # Detectron2 looks into groups such as MODEL before their types are checked.
             raise ConfigError(f"{path}: a group of keys has a wrong type: {error}") from None
 
     def merge_from_other_cfg(self, cfg_other: Detectron2CfgNode) -> None:
         """Merge ``cfg_other``; every key must exist here with a value of the same type."""
         for key, value in _leaves(cfg_other):
-            _check_key(self, key, is_node=isinstance(value, dict))
+            _check_key(self, key, value, is_node=isinstance(value, dict))
         try:
             super().merge_from_other_cfg(cfg_other)
         except (AssertionError, KeyError, ValueError, TypeError, AttributeError) as error:
@@ -98,8 +99,8 @@ class CfgNode(Detectron2CfgNode):
                 f"overrides must be pairs KEY VALUE, found {len(cfg_list)} words: "
                 f"{' '.join(map(str, cfg_list))}"
             )
-        for key in cfg_list[::2]:
-            _check_key(self, str(key))
+        for key, value in zip(cfg_list[::2], cfg_list[1::2], strict=True):
+            _check_key(self, str(key), value)
         try:
             super().merge_from_list(list(cfg_list))
         except (AssertionError, KeyError, ValueError, TypeError, AttributeError) as error:
@@ -249,59 +250,6 @@ def _default_device() -> str:
     return device
 
 
-def _load_yaml(filename: str, chain: tuple[str, ...]) -> dict[str, Any]:
-    real = os.path.realpath(filename)
-    if real in chain:
-        raise ConfigError(f"{filename}: _BASE_ is cyclic: {' -> '.join((*chain, real))}")
-    try:
-        with open(filename, encoding="utf-8") as file:
-            content = yaml.safe_load(file)
-    except OSError as error:
-        origin = f" (named as _BASE_ of {chain[-1]})" if chain else ""
-        raise ConfigError(f"{filename}: cannot be read{origin}: {error.strerror}") from None
-    except yaml.constructor.ConstructorError as error:
-        raise ConfigError(
-            f"{filename}: only plain YAML values are allowed, never tags that execute code: "
-            f"{_yaml_problem(error)}"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise ConfigError(f"{filename}: not a YAML file: {_yaml_problem(error)}") from None
-    if content is None:
-        raise ConfigError(
-            f"{filename}: the file is empty; expected configuration keys such as MODEL or SOLVER"
-        )
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ConfigError(
-            f"{filename}: expected `KEY: value` lines, found a {type(content).__name__}"
-        )
-    merged: dict[str, Any] = {}
-    bases = content.pop(_BASE_KEY, [])
-    bases = [bases] if isinstance(bases, str) else bases
-    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise ConfigError(
-            f"{filename}: _BASE_ is {bases!r}; expected a file name or a list of them"
-        )
-    for base in bases:
-        path = os.path.join(os.path.dirname(filename), os.path.expanduser(base))
-        _merge(_load_yaml(path, (*chain, real)), merged)
-    _merge(content, merged)
-    return merged
-
-
-def _merge(new: dict[str, Any], into: dict[str, Any]) -> None:
-    for key, value in new.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(value, into[key])
-        else:
-            into[key] = value
-
-
-def _yaml_problem(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    line = f" (line {mark.line + 1})" if mark is not None else ""
-    return f"{getattr(error, 'problem', None) or error}{line}".replace("\n", " ")
-
-
 def _leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
         if isinstance(value, dict) and value:
@@ -310,7 +258,7 @@ def _leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{key}", value
 
 
-def _check_key(cfg: CfgNode, key: str, is_node: bool = False) -> None:
+def _check_key(cfg: CfgNode, key: str, value: Any, is_node: bool = False) -> None:
     node: Any = cfg
     if cfg.key_is_deprecated(key) or cfg.key_is_renamed(key):
         return  # yacs has its own words for these
@@ -323,6 +271,11 @@ def _check_key(cfg: CfgNode, key: str, is_node: bool = False) -> None:
         inside = ", ".join(f"{key}.{name}" for name in list(node)[:3])
         raise ConfigError(
             f"{key} is a group of keys, not a value; set one of its keys, e.g. {inside}"
+        )
+    # yacs takes None for a value of any type.
+    if node is not None and (value is None or str(value).strip() == "None"):
+        raise ConfigError(
+            f"{key} must be of type {type(node).__name__} (like {node}), found no value"
         )
 
 
@@ -342,7 +295,8 @@ def _explain(error: Exception) -> str:
     text = " ".join(str(error.args[0] if error.args else error).split())
     mismatch = _TYPE_MISMATCH.fullmatch(text)
     if mismatch is None:
-        return text
+        return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
     expected, found, current, value, key = mismatch.groups()
+    value = value if len(value) <= _LONGEST else f"{value[:_LONGEST]}..."
     example = f"; write \"('{value}',)\"" if (expected, found) == ("tuple", "str") else ""
     return f"{key} must be of type {expected} (like {current}), found {found} {value}{example}"

@@ -39,6 +39,8 @@ def write(folder: Path, text: str, name: str = "config.yaml") -> str:
         (["SOLVER.MAX_ITER"], "overrides must be pairs KEY VALUE, found 1 words: SOLVER.MAX_ITER"),
         (["MODEL", "1"], "MODEL is a group of keys"),
         (["SOLVER.MAX_ITER", "2", "--resume"], "--resume is an option; options stand before"),
+        (["MODEL.META_ARCHITECTURE", "None"], "must be of type str (like GeneralizedRCNN), found"),
+        (["DATASETS.TRAIN", None], "DATASETS.TRAIN must be of type tuple (like ()), found no val"),
         (["MODEL.DEVICE.X", "1"], "unknown key MODEL.DEVICE.X"),
     ],
 )
@@ -92,6 +94,16 @@ def test_yaml_never_executes_code(tmp_path: Path) -> None:
         ("1: 2\n", "expected `KEY: value` lines"),
         ("MODEL: &a\n  MASK_ON: *a\n", "config.yaml: "),
         ("MODEL:\n", "a group of keys has a wrong type"),
+        ("SEED: !!bool zz\n", "not a YAML file"),
+        ("SEED: !!int ''\n", "not a YAML file"),
+        ("SEED: !!float ''\n", "not a YAML file"),
+        ("SEED: !!timestamp a\n", "not a YAML file"),
+        ("VERSION: -3\n", "VERSION is -3; expected 2"),
+        ("VERSION: three\n", "VERSION is 'three'; expected 2"),
+        ("MODEL: {META_ARCHITECTURE: null}\n", "META_ARCHITECTURE must be of type str .*no value"),
+        ("DATASETS: {TRAIN: null}\n", "DATASETS.TRAIN must be of type tuple .like .... found no"),
+        ("DATASETS: {TRAIN: 'None'}\n", "DATASETS.TRAIN must be of type tuple .like .... found"),
+        ('_BASE_: "a\\0b.yaml"\n', "no name of a file .named as _BASE_ of .*config.yaml"),
         ("_BASE_: 5\n", "_BASE_ is 5; expected a file name or a list of them"),
         ("_BASE_: [1]\n", "_BASE_ is .1.; expected a file name or a list of them"),
     ],
@@ -126,6 +138,42 @@ def test_a_missing_base_names_who_asked_for_it(tmp_path: Path) -> None:
         ConfigError, match="gone.yaml: cannot be read .named as _BASE_ of .*config.yaml"
     ):
         instseg.get_cfg().merge_from_file(path)
+
+
+@pytest.mark.parametrize("key", ["SOLVER: {MAX_ITER: %s}", "DATASETS: {TRAIN: [%s]}", "_BASE_: %s"])
+@pytest.mark.parametrize("merged", [False, True], ids=["lists", "merge keys"])
+def test_aliases_of_aliases_are_refused_in_a_line(tmp_path: Path, key: str, merged: bool) -> None:
+    """Written out, they have ten to the power of thirty values."""
+    value = "{a: 1}" if merged else "1"
+    for level in range(30):
+        several = ", ".join([f"&a{level} {value}", *[f"*a{level}"] * 9])
+        value = f"{{<<: [{several}]}}" if merged else f"[{several}]"
+    with pytest.raises(ConfigError, match="config.yaml: values are too many") as caught:
+        instseg.get_cfg().merge_from_file(write(tmp_path, f"VERSION: 2\n{key % value}\n"))
+    assert len(str(caught.value)) < 500
+
+
+def test_a_long_value_is_cut_in_a_message(tmp_path: Path) -> None:
+    for text in ("SOLVER: {MAX_ITER: %s}", "DATASETS: {TRAIN: [%s]}", "_BASE_: [%s]"):
+        path = write(tmp_path, "VERSION: 2\n" + text % ([[1] * 1000] * 9))
+        with pytest.raises(ConfigError) as caught:
+            instseg.load_cfg(path)
+        assert len(str(caught.value)) < 600
+
+
+def test_a_base_that_many_files_name_is_read_once(tmp_path: Path) -> None:
+    write(tmp_path, "VERSION: 2\nSOLVER: {MAX_ITER: 3}\n", "d0.yaml")
+    for depth in range(1, 60):
+        base = f"d{depth - 1}.yaml"
+        path = write(tmp_path, f"_BASE_: [{base}, ./{base}, {base}]\n", f"d{depth}.yaml")
+    assert instseg.load_cfg(path).SOLVER.MAX_ITER == 3
+
+
+def test_a_file_changes_nothing_in_what_others_share_with_it(tmp_path: Path) -> None:
+    write(tmp_path, "VERSION: 2\nSOLVER: {MAX_ITER: 3}\n", "a.yaml")
+    write(tmp_path, "_BASE_: a.yaml\nSOLVER: {MAX_ITER: 4}\n", "b.yaml")
+    cfg = instseg.load_cfg(write(tmp_path, "_BASE_: [b.yaml, a.yaml]\n"))
+    assert cfg.SOLVER.MAX_ITER == 3
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,131 @@
+"""Configuration files: plain YAML that names the files it is based on under ``_BASE_``."""
+
+import os
+from typing import Any
+
+import yaml
+
+from instseg.errors import ConfigError, short
+
+_BASE_KEY = "_BASE_"
+_VERSIONS = (1, 2)
+"""Those of Detectron2's keys."""
+_LARGEST = 1_000_000
+"""Values and characters of a file, counted as often as they are referred to."""
+
+
+def load_yaml(filename: str) -> dict[str, Any]:
+    """Read a file and those it names under ``_BASE_``, relative to it, into one dict.
+
+    Raises:
+        ConfigError: missing, empty, malformed or excessive file, tags that execute code, cyclic
+            ``_BASE_``, or a ``VERSION`` that Detectron2 does not know.
+    """
+    merged = _load(filename, (), {})
+    version = merged.get("VERSION", _VERSIONS[-1])
+    if type(version) is not int or version not in _VERSIONS:
+        raise ConfigError(f"{filename}: VERSION is {short(version)}; expected {_VERSIONS[-1]}")
+    return merged
+
+
+def _load(
+    filename: str, chain: tuple[str, ...], loaded: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """
+    Args:
+        filename: the file to read.
+        chain: the files that led here, by ``_BASE_``.
+        loaded: files that were read before; this one is added.
+    """
+    origin = f" (named as _BASE_ of {chain[-1]})" if chain else ""
+    try:
+        real = os.path.realpath(filename)
+    except ValueError as error:
+        raise ConfigError(f"{filename!r}: no name of a file{origin}: {error}") from None
+    if real in chain:
+        raise ConfigError(f"{filename}: _BASE_ is cyclic: {' -> '.join((*chain, real))}")
+    if real in loaded:
+        return loaded[real]
+    try:
+        content = _parse(filename)
+    except OSError as error:
+        raise ConfigError(f"{filename}: cannot be read{origin}: {error.strerror}") from None
+    bases = content.pop(_BASE_KEY, [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(
+            f"{filename}: _BASE_ is {short(bases)}; expected a file name or a list of them"
+        )
+    merged: dict[str, Any] = {}
+    # Of a base that is named again, the last time counts.
+    for base in reversed(dict.fromkeys(reversed(bases))):
+        path = os.path.join(os.path.dirname(filename), os.path.expanduser(base))
+        _merge(_load(path, (*chain, real), loaded), merged)
+    _merge(content, merged)
+    loaded[real] = merged
+    return merged
+
+
+def _parse(filename: str) -> dict[str, Any]:
+    """What the file itself holds."""
+    try:
+        with open(filename, encoding="utf-8") as file:
+            loader = yaml.SafeLoader(file)
+            node = loader.get_single_node()
+            if _is_excessive(node):
+                raise ConfigError(
+                    f"{filename}: values are too many, nested too deeply or contain themselves; "
+                    f"expected fewer than {_LARGEST}"
+                )
+            content = loader.construct_document(node) if node is not None else None
+    except (OSError, ConfigError):
+        raise
+    except yaml.constructor.ConstructorError as error:
+        raise ConfigError(
+            f"{filename}: only plain YAML values are allowed, never tags that execute code: "
+            f"{_yaml_problem(error)}"
+        ) from None
+    except Exception as error:  # a malformed value can make the parser raise anything
+        raise ConfigError(f"{filename}: not a YAML file: {_yaml_problem(error)}") from None
+    if content is None:
+        raise ConfigError(
+            f"{filename}: the file is empty; expected configuration keys such as MODEL or SOLVER"
+        )
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ConfigError(
+            f"{filename}: expected `KEY: value` lines, found a {type(content).__name__}"
+        )
+    return content
+
+
+def _is_excessive(node: yaml.Node | None) -> bool:
+    """Whether there is more than anybody writes, as where lists of aliases nest."""
+    nodes = [node]
+    size = 0
+    while nodes and size + len(nodes) <= _LARGEST:
+        node = nodes.pop()
+        size += 1
+        if isinstance(node, yaml.MappingNode):
+            nodes += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        elif isinstance(node, yaml.ScalarNode):
+            size += len(node.value)
+    return bool(nodes)
+
+
+def _merge(new: dict[str, Any], into: dict[str, Any]) -> None:
+    """Copies groups, since several files and keys may share one."""
+    for key, value in new.items():
+        if isinstance(value, dict):
+            if not isinstance(into.get(key), dict):
+                into[key] = {}
+            _merge(value, into[key])
+        else:
+            into[key] = value
+
+
+def _yaml_problem(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    line = f" (line {mark.line + 1})" if mark is not None else ""
+    return f"{getattr(error, 'problem', None) or error}{line}".replace("\n", " ")

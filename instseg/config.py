@@ -167,17 +167,25 @@ def check_names(cfg: CfgNode) -> None:
         META_ARCH_REGISTRY,
         PROPOSAL_GENERATOR_REGISTRY,
         ROI_HEADS_REGISTRY,
+        ROI_KEYPOINT_HEAD_REGISTRY,
         ROI_MASK_HEAD_REGISTRY,
+        SEM_SEG_HEADS_REGISTRY,
     )
+    from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY
+    from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
     from detectron2.modeling.roi_heads.box_head import ROI_BOX_HEAD_REGISTRY
 
     registries: dict[str, Registry] = {
         "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
         "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
         "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+        "MODEL.ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
+        "MODEL.RPN.HEAD_NAME": RPN_HEAD_REGISTRY,
         "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
         "MODEL.ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
         "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
+        "MODEL.ROI_KEYPOINT_HEAD.NAME": ROI_KEYPOINT_HEAD_REGISTRY,
+        "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
         "INPUT.SAMPLES": SAMPLES_REGISTRY,
     }
     for key, registry in registries.items():
@@ -192,10 +200,17 @@ def check_names(cfg: CfgNode) -> None:
 
 def check_device(cfg: CfgNode) -> None:
     """Raise a ConfigError if ``MODEL.DEVICE`` is a GPU that this machine does not have."""
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+    device = cfg.MODEL.DEVICE
+    if not device.startswith("cuda"):
+        return
+    if not torch.cuda.is_available():
         raise ConfigError(
-            f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but this machine has no usable GPU; "
-            "set MODEL.DEVICE cpu"
+            f"MODEL.DEVICE is {device}, but this machine has no usable GPU; set MODEL.DEVICE cpu"
+        )
+    if int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"MODEL.DEVICE is {device}; the GPUs of this machine count from cuda:0 to "
+            f"cuda:{torch.cuda.device_count() - 1}"
         )
 
 

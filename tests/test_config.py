@@ -214,6 +214,10 @@ def test_the_default_device_is_one_this_machine_has() -> None:
             "StandardROIHeads (detectron2.modeling.roi_heads.roi_heads)",
         ),
         ("MODEL.BACKBONE.NAME", "build_resnet_fpn", "build_resnet_fpn_backbone"),
+        ("MODEL.RPN.HEAD_NAME", "StandardRPN", "StandardRPNHead"),
+        ("MODEL.ANCHOR_GENERATOR.NAME", "AnchorGenerator", "DefaultAnchorGenerator"),
+        ("MODEL.ROI_KEYPOINT_HEAD.NAME", "KRCNN", "KRCNNConvDeconvUpsampleHead"),
+        ("MODEL.SEM_SEG_HEAD.NAME", "SemSegFPN", "SemSegFPNHead"),
     ],
 )
 def test_an_unregistered_part_lists_close_names_and_their_home(

@@ -17,6 +17,7 @@ from detectron2.utils.logger import setup_logger
 
 from instseg.checkpoint import Checkpointer
 from instseg.config import check_device, find_config, load_cfg
+from instseg.config_values import check_values
 from instseg.engine.interruption import signals_forwarded
 from instseg.engine.lock import lock_folder
 from instseg.errors import ConfigError, OutputError
@@ -42,6 +43,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = _read_config(args)
     args.config_file = find_config(args.config_file)
     cfg.freeze()
+    check_values(cfg)
     check_device(cfg)
     _check_output_dir(cfg.OUTPUT_DIR)
     if comm.is_main_process():

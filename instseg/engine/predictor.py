@@ -20,6 +20,7 @@ from torch import Tensor
 
 from instseg.checkpoint import Checkpointer
 from instseg.config import check_device, get_cfg, load_cfg, num_classes_key
+from instseg.config_values import check_values
 from instseg.data.images import Array, check_image, convert_picture, read_image
 from instseg.engine.optimize import optimize as optimize_model
 from instseg.errors import ConfigError
@@ -32,6 +33,7 @@ from instseg.modeling import (
     predict_rcnn,
     stage,
 )
+from instseg.modeling.building import building
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +117,8 @@ class Predictor:
         self.cfg = cfg.clone()
         self.cfg.freeze()
         self.batch_size = batch_size or (8 if cfg.MODEL.DEVICE.startswith("cuda") else 1)
-        self.model = build_model(cfg).eval()
+        with building():
+            self.model = build_model(cfg).eval()
         self._network: Callable[[Tensor], Sequence[Tensor]] | None = None
         checkpoint = self._load(allow_partial)
         self.class_names: list[str] | None = _class_names(cfg, checkpoint)
@@ -344,6 +347,7 @@ def _resolve(
             "MODEL.LOAD_PROPOSALS is set: the model needs the proposals of each picture from a "
             "file, and there are none for new pictures; evaluate it with `train_net.py --eval-only`"
         )
+    check_values(cfg)
     check_device(cfg)
     return cfg
 

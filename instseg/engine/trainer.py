@@ -27,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from instseg.checkpoint import Checkpointer
 from instseg.config import check_classes
+from instseg.config_values import check_values
 from instseg.data.datasets import (
     check_name,
     check_records,
@@ -45,6 +46,7 @@ from instseg.engine.streaming import build_streams, mean_result
 from instseg.engine.train_loop import TrainLoop
 from instseg.errors import ConfigError, OutputError
 from instseg.evaluation import build_evaluator, check_evaluation
+from instseg.modeling.building import building
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ class Trainer(DefaultTrainer):
             ConfigError, DatasetError, OutputError: with what to change.
         """
         TrainerBase.__init__(self)
+        check_values(cfg)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg
         register_datasets(cfg)
@@ -100,13 +103,9 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Detectron2's; what parts of it assert about the configuration is a ConfigError."""
-        try:
+        """Detectron2's; what parts of it have against the configuration is a ConfigError."""
+        with building():
             model: nn.Module = super().build_model(cfg)
-        except AssertionError as error:
-            if not str(error):
-                raise
-            raise ConfigError(f"the model cannot be built: {error}") from error
         return model
 
     @classmethod

@@ -1,17 +1,16 @@
 """The ``instseg`` command: a thin function per subcommand, and the one place where errors end."""
 
 import argparse
-import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import instseg
 from instseg.check_data import add_arguments as add_check_data
+from instseg.console import console
 from instseg.errors import ConfigError, InstsegError, OutputError, one_line
 
 
@@ -23,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         configuration, 130 interrupted by Ctrl-C (``instseg predict``: or by SIGTERM).
     """
     try:
-        with _log_to_stderr(), warnings.catch_warnings():
+        with console(), warnings.catch_warnings():
             if not sys.warnoptions:  # `python -W` asks for them
                 warnings.simplefilter("ignore")  # libraries address developers with them
             arguments = _parser().parse_args(argv)
@@ -371,28 +370,6 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         help="accept a file that holds only some layers, such as a backbone",
     )
     parser.set_defaults(run=convert)
-
-
-@contextmanager
-def _log_to_stderr() -> Iterator[None]:
-    """Show instseg's own messages while the command runs, and none of PyTorch's for developers."""
-    logger = logging.getLogger("instseg")
-    # Detectron2's models make it log a line about tracing in every run.
-    tracing = logging.getLogger("torch.fx")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    level, propagate, tracing_level = logger.level, logger.propagate, tracing.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    tracing.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = propagate
-        tracing.setLevel(tracing_level)
 
 
 if __name__ == "__main__":

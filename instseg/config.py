@@ -150,7 +150,7 @@ def find_config(name: str) -> str:
     if not installed.is_dir():  # an editable installation keeps configs/ beside the package
         installed = Path(__file__).parent.parent / "configs"
     relative = name.removeprefix("configs/")
-    if (installed / relative).is_file():
+    if os.path.isfile(installed / relative):  # unlike Path.is_file() also for too long a name
         return str(installed / relative)
     known = [str(path.relative_to(installed)) for path in installed.rglob("*.yaml")]
     raise ConfigError(f"config file {name} does not exist{_did_you_mean(relative, known)}")

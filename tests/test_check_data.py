@@ -53,6 +53,23 @@ def test_a_sound_set_gives_exit_status_zero(
     assert capsys.readouterr().out.strip() == summary.strip()
 
 
+def test_what_no_terminal_can_show_is_printed_with_escapes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = changed("images", 2, "file_name", to="\ud800.png")
+    assert cli.main(["check-data", write_set(tmp_path, broken)]) == 1
+    assert r"\ud800.png" in capsys.readouterr().out
+
+
+def test_a_set_named_from_the_folder_it_lies_in_has_its_pictures_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, folder = datasets.parse_coco_name(write_set(tmp_path, content()))
+    shutil.copy(file, Path(folder, "base.json"))
+    monkeypatch.chdir(folder)
+    assert found("coco:base.json") == [{}]
+
+
 def test_an_error_gives_exit_status_one_and_a_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

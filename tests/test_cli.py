@@ -119,6 +119,17 @@ def test_a_mistake_in_an_export_is_one_line_and_status_2(
     assert message in errors[0]
 
 
+def test_a_name_that_is_too_long_for_a_file_is_one_line_and_status_2(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = "a" * 300
+    for arguments in (["yolact", "in.pth", name], ["yolact", name, "out"]):
+        assert cli.main(["convert", *arguments]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("INFO")]
+    assert len(errors) == 2
+    assert all(line.startswith("error: ") for line in errors)
+
+
 def test_the_help_of_convert_names_every_format(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["convert", "--help"])

@@ -185,6 +185,34 @@ def test_16_bits_and_truncation_are_one_line_each_and_the_rest_is_done(
     }
 
 
+def test_a_picture_that_no_file_can_hold_the_results_of_is_one_line_and_the_rest_is_done(
+    model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    long_name = f"{'n' * 250}.png"  # of a file, but not of a folder with more behind it
+    for name in (long_name, "z.png"):
+        Image.fromarray(PHOTO).save(source / name)
+    Image.new("RGB", (1_200_000, 2)).save(source / "a.png")
+    arguments = [*model, "--input", str(source), "--output", str(tmp_path / "out")]
+    assert cli.main([*arguments, "--instance-masks"]) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if "cannot be written" in line]
+    assert len(lines) == 2
+    assert lines[0].endswith("a.png cannot be written: 1200000x2 pixels are too many for .png")
+    assert lines[1].endswith("n_masks cannot be written: File name too long")
+    assert {record["file_name"] for record in results(tmp_path / "out")} == {str(source / "z.png")}
+    assert (tmp_path / "out" / "z.png").is_file()
+
+
+def test_a_long_class_name_is_cut_in_the_names_of_files(model: list[str], tmp_path: Path) -> None:
+    Image.fromarray(PHOTO).save(tmp_path / "a.png")
+    names = ["å" * 500] * 3
+    weights = save_weights(tiny_cfg(), tmp_path / "long.pth", class_names=names)
+    arguments = [*model, "--weights", str(weights), "--input", str(tmp_path / "a.png")]
+    assert cli.main([*arguments, "--output", str(tmp_path / "out"), "--instance-masks"]) == 0
+    assert len(list((tmp_path / "out" / "a_masks").iterdir())) == len(results(tmp_path / "out"))
+
+
 def test_an_interrupt_leaves_valid_results_of_what_was_done(
     model: list[str],
     folder: Path,
@@ -220,6 +248,10 @@ def test_an_interrupt_leaves_valid_results_of_what_was_done(
         (["--input", "a.png", "--config-file", "c.yaml"], "config file c.yaml does not exist"),
         (["--input", "a.png", "--", "MODEL.MASK_OM", "True"], "did you mean MODEL.MASK_ON"),
         (["--input", "a.png", "--", "MODEL.MASK_ON"], "must be pairs KEY VALUE"),
+        (["--input", "a" * 300], "aaa does not exist"),
+        (["--input", "9" * 23], "nothing to predict on: --input 99999999999999999999999 does not"),
+        (["--input", "9" * 5000], "999 does not exist"),
+        (["--input", "a.png", "--config-file", "a" * 300], "aaa does not exist"),
         (["--no-overlay"], "the following arguments are required: --input"),
     ],
 )
@@ -287,6 +319,11 @@ def test_a_file_with_a_number_for_a_name_is_no_camera(
     monkeypatch.chdir(tmp_path)
     Path("0").touch()
     assert [source.kind for source in find_sources(["0", "1"])] == ["picture", "camera"]
+
+
+def test_a_number_that_no_camera_can_have_is_the_name_of_a_file() -> None:
+    sources = find_sources([str(2**31 - 1), str(2**31)])
+    assert [source.kind for source in sources] == ["camera", "picture"]
 
 
 def test_a_missing_picture_in_capitals_is_no_key() -> None:

@@ -341,6 +341,15 @@ def test_class_names_are_those_of_the_checkpoint_else_of_the_data_set(
     assert Predictor(tiny_cfg(), nameless).class_names is None
 
 
+@pytest.mark.parametrize("names", [5, "cat", [1, None, {"a": 2}], {"a": 1}])
+def test_class_names_of_a_checkpoint_that_are_no_names_are_not_used(
+    names: object, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = save_weights(tiny_cfg(), tmp_path / "odd.pth", class_names=names)
+    assert Predictor(tiny_cfg(), weights).class_names is None
+    assert "class_names in the checkpoint is no list of names" in caplog.text
+
+
 def test_an_unknown_data_set_is_not_added_to_the_catalog(weights: Path) -> None:
     ours = Predictor(tiny_cfg(), weights, overrides=["DATASETS.TEST", "('nowhere',)"])
     assert ours.class_names == ["a", "b", "c"]

@@ -240,6 +240,11 @@ def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> N
         launch.setup(arguments(opts=["OUTPUT_DIR", str(tmp_path / "file" / "inside")]))
 
 
+def test_an_output_folder_with_a_null_character_is_refused() -> None:
+    with pytest.raises(OutputError, match="cannot be written: embedded null byte; choose another"):
+        launch.setup(arguments(opts=["OUTPUT_DIR", "a\0b"]))
+
+
 def test_a_full_disk_is_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from instseg.data.mappers import build_train_mapper
 from instseg.engine.hooks import BestCheckpoint, ValidationLoss
 from instseg.engine.train_loop import TrainLoop
 from instseg.engine.trainer import Trainer
-from instseg.errors import ConfigError, ImageError, TrainingError
+from instseg.errors import CheckpointError, ConfigError, ImageError, TrainingError
 
 CONFIG = "mask_rcnn/mask_rcnn_shapes.yaml"
 
@@ -273,6 +273,40 @@ def test_a_training_that_was_killed_before_its_end_was_saved_saves_it(tmp_path: 
     trainer.resume_or_load(resume=True)
     trainer.train()
     assert read_weights(str(tmp_path / "model_final.pth"))["iteration"] == 2
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, Path]:
+    """A trainer and its checkpoint after iteration 2."""
+    folder = tmp_path_factory.mktemp("stopped")
+    name = f"coco:{shapes.export('shapes_val', folder, limit=2)}:{folder / 'shapes_val'}"
+    words = ["DATASETS.TRAIN", (name,), "DATASETS.TEST", (), "OUTPUT_DIR", str(folder)]
+    trainer = Trainer(instseg.load_cfg(CONFIG, words))
+    trainer.iter = 2
+    trainer.checkpointer.save("model_0000002", iteration=2)
+    return trainer, folder / "model_0000002.pth"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("iteration", "abc"),
+        ("iteration", float("nan")),
+        ("iteration", -(10**30)),
+        ("iteration", 10**30),
+        ("hooks", 5),
+        ("_trainer", []),
+    ],
+)
+def test_a_damaged_state_of_a_training_is_not_resumed(
+    stopped: tuple[Trainer, Path], key: str, value: object
+) -> None:
+    trainer, file = stopped
+    content = torch.load(file, weights_only=True)
+    torch.save({**content, "trainer": {**content["trainer"], key: value}}, file)
+    with pytest.raises(CheckpointError, match="the state of 'trainer' in .* does not fit"):
+        trainer.resume_or_load(resume=True)
+    torch.save(content, file)
 
 
 def test_a_best_metric_without_evaluations_is_refused(tmp_path: Path) -> None:

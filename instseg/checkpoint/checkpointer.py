@@ -222,7 +222,7 @@ class Checkpointer(DetectionCheckpointer):
             if key in checkpoint:
                 try:
                     self.checkpointables[key].load_state_dict(checkpoint.pop(key))
-                except (KeyError, RuntimeError, TypeError, ValueError) as error:
+                except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
                     raise CheckpointError(
                         f"the state of {key!r} in {path} does not fit this training: {error}"
                     ) from error

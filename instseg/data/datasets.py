@@ -84,7 +84,8 @@ def parse_coco_name(name: str) -> tuple[str, str]:
             f"{prefix}:PATH/instances.json:IMAGE_ROOT"
         )
     json_file += separator
-    return json_file, image_root.removeprefix(":") or os.path.dirname(json_file)
+    beside = os.path.dirname(json_file) or os.curdir
+    return json_file, image_root.removeprefix(":") or beside
 
 
 def dataset_classes(name: str) -> list[str]:

@@ -327,7 +327,7 @@ def fit(image: Array, height: int, width: int) -> Array:
 
 
 def _open(path: Path) -> Any:
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path.exists() also for too long a name
         raise ImageError(f"{path}: no such file")
     if not path.is_file():
         raise ImageError(f"{path}: is {'a folder' if path.is_dir() else 'no regular file'}")

@@ -141,9 +141,10 @@ def _check_output_dir(path: str) -> None:
         with tempfile.NamedTemporaryFile(dir=path, prefix=".writable-") as probe:
             probe.write(b"\0" * 4096)
             probe.flush()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a name with a null character is a ValueError
+        reason = getattr(error, "strerror", None) or error
         raise OutputError(
-            f"OUTPUT_DIR {path} cannot be written: {error.strerror}; choose another OUTPUT_DIR"
+            f"OUTPUT_DIR {path} cannot be written: {reason}; choose another OUTPUT_DIR"
         ) from None
 
 

@@ -356,6 +356,9 @@ def _class_names(cfg: CfgNode, checkpoint: dict[str, Any]) -> list[str] | None:
     if num_classes_key(cfg) is None:  # proposals: class 0 is any object, not the first class
         return ["object"]
     names = checkpoint.get("class_names")
+    if names and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        logger.warning("class_names in the checkpoint is no list of names and is not used")
+        names = None
     # MetadataCatalog.get() would add an entry for a name it does not know.
     if not names and cfg.DATASETS.TEST and cfg.DATASETS.TEST[0] in MetadataCatalog:
         names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes")

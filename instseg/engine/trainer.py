@@ -232,6 +232,17 @@ class Trainer(DefaultTrainer):
         if resumes:
             self.start_iter = self.iter + 1
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Detectron2's, which takes any iteration.
+
+        Raises:
+            ValueError: an iteration that training cannot go on from.
+        """
+        iteration = state_dict["iteration"]
+        if not isinstance(iteration, int) or not 0 <= iteration < 2**63:
+            raise ValueError(f"iteration is {iteration!r:.80}; expected a whole number from 0")
+        super().load_state_dict(state_dict)
+
     @classmethod
     def test(
         cls,

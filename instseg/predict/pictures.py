@@ -43,9 +43,12 @@ def predict_pictures(results: Results, sources: Sequence[Source], add_records: A
         source, image = pending.popleft()
         kept = results.keep(result["instances"])
         head = {"image_id": next(image_ids), "file_name": source.name}
-        add_records(head | record for record in results.describe(kept, source.stem))
-        if results.overlay:
-            suffix = ".jpg" if Path(source.name).suffix.lower() in _JPEG_SUFFIXES else ".png"
-            path = results.output / f"{source.stem}{suffix}"
-            write_picture(path, results.draw(image, kept))
+        try:
+            add_records(head | record for record in results.describe(kept, source.stem))
+            if results.overlay:
+                suffix = ".jpg" if Path(source.name).suffix.lower() in _JPEG_SUFFIXES else ".png"
+                path = results.output / f"{source.stem}{suffix}"
+                write_picture(path, results.draw(image, kept))
+        except ImageError as error:  # no file can hold its masks or overlay, or be named for them
+            results.fail(error)
         del result, kept  # masks of a large picture, which the next one needs the room of

@@ -1,6 +1,8 @@
 """The files of ``instseg predict``, complete up to the last result if it is interrupted."""
 
+import errno
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +12,9 @@ from typing import Any
 import cv2
 
 from instseg.data.images import Array
-from instseg.errors import ConfigError, OutputError
+from instseg.errors import ConfigError, ImageError, OutputError
+
+_FRAME_KEYS = {"width", "height", "keyframe", "objects"}
 
 AddRecords = Callable[[Iterable[dict[str, Any]]], None]
 
@@ -68,7 +72,7 @@ class VideoRecords:
         self._path = path
         self._header = json.dumps(header)[:-1] + ', "frames": ['
         self.kept, self._size, self.complete = 0, 0, False
-        if resume and path.exists():
+        if resume and os.path.exists(path):
             self._scan(header)
 
     def __enter__(self) -> "VideoRecords":
@@ -138,11 +142,16 @@ class VideoRecords:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns the operating system's errors while ``path`` is written into OutputError."""
+    """Turns the operating system's errors while ``path`` is written into OutputError.
+
+    That the name is too long is an ImageError: it is made of the name of an input, and other inputs
+    can be done.
+    """
     try:
         yield
     except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+        kind = ImageError if error.errno == errno.ENAMETOOLONG else OutputError
+        raise kind(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def write_picture(path: Path, image: Array) -> None:
@@ -150,25 +159,41 @@ def write_picture(path: Path, image: Array) -> None:
 
     Raises:
         OutputError: the disk is full, or the like.
+        ImageError: the format has no room for a picture of this size, or the name is too long.
     """
     # cv2.imwrite would only return False on a full disk, and fails on non-ASCII paths under
     # Windows.
-    ok, encoded = cv2.imencode(path.suffix, image)
+    try:
+        ok, encoded = cv2.imencode(path.suffix, image)
+    except cv2.error:  # as some of its versions do in place of returning False
+        ok = False
     if not ok:
-        raise OutputError(f"{path} cannot be written: OpenCV cannot encode it")
+        height, width = image.shape[:2]
+        raise ImageError(
+            f"{path} cannot be written: {width}x{height} pixels are too many for {path.suffix}"
+        )
     with writing(path):
         path.write_bytes(encoded.tobytes())
 
 
 def _record(line: bytes) -> dict[str, Any]:
+    """One line of a file.
+
+    Raises:
+        ValueError: it is not the record of a frame.
+    """
     record: dict[str, Any] = json.loads(line.rstrip(b",\n"))
+    if not isinstance(record, dict) or not record.keys() >= _FRAME_KEYS:
+        raise ValueError("not the record of a frame")
     return record
 
 
 def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     """The first setting that two headers differ in, as they are in ``found`` and ``wanted``."""
-    old, new = ({**h.get("info", {}), "video": h.get("videos")} for h in (found, wanted))
+    info = found.get("info")
+    old = {**(info if isinstance(info, dict) else {}), "video": found.get("videos")}
+    new = {**wanted["info"], "video": wanted["videos"]}
     for key, value in new.items():
         if old.get(key) != value:
-            return f"{key} {old.get(key)}, not {value}"
+            return f"{key} {str(old.get(key)):.200}, not {value}"
     return "other categories"

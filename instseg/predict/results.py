@@ -20,6 +20,9 @@ from instseg.errors import ImageError
 from instseg.predict.records import write_picture, writing
 from instseg.visualize import at_least, class_name, draw_instances
 
+_LONGEST_NAME = 50
+"""Characters of a class name in the name of a file, of at most 4 bytes each."""
+
 
 @dataclass
 class Results:
@@ -93,7 +96,7 @@ class Results:
                 rle = mask_util.encode(mask)
                 record["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
                 if self.instance_masks:
-                    name = re.sub(r"[^\w-]+", "_", record["category_name"])
+                    name = re.sub(r"[^\w-]+", "_", record["category_name"])[:_LONGEST_NAME]
                     self._write_mask(mask, stem, f"{prefix}{index:03d}_{name}.png")
             records.append(record)
         return records

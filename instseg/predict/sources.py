@@ -1,6 +1,7 @@
 """What ``instseg predict`` works on: files, folders and cameras, and the names of their results."""
 
 import logging
+import os
 import re
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,7 @@ VIDEO_SUFFIXES = frozenset(
     ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()
 )
 _MEDIA_SUFFIXES = PICTURE_SUFFIXES | VIDEO_SUFFIXES
+_CAMERA_DIGITS = 10
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
     stems = {"predictions"}  # predictions.json is not the file of a video
     for item in inputs:
         path = Path(item)
-        if path.is_dir():
+        if os.path.isdir(path):  # unlike Path.is_dir() also for too long a name
             names = [str(file) for file in _media_in(path)]
         elif _is_key(path):
             raise ConfigError(
@@ -53,22 +55,27 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
         else:
             names = [item]
         sources.extend(_source(name, stems) for name in names)
-    if not any(source.kind == "camera" or Path(source.name).exists() for source in sources):
+    if not any(source.kind == "camera" or os.path.exists(source.name) for source in sources):
         raise ConfigError(f"nothing to predict on: --input {' '.join(inputs)} does not exist")
     return sources
 
 
 def _is_key(path: Path) -> bool:
     looks_so = re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+", str(path)) is not None
-    return looks_so and path.suffix.lower() not in _MEDIA_SUFFIXES and not path.exists()
+    return looks_so and path.suffix.lower() not in _MEDIA_SUFFIXES and not os.path.exists(path)
 
 
 def _source(name: str, stems: set[str]) -> Source:
     path = Path(name)
-    if name.isdecimal() and not path.exists():
+    if _is_camera(name) and not os.path.exists(name):
         return Source(name, _unused(f"camera_{name}", stems), "camera")
     is_video = path.suffix.lower() in VIDEO_SUFFIXES
     return Source(name, _unused(path.stem, stems), "video" if is_video else "picture")
+
+
+def _is_camera(name: str) -> bool:
+    """Whether it is a number that OpenCV takes; longer ones can only be names of files."""
+    return name.isdecimal() and len(name) <= _CAMERA_DIGITS and int(name) < 2**31
 
 
 def _media_in(folder: Path) -> list[Path]:

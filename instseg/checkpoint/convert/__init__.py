@@ -61,7 +61,7 @@ def convert_file(
     path = path if path.suffix else path.with_name(f"{path.name}.safetensors")
     if path.suffix not in (".safetensors", ".pth"):
         raise ConfigError(f"{path}: the name of the result must end in .safetensors or .pth")
-    if path.exists() and os.path.exists(source) and path.samefile(source):
+    if os.path.exists(path) and os.path.exists(source) and path.samefile(source):
         raise ConfigError(f"{path} is the file to convert; give the result another name")
     state, report = FORMATS[format_name](source, options or Options())
     origin = {"converted_from": format_name}

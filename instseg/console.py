@@ -1,0 +1,35 @@
+"""What a command of instseg prints."""
+
+import io
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def console() -> Iterator[None]:
+    """Show instseg's own messages while a command runs, and none of PyTorch's for developers.
+
+    Names that have no characters in the encoding of the terminal, such as those of files that are
+    no UTF-8, are printed with escapes.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as Python sets it for stderr
+    logger = logging.getLogger("instseg")
+    # Detectron2's models make it log a line about tracing in every run.
+    tracing = logging.getLogger("torch.fx")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    level, propagate, tracing_level = logger.level, logger.propagate, tracing.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    tracing.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+        tracing.setLevel(tracing_level)

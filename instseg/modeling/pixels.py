@@ -1,6 +1,7 @@
 """What meta-architectures share that normalise their pictures themselves."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,3 +35,7 @@ class PixelModel(nn.Module):
     def normalised(self, pixels: Tensor) -> Tensor:
         """(..., 3, h, w) values 0..255 on the model's device → what the network takes."""
         return (pixels - self.pixel_mean) / self.pixel_std
+
+    def normalised_images(self, items: Sequence[dict[str, Any]]) -> list[Tensor]:
+        """The ``image`` (3, h, w) of each input of a batch, on the model's device."""
+        return [self.normalised(item["image"].to(self.device, torch.float32)) for item in items]

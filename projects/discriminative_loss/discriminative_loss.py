@@ -137,9 +137,7 @@ class DiscriminativeLoss(PixelModel):
             CheckpointError: not in training, the network gives values that are not finite.
             ValueError: ``given_semantic`` is no map of such labels.
         """
-        images = [
-            self.normalised(item["image"].to(self.device, torch.float32)) for item in batched_inputs
-        ]
+        images = self.normalised_images(batched_inputs)
         if self.training:
             return self.losses(images, batched_inputs)
         # One by one: the padding of a batch would change results.

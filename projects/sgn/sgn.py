@@ -186,9 +186,7 @@ class SGN(PixelModel):
             CheckpointError: not in training, the network gives values that are not finite.
             ConfigError: an input lacks what a source needs.
         """
-        images = [
-            self.normalised(item["image"].to(self.device, torch.float32)) for item in batched_inputs
-        ]
+        images = self.normalised_images(batched_inputs)
         if self.training:
             return self.losses(images, batched_inputs)
         # One by one: the padding of a batch would change results.
@@ -378,9 +376,8 @@ class SGN(PixelModel):
         batch = padded_batch(images, divisor)
         semantic, breakpoints = self.breakpoints(batch)
         size = (batch.shape[2] // self.output_stride, batch.shape[3] // self.output_stride)
-        return at_size(semantic, size), at_size(breakpoints.flatten(1, 2), size).unflatten(
-            1, (2, 4)
-        )
+        breakpoints = at_size(breakpoints.flatten(1, 2), size)
+        return at_size(semantic, size), breakpoints.unflatten(1, (2, 4))
 
     def _given_semantic(
         self,

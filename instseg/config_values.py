@@ -12,7 +12,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from instseg.errors import ConfigError
+from instseg.errors import ConfigError, short
 
 _CHANNELS = {"BGR": 3, "RGB": 3, "L": 1, "YUV-BT.601": 3}
 
@@ -159,9 +159,7 @@ def check_values(cfg: CfgNode) -> None:
 def _check(cfg: CfgNode, key: str, rule: _Rule) -> None:
     value = functools.reduce(getattr, key.split("."), cfg)
     if not rule.fits(value):
-        found = repr(value)
-        found = found if len(found) <= 80 else f"{found[:77]}..."
-        raise ConfigError(f"{key} is {found}; expected {rule.expected}")
+        raise ConfigError(f"{key} is {short(value)}; expected {rule.expected}")
 
 
 def _is_range(value: Sequence[float]) -> bool:

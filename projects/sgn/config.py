@@ -68,6 +68,8 @@ def add_sgn_config(cfg: CfgNode) -> None:
 
     # Least area, in cells of the maps, of components that may be merged.
     node.MERGE_MIN_AREA = 50
+    # The largest so many components may be merged, which bounds what a picture of noise costs.
+    node.MERGE_MAX_COMPONENTS = 1000
     # Gap between their boxes at most, as a share of the longest of their sides.
     node.MERGE_MAX_GAP = 0.5
     # Nearest components that each is compared with.
@@ -97,7 +99,8 @@ def check_sgn_config(cfg: CfgNode) -> None:
         refuse("STAGES", f"some of {', '.join(STAGES)}")
     if node.OUTPUT_STRIDE not in (1, 2, 4, 8):
         refuse("OUTPUT_STRIDE", "1, 2, 4 or 8")
-    for key in ("NUM_CLASSES", "CHANNELS", "LINE_CHANNELS", "MERGE_PARTNERS"):
+    ones = ("NUM_CLASSES", "CHANNELS", "LINE_CHANNELS", "MERGE_MAX_COMPONENTS", "MERGE_PARTNERS")
+    for key in ones:
         if node[key] < 1:
             refuse(key, "at least 1")
     for key in ("DETAIL_CHANNELS", "WIDENING", "MERGE_MIN_AREA", "MERGE_MAX_GAP", "MIN_AREA_TEST"):

@@ -20,12 +20,14 @@ class MergeSettings:
 
     Attributes:
         min_area: pixels that a component of a pair has at least.
+        most: the largest so many components are looked at; bounds what a picture of noise costs.
         max_gap: between the boxes of a pair, as a share of the longest of their sides.
         partners: the nearest so many are looked at, for each component.
         threshold: pairs with a probability above it are merged.
     """
 
     min_area: int = 50
+    most: int = 1000
     max_gap: float = 0.5
     partners: int = 10
     threshold: float = 0.5
@@ -65,19 +67,31 @@ class Components:
         classes.scatter_reduce_(0, numbers, semantic[inside], "amax")
         return cls(components.clone(), classes, areas, torch.stack(corners, dim=1))
 
-    def merge(self, kept: int, gone: int) -> None:
-        """Make ``gone`` a part of ``kept``."""
-        self.map[self.map == gone] = kept
-        self.areas[kept] += self.areas[gone]
-        self.areas[gone] = 0
-        low = torch.minimum(self.boxes[kept, :2], self.boxes[gone, :2])
-        high = torch.maximum(self.boxes[kept, 2:], self.boxes[gone, 2:])
-        self.boxes[kept] = torch.cat([low, high])
+    def merge(self, into: Tensor) -> None:
+        """Make components parts of others.
+
+        Args:
+            into: (N,) int64, the component that each becomes a part of, which stays: itself, or
+                one that does.
+        """
+        self.map = torch.where(self.map >= 0, into[self.map], self.map)
+        self.areas = torch.zeros_like(self.areas).scatter_add_(0, into, self.areas)
+        kept = into[:, None].expand(-1, 2)
+        low, high = self.boxes.split(2, dim=1)
+        low = low.scatter_reduce(0, kept, low, "amin")
+        high = high.scatter_reduce(0, kept, high, "amax")
+        self.boxes = torch.cat([low, high], dim=1)
 
 
-def candidate_pairs(components: Components, settings: MergeSettings) -> Tensor:
-    """(P, 2) int64 pairs that might be one object, the larger of the two first."""
-    large = (components.areas >= max(settings.min_area, 1)).nonzero()[:, 0]
+def large_components(components: Components, settings: MergeSettings) -> Tensor:
+    """(M,) int64 numbers of those that may be merged, ascending."""
+    largest = components.areas.argsort(descending=True, stable=True)[: settings.most]
+    enough = components.areas[largest] >= max(settings.min_area, 1)
+    return largest[enough].sort().values
+
+
+def candidate_pairs(components: Components, large: Tensor, settings: MergeSettings) -> Tensor:
+    """(P, 2) int64 pairs of ``large`` that might be one object, the larger of the two first."""
     boxes, classes = components.boxes[large], components.classes[large]
     low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
     high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
@@ -149,25 +163,49 @@ def crop_pairs(
 def merge_greedily(
     components: Components, settings: MergeSettings, score: Callable[[Tensor], Tensor]
 ) -> None:
-    """Merge the likeliest pair until no pair is likely, looking at merged components anew.
+    """Merge the likeliest pairs until no pair is likely, looking at merged components anew.
+
+    In each round all pairs are merged that are the likeliest of both their components, of which
+    the likeliest of all is one.  Rounds are few, so that ``score`` has many pairs at once.
 
     Args:
         components: changed in place.
         settings: which pairs, and how likely.
         score: pairs (P, 2) → (P,) probabilities, for ``components`` as they are when it is called.
     """
-    pairs = candidate_pairs(components, settings)
+    large = large_components(components, settings)
+    pairs = candidate_pairs(components, large, settings)
     scores = score(pairs)
-    while len(pairs) and scores.max() > settings.threshold:
-        kept, gone = pairs[scores.argmax()].tolist()
-        components.merge(kept, gone)
-        untouched = ((pairs != kept) & (pairs != gone)).all(dim=1)
-        new = candidate_pairs(components, settings)
-        new = new[(new == kept).any(dim=1)]
+    count = len(components.areas)
+    while (likely := scores > settings.threshold).any():
+        merged = likeliest_of_both(pairs[likely], scores[likely], count)
+        into = torch.arange(count, device=pairs.device)
+        into[merged[:, 1]] = merged[:, 0]
+        components.merge(into)
+        touched = torch.zeros(count, dtype=torch.bool, device=pairs.device)
+        touched[merged.flatten()] = True
+        untouched = ~touched[pairs].any(dim=1)
+        large = large[components.areas[large] > 0]
+        new = candidate_pairs(components, large, settings)
+        new = new[touched[new].any(dim=1)]
         pairs, scores = (
             torch.cat([pairs[untouched], new]),
             torch.cat([scores[untouched], score(new)]),
         )
+
+
+def likeliest_of_both(pairs: Tensor, scores: Tensor, count: int) -> Tensor:
+    """(M, 2) the pairs that are the likeliest of both their components; no component is in two.
+
+    Args:
+        pairs: (P, 2) of ``count`` components.
+        scores: (P,), the first of equal ones counting as the likelier.
+    """
+    pairs = pairs[scores.argsort(descending=True, stable=True)]
+    places = torch.arange(len(pairs), device=pairs.device)
+    best = places.new_full((count,), len(pairs))
+    best.scatter_reduce_(0, pairs.flatten(), places.repeat_interleave(2), "amin")
+    return pairs[(best[pairs] == places[:, None]).all(dim=1)]
 
 
 def merge_by_owner(components: Components, owners: Tensor) -> None:
@@ -177,8 +215,10 @@ def merge_by_owner(components: Components, owners: Tensor) -> None:
         components: of a picture.
         owners: (N,) the object of each component, -1 for none.
     """
-    first: dict[int, int] = {}
-    for number, owner in enumerate(owners.tolist()):
-        kept = first.setdefault(owner, number) if owner >= 0 else number
-        if kept != number:
-            components.merge(kept, number)
+    numbers = torch.arange(len(owners), device=owners.device)
+    owned = owners >= 0
+    first = numbers.new_full((int(owners.max()) + 1 if len(owners) else 0,), len(owners))
+    first.scatter_reduce_(0, owners[owned], numbers[owned], "amin")
+    into = numbers.clone()
+    into[owned] = first[owners[owned]]
+    components.merge(into)

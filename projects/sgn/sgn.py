@@ -153,6 +153,7 @@ class SGN(PixelModel):
             ),
             "merge_settings": MergeSettings(
                 min_area=node.MERGE_MIN_AREA,
+                most=node.MERGE_MAX_COMPONENTS,
                 max_gap=node.MERGE_MAX_GAP,
                 partners=node.MERGE_PARTNERS,
                 threshold=node.MERGE_THRESH_TEST,

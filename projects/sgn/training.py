@@ -14,6 +14,7 @@ from instseg.projects.sgn.merging import (
     MergeSettings,
     candidate_pairs,
     crop_pairs,
+    large_components,
     windows,
 )
 from instseg.projects.sgn.networks import LineNet, MergerNet
@@ -83,7 +84,8 @@ def merger_loss(
         ):
             _, found = find_components(breaks, semantic, links, lines)
             components = Components.from_map(found.to(semantic.device), semantic)
-            own = candidate_pairs(components, settings)
+            large = large_components(components, settings)
+            own = candidate_pairs(components, large, settings)
             owners = majority_owners(components.map, truth.owners, len(components.areas))[own]
             own = own[(owners >= 0).all(dim=1)]
             owners = owners[(owners >= 0).all(dim=1)]

@@ -369,6 +369,7 @@ def test_the_class_count_is_found_by_name() -> None:
         ("OUTPUT_STRIDE", 3, "OUTPUT_STRIDE is 3; expected 1, 2, 4 or 8"),
         ("LINE_CHANNELS", 0, "LINE_CHANNELS is 0; expected at least 1"),
         ("WIDENING", -1, "WIDENING is -1; expected at least 0"),
+        ("MERGE_MAX_COMPONENTS", 0, "MERGE_MAX_COMPONENTS is 0; expected at least 1"),
         ("MERGE_PAIRS_TRAIN", 1, "MERGE_PAIRS_TRAIN is 1; expected at least 2"),
         ("LINK_THRESH_TEST", 1.5, "LINK_THRESH_TEST is 1.5; expected a probability"),
     ],

@@ -16,6 +16,7 @@ from instseg.projects.sgn import (
     candidate_pairs,
     crop_pairs,
     keep_large,
+    large_components,
     link_loss,
     merge_greedily,
     windows,
@@ -28,6 +29,10 @@ def components(*rows: list[int], classes: list[list[int]] | None = None) -> Comp
     numbers = torch.tensor(rows)
     semantic = (numbers >= 0).long() if classes is None else torch.tensor(classes)
     return Components.from_map(numbers, semantic)
+
+
+def pairs_of(found: Components, settings: MergeSettings) -> list[list[int]]:
+    return candidate_pairs(found, large_components(found, settings), settings).tolist()
 
 
 def test_breakpoint_labels_weigh_by_inverse_frequency() -> None:
@@ -92,11 +97,17 @@ def test_candidates_are_large_near_and_of_one_class_and_the_larger_comes_first()
     kinds = [1, 1, 1, 1, 1, 0, 2, 2, 0, 0, 0, 1, 1, 1]
     found = components(row, classes=[kinds])
     near = MergeSettings(min_area=2, max_gap=0.5)
-    assert candidate_pairs(found, near).tolist() == [[1, 0]]
+    assert pairs_of(found, near) == [[1, 0]]
     far = MergeSettings(min_area=2, max_gap=9.0)
-    assert candidate_pairs(found, far).tolist() == [[1, 0], [0, 3], [1, 3]]
+    assert pairs_of(found, far) == [[1, 0], [0, 3], [1, 3]]
     one = MergeSettings(min_area=1, max_gap=9.0, partners=1)
-    assert candidate_pairs(found, one).tolist() == [[1, 0], [3, 4]]
+    assert pairs_of(found, one) == [[1, 0], [3, 4]]
+
+
+def test_only_the_largest_components_are_candidates() -> None:
+    found = components([0, 0, 1, 2, 2, 2, 3, 3])
+    settings = MergeSettings(min_area=1, max_gap=9.0, most=3)
+    assert pairs_of(found, settings) == [[2, 0], [0, 3], [2, 3]]
 
 
 def test_a_pair_is_seen_in_a_square_with_a_margin() -> None:
@@ -145,6 +156,21 @@ def test_the_likeliest_pair_is_merged_first_and_then_looked_at_anew() -> None:
     assert found.map.tolist() == [[0, 0, 2]]
     assert [len(pairs) for pairs in asked] == [3, 1]
     assert found.areas.tolist() == [2, 0, 1] and found.boxes[0].tolist() == [0, 0, 2, 1]
+
+
+def test_pairs_likeliest_for_both_their_components_are_merged_in_one_round() -> None:
+    """0-1 and 2-3 are; 1-2, likely as well, is looked at anew as the pair of both results."""
+    found = components([0, 1, 2, 3])
+    likely = {(0, 1): 0.9, (1, 2): 0.8, (2, 3): 0.85}
+    asked: list[int] = []
+
+    def score(pairs: Tensor) -> Tensor:
+        asked.append(len(pairs))
+        scores = [likely.get(tuple(sorted(p)), 0.1) for p in pairs.tolist()]
+        return torch.tensor(scores if len(asked) == 1 else [0.1] * len(pairs))
+
+    merge_greedily(found, MergeSettings(min_area=1, max_gap=9.0), score)
+    assert found.map.tolist() == [[0, 0, 2, 2]] and asked == [6, 1]
 
 
 def test_everything_likely_becomes_one() -> None:

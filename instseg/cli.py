@@ -191,6 +191,13 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see `{self.prog} --help`")
 
 
+def _path(text: str) -> Path:
+    """A path; Python takes an empty one, of a shell's variable that is not set, as ``.``."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, found nothing")
+    return Path(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="instseg", description="Instance segmentation on Detectron2.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -242,7 +249,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
         metavar="INPUT",
         help="pictures, videos, folders, or the number of a camera",
     )
-    add("--output", required=True, type=Path, metavar="DIR", help="created if need be")
+    add("--output", required=True, type=_path, metavar="DIR", help="created if need be")
     add(
         "--confidence",
         type=float,
@@ -273,7 +280,7 @@ def _add_proposals(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     add = parser.add_argument
     add("--dataset", required=True, metavar="NAME", help="a data set, or coco:PATH:IMAGE_ROOT")
-    add("--output", required=True, type=Path, metavar="FILE", help="NAME.pkl")
+    add("--output", required=True, type=_path, metavar="FILE", help="NAME.pkl")
     parser.set_defaults(run=proposals)
 
 
@@ -285,12 +292,12 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     add = parser.add_argument
     add("--format", required=True, metavar="FORMAT", help="onnx or torch_export")
-    add("--output", required=True, type=Path, metavar="FILE", help="NAME.onnx or NAME.pt2")
+    add("--output", required=True, type=_path, metavar="FILE", help="NAME.onnx or NAME.pt2")
     parser.set_defaults(run=export)
 
 
 def _add_shapes_export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", type=Path, metavar="DIR")
+    parser.add_argument("directory", type=_path, metavar="DIR")
     parser.add_argument(
         "--split",
         action="append",
@@ -303,8 +310,8 @@ def _add_shapes_export(parser: argparse.ArgumentParser) -> None:
 
 def _add_nuclei_build(parser: argparse.ArgumentParser) -> None:
     parser.description = "Writes OUTPUT/images and OUTPUT/instances_{train,val}.json."
-    parser.add_argument("source", type=Path, metavar="STAGE1_TRAIN", help="the unpacked download")
-    parser.add_argument("output", type=Path, metavar="OUTPUT")
+    parser.add_argument("source", type=_path, metavar="STAGE1_TRAIN", help="the unpacked download")
+    parser.add_argument("output", type=_path, metavar="OUTPUT")
     for split, count in (("train", 400), ("val", 60)):
         text = "pictures (default %(default)s)"
         parser.add_argument(f"--{split}", type=int, default=count, metavar="N", help=text)
@@ -327,7 +334,7 @@ def _add_benchmark_models(parser: argparse.ArgumentParser) -> None:
         "(that through torch.compile); may be repeated, a row each",
     )
     add("--repeats", type=int, default=6, metavar="N", help="passes (default %(default)s)")
-    add("--json", type=Path, metavar="FILE", help="write the rows as a JSON list")
+    add("--json", type=_path, metavar="FILE", help="write the rows as a JSON list")
     add("overrides", nargs="*", metavar="KEY VALUE", help="configuration overrides, last")
     parser.set_defaults(run=benchmark_models)
 
@@ -342,7 +349,7 @@ def _add_benchmark_ops(parser: argparse.ArgumentParser) -> None:
     add("--device", default="cpu", metavar="DEVICE", help="cpu or cuda (default %(default)s)")
     add("--repeats", type=int, default=5, metavar="N", help="calls (default %(default)s)")
     add("--op", action="append", metavar="NAME", help="this row alone; may be repeated")
-    add("--json", type=Path, metavar="FILE", help="write the rows as a JSON list")
+    add("--json", type=_path, metavar="FILE", help="write the rows as a JSON list")
     parser.set_defaults(run=benchmark_ops)
 
 
@@ -358,7 +365,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         "yolact or yolact_edge",
     )
     add("input", metavar="IN", help="the file as its authors released it")
-    add("output", metavar="OUT", type=Path, help="NAME.safetensors (the default) or NAME.pth")
+    add("output", metavar="OUT", type=_path, help="NAME.safetensors (the default) or NAME.pth")
     add(
         "--leave-out-classes",
         action="store_true",

@@ -1,5 +1,6 @@
 """``instseg predict`` on pictures: files, exit statuses and messages."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,8 @@ def test_an_interrupt_leaves_valid_results_of_what_was_done(
         (["--input", "EMPTY"], "none of the 1 files in it has the extension of a picture or video"),
         (["--input", "a.png", "MODEL.MASK_ON", "False"], "--input MODEL.MASK_ON is a key"),
         (["--input", "a.png", "--output", "a.png/out"], "--output a.png/out cannot be written"),
+        (["--input", "a.png", "--output", ""], "argument --output: expected a path, found nothing"),
+        (["--input", "a.png", ""], "an --input is empty; is a variable of the shell not set?"),
         (["--input", "a.png", "--output", "."], "--output . is the folder of the input a.png"),
         (
             ["--input", "a.png", "--confidence", "2"],
@@ -272,6 +275,43 @@ def test_a_mistake_is_one_line_and_status_2(
     assert len(errors) == 1
     assert errors[0].startswith("error: ")
     assert message in errors[0]
+
+
+def test_an_overlay_never_replaces_the_file_that_an_input_is_a_link_to(
+    model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("out", "links"):
+        (tmp_path / name).mkdir()
+    Image.fromarray(PHOTO).save(tmp_path / "out" / "a.png")
+    link = tmp_path / "links" / "a.png"
+    link.symlink_to(tmp_path / "out" / "a.png")
+    arguments = [*model, "--input", str(link), "--output"]
+    assert cli.main([*arguments, str(tmp_path / "out")]) == 2
+    assert f"out is the folder of the input {link}, which an overlay" in capsys.readouterr().err
+    assert np.array_equal(np.asarray(Image.open(link)), PHOTO)
+    assert cli.main([*arguments, str(tmp_path / "other")]) == 0
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_what_is_no_file_in_a_folder_is_not_passed_over(
+    model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], alone: bool
+) -> None:
+    source = tmp_path / "in"
+    (source / "folder.png").mkdir(parents=True)
+    (source / "gone.png").symlink_to("nowhere.png")
+    (source / "itself.png").symlink_to("itself.png")
+    os.mkfifo(source / "pipe.png")
+    if not alone:
+        Image.fromarray(PHOTO).save(source / "a.png")
+    arguments = [*model, "--input", str(source), "--output", str(tmp_path / "out")]
+    assert cli.main(arguments) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(str(source))]
+    assert lines == [
+        f"{source / 'gone.png'}: no such file",
+        f"{source / 'itself.png'}: no such file",
+        f"{source / 'pipe.png'}: is no regular file",
+    ]
+    assert bool(results(tmp_path / "out")) is not alone
 
 
 def test_an_output_folder_that_cannot_be_written_is_found_before_the_model_is_built(

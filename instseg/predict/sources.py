@@ -37,7 +37,8 @@ class Source:
 def find_sources(inputs: Sequence[str]) -> list[Source]:
     """Files, the pictures and videos directly inside folders, and camera numbers.
 
-    A file that does not exist is kept: it becomes an error line of its own when its turn comes.
+    A file that does not exist, or a link to none in a folder, is kept: it becomes an error line of
+    its own when its turn comes.
 
     Raises:
         ConfigError: nothing at all to work on, or an input that is a configuration key.
@@ -45,6 +46,8 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
     sources: list[Source] = []
     stems = {"predictions"}  # predictions.json is not the file of a video
     for item in inputs:
+        if not item:
+            raise ConfigError("an --input is empty; is a variable of the shell not set?")
         path = Path(item)
         if os.path.isdir(path):  # unlike Path.is_dir() also for too long a name
             names = [str(file) for file in _media_in(path)]
@@ -55,7 +58,7 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
         else:
             names = [item]
         sources.extend(_source(name, stems) for name in names)
-    if not any(source.kind == "camera" or os.path.exists(source.name) for source in sources):
+    if not any(source.kind == "camera" or os.path.lexists(source.name) for source in sources):
         raise ConfigError(f"nothing to predict on: --input {' '.join(inputs)} does not exist")
     return sources
 
@@ -80,7 +83,9 @@ def _is_camera(name: str) -> bool:
 
 def _media_in(folder: Path) -> list[Path]:
     try:
-        files = sorted(file for file in folder.iterdir() if file.is_file() and file.name[0] != ".")
+        files = sorted(
+            file for file in folder.iterdir() if not file.is_dir() and file.name[0] != "."
+        )
     except OSError as error:
         raise ConfigError(f"--input {folder} cannot be read: {error.strerror}") from None
     media = [file for file in files if file.suffix.lower() in _MEDIA_SUFFIXES]
@@ -120,8 +125,14 @@ def prepare_output(output: Path, sources: Iterable[Source]) -> None:
             f"--output {output} cannot be written: {error.strerror}; choose another folder"
         ) from None
     for source in sources:
-        if source.kind != "camera" and Path(source.name).parent.resolve() == output.resolve():
+        if source.kind != "camera" and os.path.realpath(output) in _folders(source.name):
             raise ConfigError(
                 f"--output {output} is the folder of the input {source.name}, which an overlay "
                 "could replace; choose another folder"
             )
+
+
+def _folders(name: str) -> set[str]:
+    """Where the file ``name`` is: a link is in one folder, and what it leads to in another."""
+    paths = (os.path.dirname(name), os.path.dirname(os.path.realpath(name)))
+    return {os.path.realpath(path) for path in paths}

@@ -64,8 +64,9 @@ def draw_instances(
             scene, detections
         )
     if labels:
+        # JSON can name half of a surrogate pair, at which OpenCV crashes.
         texts = [
-            f"{class_name(class_names, int(index))} {score:.2f}"
+            f"{class_name(class_names, int(index))} {score:.2f}".encode(errors="replace").decode()
             for index, score in zip(shown.pred_classes, shown.scores, strict=True)
         ]
         annotator = sv.LabelAnnotator(

@@ -429,6 +429,12 @@ def test_labels_and_boxes_can_be_drawn_on_top(predictor: Predictor) -> None:
     assert (draw_instances(PHOTO, instances, labels=False, boxes=True) != plain).any()
 
 
+def test_a_label_that_is_no_text_in_any_encoding_is_drawn(predictor: Predictor) -> None:
+    instances = predictor(PHOTO)["instances"]
+    plain = draw_instances(PHOTO, instances, labels=False)
+    assert (draw_instances(PHOTO, instances, ["\ud83d", "\udc80", "å"]) != plain).any()
+
+
 def test_a_gallery_centres_each_picture_in_its_cell_on_white() -> None:
     small, large = np.full((2, 3, 3), 10, np.uint8), np.full((6, 7, 3), 20, np.uint8)
     tiles = gallery([large, small, large], columns=2)

@@ -8,6 +8,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from instseg.data.videos import Camera, Frame, VideoFile, VideoWriter, fit
 from instseg.errors import ImageError, OutputError
@@ -59,6 +60,13 @@ def test_times_of_a_variable_frame_rate_are_kept(tmp_path: Path) -> None:
 def test_times_count_from_the_first_frame(tmp_path: Path) -> None:
     frames = read(write_clip(tmp_path / "v.mkv", pictures(3), [7.0, 7.1, 7.2]))
     assert [frame.time for frame in frames] == pytest.approx([0, 0.1, 0.2])
+
+
+def test_times_go_on_where_those_of_the_file_begin_anew(tmp_path: Path) -> None:
+    late = write_clip(tmp_path / "a.ts", pictures(3), [5.0, 5.1, 5.2])
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(late.read_bytes() + write_clip(tmp_path / "b.ts", pictures(3)).read_bytes())
+    assert [frame.time for frame in read(joined)] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
 
 
 def test_metadata_that_is_no_text_does_not_cost_the_frames(tmp_path: Path) -> None:
@@ -168,6 +176,17 @@ def test_a_file_with_sound_only_is_refused(tmp_path: Path) -> None:
         VideoFile(tmp_path / "v.mkv")
 
 
+def test_the_cover_of_a_file_with_sound_only_is_no_video(tmp_path: Path) -> None:
+    path = tmp_path / "v.mp4"
+    with av.open(str(path), "w") as container:
+        cover = container.add_stream("mjpeg", 1)
+        cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(pictures(1)[0], format="bgr24")))
+    with pytest.raises(ImageError, match="holds no video stream"):
+        VideoFile(path)
+
+
 def test_sound_longer_than_the_pictures_is_no_damage(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "v.mkv"), "w") as container:
         sound = container.add_stream("pcm_s16le", 8000)
@@ -235,6 +254,22 @@ def test_a_written_video_keeps_times(tmp_path: Path) -> None:
         for image, time in zip(pictures(5), times, strict=True):
             writer.write(Frame(image, time))
     assert [frame.time for frame in read(tmp_path / "v.mp4")] == pytest.approx(times, abs=1e-4)
+
+
+def test_a_colon_in_the_name_of_a_folder_is_no_protocol(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("12:30").mkdir()
+    with VideoWriter(Path("12:30/v.mp4"), 10) as writer:
+        writer.write(Frame(pictures(1)[0], 0.0))
+    assert len(read(Path("12:30/v.mp4"))) == 1
+
+
+def test_a_size_that_no_video_can_have_is_an_error_of_that_video(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "v.mp4", 10) as writer:
+        with pytest.raises(ImageError, match="cannot be written as video of 20000x2 pixels"):
+            writer.write(Frame(np.zeros((2, 20_000, 3), np.uint8), 0.0))
 
 
 def test_times_that_stand_still_are_spread(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import av
 import cv2
 import numpy as np
+from av.stream import Disposition
 
 from instseg.data.images import MAX_PIXELS, Array
 from instseg.errors import ImageError, OutputError
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 # Containers of frames, named because FFmpeg would also open text files and playlists.
 _CONTAINERS = "asf,avi,flv,m4v,matroska,mov,mpeg,mpegts,mpegvideo,ogg"
+# Before a path: FFmpeg would take what comes before a colon in it for a protocol.
+_FILE = "file:"
 # For cameras and files that do not tell theirs.
 _DEFAULT_FPS = 25.0
 # Ticks per second of written videos: whole for all usual frame rates, also 30000/1001, and below
@@ -97,16 +100,20 @@ class VideoFile:
             ImageError: after the last frame, if the file could not be decoded completely.
         """
         first = None
-        before = moment = -1 / self.fps
+        before = -1 / self.fps
+        count = 0
         for frame in self._frames():
+            count += 1
             self._damaged += frame.is_corrupt
             if frame.time is not None and first is None:
                 first = frame.time
+            elif frame.time is not None and frame.time - first < before:  # stamps begin anew
+                first = frame.time - before - 1 / self.fps
             moment = frame.time - first if frame.time is not None else before + 1 / self.fps
             self._longest = max(self._longest, moment - before)
             before = moment
             yield Frame(_upright(frame, self.name), moment)
-        if moment < 0:
+        if not count:
             raise ImageError(f"{self.name}: no frame can be decoded")
         if problems := self._problems():
             raise ImageError(
@@ -252,6 +259,7 @@ class VideoWriter:
 
         Raises:
             OutputError: the disk is full, or the like.
+            ImageError: no video can be of this size.
         """
         try:
             if self._container is None:
@@ -285,7 +293,7 @@ class VideoWriter:
         height, width = image.shape[:2]
         self._size = (height + height % 2, width + width % 2)
         options = {"movflags": "hybrid_fragmented+frag_keyframe", "flush_packets": "1"}
-        container = av.open(str(self._path), "w", format="mp4", options=options)
+        container = av.open(f"{_FILE}{self._path}", "w", format="mp4", options=options)
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
         # Frames that refer only to earlier ones need no memory for later ones.
         options = {"preset": "veryfast", "crf": "20", "bf": "0"} if codec == "libx264" else {}
@@ -297,12 +305,16 @@ class VideoWriter:
         self._stream.codec_context.gop_size = round(2 * self._fps)
         self._container = container
 
-    def _failure(self, error: Exception) -> OutputError:
+    def _failure(self, error: Exception) -> ImageError | OutputError:
         height, width = self._size
-        return OutputError(
+        text = (
             f"{self._path} cannot be written as video of {width}x{height} pixels: "
             f"{getattr(error, 'strerror', None) or error}"
         )
+        if isinstance(error, OSError):
+            return OutputError(text)
+        # The encoder, which does not take every size.
+        return ImageError(f"{text}; predict on it with --no-overlay")
 
 
 def fit(image: Array, height: int, width: int) -> Array:
@@ -336,8 +348,7 @@ def _open(path: Path) -> Any:
         raise ImageError(f"{path}: the file is empty (0 bytes)")
     options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
     try:
-        # The prefix keeps FFmpeg from reading a colon in the name as a protocol.
-        return av.open(f"file:{path}", options=options, metadata_errors="replace")
+        return av.open(f"{_FILE}{path}", options=options, metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:
         reason = error.strerror or str(error)
         raise ImageError(
@@ -347,7 +358,8 @@ def _open(path: Path) -> Any:
 
 def _video_stream(container: Any, name: str) -> Any:
     stream = container.streams.best("video")
-    if stream is None:
+    # A cover belongs to sound; FFmpeg gives it where there is nothing better.
+    if stream is None or stream.disposition & Disposition.attached_pic:
         raise ImageError(f"{name}: holds no video stream")
     if stream.codec_context is None:
         raise ImageError(f"{name}: its codec is not known to FFmpeg")

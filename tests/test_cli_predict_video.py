@@ -326,6 +326,24 @@ def test_a_run_with_other_settings_is_not_resumed(
     assert (tmp_path / "v.json").read_text() == uninterrupted["text"]
 
 
+def test_another_video_of_the_same_name_is_not_resumed(
+    model: list[str],
+    uninterrupted: dict[str, Any],
+    clip: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "v.json").write_text(uninterrupted["text"][:-100])
+    monkeypatch.setattr("instseg.predict.videos.VideoFile", lambda name: VideoFile(large))
+    large = write_clip(tmp_path / "large.mp4", pictures(6, 96, 128))
+    arguments = [*model, "--input", str(clip), "--resume", "--output", str(tmp_path)]
+    assert cli.main(arguments) == 2
+    message = f"frame 0 of {clip} is not of 64x48 pixels as in the run to be resumed"
+    assert message in capsys.readouterr().err
+    assert video_results(tmp_path)["frames"] == json.loads(uninterrupted["text"])["frames"][:4]
+
+
 def test_a_camera_is_not_resumed(
     model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

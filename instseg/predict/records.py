@@ -3,7 +3,7 @@
 import errno
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -12,9 +12,11 @@ from typing import Any
 import cv2
 
 from instseg.data.images import Array
+from instseg.data.rle import check_rle
 from instseg.errors import ConfigError, ImageError, OutputError
 
-_FRAME_KEYS = {"width", "height", "keyframe", "objects"}
+_LARGEST = 1e12
+_UNUSABLE = (ValueError, KeyError, TypeError, RecursionError)
 
 AddRecords = Callable[[Iterable[dict[str, Any]]], None]
 
@@ -68,12 +70,14 @@ class VideoRecords:
                 which a video model has to start.
         Raises:
             ConfigError: the file to be continued has another header.
+            OutputError: it is no file.
         """
         self._path = path
         self._header = json.dumps(header)[:-1] + ', "frames": ['
         self.kept, self._size, self.complete = 0, 0, False
         if resume and os.path.exists(path):
-            self._scan(header)
+            with writing(path):
+                self._scan(header)
 
     def __enter__(self) -> "VideoRecords":
         with writing(self._path):
@@ -99,7 +103,7 @@ class VideoRecords:
         with self._path.open("rb") as file:
             file.readline()
             for _ in range(self.kept):
-                yield _record(file.readline())
+                yield json.loads(file.readline().rstrip(b",\n"))
 
     def add(self, record: dict[str, Any]) -> None:
         """Append the record of a frame.
@@ -114,11 +118,12 @@ class VideoRecords:
 
     def _scan(self, header: dict[str, Any]) -> None:
         """Find what of the file can be kept."""
+        ids = {category["id"] for category in header["categories"]}
         with self._path.open("rb") as file:
             first = file.readline()
             try:
                 found = json.loads(first.rstrip() + b"]}")
-            except ValueError:  # killed before the header was written
+            except (ValueError, RecursionError):  # killed before the header was written
                 return
             if {**header, "frames": []} != found:
                 raise ConfigError(
@@ -129,8 +134,8 @@ class VideoRecords:
             self._size = end
             for line in file:
                 try:
-                    record = _record(line)
-                except ValueError:  # the line that closes the file, or one that was torn
+                    record = _record(line, number, ids)
+                except _UNUSABLE:  # the line that closes the file, or one that was torn
                     self.complete = line.startswith(b'], "complete": true')
                     return
                 if record["keyframe"]:
@@ -176,15 +181,24 @@ def write_picture(path: Path, image: Array) -> None:
         path.write_bytes(encoded.tobytes())
 
 
-def _record(line: bytes) -> dict[str, Any]:
+def _record(line: bytes, number: int, category_ids: Collection[Any]) -> dict[str, Any]:
     """One line of a file.
 
     Raises:
-        ValueError: it is not the record of a frame.
+        ValueError, KeyError, TypeError, RecursionError: it is not the record of frame ``number``.
     """
     record: dict[str, Any] = json.loads(line.rstrip(b",\n"))
-    if not isinstance(record, dict) or not record.keys() >= _FRAME_KEYS:
-        raise ValueError("not the record of a frame")
+    height, width, objects = record["height"], record["width"], record["objects"]
+    masks = {"segmentation" in found for found in objects}
+    if record["frame"] != number or type(record["keyframe"]) is not bool or len(masks) > 1:
+        raise ValueError("another frame")
+    for found in objects:
+        category = found["category_id"]
+        numbers = [*found["bbox"], found["score"], 0 if category in category_ids else category]
+        if len(numbers) != 6 or not all(-_LARGEST < value < _LARGEST for value in numbers):
+            raise ValueError("no object")
+        if masks == {True}:  # pycocotools writes beyond its memory at runs that do not fit
+            check_rle(found["segmentation"], height, width)
     return record
 
 

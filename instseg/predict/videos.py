@@ -12,7 +12,7 @@ from tqdm import tqdm
 from instseg.data.images import Array
 from instseg.data.videos import Camera, Frame, FrameSource, VideoFile, VideoWriter
 from instseg.engine.video import VideoPredictor
-from instseg.errors import ImageError
+from instseg.errors import ConfigError, ImageError
 from instseg.predict.records import VideoRecords
 from instseg.predict.results import Results
 from instseg.predict.sources import Source
@@ -81,19 +81,26 @@ class VideoRun:
         ):
             frames = iter(bar)
             tracker = Tracker() if self._track else None
-            self._repeat(frames, records, writer, tracker)
+            self._repeat(frames, source, records, writer, tracker)
             self._go_on(frames, source, records, writer, tracker)
             records.complete = True
 
     def _repeat(
         self,
         frames: Iterator[Frame],
+        source: Source,
         records: VideoRecords,
         writer: VideoWriter | None,
         tracker: Tracker | None,
     ) -> None:
         """Draw and track what an earlier run has found: both begin at the beginning."""
         for record, frame in zip(records.earlier(), frames, strict=False):
+            if frame.image.shape[:2] != (record["height"], record["width"]):
+                raise ConfigError(
+                    f"frame {record['frame']} of {source.name} is not of {record['width']}x"
+                    f"{record['height']} pixels as in the run to be resumed: it is another video; "
+                    "choose another --output"
+                )
             found = self._results.restore(record["objects"], record["height"], record["width"])
             if tracker is not None:
                 tracker.update(found)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from instseg.errors import ConfigError, OutputError
-from instseg.predict.records import VideoRecords
+from instseg.predict.records import VideoRecords, json_list
 
 HEADER: dict[str, Any] = {"info": {"confidence": 0.5}, "videos": [{"id": 1}], "categories": []}
 
@@ -89,3 +89,15 @@ def test_frames_with_and_without_objects_and_masks_are_kept(tmp_path: Path) -> N
 def test_a_folder_in_place_of_the_file_is_an_output_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written: Is a directory"):
         VideoRecords(tmp_path, HEADER, resume=True)
+
+
+def test_the_results_of_pictures_are_valid_json_at_every_moment(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.json"
+    added: list[dict[str, Any]] = []
+    with json_list(path) as add:
+        assert json.loads(path.read_text()) == []
+        for records in ([], [FOUND, {"category_name": "å"}], [], [FOUND] * 1000):
+            add(iter(records))
+            added += records
+            assert json.loads(path.read_text()) == added
+    assert json.loads(path.read_text()) == added

@@ -15,7 +15,7 @@ COCO, so that ``pycocotools.coco.COCO.loadRes`` reads it::
 ``category_id`` is the id in the data set ``DATASETS.TEST[0]`` where Detectron2 knows its ids, else
 the class counted from 0; ``category_name`` is that number as text where no names are known.
 Coordinates are pixels of the upright picture.  ``segmentation`` is compressed RLE, left out for
-models without masks.
+models without masks.  The file is complete after every picture.
 
 **Videos and cameras.** ``NAME.json`` has the parts of a YouTube-VIS file, ``info``, ``videos`` and
 ``categories``, but lists objects by frame: a list by object, as YouTube-VIS has it, could be

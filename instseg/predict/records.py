@@ -23,30 +23,36 @@ AddRecords = Callable[[Iterable[dict[str, Any]]], None]
 
 @contextmanager
 def json_list(path: Path) -> Iterator[AddRecords]:
-    """A JSON list in the file ``path``, written as it grows and closed also after an interrupt.
+    """A JSON list in the file ``path``, closed anew whenever it grows.
+
+    What a process leaves that is interrupted or killed is valid JSON.
 
     Yields:
         the function that appends records and hands them to the operating system.
     """
-    separator = "\n"
+    with writing(path):
+        file = path.open("wb")
+        file.write(b"[\n]\n")
+        file.flush()
+    end, separator = 1, "\n"
 
     def add(records: Iterable[dict[str, Any]]) -> None:
-        nonlocal separator
+        nonlocal end, separator
+        text = ",\n".join(map(json.dumps, records))
+        if not text:
+            return
         with writing(path):
-            for record in records:
-                # One write for separator and record, so that an interrupt finds whole elements.
-                file.write(separator + json.dumps(record))
-                separator = ",\n"
+            file.seek(end)
+            end += file.write((separator + text).encode())
+            file.write(b"\n]\n")
             file.flush()
+        separator = ",\n"
 
-    with writing(path):
-        file = path.open("w", encoding="utf-8")
     try:
-        file.write("[")
         yield add
     finally:
-        with writing(path), file:
-            file.write("\n]\n")
+        with writing(path):
+            file.close()
 
 
 class VideoRecords:

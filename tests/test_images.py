@@ -13,7 +13,7 @@ from detectron2.data import detection_utils
 from detectron2.utils import logger as detectron2_logger
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from instseg.data import images, shapes, shapes_video
 from instseg.data.images import check_image, convert_picture, picture_size, read_image
@@ -330,7 +330,7 @@ def test_a_wrong_type_or_layout_is_a_type_error_that_names_the_right_one(
     )
 
 
-@pytest.mark.parametrize("image", [GREY, GREY[:, :, None]])
+@pytest.mark.parametrize("image", [GREY, GREY[:, :, None], np.matrix(GREY)])
 def test_a_grey_array_is_replicated_and_that_is_said_once(
     image: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -365,6 +365,7 @@ def test_the_alpha_channel_of_an_array_is_dropped_with_a_warning(
         (RGB * 2.0, "max=5[0-9]+; undo"),
         (np.full((4, 5, 3), np.nan), "contains non-finite values"),
         (np.full((4, 5, 3), np.inf, np.float16), "contains non-finite values"),
+        (np.ma.masked_invalid(np.where(RGB < 9, np.nan, RGB)), "contains non-finite values"),
         (np.zeros((0, 0, 3), np.uint8), "image is empty: 0x0 pixels"),
         (np.zeros((0, 9), np.uint8), "image is empty: 9x0 pixels"),
         (np.zeros((6, 5, 2), np.uint8), "image has 2 channels"),
@@ -407,6 +408,19 @@ def test_the_size_is_that_of_the_upright_picture(
     path = save(tmp_path, name, RGB, exif=exif)
     height, width, _ = read_image(path).shape
     assert picture_size(path) == (width, height)
+
+
+def test_the_size_of_a_png_is_upright_whatever_tells_its_orientation(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = exif.tobytes()
+    xmp, profile = PngImagePlugin.PngInfo(), PngImagePlugin.PngInfo()
+    xmp.add_itxt("XML:com.adobe.xmp", '<rdf:Description tiff:Orientation="6"/>')
+    profile.add_text("Raw profile type exif", f"\nexif\n{len(content)}\n{content.hex()}\n")
+    for chunks in (xmp, profile):
+        path = save(tmp_path, "a.png", RGB, pnginfo=chunks)
+        assert read_image(path).shape == (20, 12, 3)
+        assert picture_size(path) == (12, 20)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.bmp"])

@@ -37,6 +37,7 @@ _FORMATS = tuple("AVIF BMP DIB GIF ICO JPEG JPEG2000 PNG PPM QOI TGA TIFF WEBP".
 _LAYOUT = "expected a NumPy array of shape (H, W, 3) with 8-bit values (uint8) in BGR order"
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _TAIL_BYTES = 64  # some programs pad files
+_ORIENTED = {"exif", "Raw profile type exif", "XML:com.adobe.xmp"}  # what can tell it in a PNG
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 # Detectron2's own readers open whatever Pillow does; for them it is told to have no Ghostscript.
 EpsImagePlugin.gs_binary = False
@@ -87,7 +88,7 @@ def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
             height, width, _ = convert_picture(picture, source=str(path)).shape
             return width, height
         # Pillow decodes a PNG to look for an orientation that is not in its header.
-        if picture.format == "JPEG" or "exif" in picture.info:
+        if picture.format == "JPEG" or _ORIENTED & picture.info.keys():
             turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
             return picture.size[::-1] if turned else picture.size
         return picture.size
@@ -177,6 +178,7 @@ def check_image(image: Any, *, source: str = "image") -> Array:
         )
     if not isinstance(image, np.ndarray):
         raise TypeError(f"{source} is a {type(image).__name__}; {_LAYOUT}")
+    image = np.asarray(image)  # of masked values the network would see what is below the mask
     _check_layout(image.shape, source)
     _check_size(image.shape[1], image.shape[0], source)
     _check_values(image, source)

@@ -1,7 +1,7 @@
 """Configuration files: plain YAML that names the files it is based on under ``_BASE_``."""
 
 import os
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -68,16 +68,28 @@ def _load(
 
 def _parse(filename: str) -> dict[str, Any]:
     """What the file itself holds."""
+    with open(filename, encoding="utf-8") as file:
+        return parse_yaml(file, filename)
+
+
+def parse_yaml(text: str | TextIO, filename: str) -> dict[str, Any]:
+    """The keys of a configuration in plain YAML.
+
+    Args:
+        text: or the file that holds it.
+        filename: what error messages call it.
+    Raises:
+        ConfigError: it is not YAML, has tags, holds too much, or no keys.
+    """
     try:
-        with open(filename, encoding="utf-8") as file:
-            loader = yaml.SafeLoader(file)
-            node = loader.get_single_node()
-            if _is_excessive(node):
-                raise ConfigError(
-                    f"{filename}: values are too many, nested too deeply or contain themselves; "
-                    f"expected fewer than {_LARGEST}"
-                )
-            content = loader.construct_document(node) if node is not None else None
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if _is_excessive(node):
+            raise ConfigError(
+                f"{filename}: values are too many, nested too deeply or contain themselves; "
+                f"expected fewer than {_LARGEST}"
+            )
+        content = loader.construct_document(node) if node is not None else None
     except (OSError, ConfigError):
         raise
     except yaml.constructor.ConstructorError as error:

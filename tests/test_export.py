@@ -194,3 +194,38 @@ def test_a_file_of_others_is_refused(case: Case, tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "foreign.onnx")
     with pytest.raises(CheckpointError, match="was not written by `instseg export`"):
         ExportedPredictor(tmp_path / "foreign.onnx")
+
+
+@pytest.mark.parametrize("case", PAPERS[:1], indirect=True)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"children": 5}, "was not written by `instseg export`"),
+        ({"children": ["../../x"]}, "was not written by `instseg export`"),
+        ({"config": 5}, "expected `KEY: value` lines"),
+        ({"config": "a: ["}, "not a YAML file"),
+        ({"config": "[" * 5000}, "not a YAML file"),
+        ({"config": "A: !!python/object/apply:os.mkdir [executed]"}, "never tags that execute"),
+    ],
+)
+def test_a_file_that_carries_something_else_is_refused(
+    case: Case,
+    changes: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model: Any = onnx.load(case.path)
+    model.metadata_props[0].value = json.dumps(json.loads(model.metadata_props[0].value) | changes)
+    onnx.save(model, "odd.onnx")
+    with pytest.raises((CheckpointError, ConfigError), match=message):
+        ExportedPredictor("odd.onnx")
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("case", PAPERS[:1], indirect=True)
+def test_another_size_than_that_of_the_network_is_refused(case: Case) -> None:
+    resized = ExportedPredictor(case.path, overrides=["INPUT.SQUARE_SIZE", 80])
+    with pytest.raises(CheckpointError, match="overrides change what the network takes, such as"):
+        resized(PHOTO)

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor, nn
 
 from instseg.config import CfgNode, get_cfg
+from instseg.config_files import parse_yaml
 from instseg.engine.predictor import Predictor
 from instseg.errors import CheckpointError, ConfigError
 from instseg.export.exporting import (
@@ -63,12 +63,15 @@ class ExportedPredictor(Predictor):
         try:
             self._metadata = json.loads(metadata)
             text = self._metadata["config"]
-        except (ValueError, KeyError, TypeError) as error:
+            self._parts = {
+                name: child_path(self._path, name) for name in self._metadata["children"]
+            }
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(
                 f"{path} was not written by `instseg export`: it carries no configuration"
             ) from error
         cfg = get_cfg()
-        cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(text)))
+        cfg.merge_from_other_cfg(CfgNode(parse_yaml(str(text), f"the configuration in {path}")))
         super().__init__(cfg, overrides=overrides)
 
     def video(self) -> VideoModel | None:
@@ -87,10 +90,10 @@ class ExportedPredictor(Predictor):
         model = as_split(self.model, "exported")
         # The file of a model for videos has more outputs than these.
         self._network = lambda images: self._loaded(images)[: len(model.raw_names)]
-        for name in self._metadata["children"]:
-            part, _ = _load(child_path(self._path, name))
+        for name, path in self._parts.items():
+            part, _ = _load(path)
             setattr(self.model, name, _Single(part))
-        return {"class_names": self._metadata["class_names"]}
+        return {"class_names": self._metadata.get("class_names")}
 
 
 class _Session(nn.Module):
@@ -104,7 +107,14 @@ class _Session(nn.Module):
         names = (INPUT, *(f"{STATE}{i}" for i in range(len(state))))
         arrays = (np.ascontiguousarray(x.cpu().numpy()) for x in (images, *state))
         inputs = dict(zip(names, arrays, strict=True))
-        return [torch.from_numpy(x) for x in self._session.run(None, inputs)]
+        try:
+            outputs = self._session.run(None, inputs)
+        except Exception as error:  # the runtime's own, as in _load()
+            raise CheckpointError(
+                "an exported network cannot be run; its file is damaged, or overrides change what "
+                f"the network takes, such as INPUT.SQUARE_SIZE: {error}"
+            ) from error
+        return [torch.from_numpy(x) for x in outputs]
 
 
 class _ExportedVideo:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from instseg.checkpoint import Checkpointer, atomic_write, read_weights
+from instseg.checkpoint.writing import TEMPORARY
 from instseg.errors import CheckpointError, OutputError
 from tests.test_checkpoint import net, same
 
@@ -45,6 +46,17 @@ def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot write .*file/run/m.pth"):
         Checkpointer(net(), str(tmp_path / "file" / "run")).save("m")
+
+
+def test_a_device_is_written_to_and_never_replaced(tmp_path):
+    sink, full = tmp_path / "sink", tmp_path / "full"
+    sink.symlink_to("/dev/null")
+    full.symlink_to("/dev/full")
+    atomic_write(sink, lambda file: file.write(b"x"))
+    assert sink.is_symlink() and not list(tmp_path.glob(f"*{TEMPORARY}"))
+    with pytest.raises(OutputError, match="full: .*No space left on device"):
+        atomic_write(full, lambda file: file.write(b"x"))
+    assert full.is_symlink()
 
 
 def test_the_tag_is_written_after_the_checkpoint_it_names(tmp_path, monkeypatch):

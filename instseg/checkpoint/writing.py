@@ -23,7 +23,8 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
     """Have ``write`` fill the file ``path`` so that it is never seen half-written.
 
     The content goes to a temporary file in the same folder (made if needed), which takes the place
-    of ``path`` once it is on the disk.
+    of ``path`` once it is on the disk.  A device or pipe, such as ``/dev/stdout``, is written to
+    instead: a file in its place would take it from every other program.
 
     Raises:
         OutputError: the system refused; ``path`` is as it was, the temporary file is gone.
@@ -32,6 +33,10 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
     # Not tempfile: its files are private to the user, these get the usual permissions.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            with open(path, "wb") as device:
+                write(device)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
             write(file)

@@ -309,6 +309,40 @@ def test_a_damaged_state_of_a_training_is_not_resumed(
     torch.save(content, file)
 
 
+@pytest.mark.parametrize(("saved", "set_now"), [("AdamW", "SGD"), ("SGD", "AdamW")])
+def test_the_state_of_another_optimizer_is_refused(saved: str, set_now: str) -> None:
+    def loop(optimizer: str) -> TrainLoop:
+        model = Line()
+        kind = getattr(torch.optim, optimizer)
+        made = TrainLoop(model, [FIRST], kind(model.parameters(), lr=0.1))
+        made.iter = 0
+        return made
+
+    first = loop(saved)
+    with EventStorage(0):
+        first.run_step()
+    state = first.state_dict()
+    loop(saved).load_state_dict(state)
+    with pytest.raises(ValueError, match=f"for {set_now}.*another optimizer's.*set SOLVER.OPTIM"):
+        loop(set_now).load_state_dict(state)
+
+
+def test_a_rate_that_resuming_does_not_take_is_told(
+    stopped: tuple[Trainer, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer, path = stopped
+    same = Trainer(trainer.cfg)
+    same.resume_or_load(resume=True)
+    assert "SOLVER" not in caplog.text
+    cfg = trainer.cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.BASE_LR /= 10
+    Trainer(cfg).resume_or_load(resume=True)
+    assert f"goes on with that, {trainer.cfg.SOLVER.BASE_LR:g}" in caplog.text
+    assert caplog.text.count("SOLVER.BASE_LR is not what the checkpoint was trained with") == 1
+    assert "WEIGHT_DECAY" not in caplog.text
+
+
 def test_a_best_metric_without_evaluations_is_refused(tmp_path: Path) -> None:
     cfg = instseg.load_cfg(CONFIG, ["TEST.BEST_METRIC", "segm/AP", "OUTPUT_DIR", str(tmp_path)])
     with pytest.raises(ConfigError, match="set TEST.EVAL_PERIOD"):

@@ -1,6 +1,7 @@
 """One optimisation step: mixed precision, and all processes stop when one cannot go on."""
 
 import itertools
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
@@ -15,6 +16,14 @@ from torch.nn.parallel import DistributedDataParallel
 from instseg.engine.interruption import signals_held
 from instseg.errors import ConfigError, InstsegError, TrainingError, message
 
+logger = logging.getLogger(__name__)
+
+_RESUMED = {
+    "initial_lr": "SOLVER.BASE_LR",
+    "momentum": "SOLVER.MOMENTUM",
+    "weight_decay": "SOLVER.WEIGHT_DECAY",
+}
+"""What an optimizer saves, and the keys that it comes from."""
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -157,5 +166,30 @@ class TrainLoop(SimpleTrainer):
         return {**super().state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
+        """Detectron2's, with the scaler.
+
+        Raises:
+            ValueError: the state of another optimizer.
+        """
+        # Of an optimizer, values replace those of the configuration, whichever optimizer had them.
+        configured = [dict(group) for group in self.optimizer.param_groups]
+        try:
+            super().load_state_dict(state_dict)
+            groups = self.optimizer.param_groups
+            lacking = sorted(self.optimizer.defaults.keys() - groups[0].keys())
+        except KeyError as error:
+            lacking = [str(error)]
+        if lacking:
+            raise ValueError(
+                f"it has no {', '.join(lacking)} for {type(self.optimizer).__name__}, so it is "
+                "another optimizer's, or damaged; set SOLVER.OPTIMIZER to that one"
+            )
+        for name, key in _RESUMED.items():
+            wanted = [group[name] for group in configured if name in group]
+            found = [group[name] for group in groups if name in group]
+            if wanted != found:
+                logger.warning(
+                    f"{key} is not what the checkpoint was trained with; training goes on with "
+                    f"that, {found[0]:g}. For another one start anew, with it as MODEL.WEIGHTS"
+                )
         self.scaler.load_state_dict(state_dict["scaler"])

@@ -299,6 +299,19 @@ def test_test_objects_without_masks_are_found_before_training_and_before_evaluat
         build_evaluator(cfg, test)
 
 
+def test_missing_test_pictures_are_found_before_training_and_before_evaluation(
+    tmp_path: Path,
+) -> None:
+    train, test = (write_set(tmp_path / name, content()) for name in ("train", "test"))
+    cfg = config(train, test, "OUTPUT_DIR", str(tmp_path), "DATALOADER.MAX_UNREADABLE", 1)
+    check_evaluation(cfg)
+    (tmp_path / "test/pictures/2.png").unlink()
+    with pytest.raises(DatasetError, match=r"test.* 1 of 3 pictures have no file, .*2\.png"):
+        check_evaluation(cfg)
+    with pytest.raises(DatasetError, match=r"test.* 1 of 3 pictures have no file, .*2\.png"):
+        Trainer.build_test_loader(cfg, test)
+
+
 def spoilt_truth() -> dict[str, Any]:
     """One object that can be found, without area and iscrowd, and others that cannot be drawn."""
     given = content()

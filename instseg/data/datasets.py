@@ -184,8 +184,17 @@ def check_records(cfg: CfgNode, name: str, records: list[dict[str, Any]]) -> Non
         check_masks(name, records)
         if cfg.INPUT.MASK_FORMAT == "polygon" and not cfg.INPUT.SAMPLES:
             _check_polygons(name, records)
+    check_files(name, records, cfg.DATALOADER.MAX_UNREADABLE)
+
+
+def check_files(name: str, records: list[dict[str, Any]], most: int = 0) -> None:
+    """Refuse records with more than ``most`` pictures that have no file.
+
+    Raises:
+        DatasetError: with the first of them.
+    """
     missing = list(_missing_files(record["file_name"] for record in records))
-    if len(missing) > cfg.DATALOADER.MAX_UNREADABLE:
+    if len(missing) > most:
         raise DatasetError(
             f"data set {name}: {len(missing)} of {len(records)} pictures have no file, first "
             f"{', '.join(missing[:3])}"

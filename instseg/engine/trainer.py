@@ -29,6 +29,7 @@ from instseg.checkpoint import Checkpointer
 from instseg.config import check_classes
 from instseg.config_values import check_values
 from instseg.data.datasets import (
+    check_files,
     check_name,
     check_records,
     dataset_classes,
@@ -138,6 +139,7 @@ class Trainer(DefaultTrainer):
             check_proposal_files(key, files, cfg.DATASETS.TEST)
         with reading_datasets([dataset_name]):
             records = get_detection_dataset_dicts([dataset_name], filter_empty=False)
+        check_files(dataset_name, records)
         if own:
             add_proposals(records, files[list(cfg.DATASETS.TEST).index(dataset_name)])
         add_semantic_files(cfg, records)

@@ -12,7 +12,7 @@ from detectron2.evaluation import (
 )
 
 from instseg.data.cvppp import EVALUATOR_TYPE as LEAF_EVALUATOR_TYPE
-from instseg.data.datasets import check_masks, dataset_classes, reading_datasets
+from instseg.data.datasets import check_files, check_masks, dataset_classes, reading_datasets
 from instseg.data.voc import EVALUATOR_TYPE as VOC_EVALUATOR_TYPE
 from instseg.data.youtube_vis import EVALUATOR_TYPE as YOUTUBE_VIS_EVALUATOR_TYPE
 from instseg.errors import ConfigError
@@ -101,12 +101,14 @@ def check_evaluation(cfg: CfgNode) -> None:
     """Find before training what would stop the evaluation after it.
 
     Raises:
-        ConfigError, DatasetError: objects without a mask, or see
+        ConfigError, DatasetError: objects without a mask, pictures without a file, or see
             :class:`~instseg.evaluation.tracks.TrackEvaluator`.
     """
     for name in cfg.DATASETS.TEST:
         with reading_datasets([name]):
             _check_truth(cfg, name)
+            if MetadataCatalog.get(name).get("json_file"):
+                check_files(name, DatasetCatalog.get(name))
             if _has_tracks(cfg, name):
                 _track_evaluator(cfg, name, "")
 

@@ -70,7 +70,7 @@ class CfgNode(Detectron2CfgNode):
         except ConfigError as error:
             prefix = "" if str(error).startswith(path) else f"{path}: "
             raise ConfigError(f"{prefix}{error}") from None
-        except RecursionError:
+        except (RecursionError, MemoryError):
             raise ConfigError(
                 f"{path}: values are nested too deeply or contain themselves"
             ) from None
@@ -103,6 +103,8 @@ class CfgNode(Detectron2CfgNode):
             _check_key(self, str(key), value)
         try:
             super().merge_from_list(list(cfg_list))
+        except (RecursionError, MemoryError):  # of Python's parser, which reads every value
+            raise ConfigError("a value among the overrides is nested too deeply") from None
         except (AssertionError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise ConfigError(_explain(error)) from None
 

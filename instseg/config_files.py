@@ -46,6 +46,8 @@ def _load(
         raise ConfigError(f"{filename}: _BASE_ is cyclic: {' -> '.join((*chain, real))}")
     if real in loaded:
         return loaded[real]
+    if os.path.exists(real) and not (os.path.isfile(real) or os.path.isdir(real)):
+        raise ConfigError(f"{filename}: is no regular file{origin}")  # a pipe would be waited for
     try:
         content = _parse(filename)
     except OSError as error:
@@ -89,6 +91,10 @@ def parse_yaml(text: str | TextIO, filename: str) -> dict[str, Any]:
                 f"{filename}: values are too many, nested too deeply or contain themselves; "
                 f"expected fewer than {_LARGEST}"
             )
+        if repeated := _repeated_key(node):
+            raise ConfigError(
+                f"{filename}: {repeated}; the first would be ignored, put both into one"
+            )
         content = loader.construct_document(node) if node is not None else None
     except (OSError, ConfigError):
         raise
@@ -124,6 +130,29 @@ def _is_excessive(node: yaml.Node | None) -> bool:
         elif isinstance(node, yaml.ScalarNode):
             size += len(node.value)
     return bool(nodes)
+
+
+def _repeated_key(root: yaml.Node | None) -> str:
+    """Where a key is written twice, which PyYAML does not notice; "" if there is none."""
+    nodes, known = [root], set()
+    while nodes:
+        node = nodes.pop()
+        if id(node) in known:  # by an alias
+            continue
+        known.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            lines: dict[tuple[str, str], int] = {}
+            for key, value in node.value:
+                nodes.append(value)
+                if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
+                    continue
+                name, line = (key.tag, key.value), key.start_mark.line + 1
+                if name in lines:
+                    return f"{key.value} is there twice, in the lines {lines[name]} and {line}"
+                lines[name] = line
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+    return ""
 
 
 def _merge(new: dict[str, Any], into: dict[str, Any]) -> None:

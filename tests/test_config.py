@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import instseg
 from instseg.config import check_classes, check_names, num_classes_key
+from instseg.config_files import load_yaml
 from instseg.engine.trainer import Trainer
 from instseg.errors import ConfigError, DatasetError
 
@@ -105,12 +106,30 @@ def test_yaml_never_executes_code(tmp_path: Path) -> None:
         ("DATASETS: {TRAIN: 'None'}\n", "DATASETS.TRAIN must be of type tuple .like .... found"),
         ('_BASE_: "a\\0b.yaml"\n', "no name of a file .named as _BASE_ of .*config.yaml"),
         ("_BASE_: 5\n", "_BASE_ is 5; expected a file name or a list of them"),
+        ("_BASE_: /dev/zero\n", "/dev/zero: is no regular file .named as _BASE_ of .*config.yaml"),
+        ("SEED: 1\nVERSION: 2\nSEED: 1\n", "SEED is there twice, in the lines 1 and 3; the first"),
+        ("MODEL: {MASK_ON: 1, 'MASK_ON': 0}\n", "MASK_ON is there twice, in the lines 1 and 1"),
+        (f"SEED: '{'-' * 10000}1'\n", "nested too deeply"),
         ("_BASE_: [1]\n", "_BASE_ is .1.; expected a file name or a list of them"),
     ],
 )
 def test_a_malformed_file_is_a_config_error(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         instseg.get_cfg().merge_from_file(write(tmp_path, text))
+
+
+def test_what_one_group_says_others_may_say_as_well(tmp_path: Path) -> None:
+    shared = "&x {LR_FACTOR: &y 2.0}\n"
+    text = f"OTHER: {shared}SOLVER:\n  BASE_LR: *y\n  GAMMA: *y\nMODEL:\n  <<: *x\n  <<: *x\n"
+    content = load_yaml(write(tmp_path, text))
+    assert content["SOLVER"] == {"BASE_LR": 2.0, "GAMMA": 2.0}
+    assert content["MODEL"] == content["OTHER"] == {"LR_FACTOR": 2.0}
+
+
+@pytest.mark.parametrize("count", [3000, 10000])
+def test_an_override_that_python_cannot_parse_is_refused(count: int) -> None:
+    with pytest.raises(ConfigError, match="a value among the overrides is nested too deeply"):
+        instseg.get_cfg().merge_from_list(["SEED", "not " * count + "1"])
 
 
 def test_a_missing_file_names_the_nearest_installed_config() -> None:

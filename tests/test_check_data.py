@@ -312,11 +312,12 @@ def test_missing_test_pictures_are_found_before_training_and_before_evaluation(
         Trainer.build_test_loader(cfg, test)
 
 
-def spoilt_truth() -> dict[str, Any]:
-    """One object that can be found, without area and iscrowd, and others that cannot be drawn."""
+def spoilt_truth(area: Any) -> dict[str, Any]:
+    """One object that can be found, without iscrowd, and others that cannot be drawn."""
     given = content()
     one = given["annotations"][0]
-    del one["area"], one["iscrowd"]
+    del one["iscrowd"]
+    one["area"] = area
     one.update(id=0, segmentation=[SQUARE, [3, 4]])
     masks = [[SQUARE[:4]], [[float("nan"), *SQUARE[1:]]], [[5, 5, 1e12, 5, 15, 1e12]]]
     for key, mask in enumerate(masks, start=20):
@@ -325,11 +326,12 @@ def spoilt_truth() -> dict[str, Any]:
     return given
 
 
+@pytest.mark.parametrize("area", [None, -1, float("nan"), float("inf"), 1e11])
 @pytest.mark.parametrize("proposals", [False, True])
 def test_a_perfect_prediction_is_worth_everything_on_spoilt_truth(
-    tmp_path: Path, proposals: bool
+    tmp_path: Path, proposals: bool, area: Any
 ) -> None:
-    name = write_set(tmp_path, spoilt_truth())
+    name = write_set(tmp_path, spoilt_truth(area))
     cfg = config("", name, "OUTPUT_DIR", str(tmp_path), "TEST.PROPOSALS", proposals)
     evaluator = build_evaluator(cfg, name)
     masks = torch.zeros(1, HEIGHT, WIDTH, dtype=torch.bool)

@@ -115,6 +115,16 @@ def test_frozen_norms_do_not_ask_for_statistics_that_were_folded_into_the_weight
     assert "2 of 2 tensors" in caplog.text
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.complex64])
+def test_weights_of_another_kind_of_number_are_refused_by_name(tmp_path, dtype):
+    state = net().state_dict()
+    torch.save({name: value.half() for name, value in state.items()}, tmp_path / "half.pth")
+    Checkpointer(net()).load(str(tmp_path / "half.pth"))
+    torch.save({**state, "body.weight": state["body.weight"].to(dtype)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=f"a.pth has body.weight as {dtype}, the model as "):
+        Checkpointer(net()).load(str(tmp_path / "a.pth"))
+
+
 def test_names_are_matched_by_suffix_when_the_path_asks_for_it(tmp_path):
     torch.save(net(seed=1).state_dict(), tmp_path / "a.pth")
     model = nn.ModuleDict({"backbone": net()})

@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import struct
+import tarfile
 import tracemalloc
 import zipfile
 from collections import OrderedDict
@@ -223,6 +224,23 @@ def test_a_tensor_that_repeats_what_is_stored_is_refused_by_name(tmp_path, write
     write({"few": few, "bad": torch.zeros(1).expand(1 << 40)}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match="'bad' as a tensor of 1099511627776 values"):
         read_weights(tmp_path / "a.pth")
+
+
+def test_a_tar_file_is_refused_without_advice_to_switch_protection_off(tmp_path):
+    torch.save({"w": torch.zeros(1)}, tmp_path / "a.pth")
+    with tarfile.open(tmp_path / "b.pth", "w") as archive:
+        archive.add(tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="an archive of TorchScript, or a tar file") as caught:
+        read_weights(tmp_path / "b.pth")
+    assert "weights_only" not in str(caught.value)
+
+
+def test_what_is_no_regular_file_is_never_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    (tmp_path / "loop.pth").symlink_to("loop.pth")
+    for name in ("pipe.pth", "loop.pth"):
+        with pytest.raises(CheckpointError, match="is a device, a pipe, or a link to no file"):
+            read_weights(tmp_path / name)
 
 
 def test_a_compressed_file_is_refused_before_it_is_unpacked(tmp_path):

@@ -242,6 +242,13 @@ class Checkpointer(DetectionCheckpointer):
             except (AssertionError, KeyError, ValueError) as error:
                 raise CheckpointError(f"names in {path} cannot be matched: {error}") from error
             checkpoint["model"] = weights
+        for name, ours in self.model.state_dict().items():
+            theirs = weights.get(name)
+            if theirs is not None and ours.is_floating_point() > theirs.is_floating_point():
+                raise CheckpointError(
+                    f"{path} has {name} as {theirs.dtype}, the model as {ours.dtype}: weights that "
+                    "were quantised, or are others; expected floating-point numbers"
+                )
         return Fit.measure(self.model, weights, by_suffix)
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:

@@ -37,6 +37,7 @@ _MOST_REPEATED = 2**30
 _NOT_WEIGHTS = (
     (b"<!doctype", "it is an HTML page, so the download failed"),
     (b"<html", "it is an HTML page, so the download failed"),
+    (b"<?xml", "it is an XML page, so the download failed"),
     (b"version https://git-lfs", "it is a Git LFS pointer; fetch the file with `git lfs pull`"),
 )
 
@@ -109,6 +110,8 @@ def local_path(path: str) -> str:
         return local
     if os.path.isdir(local):
         raise CheckpointError(f"checkpoint {path} is a folder; name a weight file in it")
+    if os.path.lexists(local):
+        raise CheckpointError(f"checkpoint {path} is a device, a pipe, or a link to no file")
     raise CheckpointError(f"checkpoint {path} does not exist" + _nearest(Path(local)))
 
 
@@ -189,7 +192,7 @@ def _load_torch(file: BinaryIO) -> dict[Any, Any]:
             # A few compressed bytes may become gigabytes; PyTorch compresses nothing.
             damaged = None if packed else archive.testzip()
         if packed:
-            raise ValueError(f"its part {packed[0]} is compressed, which PyTorch does not do")
+            raise ValueError(f"its part {packed[0]} is compressed, which torch.save does not do")
         if damaged:
             raise ValueError(f"the checksum of its part {damaged} is wrong")
     file.seek(0)
@@ -202,6 +205,10 @@ def _load_torch(file: BinaryIO) -> dict[Any, Any]:
         # The rest of PyTorch's message advises to switch its protection off.
         reason = re.search(r"WeightsUnpickler error: ([^\n]*)", str(error))
         raise ValueError(reason[1] if reason else "not a pickle of tensors") from error
+    except RuntimeError as error:
+        if "weights_only" in str(error):  # advises to switch it off, too
+            raise ValueError("an archive of TorchScript, or a tar file; expected a dict") from error
+        raise
     if not isinstance(loaded, dict):
         raise CheckpointError(f"holds a {type(loaded).__name__}; expected a dict of tensors")
     return loaded

@@ -6,11 +6,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import instseg
 from instseg.check_data import add_arguments as add_check_data
-from instseg.console import console
+from instseg.console import Parser, console
 from instseg.errors import ConfigError, InstsegError, OutputError, one_line
 
 
@@ -184,13 +183,6 @@ def benchmark_ops(arguments: argparse.Namespace) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports mistakes as one line through :func:`main`, not as usage text."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see `{self.prog} --help`")
-
-
 def _path(text: str) -> Path:
     """A path; Python takes an empty one, of a shell's variable that is not set, as ``.``."""
     if not text:
@@ -199,7 +191,7 @@ def _path(text: str) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="instseg", description="Instance segmentation on Detectron2.")
+    parser = Parser(prog="instseg", description="Instance segmentation on Detectron2.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_predict(commands.add_parser("predict", help="find objects in pictures and videos"))
     _add_proposals(

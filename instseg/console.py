@@ -1,10 +1,21 @@
 """What a command of instseg prints."""
 
+import argparse
 import io
 import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
+
+from instseg.errors import ConfigError
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports mistakes as one line, where all errors end, not as usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see `{self.prog} --help`")
 
 
 @contextmanager

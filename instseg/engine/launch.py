@@ -1,6 +1,7 @@
 """What ``train_net.py`` does before training: arguments, checks of the first second, processes."""
 
 import argparse
+import logging
 import os
 import socket
 import tempfile
@@ -18,6 +19,7 @@ from detectron2.utils.logger import setup_logger
 from instseg.checkpoint import Checkpointer
 from instseg.config import check_device, find_config, load_cfg
 from instseg.config_values import check_values
+from instseg.console import Parser
 from instseg.engine.interruption import signals_forwarded
 from instseg.engine.lock import lock_folder
 from instseg.errors import ConfigError, OutputError
@@ -25,7 +27,13 @@ from instseg.errors import ConfigError, OutputError
 
 def argument_parser() -> argparse.ArgumentParser:
     """Detectron2's arguments plus ``--allow-partial``."""
-    parser = default_argument_parser()
+    stock = default_argument_parser()
+    parser = Parser(
+        parents=[stock],
+        add_help=False,
+        epilog=stock.epilog,
+        formatter_class=stock.formatter_class,
+    )
     parser.add_argument(
         "--allow-partial",
         action="store_true",
@@ -52,6 +60,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
     default_setup(cfg, args)
     # Detectron2 configures its own loggers only; without this our messages would vanish.
     logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="instseg")
+    for handler in logger.handlers:
+        if not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.INFO)  # tracebacks of mistakes are for log.txt alone
     logger.info(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}")
     return cfg
 
@@ -114,14 +125,24 @@ def _check_processes(args: argparse.Namespace) -> None:
         raise ConfigError(
             f"--machine-rank {args.machine_rank} must be below --num-machines {args.num_machines}"
         )
-    if args.num_gpus * args.num_machines > 1 and args.machine_rank == 0:
+    if args.num_gpus * args.num_machines == 1:
+        return
+    own = args.dist_url == "auto" and args.num_machines == 1
+    if not own and not args.dist_url.startswith(("tcp://", "file://", "env://")):
+        raise ConfigError(
+            f"--dist-url is {args.dist_url}; expected tcp://HOST:PORT, or auto on one machine"
+        )
+    if args.machine_rank == 0:
         check_port(args.dist_url)
 
 
 def check_port(url: str) -> None:
     """Raise a ConfigError if the port of ``tcp://HOST:PORT`` is taken on this machine."""
-    port = urlparse(url).port if url.startswith("tcp://") else None
-    if not port:
+    try:
+        port = urlparse(url).port
+    except ValueError as error:
+        raise ConfigError(f"--dist-url {url}: {error}; expected tcp://HOST:PORT") from None
+    if not url.startswith("tcp://") or not port:
         return
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -23,7 +23,7 @@ from instseg.data.proposal_files import add_proposals, write_proposals
 from instseg.data.shapes import export
 from instseg.engine.predictor import Predictor
 from instseg.engine.trainer import Trainer
-from instseg.errors import CheckpointError, ConfigError, DatasetError
+from instseg.errors import CheckpointError, ConfigError, DatasetError, OutputError
 
 MODEL = "instance_fcn/instance_fcn_shapes.yaml"
 DETECTOR = "deepmask/fast_rcnn_deepmask_shapes.yaml"
@@ -345,3 +345,13 @@ def test_each_data_set_gets_its_own_file(shapes: str, tmp_path: Path) -> None:
     for sample in batch:
         wanted = 20 if "shapes_train" in sample["file_name"] else 10
         assert sample["proposals"].proposal_boxes.tensor[0, 2] == wanted
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_any_picture_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").touch()
+    pictures = iter([(7, BOXES, LOGITS)])
+    with pytest.raises(OutputError, match="cannot write .*file/a.pkl"):
+        write_proposals(tmp_path / "file" / "a.pkl", pictures)
+    assert next(pictures)[0] == 7

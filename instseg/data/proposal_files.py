@@ -7,7 +7,7 @@ each, and ``bbox_mode``.  Detectron2 would execute what a pickle asks for; here 
 import os
 import pickle
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -31,18 +31,23 @@ def write_proposals(
 
     Args:
         path: the file.
-        pictures: of each its id, corners (N, 4) of boxes in its pixels, and logits (N,).
+        pictures: of each its id, corners (N, 4) of boxes in its pixels, and logits (N,); none is
+            asked for before the file is known to be writable.
     Raises:
         OutputError: the file cannot be written.
     """
-    ids, boxes, logits = map(list, zip(*pictures, strict=True))
-    content = {
-        "ids": ids,
-        "boxes": boxes,
-        "objectness_logits": logits,
-        "bbox_mode": int(BoxMode.XYXY_ABS),
-    }
-    atomic_write(path, lambda file: pickle.dump(content, file, protocol=4))
+
+    def write(file: BinaryIO) -> None:
+        ids, boxes, logits = map(list, zip(*pictures, strict=True))
+        content = {
+            "ids": ids,
+            "boxes": boxes,
+            "objectness_logits": logits,
+            "bbox_mode": int(BoxMode.XYXY_ABS),
+        }
+        pickle.dump(content, file, protocol=4)
+
+    atomic_write(path, write)
 
 
 def add_proposals(records: Sequence[dict[str, Any]], path: str) -> None:

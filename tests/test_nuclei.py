@@ -83,6 +83,14 @@ def test_pictures_that_are_not_fluorescence_or_badly_labelled_are_left_out(tmp_p
         build(tmp_path / "in", tmp_path / "out", 1, 1)
 
 
+@pytest.mark.parametrize(("train", "val"), [(-1, 3), (3, -1), (0, 0)])
+def test_a_number_of_pictures_that_cannot_be_is_refused(
+    tmp_path: Path, train: int, val: int
+) -> None:
+    with pytest.raises(DatasetError, match=f"{train} training and {val} validation pictures are"):
+        build(tmp_path, tmp_path / "out", train, val)
+
+
 def test_another_layout_is_refused_with_the_expected_one(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="expected BBBC038's stage1_train"):
         build(tmp_path, tmp_path / "out")

@@ -48,6 +48,11 @@ def build(source: Path, output: Path, num_train: int = 400, num_val: int = 60) -
         DatasetError: not that layout, too few pictures for the split, or masks of another size.
         ImageError: a picture that cannot be read.
     """
+    if min(num_train, num_val) < 0 or not num_train + num_val:
+        raise DatasetError(
+            f"{num_train} training and {num_val} validation pictures are wanted; expected one or "
+            "more in all, and no negative number"
+        )
     folders = sorted(folder for folder in source.glob("*") if (folder / "images").is_dir())
     if not folders:
         raise DatasetError(f"{source} holds no ID/images folders; expected BBBC038's stage1_train")

@@ -1,6 +1,7 @@
 """``instseg check-data``, and that training and evaluation find the same before they start."""
 
 import logging
+import os
 import re
 import shutil
 from pathlib import Path
@@ -416,6 +417,24 @@ def test_evaluation_never_uses_the_annotations_of_an_earlier_run(tmp_path: Path)
         assert len(build_evaluator(cfg, name)._coco_api.anns) == objects
         assert (tmp_path / f"inference/{name}/{name}_coco_format.json").exists()
         records[0]["annotations"].pop()
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "root"),
+    [
+        ("coco:a.json.d/b.json:c", "a.json.d/b.json", "c"),
+        ("coco:a.json:c.json", "a.json", "c.json"),
+        ("coco:a.json.d/b.json", "a.json.d/b.json", "a.json.d"),
+        ("coco:a:b.json:c:d", "a:b.json", "c:d"),
+    ],
+)
+def test_folders_may_have_the_name_of_a_json_file(name: str, file: str, root: str) -> None:
+    assert datasets.parse_coco_name(name) == (file, root)
+
+
+def test_a_pipe_for_annotations_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.json")
+    assert found(f"coco:{tmp_path / 'a.json'}") == [{Kind.FORMAT: [None]}]
 
 
 def test_pictures_named_without_a_folder_are_looked_for_where_python_runs(

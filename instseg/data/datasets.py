@@ -13,6 +13,7 @@ import difflib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
@@ -77,15 +78,14 @@ def parse_coco_name(name: str) -> tuple[str, str]:
         DatasetError: the name does not have that form.
     """
     prefix, _, rest = name.partition(":")
-    json_file, separator, image_root = rest.partition(".json")
-    if not json_file or not separator or (image_root and not image_root.startswith(":")):
+    parts = re.fullmatch(r"(.+?\.json)(?::(.*))?", rest, re.DOTALL)  # folders may end in .json too
+    if parts is None:
         raise DatasetError(
             f"cannot read the data set name {name!r}; expected "
             f"{prefix}:PATH/instances.json:IMAGE_ROOT"
         )
-    json_file += separator
-    beside = os.path.dirname(json_file) or os.curdir
-    return json_file, image_root.removeprefix(":") or beside
+    json_file, image_root = parts.groups()
+    return json_file, image_root or os.path.dirname(json_file) or os.curdir
 
 
 def dataset_classes(name: str) -> list[str]:
@@ -163,7 +163,7 @@ def check_name(name: str) -> None:
     if name in DatasetCatalog:
         return
     close = difflib.get_close_matches(name, DatasetCatalog.list(), n=3, cutoff=0.5)
-    hint = f"; did you mean {', '.join(close)}?" if close else ""
+    hint = f"; did you mean {', '.join(close)}?" if close else "."
     raise DatasetError(
         f"no data set is called {name!r}{hint} A set of your own is written "
         "coco:PATH/instances.json:IMAGE_ROOT"
@@ -317,6 +317,9 @@ def read_json(name: str, json_file: str) -> Any:
     Raises:
         DatasetError: it cannot be read, or is no JSON.
     """
+    if os.path.exists(json_file) and not (os.path.isfile(json_file) or os.path.isdir(json_file)):
+        # A pipe would be waited for.
+        raise DatasetError(f"{_where(name, json_file)} cannot be read: it is no regular file")
     try:
         with open(json_file, encoding="utf-8") as file:
             return json.load(file)

@@ -148,7 +148,14 @@ def test_weights_that_are_not_finite_give_an_error_and_never_a_result(
     predictor: Predictor,
 ) -> None:
     """A parameter of every part; one that only training uses changes nothing."""
+    used: set[torch.nn.Parameter] = set()
+    hooks = [
+        part.register_forward_hook(lambda part, *_: used.update(part.parameters(recurse=False)))
+        for part in predictor.model.modules()
+    ]
     sound = predictor(PHOTO)["instances"]
+    for hook in hooks:
+        hook.remove()
     raised = 0
     for name, parameter in one_of_each_part(predictor.model):
         kept = parameter.detach().clone()
@@ -159,6 +166,7 @@ def test_weights_that_are_not_finite_give_an_error_and_never_a_result(
             assert "values that are not finite" in str(error)
             raised += 1
         else:
+            assert parameter not in used, name
             assert torch.equal(found.pred_masks, sound.pred_masks), name
             assert torch.equal(found.scores, sound.scores), name
         finally:

@@ -174,6 +174,15 @@ def test_16_bits_of_colour_in_an_ascii_file_are_refused(tmp_path: Path) -> None:
     assert read_image(path, format="RGB").tolist() == [[[30] * 3, [255, 0, 0]]]
 
 
+def test_a_bitmap_of_16_bits_a_pixel_is_read(tmp_path: Path) -> None:
+    """Five or six bits a channel."""
+    masks = struct.pack("<III", 0xF800, 0x07E0, 0x001F)
+    info = struct.pack("<IiiHHIIiiII", 40, 2, 1, 1, 16, 3, 4, 0, 0, 0, 0)
+    head = struct.pack("<2sIII", b"BM", 70, 0, 66)
+    (tmp_path / "a.bmp").write_bytes(head + info + masks + struct.pack("<HH", 0xF800, 0x001F))
+    assert read_image(tmp_path / "a.bmp", format="RGB").tolist() == [[[255, 0, 0], [0, 0, 255]]]
+
+
 @pytest.mark.parametrize("long", [False, True], ids=["length", "long length"])
 def test_the_depth_of_a_jpeg_2000_is_found_behind_any_boxes(tmp_path: Path, long: bool) -> None:
     import cv2
@@ -375,6 +384,12 @@ def test_the_alpha_channel_of_an_array_is_dropped_with_a_warning(
 def test_an_array_that_no_model_can_use_is_an_image_error(image: Any, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         check_image(image)
+
+
+@pytest.mark.parametrize("height", [1, 3, 4])
+def test_a_picture_as_high_as_others_have_channels_is_taken_as_it_is(height: int) -> None:
+    assert np.array_equal(check_image(RGB[:height]), RGB[:height])
+    assert check_image(GREY[:height]).shape == (height, 20, 3)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

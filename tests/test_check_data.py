@@ -147,6 +147,13 @@ def test_a_picture_that_cannot_be_used_is_found(
     assert re.search(message, checked.report.examples[kind])
 
 
+def test_a_set_that_does_not_say_the_sizes_of_its_pictures_is_sound(tmp_path: Path) -> None:
+    write_set(tmp_path, content())
+    record = {"file_name": str(tmp_path / "pictures/1.png"), "image_id": 1, "annotations": []}
+    DatasetCatalog.register(f"sizeless {tmp_path}", lambda: [record])
+    assert found(f"sizeless {tmp_path}") == [{}]
+
+
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize(
     ("spoil", "message"),
@@ -295,7 +302,7 @@ def test_test_objects_without_masks_are_found_before_training_and_before_evaluat
     test = write_set(tmp_path / "test", changed(*MASK, to=[]))
     cfg = config(train, test, "OUTPUT_DIR", str(tmp_path))
     with pytest.raises(DatasetError, match=r"test.*\(annotation 11\)"):
-        check_evaluation(cfg)
+        Trainer(cfg)
     with pytest.raises(DatasetError, match=r"test.*\(annotation 11\)"):
         build_evaluator(cfg, test)
 
@@ -319,7 +326,7 @@ def spoilt_truth(area: Any) -> dict[str, Any]:
     one = given["annotations"][0]
     del one["iscrowd"]
     one["area"] = area
-    one.update(id=0, segmentation=[SQUARE, [3, 4]])
+    one.update(id=0, segmentation=[SQUARE[:4], SQUARE, [3, 4]])
     masks = [[SQUARE[:4]], [[float("nan"), *SQUARE[1:]]], [[5, 5, 1e12, 5, 15, 1e12]]]
     for key, mask in enumerate(masks, start=20):
         given["annotations"].append({**given["annotations"][1], "id": key, "segmentation": mask})

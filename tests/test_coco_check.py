@@ -217,6 +217,14 @@ def test_what_is_only_told_changes_nothing(
     assert ids(read(tmp_path, broken)) == [11, 12, 13, 14]
 
 
+def test_ids_written_as_floating_point_numbers_are_those_of_whole_ones(tmp_path: Path) -> None:
+    given = content()
+    for annotation in given["annotations"]:
+        for key in ("id", "image_id", "category_id"):
+            annotation[key] = float(annotation[key])
+    assert ids(read(tmp_path, given)) == [11, 12, 13, 14]
+
+
 def test_the_extent_of_an_outline_may_be_beyond_all_numbers() -> None:
     first, second = check_coco(changed(*MASK, to=[[-HUGE, 5, HUGE, 5, 0, 5]]))
     assert (first.kind, second.kind) == (Kind.TINY_MASK, Kind.OUTSIDE)

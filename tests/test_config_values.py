@@ -31,6 +31,7 @@ BAD = [
     ("INPUT.MIN_SIZE_TRAIN", (), "one or more sides in pixels"),
     ("INPUT.MIN_SIZE_TRAIN", ("a",), "one or more sides in pixels"),
     ("INPUT.MIN_SIZE_TRAIN", (-3,), "one or more sides in pixels"),
+    ("INPUT.MIN_SIZE_TRAIN", (True,), "one or more sides in pixels"),
     ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "any", "choice or range"),
     ("INPUT.MIN_SIZE_TEST", -3, "a whole number of at least 0"),
     ("INPUT.MAX_SIZE_TRAIN", 0, "a whole number of at least 1"),
@@ -115,6 +116,7 @@ def test_values_that_do_not_go_together_are_refused(
         {"INPUT.FORMAT": "L", "MODEL.PIXEL_MEAN": [100.0], "MODEL.PIXEL_STD": [1.0]},
         {"INPUT.MIN_SIZE_TRAIN": (0,), "INPUT.MIN_SIZE_TEST": 0},
         {"SOLVER.STEPS": ()},
+        {"MODEL.DEVICE": "cuda:0"},
     ],
 )
 def test_unusual_values_that_work_are_accepted(values: dict[str, object]) -> None:

@@ -195,6 +195,12 @@ def test_a_file_changes_nothing_in_what_others_share_with_it(tmp_path: Path) -> 
     assert cfg.SOLVER.MAX_ITER == 3
 
 
+def test_a_file_of_the_first_version_of_detectron2s_keys_is_understood(tmp_path: Path) -> None:
+    text = "VERSION: 1\nMODEL: {WEIGHT: model.pth}\nTEST: {DETECTIONS_PER_IMG: 7}\n"
+    cfg = instseg.load_cfg(write(tmp_path, text))
+    assert (cfg.MODEL.WEIGHTS, cfg.TEST.DETECTIONS_PER_IMAGE) == ("model.pth", 7)
+
+
 @pytest.fixture(scope="module")
 def defaults() -> Any:
     return instseg.get_cfg()

@@ -279,13 +279,15 @@ def test_a_second_run_in_a_folder_is_refused_before_it_writes_anything(tmp_path:
     assert [file.name for file in tmp_path.iterdir()] == [".lock"]
 
 
-def test_a_busy_port_is_named() -> None:
+def test_a_busy_port_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "detectron2_launch", lambda *_, **__: pytest.fail("it started"))
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
         port = taken.getsockname()[1]
+        args = arguments(num_machines=2, dist_url=f"tcp://127.0.0.1:{port}")
         with pytest.raises(ConfigError, match=f"port {port} is busy"):
-            launch.check_port(f"tcp://127.0.0.1:{port}")
+            launch.launch(print, args)
 
 
 @pytest.mark.parametrize("url", ["auto", "tcp://127.0.0.1:99999", "tcp://a:b", "nonsense", ""])

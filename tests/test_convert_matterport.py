@@ -360,6 +360,15 @@ def virtual(file: h5py.File, secret: Path) -> None:
     file.create_virtual_dataset("fpn_p2/fpn_p2/bias:0", layout)
 
 
+def plugin(file: h5py.File, secret: Path) -> None:
+    """Optional, or HDF5 would look for the plugin when the data set is made."""
+    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    settings.set_chunk((8,))
+    settings.set_filter(32015, h5py.h5z.FLAG_OPTIONAL)
+    parts = h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple((8,)), settings
+    h5py.h5d.create(file["fpn_p2/fpn_p2"].id, b"bias:0", *parts)
+
+
 def python_objects(file: h5py.File, secret: Path) -> None:
     file.create_dataset("fpn_p2/fpn_p2/bias:0", data=["a"], dtype=h5py.string_dtype())
 
@@ -380,6 +389,7 @@ def integers(file: h5py.File, secret: Path) -> None:
         (hard_link, "under another name"),
         (external_storage, "keeps the data of .* in another file"),
         (virtual, "keeps the data of .* in another file"),
+        (plugin, r"needs the HDF5 plugins \[32015\] for fpn_p2/fpn_p2/bias:0"),
         (python_objects, "of type object; expected numbers"),
         (references, "of type object; expected numbers"),
         (integers, "of type int32; expected numbers"),

@@ -3,6 +3,7 @@
 import json
 import pickle
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -140,18 +141,24 @@ def nested(outer: bytes, inner: bytes) -> bytes:
     [
         (b"\x80\x05" + pickle.BYTEARRAY8 + struct.pack("<Q", 1 << 60) + b"abc", "bytearray"),
         (b"\x80\x04" + pickle.BINBYTES8 + struct.pack("<Q", 1 << 60) + b"abc", "or damaged"),
+        (b"\x80\x04" + pickle.BINBYTES8 + struct.pack("<Q", 1 << 32) + b"abc", "or damaged"),
         (nested(b"", pickle.TUPLE) + b"}h\x13K\x01s.", "or damaged"),
         (b"}h\x00K\x01s.", "or damaged"),
     ],
-    ids=["bytearray", "bytes", "tuple as a key", "reference to nothing"],
+    ids=["bytearray", "bytes", "fewer bytes", "tuple as a key", "reference to nothing"],
 )
 def test_what_a_file_claims_takes_neither_memory_nor_time(
     tmp_path: Path, content: bytes, message: str
 ) -> None:
     path = tmp_path / "x.pkl"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=f"x.pkl .*{message}"):
-        add_proposals(records(7), str(path))
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match=f"x.pkl .*{message}"):
+            add_proposals(records(7), str(path))
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_lists_of_lists_are_read_in_the_time_their_bytes_take(tmp_path: Path) -> None:

@@ -201,9 +201,16 @@ def test_sound_longer_than_the_pictures_is_no_damage(tmp_path: Path) -> None:
     assert len(read(tmp_path / "v.mkv")) == 5
 
 
-def test_a_playlist_named_as_video_opens_no_other_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "playlist",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nv.ts\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile v.ts\n",
+    ],
+    ids=["hls", "concat"],
+)
+def test_a_playlist_named_as_video_opens_no_other_file(tmp_path: Path, playlist: str) -> None:
     write_clip(tmp_path / "v.ts", pictures(3))
-    playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nv.ts\n#EXT-X-ENDLIST\n"
     (tmp_path / "list.mp4").write_text(playlist)
     with pytest.raises(ImageError, match="list.mp4: is not a video"):
         VideoFile(tmp_path / "list.mp4")

@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import resource
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -118,6 +119,22 @@ def test_killing_a_process_that_saves_leaves_a_checkpoint_to_resume_from(tmp_pat
     process.join()
     checkpointer = Checkpointer(nn.Linear(1000, 1000), str(tmp_path))
     assert checkpointer.resume_or_load("", resume=True)["iteration"] >= 0
+
+
+def test_killing_a_process_in_the_middle_of_a_file_leaves_the_one_before(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"before")
+
+    def half(file):
+        file.write(b"half")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    process = multiprocessing.get_context("fork").Process(target=atomic_write, args=(path, half))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert path.read_bytes() == b"before"
 
 
 def training(folder: Path, seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer, Checkpointer]:

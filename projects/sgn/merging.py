@@ -74,7 +74,8 @@ class Components:
             into: (N,) int64, the component that each becomes a part of, which stays: itself, or
                 one that does.
         """
-        self.map = torch.where(self.map >= 0, into[self.map], self.map)
+        # The last is for pixels of none, whose number is -1.
+        self.map = torch.cat([into, into.new_tensor([-1])])[self.map]
         self.areas = torch.zeros_like(self.areas).scatter_add_(0, into, self.areas)
         kept = into[:, None].expand(-1, 2)
         low, high = self.boxes.split(2, dim=1)

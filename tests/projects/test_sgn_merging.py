@@ -18,6 +18,7 @@ from instseg.projects.sgn import (
     keep_large,
     large_components,
     link_loss,
+    merge_by_owner,
     merge_greedily,
     windows,
 )
@@ -178,6 +179,19 @@ def test_everything_likely_becomes_one() -> None:
     settings = MergeSettings(min_area=1, max_gap=9.0)
     merge_greedily(found, settings, lambda pairs: torch.ones(len(pairs)))
     assert len(found.map.unique()) == 1 and found.areas.sum() == 5
+
+
+def test_the_fragments_of_each_object_are_merged() -> None:
+    found = components([0, 1, -1, 2, 3, 4])
+    merge_by_owner(found, torch.tensor([7, -1, 3, 7, 7]))
+    assert found.map.tolist() == [[0, 1, -1, 2, 0, 0]]
+    assert found.areas.tolist() == [3, 1, 1, 0, 0] and found.boxes[0].tolist() == [0, 0, 6, 1]
+
+
+def test_a_picture_without_components_has_nothing_to_merge() -> None:
+    found = components([-1, -1])
+    merge_by_owner(found, torch.zeros(0, dtype=torch.int64))
+    assert found.map.tolist() == [[-1, -1]]
 
 
 def test_small_components_are_dropped_and_the_others_renumbered() -> None:

@@ -23,6 +23,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from instseg.checkpoint import Checkpointer, read_weights
@@ -165,6 +166,7 @@ def main() -> None:
     print(f"seed {args.seed}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     print(f"in {folder}, which is removed in the end unless something fails", flush=True)
+    torch.set_num_threads(1)  # a fork waits for ever for threads that its parent had
     start = time.monotonic()
     chaos = Chaos(folder, args.seed)
     saving = 0

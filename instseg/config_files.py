@@ -6,6 +6,7 @@ from typing import Any, TextIO
 import yaml
 
 from instseg.errors import ConfigError, short
+from instseg.files import is_device
 
 _BASE_KEY = "_BASE_"
 _VERSIONS = (1, 2)
@@ -46,8 +47,8 @@ def _load(
         raise ConfigError(f"{filename}: _BASE_ is cyclic: {' -> '.join((*chain, real))}")
     if real in loaded:
         return loaded[real]
-    if os.path.exists(real) and not (os.path.isfile(real) or os.path.isdir(real)):
-        raise ConfigError(f"{filename}: is no regular file{origin}")  # a pipe would be waited for
+    if is_device(real):
+        raise ConfigError(f"{filename}: is no regular file{origin}")
     try:
         content = _parse(filename)
     except OSError as error:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from instseg.errors import OutputError
+from instseg.files import is_device
 
 TEMPORARY = ".instseg-tmp"
 """End of the names of temporary files, by which leftovers of a killed process are known."""
@@ -33,7 +34,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
     # Not tempfile: its files are private to the user, these get the usual permissions.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
+        if is_device(path):
             with open(path, "wb") as device:
                 write(device)
             return

@@ -27,6 +27,7 @@ from instseg.data import cvppp, flying_chairs, shapes, shapes_video, voc, youtub
 from instseg.data.coco_check import Level, Report, check_coco
 from instseg.data.synthetic import SIZES, is_elsewhere
 from instseg.errors import ConfigError, DatasetError, short
+from instseg.files import is_device
 
 logger = logging.getLogger(__name__)
 
@@ -317,8 +318,7 @@ def read_json(name: str, json_file: str) -> Any:
     Raises:
         DatasetError: it cannot be read, or is no JSON.
     """
-    if os.path.exists(json_file) and not (os.path.isfile(json_file) or os.path.isdir(json_file)):
-        # A pipe would be waited for.
+    if is_device(json_file):
         raise DatasetError(f"{_where(name, json_file)} cannot be read: it is no regular file")
     try:
         with open(json_file, encoding="utf-8") as file:

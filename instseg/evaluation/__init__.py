@@ -65,7 +65,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     if os.path.basename(metadata.get("json_file", "")) == f"{dataset_name}_coco_format.json":
         # Written by an earlier evaluator of this process for a set without a file: never reuse it.
         del metadata.json_file
-    _check_truth(cfg, dataset_name)
+    if cfg.MODEL.MASK_ON and MetadataCatalog.get(dataset_name).get("json_file"):
+        check_masks(dataset_name, DatasetCatalog.get(dataset_name))
     # A coco:PATH name is no file name.
     folder = os.path.join(
         cfg.OUTPUT_DIR, "inference", dataset_name.replace("/", "_").replace(":", "_")
@@ -106,16 +107,13 @@ def check_evaluation(cfg: CfgNode) -> None:
     """
     for name in cfg.DATASETS.TEST:
         with reading_datasets([name]):
-            _check_truth(cfg, name)
             if MetadataCatalog.get(name).get("json_file"):
-                check_files(name, DatasetCatalog.get(name))
+                records = DatasetCatalog.get(name)
+                if cfg.MODEL.MASK_ON:
+                    check_masks(name, records)
+                check_files(name, records)
             if _has_tracks(cfg, name):
                 _track_evaluator(cfg, name, "")
-
-
-def _check_truth(cfg: CfgNode, name: str) -> None:
-    if cfg.MODEL.MASK_ON and MetadataCatalog.get(name).get("json_file"):
-        check_masks(name, DatasetCatalog.get(name))
 
 
 def _has_tracks(cfg: CfgNode, dataset_name: str) -> bool:

@@ -1,0 +1,24 @@
+"""What several commands share."""
+
+import argparse
+from pathlib import Path
+
+
+def path(text: str) -> Path:
+    """A path; Python takes an empty one, of a shell's variable that is not set, as ``.``."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, found nothing")
+    return Path(text)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every command takes that runs one model."""
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="YAML file, or its name in configs/")
+    add("--weights", metavar="FILE", help="checkpoint, instead of MODEL.WEIGHTS")
+    add(
+        "--allow-partial",
+        action="store_true",
+        help="go on with weights that fit less than half of the model",
+    )
+    add("overrides", nargs="*", metavar="KEY VALUE", help="configuration overrides, last")

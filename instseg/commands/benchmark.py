@@ -1,0 +1,68 @@
+"""``instseg benchmark``: speed and memory against a named peer."""
+
+import argparse
+
+from instseg.commands.arguments import path
+
+
+def add_models_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give ``parser`` the arguments of the command and what it runs."""
+    parser.description = (
+        "Compares instseg's Predictor with Detectron2's stock DefaultPredictor on the same network "
+        "and pictures.  Ratios are peer / ours: above 1 is ahead."
+    )
+    add = parser.add_argument
+    add("--config-file", required=True, action="append", metavar="FILE", help="may be repeated")
+    add("--input", nargs="+", default=[], metavar="FILE", help="pictures; default synthetic ones")
+    add(
+        "--variant",
+        action="append",
+        metavar="NAME",
+        help="eager (the default), folded (batch normalisation folded, channels last) or compiled "
+        "(that through torch.compile); may be repeated, a row each",
+    )
+    add("--repeats", type=int, default=6, metavar="N", help="passes (default %(default)s)")
+    add("--json", type=path, metavar="FILE", help="write the rows as a JSON list")
+    add("overrides", nargs="*", metavar="KEY VALUE", help="configuration overrides, last")
+    parser.set_defaults(run=models)
+
+
+def add_ops_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give ``parser`` the arguments of the command and what it runs."""
+    parser.description = (
+        "Compares each compiled operator with its composition of common operators on the same "
+        "input.  Ratios are peer / ours: above 1 is ahead.  floor_ms is what moving the bytes of "
+        "input and output takes."
+    )
+    add = parser.add_argument
+    add("--device", default="cpu", metavar="DEVICE", help="cpu or cuda (default %(default)s)")
+    add("--repeats", type=int, default=5, metavar="N", help="calls (default %(default)s)")
+    add("--op", action="append", metavar="NAME", help="this row alone; may be repeated")
+    add("--json", type=path, metavar="FILE", help="write the rows as a JSON list")
+    parser.set_defaults(run=ops)
+
+
+def models(arguments: argparse.Namespace) -> int:
+    """``instseg benchmark models``."""
+    from instseg.benchmark import benchmark_models as run
+    from instseg.benchmark import report
+
+    rows = run(
+        arguments.config_file,
+        arguments.input,
+        arguments.overrides,
+        arguments.repeats,
+        arguments.variant or ["eager"],
+    )
+    print(report(rows, arguments.json))
+    return 0
+
+
+def ops(arguments: argparse.Namespace) -> int:
+    """``instseg benchmark ops``."""
+    from instseg.benchmark import benchmark_ops as run
+    from instseg.benchmark import report
+
+    rows = run(arguments.device, arguments.repeats, arguments.op)
+    print(report(rows, arguments.json))
+    return 0

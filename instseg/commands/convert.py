@@ -1,0 +1,49 @@
+"""``instseg convert``: released weights under our names."""
+
+import argparse
+
+from instseg.commands.arguments import path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give ``parser`` the arguments of the command and what it runs."""
+    parser.description = (
+        "Writes a checkpoint for MODEL.WEIGHTS and says what became of every tensor; runs no code."
+    )
+    add = parser.add_argument
+    add(
+        "format",
+        metavar="FORMAT",
+        help="whose weights: deepmask, discriminative_loss, fcis, maskscoring_rcnn, matterport, "
+        "yolact or yolact_edge",
+    )
+    add("input", metavar="IN", help="the file as its authors released it")
+    add("output", metavar="OUT", type=path, help="NAME.safetensors (the default) or NAME.pth")
+    add(
+        "--leave-out-classes",
+        action="store_true",
+        help="without the layers whose size depends on the number of classes, to train on others",
+    )
+    add(
+        "--allow-partial",
+        action="store_true",
+        help="accept a file that holds only some layers, such as a backbone",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """``instseg convert``."""
+    from instseg.checkpoint.convert import Options, convert_file
+
+    path, report = convert_file(
+        arguments.format,
+        arguments.input,
+        arguments.output,
+        Options(
+            leave_out_classes=arguments.leave_out_classes, allow_partial=arguments.allow_partial
+        ),
+    )
+    print(report)
+    print(path)
+    return 0

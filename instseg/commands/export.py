@@ -1,0 +1,35 @@
+"""``instseg export``: the network of a model as ONNX or torch.export."""
+
+import argparse
+
+from instseg.commands.arguments import add_model_arguments, path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give ``parser`` the arguments of the command and what it runs."""
+    parser.description = (
+        "Writes the network from normalised square pictures, any number of them, to what the head "
+        "gives; instseg.export.ExportedPredictor does the rest.  Prints the files written."
+    )
+    add_model_arguments(parser)
+    add = parser.add_argument
+    add("--format", required=True, metavar="FORMAT", help="onnx or torch_export")
+    add("--output", required=True, type=path, metavar="FILE", help="NAME.onnx or NAME.pt2")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """``instseg export``."""
+    from instseg.engine.predictor import Predictor
+    from instseg.export import export as run
+
+    # Traced on the CPU, where every operator of every format is known.
+    overrides = ["MODEL.DEVICE", "cpu", *arguments.overrides]
+    predictor = Predictor(
+        arguments.config_file,
+        arguments.weights,
+        allow_partial=arguments.allow_partial,
+        overrides=overrides,
+    )
+    print(*run(predictor, arguments.format, arguments.output), sep="\n")
+    return 0

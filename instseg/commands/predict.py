@@ -1,0 +1,66 @@
+"""``instseg predict``: instances in images and videos."""
+
+import argparse
+
+from instseg.commands.arguments import add_model_arguments, path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give ``parser`` the arguments of the command and what it runs."""
+    parser.description = (
+        "Writes predictions.json for pictures (COCO results with RLE masks) and NAME.json for each "
+        "video (the same by frame), an overlay per picture or video, and on request one PNG per "
+        "object.  Exit status 1 if some input could not be used, or not completely."
+    )
+    add_model_arguments(parser)
+    add = parser.add_argument
+    add(
+        "--input",
+        required=True,
+        nargs="+",
+        metavar="INPUT",
+        help="pictures, videos, folders, or the number of a camera",
+    )
+    add("--output", required=True, type=path, metavar="DIR", help="created if need be")
+    add(
+        "--confidence",
+        type=float,
+        default=0.5,
+        metavar="SCORE",
+        help="objects with a lower score are left out (default %(default)s)",
+    )
+    add("--no-overlay", action="store_true", help="no overlay pictures and videos")
+    add("--instance-masks", action="store_true", help="one black and white PNG per object")
+    add(
+        "--keyframe-interval",
+        type=int,
+        metavar="N",
+        help="frames from one that a video model computes in full to the next (default: the "
+        "configuration's)",
+    )
+    add("--track", action="store_true", help="number the objects of videos over time")
+    add("--resume", action="store_true", help="go on with unfinished videos; redo pictures")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """``instseg predict``."""
+    from instseg.predict import PredictOptions
+    from instseg.predict import predict as run
+
+    return run(
+        PredictOptions(
+            config_file=arguments.config_file,
+            inputs=arguments.input,
+            output=arguments.output,
+            weights=arguments.weights,
+            confidence=arguments.confidence,
+            overlay=not arguments.no_overlay,
+            instance_masks=arguments.instance_masks,
+            allow_partial=arguments.allow_partial,
+            keyframe_interval=arguments.keyframe_interval,
+            track=arguments.track,
+            resume=arguments.resume,
+            overrides=arguments.overrides,
+        )
+    )

@@ -20,7 +20,7 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from instseg.checkpoint import Checkpointer
-from instseg.config import check_classes
+from instseg.config import check_classes, class_count
 from instseg.engine.launch import argument_parser, launch, setup
 from instseg.engine.trainer import Trainer
 from instseg.errors import InstsegError, TrainingError, one_line
@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> None:
             cfg.OUTPUT_DIR,
             sha256=cfg.MODEL.WEIGHTS_SHA256,
             allow_partial=args.allow_partial,
+            inference=True,
+            classes=class_count(cfg),
         )
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         Trainer.test(cfg, model)

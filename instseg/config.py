@@ -19,6 +19,7 @@ from detectron2.config import CfgNode as Detectron2CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.utils.registry import Registry
 
+from instseg.checkpoint.fit import ClassCount
 from instseg.config_files import load_yaml
 from instseg.config_keys import add_shared_config
 from instseg.data.datasets import (
@@ -258,6 +259,12 @@ def num_classes_key(cfg: CfgNode) -> str | None:
     if own and not issubclass(known, GeneralizedRCNN):
         return None
     return "MODEL.ROI_HEADS.NUM_CLASSES"
+
+
+def class_count(cfg: CfgNode) -> ClassCount | None:
+    """Number of classes of ``cfg``'s model; None for class-agnostic ones."""
+    key = num_classes_key(cfg)
+    return ClassCount(key, functools.reduce(getattr, key.split("."), cfg)) if key else None
 
 
 @functools.cache

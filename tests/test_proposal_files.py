@@ -253,7 +253,7 @@ def detector(folder: Path, *overrides: Any) -> Any:
 def test_a_detector_trains_and_is_tested_on_what_the_command_wrote(
     shapes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["proposals", "--config-file", MODEL, "--dataset", shapes]
+    command = ["proposals", "--config-file", MODEL, "--dataset", shapes, "--allow-partial"]
     limits = ["TEST.DETECTIONS_PER_IMAGE", "20", "MODEL.INSTANCE_FCN.SCALES_TEST", "(96,)"]
     output = ["--output", str(tmp_path / "proposals.pkl"), "MODEL.DEVICE", "cpu"]
     assert main([*command, *output, *limits]) == 0
@@ -285,7 +285,7 @@ def test_the_command_writes_boxes_in_pixels_of_the_picture(tmp_path: Path) -> No
     name = f"coco:{tmp_path}/instances.json"
     output = tmp_path / "x.pkl"
     command = ["proposals", "--config-file", MODEL, "--dataset", name, "--output", str(output)]
-    assert main([*command, *overrides]) == 0
+    assert main([*command, "--allow-partial", *overrides]) == 0
     data = records(5)
     add_proposals(data, str(output))
     boxes = data[0]["proposal_boxes"]
@@ -299,6 +299,7 @@ def test_the_command_writes_boxes_in_pixels_of_the_picture(tmp_path: Path) -> No
         (["--config-file", "mask_rcnn/mask_rcnn_shapes.yaml", "--output", "x.pkl"], "with classes"),
         (["--config-file", DETECTOR, "--output", "x.pkl"], "MODEL.LOAD_PROPOSALS is set"),
         (["--config-file", MODEL, "--output", "x.pkl", "--dataset", "shapes_vall"], "shapes_val"),
+        (["--config-file", MODEL, "--output", "x.pkl"], "no weights to propose with"),
     ],
 )
 def test_what_the_command_cannot_do_is_one_line(
@@ -319,7 +320,7 @@ def test_a_damaged_picture_is_one_line_and_leaves_no_file(
     output = tmp_path / "x.pkl"
     overrides = ["MODEL.INSTANCE_FCN.SCALES_TEST", "(32,)", "MODEL.DEVICE", "cpu"]
     command = ["proposals", "--config-file", MODEL, "--dataset", name, "--output", str(output)]
-    assert main([*command, *overrides]) == 2
+    assert main([*command, "--allow-partial", *overrides]) == 2
     assert picture.name in capsys.readouterr().err and not output.exists()
 
 

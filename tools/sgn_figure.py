@@ -34,7 +34,7 @@ def main() -> None:
     args = parser.parse_args()
     cfg = load_cfg(args.config, args.opts)
     model = build_model(cfg).eval()
-    Checkpointer(model).load(args.weights)
+    Checkpointer(model, inference=True).load(args.weights)
     mapper = build_train_mapper(cfg, augment=False)
     tiles = []
     for record in DatasetCatalog.get("shapes_val")[: args.pictures]:

@@ -42,6 +42,8 @@ def benchmark_models(
     overrides: Sequence[str] = (),
     repeats: int = 6,
     variants: Sequence[str] = ("eager",),
+    *,
+    allow_partial: bool = False,
 ) -> list[Row]:
     """Compare ``Predictor`` on a list of pictures with Detectron2's stock predictor, one by one.
 
@@ -58,6 +60,7 @@ def benchmark_models(
         repeats: passes over the pictures; the median is reported.
         variants: keys of :data:`VARIANTS`; the peer is the same for all.  The peak memory of
             "compiled" includes that of the compiler.
+        allow_partial: see :class:`Predictor`.
     Raises:
         ConfigError: fewer than one repeat, an unknown variant, or one that a model does not have.
         ImageError: a picture that cannot be read.
@@ -71,7 +74,9 @@ def benchmark_models(
     rows = []
     for name in config_files:
         cfg = load_cfg(name, overrides)
-        rows += [_benchmark_model(name, cfg, pictures, repeats, variant) for variant in variants]
+        for variant in variants:
+            options = {**VARIANTS[variant], "allow_partial": allow_partial}
+            rows.append(_benchmark_model(name, cfg, pictures, repeats, variant, options))
         rows += _own_comparisons(name, cfg, pictures[0], repeats)
     return rows
 
@@ -82,10 +87,15 @@ def _synthetic_pictures() -> list[np.ndarray]:
 
 
 def _benchmark_model(
-    name: str, cfg: CfgNode, pictures: Sequence[np.ndarray], repeats: int, variant: str
+    name: str,
+    cfg: CfgNode,
+    pictures: Sequence[np.ndarray],
+    repeats: int,
+    variant: str,
+    options: dict[str, Any],
 ) -> Row:
     cfg = _with_work(cfg)
-    ours = _same_weights(lambda: Predictor(cfg, **VARIANTS[variant]))
+    ours = _same_weights(lambda: Predictor(cfg, **options))
     stock = _same_weights(lambda: DefaultPredictor(cfg))
     ours_run = _runner(ours, pictures)
     stock_run = _runner(stock, pictures)
@@ -106,7 +116,7 @@ def _benchmark_model(
     ours_ms, stock_ms = (
         1000 * statistics.median(times[kind]) / len(pictures) for kind in ("ours", "stock")
     )
-    ours_peak, stock_peak = (_peak_memory(cfg, pictures, kind) for kind in (variant, "stock"))
+    ours_peak, stock_peak = (_peak_memory(cfg, pictures, kind) for kind in (options, None))
     return Row(
         name=Path(name).stem + ("" if variant == "eager" else f"_{variant}"),
         peer=_STOCK,
@@ -232,15 +242,23 @@ def _frame_times(
     return {name: len(pictures) * statistics.median(x[name] for x in times) for name in runs}
 
 
-def _peak_memory(cfg: CfgNode, pictures: Sequence[np.ndarray], kind: str) -> float | None:
-    """MiB at most in use while a fresh process predicts on ``pictures``; None where unknown."""
-    return in_fresh_process(_peak, cfg.dump(), pictures, kind)
+def _peak_memory(
+    cfg: CfgNode, pictures: Sequence[np.ndarray], options: dict[str, Any] | None
+) -> float | None:
+    """MiB at most in use while a fresh process predicts on ``pictures``; None where unknown.
+
+    Args:
+        options: of our predictor, None for the stock one.
+    """
+    return in_fresh_process(_peak, cfg.dump(), pictures, options)
 
 
-def _peak(config: str, pictures: Sequence[np.ndarray], kind: str) -> float | None:
+def _peak(
+    config: str, pictures: Sequence[np.ndarray], options: dict[str, Any] | None
+) -> float | None:
     cfg = get_cfg()
     cfg.merge_from_other_cfg(SafeCfgNode(safe_load(config)))
-    predictor = DefaultPredictor(cfg) if kind == "stock" else Predictor(cfg, **VARIANTS[kind])
+    predictor = DefaultPredictor(cfg) if options is None else Predictor(cfg, **options)
     _runner(predictor, pictures)()
     if cfg.MODEL.DEVICE.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 2**20

@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from instseg.checkpoint.fit import Fit, few
+from instseg.checkpoint.fit import ClassCount, Fit, few
 from instseg.checkpoint.reading import peek_iteration, read_weights
 from instseg.checkpoint.writing import TEMPORARY, atomic_write
 from instseg.errors import CheckpointError
@@ -42,6 +42,8 @@ class Checkpointer(DetectionCheckpointer):
         save_to_disk: bool | None = None,
         sha256: str = "",
         allow_partial: bool = False,
+        inference: bool = False,
+        classes: ClassCount | None = None,
         class_names: Sequence[str] | None = None,
         **checkpointables: Any,
     ) -> None:
@@ -51,7 +53,11 @@ class Checkpointer(DetectionCheckpointer):
             save_dir: local folder of the checkpoints; "" saves nothing.
             save_to_disk: whether this process saves; by default the main worker.
             sha256: SHA-256 that a file given to :meth:`load` must have, "" for any.
-            allow_partial: load files that initialise less than half of the model.
+            allow_partial: load files that initialise less than half of the model, or for inference
+                not all of it.
+            inference: the model is not going to be trained: a file must have every tensor that
+                inference uses, and no other.
+            classes: of the model, for messages.
             class_names: saved beside the weights, for prediction where the data set is not known.
             checkpointables: objects with ``state_dict`` and ``load_state_dict``, saved by key.
         """
@@ -59,6 +65,8 @@ class Checkpointer(DetectionCheckpointer):
         self.logger = logger
         self.sha256 = sha256
         self.allow_partial = allow_partial
+        self.inference = inference
+        self.classes = classes
         self.class_names = None if class_names is None else [str(name) for name in class_names]
         self._distributed = isinstance(model, DistributedDataParallel)
 
@@ -105,8 +113,8 @@ class Checkpointer(DetectionCheckpointer):
         Returns:
             What else the file holds, e.g. ``iteration`` or ``class_names``.
         Raises:
-            CheckpointError: the file cannot be read, or fits less than half of the model and
-                ``allow_partial`` is off; the model is as it was.
+            CheckpointError: the file cannot be read, or without ``allow_partial`` fits less than
+                half of the model, or for inference not all of it; the model is as it was.
         """
         if not path:
             logger.info("No weights given: the model starts from scratch")
@@ -194,25 +202,15 @@ class Checkpointer(DetectionCheckpointer):
         self, checkpoint: dict[str, Any], path: str, names: list[str] | None, *, resuming: bool
     ) -> dict[str, Any]:
         """Check that the content of a file fits, and only then load it."""
-        fit = self._fit(checkpoint, path)
-        text = f"{path}: {fit}"
+        fit = self._fit(checkpoint, path, inference=self.inference and not resuming)
         lacking = [key for key in self.checkpointables if key not in checkpoint]
         if resuming and (lacking or not fit.complete):
-            text += f"; saved state missing: {few(lacking)}" if lacking else ""
+            text = f"; saved state missing: {few(lacking)}" if lacking else ""
             raise CheckpointError(
-                f"cannot resume from {text}; resume with the configuration that wrote it, "
-                f"or start anew in another OUTPUT_DIR with it as MODEL.WEIGHTS"
+                f"cannot resume from {path}: {fit}{text}; resume with the configuration that wrote "
+                f"it, or start anew in another OUTPUT_DIR with it as MODEL.WEIGHTS"
             )
-        if 2 * fit.initialised < fit.total and not self.allow_partial:
-            raise CheckpointError(
-                f"{text}; less than half of the model would be initialised, so these are probably "
-                f"weights of another architecture: change MODEL.WEIGHTS, or go on with "
-                f"--allow-partial"
-            )
-        if 2 * fit.initialised < fit.total:
-            logger.warning("MOST OF THE MODEL STAYS RANDOM (--allow-partial). %s", text)
-        else:
-            logger.log(logging.INFO if fit.complete else logging.WARNING, "%s", text)
+        self._judge(fit, path)
         theirs, ours = checkpoint.get("class_names"), self.class_names
         if ours is not None and isinstance(theirs, list) and theirs != ours:
             there, here = few([str(name) for name in theirs]), few(ours)
@@ -228,7 +226,29 @@ class Checkpointer(DetectionCheckpointer):
                     ) from error
         return checkpoint
 
-    def _fit(self, checkpoint: dict[str, Any], path: str) -> Fit:
+    def _judge(self, fit: Fit, path: str) -> None:
+        """Refuse weights that do not fit well enough, and say what starts from scratch."""
+        text = f"{path}: {fit}"
+        if not fit.complete:
+            text += f"; {fit.remedy}" if fit.reshaped or self.inference else ""
+        half = 2 * fit.initialised >= fit.total
+        if self.inference and not fit.complete and not self.allow_partial:
+            raise CheckpointError(
+                f"{text}; or go on with --allow-partial, with random numbers for what is missing"
+            )
+        if not half and not self.allow_partial:
+            raise CheckpointError(
+                f"{text}; less than half of the model would be initialised, so these are probably "
+                f"weights of another architecture: change MODEL.WEIGHTS, or go on with "
+                f"--allow-partial"
+            )
+        if fit.missing or fit.reshaped:
+            text += f"; {fit.from_scratch} start from scratch"
+        if not half:
+            text = f"MOST OF THE MODEL STAYS RANDOM (--allow-partial). {text}"
+        logger.log(logging.INFO if fit.complete else logging.WARNING, "%s", text)
+
+    def _fit(self, checkpoint: dict[str, Any], path: str, *, inference: bool) -> Fit:
         """Compare the weights with the model, after renaming them where the file asks for it."""
         weights = checkpoint["model"]
         if weights and all(name.startswith("module.") for name in weights):
@@ -249,7 +269,9 @@ class Checkpointer(DetectionCheckpointer):
                     f"{path} has {name} as {theirs.dtype}, the model as {ours.dtype}: weights that "
                     "were quantised, or are others; expected floating-point numbers"
                 )
-        return Fit.measure(self.model, weights, by_suffix)
+        return Fit.measure(
+            self.model, weights, by_suffix, inference=inference, classes=self.classes
+        )
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         """Nothing: the summary of the fit has told it."""

@@ -1,64 +1,115 @@
 """What a weight file has for a model, found out before the model is changed."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
+
+Shape = tuple[int, ...]
+
+_FEW_PARTS = 6
+"""How many parts of a model a message names."""
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """Number of classes of a model, and the configuration key that says it."""
+
+    key: str
+    count: int
 
 
 @dataclass(frozen=True)
 class Fit:
     """How the tensors of a file meet those of a model.
 
+    Batch counters are left out, and so are the statistics of frozen normalisations that the file
+    has as scale and shift only.
+
     Attributes:
-        total: tensors of the model that a file can initialise; batch counters are left out, and so
-            are the statistics of frozen normalisations that the file has as scale and shift only.
+        ours: name -> shape of the tensors of the model that a file can initialise.
+        theirs: name -> shape of those of the file, named as in the model where it has them.
         missing: names in the model that the file has nothing for.
         unexpected: names in the file that the model has no place for.
         reshaped: name -> shapes in the file and in the model, where they differ.
+        classes: of the model, None where it is not known.
+        classes_there: numbers of classes that a file with these shapes may be for; none if shapes
+            differ in other ways.
     """
 
-    total: int
+    ours: Mapping[str, Shape]
+    theirs: Mapping[str, Shape]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
-    reshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    reshaped: Mapping[str, tuple[Shape, Shape]]
+    classes: ClassCount | None = None
+    classes_there: tuple[int, ...] = ()
 
     @classmethod
-    def measure(cls, model: nn.Module, weights: Mapping[str, Tensor], by_suffix: bool) -> "Fit":
+    def measure(
+        cls,
+        model: nn.Module,
+        weights: Mapping[str, Tensor],
+        by_suffix: bool,
+        *,
+        inference: bool = False,
+        classes: ClassCount | None = None,
+    ) -> "Fit":
         """Compare names and shapes.
 
         Args:
             model: its state dict gives the names and shapes asked for.
             weights: named as in the model.
             by_suffix: names were matched by suffix, so a tensor of another shape kept its own.
+            inference: do not ask for what :func:`unused_in_inference` names.
+            classes: of the model, for messages.
         """
-        ours = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+        tensors = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
         for name, module in model.named_modules():
             if isinstance(module, FrozenBatchNorm2d) and f"{name}.weight" in weights:
                 for statistic in ("running_mean", "running_var"):
                     if f"{name}.{statistic}" not in weights:
-                        ours.pop(f"{name}.{statistic}", None)
-        ours = {k: v for k, v in ours.items() if not k.endswith("num_batches_tracked")}
-        same = {k for k, v in ours.items() if k in weights and weights[k].shape == v.shape}
+                        tensors.pop(f"{name}.{statistic}", None)
+        tensors = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
+        same = {k for k, v in tensors.items() if k in weights and weights[k].shape == v.shape}
         reshaped = {
             k: (tuple(weights[k].shape), tuple(v.shape))
-            for k, v in ours.items()
+            for k, v in tensors.items()
             if k in weights and k not in same
         }
+        shapes = dict(reshaped)
+        for name in unused_in_inference(model) if inference else ():
+            if name not in same:
+                tensors.pop(name, None)
+                reshaped.pop(name, None)
         # A tensor that the model holds under two names is initialised through either.
-        filled = {(ours[k].data_ptr(), ours[k].shape) for k in same}
-        missing = [k for k, v in ours.items() if k not in reshaped and k not in same]
-        missing = [k for k in missing if (ours[k].data_ptr(), ours[k].shape) not in filled]
+        filled = {_place(tensors[k]) for k in same} - {None}
+        missing = [k for k in tensors if k not in reshaped and k not in same]
+        missing = [k for k in missing if _place(tensors[k]) not in filled]
         # Buffers outside the state dict (pixel mean, anchors) were saved by older versions.
         known = {*model.state_dict(), *(name for name, _ in model.named_buffers())}
         unexpected = [k for k in weights if k not in known and "num_batches_tracked" not in k]
         if by_suffix:  # tensors of another shape were left under the name they have in the file
             pairs = [(k, u) for u in unexpected for k in missing if k.endswith(f".{u}")]
-            reshaped |= {k: (tuple(weights[u].shape), tuple(ours[k].shape)) for k, u in pairs}
+            reshaped |= {k: (tuple(weights[u].shape), tuple(tensors[k].shape)) for k, u in pairs}
             missing = [k for k in missing if k not in reshaped]
             unexpected = [u for u in unexpected if u not in dict(pairs).values()]
-        return cls(len(ours), tuple(missing), tuple(unexpected), reshaped)
+        return cls(
+            {k: tuple(v.shape) for k, v in tensors.items()},
+            {k: tuple(v.shape) for k, v in weights.items()},
+            tuple(missing),
+            tuple(unexpected),
+            reshaped,
+            classes,
+            _possible_classes((shapes | reshaped).values(), classes.count) if classes else (),
+        )
+
+    @property
+    def total(self) -> int:
+        """Tensors of the model that a file can initialise."""
+        return len(self.ours)
 
     @property
     def initialised(self) -> int:
@@ -70,25 +121,152 @@ class Fit:
         """Whether file and model have the same tensors."""
         return not (self.missing or self.unexpected or self.reshaped)
 
+    @property
+    def from_scratch(self) -> str:
+        """The parts of the model that the file does not initialise."""
+        return parts([*self.missing, *self.reshaped], self.ours)
+
+    @property
+    def remedy(self) -> str:
+        """The most likely cause of a misfit, and what to change."""
+        if self.classes and self.reshaped and self.classes_there:
+            key, found = self.classes.key, " or ".join(map(str, self.classes_there))
+            return (
+                f"the file is for {found} classes, {key} is {self.classes.count}: set {key} {found}"
+            )
+        if self.reshaped and all(len(_difference(*pair)) == 1 for pair in self.reshaped.values()):
+            return "most likely the number of classes differs: set NUM_CLASSES"
+        if lengths := _other_lengths(self.theirs, self.ours):
+            return (
+                f"most likely a model of another depth ({lengths}): give the --config-file that "
+                "the weights were trained with"
+            )
+        if self.missing and not self.reshaped and len(self.unexpected) <= 2:
+            return (
+                "most likely weights to start a training from, of a backbone or without the layers "
+                "that depend on the classes: train with them first"
+            )
+        return (
+            "most likely weights of another model: give the --config-file that they were trained "
+            "with"
+        )
+
     def __str__(self) -> str:
         summary = (
             f"{self.initialised} of {self.total} tensors of the model initialised from the file "
             f"({self.initialised / max(self.total, 1):.0%}), {len(self.missing)} missing, "
             f"{len(self.unexpected)} unexpected, {len(self.reshaped)} of another shape"
         )
-        parts = [summary]
+        texts = [summary]
         if self.missing:
-            parts.append(f"missing in the file: {few(self.missing)}")
+            texts.append(f"missing in the file: {parts(self.missing, self.ours)}")
         if self.unexpected:
-            parts.append(f"unknown to the model: {few(self.unexpected)}")
+            texts.append(f"unknown to the model: {parts(self.unexpected, self.theirs)}")
         if self.reshaped:
             shapes = [f"{k} {a} in the file, {b} here" for k, (a, b) in self.reshaped.items()]
-            parts.append(f"other shape: {few(shapes)}")
-            if all(a[1:] == b[1:] and a != b for a, b in self.reshaped.values()):
-                parts.append("most likely the number of classes differs (NUM_CLASSES)")
-        return "; ".join(parts)
+            texts.append(f"other shape: {few(shapes)}")
+        return "; ".join(texts)
+
+
+def unused_in_inference(model: nn.Module) -> list[str]:
+    """Names of the tensors of ``model`` that inference does without.
+
+    A module says so by a method ``unused_in_inference()``, which returns the names of parameters,
+    or of modules that hold them, relative to itself.  A file need not have these, and may have
+    them in another shape.
+    """
+    declared = [
+        f"{prefix}.{name}.".lstrip(".")
+        for prefix, module in model.named_modules()
+        for name in getattr(module, "unused_in_inference", tuple)()
+    ]
+    return [name for name in model.state_dict() if f"{name}.".startswith(tuple(declared))]
+
+
+def parts(names: Sequence[str], among: Collection[str]) -> str:
+    """``names`` as the modules that consist of nothing else, the few with the most tensors.
+
+    Args:
+        names: of tensors, some of ``among``.
+        among: names of all tensors.
+    """
+    all_below, named_below = _counts(among), _counts(names)
+    modules: dict[str, None] = {}
+    for name in names:
+        steps = name.split(".")
+        prefixes = [".".join(steps[:i]) for i in range(1, len(steps) + 1)]
+        whole = (p for p in prefixes if 1 < named_below[p] == all_below.get(p))
+        modules[next(whole, name)] = None
+    largest_first = sorted(modules, key=lambda module: -named_below[module])
+    tensors = "tensor" if len(names) == 1 else "tensors"
+    return f"{few(largest_first, _FEW_PARTS)} ({len(names)} {tensors})"
 
 
 def few(names: Sequence[str], limit: int = 3) -> str:
     """The first names of a list and, if there are more, how many there are."""
     return ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if names[limit:] else "")
+
+
+def _difference(theirs: Shape, ours: Shape) -> list[tuple[int, int]]:
+    """Sizes where two shapes differ; none if they have not the same number of axes."""
+    if len(theirs) != len(ours):
+        return []
+    return [(a, b) for a, b in zip(theirs, ours, strict=True) if a != b]
+
+
+def _possible_classes(pairs: Iterable[tuple[Shape, Shape]], count: int) -> tuple[int, ...]:
+    """Numbers of classes for which all tensors of another shape would have theirs.
+
+    A layer has as many outputs for each of C classes, or of C + 1 with the background.
+
+    Args:
+        pairs: shapes in the file and in the model.
+        count: classes of the model.
+    """
+    possible: set[int] | None = None
+    for pair in pairs:
+        if len(_difference(*pair)) != 1:
+            return ()
+        ((there, here),) = _difference(*pair)
+        numbers = set()
+        for extra in (0, 1):
+            each, rest = divmod(here, count + extra)
+            if not rest and each and not there % each:
+                numbers.add(there // each - extra)
+        possible = numbers if possible is None else possible & numbers
+    return tuple(sorted(number for number in possible or () if number > 0 and number != count))
+
+
+def _place(tensor: Tensor) -> tuple[int, Shape] | None:
+    """Where the values of a tensor are; None if there are none."""
+    return (tensor.data_ptr(), tuple(tensor.shape)) if tensor.data_ptr() else None
+
+
+def _counts(names: Iterable[str]) -> dict[str, int]:
+    """Name of a tensor or module → how many tensors it is or has."""
+    counts: dict[str, int] = {}
+    for name in names:
+        steps = name.split(".")
+        for i in range(1, len(steps) + 1):
+            prefix = ".".join(steps[:i])
+            counts[prefix] = counts.get(prefix, 0) + 1
+    return counts
+
+
+def _other_lengths(theirs: Iterable[str], ours: Iterable[str]) -> str:
+    """The first list of modules that is of another length in the file than in the model."""
+    there, here = _lengths(theirs), _lengths(ours)
+    for name, length in here.items():
+        if there.get(name, length) != length:
+            return f"{name} has {there[name]} blocks in the file, {length} here"
+    return ""
+
+
+def _lengths(names: Iterable[str]) -> dict[str, int]:
+    """Name of a list of modules → how many it has, by the highest number in it."""
+    lengths: dict[str, int] = {}
+    for name in names:
+        for match in re.finditer(r"\.(\d{1,4})(?=\.)", name):
+            prefix = name[: match.start()]
+            lengths[prefix] = max(lengths.get(prefix, 0), int(match[1]) + 1)
+    return lengths

@@ -16,9 +16,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="YAML file, or its name in configs/")
     add("--weights", metavar="FILE", help="checkpoint, instead of MODEL.WEIGHTS")
-    add(
+    add_allow_partial(parser)
+    add("overrides", nargs="*", metavar="KEY VALUE", help="configuration overrides, last")
+
+
+def add_allow_partial(parser: argparse.ArgumentParser) -> None:
+    """Give ``parser`` the option of every command that loads weights for inference."""
+    parser.add_argument(
         "--allow-partial",
         action="store_true",
-        help="go on with weights that fit less than half of the model",
+        help="go on with weights that do not fit; what they lack stays random",
     )
-    add("overrides", nargs="*", metavar="KEY VALUE", help="configuration overrides, last")

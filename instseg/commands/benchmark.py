@@ -2,7 +2,7 @@
 
 import argparse
 
-from instseg.commands.arguments import path
+from instseg.commands.arguments import add_allow_partial, path
 
 
 def add_models_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +23,7 @@ def add_models_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--repeats", type=int, default=6, metavar="N", help="passes (default %(default)s)")
     add("--json", type=path, metavar="FILE", help="write the rows as a JSON list")
+    add_allow_partial(parser)
     add("overrides", nargs="*", metavar="KEY VALUE", help="configuration overrides, last")
     parser.set_defaults(run=models)
 
@@ -53,6 +54,7 @@ def models(arguments: argparse.Namespace) -> int:
         arguments.overrides,
         arguments.repeats,
         arguments.variant or ["eager"],
+        allow_partial=arguments.allow_partial,
     )
     print(report(rows, arguments.json))
     return 0

@@ -20,13 +20,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """``instseg export``."""
-    from instseg.engine.predictor import Predictor
+    from instseg.config import load_cfg
+    from instseg.engine.predictor import Predictor, require_weights
     from instseg.export import export as run
 
     # Traced on the CPU, where every operator of every format is known.
     overrides = ["MODEL.DEVICE", "cpu", *arguments.overrides]
+    cfg = load_cfg(arguments.config_file, overrides)
+    if not arguments.allow_partial:
+        require_weights(cfg, arguments.weights, "export (--allow-partial exports random ones)")
     predictor = Predictor(
-        arguments.config_file,
+        cfg,
         arguments.weights,
         allow_partial=arguments.allow_partial,
         overrides=overrides,

@@ -37,7 +37,8 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--allow-partial",
         action="store_true",
-        help="go on with MODEL.WEIGHTS that fit less than half of the model",
+        help="go on with MODEL.WEIGHTS that fit less than half of the model, or with --eval-only "
+        "not all of it",
     )
     return parser
 

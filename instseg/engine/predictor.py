@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from instseg.checkpoint import Checkpointer
-from instseg.config import check_device, get_cfg, load_cfg, num_classes_key
+from instseg.config import check_device, class_count, get_cfg, load_cfg, num_classes_key
 from instseg.config_values import check_values
 from instseg.data.images import Array, check_image, convert_picture, read_image
 from instseg.engine.optimize import optimize as optimize_model
@@ -101,7 +101,8 @@ class Predictor:
             overrides: ``[KEY, VALUE, ...]``, applied last.
             batch_size: None chooses 8 on a GPU and 1 on a CPU, where a batch takes longer per
                 picture than single pictures do.
-            allow_partial: go on with weights that fit less than half of the model.
+            allow_partial: go on with weights that lack some of what inference uses, which stays
+                random, or hold something else.
             optimize: fold batch normalisation and store weights channels last, see
                 :func:`instseg.engine.optimize.optimize`.
             compile: run the network through ``torch.compile`` as one graph.  That takes a minute
@@ -139,6 +140,8 @@ class Predictor:
             self.model,
             sha256=self.cfg.MODEL.get("WEIGHTS_SHA256", ""),
             allow_partial=allow_partial,
+            inference=True,
+            classes=class_count(self.cfg),
         )
         checkpoint: dict[str, Any] = checkpointer.load(self.cfg.MODEL.WEIGHTS)
         return checkpoint
@@ -350,6 +353,12 @@ def _resolve(
     check_values(cfg)
     check_device(cfg)
     return cfg
+
+
+def require_weights(cfg: CfgNode, weights: str | None, purpose: str) -> None:
+    """Raise a ConfigError where only random weights would be used to ``purpose``."""
+    if not (weights or cfg.MODEL.WEIGHTS):
+        raise ConfigError(f"no weights to {purpose}; pass --weights FILE or MODEL.WEIGHTS FILE")
 
 
 def _class_names(cfg: CfgNode, checkpoint: dict[str, Any]) -> list[str] | None:

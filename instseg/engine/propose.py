@@ -11,7 +11,7 @@ from tqdm import tqdm
 from instseg.config import num_classes_key
 from instseg.data.datasets import check_name, reading_datasets
 from instseg.data.proposal_files import Array, write_proposals
-from instseg.engine.predictor import Predictor
+from instseg.engine.predictor import Predictor, require_weights
 from instseg.errors import ConfigError, DatasetError
 
 _LEAST = 1e-6
@@ -55,6 +55,8 @@ def propose(
             "as deepmask, sharpmask or instance_fcn"
         )
     check_name(dataset)
+    if not allow_partial:
+        require_weights(predictor.cfg, None, "propose with (--allow-partial takes random ones)")
     with reading_datasets([dataset]):
         records = DatasetCatalog.get(dataset)
     if not records:

@@ -26,7 +26,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from instseg.checkpoint import Checkpointer
-from instseg.config import check_classes
+from instseg.config import check_classes, class_count
 from instseg.config_values import check_values
 from instseg.data.datasets import (
     check_files,
@@ -95,6 +95,7 @@ class Trainer(DefaultTrainer):
             cfg.OUTPUT_DIR,
             sha256=cfg.MODEL.WEIGHTS_SHA256,
             allow_partial=allow_partial,
+            classes=class_count(cfg),
             class_names=dataset_classes(cfg.DATASETS.TRAIN[0]),
             trainer=weakref.proxy(self),
         )

@@ -55,7 +55,7 @@ from pathlib import Path
 from types import FrameType
 
 from instseg.config import load_cfg
-from instseg.engine.predictor import Predictor
+from instseg.engine.predictor import Predictor, require_weights
 from instseg.engine.video import VideoPredictor
 from instseg.errors import ConfigError
 from instseg.predict.pictures import predict_pictures
@@ -108,8 +108,7 @@ def predict(options: PredictOptions) -> int:
         _check_resumable(sources)
     prepare_output(options.output, sources)
     cfg = load_cfg(options.config_file, options.overrides)
-    if not (options.weights or cfg.MODEL.WEIGHTS):
-        raise ConfigError("no weights to predict with; pass --weights FILE or MODEL.WEIGHTS FILE")
+    require_weights(cfg, options.weights, "predict with")
     predictor = Predictor(
         cfg, options.weights, overrides=options.overrides, allow_partial=options.allow_partial
     )

@@ -87,6 +87,10 @@ class SharpMask(DeepMask):
             "refactored": node.REFACTORED_TEST,
         }
 
+    def unused_in_inference(self) -> tuple[str, ...]:
+        """DeepMask's masks, see :func:`instseg.checkpoint.unused_in_inference`."""
+        return ("mask_head",)
+
     def train(self, mode: bool = True) -> "SharpMask":
         """The trunk and DeepMask's heads stay as they are in inference."""
         super().train(False)

@@ -181,6 +181,10 @@ class YOLACT(PixelModel):
             ),
         }
 
+    def unused_in_inference(self) -> tuple[str, ...]:
+        """See :func:`instseg.checkpoint.unused_in_inference`."""
+        return ("semantic",)
+
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """
         Args:

@@ -111,6 +111,15 @@ class YolactEdge(YOLACT):
             frozen += [self.backbone, fpn.lateral3, fpn.lateral4, fpn.lateral5]
         return frozen
 
+    def unused_in_inference(self) -> tuple[str, ...]:
+        """Beside YOLACT's, what predicts the motion of levels that are computed in every frame."""
+        lists = ("predictors", "up_features", "up_flow")
+        levels = range(self._first_warped)
+        return (
+            *super().unused_in_inference(),
+            *(f"flow_net.{name}.{level}" for name in lists for level in levels),
+        )
+
     def train(self, mode: bool = True) -> "YolactEdge":
         """What is not trained stays in evaluation mode."""
         super().train(mode)

@@ -7,8 +7,7 @@ from instseg.data import shapes
 
 def add_shared_config(cfg: CfgNode) -> None:
     """Give ``cfg`` these keys, with the values they have where a configuration says nothing."""
-    # SHA-256 that the file MODEL.WEIGHTS must have; "" does not check. A .pkl is only read when it
-    # is given.
+    # SHA-256 that the file MODEL.WEIGHTS must have; "" does not check.
     cfg.MODEL.WEIGHTS_SHA256 = ""
     # Side in pixels of the pictures of the built-in shapes_* data sets.
     cfg.DATASETS.SHAPES_SIZE = shapes.DEFAULT_SIZE

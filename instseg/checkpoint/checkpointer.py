@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from instseg.checkpoint.fit import ClassCount, Fit, few
 from instseg.checkpoint.reading import peek_iteration, read_weights
+from instseg.checkpoint.wrappers import plain_names
 from instseg.checkpoint.writing import TEMPORARY, atomic_write
 from instseg.errors import CheckpointError
 
@@ -127,7 +128,13 @@ class Checkpointer(DetectionCheckpointer):
         return self._apply(checkpoint, path, checkpointables, resuming=False)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        return read_weights(filename, self.sha256)
+        return self._read(filename, self.sha256)
+
+    def _read(self, file: str, sha256: str = "") -> dict[str, Any]:
+        """The content of a file, its weights named as in the model where they can be."""
+        checkpoint = read_weights(file, sha256)
+        checkpoint["model"] = plain_names(checkpoint["model"], self.model.state_dict())
+        return checkpoint
 
     def has_checkpoint(self) -> bool:
         """Whether ``save_dir`` has a readable checkpoint to resume from."""
@@ -157,7 +164,7 @@ class Checkpointer(DetectionCheckpointer):
     def _read_last(self) -> tuple[str, dict[str, Any]]:
         for file in self._candidates():
             try:
-                checkpoint = read_weights(file)
+                checkpoint = self._read(file)
             except CheckpointError as error:
                 logger.warning("Cannot resume from the last checkpoint: %s", error)
             else:
@@ -251,9 +258,6 @@ class Checkpointer(DetectionCheckpointer):
     def _fit(self, checkpoint: dict[str, Any], path: str, *, inference: bool) -> Fit:
         """Compare the weights with the model, after renaming them where the file asks for it."""
         weights = checkpoint["model"]
-        if weights and all(name.startswith("module.") for name in weights):
-            # Saved from inside DDP; the loading code strips the prefix as well.
-            weights = {k.removeprefix("module."): v for k, v in weights.items()}
         by_suffix = bool(checkpoint.pop("matching_heuristics", False))
         if by_suffix and weights:
             caffe2 = checkpoint.get("__author__") == "Caffe2"

@@ -98,7 +98,7 @@ class Fit:
             unexpected = [u for u in unexpected if u not in dict(pairs).values()]
         return cls(
             {k: tuple(v.shape) for k, v in tensors.items()},
-            {k: tuple(v.shape) for k, v in weights.items()},
+            {k: tuple(v.shape) for k, v in weights.items() if "num_batches_tracked" not in k},
             tuple(missing),
             tuple(unexpected),
             reshaped,

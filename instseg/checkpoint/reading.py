@@ -2,9 +2,8 @@
 
 A pickle may call any function while it is read, and the usual weight formats are pickles.  Here
 PyTorch files go through its ``weights_only`` reader, safetensors files hold no code, and the
-``.pkl`` files of Detectron's model zoos go through :mod:`instseg.checkpoint.pickles`, and only when
-their SHA-256 is known.  Whatever a damaged or hostile file does to a parser,
-the caller sees a :class:`CheckpointError`.
+``.pkl`` files of Detectron's model zoos go through :mod:`instseg.checkpoint.pickles`.  Whatever a
+damaged or hostile file does to a parser, the caller sees a :class:`CheckpointError`.
 """
 
 import difflib
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from instseg.checkpoint.fit import few
 from instseg.checkpoint.pickles import BlockedGlobal, load_arrays
+from instseg.checkpoint.wrappers import find_weights, plain_names
 from instseg.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -49,10 +49,12 @@ def read_weights(path: str | os.PathLike[str], sha256: str = "") -> dict[str, An
         path: a local path or a URL that Detectron2's ``PathManager`` resolves.  ``.safetensors``
             and ``.pkl`` (Detectron2 zoo, Caffe2) are known by their extension, anything else is a
             PyTorch file (``.pyth``: pycls).
-        sha256: the expected SHA-256 of the file in hexadecimal; required for a ``.pkl``.
+        sha256: the expected SHA-256 of the file in hexadecimal; "" for any.
     Returns:
         ``{"model": {name: CPU tensor}, ...}``; the other entries are what the file holds beside
         its weights, in a safetensors file the JSON object under ``"instseg"`` in its metadata.
+        The weights of a PyTorch file may have another entry, see
+        :func:`~instseg.checkpoint.wrappers.find_weights`.
     Raises:
         CheckpointError: the file is missing, corrupt, unsafe, not the expected one or holds
             something else than weights, or NaN.
@@ -63,10 +65,19 @@ def read_weights(path: str | os.PathLike[str], sha256: str = "") -> dict[str, An
     try:
         with open(local, "rb") as file:
             # One open handle for hash and content: the file verified is the file read.
-            digest = _verify(file, path, local, sha256, required=suffix == ".pkl")
+            digest = _verify(file, path, local, sha256)
             return _parse(file, path, local, suffix, digest)
     except OSError as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
+
+
+def read_released(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The weights in a file of other authors, named as their model names them.
+
+    Raises:
+        CheckpointError: see :func:`read_weights`.
+    """
+    return plain_names(read_weights(path)["model"], None)
 
 
 def read_array_pickle(path: str) -> Any:
@@ -129,19 +140,14 @@ def peek_iteration(path: str | os.PathLike[str]) -> int | None:
         return None
 
 
-def _verify(file: BinaryIO, path: str, local: str, sha256: str, required: bool) -> str:
-    """Compare the SHA-256 of ``file`` with the expected one; returns it, "" if it is not needed."""
+def _verify(file: BinaryIO, path: str, local: str, sha256: str) -> str:
+    """Compare the SHA-256 of ``file`` with the expected one; returns it, "" if none is expected."""
     expected = sha256.strip().lower()
     if expected and not re.fullmatch("[0-9a-f]{64}", expected):
         raise CheckpointError(f"{_KEY} is {sha256!r}; expected 64 hexadecimal digits")
-    if not expected and not required:
+    if not expected:
         return ""
     digest = _digest(file)
-    if not expected:
-        raise CheckpointError(
-            f"checkpoint {path} is a pickle, which is read only when its SHA-256 is confirmed; "
-            f"this file has {digest}: compare that with its source and set {_KEY} to it"
-        )
     if digest != expected:
         raise CheckpointError(
             f"checkpoint {path} has SHA-256 {digest}, but {_KEY} is {expected}; "
@@ -215,8 +221,7 @@ def _load_torch(file: BinaryIO) -> dict[Any, Any]:
 
 
 def _read_torch(file: BinaryIO) -> dict[str, Any]:
-    loaded = _load_torch(file)
-    return _checked(loaded if isinstance(loaded.get("model"), dict) else {"model": loaded})
+    return _checked(find_weights(_load_torch(file)))
 
 
 def _read_pycls(file: BinaryIO) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from instseg.checkpoint.convert.common import Conversion, Options, Report
-from instseg.checkpoint.reading import read_weights
+from instseg.checkpoint.reading import read_released
 
 _NODE = "MODEL.DISCRIMINATIVE_LOSS"
 _CONFIG = "discriminative_loss/discriminative_loss_{}_cvppp.yaml"
@@ -48,7 +48,7 @@ _COUNTERS = re.compile(r"^(ins_cls_cnn|instance_count)\.")
 
 def convert(path: str, options: Options) -> tuple[dict[str, Tensor], Report]:
     """Convert a checkpoint; see :class:`~instseg.checkpoint.convert.common.Converter`."""
-    weights: dict[str, Tensor] = read_weights(path)["model"]
+    weights = read_released(path)
     reseg = any(name.startswith("cnn.model.") for name in weights)
     config = _CONFIG.format("reseg" if reseg else "hourglass")
     conversion = Conversion(path, config, _overrides(weights))

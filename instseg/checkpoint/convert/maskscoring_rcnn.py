@@ -16,7 +16,7 @@ from instseg.checkpoint.convert.common import (
     background_last,
     class_override,
 )
-from instseg.checkpoint.reading import read_weights
+from instseg.checkpoint.reading import read_released
 
 _EXAMPLE = "backbone.body.stem.conv1.weight"
 _DEPTH_OF_LAYER3 = {2: 18, 6: 50, 23: 101}
@@ -57,9 +57,7 @@ def convert(path: str, options: Options) -> tuple[dict[str, Tensor], Report]:
     Backbone depth (18, 50, 101) and number of classes are found out from the file; optimizer and
     scheduler in it are ignored.
     """
-    weights: dict[str, Tensor] = read_weights(path)["model"]
-    if all(name.startswith("module.") for name in weights):  # saved while training on several GPUs
-        weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    weights = read_released(path)
     blocks = {match[1] for name in weights if (match := re.search(r"\.layer3\.(\d+)\.", name))}
     depth = _DEPTH_OF_LAYER3.get(len(blocks), 50)
     classifier = weights.get("roi_heads.box.predictor.cls_score.bias")

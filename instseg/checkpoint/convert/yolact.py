@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from instseg.checkpoint.convert.common import Conversion, Options, Report
-from instseg.checkpoint.reading import read_weights
+from instseg.checkpoint.reading import read_released
 from instseg.errors import CheckpointError
 
 _EXAMPLE = "prediction_layers.0.bbox_layer.weight"
@@ -78,7 +78,7 @@ def convert(path: str, options: Options) -> tuple[dict[str, Tensor], Report]:
     one network for different picture sizes or anchors hold the same tensors; these are told apart
     by the authors' file names (``yolact_im700_54_800000.pth``), the first named below else.
     """
-    weights: dict[str, Tensor] = read_weights(path)["model"]
+    weights = read_released(path)
     return renamed(path, weights, _config_of(path, weights), not_needed, our_name, options)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from instseg.checkpoint.convert import yolact
 from instseg.checkpoint.convert.common import Options, Report
-from instseg.checkpoint.reading import read_weights
+from instseg.checkpoint.reading import read_released
 from instseg.errors import CheckpointError
 
 _FIRST_BLOCKS = (0, 1, 2, 4, 7, 11, 14)
@@ -46,7 +46,7 @@ def convert(path: str, options: Options) -> tuple[dict[str, Tensor], Report]:
 
     Backbone, number of classes and whether the network is for videos are found out from the file.
     """
-    weights: dict[str, Tensor] = read_weights(path)["model"]
+    weights = read_released(path)
     rules = (*_MOBILENET_RULES, *_RULES) if _MOBILENET_LAYER in weights else _RULES
 
     def our_name(name: str) -> str:

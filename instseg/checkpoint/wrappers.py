@@ -1,0 +1,144 @@
+"""What training code leaves around the weights of a model: other entries, and parts of names."""
+
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+Rename = Callable[[str], str]
+
+_ENTRIES = (
+    *("model", "state_dict", "model_state_dict", "model_state", "net", "network"),
+    *("module", "weights", "params"),
+)
+"""Where a file may hold its weights; the first that does counts."""
+_WRAPPERS = frozenset(
+    {
+        "module",  # DataParallel, DistributedDataParallel, AveragedModel
+        "_orig_mod",  # torch.compile
+        "_fsdp_wrapped_module",
+        "_checkpoint_wrapped_module",
+        "_forward_module",  # Lightning Fabric
+    }
+)
+"""Parts of names that stand for no layer, wherever they are."""
+_ATTRIBUTES = frozenset({"model", "net", "network"})
+"""What code around a network calls it, as a Lightning module does; the first part of all names."""
+_DEEPEST = 4
+"""Entries in entries, and attributes of attributes."""
+
+
+def find_weights(content: dict[Any, Any]) -> dict[Any, Any]:
+    """The content of a file with its weights as ``"model"``, whatever their entry is called.
+
+    An entry that is the only one with names and tensors may have any name.  A file without weights
+    stays as it is.
+    """
+    weights = _weights_in(content, _DEEPEST)
+    if weights is None:
+        return content if isinstance(content.get("model"), dict) else {"model": content}
+    if weights is content:
+        return {"model": content}
+    others = {key: value for key, value in content.items() if value is not weights}
+    return {**others, "model": weights}
+
+
+def _weights_in(content: dict[Any, Any], depth: int) -> dict[Any, Any] | None:
+    if _is_weights(content):
+        return content
+    if not depth:
+        return None
+    for name in _ENTRIES:
+        entry = content.get(name)
+        if isinstance(entry, dict) and (inner := _weights_in(entry, depth - 1)) is not None:
+            return inner
+    entries = [value for value in content.values() if isinstance(value, dict)]
+    weights = [value for value in entries if _is_weights(value)]
+    return weights[0] if len(weights) == 1 else None
+
+
+def _is_weights(value: dict[Any, Any]) -> bool:
+    items = dict.items(value)
+    return bool(value) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in items)
+
+
+def plain_names(
+    weights: "OrderedDict[str, Tensor]", names: Collection[str] | None
+) -> "OrderedDict[str, Tensor]":
+    """Weights without what wrappers around a model put into the names.
+
+    These are ``module.`` and its like wherever they stand, and the name of the attribute that held
+    the model (``model.``).
+
+    Args:
+        weights: as in the file.
+        names: of the tensors of the model that they are for: of several ways to rename, the one by
+            which most names are among them counts.  None where the model is not known.
+    """
+    if not weights:
+        return weights
+    if names is None:
+        rename = _for_any_model(weights)
+    else:
+        known = frozenset(names)
+        ways = [_without_attributes(weights, known, first) for first in (_inner, _same)]
+        rename = max(ways, key=lambda way: _hits(weights, known, way))
+    renamed = OrderedDict((rename(name), value) for name, value in weights.items())
+    changed = [(old, new) for old, new in zip(weights, renamed, strict=True) if old != new]
+    if not changed:
+        return weights
+    logger.info("%d names lose what a wrapper put there: %s is %s", len(changed), *changed[0])
+    if any(name.startswith("module.") for name in weights):
+        renamed.pop("n_averaged", None)  # of torch's AveragedModel, no part of the model
+    versions = getattr(weights, "_metadata", None)
+    if versions is not None:
+        renamed._metadata = OrderedDict(  # type: ignore[attr-defined]
+            (rename(name), version) for name, version in versions.items()
+        )
+    return renamed
+
+
+def _for_any_model(names: Iterable[str]) -> Rename:
+    rename = _inner if _distinct(names, _inner) else _same
+    for _ in range(_DEEPEST):
+        first = {rename(name).partition(".")[0] for name in names}
+        if len(first) != 1 or not first <= _ATTRIBUTES:
+            break
+        rename = _then(rename, *first)
+    return rename
+
+
+def _without_attributes(names: Collection[str], known: frozenset[str], rename: Rename) -> Rename:
+    """``rename``, and then without as many first parts as bring most names into ``known``."""
+    ways = []
+    while len(ways) <= _DEEPEST and _distinct(names, rename):
+        ways.append(rename)
+        first = Counter(rename(name).partition(".")[0] for name in names)
+        rename = _then(rename, first.most_common(1)[0][0])
+    return max(ways, key=lambda way: _hits(names, known, way), default=_same)
+
+
+def _same(name: str) -> str:
+    return name
+
+
+def _inner(name: str) -> str:
+    """The name without wrappers."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _then(rename: Rename, part: str) -> Rename:
+    return lambda name: rename(name).removeprefix(f"{part}.")
+
+
+def _distinct(names: Iterable[str], rename: Rename) -> bool:
+    renamed = [rename(name) for name in names]
+    return len(set(renamed)) == len(renamed) and all(renamed)
+
+
+def _hits(names: Iterable[str], known: frozenset[str], rename: Rename) -> int:
+    return sum(rename(name) in known for name in names)

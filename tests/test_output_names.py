@@ -13,7 +13,7 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 import instseg
-from instseg.data import shapes
+from instseg.data import shapes, shapes_video
 from instseg.engine.trainer import Trainer
 from instseg.files import file_name
 
@@ -118,7 +118,7 @@ def test_what_is_written_for_a_set_without_a_file_stays_in_its_folder(
 ) -> None:
     """Detectron2 writes the annotations of such a set to a file, which it names after the set."""
     name = shape.format(root=tmp_path)
-    records = DatasetCatalog.get("shapes_val")[:2]
+    records = shapes.load("shapes_val", shapes.DEFAULT_SIZE, range(2))
     DatasetCatalog.register(name, lambda: records)
     MetadataCatalog.get(name).thing_classes = ["circle", "square", "triangle"]
     registered.append(name)
@@ -132,7 +132,7 @@ def test_clips_named_by_a_path_are_evaluated_into_one_folder(
     tmp_path: Path, registered: list[str]
 ) -> None:
     pytest.importorskip("trackers")
-    clips = [record for record in DatasetCatalog.get("shapes_video_val") if record["video_id"] < 1]
+    clips = shapes_video.load("shapes_video_val", shapes.DEFAULT_SIZE, [0])
     name = f"youtubevis:{tmp_path}/{'long/' * 60}videos.json"
     DatasetCatalog.register(name, lambda: clips)
     MetadataCatalog.get(name).thing_classes = ["circle", "square", "triangle"]

@@ -66,7 +66,10 @@ def add_shared_config(cfg: CfgNode) -> None:
     cfg.TEST.TRACK_METRIC = False
     # Least score of a detection that becomes part of a track.
     cfg.TEST.TRACK_SCORE_THRESH = 0.05
-    # Keep the weights with the highest value of this metric, e.g. "segm/AP", under OUTPUT_DIR/best.
+    # Keep the weights with the best value of this metric under OUTPUT_DIR/best: "segm/AP",
+    # "segm/AP-CLASS" or, with TEST.VAL_LOSS_PERIOD, "val/total_loss", whose best value is the
+    # lowest. With several data sets it begins with the name that one has in DATASETS.TEST:
+    # "NAME/segm/AP".
     cfg.TEST.BEST_METRIC = ""
     # Iterations between two measurements of the losses on DATASETS.TEST; 0 is off.
     cfg.TEST.VAL_LOSS_PERIOD = 0

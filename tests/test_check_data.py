@@ -422,7 +422,7 @@ def test_evaluation_never_uses_the_annotations_of_an_earlier_run(tmp_path: Path)
     MetadataCatalog.get(name).thing_classes = ["cat", "dog"]
     for objects in (4, 3):
         assert len(build_evaluator(cfg, name)._coco_api.anns) == objects
-        assert (tmp_path / f"inference/{name}/{name}_coco_format.json").exists()
+        assert (tmp_path / f"inference/{name}/coco_format.json").exists()
         records[0]["annotations"].pop()
 
 

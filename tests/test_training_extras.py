@@ -146,7 +146,9 @@ def test_the_best_checkpoint_is_kept_and_resuming_does_not_forget_it(tmp_path: P
 
 
 def test_of_a_loss_the_lowest_value_is_the_best(tmp_path: Path) -> None:
-    hook = BestCheckpoint(Checkpointer(Line(), str(tmp_path)), "val/total_loss")
+    hook = BestCheckpoint(
+        Checkpointer(Line(), str(tmp_path)), "val/total_loss", lower_is_better=True
+    )
     hook.trainer = FakeTrainer([])
     with EventStorage() as hook.trainer.storage:
         for iteration, value in enumerate([3.0, 1.0, 2.0]):

@@ -1,5 +1,7 @@
 """Optional parts of training, each switched on by one configuration key."""
 
+import difflib
+import itertools
 import logging
 import math
 import operator
@@ -9,15 +11,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from instseg.checkpoint import Checkpointer, read_weights
-from instseg.errors import CheckpointError
+from instseg.errors import CheckpointError, ConfigError
+from instseg.evaluation import lower_is_better, metric_names
 
 logger = logging.getLogger(__name__)
+
+_TOTAL = "val/total_loss"
 
 
 class BestCheckpoint(HookBase):
@@ -27,16 +33,18 @@ class BestCheckpoint(HookBase):
     the last one.  Must run after the evaluation; a resumed training goes on with the value so far.
     """
 
-    def __init__(self, checkpointer: Checkpointer, metric: str) -> None:
+    def __init__(
+        self, checkpointer: Checkpointer, metric: str, *, lower_is_better: bool = False
+    ) -> None:
         """
         Args:
             checkpointer: saves the weights, into a folder of its own.
-            metric: name in the event storage, e.g. ``segm/AP``; NaN never is the best.  Of a name
-                with "loss" in it, as ``val/total_loss``, the lowest value is the best.
+            metric: name in the event storage, e.g. ``segm/AP``; NaN never is the best.
+            lower_is_better: keep the lowest value, as of losses.
         """
         self._checkpointer = checkpointer
         self._metric = metric
-        self._lower_is_better = "loss" in metric
+        self._lower_is_better = lower_is_better
         self._best: float | None = None
         self._seen = -1
 
@@ -103,8 +111,26 @@ class ValidationLoss(HookBase):
         if (self.trainer.iter + 1) % self._period == 0 or last:
             self._measure()
 
-    @torch.no_grad()
+    def names(self) -> list[str]:
+        """What is measured, found out on one batch of each process; all have to ask."""
+        losses, _ = self._sums(itertools.islice(self._build_loader(), 1))
+        found = set(itertools.chain.from_iterable(comm.all_gather(list(losses))))
+        return [_TOTAL, *sorted(f"val/{name}" for name in found)]
+
     def _measure(self) -> None:
+        gathered = comm.gather(self._sums(self._build_loader()))
+        if not comm.is_main_process():
+            return
+        batches = sum(n for _, n in gathered)
+        for name in {name for part, _ in gathered for name in part}:
+            mean = sum(part.get(name, 0.0) for part, _ in gathered) / batches
+            self.trainer.storage.put_scalar(f"val/{name}", mean, smoothing_hint=False)
+        total = sum(sum(part.values()) for part, _ in gathered) / batches
+        self.trainer.storage.put_scalar(_TOTAL, total, smoothing_hint=False)
+
+    @torch.no_grad()
+    def _sums(self, batches: Iterable[list[dict[str, Any]]]) -> tuple[dict[str, float], int]:
+        """Each loss summed over ``batches``, and the number of these."""
         sums: dict[str, float] = {}
         count = 0
         norms = [m for m in self._model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
@@ -116,22 +142,61 @@ class ValidationLoss(HookBase):
         numpy_state = np.random.get_state()
         with (
             torch.random.fork_rng([device] if device.type == "cuda" else []),
-            EventStorage(self.trainer.iter),
+            EventStorage(),
         ):
             torch.manual_seed(0)  # the same anchors and regions are sampled each time
-            for batch in self._build_loader():
+            for batch in batches:
                 for name, loss in self._model(batch).items():
                     sums[name] = sums.get(name, 0.0) + loss.item()
                 count += 1
         np.random.set_state(numpy_state)
         for norm, training in zip(norms, was_training, strict=True):
             norm.train(training)
-        gathered = comm.gather((sums, count))
-        if not comm.is_main_process():
-            return
-        batches = sum(n for _, n in gathered)
-        for name in {name for part, _ in gathered for name in part}:
-            mean = sum(part.get(name, 0.0) for part, _ in gathered) / batches
-            self.trainer.storage.put_scalar(f"val/{name}", mean, smoothing_hint=False)
-        total = sum(sum(part.values()) for part, _ in gathered) / batches
-        self.trainer.storage.put_scalar("val/total_loss", total, smoothing_hint=False)
+        return sums, count
+
+
+def check_best_metric(cfg: CfgNode, model: nn.Module, losses: ValidationLoss | None) -> bool:
+    """Find before training that nothing will measure ``TEST.BEST_METRIC``.
+
+    Returns:
+        whether its lowest value is the best.
+    Raises:
+        ConfigError: with close names.
+    """
+    metric = cfg.TEST.BEST_METRIC
+    known = metric_names(cfg, model)
+    if metric in known:
+        if cfg.TEST.EVAL_PERIOD <= 0:
+            raise ConfigError(
+                f"TEST.BEST_METRIC {metric} needs evaluations during training; set "
+                "TEST.EVAL_PERIOD to a number of iterations"
+            )
+        return lower_is_better(metric)
+    if losses is not None:
+        measured = losses.names()
+        if metric in measured:
+            return True
+        known += measured
+    elif metric.startswith("val/"):
+        raise ConfigError(
+            f"TEST.BEST_METRIC {metric} needs losses on DATASETS.TEST; set TEST.VAL_LOSS_PERIOD to "
+            "a number of iterations"
+        )
+    raise ConfigError(
+        f"TEST.BEST_METRIC is {metric}, which is not measured{_instead(metric, known)}"
+    )
+
+
+def _instead(metric: str, known: list[str]) -> str:
+    """Which of ``known`` may be meant."""
+    if not known:
+        return ": DATASETS.TEST is empty"
+    # With several data sets a metric has the name of one before it, else it has none.
+    pairs = [(name, f"/{name}".lower(), f"/{metric}".lower()) for name in known]
+    close = [name for name, one, other in pairs if one.endswith(other) or other.endswith(one)]
+    lowered = {name.lower(): name for name in known}
+    for name in difflib.get_close_matches(metric.lower(), lowered, n=5, cutoff=0.6):
+        close.append(lowered[name])
+    if close:
+        return f"; did you mean {', '.join(list(dict.fromkeys(close))[:5])}?"
+    return f"; there are {', '.join(name for name in known if '-' not in name)}"

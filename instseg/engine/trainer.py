@@ -41,7 +41,7 @@ from instseg.data.proposal_files import add_proposals, check_proposal_files
 from instseg.data.samples import build_sample_loader
 from instseg.data.semantic import add_semantic_files
 from instseg.data.video_mapper import check_video
-from instseg.engine.hooks import BestCheckpoint, ValidationLoss
+from instseg.engine.hooks import BestCheckpoint, ValidationLoss, check_best_metric
 from instseg.engine.interruption import Interruption
 from instseg.engine.streaming import build_streams, mean_result
 from instseg.engine.train_loop import TrainLoop
@@ -183,6 +183,7 @@ class Trainer(DefaultTrainer):
         """Detectron2's hooks plus those that the configuration switches on."""
         hooks = super().build_hooks()
         extra: list[HookBase] = []
+        losses: ValidationLoss | None = None
         if self.cfg.TEST.VAL_LOSS_PERIOD > 0:
             if not self.cfg.DATASETS.TEST:
                 raise ConfigError("TEST.VAL_LOSS_PERIOD is set, but DATASETS.TEST is empty")
@@ -192,30 +193,25 @@ class Trainer(DefaultTrainer):
                 filter_empty=False,
                 proposals="DATASETS.PROPOSAL_FILES_TEST",
             )
-            extra.append(
-                ValidationLoss(
-                    self.cfg.TEST.VAL_LOSS_PERIOD,
-                    self.checkpointer.model,
-                    lambda: build_detection_test_loader(
-                        records,
-                        mapper=build_train_mapper(self.cfg, augment=False),
-                        num_workers=self.cfg.DATALOADER.NUM_WORKERS,
-                    ),
-                )
+            losses = ValidationLoss(
+                self.cfg.TEST.VAL_LOSS_PERIOD,
+                self.checkpointer.model,
+                lambda: build_detection_test_loader(
+                    records,
+                    mapper=build_train_mapper(self.cfg, augment=False),
+                    num_workers=self.cfg.DATALOADER.NUM_WORKERS,
+                ),
             )
+            extra.append(losses)
         metric = self.cfg.TEST.BEST_METRIC
-        if metric and self.cfg.TEST.EVAL_PERIOD <= 0:
-            raise ConfigError(
-                f"TEST.BEST_METRIC {metric} needs evaluations during training; set "
-                "TEST.EVAL_PERIOD to a number of iterations"
-            )
+        lower = bool(metric) and check_best_metric(self.cfg, self.checkpointer.model, losses)
         if metric and comm.is_main_process():
             best = Checkpointer(
                 self.checkpointer.model,
                 os.path.join(self.cfg.OUTPUT_DIR, "best"),
                 class_names=self.checkpointer.class_names,
             )
-            extra.append(BestCheckpoint(best, metric))
+            extra.append(BestCheckpoint(best, metric, lower_is_better=lower))
         # After the timer, the schedule and exact norm statistics come those that save and measure;
         # the writer stays last, so that it writes what the others measured.
         end = len(hooks) - 1 if comm.is_main_process() else len(hooks)

@@ -2,14 +2,19 @@
 
 import importlib.util
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import convert_to_coco_json
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
 )
+from torch import nn
 
 from instseg.data.cvppp import EVALUATOR_TYPE as LEAF_EVALUATOR_TYPE
 from instseg.data.datasets import check_files, check_masks, dataset_classes, reading_datasets
@@ -22,7 +27,8 @@ from instseg.evaluation.mask_scores import MaskScoreCOCOEvaluator
 from instseg.evaluation.proposals import ProposalEvaluator
 from instseg.evaluation.semantic import SemanticEvaluator
 from instseg.evaluation.tracks import TrackEvaluator
-from instseg.evaluation.voc import VOCEvaluator
+from instseg.evaluation.voc import VOCEvaluator, check_interpolation
+from instseg.files import file_name
 
 _CITYSCAPES_EVALUATOR_TYPE = "cityscapes_instance"
 _KINDS = (
@@ -34,6 +40,20 @@ _KINDS = (
 )
 
 
+@dataclass(frozen=True)
+class _Part:
+    """An evaluator of a data set.
+
+    Attributes:
+        metrics: the names of all numbers that it may give, ``TASK/METRIC``; not those that no value
+            is the best of.
+        build: makes it, given the folder for its files.
+    """
+
+    metrics: list[str]
+    build: Callable[[str], DatasetEvaluator]
+
+
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     """The evaluator of ``dataset_name``; its files go to ``OUTPUT_DIR/inference/DATASET``.
 
@@ -42,59 +62,19 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     them.  COCO's limit of 100 detections per image is raised to ``TEST.DETECTIONS_PER_IMAGE`` where
     that is more.
 
+    ``DATASET`` is the name of the data set, shortened by :func:`instseg.files.file_name` where it
+    holds a path.
+
     Raises:
         ConfigError: a data set whose metric is not known, or a metric that needs classes for a
             model without.
         DatasetError: a data set that cannot be read.
     """
-    dataset_classes(dataset_name)
-    metadata = MetadataCatalog.get(dataset_name)
-    kind = metadata.get("evaluator_type", "coco")
-    if kind not in _KINDS:
-        raise ConfigError(
-            f"data set {dataset_name} asks for the evaluator {kind!r}; there are only "
-            f"{', '.join(map(repr, _KINDS))}"
-        )
-    if cfg.TEST.PROPOSALS and cfg.TEST.VOC_METRIC:
-        raise ConfigError(
-            "TEST.PROPOSALS is for models without classes, TEST.VOC_METRIC needs classes; set one "
-            "of them to False"
-        )
-    if kind == _CITYSCAPES_EVALUATOR_TYPE:
-        return _cityscapes(dataset_name)
-    if os.path.basename(metadata.get("json_file", "")) == f"{dataset_name}_coco_format.json":
-        # Written by an earlier evaluator of this process for a set without a file: never reuse it.
-        del metadata.json_file
+    parts = _parts(cfg, dataset_name)
     if cfg.MODEL.MASK_ON and MetadataCatalog.get(dataset_name).get("json_file"):
         check_masks(dataset_name, DatasetCatalog.get(dataset_name))
-    # A coco:PATH name is no file name.
-    folder = os.path.join(
-        cfg.OUTPUT_DIR, "inference", dataset_name.replace("/", "_").replace(":", "_")
-    )
-    evaluators: list[DatasetEvaluator] = []
-    if cfg.TEST.PROPOSALS:
-        evaluators.append(ProposalEvaluator(dataset_name, output_dir=folder))
-    else:
-        coco = MaskScoreCOCOEvaluator(
-            dataset_name,
-            output_dir=folder,
-            max_dets_per_image=max(100, cfg.TEST.DETECTIONS_PER_IMAGE),
-            allow_cached_coco=False,
-        )
-        evaluators.append(coco)
-    if cfg.TEST.CONTEST_METRIC:
-        threshold = cfg.TEST.CONTEST_SCORE_THRESH
-        evaluators.append(ContestEvaluator(dataset_name, score_threshold=threshold))
-    if cfg.TEST.VOC_METRIC or (kind == VOC_EVALUATOR_TYPE and not cfg.TEST.PROPOSALS):
-        interpolation = cfg.TEST.VOC_INTERPOLATION
-        evaluators.append(VOCEvaluator(dataset_name, interpolation=interpolation))
-    if _has_tracks(cfg, dataset_name):
-        evaluators.append(_track_evaluator(cfg, dataset_name, folder))
-    if cfg.TEST.LEAF_METRIC or kind == LEAF_EVALUATOR_TYPE:
-        threshold = cfg.TEST.CONTEST_SCORE_THRESH
-        evaluators.append(LeafEvaluator(dataset_name, score_threshold=threshold))
-    if cfg.TEST.SEMANTIC_METRIC:
-        evaluators.append(SemanticEvaluator(dataset_name))
+    folder = os.path.join(cfg.OUTPUT_DIR, "inference", file_name(dataset_name))
+    evaluators = [part.build(folder) for part in parts]
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 
@@ -102,10 +82,11 @@ def check_evaluation(cfg: CfgNode) -> None:
     """Find before training what would stop the evaluation after it.
 
     Raises:
-        ConfigError, DatasetError: objects without a mask, pictures without a file, or see
-            :class:`~instseg.evaluation.tracks.TrackEvaluator`.
+        ConfigError, DatasetError: objects without a mask, pictures without a file, a metric that
+            the data set has nothing for, or see :func:`build_evaluator`.
     """
     for name in cfg.DATASETS.TEST:
+        _parts(cfg, name)
         with reading_datasets([name]):
             if MetadataCatalog.get(name).get("json_file"):
                 records = DatasetCatalog.get(name)
@@ -116,6 +97,134 @@ def check_evaluation(cfg: CfgNode) -> None:
                 _track_evaluator(cfg, name, "")
 
 
+def metric_names(cfg: CfgNode, model: nn.Module) -> list[str]:
+    """What an evaluation of ``model`` on ``DATASETS.TEST`` measures, as the event storage calls it.
+
+    That is ``TASK/METRIC``, as ``segm/AP`` and ``segm/AP-person``, and of several data sets
+    ``DATASET/TASK/METRIC``, with their names as in ``DATASETS.TEST``.
+
+    Args:
+        model: its modules tell by ``gives_mask_scores`` that they score masks.
+
+    Raises:
+        ConfigError, DatasetError: see :func:`build_evaluator`.
+    """
+    scored = any(getattr(module, "gives_mask_scores", False) for module in model.modules())
+    names = []
+    for dataset in cfg.DATASETS.TEST:
+        prefix = f"{dataset}/" if len(cfg.DATASETS.TEST) > 1 else ""
+        for part in _parts(cfg, dataset, mask_scores=scored):
+            names += [prefix + metric for metric in part.metrics]
+    return names
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether the lowest value of a metric is the best."""
+    return metric.endswith("leaves/|DiC|")
+
+
+def _parts(cfg: CfgNode, name: str, mask_scores: bool = False) -> list[_Part]:
+    """Evaluators that ``cfg`` or the data set ``name`` ask for."""
+    classes = dataset_classes(name)
+    kind = _kind(cfg, name)
+    if kind == _CITYSCAPES_EVALUATOR_TYPE:
+        return [_Part(["segm/AP", "segm/AP50"], lambda _: CityscapesInstanceEvaluator(name))]
+    threshold = cfg.TEST.CONTEST_SCORE_THRESH
+    parts = [_first_part(cfg, name, classes, mask_scores)]
+    if cfg.TEST.CONTEST_METRIC:
+        parts.append(
+            _Part(
+                ContestEvaluator.metrics(),
+                lambda _: ContestEvaluator(name, score_threshold=threshold),
+            )
+        )
+    if cfg.TEST.VOC_METRIC or (kind == VOC_EVALUATOR_TYPE and not cfg.TEST.PROPOSALS):
+        interpolation = cfg.TEST.VOC_INTERPOLATION
+        check_interpolation(interpolation)
+        parts.append(
+            _Part(
+                VOCEvaluator.metrics(classes),
+                lambda _: VOCEvaluator(name, interpolation=interpolation),
+            )
+        )
+    if _has_tracks(cfg, name):
+        parts.append(
+            _Part(TrackEvaluator.metrics(), lambda folder: _track_evaluator(cfg, name, folder))
+        )
+    if cfg.TEST.LEAF_METRIC or kind == LEAF_EVALUATOR_TYPE:
+        parts.append(
+            _Part(LeafEvaluator.metrics(), lambda _: LeafEvaluator(name, score_threshold=threshold))
+        )
+    if cfg.TEST.SEMANTIC_METRIC:
+        parts.append(_Part(SemanticEvaluator.metrics(classes), lambda _: SemanticEvaluator(name)))
+    return parts
+
+
+def _kind(cfg: CfgNode, name: str) -> str:
+    """The evaluator that the data set ``name`` asks for, if ``cfg`` can give it."""
+    kind: str = MetadataCatalog.get(name).get("evaluator_type", "coco")
+    if kind not in _KINDS:
+        raise ConfigError(
+            f"data set {name} asks for the evaluator {kind!r}; there are only "
+            f"{', '.join(map(repr, _KINDS))}"
+        )
+    if cfg.TEST.PROPOSALS and cfg.TEST.VOC_METRIC:
+        raise ConfigError(
+            "TEST.PROPOSALS is for models without classes, TEST.VOC_METRIC needs classes; set one "
+            "of them to False"
+        )
+    if kind == _CITYSCAPES_EVALUATOR_TYPE and importlib.util.find_spec("cityscapesscripts") is None:
+        raise ConfigError(
+            f"data set {name} needs the package cityscapesscripts; pip install cityscapesscripts"
+        )
+    return kind
+
+
+def _first_part(cfg: CfgNode, name: str, classes: list[str], mask_scores: bool) -> _Part:
+    """COCO's AP, or average recall."""
+
+    def proposals(folder: str) -> DatasetEvaluator:
+        with _annotations_in(folder, name):
+            return ProposalEvaluator(name, output_dir=folder)
+
+    def coco(folder: str) -> DatasetEvaluator:
+        with _annotations_in(folder, name):
+            return MaskScoreCOCOEvaluator(
+                name,
+                output_dir=folder,
+                max_dets_per_image=max(100, cfg.TEST.DETECTIONS_PER_IMAGE),
+            )
+
+    if cfg.TEST.PROPOSALS:
+        return _Part(ProposalEvaluator.metrics(), proposals)
+    metrics = MaskScoreCOCOEvaluator.metrics(
+        classes,
+        masks=cfg.MODEL.MASK_ON,
+        mask_scores=mask_scores,
+        keypoints=cfg.MODEL.KEYPOINT_ON,
+    )
+    return _Part(metrics, coco)
+
+
+@contextmanager
+def _annotations_in(folder: str, name: str) -> Iterator[None]:
+    """Inside, the data set ``name`` has a COCO file; one without gets it in ``folder``.
+
+    Detectron2 would name that file after the data set, and take it for the set's own from then on.
+    """
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("json_file"):
+        yield
+        return
+    json_file = os.path.join(folder, "coco_format.json")
+    convert_to_coco_json(name, json_file, allow_cached=False)
+    metadata.json_file = json_file
+    try:
+        yield
+    finally:
+        del metadata.json_file
+
+
 def _has_tracks(cfg: CfgNode, dataset_name: str) -> bool:
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "")
     return bool(cfg.TEST.TRACK_METRIC) or kind == YOUTUBE_VIS_EVALUATOR_TYPE
@@ -124,13 +233,3 @@ def _has_tracks(cfg: CfgNode, dataset_name: str) -> bool:
 def _track_evaluator(cfg: CfgNode, dataset_name: str, folder: str) -> TrackEvaluator:
     threshold = cfg.TEST.TRACK_SCORE_THRESH
     return TrackEvaluator(dataset_name, output_dir=folder, score_threshold=threshold)
-
-
-def _cityscapes(dataset_name: str) -> DatasetEvaluator:
-    """Detectron2's evaluator of Cityscapes, which runs the data set's own scripts."""
-    if importlib.util.find_spec("cityscapesscripts") is None:
-        raise ConfigError(
-            f"data set {dataset_name} needs the package cityscapesscripts; pip install "
-            "cityscapesscripts"
-        )
-    return CityscapesInstanceEvaluator(dataset_name)

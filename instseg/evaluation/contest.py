@@ -38,6 +38,11 @@ class ContestEvaluator(DatasetEvaluator):
         self._score_threshold = score_threshold
         self._scores: list[np.ndarray] = []
 
+    @staticmethod
+    def metrics() -> list[str]:
+        """Names of what is measured."""
+        return ["contest/AP", *(f"contest/{_name(threshold)}" for threshold in THRESHOLDS)]
+
     def reset(self) -> None:
         self._scores = []
 
@@ -59,8 +64,12 @@ class ContestEvaluator(DatasetEvaluator):
         means = 100 * np.mean(scores, axis=0) if scores else np.full(len(THRESHOLDS), np.nan)
         result = {"AP": float(means.mean())}
         for threshold, mean in zip(THRESHOLDS, means, strict=True):
-            result[f"AP{round(100 * threshold)}"] = float(mean)
+            result[_name(threshold)] = float(mean)
         return {"contest": result}
+
+
+def _name(threshold: float) -> str:
+    return f"AP{round(100 * threshold)}"
 
 
 def true_label_map(record: Mapping[str, Any]) -> np.ndarray:

@@ -36,6 +36,14 @@ class LeafEvaluator(DatasetEvaluator):
         self._score_threshold = score_threshold
         self._scores: list[tuple[float, float, int]] = []
 
+    @staticmethod
+    def metrics() -> list[str]:
+        """Names of what is measured, without ``DiC``, whose best value is neither high nor low.
+
+        The lowest ``|DiC|`` is the best.
+        """
+        return ["leaves/SBD", "leaves/FBD", "leaves/|DiC|"]
+
     def reset(self) -> None:
         self._scores = []
 

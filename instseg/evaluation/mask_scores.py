@@ -27,6 +27,22 @@ class MaskScoreCOCOEvaluator(COCOEvaluator):
 
     _tasks: Sequence[str] | None
 
+    @staticmethod
+    def metrics(
+        classes: Sequence[str], *, masks: bool, mask_scores: bool, keypoints: bool
+    ) -> list[str]:
+        """Names of what is measured; those of a model that gives masks, their scores, keypoints."""
+        names = ["bbox/AP", "bbox/AP50", "bbox/AP75", "bbox/APs", "bbox/APm", "bbox/APl"]
+        if masks:
+            names += [name.replace("bbox", "segm") for name in names]
+            names += ["segm/rho", "segm/rho_by_score"] if mask_scores else ["segm/rho"]
+        if keypoints:
+            names += [f"keypoints/{key}" for key in ("AP", "AP50", "AP75", "APm", "APl")]
+        tasks = dict.fromkeys(name.partition("/")[0] for name in names)
+        if len(classes) > 1:
+            names += [f"{task}/AP-{name}" for task in tasks for name in classes]
+        return names
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """See Detectron2."""
         super().__init__(*args, **kwargs)

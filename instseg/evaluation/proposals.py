@@ -81,6 +81,11 @@ class ProposalEvaluator(COCOEvaluator):
         )
         self.reset()
 
+    @staticmethod
+    def metrics() -> list[str]:
+        """Names of what is measured."""
+        return [f"{task}/{name}" for task in _TASKS for name in _Recalls().summary()]
+
     def reset(self) -> None:
         self._counts = {task: _Recalls() for task in _TASKS}
 

@@ -35,6 +35,12 @@ class SemanticEvaluator(DatasetEvaluator):
         self._names = [BACKGROUND, *MetadataCatalog.get(dataset_name).thing_classes]
         self.reset()
 
+    @staticmethod
+    def metrics(classes: Sequence[str]) -> list[str]:
+        """Names of what is measured."""
+        each = [f"sem_seg/IoU-{name}" for name in (BACKGROUND, *classes)]
+        return ["sem_seg/mIoU", "sem_seg/pACC", *each]
+
     def reset(self) -> None:
         self._confusion = np.zeros((len(self._names), len(self._names)), dtype=np.int64)
 

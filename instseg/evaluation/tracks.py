@@ -27,6 +27,8 @@ from instseg.tracking import UNTRACKED, Tracker, check_installed
 
 _AREAS = {"": (0, 1e10), "s": (0, 128**2), "m": (128**2, 256**2), "l": (256**2, 1e10)}
 """YouTube-VIS's ranges of the mean area of a track in the frames where it is seen."""
+_THRESHOLDS = (50, 75)
+"""Per cent of IoU whose AP is given beside the mean."""
 _MAX_TRACKS = (1, 10, 100)
 _MOST_PIXELS = 2**32 - 1
 """Of a clip, all frames together: what the counts of an RLE hold."""
@@ -92,6 +94,13 @@ class TrackEvaluator(DatasetEvaluator):
         self._threshold = score_threshold
         self._detections: list[tuple[Any, int, Instances, list[RLE]]] = []
 
+    @staticmethod
+    def metrics() -> list[str]:
+        """Names of what is measured on a set with annotations."""
+        names = ["AP", *(f"AP{threshold}" for threshold in _THRESHOLDS)]
+        names += [f"AP{label}" for label in _AREAS if label]
+        return [f"tracks/{name}" for name in (*names, *(f"AR{n}" for n in _MAX_TRACKS[:2]))]
+
     def reset(self) -> None:
         self._detections = []
 
@@ -142,10 +151,9 @@ class TrackEvaluator(DatasetEvaluator):
         precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
         thresholds = evaluation.params.iouThrs.round(2).tolist()
         result = {"AP": _mean(precision[..., 0, -1])}
-        for threshold in (0.5, 0.75):
-            result[f"AP{100 * threshold:.0f}"] = _mean(
-                precision[thresholds.index(threshold), ..., 0, -1]
-            )
+        for threshold in _THRESHOLDS:
+            chosen = precision[thresholds.index(threshold / 100)]
+            result[f"AP{threshold}"] = _mean(chosen[..., 0, -1])
         for number, label in enumerate(_AREAS):
             if label:
                 result[f"AP{label}"] = _mean(precision[..., number, -1])

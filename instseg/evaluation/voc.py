@@ -23,6 +23,7 @@ from instseg.evaluation.matching import HIT, IGNORED, encode, mask_ranking, matc
 logger = logging.getLogger(__name__)
 
 THRESHOLDS = (0.5, 0.7)
+_KEYS = [f"AP{round(100 * threshold)}" for threshold in THRESHOLDS]
 INTERPOLATIONS = ("11-point", "all-point")
 
 Outcomes = npt.NDArray[np.int8]
@@ -54,17 +55,19 @@ class VOCEvaluator(DatasetEvaluator):
             ConfigError: an unknown interpolation.
             DatasetError: objects without a mask.
         """
-        if interpolation not in INTERPOLATIONS:
-            raise ConfigError(
-                f"TEST.VOC_INTERPOLATION is {interpolation!r}; choose one of "
-                f"{', '.join(INTERPOLATIONS)}"
-            )
+        check_interpolation(interpolation)
         records = DatasetCatalog.get(dataset_name)
         check_masks(dataset_name, records)
         self._records = {record["image_id"]: record for record in records}
         self._classes: list[str] = MetadataCatalog.get(dataset_name).thing_classes
         self._interpolation = interpolation
         self.reset()
+
+    @staticmethod
+    def metrics(classes: Sequence[str]) -> list[str]:
+        """Names of what is measured."""
+        each = [f"{key}-{name}" for name in classes for key in _KEYS]
+        return [f"voc_segm/{key}" for key in (*_KEYS, *each)]
 
     def reset(self) -> None:
         self._objects = np.zeros(len(self._classes), dtype=np.int64)
@@ -106,11 +109,10 @@ class VOCEvaluator(DatasetEvaluator):
         ).reshape(-1, len(THRESHOLDS))
         known = precisions[numbers > 0]
         means = known.mean(axis=0) if len(known) else np.full(len(THRESHOLDS), np.nan)
-        keys = [f"AP{round(100 * threshold)}" for threshold in THRESHOLDS]
-        result = {key: float(mean) for key, mean in zip(keys, means, strict=True)}
+        result = {key: float(mean) for key, mean in zip(_KEYS, means, strict=True)}
         logger.info("voc_segm (%s):\n%s", self._interpolation, create_small_table(result))
         for name, values in zip(self._classes, precisions, strict=True):
-            for key, value in zip(keys, values, strict=True):
+            for key, value in zip(_KEYS, values, strict=True):
                 result[f"{key}-{name}"] = float(value)
         return {"voc_segm": result}
 
@@ -124,6 +126,15 @@ class VOCEvaluator(DatasetEvaluator):
             100 * average_precision(column, num_objects, self._interpolation)
             for column in outcomes.T
         ]
+
+
+def check_interpolation(interpolation: str) -> None:
+    """Raise a ConfigError unless it is one of ``INTERPOLATIONS``."""
+    if interpolation not in INTERPOLATIONS:
+        raise ConfigError(
+            f"TEST.VOC_INTERPOLATION is {interpolation!r}; choose one of "
+            f"{', '.join(INTERPOLATIONS)}"
+        )
 
 
 def average_precision(outcomes: Outcomes, num_objects: int, interpolation: str) -> float:

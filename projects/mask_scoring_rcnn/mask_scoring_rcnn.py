@@ -161,6 +161,11 @@ class MaskScoringROIHeads(StandardROIHeads):
         self.maskiou_loss_weight = maskiou_loss_weight
         self.stop_gradient = stop_gradient
 
+    @property
+    def gives_mask_scores(self) -> bool:
+        """Whether detections carry ``mask_scores``."""
+        return self.maskiou_head is not None
+
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         if cfg.MODEL.MASKIOU_ON:

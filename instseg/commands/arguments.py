@@ -22,3 +22,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="go on with weights that fit less than half of the model",
     )
     add("overrides", nargs="*", metavar="KEY VALUE", help="configuration overrides, last")
+
+
+def add_classes_argument(parser: argparse.ArgumentParser) -> None:
+    """``--classes``, what the classes of a model are called."""
+    parser.add_argument(
+        "--classes",
+        metavar="CLASSES",
+        help="names of the classes in their order, NAME,NAME,..., or FILE.json in COCO's format, "
+        "whose ids results then have",
+    )

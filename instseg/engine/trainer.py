@@ -27,12 +27,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from instseg.checkpoint import Checkpointer
 from instseg.config import check_classes
+from instseg.config_classes import training_categories
 from instseg.config_values import check_values
 from instseg.data.datasets import (
     check_files,
     check_name,
     check_records,
-    dataset_classes,
     reading_datasets,
     register_datasets,
 )
@@ -74,6 +74,7 @@ class Trainer(DefaultTrainer):
         register_datasets(cfg)
         data_loader = self.build_train_loader(cfg)
         check_classes(cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+        categories = training_categories(cfg)
         model = self.build_model(cfg)
         if cfg.TEST.VIDEO:
             build_streams(cfg, model)  # finds what would stop an evaluation later
@@ -95,7 +96,7 @@ class Trainer(DefaultTrainer):
             cfg.OUTPUT_DIR,
             sha256=cfg.MODEL.WEIGHTS_SHA256,
             allow_partial=allow_partial,
-            class_names=dataset_classes(cfg.DATASETS.TRAIN[0]),
+            categories=categories,
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0
@@ -212,7 +213,7 @@ class Trainer(DefaultTrainer):
             best = Checkpointer(
                 self.checkpointer.model,
                 os.path.join(self.cfg.OUTPUT_DIR, "best"),
-                class_names=self.checkpointer.class_names,
+                categories=self.checkpointer.categories,
             )
             extra.append(BestCheckpoint(best, metric))
         # After the timer, the schedule and exact norm statistics come those that save and measure;

@@ -58,6 +58,8 @@ class YOLACTPlus(YOLACT):
     of YOLACT.
     """
 
+    gives_mask_scores = True
+
     @configurable
     def __init__(
         self,

@@ -21,7 +21,8 @@ from torch.multiprocessing import ProcessExitedException
 
 from instseg.checkpoint import Checkpointer
 from instseg.config import check_classes, class_count
-from instseg.engine.launch import argument_parser, launch, setup
+from instseg.config_classes import model_categories
+from instseg.engine.launch import argument_parser, launch, setup, write_config
 from instseg.engine.trainer import Trainer
 from instseg.errors import InstsegError, TrainingError, one_line
 
@@ -40,10 +41,12 @@ def run(args: argparse.Namespace) -> None:
             inference=True,
             classes=class_count(cfg),
         )
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        told = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        write_config(cfg, model_categories(cfg, told))
         Trainer.test(cfg, model)
         return
     trainer = Trainer(cfg, allow_partial=args.allow_partial)
+    write_config(cfg, trainer.checkpointer.categories)
     trainer.resume_or_load(resume=args.resume)
     trainer.train()
 

@@ -9,6 +9,10 @@ def add_shared_config(cfg: CfgNode) -> None:
     """Give ``cfg`` these keys, with the values they have where a configuration says nothing."""
     # SHA-256 that the file MODEL.WEIGHTS must have; "" does not check.
     cfg.MODEL.WEIGHTS_SHA256 = ""
+    # The classes of the model, [{"id": ..., "name": ...}, ...] in the order of their numbers, which
+    # results get their category ids and names from where the weights tell none. Training writes it
+    # into its config.yaml; [] is unknown.
+    cfg.MODEL.CATEGORIES = []
     # Side in pixels of the pictures of the built-in shapes_* data sets.
     cfg.DATASETS.SHAPES_SIZE = shapes.DEFAULT_SIZE
     # Training pictures that each loader process may find missing or unreadable, and replace by the

@@ -12,6 +12,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from instseg.categories import Categories
 from instseg.errors import ConfigError, short
 
 _CHANNELS = {"BGR": 3, "RGB": 3, "L": 1, "YUV-BT.601": 3}
@@ -139,6 +140,7 @@ def check_values(cfg: CfgNode) -> None:
     """
     for key, rule in _RULES.items():
         _check(cfg, key, rule)
+    configured_categories(cfg)
     channels = _CHANNELS[cfg.INPUT.FORMAT]
     for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
         expected = f"{channels} numbers, as INPUT.FORMAT is {cfg.INPUT.FORMAT}"
@@ -154,6 +156,21 @@ def check_values(cfg: CfgNode) -> None:
         _check(cfg, "SOLVER.BASE_LR", _Rule(lambda x: x > 0 and x >= least, expected))
     if cfg.SOLVER.NESTEROV:
         _check(cfg, "SOLVER.MOMENTUM", _Rule(lambda x: x > 0, "above 0 with SOLVER.NESTEROV"))
+
+
+def configured_categories(cfg: CfgNode) -> Categories | None:
+    """``MODEL.CATEGORIES``; None where it is empty, or ``cfg`` is one of stock Detectron2.
+
+    Raises:
+        ConfigError: it is no list of categories.
+    """
+    entries = cfg.MODEL.get("CATEGORIES")
+    if entries is None or entries == [] or entries == ():
+        return None
+    try:
+        return Categories.of_coco(entries)
+    except ValueError as error:
+        raise ConfigError(f"MODEL.CATEGORIES: {error}") from None
 
 
 def _check(cfg: CfgNode, key: str, rule: _Rule) -> None:

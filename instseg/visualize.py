@@ -12,8 +12,8 @@ _GALLERY_GAP = 4
 
 
 def class_name(class_names: Sequence[str] | None, index: int) -> str:
-    """Name of class ``index``; the number itself where there is no name for it."""
-    return class_names[index] if class_names and index < len(class_names) else str(index)
+    """Name of class ``index``; ``class 3`` where there is no name for it."""
+    return class_names[index] if class_names and index < len(class_names) else f"class {index}"
 
 
 def at_least(instances: Instances, score: float) -> Instances:
@@ -41,7 +41,7 @@ def draw_instances(
         image_bgr: (H, W, 3) uint8 in BGR order.
         instances: with ``pred_boxes``, ``scores``, ``pred_classes`` and, if the model has masks,
             ``pred_masks`` (N, H, W); without masks the boxes are drawn.
-        class_names: by ``pred_classes``; None writes the class number.
+        class_names: by ``pred_classes``; None writes ``class`` and the number.
         min_score: leaves out instances with a lower score.
         boxes: draw the boxes as well.
         labels: write the labels.

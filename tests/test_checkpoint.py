@@ -18,6 +18,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
+from instseg.categories import Categories
 from instseg.checkpoint import Checkpointer, read_weights, save_safetensors
 from instseg.errors import CheckpointError
 
@@ -141,9 +142,9 @@ def test_another_number_of_classes_is_told_also_when_matching_by_suffix(tmp_path
 
 
 def test_other_class_names_in_the_file_are_warned_about(tmp_path, caplog):
-    Checkpointer(net(), str(tmp_path), class_names=["a", "b", "c"]).save("m")
+    Checkpointer(net(), str(tmp_path), categories=Categories.of_names("abc")).save("m")
     with caplog.at_level(logging.WARNING, "instseg"):
-        Checkpointer(net(), class_names=["b", "a", "c"]).load(str(tmp_path / "m.pth"))
+        Checkpointer(net(), categories=Categories.of_names("bac")).load(str(tmp_path / "m.pth"))
     assert "trained for classes a, b, c, but these are b, a, c" in caplog.text
 
 
@@ -181,15 +182,17 @@ def test_saved_and_loaded_weights_are_bit_identical(tmp_path):
 
 
 def test_detectron2_loads_what_we_save(tmp_path):
-    Checkpointer(net(seed=1), str(tmp_path), class_names=["a"]).save("m", iteration=7)
+    checkpointer = Checkpointer(net(seed=1), str(tmp_path), categories=Categories.of_names("a"))
+    checkpointer.save("m", iteration=7)
     model = net()
     extra = DetectionCheckpointer(model, str(tmp_path)).resume_or_load("", resume=True)
     assert same(model, net(seed=1)) and extra["iteration"] == 7
 
 
-def test_class_names_travel_with_the_weights(tmp_path):
-    Checkpointer(net(), str(tmp_path), class_names=("circle", "square")).save("m")
-    assert read_weights(tmp_path / "m.pth")["class_names"] == ["circle", "square"]
+def test_categories_travel_with_the_weights(tmp_path):
+    categories = Categories((7, 3), ("circle", "square"))
+    Checkpointer(net(), str(tmp_path), categories=categories).save("m")
+    assert Categories.of_checkpoint(read_weights(tmp_path / "m.pth")) == categories
 
 
 def test_nothing_is_saved_where_saving_is_off(tmp_path):

@@ -100,6 +100,8 @@ def test_the_file_of_a_video_says_what_it_is_of(
         "weights": model[4],
         "overrides": [],
         "confidence": 0.0,
+        "rank_by": "class",
+        "polygons": False,
         "keyframe_interval": 1,
         "track": False,
     }
@@ -114,7 +116,8 @@ def test_pictures_and_videos_have_files_of_their_own(
     cv2.imwrite(str(tmp_path / "a.png"), PHOTO)
     arguments = [*model, "--input", str(clip), str(tmp_path / "a.png"), "--no-overlay"]
     assert cli.main([*arguments, "--output", str(tmp_path / "out")]) == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"v.json", "predictions.json"}
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"v.json", "predictions.json", "categories.json"}
     assert {record["image_id"] for record in results(tmp_path / "out")} == {1}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from instseg.categories import Categories
 from instseg.cli import main
 from instseg.engine.predictor import Predictor
 from instseg.errors import CheckpointError, ConfigError
@@ -48,7 +49,7 @@ class Case:
             stage = self.predictor.model.backbone.stage5
             stage[0] = DeformableConv2d(stage[0])
         decided(self.predictor.model)
-        self.predictor.class_names = ["a", "b", "c"]
+        self.predictor.categories = Categories((7, 12, 30), ("a", "b", "c"))
         self.path = folder / f"{paper}.onnx"
         self.files = export(self.predictor, "onnx", self.path)
 
@@ -97,9 +98,9 @@ def test_inputs_and_outputs_have_their_names_and_the_file_is_valid(case: Case) -
 
 
 @papers
-def test_the_file_carries_class_names_and_configuration_but_no_paths(case: Case) -> None:
+def test_the_file_carries_categories_and_configuration_but_no_paths(case: Case) -> None:
     exported = ExportedPredictor(case.path)
-    assert exported.class_names == ["a", "b", "c"]
+    assert exported.categories == Categories((7, 12, 30), ("a", "b", "c"))
     assert exported.cfg.INPUT.SQUARE_SIZE == 72
     assert exported.cfg.MODEL.WEIGHTS == exported.cfg.OUTPUT_DIR == ""
     assert b"site-packages" not in case.path.read_bytes()
@@ -195,6 +196,58 @@ def test_a_file_of_others_is_refused(case: Case, tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "foreign.onnx")
     with pytest.raises(CheckpointError, match="was not written by `instseg export`"):
         ExportedPredictor(tmp_path / "foreign.onnx")
+
+
+@pytest.mark.parametrize("case", PAPERS[:1], indirect=True)
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"categories": 5},
+        {"categories": [{"id": 1, "name": "a"}]},
+        {"categories": [{"id": 1, "name": "a"}] * 3},
+        {"categories": None, "class_names": [1, 2, 3]},
+    ],
+)
+def test_categories_of_a_file_that_cannot_be_used_are_left(
+    case: Case, told: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model: Any = onnx.load(case.path)
+    model.metadata_props[0].value = json.dumps(json.loads(model.metadata_props[0].value) | told)
+    onnx.save(model, tmp_path / "odd.onnx")
+    exported = ExportedPredictor(tmp_path / "odd.onnx")
+    assert exported.categories == Categories.unnamed(3)
+    assert exported.class_names is None
+    assert caplog.text.count("nothing names the 3 classes of this model") == 1
+
+
+@pytest.mark.parametrize("case", PAPERS[:1], indirect=True)
+def test_names_alone_of_an_older_file_are_read(case: Case, tmp_path: Path) -> None:
+    model: Any = onnx.load(case.path)
+    content = json.loads(model.metadata_props[0].value)
+    del content["categories"]
+    model.metadata_props[0].value = json.dumps(content | {"class_names": ["a", "b", "c"]})
+    onnx.save(model, tmp_path / "old.onnx")
+    assert ExportedPredictor(tmp_path / "old.onnx").class_names == ["a", "b", "c"]
+
+
+def test_classes_on_the_command_line_are_exported(tmp_path: Path) -> None:
+    arguments = ["--config-file", CONFIGS["yolact"], "--format", "torch_export"]
+    arguments += ["--output", str(tmp_path / "x.pt2"), "--classes", "bolt,nut,washer"]
+    assert main(["export", *arguments, *map(str, TINY)]) == 0
+    extra = {"instseg": ""}
+    torch.export.load(tmp_path / "x.pt2", extra_files=extra)
+    categories = json.loads(extra["instseg"])["categories"]
+    assert [entry["name"] for entry in categories] == ["bolt", "nut", "washer"]
+
+
+def test_another_number_of_classes_is_not_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--config-file", CONFIGS["yolact"], "--format", "torch_export"]
+    arguments += ["--output", str(tmp_path / "x.pt2"), "--classes", "bolt,nut"]
+    assert main(["export", *arguments, *map(str, TINY)]) == 2
+    assert "--classes names 2 classes, the model has 3 (MODEL.YOLACT" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("case", PAPERS[:1], indirect=True)

@@ -333,12 +333,12 @@ def test_class_names_are_those_of_the_checkpoint_else_of_the_data_set(
     weights: Path, tmp_path: Path
 ) -> None:
     """A checkpoint trained on other classes keeps its own under any configuration."""
-    overrides = ["DATASETS.TEST", "('coco_2017_val',)"]
+    overrides = ["DATASETS.TEST", "('shapes_val',)"]
     assert Predictor(tiny_cfg(), weights, overrides=overrides).class_names == ["a", "b", "c"]
     nameless = save_weights(tiny_cfg(), tmp_path / "nameless.pth")
     names = Predictor(tiny_cfg(), nameless, overrides=overrides).class_names
-    assert names is not None and names[0] == "person"
-    assert Predictor(tiny_cfg(), nameless).class_names is None
+    assert names == ["circle", "square", "triangle"]
+    assert Predictor(tiny_cfg("DATASETS.TEST", "()"), nameless).class_names is None
 
 
 @pytest.mark.parametrize("names", [5, "cat", [1, None, {"a": 2}], {"a": 1}])

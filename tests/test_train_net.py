@@ -85,9 +85,11 @@ def test_a_run_leaves_checkpoint_config_metrics_and_tensorboard_events(trained: 
     assert list(trained.glob("events.out.tfevents.*"))
 
 
-def test_a_checkpoint_knows_the_names_of_its_classes(trained: Path) -> None:
-    weights = read_weights(str(trained / "model_final.pth"))
-    assert weights["class_names"] == ["circle", "square", "triangle"]
+def test_a_checkpoint_and_the_config_beside_it_know_the_categories(trained: Path) -> None:
+    expected = [{"id": 1, "name": "circle"}, {"id": 2, "name": "square"}]
+    expected.append({"id": 3, "name": "triangle"})
+    assert read_weights(str(trained / "model_final.pth"))["categories"] == expected
+    assert instseg.load_cfg(trained / "config.yaml").MODEL.CATEGORIES == expected
 
 
 def test_resume_goes_on_where_the_run_ended(trained: Path, tiny: list[str], tmp_path: Path) -> None:

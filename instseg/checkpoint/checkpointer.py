@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from instseg.categories import Categories
 from instseg.checkpoint.fit import ClassCount, Fit, few
 from instseg.checkpoint.reading import peek_iteration, read_weights
 from instseg.checkpoint.wrappers import plain_names
@@ -45,7 +46,7 @@ class Checkpointer(DetectionCheckpointer):
         allow_partial: bool = False,
         inference: bool = False,
         classes: ClassCount | None = None,
-        class_names: Sequence[str] | None = None,
+        categories: Categories | None = None,
         **checkpointables: Any,
     ) -> None:
         """
@@ -59,7 +60,7 @@ class Checkpointer(DetectionCheckpointer):
             inference: the model is not going to be trained: a file must have every tensor that
                 inference uses, and no other.
             classes: of the model, for messages.
-            class_names: saved beside the weights, for prediction where the data set is not known.
+            categories: of the model, saved beside the weights for prediction.
             checkpointables: objects with ``state_dict`` and ``load_state_dict``, saved by key.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
@@ -68,7 +69,7 @@ class Checkpointer(DetectionCheckpointer):
         self.allow_partial = allow_partial
         self.inference = inference
         self.classes = classes
-        self.class_names = None if class_names is None else [str(name) for name in class_names]
+        self.categories = categories
         self._distributed = isinstance(model, DistributedDataParallel)
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -92,8 +93,8 @@ class Checkpointer(DetectionCheckpointer):
                     stale.unlink()
         data = {"model": self.model.state_dict()}
         data |= {key: item.state_dict() for key, item in self.checkpointables.items()}
-        if self.class_names is not None:
-            data["class_names"] = self.class_names
+        if self.categories is not None:
+            data["categories"] = self.categories.as_coco()
         data |= kwargs
         logger.info("Saving checkpoint to %s", file)
         atomic_write(file, lambda stream: _save_loadable(data, stream))
@@ -112,7 +113,7 @@ class Checkpointer(DetectionCheckpointer):
                 match names by their suffixes.  "" loads nothing.
             checkpointables: which of the other objects to load if the file has them, None for all.
         Returns:
-            What else the file holds, e.g. ``iteration`` or ``class_names``.
+            What else the file holds, e.g. ``iteration`` or ``categories``.
         Raises:
             CheckpointError: the file cannot be read, or without ``allow_partial`` fits less than
                 half of the model, or for inference not all of it; the model is as it was.
@@ -218,10 +219,7 @@ class Checkpointer(DetectionCheckpointer):
                 f"it, or start anew in another OUTPUT_DIR with it as MODEL.WEIGHTS"
             )
         self._judge(fit, path)
-        theirs, ours = checkpoint.get("class_names"), self.class_names
-        if ours is not None and isinstance(theirs, list) and theirs != ours:
-            there, here = few([str(name) for name in theirs]), few(ours)
-            logger.warning("%s was trained for classes %s, but these are %s", path, there, here)
+        self._compare_classes(checkpoint, path)
         self._load_model(checkpoint)
         for key in self.checkpointables if names is None else names:
             if key in checkpoint:
@@ -254,6 +252,18 @@ class Checkpointer(DetectionCheckpointer):
         if not half:
             text = f"MOST OF THE MODEL STAYS RANDOM (--allow-partial). {text}"
         logger.log(logging.INFO if fit.complete else logging.WARNING, "%s", text)
+
+    def _compare_classes(self, checkpoint: dict[str, Any], path: str) -> None:
+        """Warn if the weights were trained on other classes."""
+        try:
+            theirs = Categories.of_checkpoint(checkpoint)
+        except ValueError as error:
+            logger.warning("%s: %s and is not used", path, error)
+            return
+        ours = self.categories
+        if ours is not None and theirs is not None and theirs.names != ours.names:
+            there, here = few(theirs.names), few(ours.names)
+            logger.warning("%s was trained for classes %s, but these are %s", path, there, here)
 
     def _fit(self, checkpoint: dict[str, Any], path: str, *, inference: bool) -> Fit:
         """Compare the weights with the model, after renaming them where the file asks for it."""

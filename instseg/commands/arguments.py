@@ -27,3 +27,13 @@ def add_allow_partial(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on with weights that do not fit; what they lack stays random",
     )
+
+
+def add_classes_argument(parser: argparse.ArgumentParser) -> None:
+    """``--classes``, what the classes of a model are called."""
+    parser.add_argument(
+        "--classes",
+        metavar="CLASSES",
+        help="names of the classes in their order, NAME,NAME,..., or FILE.json in COCO's format, "
+        "whose ids results then have",
+    )

@@ -2,7 +2,7 @@
 
 import argparse
 
-from instseg.commands.arguments import path
+from instseg.commands.arguments import add_classes_argument, path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,19 +29,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="accept a file that holds only some layers, such as a backbone",
     )
+    add_classes_argument(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """``instseg convert``."""
     from instseg.checkpoint.convert import Options, convert_file
+    from instseg.config_classes import classes_option
 
     path, report = convert_file(
         arguments.format,
         arguments.input,
         arguments.output,
         Options(
-            leave_out_classes=arguments.leave_out_classes, allow_partial=arguments.allow_partial
+            leave_out_classes=arguments.leave_out_classes,
+            allow_partial=arguments.allow_partial,
+            classes=None if arguments.classes is None else classes_option(arguments.classes),
         ),
     )
     print(report)

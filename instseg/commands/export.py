@@ -2,7 +2,7 @@
 
 import argparse
 
-from instseg.commands.arguments import add_model_arguments, path
+from instseg.commands.arguments import add_classes_argument, add_model_arguments, path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,6 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "gives; instseg.export.ExportedPredictor does the rest.  Prints the files written."
     )
     add_model_arguments(parser)
+    add_classes_argument(parser)
     add = parser.add_argument
     add("--format", required=True, metavar="FORMAT", help="onnx or torch_export")
     add("--output", required=True, type=path, metavar="FILE", help="NAME.onnx or NAME.pt2")
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """``instseg export``."""
     from instseg.config import load_cfg
+    from instseg.config_classes import classes_option
     from instseg.engine.predictor import Predictor, require_weights
     from instseg.export import export as run
 
@@ -34,6 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.weights,
         allow_partial=arguments.allow_partial,
         overrides=overrides,
+        classes=None if arguments.classes is None else classes_option(arguments.classes),
     )
     print(*run(predictor, arguments.format, arguments.output), sep="\n")
     return 0

@@ -2,24 +2,32 @@
 
 import argparse
 
-from instseg.commands.arguments import add_model_arguments, path
+from instseg.commands.arguments import add_classes_argument, add_model_arguments, path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give ``parser`` the arguments of the command and what it runs."""
     parser.description = (
-        "Writes predictions.json for pictures (COCO results with RLE masks) and NAME.json for each "
-        "video (the same by frame), an overlay per picture or video, and on request one PNG per "
-        "object.  Exit status 1 if some input could not be used, or not completely."
+        "Writes predictions.json for pictures (COCO results with RLE masks) with their classes and "
+        "image ids in categories.json, NAME.json for each video (the same by frame), an overlay "
+        "per picture or video, and on request one PNG per object.  Exit status 1 if some input "
+        "could not be used, or not completely."
     )
     add_model_arguments(parser)
     add = parser.add_argument
-    add(
+    add_classes_argument(parser)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
         "--input",
-        required=True,
+        default=[],
         nargs="+",
         metavar="INPUT",
         help="pictures, videos, folders, or the number of a camera",
+    )
+    what.add_argument(
+        "--images-of",
+        metavar="NAME",
+        help="the images of a data set, such as coco:PATH.json:FOLDER, with its image ids",
     )
     add("--output", required=True, type=path, metavar="DIR", help="created if need be")
     add(
@@ -29,6 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SCORE",
         help="objects with a lower score are left out (default %(default)s)",
     )
+    add(
+        "--rank-by",
+        default="class",
+        metavar="SCORE",
+        help="class or mask: which score of an object is its score, for models that score masks "
+        "(default %(default)s)",
+    )
+    add("--polygons", action="store_true", help="masks as polygons, not RLE; holes are filled")
     add("--no-overlay", action="store_true", help="no overlay pictures and videos")
     add("--instance-masks", action="store_true", help="one black and white PNG per object")
     add(
@@ -61,6 +77,10 @@ def run(arguments: argparse.Namespace) -> int:
             keyframe_interval=arguments.keyframe_interval,
             track=arguments.track,
             resume=arguments.resume,
+            images_of=arguments.images_of,
+            classes=arguments.classes,
+            rank_by=arguments.rank_by,
+            polygons=arguments.polygons,
             overrides=arguments.overrides,
         )
     )

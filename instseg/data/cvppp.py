@@ -43,7 +43,11 @@ def register(root: str) -> None:
             continue
         folder = os.path.join(root, "cvppp", "A1")
         DatasetCatalog.register(name, lambda n=name, f=folder, s=split: load(n, f, s))
-        MetadataCatalog.get(name).set(thing_classes=["leaf"], evaluator_type=EVALUATOR_TYPE)
+        MetadataCatalog.get(name).set(
+            thing_classes=["leaf"],
+            thing_dataset_id_to_contiguous_id={1: 0},
+            evaluator_type=EVALUATOR_TYPE,
+        )
 
 
 def load(name: str, folder: str, split: str) -> list[dict[str, Any]]:

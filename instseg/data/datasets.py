@@ -66,10 +66,19 @@ def register_datasets(cfg: CfgNode) -> None:
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         if not isinstance(name, str):
             raise ConfigError(f"DATASETS.TRAIN and DATASETS.TEST hold names, found {short(name)}")
-        if name.startswith(_COCO_PREFIX):
-            _register_coco(name, *parse_coco_name(name))
-        elif name.startswith(youtube_vis.PREFIX):
-            youtube_vis.register(name, *parse_coco_name(name))
+        register_dataset(name)
+
+
+def register_dataset(name: str) -> None:
+    """Register ``coco:...`` and ``youtubevis:...`` names; any other is left as it is.
+
+    Raises:
+        DatasetError: a name that is not complete.
+    """
+    if name.startswith(_COCO_PREFIX):
+        _register_coco(name, *parse_coco_name(name))
+    elif name.startswith(youtube_vis.PREFIX):
+        youtube_vis.register(name, *parse_coco_name(name))
 
 
 def parse_coco_name(name: str) -> tuple[str, str]:
@@ -276,8 +285,13 @@ def _register_shapes(name: str, size: int) -> None:
     else:
         split, indices = shapes.SUBSETS.get(name, (name, None))
         DatasetCatalog.register(name, lambda: shapes.load(split, size, indices))
+    classes = shapes.class_names(name)
     MetadataCatalog.get(name).set(
-        thing_classes=shapes.class_names(name), evaluator_type="coco", size=size
+        thing_classes=classes,
+        # As `instseg shapes export` writes them.
+        thing_dataset_id_to_contiguous_id={number + 1: number for number in range(len(classes))},
+        evaluator_type="coco",
+        size=size,
     )
 
 

@@ -126,7 +126,12 @@ def _register(
     if name in DatasetCatalog:
         return
     DatasetCatalog.register(name, lambda: load(name, folder, split))
-    MetadataCatalog.get(name).set(thing_classes=list(CLASSES), evaluator_type=EVALUATOR_TYPE)
+    MetadataCatalog.get(name).set(
+        thing_classes=list(CLASSES),
+        # The numbers that the classes have in the files.
+        thing_dataset_id_to_contiguous_id={number + 1: number for number in range(len(CLASSES))},
+        evaluator_type=EVALUATOR_TYPE,
+    )
 
 
 def _records(

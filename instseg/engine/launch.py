@@ -16,8 +16,10 @@ from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from instseg.checkpoint import Checkpointer
+from instseg.categories import Categories
+from instseg.checkpoint import Checkpointer, atomic_write
 from instseg.config import check_device, find_config, load_cfg
+from instseg.config_classes import with_categories
 from instseg.config_values import check_values
 from instseg.console import Parser
 from instseg.engine.interruption import signals_forwarded
@@ -66,6 +68,14 @@ def setup(args: argparse.Namespace) -> CfgNode:
             handler.setLevel(logging.INFO)  # tracebacks of mistakes are for log.txt alone
     logger.info(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}")
     return cfg
+
+
+def write_config(cfg: CfgNode, categories: Categories | None) -> None:
+    """Write ``config.yaml`` anew, with the categories that only the data or the weights tell."""
+    if comm.is_main_process():
+        text = with_categories(cfg, categories).dump()
+        path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+        atomic_write(path, lambda file: file.write(text.encode()))
 
 
 def _read_config(args: argparse.Namespace) -> CfgNode:

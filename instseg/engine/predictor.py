@@ -10,7 +10,6 @@ from typing import Any, overload
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.data.transforms import ResizeShortestEdge, ResizeTransform
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
@@ -18,8 +17,10 @@ from detectron2.utils.logger import log_first_n
 from PIL import Image
 from torch import Tensor
 
+from instseg.categories import Categories
 from instseg.checkpoint import Checkpointer
-from instseg.config import check_device, class_count, get_cfg, load_cfg, num_classes_key
+from instseg.config import check_device, class_count, get_cfg, load_cfg
+from instseg.config_classes import model_categories
 from instseg.config_values import check_values
 from instseg.data.images import Array, check_image, convert_picture, read_image
 from instseg.engine.optimize import optimize as optimize_model
@@ -73,8 +74,8 @@ class Predictor:
         cfg: frozen copy of the configuration in use.
         model: the network, in evaluation mode.
         batch_size: how many pictures share a forward pass at most.
-        class_names: those the checkpoint was trained on if it tells, else those of the data set
-            ``DATASETS.TEST[0]``, else None.
+        categories: ids and names of the classes,
+            see :func:`instseg.config_classes.model_categories`.
 
     Example::
 
@@ -92,6 +93,7 @@ class Predictor:
         allow_partial: bool = False,
         optimize: bool = False,
         compile: bool = False,
+        classes: Categories | None = None,
     ) -> None:
         """Build the model and load its weights.
 
@@ -107,6 +109,7 @@ class Predictor:
                 :func:`instseg.engine.optimize.optimize`.
             compile: run the network through ``torch.compile`` as one graph.  That takes a minute
                 or so at the first picture and needs a C++ compiler (on a GPU Triton).
+            classes: what the classes are called, whatever the weights say.
         Raises:
             ConfigError: a configuration that cannot be used; ``compile`` for a model that declares
                 no network of fixed shape.
@@ -122,12 +125,17 @@ class Predictor:
             self.model = build_model(cfg).eval()
         self._network: Callable[[Tensor], Sequence[Tensor]] | None = None
         checkpoint = self._load(allow_partial)
-        self.class_names: list[str] | None = _class_names(cfg, checkpoint)
+        self.categories = model_categories(cfg, checkpoint, classes)
         if optimize:
             optimize_model(self.model)
         if compile:
             network = Network(as_split(self.model, "compiled")).eval()
             self._network = torch.compile(network, fullgraph=True)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes in the order of their numbers; None where they are unknown."""
+        return list(self.categories.names) if self.categories.named else None
 
     def _load(self, allow_partial: bool) -> dict[str, Any]:
         """Give the model its weights; return what else the checkpoint holds."""
@@ -359,16 +367,3 @@ def require_weights(cfg: CfgNode, weights: str | None, purpose: str) -> None:
     """Raise a ConfigError where only random weights would be used to ``purpose``."""
     if not (weights or cfg.MODEL.WEIGHTS):
         raise ConfigError(f"no weights to {purpose}; pass --weights FILE or MODEL.WEIGHTS FILE")
-
-
-def _class_names(cfg: CfgNode, checkpoint: dict[str, Any]) -> list[str] | None:
-    if num_classes_key(cfg) is None:  # proposals: class 0 is any object, not the first class
-        return ["object"]
-    names = checkpoint.get("class_names")
-    if names and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        logger.warning("class_names in the checkpoint is no list of names and is not used")
-        names = None
-    # MetadataCatalog.get() would add an entry for a name it does not know.
-    if not names and cfg.DATASETS.TEST and cfg.DATASETS.TEST[0] in MetadataCatalog:
-        names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes")
-    return list(names) if names else None

@@ -27,12 +27,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from instseg.checkpoint import Checkpointer
 from instseg.config import check_classes, class_count
+from instseg.config_classes import training_categories
 from instseg.config_values import check_values
 from instseg.data.datasets import (
     check_files,
     check_name,
     check_records,
-    dataset_classes,
     reading_datasets,
     register_datasets,
 )
@@ -74,6 +74,7 @@ class Trainer(DefaultTrainer):
         register_datasets(cfg)
         data_loader = self.build_train_loader(cfg)
         check_classes(cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+        categories = training_categories(cfg)
         model = self.build_model(cfg)
         if cfg.TEST.VIDEO:
             build_streams(cfg, model)  # finds what would stop an evaluation later
@@ -96,7 +97,7 @@ class Trainer(DefaultTrainer):
             sha256=cfg.MODEL.WEIGHTS_SHA256,
             allow_partial=allow_partial,
             classes=class_count(cfg),
-            class_names=dataset_classes(cfg.DATASETS.TRAIN[0]),
+            categories=categories,
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0
@@ -209,7 +210,7 @@ class Trainer(DefaultTrainer):
             best = Checkpointer(
                 self.checkpointer.model,
                 os.path.join(self.cfg.OUTPUT_DIR, "best"),
-                class_names=self.checkpointer.class_names,
+                categories=self.checkpointer.categories,
             )
             extra.append(BestCheckpoint(best, metric, lower_is_better=lower))
         # After the timer, the schedule and exact norm statistics come those that save and measure;

@@ -45,7 +45,7 @@ _OPSET = 19
 def export(predictor: Predictor, format_name: str, path: Path) -> list[Path]:
     """Write the network of ``predictor``.
 
-    The file carries the configuration and the class names, so that
+    The file carries the configuration and the categories, so that
     :class:`~instseg.export.ExportedPredictor` needs nothing else.  Its input ``images`` is (B, 3,
     S, S) float32: pictures stretched to the square of ``INPUT.SQUARE_SIZE``, channels in the order
     of ``INPUT.FORMAT``, minus ``MODEL.PIXEL_MEAN``, divided by ``MODEL.PIXEL_STD``.  Its outputs
@@ -146,11 +146,12 @@ def _metadata(predictor: Predictor, children: list[str], video: bool) -> str:
     # Of the machine that exported, not of the network.
     cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS_SHA256 = cfg.OUTPUT_DIR = ""
     cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.pop("CATEGORIES", None)  # those of the predictor count, which stand below
     return json.dumps(
         {
             "version": instseg.__version__,
             "config": cfg.dump(),
-            "class_names": predictor.class_names,
+            "categories": predictor.categories.as_coco() if predictor.categories.named else None,
             "children": children,
             "video": video,
         }

@@ -93,7 +93,9 @@ class ExportedPredictor(Predictor):
         for name, path in self._parts.items():
             part, _ = _load(path)
             setattr(self.model, name, _Single(part))
-        return {"class_names": self._metadata.get("class_names")}
+        # Older files have the names alone.
+        told = {key: self._metadata.get(key) for key in ("categories", "class_names")}
+        return {key: value for key, value in told.items() if value is not None}
 
 
 class _Session(nn.Module):

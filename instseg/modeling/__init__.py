@@ -7,6 +7,7 @@ from instseg.modeling.dense_losses import dice_loss, semantic_loss
 from instseg.modeling.dense_maps import at_size, padded_batch, resized_index
 from instseg.modeling.dense_targets import IGNORED, NONE, DenseTargets, centres, dense_targets
 from instseg.modeling.fast_nms import cross_class_nms, fast_nms
+from instseg.modeling.mask_scores import gives_mask_scores
 from instseg.modeling.masks import keep_masks, tight_boxes
 from instseg.modeling.pixels import PixelModel
 from instseg.modeling.rcnn import is_rcnn, predict_rcnn
@@ -40,6 +41,7 @@ __all__ = [
     "dense_targets",
     "dice_loss",
     "fast_nms",
+    "gives_mask_scores",
     "is_rcnn",
     "keep_masks",
     "now",

@@ -8,21 +8,46 @@ COCO, so that ``pycocotools.coco.COCO.loadRes`` reads it::
      "category_id": 17,
      "category_name": "cat",
      "bbox": [x, y, width, height],
+     "area": 5310,
      "score": 0.98,
+     "mask_score": 0.91,
      "segmentation": {"size": [height, width], "counts": "..."}}
 
-``image_id`` counts pictures from 1.  ``file_name`` is the input as given, or FOLDER/NAME.
-``category_id`` is the id in the data set ``DATASETS.TEST[0]`` where Detectron2 knows its ids, else
-the class counted from 0; ``category_name`` is that number as text where no names are known.
-Coordinates are pixels of the upright picture.  ``segmentation`` is compressed RLE, left out for
-models without masks.  The file is complete after every picture.
+``image_id`` counts pictures from 1, and ``file_name`` is the input as given, or FOLDER/NAME; with
+``--images-of`` both are those of the data set.  ``category_id`` and ``category_name`` are those of
+the data set that the model was trained on, which its weights know
+(:func:`instseg.config_classes.model_categories`); where nobody knows them, the class counted from 0
+and ``class 0``.  A model that knows no classes gives ``object``.  Coordinates are pixels of the
+upright picture.  ``area`` is the number of pixels of the mask, or the area of the box for models
+without masks.  ``mask_score`` is there for models that score their masks.  With ``--rank-by mask``
+``score`` is that as well, and ``class_score`` is what ``score`` would have been.  ``segmentation``
+is compressed RLE, left out for models without masks.  With ``--polygons`` it is a list of polygons,
+``[[x, y, x, y, ...], ...]``, in which holes are filled (:func:`instseg.predict.polygons.outlines`);
+a mask without pixels stays an RLE.
+
+``categories.json`` is what belongs to that list: a file in the format of COCO without annotations,
+as COCO itself publishes them for its test images::
+
+    {"info": {"config": ..., "weights": ..., "overrides": [...], "confidence": 0.5,
+              "rank_by": "class", "polygons": false, "images_of": null},
+     "categories": [{"id": 17, "name": "cat"}, ...],
+     "images": [{"id": 1, "file_name": "a/cat.jpg", "width": 640, "height": 480}, ...]}
+
+It names every class of the model and every picture that was predicted on, also those without
+objects, so ``COCO("categories.json").loadRes("predictions.json")`` knows all there is to know.
+Both files are complete after every picture.
+
+``--images-of NAME`` predicts on the images of a data set; NAME is one of ``DATASETS.TEST``, such as
+``coco:PATH.json:FOLDER``.  ``image_id`` and ``file_name`` are those of its file, so pycocotools can
+compare ``predictions.json`` with that.  The frames of a set of videos are pictures there, counted
+as evaluation counts them; as a video each clip is an ``--input`` of its own.
 
 **Videos and cameras.** ``NAME.json`` has the parts of a YouTube-VIS file, ``info``, ``videos`` and
 ``categories``, but lists objects by frame: a list by object, as YouTube-VIS has it, could be
 written only at the end::
 
     {"info": {"config": ..., "weights": ..., "overrides": [...], "confidence": 0.5,
-              "keyframe_interval": 5, "track": false},
+              "rank_by": "class", "polygons": false, "keyframe_interval": 5, "track": false},
      "videos": [{"id": 1, "file_name": "a/street.mp4", "fps": 25.0, "length": 250}],
      "categories": [{"id": 17, "name": "cat"}, ...],
      "frames": [
@@ -43,7 +68,8 @@ Every frame is one line, written as soon as it is done.  A process that is kille
 the frames in work (one, or a batch of pictures on a GPU) and leaves the file without its last
 line.  ``--resume`` mends it: frames before the last key frame of the file are kept, prediction
 goes on from there with what an uninterrupted run gives, and the overlay ``NAME.mp4`` is drawn anew
-from the file's records, from the beginning.
+from the file's records, from the beginning.  Polygons would not give the same masks again, so a
+video with ``--polygons`` cannot be resumed.
 """
 
 import signal
@@ -55,18 +81,23 @@ from pathlib import Path
 from types import FrameType
 
 from instseg.config import load_cfg
+from instseg.config_classes import classes_option
 from instseg.engine.predictor import Predictor, require_weights
 from instseg.engine.video import VideoPredictor
 from instseg.errors import ConfigError
+from instseg.modeling import gives_mask_scores
 from instseg.predict.pictures import predict_pictures
 from instseg.predict.records import json_list
 from instseg.predict.results import Results
-from instseg.predict.sources import Source, find_sources, prepare_output
+from instseg.predict.sources import Source, dataset_sources, find_sources, prepare_output
 from instseg.predict.videos import VideoRun
 from instseg.predict.youtube_vis import as_youtube_vis
 from instseg.tracking import check_installed
 
-__all__ = ["PredictOptions", "as_youtube_vis", "predict"]
+__all__ = ["RANKINGS", "PredictOptions", "as_youtube_vis", "predict"]
+
+RANKINGS = ("class", "mask")
+"""What ``--rank-by`` can be: the score of an object is that of its class, or that of its mask."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +107,8 @@ class PredictOptions:
     config_file: str
     inputs: Sequence[str]
     output: Path
+    images_of: str | None = None
+    classes: str | None = None
     weights: str | None = None
     confidence: float = 0.5
     overlay: bool = True
@@ -84,11 +117,13 @@ class PredictOptions:
     keyframe_interval: int | None = None
     track: bool = False
     resume: bool = False
+    rank_by: str = "class"
+    polygons: bool = False
     overrides: Sequence[str] = ()
 
 
 def predict(options: PredictOptions) -> int:
-    """Predict on everything in ``options.inputs`` and write the results as they come.
+    """Predict on ``options.inputs``, or on a data set, and write the results as they come.
 
     A picture or video that cannot be used is one line on stderr, and the rest is done.  SIGTERM
     ends the run as Ctrl-C does: the files are closed.
@@ -96,22 +131,34 @@ def predict(options: PredictOptions) -> int:
     Returns:
         0, or 1 if some input could not be used, or not completely.
     Raises:
-        ConfigError, CheckpointError, OutputError: nothing can be done; found before the model is
-            built where it can be.
+        ConfigError, CheckpointError, DatasetError, OutputError: nothing can be done; found before
+            the model is built where it can be.
     """
     if not 0 <= options.confidence <= 1:
         raise ConfigError(f"--confidence is {options.confidence}; expected a number from 0 to 1")
+    if options.rank_by not in RANKINGS:
+        raise ConfigError(f"--rank-by is {options.rank_by!r}; expected {' or '.join(RANKINGS)}")
+    classes = None if options.classes is None else classes_option(options.classes)
     if options.track:
         check_installed()
-    sources = find_sources(options.inputs)
-    if options.resume:
-        _check_resumable(sources)
-    prepare_output(options.output, sources)
     cfg = load_cfg(options.config_file, options.overrides)
     require_weights(cfg, options.weights, "predict with")
+    sources = _sources(options)
+    if options.resume:
+        _check_resumable(sources, options.polygons)
+    prepare_output(options.output, sources)
     predictor = Predictor(
-        cfg, options.weights, overrides=options.overrides, allow_partial=options.allow_partial
+        cfg,
+        options.weights,
+        overrides=options.overrides,
+        allow_partial=options.allow_partial,
+        classes=classes,
     )
+    if options.rank_by == "mask" and not gives_mask_scores(predictor.model):
+        raise ConfigError(
+            "--rank-by mask needs a model that scores its masks, such as Mask Scoring R-CNN and "
+            f"YOLACT++; {options.config_file} does not, leave --rank-by out"
+        )
     frames = VideoPredictor(predictor, keyframe_interval=options.keyframe_interval)
     results = Results(
         predictor,
@@ -119,13 +166,21 @@ def predict(options: PredictOptions) -> int:
         options.confidence,
         overlay=options.overlay,
         instance_masks=options.instance_masks,
+        rank_by_mask=options.rank_by == "mask",
+        polygons=options.polygons,
     )
+    info = _info(options, predictor)
     with _ended_by_sigterm():
         pictures = [source for source in sources if source.kind == "picture"]
         if pictures:
-            with json_list(options.output / "predictions.json") as add_records:
-                predict_pictures(results, pictures, add_records)
-        info = _info(options, frames)
+            about = {"info": info | {"images_of": options.images_of}}
+            about["categories"] = results.categories()
+            with (
+                json_list(options.output / "categories.json", about, "images") as add_images,
+                json_list(options.output / "predictions.json") as add_records,
+            ):
+                predict_pictures(results, pictures, add_records, add_images)
+        info |= {"keyframe_interval": frames.keyframe_interval, "track": options.track}
         run = VideoRun(results, frames, info, track=options.track, resume=options.resume)
         for source in sources:
             if source.kind != "picture":
@@ -133,8 +188,21 @@ def predict(options: PredictOptions) -> int:
     return 1 if results.failures else 0
 
 
-def _check_resumable(sources: Sequence[Source]) -> None:
+def _sources(options: PredictOptions) -> list[Source]:
+    if options.images_of is None:
+        return find_sources(options.inputs)
+    if options.inputs:
+        raise ConfigError("--images-of takes the place of --input; leave one of them out")
+    return dataset_sources(options.images_of)
+
+
+def _check_resumable(sources: Sequence[Source], polygons: bool) -> None:
     for source in sources:
+        if source.kind == "video" and polygons:
+            raise ConfigError(
+                f"--resume draws what was found in {source.name} from its masks, which --polygons "
+                "does not keep; leave one of them out"
+            )
         if source.kind == "camera":
             raise ConfigError(
                 f"--resume: what camera {source.name} has shown is gone; leave --resume out, and "
@@ -142,15 +210,15 @@ def _check_resumable(sources: Sequence[Source]) -> None:
             )
 
 
-def _info(options: PredictOptions, predictor: VideoPredictor) -> dict[str, object]:
-    """Settings that the results of a video depend on."""
+def _info(options: PredictOptions, predictor: Predictor) -> dict[str, object]:
+    """Settings that results depend on."""
     return {
         "config": options.config_file,
-        "weights": predictor.predictor.cfg.MODEL.WEIGHTS,
+        "weights": predictor.cfg.MODEL.WEIGHTS,
         "overrides": list(options.overrides),
         "confidence": options.confidence,
-        "keyframe_interval": predictor.keyframe_interval,
-        "track": options.track,
+        "rank_by": options.rank_by,
+        "polygons": options.polygons,
     }
 
 

@@ -16,13 +16,16 @@ from instseg.predict.sources import Source
 _JPEG_SUFFIXES = frozenset((".jfif", ".jpe", ".jpeg", ".jpg"))
 
 
-def predict_pictures(results: Results, sources: Sequence[Source], add_records: AddRecords) -> None:
+def predict_pictures(
+    results: Results, sources: Sequence[Source], add_records: AddRecords, add_images: AddRecords
+) -> None:
     """Predict on pictures, batched as the predictor does, and write what belongs to each.
 
     Args:
         results: where a picture that cannot be used is counted.
         sources: pictures.
         add_records: takes the records for ``predictions.json``.
+        add_images: takes those of the pictures for ``categories.json``.
     Raises:
         OutputError: a result cannot be written.
     """
@@ -42,9 +45,16 @@ def predict_pictures(results: Results, sources: Sequence[Source], add_records: A
     for result in results.predictor.stream(readable()):
         source, image = pending.popleft()
         kept = results.keep(result["instances"])
-        head = {"image_id": next(image_ids), "file_name": source.name}
+        number = next(image_ids)
+        image_id = number if source.image_id is None else source.image_id
+        name = source.file_name or source.name
+        head = {"image_id": image_id, "file_name": name}
+        height, width = image.shape[:2]
         try:
-            add_records(head | record for record in results.describe(kept, source.stem))
+            records = results.describe(kept, source.stem)
+            # The image first: whenever the run ends, all that is said of images can be looked up.
+            add_images([{"id": image_id, "file_name": name, "width": width, "height": height}])
+            add_records(head | record for record in records)
             if results.overlay:
                 suffix = ".jpg" if Path(source.name).suffix.lower() in _JPEG_SUFFIXES else ".png"
                 path = results.output / f"{source.stem}{suffix}"

@@ -22,19 +22,30 @@ AddRecords = Callable[[Iterable[dict[str, Any]]], None]
 
 
 @contextmanager
-def json_list(path: Path) -> Iterator[AddRecords]:
+def json_list(
+    path: Path, head: dict[str, Any] | None = None, key: str = ""
+) -> Iterator[AddRecords]:
     """A JSON list in the file ``path``, closed anew whenever it grows.
 
     What a process leaves that is interrupted or killed is valid JSON.
 
+    Args:
+        path: of the file.
+        head: the file is this object, with the list as its last value; None: it is the list.
+        key: of the list in that object.
     Yields:
         the function that appends records and hands them to the operating system.
     """
+    begin, close = ("[", "\n]\n")
+    if head is not None:
+        begin = f"{json.dumps(head)[:-1]}{', ' if head else ''}{json.dumps(key)}: ["
+        close = "\n]}\n"
     with writing(path):
         file = path.open("wb")
-        file.write(b"[\n]\n")
+        end = file.write(begin.encode())
+        file.write(close.encode())
         file.flush()
-    end, separator = 1, "\n"
+    separator = "\n"
 
     def add(records: Iterable[dict[str, Any]]) -> None:
         nonlocal end, separator
@@ -44,7 +55,7 @@ def json_list(path: Path) -> Iterator[AddRecords]:
         with writing(path):
             file.seek(end)
             end += file.write((separator + text).encode())
-            file.write(b"\n]\n")
+            file.write(close.encode())
             file.flush()
         separator = ",\n"
 

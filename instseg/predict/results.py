@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from pycocotools import mask as mask_util
 from tqdm import tqdm
@@ -17,11 +16,14 @@ from tqdm import tqdm
 from instseg.data.images import Array
 from instseg.engine.predictor import Predictor
 from instseg.errors import ImageError
+from instseg.predict.polygons import outlines
 from instseg.predict.records import write_picture, writing
-from instseg.visualize import at_least, class_name, draw_instances
+from instseg.visualize import at_least, draw_instances
 
 _LONGEST_NAME = 50
 """Characters of a class name in the name of a file, of at most 4 bytes each."""
+_FURTHER_SCORES = {"class_scores": "class_score", "mask_scores": "mask_score"}
+"""Field of instances that not all have → key of records."""
 
 
 @dataclass
@@ -34,6 +36,8 @@ class Results:
         confidence: objects with a lower score are left out.
         overlay: whether pictures with the objects drawn on them are wanted.
         instance_masks: write a black and white PNG per object.
+        rank_by_mask: the score of an object is its ``mask_scores``, not its ``scores``.
+        polygons: describe masks by polygons.
         failures: number of inputs that could not be used.
     """
 
@@ -42,10 +46,9 @@ class Results:
     confidence: float
     overlay: bool
     instance_masks: bool
+    rank_by_mask: bool = False
+    polygons: bool = False
     failures: int = 0
-
-    def __post_init__(self) -> None:
-        self._category_ids = _category_ids(self.predictor)
 
     def fail(self, error: ImageError) -> None:
         """Count an input that could not be used, and say why in one line on stderr."""
@@ -53,23 +56,21 @@ class Results:
         tqdm.write(" ".join(str(error).split("\n")), file=sys.stderr)
 
     def categories(self) -> list[dict[str, Any]]:
-        """Ids and names of the classes, in their order; empty where they are unknown."""
-        names = self.predictor.class_names or []
-        return [
-            {"id": self._category_ids.get(number, number), "name": name}
-            for number, name in enumerate(names)
-        ]
+        """Ids and names of the classes, in their order."""
+        return self.predictor.categories.as_coco()
 
     def keep(self, instances: Instances) -> Instances:
-        """The objects that are sure enough, on the CPU."""
+        """The objects that are sure enough, on the CPU, the best first."""
+        if self.rank_by_mask and len(instances):
+            return _ranked_by_mask(instances, self.confidence).to("cpu")
         return at_least(instances, self.confidence).to("cpu")
 
     def draw(self, image: Array, instances: Instances) -> Array:
         """A copy of ``image`` (H, W, 3) in BGR order with ``instances`` on it."""
-        return draw_instances(image, instances, self.predictor.class_names)
+        return draw_instances(image, instances, self.predictor.categories.names)
 
     def describe(self, instances: Instances, stem: str, prefix: str = "") -> list[dict[str, Any]]:
-        """Records of objects: category, box, score and mask, in COCO's form.
+        """Records of objects: category, box, area, scores and mask, in COCO's form.
 
         Args:
             instances: what :meth:`keep` left.
@@ -84,17 +85,24 @@ class Results:
             number = int(instances.pred_classes[index])
             left, top, right, bottom = instances.pred_boxes.tensor[index].tolist()
             record: dict[str, Any] = {
-                "category_id": self._category_ids.get(number, number),
-                "category_name": class_name(self.predictor.class_names, number),
+                "category_id": self.predictor.categories.id_of(number),
+                "category_name": self.predictor.categories.name_of(number),
                 "bbox": [left, top, right - left, bottom - top],
+                "area": (right - left) * (bottom - top),
                 "score": float(instances.scores[index]),
             }
+            for field, key in _FURTHER_SCORES.items():
+                if instances.has(field):
+                    record[key] = float(instances.get(field)[index])
             if instances.has("pred_masks"):
                 # One at a time: all masks of a large picture as bytes in Fortran order would double
                 # the memory.
                 mask = np.asfortranarray(instances.pred_masks[index].numpy(), dtype=np.uint8)
                 rle = mask_util.encode(mask)
+                record["area"] = int(mask_util.area(rle))
                 record["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
+                if self.polygons:
+                    record["segmentation"] = outlines(mask) or record["segmentation"]
                 if self.instance_masks:
                     name = re.sub(r"[^\w-]+", "_", record["category_name"])[:_LONGEST_NAME]
                     self._write_mask(mask, stem, f"{prefix}{index:03d}_{name}.png")
@@ -108,7 +116,6 @@ class Results:
             records: all of a picture, with or without masks.
             height, width: of the picture, in pixels.
         """
-        numbers = {category_id: number for number, category_id in self._category_ids.items()}
         instances = Instances((height, width))
         # In double precision, in which adding undoes the subtraction.
         boxes = torch.tensor([record["bbox"] for record in records], dtype=torch.float64)
@@ -117,7 +124,7 @@ class Results:
         instances.pred_boxes = Boxes(boxes.float())
         instances.scores = torch.tensor([record["score"] for record in records])
         instances.pred_classes = torch.tensor(
-            [numbers.get(record["category_id"], record["category_id"]) for record in records],
+            [self.predictor.categories.number_of(record["category_id"]) for record in records],
             dtype=torch.int64,
         )
         if records and "segmentation" in records[0]:
@@ -132,13 +139,13 @@ class Results:
         write_picture(folder / name, mask * 255)
 
 
-def _category_ids(predictor: Predictor) -> dict[int, int]:
-    """Class number -> category id of the data set, empty where it is of other classes."""
-    names = predictor.cfg.DATASETS.TEST
-    if not names or names[0] not in MetadataCatalog:
-        return {}
-    metadata = MetadataCatalog.get(names[0])
-    if metadata.get("thing_classes") != predictor.class_names:
-        return {}
-    mapping = metadata.get("thing_dataset_id_to_contiguous_id") or {}
-    return {number: category_id for category_id, number in mapping.items()}
+def _ranked_by_mask(instances: Instances, least: float) -> Instances:
+    """Those with a mask score of ``least`` or more, the best first.
+
+    Their ``scores`` are those of the masks; ``class_scores`` are what ``scores`` were.
+    """
+    order = instances.mask_scores.argsort(descending=True, stable=True)
+    ranked = instances[order[instances.mask_scores[order] >= least]]
+    ranked.class_scores = ranked.scores
+    ranked.scores = ranked.mask_scores
+    return ranked

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from instseg.errors import ConfigError, OutputError
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from instseg.data.datasets import check_name, reading_datasets, register_dataset
+from instseg.errors import ConfigError, DatasetError, OutputError
 
 logger = logging.getLogger(__name__)
 
@@ -23,15 +26,27 @@ VIDEO_SUFFIXES = frozenset(
 )
 _MEDIA_SUFFIXES = PICTURE_SUFFIXES | VIDEO_SUFFIXES
 _CAMERA_DIGITS = 10
+_RESERVED = frozenset(("categories", "predictions"))
+"""Stems of JSON files that are not those of a video."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A picture, a video or a camera, with the stem of the files written for it."""
+    """A picture, a video or a camera, with the stem of the files written for it.
+
+    Attributes:
+        name: what is opened.
+        stem: of the files written for it.
+        kind: what it is.
+        image_id: that of the data set it belongs to, None without one.
+        file_name: what results call it, "" for ``name``.
+    """
 
     name: str
     stem: str
     kind: Literal["picture", "video", "camera"]
+    image_id: int | str | None = None
+    file_name: str = ""
 
 
 def find_sources(inputs: Sequence[str]) -> list[Source]:
@@ -44,7 +59,7 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
         ConfigError: nothing at all to work on, or an input that is a configuration key.
     """
     sources: list[Source] = []
-    stems = {"predictions"}  # predictions.json is not the file of a video
+    stems = set(_RESERVED)
     for item in inputs:
         if not item:
             raise ConfigError("an --input is empty; is a variable of the shell not set?")
@@ -60,6 +75,38 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
         sources.extend(_source(name, stems) for name in names)
     if not any(source.kind == "camera" or os.path.lexists(source.name) for source in sources):
         raise ConfigError(f"nothing to predict on: --input {' '.join(inputs)} does not exist")
+    return sources
+
+
+def dataset_sources(name: str) -> list[Source]:
+    """The images of a data set, with the ids and names that they have there.
+
+    Args:
+        name: as in ``DATASETS.TEST``; also ``coco:PATH.json:IMAGE_ROOT``.
+    Raises:
+        DatasetError: no such data set, or one that cannot be read.
+    """
+    register_dataset(name)
+    check_name(name)
+    with reading_datasets([name]):
+        records = DatasetCatalog.get(name)
+    root = os.path.join(MetadataCatalog.get(name).get("image_root") or "", "")
+    stems = set(_RESERVED)
+    sources = []
+    for number, record in enumerate(records):
+        file = os.fspath(record["file_name"])
+        image_id = record.get("image_id", number)
+        sources.append(
+            Source(
+                file,
+                _unused(Path(file).stem, stems),
+                "picture",
+                image_id if isinstance(image_id, str) else int(image_id),
+                file.removeprefix(root),
+            )
+        )
+    if not sources:
+        raise DatasetError(f"--images-of {name}: the data set has no images")
     return sources
 
 

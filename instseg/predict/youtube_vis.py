@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from instseg.errors import DatasetError
+from instseg.predict.polygons import as_rle
 
 
 def as_youtube_vis(path: str | os.PathLike[str], video_id: int = 1) -> list[dict[str, Any]]:
@@ -49,7 +50,10 @@ def as_youtube_vis(path: str | os.PathLike[str], video_id: int = 1) -> list[dict
                     "segmentations": [None] * len(frames),
                 },
             )
-            track["segmentations"][index] = found["segmentation"]
+            mask = found["segmentation"]
+            if isinstance(mask, list):  # polygons, which YouTube-VIS does not take
+                mask = as_rle(mask, frame["height"], frame["width"])
+            track["segmentations"][index] = mask
             scores.setdefault(number, []).append(found["score"])
     for number, track in tracks.items():
         track["score"] = sum(scores[number]) / len(scores[number])

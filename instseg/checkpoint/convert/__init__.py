@@ -6,9 +6,11 @@ executes nothing that a file contains.
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from instseg.categories import Categories
 from instseg.checkpoint.convert import (
     deepmask,
     discriminative_loss,
@@ -18,8 +20,10 @@ from instseg.checkpoint.convert import (
     yolact,
     yolact_edge,
 )
-from instseg.checkpoint.convert.common import Converter, Options, Report
+from instseg.checkpoint.convert.common import CLASS_LAYERS, Converter, Options, Report
 from instseg.checkpoint.writing import atomic_write, save_safetensors
+from instseg.config import load_cfg
+from instseg.config_classes import model_categories
 from instseg.errors import ConfigError
 
 FORMATS: dict[str, Converter] = {
@@ -63,8 +67,11 @@ def convert_file(
         raise ConfigError(f"{path}: the name of the result must end in .safetensors or .pth")
     if os.path.exists(path) and os.path.exists(source) and path.samefile(source):
         raise ConfigError(f"{path} is the file to convert; give the result another name")
-    state, report = FORMATS[format_name](source, options or Options())
-    origin = {"converted_from": format_name}
+    options = options or Options()
+    state, report = FORMATS[format_name](source, options)
+    origin: dict[str, Any] = {"converted_from": format_name}
+    if (categories := _categories(path, report, options)) is not None:
+        origin["categories"] = categories.as_coco()
     if path.suffix == ".pth":
         # Cloned, since slices would take the whole tensors they belong to into the file.
         content = {**origin, "model": {name: value.clone() for name, value in state.items()}}
@@ -72,3 +79,19 @@ def convert_file(
     else:
         save_safetensors(path, state, origin)
     return path, report
+
+
+def _categories(path: Path, report: Report, options: Options) -> Categories | None:
+    """What the result says of its classes: the user's, or those of the data set it is for.
+
+    None where nobody knows them, or where the result has no layer for classes.
+
+    Raises:
+        ConfigError: those of the user do not fit the file.
+    """
+    if not any(name.startswith(CLASS_LAYERS) for name in report.mapped):
+        if options.classes is not None:
+            raise ConfigError(f"--classes: {path} gets no layer for classes; leave --classes out")
+        return None
+    found = model_categories(load_cfg(report.config, report.overrides), {}, options.classes)
+    return found if found.named else None

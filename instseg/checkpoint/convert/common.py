@@ -8,13 +8,14 @@ import torch
 from detectron2.modeling import build_model
 from torch import Tensor
 
+from instseg.categories import Categories
 from instseg.checkpoint.fit import few
 from instseg.config import load_cfg
 from instseg.errors import CheckpointError
 
 Shape = tuple[int, ...]
 
-_CLASS_LAYERS = (
+CLASS_LAYERS = (
     "roi_heads.box_predictor.cls_score.",
     "roi_heads.box_predictor.bbox_pred.",
     "roi_heads.mask_head.predictor.",
@@ -72,10 +73,12 @@ class Options:
         leave_out_classes: drop the layers whose size depends on the number of classes, for training
             on other classes.
         allow_partial: accept a file that holds only some layers of the model.
+        classes: what the classes are called; None where the file's data set is to tell.
     """
 
     leave_out_classes: bool = False
     allow_partial: bool = False
+    classes: Categories | None = None
 
 
 class Converter(Protocol):
@@ -157,7 +160,7 @@ class Conversion:
             )
         missing = [name for name in self.expected if name not in self._values]
         if options.leave_out_classes:
-            missing = [name for name in missing if not name.startswith(_CLASS_LAYERS)]
+            missing = [name for name in missing if not name.startswith(CLASS_LAYERS)]
         if not self._values or (missing and not options.allow_partial):
             raise CheckpointError(
                 f"{self.path} holds {len(self._values)} of the {len(self.expected)} tensors of "
@@ -172,7 +175,7 @@ class Conversion:
         dropped = {
             name
             for name in self._values
-            if options.leave_out_classes and name.startswith(_CLASS_LAYERS)
+            if options.leave_out_classes and name.startswith(CLASS_LAYERS)
         }
         report = Report(
             config=self.config,

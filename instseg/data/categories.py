@@ -1,0 +1,43 @@
+"""The classes of data sets."""
+
+import logging
+
+from detectron2.data import MetadataCatalog
+
+from instseg.categories import Categories
+from instseg.data.datasets import dataset_classes, read_json
+from instseg.errors import DatasetError
+
+logger = logging.getLogger(__name__)
+
+
+def dataset_categories(name: str) -> Categories | None:
+    """The classes of a registered data set, reading it if need be; None where it tells none.
+
+    Raises:
+        DatasetError: unknown name, or a data set that cannot be read.
+    """
+    return Categories.of_metadata(MetadataCatalog.get(name)) if dataset_classes(name) else None
+
+
+def known_categories(name: object) -> Categories | None:
+    """The classes of a data set, as far as they are known without its images.
+
+    Args:
+        name: also one that no data set has.
+    Returns:
+        those that its entry in the catalog tells, or its file of annotations if that is there.
+    """
+    # MetadataCatalog.get() would add an entry for a name it does not know.
+    if not isinstance(name, str) or name not in MetadataCatalog:
+        return None
+    metadata = MetadataCatalog.get(name)
+    file = metadata.get("json_file")
+    if metadata.get("thing_classes") or not file:
+        return Categories.of_metadata(metadata)
+    try:
+        content = read_json(name, file)
+        return Categories.of_coco(content["categories"], by_id=True)
+    except (DatasetError, ValueError, LookupError, TypeError) as error:
+        logger.debug("the classes of %s are not known: %s", name, error)
+        return None

@@ -11,9 +11,10 @@ from detectron2.data import MetadataCatalog
 
 import instseg
 from instseg.categories import OBJECT, Categories
-from instseg.config_classes import classes_option, model_categories
+from instseg.config_classes import classes_option, model_categories, training_categories
 from instseg.config_values import check_values
 from instseg.data.categories import dataset_categories, known_categories
+from instseg.engine.launch import write_config
 from instseg.errors import ConfigError
 from tests.test_predictor import tiny_cfg
 
@@ -237,3 +238,22 @@ def test_categories_of_a_configuration_are_checked_at_the_start(value: Any) -> N
     cfg.MODEL.CATEGORIES = value
     with pytest.raises(ConfigError, match="MODEL.CATEGORIES: "):
         check_values(cfg)
+
+
+@pytest.mark.parametrize("categories", [OURS, Categories.unnamed(3), None])
+def test_the_config_beside_a_training_is_read_with_its_categories(
+    categories: Categories | None, tmp_path: Path
+) -> None:
+    cfg = tiny_cfg("OUTPUT_DIR", str(tmp_path), "DATASETS.TEST", "('coco_2017_val',)")
+    write_config(cfg, categories)
+    read = instseg.load_cfg(tmp_path / "config.yaml")
+    expected = OURS if categories == OURS else Categories.unnamed(3)
+    assert model_categories(read, {}) == expected
+    assert cfg.MODEL.CATEGORIES == []
+
+
+def test_a_model_without_classes_is_trained_for_objects() -> None:
+    cfg = instseg.load_cfg("deepmask/deepmask_shapes.yaml")
+    assert training_categories(cfg) == OBJECT
+    classes = training_categories(instseg.load_cfg("mask_rcnn/mask_rcnn_shapes.yaml"))
+    assert classes == Categories((1, 2, 3), ("circle", "square", "triangle"))

@@ -18,6 +18,7 @@ import instseg
 from instseg import Predictor, cli
 from instseg.categories import Categories
 from instseg.checkpoint import Checkpointer
+from instseg.data.categories import dataset_categories
 from instseg.engine.trainer import Trainer
 from instseg.predict import as_youtube_vis
 from tests.predict_common import arguments_for_tiny_model, results
@@ -285,6 +286,35 @@ def test_a_built_in_set_is_predicted_on_without_files(model: list[str], tmp_path
     content = json.loads((tmp_path / "out" / "categories.json").read_text())
     assert content["images"][3]["id"] == 3
     assert content["images"][3]["file_name"].startswith("shapes://shapes_val/16/")
+
+
+def test_frames_of_a_set_of_videos_are_pictures(model: list[str], tmp_path: Path) -> None:
+    """Their ids are those that evaluation counts."""
+    frames = ["x/0.png", "x/1.png", "y/0.png"]
+    for name in frames:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(PHOTO).save(tmp_path / name)
+    videos = [
+        {"id": 9, "file_names": frames[:2], "height": 48, "width": 64},
+        {"id": 4, "file_names": frames[2:], "height": 48, "width": 64},
+    ]
+    content = {"videos": videos, "annotations": [], "categories": OURS.as_coco()[::-1]}
+    (tmp_path / "v.json").write_text(json.dumps(content))
+    name = f"youtubevis:{tmp_path / 'v.json'}:{tmp_path}"
+    assert cli.main([*model, "--images-of", name, "--output", str(tmp_path / "out")]) == 0
+    written = json.loads((tmp_path / "out" / "categories.json").read_text())
+    assert [(x["id"], x["file_name"]) for x in written["images"]] == list(enumerate(frames))
+    assert dataset_categories(name) == OURS
+
+
+def test_a_set_with_other_categories_than_the_model_is_told(
+    model: list[str], data_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*model, "--images-of", name_of(data_set), "--output", str(tmp_path / "out")]
+    assert cli.main(arguments) == 0
+    assert "the model has other categories" not in capsys.readouterr().err
+    assert cli.main([*arguments, "--classes", "bolt,nut,washer"]) == 0
+    assert "the model has other categories than coco:" in capsys.readouterr().err
 
 
 def scored(paper: str, folder: Path) -> list[str]:

@@ -25,7 +25,7 @@ class VideoPredictor:
     frame alone.  Frames are taken and results given as :class:`instseg.Predictor` does.
 
     Attributes:
-        predictor: what prepares frames, and holds ``cfg``, ``model`` and ``class_names``.
+        predictor: what prepares frames, and holds ``cfg``, ``model`` and ``categories``.
         keyframe_interval: frames from one key frame to the next; 1 where every frame is one.
 
     Example::

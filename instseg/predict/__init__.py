@@ -72,6 +72,7 @@ from the file's records, from the beginning.  Polygons would not give the same m
 video with ``--polygons`` cannot be resumed.
 """
 
+import logging
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -80,8 +81,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from instseg.categories import OBJECT, Categories
 from instseg.config import load_cfg
 from instseg.config_classes import classes_option
+from instseg.data.categories import known_categories
 from instseg.engine.predictor import Predictor, require_weights
 from instseg.engine.video import VideoPredictor
 from instseg.errors import ConfigError
@@ -95,6 +98,8 @@ from instseg.predict.youtube_vis import as_youtube_vis
 from instseg.tracking import check_installed
 
 __all__ = ["RANKINGS", "PredictOptions", "as_youtube_vis", "predict"]
+
+logger = logging.getLogger(__name__)
 
 RANKINGS = ("class", "mask")
 """What ``--rank-by`` can be: the score of an object is that of its class, or that of its mask."""
@@ -160,6 +165,8 @@ def predict(options: PredictOptions) -> int:
             f"YOLACT++; {options.config_file} does not, leave --rank-by out"
         )
     frames = VideoPredictor(predictor, keyframe_interval=options.keyframe_interval)
+    if options.images_of is not None:
+        _compare_categories(predictor.categories, options.images_of)
     results = Results(
         predictor,
         options.output,
@@ -194,6 +201,17 @@ def _sources(options: PredictOptions) -> list[Source]:
     if options.inputs:
         raise ConfigError("--images-of takes the place of --input; leave one of them out")
     return dataset_sources(options.images_of)
+
+
+def _compare_categories(ours: Categories, name: str) -> None:
+    """Say if the results are not to be compared with the annotations of the data set ``name``."""
+    theirs = known_categories(name)
+    if ours != OBJECT and theirs is not None and ours != theirs:
+        logger.warning(
+            "the model has other categories than %s: category_id in the results is the model's; "
+            "--classes FILE.json gives its classes the ids and names of a file",
+            name,
+        )
 
 
 def _check_resumable(sources: Sequence[Source], polygons: bool) -> None:

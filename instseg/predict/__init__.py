@@ -180,7 +180,7 @@ def predict(options: PredictOptions) -> int:
     with _ended_by_sigterm():
         pictures = [source for source in sources if source.kind == "picture"]
         if pictures:
-            about = {"info": info | {"images_of": options.images_of}}
+            about: dict[str, object] = {"info": info | {"images_of": options.images_of}}
             about["categories"] = results.categories()
             with (
                 json_list(options.output / "categories.json", about, "images") as add_images,

@@ -27,8 +27,8 @@ def outlines(mask: Array) -> list[list[float]]:
     # Twice as fine, so that corners of pixels and their centres are points of the grid.
     grid = np.zeros((2 * height + 1, 2 * width + 1), dtype=np.uint8)
     grid[1::2, 1::2] = mask[y : y + height, x : x + width]
-    grid = cv2.dilate(grid, np.ones((3, 3), dtype=np.uint8))
-    found, _ = cv2.findContours(grid, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    filled = cv2.dilate(grid, np.ones((3, 3), dtype=np.uint8))
+    found, _ = cv2.findContours(filled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     return [(contour[:, 0] / 2 + (x, y)).ravel().tolist() for contour in found if len(contour) > 2]
 
 

@@ -29,6 +29,7 @@ from instseg.evaluation.semantic import SemanticEvaluator
 from instseg.evaluation.tracks import TrackEvaluator
 from instseg.evaluation.voc import VOCEvaluator, check_interpolation
 from instseg.files import file_name
+from instseg.modeling import gives_mask_scores
 
 _CITYSCAPES_EVALUATOR_TYPE = "cityscapes_instance"
 _KINDS = (
@@ -104,12 +105,11 @@ def metric_names(cfg: CfgNode, model: nn.Module) -> list[str]:
     ``DATASET/TASK/METRIC``, with their names as in ``DATASETS.TEST``.
 
     Args:
-        model: its modules tell by ``gives_mask_scores`` that they score masks.
-
+        model: the one to be evaluated.
     Raises:
         ConfigError, DatasetError: see :func:`build_evaluator`.
     """
-    scored = any(getattr(module, "gives_mask_scores", False) for module in model.modules())
+    scored = gives_mask_scores(model)
     names = []
     for dataset in cfg.DATASETS.TEST:
         prefix = f"{dataset}/" if len(cfg.DATASETS.TEST) > 1 else ""

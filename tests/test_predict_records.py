@@ -101,3 +101,14 @@ def test_the_results_of_pictures_are_valid_json_at_every_moment(tmp_path: Path) 
             added += records
             assert json.loads(path.read_text()) == added
     assert json.loads(path.read_text()) == added
+
+
+def test_the_list_of_images_is_valid_json_at_every_moment(tmp_path: Path) -> None:
+    path = tmp_path / "categories.json"
+    head = {"info": {"rank_by": "class"}, "categories": [{"id": 7, "name": "å"}]}
+    with json_list(path, head, "images") as add:
+        assert json.loads(path.read_text()) == head | {"images": []}
+        for number in range(3):
+            add([{"id": number}])
+            images = [{"id": n} for n in range(number + 1)]
+            assert json.loads(path.read_text()) == head | {"images": images}

@@ -47,6 +47,7 @@ from instseg.engine.streaming import build_streams, mean_result
 from instseg.engine.train_loop import TrainLoop
 from instseg.errors import ConfigError, OutputError
 from instseg.evaluation import build_evaluator, check_evaluation
+from instseg.modeling.augmented import AugmentedRCNN, check_augmentation
 from instseg.modeling.building import building
 
 logger = logging.getLogger(__name__)
@@ -253,13 +254,20 @@ class Trainer(DefaultTrainer):
         """Evaluate on ``DATASETS.TEST``; on all processes with the main one's running statistics.
 
         Each process keeps statistics of its own while training, and the main one's are saved.
-        Under ``TEST.VIDEO`` the frames of each clip are a stream.
+        Under ``TEST.VIDEO`` the frames of each clip are a stream.  Under ``TEST.AUG.ENABLED`` there
+        are also results of test-time augmentation: for each ``TASK`` a ``TASK_TTA``, whose files go
+        to ``OUTPUT_DIR/inference_TTA``.
         """
+        check_augmentation(cfg)
         if comm.get_world_size() > 1:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
         if not cfg.TEST.VIDEO:
             results: dict[str, Any] = super().test(cfg, model, evaluators)
+            if cfg.TEST.AUG.ENABLED:
+                names = cfg.DATASETS.TEST
+                chosen = evaluators or [build_evaluator(cfg, x, "inference_TTA") for x in names]
+                _add_augmented(results, super().test(cfg, AugmentedRCNN(cfg, model), chosen))
             return results
         passes = []
         for stream in build_streams(cfg, model):
@@ -272,6 +280,15 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         return build_evaluator(cfg, dataset_name)
+
+
+def _add_augmented(results: dict[str, Any], augmented: dict[str, Any]) -> None:
+    """Add ``augmented`` to ``results`` of the same form, ``TASK`` as ``TASK_TTA``."""
+    for key, value in augmented.items():
+        if any(isinstance(inner, dict) for inner in value.values()):  # of one of several data sets
+            _add_augmented(results[key], value)
+        else:
+            results[f"{key}_TTA"] = value
 
 
 def _annotated_records(

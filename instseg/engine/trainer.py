@@ -41,12 +41,18 @@ from instseg.data.proposal_files import add_proposals, check_proposal_files
 from instseg.data.samples import build_sample_loader
 from instseg.data.semantic import add_semantic_files
 from instseg.data.video_mapper import check_video
-from instseg.engine.hooks import BestCheckpoint, ValidationLoss, check_best_metric
+from instseg.engine.hooks import (
+    BestCheckpoint,
+    ValidationLoss,
+    check_best_metric,
+    check_expected_results,
+)
 from instseg.engine.interruption import Interruption
 from instseg.engine.streaming import build_streams, mean_result
 from instseg.engine.train_loop import TrainLoop
 from instseg.errors import ConfigError, OutputError
 from instseg.evaluation import build_evaluator, check_evaluation
+from instseg.evaluation.semantic import check_gives_semantic
 from instseg.modeling.augmented import AugmentedRCNN, check_augmentation
 from instseg.modeling.building import building
 
@@ -80,6 +86,9 @@ class Trainer(DefaultTrainer):
         if cfg.TEST.VIDEO:
             build_streams(cfg, model)  # finds what would stop an evaluation later
         check_evaluation(cfg)
+        check_expected_results(cfg, model)
+        if cfg.TEST.SEMANTIC_METRIC:
+            check_gives_semantic(model)
         optimizer = self.build_optimizer(cfg, model)
         _check_space(cfg.OUTPUT_DIR, model)
         distributed = _distribute(model)

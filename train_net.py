@@ -16,12 +16,14 @@ import argparse
 import logging
 import sys
 
+from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from instseg.checkpoint import Checkpointer
 from instseg.config import check_classes, class_count
 from instseg.config_classes import model_categories
+from instseg.engine.hooks import check_expected_results
 from instseg.engine.launch import argument_parser, launch, setup, write_config
 from instseg.engine.trainer import Trainer
 from instseg.errors import InstsegError, TrainingError, one_line
@@ -43,7 +45,10 @@ def run(args: argparse.Namespace) -> None:
         )
         told = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         write_config(cfg, model_categories(cfg, told))
-        Trainer.test(cfg, model)
+        check_expected_results(cfg, model)
+        results = Trainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
         return
     trainer = Trainer(cfg, allow_partial=args.allow_partial)
     write_config(cfg, trainer.checkpointer.categories)

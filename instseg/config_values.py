@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 
 from instseg.categories import Categories
 from instseg.errors import ConfigError, short
+from instseg.modeling.augmented import check_augmentation
 
 _CHANNELS = {"BGR": 3, "RGB": 3, "L": 1, "YUV-BT.601": 3}
 
@@ -125,6 +126,8 @@ _RULES = {
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": _POSITIVE,
     "TEST.DETECTIONS_PER_IMAGE": _whole(0),
     "TEST.PRECISE_BN.NUM_ITER": _COUNT,
+    "TEST.AUG.MIN_SIZES": _several(_COUNT, "one or more sides in pixels, such as (400, 800)"),
+    "TEST.AUG.MAX_SIZE": _COUNT,
     # Each process adds its number to it; NumPy takes 32 bits.
     "SEED": _Rule(lambda x: _is_whole(x) and x < 2**31, f"a whole number below {2**31}"),
 }
@@ -154,6 +157,7 @@ def check_values(cfg: CfgNode) -> None:
         least = cfg.SOLVER.BASE_LR_END
         expected = f"above 0 and at least SOLVER.BASE_LR_END {least:g} for WarmupCosineLR"
         _check(cfg, "SOLVER.BASE_LR", _Rule(lambda x: x > 0 and x >= least, expected))
+    check_augmentation(cfg)
     if cfg.SOLVER.NESTEROV:
         _check(cfg, "SOLVER.MOMENTUM", _Rule(lambda x: x > 0, "above 0 with SOLVER.NESTEROV"))
 

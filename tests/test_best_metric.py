@@ -1,4 +1,4 @@
-"""``TEST.BEST_METRIC`` is looked for among what will be measured, before training."""
+"""What keys want of an evaluation is looked for among what will be measured, before training."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,12 @@ from torch import nn
 import instseg
 from instseg.checkpoint import Checkpointer, read_weights
 from instseg.data import shapes, shapes_video
-from instseg.engine.hooks import BestCheckpoint, ValidationLoss, check_best_metric
+from instseg.engine.hooks import (
+    BestCheckpoint,
+    ValidationLoss,
+    check_best_metric,
+    check_expected_results,
+)
 from instseg.engine.trainer import Trainer
 from instseg.errors import ConfigError
 from instseg.evaluation import lower_is_better, metric_names
@@ -229,6 +234,43 @@ def test_of_the_difference_in_count_the_lowest_value_is_kept(metric: str, tmp_pa
     ],
 )
 def test_a_trainer_refuses_it_before_the_first_iteration(
+    two_images: tuple[str, ...], tmp_path: Path, words: list[Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Trainer(config(two_images[:1], "OUTPUT_DIR", str(tmp_path), *words))
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (["segm", "APP", 30.0, 1.0], "has segm/APP, which is not measured; did you mean segm/AP"),
+        (["segn", "AP", 30.0, 1.0], "did you mean segm/AP"),
+        (["segm", "AP", 30.0], r"has \['segm', 'AP', 30.0\]; expected \[TASK, METRIC, VALUE, TOL"),
+        (["segm", "AP", "30", 1.0], r"expected \[TASK, METRIC, VALUE, TOLERANCE\]"),
+        ("segm", r"has 'segm'; expected \[TASK"),
+    ],
+)
+def test_expected_results_that_cannot_be_compared_are_refused(entry: Any, message: str) -> None:
+    cfg = config(("shapes_val",), "TEST.EXPECTED_RESULTS", [entry])
+    with pytest.raises(ConfigError, match=message):
+        check_expected_results(cfg, nn.Identity())
+
+
+@pytest.mark.parametrize("names", [(), ("shapes_val", "shapes_train")])
+def test_expected_results_are_of_one_data_set(names: tuple[str, ...]) -> None:
+    cfg = config(names, "TEST.EXPECTED_RESULTS", [["segm", "AP", 30.0, 1.0]])
+    with pytest.raises(ConfigError, match=f"is for one data set, DATASETS.TEST has {len(names)}"):
+        check_expected_results(cfg, nn.Identity())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["TEST.EXPECTED_RESULTS", [["segm", "APP", 30.0, 1.0]]], "did you mean segm/AP"),
+        (["TEST.SEMANTIC_METRIC", True], "the model gives no semantic map"),
+    ],
+)
+def test_a_trainer_refuses_what_its_model_or_data_do_not_give(
     two_images: tuple[str, ...], tmp_path: Path, words: list[Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):

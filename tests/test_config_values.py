@@ -49,6 +49,9 @@ BAD = [
     ("SOLVER.STEPS", (20, 10), "iterations in ascending order"),
     ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "all", "value or norm"),
     ("TEST.DETECTIONS_PER_IMAGE", -3, "a whole number of at least 0"),
+    ("TEST.AUG.MIN_SIZES", (), "one or more sides in pixels"),
+    ("TEST.AUG.MIN_SIZES", (400, 0), "one or more sides in pixels"),
+    ("TEST.AUG.MAX_SIZE", 0, "a whole number of at least 1"),
     ("SEED", 2**31, "a whole number below 2147483648"),
 ]
 BAD_TOGETHER = [

@@ -202,9 +202,10 @@ def test_the_result_loads_into_the_model_of_its_configuration(tmp_path: Path) ->
 
 def test_a_frozen_normalisation_computes_what_it_did(tmp_path: Path) -> None:
     state, _ = deepmask.convert(file_of(tmp_path / "model.t7", "deepmask"), Options())
-    norm = {k: state[f"backbone.bn1.{k}"] for k in ("weight", "bias", "running_mean")}
-    x = torch.randn(2, 64, 3, 3)
-    scale = norm["weight"] * (state["backbone.bn1.running_var"] + 1e-5).rsqrt()
+    names = ("weight", "bias", "running_mean", "running_var")
+    norm = {k: state[f"backbone.bn1.{k}"].double() for k in names}
+    x = torch.randn(2, 64, 3, 3, dtype=torch.double)
+    scale = norm["weight"] * (norm["running_var"] + 1e-5).rsqrt()
     y = (x - norm["running_mean"].view(-1, 1, 1)) * scale.view(-1, 1, 1)
     wanted = x * norm["weight"].view(-1, 1, 1)
     torch.testing.assert_close(y, wanted, rtol=1e-6, atol=0)

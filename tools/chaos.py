@@ -30,6 +30,7 @@ from instseg.checkpoint import Checkpointer, read_weights
 from instseg.checkpoint.writing import TEMPORARY
 from instseg.data import shapes
 from instseg.engine.launch import argument_parser, launch
+from instseg.processes import end_with, end_with_make
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "mask_rcnn" / "mask_rcnn_shapes.yaml"
@@ -90,9 +91,11 @@ class Chaos:
     def start(self, iterations: int) -> int:
         """Train in a process of its own; returns its id."""
         # A fork, as importing everything anew takes longer than the training.
+        own = os.getpid()
         child = os.fork()
         if child:
             return child
+        end_with(own)
         status = 1
         try:
             log = os.open(self.output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
@@ -163,6 +166,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=random.randrange(MANY))
     args = parser.parse_args()
+    end_with_make()
     print(f"seed {args.seed}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     print(f"in {folder}, which is removed in the end unless something fails", flush=True)

@@ -5,7 +5,6 @@ Writes ``summary.json``, ``gallery.png`` and ``coins.png`` into ``output/demo``.
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from skimage.filters import sobel
 from skimage.segmentation import watershed
 
 from instseg import Predictor
+from instseg.processes import end_with_make, run
 from instseg.visualize import draw_instances
 
 ROOT = Path(__file__).parent.parent
@@ -36,10 +36,9 @@ COINS_OVERRIDES = [
 
 def train(output: Path, overrides: list[str]) -> dict[str, float]:
     """Run ``train_net.py`` and return the metrics of its final evaluation, in per cent."""
-    subprocess.run(
+    run(
         [sys.executable, ROOT / "train_net.py", "--config-file", CONFIG]
-        + ["OUTPUT_DIR", str(output), *overrides],
-        check=True,
+        + ["OUTPUT_DIR", str(output), *overrides]
     )
     metrics: dict[str, float] = {}
     for line in (output / "metrics.json").read_text().splitlines():
@@ -86,6 +85,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("output/demo"))
     parser.add_argument("overrides", nargs="*", help="configuration, KEY VALUE ...")
     args = parser.parse_args()
+    end_with_make()
     start = time.monotonic()
     summary: dict[str, float] = train(args.output, args.overrides)
     weights = str(args.output / "model_final.pth")

@@ -3,6 +3,7 @@
 import json
 import logging
 import multiprocessing
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from tabulate import tabulate
 
 from instseg.checkpoint import atomic_write
 from instseg.modeling import now
+from instseg.processes import end_with
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +79,7 @@ def in_fresh_process(function: Callable[..., float | None], *arguments: Any) -> 
     """``function(*arguments)``, computed by a new process; None, with a warning, if that fails."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(sender, function, *arguments))
+    process = context.Process(target=_send, args=(os.getpid(), sender, function, *arguments))
     process.start()
     sender.close()
     try:
@@ -89,7 +91,8 @@ def in_fresh_process(function: Callable[..., float | None], *arguments: Any) -> 
     return result
 
 
-def _send(sender: Any, function: Callable[..., float | None], *arguments: Any) -> None:
+def _send(parent: int, sender: Any, function: Callable[..., float | None], *arguments: Any) -> None:
+    end_with(parent)
     sender.send(function(*arguments))
 
 

@@ -18,7 +18,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from instseg.checkpoint import Checkpointer, read_weights
-from instseg.errors import CheckpointError, ConfigError
+from instseg.errors import CheckpointError, ConfigError, short
 from instseg.evaluation import lower_is_better, metric_names
 
 logger = logging.getLogger(__name__)
@@ -185,6 +185,41 @@ def check_best_metric(cfg: CfgNode, model: nn.Module, losses: ValidationLoss | N
     raise ConfigError(
         f"TEST.BEST_METRIC is {metric}, which is not measured{_instead(metric, known)}"
     )
+
+
+def check_expected_results(cfg: CfgNode, model: nn.Module) -> None:
+    """Find before training that ``TEST.EXPECTED_RESULTS`` cannot be compared with its results.
+
+    Raises:
+        ConfigError: an entry that is not ``[TASK, METRIC, VALUE, TOLERANCE]``, or that nothing
+            measures; several data sets, whose results Detectron2 does not compare.
+    """
+    entries = cfg.TEST.EXPECTED_RESULTS
+    if not len(entries):
+        return
+    if len(cfg.DATASETS.TEST) != 1:
+        raise ConfigError(
+            f"TEST.EXPECTED_RESULTS is for one data set, DATASETS.TEST has "
+            f"{len(cfg.DATASETS.TEST)}; set TEST.EXPECTED_RESULTS []"
+        )
+    known = metric_names(cfg, model)
+    for entry in entries:
+        kinds = [str, str, int | float, int | float]
+        if (
+            not isinstance(entry, list | tuple)
+            or len(entry) != len(kinds)
+            or not all(map(isinstance, entry, kinds))
+        ):
+            raise ConfigError(
+                f"TEST.EXPECTED_RESULTS has {short(entry)}; expected [TASK, METRIC, VALUE, "
+                "TOLERANCE], such as ['segm', 'AP', 38.5, 0.2]"
+            )
+        metric = "/".join(entry[:2])
+        if metric not in known:
+            raise ConfigError(
+                f"TEST.EXPECTED_RESULTS has {metric}, which is not measured"
+                f"{_instead(metric, known)}"
+            )
 
 
 def _instead(metric: str, known: list[str]) -> str:

@@ -25,6 +25,7 @@ from instseg.console import Parser
 from instseg.engine.interruption import signals_forwarded
 from instseg.engine.lock import lock_folder
 from instseg.errors import ConfigError, OutputError
+from instseg.processes import end_with
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -107,6 +108,7 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
 
 
 def _run_as_rank(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
+    end_with(os.getppid())  # torchrun, whose own end it does not watch
     local_size = int(os.environ["LOCAL_WORLD_SIZE"])
     on_gpu = _read_config(args).MODEL.DEVICE.startswith("cuda")
     if on_gpu and local_size > torch.cuda.device_count():

@@ -34,6 +34,7 @@ from instseg.modeling import (
     predict_rcnn,
     stage,
 )
+from instseg.modeling.augmented import AugmentedRCNN
 from instseg.modeling.building import building
 
 logger = logging.getLogger(__name__)
@@ -296,6 +297,11 @@ class Predictor:
 
     def _infer(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """``self.model(inputs)``, with another implementation of its network where there is one."""
+        if self.cfg.TEST.AUG.ENABLED:
+            # 8 bits, as of files in an evaluation: Detectron2 resizes other numbers otherwise.
+            images = [{**item, "image": item["image"].to(torch.uint8)} for item in inputs]
+            results = AugmentedRCNN(self.cfg, self.model)(images)
+            return results
         if is_rcnn(self.model):
             return predict_rcnn(self.model, inputs)
         if self._network is None:

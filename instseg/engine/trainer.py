@@ -41,12 +41,19 @@ from instseg.data.proposal_files import add_proposals, check_proposal_files
 from instseg.data.samples import build_sample_loader
 from instseg.data.semantic import add_semantic_files
 from instseg.data.video_mapper import check_video
-from instseg.engine.hooks import BestCheckpoint, ValidationLoss, check_best_metric
+from instseg.engine.hooks import (
+    BestCheckpoint,
+    ValidationLoss,
+    check_best_metric,
+    check_expected_results,
+)
 from instseg.engine.interruption import Interruption
 from instseg.engine.streaming import build_streams, mean_result
 from instseg.engine.train_loop import TrainLoop
 from instseg.errors import ConfigError, OutputError
 from instseg.evaluation import build_evaluator, check_evaluation
+from instseg.evaluation.semantic import check_gives_semantic
+from instseg.modeling.augmented import AugmentedRCNN, check_augmentation
 from instseg.modeling.building import building
 
 logger = logging.getLogger(__name__)
@@ -79,6 +86,9 @@ class Trainer(DefaultTrainer):
         if cfg.TEST.VIDEO:
             build_streams(cfg, model)  # finds what would stop an evaluation later
         check_evaluation(cfg)
+        check_expected_results(cfg, model)
+        if cfg.TEST.SEMANTIC_METRIC:
+            check_gives_semantic(model)
         optimizer = self.build_optimizer(cfg, model)
         _check_space(cfg.OUTPUT_DIR, model)
         distributed = _distribute(model)
@@ -253,13 +263,20 @@ class Trainer(DefaultTrainer):
         """Evaluate on ``DATASETS.TEST``; on all processes with the main one's running statistics.
 
         Each process keeps statistics of its own while training, and the main one's are saved.
-        Under ``TEST.VIDEO`` the frames of each clip are a stream.
+        Under ``TEST.VIDEO`` the frames of each clip are a stream.  Under ``TEST.AUG.ENABLED`` there
+        are also results of test-time augmentation: for each ``TASK`` a ``TASK_TTA``, whose files go
+        to ``OUTPUT_DIR/inference_TTA``.
         """
+        check_augmentation(cfg)
         if comm.get_world_size() > 1:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
         if not cfg.TEST.VIDEO:
             results: dict[str, Any] = super().test(cfg, model, evaluators)
+            if cfg.TEST.AUG.ENABLED:
+                names = cfg.DATASETS.TEST
+                chosen = evaluators or [build_evaluator(cfg, x, "inference_TTA") for x in names]
+                _add_augmented(results, super().test(cfg, AugmentedRCNN(cfg, model), chosen))
             return results
         passes = []
         for stream in build_streams(cfg, model):
@@ -272,6 +289,15 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         return build_evaluator(cfg, dataset_name)
+
+
+def _add_augmented(results: dict[str, Any], augmented: dict[str, Any]) -> None:
+    """Add ``augmented`` to ``results`` of the same form, ``TASK`` as ``TASK_TTA``."""
+    for key, value in augmented.items():
+        if any(isinstance(inner, dict) for inner in value.values()):  # of one of several data sets
+            _add_augmented(results[key], value)
+        else:
+            results[f"{key}_TTA"] = value
 
 
 def _annotated_records(

@@ -55,8 +55,8 @@ class _Part:
     build: Callable[[str], DatasetEvaluator]
 
 
-def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-    """The evaluator of ``dataset_name``; its files go to ``OUTPUT_DIR/inference/DATASET``.
+def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str = "inference") -> DatasetEvaluator:
+    """The evaluator of ``dataset_name``; its files go to ``OUTPUT_DIR/FOLDER/DATASET``.
 
     That is COCO's AP, or average recall under ``TEST.PROPOSALS``, and the further metrics which the
     configuration or the data set asks for.  Masks are ranked by ``mask_scores`` where a model gives
@@ -74,8 +74,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     parts = _parts(cfg, dataset_name)
     if cfg.MODEL.MASK_ON and MetadataCatalog.get(dataset_name).get("json_file"):
         check_masks(dataset_name, DatasetCatalog.get(dataset_name))
-    folder = os.path.join(cfg.OUTPUT_DIR, "inference", file_name(dataset_name))
-    evaluators = [part.build(folder) for part in parts]
+    place = os.path.join(cfg.OUTPUT_DIR, folder, file_name(dataset_name))
+    evaluators = [part.build(place) for part in parts]
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 
@@ -102,7 +102,8 @@ def metric_names(cfg: CfgNode, model: nn.Module) -> list[str]:
     """What an evaluation of ``model`` on ``DATASETS.TEST`` measures, as the event storage calls it.
 
     That is ``TASK/METRIC``, as ``segm/AP`` and ``segm/AP-person``, and of several data sets
-    ``DATASET/TASK/METRIC``, with their names as in ``DATASETS.TEST``.
+    ``DATASET/TASK/METRIC``, with their names as in ``DATASETS.TEST``.  Under ``TEST.AUG.ENABLED``
+    there is a ``TASK_TTA`` for each task.
 
     Args:
         model: the one to be evaluated.
@@ -115,6 +116,9 @@ def metric_names(cfg: CfgNode, model: nn.Module) -> list[str]:
         prefix = f"{dataset}/" if len(cfg.DATASETS.TEST) > 1 else ""
         for part in _parts(cfg, dataset, mask_scores=scored):
             names += [prefix + metric for metric in part.metrics]
+            if cfg.TEST.AUG.ENABLED:
+                split = [metric.partition("/") for metric in part.metrics]
+                names += [f"{prefix}{task}_TTA/{metric}" for task, _, metric in split]
     return names
 
 

@@ -9,11 +9,17 @@ import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
+from torch import nn
 
 from instseg.errors import ConfigError
 from instseg.evaluation.matching import to_rle
 
 BACKGROUND = "background"
+_NO_MAP = (
+    "TEST.SEMANTIC_METRIC is set, but the model gives no semantic map; set TEST.SEMANTIC_METRIC "
+    "False (DiscriminativeLoss gives one with MODEL.DISCRIMINATIVE_LOSS.SEMANTIC_TEST True, SGN "
+    "with MODEL.SGN.SEMANTIC_TEST True)"
+)
 
 
 class SemanticEvaluator(DatasetEvaluator):
@@ -53,11 +59,7 @@ class SemanticEvaluator(DatasetEvaluator):
         """
         for image, output in zip(inputs, outputs, strict=True):
             if "sem_seg" not in output:
-                raise ConfigError(
-                    "TEST.SEMANTIC_METRIC is set, but the model gives no semantic map; set "
-                    "TEST.SEMANTIC_METRIC False (DiscriminativeLoss gives one with "
-                    "MODEL.DISCRIMINATIVE_LOSS.SEMANTIC_TEST True)"
-                )
+                raise ConfigError(_NO_MAP)
             if len(output["sem_seg"]) != len(self._names):
                 raise ConfigError(
                     f"the semantic map has {len(output['sem_seg'])} channels; expected background "
@@ -86,6 +88,15 @@ class SemanticEvaluator(DatasetEvaluator):
         for name, value in zip(self._names, iou, strict=True):
             result[f"IoU-{name}"] = float(value)
         return {"sem_seg": result}
+
+
+def check_gives_semantic(model: nn.Module) -> None:
+    """Raise a ConfigError for a model without a semantic map.
+
+    A module that gives one says so by its attribute ``give_semantic``.
+    """
+    if not any(getattr(module, "give_semantic", False) for module in model.modules()):
+        raise ConfigError(_NO_MAP)
 
 
 def semantic_map(record: Mapping[str, Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:

@@ -17,9 +17,18 @@ _HEADS = ("rpn_head", "box_predictor")
 
 def is_rcnn(model: nn.Module) -> bool:
     """Whether ``model`` predicts as ``GeneralizedRCNN`` does, not in a way of its own."""
-    return isinstance(model, GeneralizedRCNN) and all(
-        getattr(type(model), name) is getattr(GeneralizedRCNN, name)
-        for name in ("forward", "inference", "_postprocess")
+    return predicts_as_rcnn(type(model))
+
+
+def predicts_as_rcnn(kind: object) -> bool:
+    """:func:`is_rcnn` of the objects of a class."""
+    return (
+        isinstance(kind, type)
+        and issubclass(kind, GeneralizedRCNN)
+        and all(
+            getattr(kind, name) is getattr(GeneralizedRCNN, name)
+            for name in ("forward", "inference", "_postprocess")
+        )
     )
 
 
@@ -33,7 +42,7 @@ def predict_rcnn(
     Raises:
         CheckpointError: the network gives values that are not finite.
     """
-    with _checked(model):
+    with checked_heads(model):
         found = model.inference(batched_inputs, do_postprocess=False)
     for instances in found:
         check_finite(*_floats(list(instances.get_fields().values())))
@@ -47,7 +56,7 @@ def predict_rcnn(
 
 
 @contextmanager
-def _checked(model: nn.Module) -> Iterator[None]:
+def checked_heads(model: nn.Module) -> Iterator[None]:
     """Inside, what the heads of ``model`` give must be finite."""
     heads = [part for name, part in model.named_modules() if name.rpartition(".")[2] in _HEADS]
     # A cascade has a list of predictors, which is never called itself.

@@ -161,11 +161,6 @@ class MaskScoringROIHeads(StandardROIHeads):
         self.maskiou_loss_weight = maskiou_loss_weight
         self.stop_gradient = stop_gradient
 
-    @property
-    def gives_mask_scores(self) -> bool:
-        """Whether detections carry ``mask_scores``."""
-        return self.maskiou_head is not None
-
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         if cfg.MODEL.MASKIOU_ON:
@@ -191,7 +186,7 @@ class MaskScoringROIHeads(StandardROIHeads):
             ``scores``, ``mask_scores``.
         """
         head = self.maskiou_head
-        if head is None:
+        if head is None or not self.mask_on:
             return super()._forward_mask(features, instances)
         if self.training:
             instances, _ = select_foreground_proposals(instances, self.num_classes)

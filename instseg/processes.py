@@ -1,0 +1,71 @@
+"""Processes that a program starts end with it."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+_IS_LINUX = sys.platform.startswith("linux")
+# Loaded before any fork: a child of a process with threads may not be able to.
+_LIBC = ctypes.CDLL(None) if _IS_LINUX else None
+_PR_SET_PDEATHSIG = 1
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def end_with(parent: int) -> None:
+    """Have this process get SIGTERM when ``parent`` ends, in whatever way, kill -9 included.
+
+    Only Linux can do that; elsewhere nothing happens.
+
+    Args:
+        parent: id of the process that started this one, as told by it, since it may have ended
+            before this is called.
+    """
+    if _LIBC is None:
+        return
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def end_with_make() -> None:
+    """:func:`end_with` the ``make`` that runs this program, if one does."""
+    if "MAKELEVEL" in os.environ:
+        end_with(os.getppid())
+
+
+def run(command: Sequence[str | os.PathLike[str]]) -> None:
+    """Run ``command`` to its end, in the main thread.
+
+    SIGTERM and Ctrl-C reach it as SIGTERM, and its end is waited for: a training finishes its
+    iteration and saves a checkpoint.  It also ends if this process is killed outright, see
+    :func:`end_with`.
+
+    Raises:
+        SystemExit: it failed, with its status; or 128 + the number of a signal, as shells have it.
+    """
+    received: list[int] = []
+    children: list[subprocess.Popen[bytes]] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for child in children:
+            child.terminate()
+
+    own = os.getpid()
+    former = {number: signal.signal(number, forward) for number in _SIGNALS}
+    try:
+        children.append(subprocess.Popen(command, preexec_fn=lambda: end_with(own)))
+        if received:  # while it was being started
+            children[0].terminate()
+        status = children[0].wait()
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+    if received:
+        sys.exit(128 + received[0])
+    if status:
+        sys.exit(status if status > 0 else 128 - status)

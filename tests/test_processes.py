@@ -1,0 +1,153 @@
+"""No process outlives the one that started it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from instseg.benchmark.rows import in_fresh_process
+from instseg.processes import end_with, run
+from tests.conftest import ROOT
+
+# A child writes its id when it can be killed, and on SIGTERM that it was told.
+CHILD = """
+import os, pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1])
+def end(number, frame):
+    time.sleep(0.2)  # saves a checkpoint
+    (folder / "ended").write_text("in order")
+    sys.exit(128 + number)
+signal.signal(signal.SIGTERM, end)
+(folder / "child.tmp").write_text(str(os.getpid()))
+(folder / "child.tmp").rename(folder / "child")
+time.sleep(60)
+"""
+PARENTS = {
+    "run": f"""
+import sys
+from instseg.processes import run
+run([sys.executable, "-c", {CHILD!r}, sys.argv[1]])
+""",
+    "fork": f"""
+import os, sys
+from instseg.processes import end_with
+own = os.getpid()
+if os.fork():
+    os.wait()
+else:
+    end_with(own)
+    exec({CHILD!r})
+""",
+    "make": f"""
+import os, subprocess, sys
+child = "from instseg.processes import end_with_make; end_with_make()" + {CHILD!r}
+subprocess.run([sys.executable, "-c", child, sys.argv[1]], env={{**os.environ, "MAKELEVEL": "1"}})
+""",
+}
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the system cannot do it")
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "waited for a minute"
+        time.sleep(0.02)
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def start(kind: str, folder: Path) -> tuple["subprocess.Popen[bytes]", int]:
+    """A parent, and the id of its child once that is at work."""
+    parent = subprocess.Popen([sys.executable, "-c", PARENTS[kind], str(folder)], cwd=ROOT)
+    until((folder / "child").exists)
+    return parent, int((folder / "child").read_text())
+
+
+@linux
+@pytest.mark.parametrize("kind", PARENTS)
+def test_a_killed_parent_takes_its_child_with_it(kind: str, tmp_path: Path) -> None:
+    parent, child = start(kind, tmp_path)
+    parent.kill()
+    parent.wait()
+    until(lambda: not is_alive(child))
+    assert (tmp_path / "ended").read_text() == "in order"
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_is_passed_on_and_the_end_of_the_child_waited_for(
+    number: signal.Signals, status: int, tmp_path: Path
+) -> None:
+    parent, child = start("run", tmp_path)
+    parent.send_signal(number)
+    assert parent.wait(60) == status
+    assert not is_alive(child)
+    assert (tmp_path / "ended").read_text() == "in order"
+
+
+@linux
+def test_a_child_whose_parent_ended_before_it_asked_ends_at_once() -> None:
+    child = os.fork()
+    if not child:
+        end_with(1 if os.getppid() != 1 else 2)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [("exit(2)", 2), ("import os; os.kill(os.getpid(), 9)", 137)]
+)
+def test_the_status_of_a_child_that_failed_is_passed_on(code: str, status: int) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(SystemExit) as end:
+        run([sys.executable, "-c", code])
+    assert end.value.code == status
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_child_that_did_its_work_ends_nothing(tmp_path: Path) -> None:
+    run([sys.executable, "-c", f"open({str(tmp_path / 'done')!r}, 'w')"])
+    assert (tmp_path / "done").exists()
+
+
+def death_signal() -> float:
+    """What the system sends this process at the end of its parent, as it tells."""
+    import ctypes
+
+    number = ctypes.c_int()
+    ctypes.CDLL(None).prctl(2, ctypes.byref(number))
+    return float(number.value)
+
+
+@linux
+def test_a_process_that_measures_memory_ends_with_the_benchmark() -> None:
+    assert in_fresh_process(death_signal) == signal.SIGTERM
+
+
+STARTS = ("subprocess.run(", "subprocess.Popen(", "os.fork()", "context.Process(")
+# The latter runs pip, which ends by itself.
+BOUNDED = {"instseg/processes.py", "instseg/install_detectron2.py"}
+
+
+def test_whatever_starts_a_process_says_how_it_ends() -> None:
+    files = [
+        file
+        for folder in ("instseg", "tools", "projects")
+        for file in ROOT.glob(f"{folder}/**/*.py")
+    ]
+    starting = {
+        file.relative_to(ROOT).as_posix()
+        for file in files
+        if any(call in file.read_text() for call in STARTS)
+    }
+    careless = {name for name in starting - BOUNDED if "end_with(" not in (ROOT / name).read_text()}
+    assert "tools/chaos.py" in starting and not careless

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from instseg.config import CfgNode, get_cfg
 from instseg.config_files import parse_yaml
 from instseg.engine.predictor import Predictor
-from instseg.errors import CheckpointError, ConfigError
+from instseg.errors import CheckpointError, ConfigError, ProcessError
 from instseg.export.exporting import (
     BETWEEN,
     INPUT,
@@ -104,8 +104,15 @@ class _Session(nn.Module):
     def __init__(self, session: Any) -> None:
         super().__init__()
         self._session = session
+        self._process = os.getpid()
 
     def forward(self, images: Tensor, *state: Tensor) -> list[Tensor]:
+        if os.getpid() != self._process:
+            raise ProcessError(
+                "an exported network was opened before this process was forked, and a fork does "
+                "not copy the threads of onnxruntime: make the ExportedPredictor in the process "
+                "that uses it, or start that by multiprocessing.get_context('spawn')"
+            )
         names = (INPUT, *(f"{STATE}{i}" for i in range(len(state))))
         arrays = (np.ascontiguousarray(x.cpu().numpy()) for x in (images, *state))
         inputs = dict(zip(names, arrays, strict=True))

@@ -213,7 +213,8 @@ class Checkpointer(DetectionCheckpointer):
         fit = self._fit(checkpoint, path, inference=self.inference and not resuming)
         lacking = [key for key in self.checkpointables if key not in checkpoint]
         if resuming and (lacking or not fit.complete):
-            text = f"; saved state missing: {few(lacking)}" if lacking else ""
+            text = f"; {fit.remedy}" if fit.reshaped else ""
+            text += f"; saved state missing: {few(lacking)}" if lacking else ""
             raise CheckpointError(
                 f"cannot resume from {path}: {fit}{text}; resume with the configuration that wrote "
                 f"it, or start anew in another OUTPUT_DIR with it as MODEL.WEIGHTS"

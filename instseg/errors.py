@@ -41,6 +41,10 @@ class TrainingError(InstsegError, RuntimeError):
     """Training that cannot go on, e.g. because a loss is not finite."""
 
 
+class ProcessError(InstsegError, RuntimeError):
+    """A process that cannot compute, because of how it was started."""
+
+
 def short(value: Any) -> str:
     """A value in a message; what somebody wrote may be longer than memory."""
     return _SHORT.repr(value)

@@ -181,7 +181,7 @@ def test_allow_partial_predicts_and_says_what_stays_random(
 ) -> None:
     torch.save(without(*CLASS_LAYERS)(state_of(tiny_cfg())), tmp_path / "w.pth")
     Predictor(tiny_cfg(), tmp_path / "w.pth", allow_partial=True)(PHOTO)
-    assert "; roi_heads.box_predictor, roi_heads.mask_head.predictor (6 tensors) start from" in (
+    assert "roi_heads.box_predictor, roi_heads.mask_head.predictor (6 tensors); what is m" in (
         caplog.text
     )
 
@@ -190,10 +190,22 @@ def test_fine_tuning_takes_a_backbone_and_says_which_parts_start_from_scratch(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = build_model(tiny_cfg())
-    torch.save(without("proposal_generator", "roi_heads")(model.state_dict()), tmp_path / "w.pth")
+    backbone = without("proposal_generator", "roi_heads")(model.state_dict())
+    torch.save(backbone, tmp_path / "w.pth")
     Checkpointer(model).load(str(tmp_path / "w.pth"))
-    assert "; roi_heads, proposal_generator (18 tensors) start from scratch" in caplog.text
+    assert "missing in the file: roi_heads, proposal_generator (18 tensors)" in caplog.text
+    assert "; what is missing starts from scratch" in caplog.text
     assert len(caplog.text) < 1000
+
+
+def test_fine_tuning_on_other_classes_says_which_layers_start_from_scratch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.save(state_of(tiny_cfg("MODEL.ROI_HEADS.NUM_CLASSES", 7)), tmp_path / "w.pth")
+    Checkpointer(build_model(tiny_cfg())).load(str(tmp_path / "w.pth"))
+    assert "; roi_heads.box_predictor, roi_heads.mask_head.predictor (6 tensors) start from" in (
+        caplog.text
+    )
 
 
 def test_a_layer_that_the_model_declares_unused_is_so_below_any_parent() -> None:

@@ -213,7 +213,8 @@ class Checkpointer(DetectionCheckpointer):
         fit = self._fit(checkpoint, path, inference=self.inference and not resuming)
         lacking = [key for key in self.checkpointables if key not in checkpoint]
         if resuming and (lacking or not fit.complete):
-            text = f"; saved state missing: {few(lacking)}" if lacking else ""
+            text = f"; {fit.remedy}" if fit.reshaped else ""
+            text += f"; saved state missing: {few(lacking)}" if lacking else ""
             raise CheckpointError(
                 f"cannot resume from {path}: {fit}{text}; resume with the configuration that wrote "
                 f"it, or start anew in another OUTPUT_DIR with it as MODEL.WEIGHTS"
@@ -239,7 +240,8 @@ class Checkpointer(DetectionCheckpointer):
         half = 2 * fit.initialised >= fit.total
         if self.inference and not fit.complete and not self.allow_partial:
             raise CheckpointError(
-                f"{text}; or go on with --allow-partial, with random numbers for what is missing"
+                f"{text}; or go on with --allow-partial (in Python allow_partial=True), with "
+                "random numbers for what is missing"
             )
         if not half and not self.allow_partial:
             raise CheckpointError(
@@ -247,8 +249,10 @@ class Checkpointer(DetectionCheckpointer):
                 f"weights of another architecture: change MODEL.WEIGHTS, or go on with "
                 f"--allow-partial"
             )
-        if fit.missing or fit.reshaped:
+        if fit.reshaped:
             text += f"; {fit.from_scratch} start from scratch"
+        elif fit.missing:
+            text += "; what is missing starts from scratch"
         if not half:
             text = f"MOST OF THE MODEL STAYS RANDOM (--allow-partial). {text}"
         logger.log(logging.INFO if fit.complete else logging.WARNING, "%s", text)

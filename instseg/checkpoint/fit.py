@@ -11,6 +11,8 @@ Shape = tuple[int, ...]
 
 _FEW_PARTS = 6
 """How many parts of a model a message names."""
+_CLASSIFIER = 4
+"""Tensors that a backbone has beside those of ours, at most: its classifier, a bias."""
 
 
 @dataclass(frozen=True)
@@ -134,14 +136,15 @@ class Fit:
             return (
                 f"the file is for {found} classes, {key} is {self.classes.count}: set {key} {found}"
             )
-        if self.reshaped and all(len(_difference(*pair)) == 1 for pair in self.reshaped.values()):
+        one_size = all(len(_difference(*pair)) == 1 for pair in self.reshaped.values())
+        if self.reshaped and one_size and not self.classes:
             return "most likely the number of classes differs: set NUM_CLASSES"
         if lengths := _other_lengths(self.theirs, self.ours):
             return (
                 f"most likely a model of another depth ({lengths}): give the --config-file that "
                 "the weights were trained with"
             )
-        if self.missing and not self.reshaped and len(self.unexpected) <= 2:
+        if self.missing and not self.reshaped and len(self.unexpected) <= _CLASSIFIER:
             return (
                 "most likely weights to start a training from, of a backbone or without the layers "
                 "that depend on the classes: train with them first"

@@ -103,7 +103,7 @@ def plain_names(
 
 
 def _for_any_model(names: Iterable[str]) -> Rename:
-    rename = _inner if _distinct(names, _inner) else _same
+    rename: Rename = _inner if _distinct(names, _inner) else _same
     for _ in range(_DEEPEST):
         first = {rename(name).partition(".")[0] for name in names}
         if len(first) != 1 or not first <= _ATTRIBUTES:
@@ -114,7 +114,7 @@ def _for_any_model(names: Iterable[str]) -> Rename:
 
 def _without_attributes(names: Collection[str], known: frozenset[str], rename: Rename) -> Rename:
     """``rename``, and then without as many first parts as bring most names into ``known``."""
-    ways = []
+    ways: list[Rename] = []
     while len(ways) <= _DEEPEST and _distinct(names, rename):
         ways.append(rename)
         first = Counter(rename(name).partition(".")[0] for name in names)

@@ -25,6 +25,7 @@ from instseg.config_values import check_values
 from instseg.data.images import Array, check_image, convert_picture, read_image
 from instseg.engine.optimize import optimize as optimize_model
 from instseg.errors import ConfigError
+from instseg.forks import check_threads
 from instseg.modeling import (
     Network,
     VideoModel,
@@ -174,6 +175,7 @@ class Predictor:
             ImageError: a picture that cannot be read or used.
             TypeError: an object that is no picture.
             CheckpointError: the network gives values that are not finite.
+            ProcessError: the threads of the network were lost in a fork.
         """
         if isinstance(images, list | tuple):
             return list(self.stream(images))
@@ -275,6 +277,7 @@ class Predictor:
     # Not around the generator: between two results the caller's own gradient mode must hold.
     @torch.no_grad()
     def _run(self, window: Sequence[_Prepared], infer: Infer | None = None) -> list[dict[str, Any]]:
+        check_threads()
         infer = infer or self._infer
         results = [self._nothing(item) for item in window]
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)

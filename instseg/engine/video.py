@@ -42,6 +42,7 @@ class VideoPredictor:
         *,
         keyframe_interval: int | None = None,
         overrides: Sequence[Any] = (),
+        allow_partial: bool = False,
     ) -> None:
         """Build the model and load its weights.
 
@@ -51,6 +52,7 @@ class VideoPredictor:
             weights: a checkpoint, as for :class:`instseg.Predictor`; not with a predictor.
             keyframe_interval: None takes the model's own.
             overrides: ``[KEY, VALUE, ...]``, applied last; not with a predictor.
+            allow_partial: as for :class:`instseg.Predictor`; plays no part with a predictor.
         Raises:
             ConfigError: a configuration that cannot be used, an interval below 1, or one above 1
                 for a model whose frames share no work.
@@ -61,7 +63,9 @@ class VideoPredictor:
                 raise ConfigError("a predictor has its weights and overrides already")
             self.predictor = config
         else:
-            self.predictor = Predictor(config, weights, overrides=overrides)
+            self.predictor = Predictor(
+                config, weights, overrides=overrides, allow_partial=allow_partial
+            )
         self._model = self.predictor.video()
         self.keyframe_interval = self._interval(keyframe_interval)
         self.reset()

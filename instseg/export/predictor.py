@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from instseg.config import CfgNode, get_cfg
 from instseg.config_files import parse_yaml
 from instseg.engine.predictor import Predictor
-from instseg.errors import CheckpointError, ConfigError
+from instseg.errors import CheckpointError, ConfigError, ProcessError
 from instseg.export.exporting import (
     BETWEEN,
     INPUT,
@@ -24,12 +24,21 @@ from instseg.export.exporting import (
 )
 from instseg.modeling import SplitModel, VideoModel, as_split, as_video
 
+_DTYPES: dict[str, type[np.floating[Any]]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+}
+"""onnxruntime's name of a kind of numbers → NumPy's."""
+
 
 class ExportedPredictor(Predictor):
     """A :class:`~instseg.engine.predictor.Predictor` whose network runs in onnxruntime on the CPU.
 
     It takes pictures and gives results as that does.  All it needs is the file written by
     ``instseg export --format onnx``, and those beside it.
+
+    Files that another tool has converted to float16 run as well, as long as it kept their metadata.
 
     Archives of ``torch.export`` are not read: loading one can execute code that it contains.  Of
     one that is trusted, ``torch.export.load(path).module()`` is the network.
@@ -99,16 +108,39 @@ class ExportedPredictor(Predictor):
 
 
 class _Session(nn.Module):
-    """A network in onnxruntime."""
+    """A network in onnxruntime.
+
+    It takes and gives float32, whatever precision other tools have converted the file to.
+    """
 
     def __init__(self, session: Any) -> None:
+        """
+        Raises:
+            ValueError: a network that takes something else than floating-point numbers.
+        """
         super().__init__()
         self._session = session
+        self._process = os.getpid()
+        self._dtypes: dict[str, type[np.floating[Any]]] = {}
+        for value in session.get_inputs():
+            if value.type not in _DTYPES:
+                raise ValueError(
+                    f"its input {value.name} is {value.type}, expected one of {', '.join(_DTYPES)}"
+                )
+            self._dtypes[value.name] = _DTYPES[value.type]
 
     def forward(self, images: Tensor, *state: Tensor) -> list[Tensor]:
+        if os.getpid() != self._process:
+            raise ProcessError(
+                "an exported network was opened before this process was forked, and a fork does "
+                "not copy the threads of onnxruntime: make the ExportedPredictor in the process "
+                "that uses it, or start that by multiprocessing.get_context('spawn')"
+            )
         names = (INPUT, *(f"{STATE}{i}" for i in range(len(state))))
-        arrays = (np.ascontiguousarray(x.cpu().numpy()) for x in (images, *state))
-        inputs = dict(zip(names, arrays, strict=True))
+        inputs = {
+            name: np.ascontiguousarray(x.cpu().numpy(), dtype=self._dtypes.get(name))
+            for name, x in zip(names, (images, *state), strict=True)
+        }
         try:
             outputs = self._session.run(None, inputs)
         except Exception as error:  # the runtime's own, as in _load()
@@ -116,7 +148,7 @@ class _Session(nn.Module):
                 "an exported network cannot be run; its file is damaged, or overrides change what "
                 f"the network takes, such as INPUT.SQUARE_SIZE: {error}"
             ) from error
-        return [torch.from_numpy(x) for x in outputs]
+        return [torch.from_numpy(x).float() for x in outputs]
 
 
 class _ExportedVideo:
@@ -165,9 +197,10 @@ def _load(path: Path) -> tuple[_Session, str]:
         raise CheckpointError(f"{path}: no such file; `instseg export` writes it")
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        network = _Session(session)
     except Exception as error:  # the runtime has a class for every status, none of them public
         hint = ""
         if "DeformConv" in str(error):
             hint = f"; DeformConv needs onnxruntime 1.25, found {onnxruntime.__version__}"
         raise CheckpointError(f"{path} cannot be run{hint}: {error}") from error
-    return _Session(session), session.get_modelmeta().custom_metadata_map.get(METADATA, "")
+    return network, session.get_modelmeta().custom_metadata_map.get(METADATA, "")

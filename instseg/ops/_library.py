@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import instseg.forks  # noqa: F401 - gives up the threads of operators before a fork
+
 _BUILD = "type `pip install --no-build-isolation -e .` in the folder of setup.py"
 
 try:

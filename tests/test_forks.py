@@ -1,0 +1,80 @@
+"""A forked process predicts, or says what to do; it never waits for threads that it has not."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from instseg import forks
+from instseg.errors import ProcessError
+from tests.conftest import ROOT
+from tests.test_export import ONNX
+from tests.yolact_tiny import PHOTO, tiny_predictor
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="forks with GNU's OpenMP")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    """What ``tests.forked`` prints, whose operators run on four threads."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.forked", str(tmp_path_factory.mktemp("y"))],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    loaded: dict[str, list[Any]] = json.loads(done.stdout.splitlines()[-1])
+    return loaded
+
+
+@on_linux
+@pytest.mark.parametrize(
+    "case",
+    [
+        "a predictor of the parent",
+        "one made in the child",
+        "frames",
+        "a child of a child",
+        "a thread",
+        "one thread",
+        "an operator",
+        "a loader of data",
+        pytest.param("an exported one made in the child", marks=ONNX),
+    ],
+)
+def test_a_forked_process_computes_what_its_parent_does(
+    results: dict[str, list[Any]], case: str
+) -> None:
+    first, *others = results[case]
+    assert others == [first] * len(others) and first > 0
+
+
+@on_linux
+@ONNX
+def test_an_exported_predictor_is_refused_in_a_forked_process(
+    results: dict[str, list[Any]],
+) -> None:
+    expected, refusal = results["an exported one"]
+    assert expected == 50
+    assert refusal.startswith("an exported network was opened before this process was forked")
+
+
+def test_threads_that_cannot_be_given_up_are_an_error_in_the_child_unless_there_is_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    predictor = tiny_predictor("yolact")
+    monkeypatch.setattr(forks, "_give_up_threads", lambda file: False)
+    monkeypatch.setattr(forks, "_lost", False)
+    monkeypatch.setattr(forks, "_kept", False)
+    forks._before()
+    forks._in_child()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with pytest.raises(ProcessError, match=r"'spawn'.*torch.set_num_threads\(1\)"):
+        predictor(PHOTO)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    predictor(PHOTO)

@@ -113,8 +113,11 @@ def test_pictures_of_different_sizes_give_in_a_batch_what_they_give_alone(weight
     stock = DefaultPredictor(cfg)
     for image, result in zip(images, Predictor(cfg, batch_size=8)(images), strict=True):
         one, other = stock(image)["instances"], result["instances"]
-        # A batch may run through other kernels, so the last bits are free to differ.
-        torch.testing.assert_close(one.pred_boxes.tensor, other.pred_boxes.tensor)
+        # A batch may run through other kernels, so the last bits are free to differ: each of the
+        # some fifty layers rounds to 1e-7 of its values, which are boxes of up to 100 pixels here.
+        torch.testing.assert_close(
+            one.pred_boxes.tensor, other.pred_boxes.tensor, rtol=0, atol=50 * 1e-7 * 100
+        )
         torch.testing.assert_close(one.scores, other.scores)
         assert (one.pred_masks != other.pred_masks).float().mean() < 1e-3
 

@@ -13,18 +13,20 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from instseg.config import get_cfg
-from instseg.data.coco_check import Finding, Kind, Level, Report, check_coco, first_ids
+from instseg.data.coco_check import check_coco
+from instseg.data.coco_forms import to_standard
 from instseg.data.datasets import (
     check_masks,
     check_name,
     class_difference,
     dataset_classes,
     nothing_to_train_on,
-    read_json,
     reading_datasets,
     register_datasets,
 )
-from instseg.data.images import picture_size
+from instseg.data.findings import Finding, Kind, Level, Report, first_ids
+from instseg.data.images import MAX_PIXELS, picture_size
+from instseg.data.json_files import file_of, read_json
 from instseg.data.synthetic import is_elsewhere
 from instseg.errors import DatasetError, ImageError
 
@@ -104,18 +106,22 @@ def _read(checked: CheckedSet) -> None:
     metadata = MetadataCatalog.get(checked.name)
     json_file, root = metadata.get("json_file"), metadata.get("image_root")
     if metadata.get("evaluator_type") == "coco" and json_file and root:
-        _read_coco(checked, read_json(checked.name, json_file), root)
+        _read_coco(checked, read_json(json_file, file_of(checked.name, json_file)), root)
     else:
         _read_records(checked)
 
 
 def _read_coco(checked: CheckedSet, content: Any, root: str) -> None:
     report = checked.report
+    report.add(to_standard(content, root))
     report.add(check_coco(content))
     for image in _entries(content, "images"):
-        file = os.path.join(root, str(image.get("file_name")))
-        size = image.get("width"), image.get("height")
-        checked.pictures.append(_Picture(image.get("id"), file, *size))
+        file, width, height = (image.get(key) for key in ("file_name", "width", "height"))
+        if isinstance(file, str) and file:
+            # A size that is refused already is not compared.
+            known = type(width) is type(height) is int and 0 < width * height <= MAX_PIXELS
+            size = (width, height) if known else (None, None)
+            checked.pictures.append(_Picture(image.get("id"), os.path.join(root, file), *size))
     annotations = _entries(content, "annotations")
     checked.annotations = len(annotations)
     if Kind.FORMAT in report.ids:

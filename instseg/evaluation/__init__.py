@@ -2,13 +2,11 @@
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import convert_to_coco_json
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     DatasetEvaluator,
@@ -187,20 +185,15 @@ def _kind(cfg: CfgNode, name: str) -> str:
 def _first_part(cfg: CfgNode, name: str, classes: list[str], mask_scores: bool) -> _Part:
     """COCO's AP, or average recall."""
 
-    def proposals(folder: str) -> DatasetEvaluator:
-        with _annotations_in(folder, name):
-            return ProposalEvaluator(name, output_dir=folder)
-
     def coco(folder: str) -> DatasetEvaluator:
-        with _annotations_in(folder, name):
-            return MaskScoreCOCOEvaluator(
-                name,
-                output_dir=folder,
-                max_dets_per_image=max(100, cfg.TEST.DETECTIONS_PER_IMAGE),
-            )
+        return MaskScoreCOCOEvaluator(
+            name,
+            output_dir=folder,
+            max_dets_per_image=max(100, cfg.TEST.DETECTIONS_PER_IMAGE),
+        )
 
     if cfg.TEST.PROPOSALS:
-        return _Part(ProposalEvaluator.metrics(), proposals)
+        return _Part(ProposalEvaluator.metrics(), lambda _: ProposalEvaluator(name))
     metrics = MaskScoreCOCOEvaluator.metrics(
         classes,
         masks=cfg.MODEL.MASK_ON,
@@ -208,25 +201,6 @@ def _first_part(cfg: CfgNode, name: str, classes: list[str], mask_scores: bool) 
         keypoints=cfg.MODEL.KEYPOINT_ON,
     )
     return _Part(metrics, coco)
-
-
-@contextmanager
-def _annotations_in(folder: str, name: str) -> Iterator[None]:
-    """Inside, the data set ``name`` has a COCO file; one without gets it in ``folder``.
-
-    Detectron2 would name that file after the data set, and take it for the set's own from then on.
-    """
-    metadata = MetadataCatalog.get(name)
-    if metadata.get("json_file"):
-        yield
-        return
-    json_file = os.path.join(folder, "coco_format.json")
-    convert_to_coco_json(name, json_file, allow_cached=False)
-    metadata.json_file = json_file
-    try:
-        yield
-    finally:
-        del metadata.json_file
 
 
 def _has_tracks(cfg: CfgNode, dataset_name: str) -> bool:

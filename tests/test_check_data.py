@@ -149,9 +149,11 @@ def test_a_picture_that_cannot_be_used_is_found(
 
 def test_a_set_that_does_not_say_the_sizes_of_its_pictures_is_sound(tmp_path: Path) -> None:
     write_set(tmp_path, content())
-    record = {"file_name": str(tmp_path / "pictures/1.png"), "image_id": 1, "annotations": []}
-    DatasetCatalog.register(f"sizeless {tmp_path}", lambda: [record])
-    assert found(f"sizeless {tmp_path}") == [{}]
+    name, instance = f"sizeless {tmp_path}", {"category_id": 0, "segmentation": [SQUARE]}
+    record = {"file_name": str(tmp_path / "pictures/1.png"), "annotations": [instance]}
+    DatasetCatalog.register(name, lambda: [record])
+    MetadataCatalog.get(name).thing_classes = ["cat"]
+    assert found(name) == [{}]
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -19,7 +19,6 @@ from instseg.data.datasets import (
     check_masks,
     check_name,
     class_difference,
-    dataset_classes,
     nothing_to_train_on,
     reading_datasets,
     register_datasets,
@@ -27,6 +26,7 @@ from instseg.data.datasets import (
 from instseg.data.findings import Finding, Kind, Level, Report, first_ids
 from instseg.data.images import MAX_PIXELS, picture_size
 from instseg.data.json_files import file_of, read_json
+from instseg.data.records import CheckedRecords
 from instseg.data.synthetic import is_elsewhere
 from instseg.errors import DatasetError, ImageError
 
@@ -103,6 +103,10 @@ def check_data(names: Sequence[str]) -> Iterator[CheckedSet]:
 
 
 def _read(checked: CheckedSet) -> None:
+    function = DatasetCatalog[checked.name]
+    if isinstance(function, CheckedRecords):
+        _read_registered(checked, function)
+        return
     metadata = MetadataCatalog.get(checked.name)
     json_file, root = metadata.get("json_file"), metadata.get("image_root")
     if metadata.get("evaluator_type") == "coco" and json_file and root:
@@ -138,11 +142,27 @@ def _read_coco(checked: CheckedSet, content: Any, root: str) -> None:
         report.add([Finding(Kind.NO_OBJECT, None, message)])
 
 
+def _read_registered(checked: CheckedSet, function: CheckedRecords) -> None:
+    with reading_datasets([checked.name]):
+        records, report = function.examine()
+    checked.report = report
+    _add_records(checked, records)
+    annotated = sum(bool(record.get("annotations")) for record in records)
+    crowds = all(entry["iscrowd"] for record in records for entry in record.get("annotations", ()))
+    if crowds and not report.has(Level.ERROR):
+        message = nothing_to_train_on(annotated, len(records))
+        checked.report.add([Finding(Kind.NO_OBJECT, None, message)])
+
+
 def _read_records(checked: CheckedSet) -> None:
     """Sets in other formats: their own readers complain."""
     with reading_datasets([checked.name]):
         records = DatasetCatalog.get(checked.name)
-    checked.classes = dataset_classes(checked.name)
+    _add_records(checked, records)
+
+
+def _add_records(checked: CheckedSet, records: list[dict[str, Any]]) -> None:
+    checked.classes = list(MetadataCatalog.get(checked.name).get("thing_classes", []))
     for record in records:
         size = record.get("width"), record.get("height")
         checked.pictures.append(_Picture(record.get("image_id"), record["file_name"], *size))

@@ -176,7 +176,7 @@ def _object_problems(
     if box not in (None, []) or not mask:  # else the mask, which would give the box, is at fault
         problems += _box_problems(box, width, height)
     if isinstance(mask, list) and mask:
-        problems += _polygon_problems(mask, width, height)
+        problems += polygon_problems(mask, width, height)
     elif isinstance(mask, dict) and mask:
         problems += _rle_problems(mask, width, height)
     elif mask:
@@ -201,10 +201,10 @@ def _box_problems(box: Any, width: int, height: int) -> list[Problem]:
     if not across or not down:
         return [(Kind.EMPTY_BOX, f"bbox is {box}")]
     left, top = float(x), float(y)
-    return _place_problems("bbox", (left, top, left + across, top + down), width, height)
+    return place_problems("bbox", (left, top, left + across, top + down), width, height)
 
 
-def _place_problems(
+def place_problems(
     what: str, corners: tuple[float, float, float, float], width: int, height: int
 ) -> list[Problem]:
     left, top, right, bottom = corners
@@ -220,7 +220,7 @@ def _place_problems(
     return [(Kind.OUTSIDE if off or far else Kind.PARTLY_OUTSIDE, text)]
 
 
-def _polygon_problems(polygons: list[Any], width: int, height: int) -> list[Problem]:
+def polygon_problems(polygons: list[Any], width: int, height: int) -> list[Problem]:
     if not all(isinstance(polygon, list) for polygon in polygons):
         text = f"segmentation is {_short(polygons)}; expected polygons, [[x, y, x, y, ...], ...]"
         return [(Kind.FORMAT, text)]
@@ -247,7 +247,7 @@ def _polygon_problems(polygons: list[Any], width: int, height: int) -> list[Prob
     if corners[2] - corners[0] < 1 or corners[3] - corners[1] < 1:
         text = f"its polygons span {corners[2] - corners[0]:g} x {corners[3] - corners[1]:g} pixels"
         problems.append((Kind.TINY_MASK, text))
-    return problems + _place_problems("its outline", corners, width, height)
+    return problems + place_problems("its outline", corners, width, height)
 
 
 def usable_polygons(polygons: list[list[float]]) -> list[list[float]]:

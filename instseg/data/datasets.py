@@ -20,12 +20,15 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+from detectron2.utils.file_io import PathManager
 
 from instseg.data import cvppp, flying_chairs, shapes, shapes_video, voc, youtube_vis
 from instseg.data.coco_check import check_coco
 from instseg.data.coco_records import coco_records, read_coco
 from instseg.data.findings import Level, Report
 from instseg.data.json_files import file_of
+from instseg.data.records import CheckedRecords
 from instseg.data.synthetic import SIZES, is_elsewhere
 from instseg.errors import ConfigError, DatasetError, short
 
@@ -70,7 +73,7 @@ def register_datasets(cfg: CfgNode) -> None:
 
 
 def register_dataset(name: str) -> None:
-    """Register ``coco:...`` and ``youtubevis:...`` names; any other is left as it is.
+    """Register a ``coco:...`` or ``youtubevis:...`` name; have records of others' sets checked.
 
     Raises:
         DatasetError: a name that is not complete.
@@ -79,6 +82,33 @@ def register_dataset(name: str) -> None:
         _register_coco(name, *parse_coco_name(name))
     elif name.startswith(youtube_vis.PREFIX):
         youtube_vis.register(name, *parse_coco_name(name))
+    elif name in DatasetCatalog:
+        _adopt(name)
+
+
+def _adopt(name: str) -> None:
+    """Have the records of a data set that somebody else registered checked wherever they are read.
+
+    The function that the name stands for is replaced, also for Detectron2; repeatable.
+    """
+    function = DatasetCatalog[name]
+    module = str(getattr(function, "__module__", ""))
+    if isinstance(function, CheckedRecords) or module.startswith("instseg."):
+        return
+    metadata = MetadataCatalog.get(name)
+    file, root = (os.fspath(metadata.get(key, "")) for key in ("json_file", "image_root"))
+    # Detectron2 lets ids occur twice in the files that are called so.
+    if module == load_coco_json.__module__ and file and root and "minival" not in file:
+        DatasetCatalog[name] = lambda: _load_coco(name, PathManager.get_local_path(file), root)
+    else:
+        DatasetCatalog[name] = CheckedRecords(name, function)
+
+
+def is_from_users(name: str) -> bool:
+    """Whether a data set is somebody's file or function, not made or read by a reader of ours."""
+    return bool(MetadataCatalog.get(name).get("json_file")) or (
+        name in DatasetCatalog and isinstance(DatasetCatalog[name], CheckedRecords)
+    )
 
 
 def parse_coco_name(name: str) -> tuple[str, str]:
@@ -310,7 +340,7 @@ def _load_coco(name: str, json_file: str, image_root: str) -> list[dict[str, Any
             else "; set DETECTRON2_DATASETS to the folder that holds it"
         )
         raise DatasetError(f"data set {name}: there is no file {json_file}{hint}")
-    if not os.path.isdir(image_root):
+    if not (os.path.isdir(image_root) or is_elsewhere(image_root)):
         raise DatasetError(f"data set {name}: the picture folder {image_root} does not exist")
     where = file_of(name, json_file)
     content = read_coco(where, json_file, image_root)

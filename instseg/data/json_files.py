@@ -34,9 +34,10 @@ def read_json(path: str | os.PathLike[str], what: str) -> Any:
         raise DatasetError(f"{what} is not JSON: {error}") from None
 
 
-def file_of(name: str, json_file: str) -> str:
+def file_of(name: str, json_file: str | os.PathLike[str]) -> str:
     """What messages about the file of a data set begin with; a coco:PATH name is its file."""
-    return f"data set {json_file}" if json_file in name else f"data set {name}: {json_file}"
+    file = os.fspath(json_file)
+    return f"data set {file}" if file in name else f"data set {name}: {file}"
 
 
 def whole(value: Any) -> Any:

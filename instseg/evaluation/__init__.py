@@ -15,7 +15,14 @@ from detectron2.evaluation import (
 from torch import nn
 
 from instseg.data.cvppp import EVALUATOR_TYPE as LEAF_EVALUATOR_TYPE
-from instseg.data.datasets import check_files, check_masks, dataset_classes, reading_datasets
+from instseg.data.datasets import (
+    check_files,
+    check_masks,
+    dataset_classes,
+    is_from_users,
+    reading_datasets,
+    register_dataset,
+)
 from instseg.data.voc import EVALUATOR_TYPE as VOC_EVALUATOR_TYPE
 from instseg.data.youtube_vis import EVALUATOR_TYPE as YOUTUBE_VIS_EVALUATOR_TYPE
 from instseg.errors import ConfigError
@@ -69,8 +76,9 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str = "inference") 
             model without.
         DatasetError: a data set that cannot be read.
     """
+    register_dataset(dataset_name)
     parts = _parts(cfg, dataset_name)
-    if cfg.MODEL.MASK_ON and MetadataCatalog.get(dataset_name).get("json_file"):
+    if cfg.MODEL.MASK_ON and is_from_users(dataset_name):
         check_masks(dataset_name, DatasetCatalog.get(dataset_name))
     place = os.path.join(cfg.OUTPUT_DIR, folder, file_name(dataset_name))
     evaluators = [part.build(place) for part in parts]
@@ -87,7 +95,7 @@ def check_evaluation(cfg: CfgNode) -> None:
     for name in cfg.DATASETS.TEST:
         _parts(cfg, name)
         with reading_datasets([name]):
-            if MetadataCatalog.get(name).get("json_file"):
+            if is_from_users(name):
                 records = DatasetCatalog.get(name)
                 if cfg.MODEL.MASK_ON:
                     check_masks(name, records)

@@ -19,6 +19,7 @@ from instseg.data.coco_records import read_coco
 from instseg.data.findings import Report
 from instseg.data.images import MAX_PIXELS
 from instseg.data.json_files import file_of
+from instseg.errors import DatasetError
 
 
 class TruthEvaluator(COCOEvaluator):
@@ -63,15 +64,20 @@ def ground_truth(dataset_name: str) -> COCO:
     """What pycocotools compares predictions with: of the file of the data set, or of its records.
 
     Raises:
-        DatasetError: the file cannot be read.
+        DatasetError: the file cannot be read, or classes have no names.
     """
     metadata = MetadataCatalog.get(dataset_name)
     json_file = metadata.get("json_file")
+    if json_file is None and not metadata.get("thing_classes"):
+        raise DatasetError(
+            f"data set {dataset_name} has no class names; set them with "
+            f"MetadataCatalog.get({dataset_name!r}).thing_classes = ['cat', 'dog']"
+        )
     coco = COCO()
     if json_file is None:
         coco.dataset = convert_to_coco_dict(dataset_name)
     else:
-        where = file_of(dataset_name, str(json_file))
+        where = file_of(dataset_name, json_file)
         coco.dataset = read_coco(where, json_file, metadata.get("image_root") or "")
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()

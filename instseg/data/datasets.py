@@ -26,6 +26,7 @@ from detectron2.utils.file_io import PathManager
 from instseg.data import cvppp, flying_chairs, shapes, shapes_video, voc, youtube_vis
 from instseg.data.coco_check import check_coco
 from instseg.data.coco_records import coco_records, read_coco
+from instseg.data.consistency import coco_instances, likely_mistakes, sample_step
 from instseg.data.findings import Level, Report
 from instseg.data.json_files import file_of
 from instseg.data.records import CheckedRecords
@@ -348,7 +349,9 @@ def _load_coco(name: str, json_file: str, image_root: str) -> list[dict[str, Any
     error = next(report.lines(Level.ERROR), None)
     if error is not None:
         raise DatasetError(f"{where}: {error}; {_CHECK} shows all of it")
-    for line in report.warnings():
+    step = sample_step(len(content.get("annotations", ())))
+    mistakes = likely_mistakes(coco_instances(content, report, step))
+    for line in (*report.warnings(), *mistakes):
         logger.warning("%s: %s", where, line)
     with reading_datasets([name]):
         return coco_records(name, content, image_root, report.left_out())

@@ -38,6 +38,14 @@ class Kind(enum.Enum):
     OUTSIDE = "outside the picture", Level.WARNING
     REPEATED_FILE = "file listed twice", Level.WARNING
     LEAKAGE = "picture of another set as well", Level.WARNING
+    SAME_BOX = "the same box for most", Level.WARNING
+    RELATIVE = "coordinates within 0 to 1", Level.WARNING
+    BOXES = "boxes in another form", Level.WARNING
+    MOST_CROWDS = "mostly crowds", Level.WARNING
+    AREAS = "areas of something else", Level.WARNING
+    MANY_INSTANCES = "more instances than are detected", Level.WARNING
+    BOX_MISMATCH = "box and mask differ", Level.NOTE
+    AREA_MISMATCH = "area and mask differ", Level.NOTE
     POLYGON_PART = "part without 3 points", Level.NOTE
     EMPTY_BOX = "box without area", Level.NOTE
     TINY_MASK = "mask below one pixel", Level.NOTE

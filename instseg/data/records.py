@@ -14,6 +14,7 @@ from detectron2.data import MetadataCatalog
 from torch.utils.data import Dataset
 
 from instseg.data.annotations import Fault, standard_annotation
+from instseg.data.consistency import likely_mistakes, record_instances, sample_step
 from instseg.data.findings import LEFT_OUT, Finding, Kind, Level, Report
 from instseg.data.images import MAX_PIXELS, picture_size
 from instseg.data.json_files import size_in_pixels, whole
@@ -57,7 +58,9 @@ class CheckedRecords:
         error = next(report.lines(Level.ERROR), None)
         if error is not None:
             raise DatasetError(f"data set {self.name}: {error}")
-        for line in report.warnings():
+        step = sample_step(sum(len(record.get("annotations", ())) for record in records))
+        mistakes = likely_mistakes(record_instances(records, step))
+        for line in (*report.warnings(), *mistakes):
             self._tell(line)
         return records
 

@@ -32,6 +32,7 @@ from instseg.evaluation.mask_scores import MaskScoreCOCOEvaluator
 from instseg.evaluation.proposals import ProposalEvaluator
 from instseg.evaluation.semantic import SemanticEvaluator
 from instseg.evaluation.tracks import TrackEvaluator
+from instseg.evaluation.truth import TruthEvaluator, warn_of_limit
 from instseg.evaluation.voc import VOCEvaluator, check_interpolation
 from instseg.files import file_name
 from instseg.modeling import gives_mask_scores
@@ -82,6 +83,9 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str = "inference") 
         check_masks(dataset_name, DatasetCatalog.get(dataset_name))
     place = os.path.join(cfg.OUTPUT_DIR, folder, file_name(dataset_name))
     evaluators = [part.build(place) for part in parts]
+    for evaluator in evaluators:
+        if isinstance(evaluator, TruthEvaluator):
+            evaluator.warn_of_limit(cfg.TEST.DETECTIONS_PER_IMAGE)
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 
@@ -100,6 +104,12 @@ def check_evaluation(cfg: CfgNode) -> None:
                 if cfg.MODEL.MASK_ON:
                     check_masks(name, records)
                 check_files(name, records)
+                crowds = [
+                    (record["image_id"], bool(entry.get("iscrowd", 0)))
+                    for record in records
+                    for entry in record.get("annotations", ())
+                ]
+                warn_of_limit(name, crowds, cfg.TEST.DETECTIONS_PER_IMAGE)
             if _has_tracks(cfg, name):
                 _track_evaluator(cfg, name, "")
 

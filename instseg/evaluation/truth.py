@@ -3,8 +3,10 @@
 import contextlib
 import io
 import json
+import logging
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation import COCOEvaluator
+from detectron2.utils.logger import log_first_n
 from pycocotools.coco import COCO
 
 from instseg.data.coco_check import check_coco, usable_polygons
@@ -41,6 +44,13 @@ class TruthEvaluator(COCOEvaluator):
             super().__init__(dataset_name, **kwargs)
         self._coco_api = ground_truth(dataset_name)
         self._do_evaluation = "annotations" in self._coco_api.dataset
+        self._name = dataset_name
+
+    def warn_of_limit(self, limit: int) -> None:
+        """See :func:`warn_of_limit`."""
+        annotations = self._coco_api.anns.values()
+        crowds = ((entry["image_id"], bool(entry["iscrowd"])) for entry in annotations)
+        warn_of_limit(self._name, crowds, limit)
 
 
 @contextlib.contextmanager
@@ -83,6 +93,26 @@ def ground_truth(dataset_name: str) -> COCO:
         coco.createIndex()
     prepare_truth(coco)
     return coco
+
+
+def warn_of_limit(dataset_name: str, annotations: Iterable[tuple[Any, bool]], limit: int) -> None:
+    """Say once for a data set how many of its instances no prediction can find.
+
+    Args:
+        annotations: id of the image and whether it is a crowd, of each.
+        limit: ``TEST.DETECTIONS_PER_IMAGE``.
+    """
+    counts = Counter(image_id for image_id, crowd in annotations if not crowd)
+    above = [count for count in counts.values() if count > limit]
+    if above:
+        missed = sum(above) - limit * len(above)
+        text = (
+            f"data set {dataset_name}: {len(above)} images have more instances than "
+            f"TEST.DETECTIONS_PER_IMAGE ({limit}) allows to find, so that {missed} of "
+            f"{counts.total()} count as missed whatever the model finds; set "
+            f"TEST.DETECTIONS_PER_IMAGE {max(above)}"
+        )
+        log_first_n(logging.WARNING, text, name=__name__, key="message")
 
 
 def prepare_truth(coco: COCO) -> None:

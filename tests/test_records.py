@@ -1,9 +1,11 @@
 """Records of functions registered with Detectron2: taken in every form, or refused in one line."""
 
 import copy
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, BoxMode, Instances
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
 import instseg
@@ -21,6 +25,8 @@ from instseg import cli
 from instseg.data import datasets
 from instseg.data.check import check_data
 from instseg.data.findings import Kind
+from instseg.data.mappers import build_train_mapper
+from instseg.data.records import CheckedRecords
 from instseg.engine.trainer import Trainer
 from instseg.errors import DatasetError
 from instseg.evaluation import build_evaluator, check_evaluation
@@ -412,6 +418,48 @@ def test_check_data_finds_all_of_it(tmp_path: Path, registered: Callable[..., st
 
     (checked,) = check_data([registered(changing(tmp_path, spoil))])
     assert set(checked.report.ids) == {Kind.UNKNOWN_CATEGORY, Kind.INVERTED_BOX}
+
+
+odd = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.text(max_size=4)
+    | st.binary(max_size=4)
+    | st.builds(np.array, st.lists(st.integers(-9, 99), max_size=6))
+    | st.builds(np.zeros, st.lists(st.integers(0, 9), max_size=3)),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=6,
+)
+FIELDS = ["bbox", "bbox_mode", "segmentation", "category_id", "iscrowd"]
+
+
+@given(
+    field=st.sampled_from([*FIELDS, "file_name", "image_id", "height", "width", "annotations"]),
+    value=odd | st.lists(st.floats() | st.integers(-50, 50), min_size=4, max_size=8),
+)
+def test_whatever_a_record_holds_it_is_refused_or_can_be_trained_on(field: str, value: Any) -> None:
+    with TemporaryDirectory() as folder:
+        records = plain(Path(folder))
+        change = first if field in FIELDS else second
+        change(**{field: value})(records)
+        MetadataCatalog.get("odd").thing_classes = ["cat", "dog"]
+        try:
+            checked = CheckedRecords("odd", lambda: records)()
+            datasets.check_files("odd", checked)
+        except DatasetError:
+            return
+        mapper = build_train_mapper(fuzz_config(), augment=False)
+        for record in checked:
+            sample = mapper(copy.deepcopy(record))
+            assert len(sample["instances"]) <= len(record["annotations"])
+
+
+@functools.cache
+def fuzz_config() -> CfgNode:
+    words = ["INPUT.MASK_FORMAT", "bitmask", "MODEL.MASK_ON", False]
+    return instseg.load_cfg("mask_rcnn/mask_rcnn_shapes.yaml", words)
 
 
 def test_a_file_registered_with_detectron2_is_read_as_one_of_ours(tmp_path: Path) -> None:

@@ -43,7 +43,14 @@ def first(change: Callable[[dict[str, Any]], None], field: str = "annotations") 
 
 
 def config(name: str, output: Path, *overrides: Any) -> CfgNode:
-    words = ["DATASETS.TRAIN", (name,), "DATASETS.TEST", (name,), "OUTPUT_DIR", str(output)]
+    words: list[Any] = [
+        "DATASETS.TRAIN",
+        (name,),
+        "DATASETS.TEST",
+        (name,),
+        "OUTPUT_DIR",
+        str(output),
+    ]
     words += ["MODEL.ROI_HEADS.NUM_CLASSES", 2, *overrides]
     return instseg.load_cfg("mask_rcnn/mask_rcnn_shapes.yaml", words)
 

@@ -92,7 +92,7 @@ def changing(folder: Path, change: Change) -> Callable[[], Any]:
 
 
 def config(output: Path, *overrides: Any, test: bool = False) -> CfgNode:
-    words = ["DATASETS.TRAIN", (NAME,), "DATASETS.TEST", (NAME,) if test else ()]
+    words: list[Any] = ["DATASETS.TRAIN", (NAME,), "DATASETS.TEST", (NAME,) if test else ()]
     words += ["MODEL.ROI_HEADS.NUM_CLASSES", 2, "DATALOADER.NUM_WORKERS", 0]
     words += ["OUTPUT_DIR", str(output), "SOLVER.IMS_PER_BATCH", 2, *overrides]
     return instseg.load_cfg("mask_rcnn/mask_rcnn_shapes.yaml", words)
@@ -406,7 +406,7 @@ def test_the_records_that_were_given_stay_as_they_are(
 def test_what_a_registered_function_raises_keeps_its_traceback(
     tmp_path: Path, registered: Callable[..., str]
 ) -> None:
-    registered(lambda: {}["typo"])
+    registered(lambda: dict[str, int]()["typo"])
     with pytest.raises(KeyError, match="typo"):
         Trainer.build_train_loader(config(tmp_path))
 

@@ -81,7 +81,7 @@ def check_coco(content: Any, *, masks: bool = True) -> Iterator[Finding]:
 
 def _check_images(entries: list[Any]) -> Generator[Finding, None, _Known]:
     images = _Known()
-    files: set[str] = set()
+    files: set[Any] = set()
     for entry in entries:
         key = entry.get("id") if isinstance(entry, dict) else None
         file = entry.get("file_name") if isinstance(entry, dict) else None

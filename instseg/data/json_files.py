@@ -46,8 +46,9 @@ def whole(value: Any) -> Any:
         return value
     if isinstance(value, np.integer):
         return int(value)
-    if isinstance(value, float | np.floating) and abs(value) < _EXACT and value == int(value):
-        return int(value)
+    if isinstance(value, float | np.floating):
+        number = float(value)
+        return int(number) if abs(number) < _EXACT and number.is_integer() else value
     return value
 
 

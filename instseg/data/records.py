@@ -193,7 +193,7 @@ def _take_annotations(
         given = ()
     record["annotations"] = []
     for number, entry in enumerate(given):
-        problems = []
+        problems: list[tuple[Kind, str]] = []
         key = entry.get("id") if isinstance(entry, Mapping) else None
         key = f"{index}:{number}" if key is None else key
         try:

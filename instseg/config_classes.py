@@ -11,7 +11,7 @@ from instseg.categories import OBJECT, Categories
 from instseg.config import num_classes_key
 from instseg.config_values import configured_categories
 from instseg.data.categories import dataset_categories, known_categories
-from instseg.data.datasets import read_json
+from instseg.data.json_files import read_json
 from instseg.errors import ConfigError, DatasetError, short
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def classes_option(text: str) -> Categories:
 
 def _classes_of_file(file: str) -> Categories:
     try:
-        content = read_json(file, file)
+        content = read_json(file, f"data set {file}")
         entries = content.get("categories") if isinstance(content, dict) else content
         return Categories.of_coco(entries, by_id=True)
     except DatasetError as error:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -209,11 +209,13 @@ def test_a_data_set_without_flow_is_refused_before_training(tmp_path: Path) -> N
     instseg.get_cfg()
     records = [{k: v for k, v in frame(3).items() if k != "flow_files"}]
     DatasetCatalog.register("test_no_flow", lambda: records)
+    MetadataCatalog.get("test_no_flow").thing_classes = ["circle", "square", "triangle"]
     try:
         with pytest.raises(ConfigError, match="does not know the flow"):
             Trainer.build_train_loader(video_cfg(tmp_path, "DATASETS.TRAIN", ("test_no_flow",)))
     finally:
         DatasetCatalog.remove("test_no_flow")
+        MetadataCatalog.remove("test_no_flow")
 
 
 def test_the_train_loader_gives_video_samples(tmp_path: Path) -> None:

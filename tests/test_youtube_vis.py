@@ -115,6 +115,24 @@ def test_an_object_is_annotated_where_it_is_seen_with_its_number_and_box(release
     assert mask_util.decode(third[0]["segmentation"])[4, 5] == 1
 
 
+def _other_forms() -> dict[str, Any]:
+    given = content()
+    for video in given["videos"]:
+        video.update(id=float(video["id"]), width=str(WIDTH), height=float(HEIGHT))
+        video["file_names"] = [file.replace("/", "\\") for file in video["file_names"]]
+    for category in given["categories"]:
+        category["id"] = float(category["id"])
+    given["annotations"][0].update(id=31.0, video_id=7.0, category_id=4.0, iscrowd=None)
+    return given
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_what_other_tools_write_gives_the_same_records(release: Path, encoding: str) -> None:
+    expected = load(release)
+    (release / "train.json").write_bytes(json.dumps(_other_forms()).encode(encoding))
+    assert load(release) == expected
+
+
 def test_classes_are_in_the_order_of_their_ids(release: Path) -> None:
     records = load(release)
     assert MetadataCatalog.get("videos").thing_classes == ["ape", "snail"]

@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
     """``instseg check-data``."""
     # Imported here because the command line must be there without what the rest needs.
     from instseg.data.check import check_data
-    from instseg.data.coco_check import Level
+    from instseg.data.findings import Level
 
     fatal = {Level.ERROR, Level.WARNING} if arguments.strict else {Level.ERROR}
     status = 0

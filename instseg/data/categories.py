@@ -5,7 +5,8 @@ import logging
 from detectron2.data import MetadataCatalog
 
 from instseg.categories import Categories
-from instseg.data.datasets import dataset_classes, read_json
+from instseg.data.datasets import dataset_classes
+from instseg.data.json_files import file_of, read_json
 from instseg.errors import DatasetError
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def known_categories(name: object) -> Categories | None:
     if metadata.get("thing_classes") or not file:
         return Categories.of_metadata(metadata)
     try:
-        content = read_json(name, file)
+        content = read_json(file, file_of(name, file))
         return Categories.of_coco(content["categories"], by_id=True)
     except (DatasetError, ValueError, LookupError, TypeError) as error:
         logger.debug("the classes of %s are not known: %s", name, error)

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,18 +13,21 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from instseg.config import get_cfg
-from instseg.data.coco_check import Finding, Kind, Level, Report, check_coco, first_ids
+from instseg.data.coco_check import check_coco
+from instseg.data.coco_forms import to_standard
+from instseg.data.consistency import check_consistency, coco_instances, record_instances
 from instseg.data.datasets import (
     check_masks,
     check_name,
     class_difference,
-    dataset_classes,
     nothing_to_train_on,
-    read_json,
     reading_datasets,
     register_datasets,
 )
-from instseg.data.images import picture_size
+from instseg.data.findings import Finding, Kind, Level, Report, first_ids
+from instseg.data.images import MAX_PIXELS, picture_size
+from instseg.data.json_files import file_of, read_json
+from instseg.data.records import CheckedRecords
 from instseg.data.synthetic import is_elsewhere
 from instseg.errors import DatasetError, ImageError
 
@@ -43,6 +46,7 @@ class CheckedSet:
     Attributes:
         classes: names in the order of their ids; none where that cannot be told.
         annotations: how many there are.
+        counts: id of an image → instances in it that are no crowds.
     """
 
     name: str
@@ -50,6 +54,7 @@ class CheckedSet:
     pictures: list[_Picture] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
     annotations: int = 0
+    counts: Counter[Any] = field(default_factory=Counter)
 
     def table(self) -> str:
         """The findings, a line for each kind with the first ids, and the first of each in words."""
@@ -88,6 +93,7 @@ def check_data(names: Sequence[str]) -> Iterator[CheckedSet]:
             _read(checked)
         except DatasetError as error:
             checked.report.add([Finding(Kind.FORMAT, None, str(error))])
+        checked.report.add(_check_counts(checked, cfg.TEST.DETECTIONS_PER_IMAGE))
         for picture in tqdm(checked.pictures, unit="picture", disable=None):
             checked.report.add(_check_picture(picture))
             checked.report.add(contents.findings(picture))
@@ -101,21 +107,29 @@ def check_data(names: Sequence[str]) -> Iterator[CheckedSet]:
 
 
 def _read(checked: CheckedSet) -> None:
+    function = DatasetCatalog[checked.name]
+    if isinstance(function, CheckedRecords):
+        _read_registered(checked, function)
+        return
     metadata = MetadataCatalog.get(checked.name)
     json_file, root = metadata.get("json_file"), metadata.get("image_root")
     if metadata.get("evaluator_type") == "coco" and json_file and root:
-        _read_coco(checked, read_json(checked.name, json_file), root)
+        _read_coco(checked, read_json(json_file, file_of(checked.name, json_file)), root)
     else:
         _read_records(checked)
 
 
 def _read_coco(checked: CheckedSet, content: Any, root: str) -> None:
     report = checked.report
+    report.add(to_standard(content, root))
     report.add(check_coco(content))
     for image in _entries(content, "images"):
-        file = os.path.join(root, str(image.get("file_name")))
-        size = image.get("width"), image.get("height")
-        checked.pictures.append(_Picture(image.get("id"), file, *size))
+        file, width, height = (image.get(key) for key in ("file_name", "width", "height"))
+        if isinstance(file, str) and file:
+            # A size that is refused already is not compared.
+            known = type(width) is type(height) is int and 0 < width * height <= MAX_PIXELS
+            size = (width, height) if known else (None, None)
+            checked.pictures.append(_Picture(image.get("id"), os.path.join(root, file), *size))
     annotations = _entries(content, "annotations")
     checked.annotations = len(annotations)
     if Kind.FORMAT in report.ids:
@@ -124,24 +138,59 @@ def _read_coco(checked: CheckedSet, content: Any, root: str) -> None:
     checked.classes = [entry["name"] for entry in categories]
     if report.has(Level.ERROR):
         return
+    report.add(check_consistency(coco_instances(content, report)))
     left_out = report.left_out()
     used = [entry for entry in annotations if entry["id"] not in left_out]
+    for entry in used:
+        checked.counts[entry["image_id"]] += not entry.get("iscrowd", 0)
     if all(entry.get("iscrowd", 0) for entry in used):
         annotated = len({entry["image_id"] for entry in used})
         message = nothing_to_train_on(annotated, len(checked.pictures))
         report.add([Finding(Kind.NO_OBJECT, None, message)])
 
 
+def _read_registered(checked: CheckedSet, function: CheckedRecords) -> None:
+    with reading_datasets([checked.name]):
+        records, report = function.examine()
+    checked.report = report
+    report.add(check_consistency(record_instances(records)))
+    _add_records(checked, records)
+    annotated = sum(bool(record.get("annotations")) for record in records)
+    crowds = all(entry["iscrowd"] for record in records for entry in record.get("annotations", ()))
+    if crowds and not report.has(Level.ERROR):
+        message = nothing_to_train_on(annotated, len(records))
+        checked.report.add([Finding(Kind.NO_OBJECT, None, message)])
+
+
 def _read_records(checked: CheckedSet) -> None:
     """Sets in other formats: their own readers complain."""
     with reading_datasets([checked.name]):
         records = DatasetCatalog.get(checked.name)
-    checked.classes = dataset_classes(checked.name)
+    _add_records(checked, records)
+
+
+def _add_records(checked: CheckedSet, records: list[dict[str, Any]]) -> None:
+    checked.classes = list(MetadataCatalog.get(checked.name).get("thing_classes", []))
     for record in records:
         size = record.get("width"), record.get("height")
         checked.pictures.append(_Picture(record.get("image_id"), record["file_name"], *size))
-        checked.annotations += len(record.get("annotations", ()))
+        annotations = record.get("annotations", ())
+        checked.annotations += len(annotations)
+        single = sum(not entry.get("iscrowd", 0) for entry in annotations)
+        checked.counts[record.get("image_id")] = single
     check_masks(checked.name, records)
+
+
+def _check_counts(checked: CheckedSet, limit: int) -> Iterator[Finding]:
+    """Images with more instances than a model finds by default."""
+    for key, count in checked.counts.items():
+        if count > limit:
+            message = (
+                f"image {key} has {count} instances, and TEST.DETECTIONS_PER_IMAGE is {limit} "
+                f"unless it is set: those beyond count as missed; set TEST.DETECTIONS_PER_IMAGE "
+                f"{max(checked.counts.values())}"
+            )
+            yield Finding(Kind.MANY_INSTANCES, key, message)
 
 
 def _entries(content: Any, key: str) -> list[dict[str, Any]]:

@@ -1,118 +1,41 @@
 """What is wrong with the annotations of a data set in COCO's format, before anything relies on it.
 
+Other ways to write that format are brought to one first (:mod:`instseg.data.coco_forms`).
 ``instseg check-data`` shows all of it; reading a set for training or evaluation refuses what is an
 error, and leaves out the objects that no model can learn from.  No picture is opened here.
 """
 
-import enum
 import math
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
+from instseg.data.findings import Finding, Kind, first_ids
 from instseg.data.images import MAX_PIXELS
 from instseg.data.rle import check_rle
 
-Problem = tuple["Kind", str]
-Entries = dict[Any, dict[str, Any]]
+Problem = tuple[Kind, str]
 _NUMBERS = (int, float)
 
 
-class Level(enum.Enum):
-    """What becomes of the data set."""
-
-    ERROR = "error"
-    """It is refused."""
-    WARNING = "warning"
-    """It is used without the object, or what is measured on it misleads."""
-    NOTE = "note"
-    """It is used as it is."""
-
-
-class Kind(enum.Enum):
-    """Kinds of findings, the worst first."""
-
-    FORMAT = "not in COCO's format", Level.ERROR
-    CATEGORY_ID = "duplicate category id", Level.ERROR
-    IMAGE_ID = "duplicate image id", Level.ERROR
-    ANNOTATION_ID = "duplicate annotation id", Level.ERROR
-    UNKNOWN_CATEGORY = "unknown category", Level.ERROR
-    INVERTED_BOX = "inverted box", Level.ERROR
-    RLE = "wrong RLE", Level.ERROR
-    NO_MASK = "object without a mask", Level.ERROR
-    NO_OBJECT = "nothing to train on", Level.ERROR
-    CLASSES = "other classes than the first set", Level.ERROR
-    MISSING_PICTURE = "missing picture", Level.ERROR
-    UNREADABLE_PICTURE = "unreadable picture", Level.ERROR
-    PICTURE_SIZE = "picture of another size", Level.ERROR
-    UNKNOWN_IMAGE = "unknown image id", Level.WARNING
-    FEW_POINTS = "polygon without 3 points", Level.WARNING
-    NOT_FINITE = "NaN or infinity", Level.WARNING
-    OUTSIDE = "outside the picture", Level.WARNING
-    REPEATED_FILE = "file listed twice", Level.WARNING
-    LEAKAGE = "picture of another set as well", Level.WARNING
-    POLYGON_PART = "part without 3 points", Level.NOTE
-    EMPTY_BOX = "box without area", Level.NOTE
-    TINY_MASK = "mask below one pixel", Level.NOTE
-    PARTLY_OUTSIDE = "partly outside the picture", Level.NOTE
-    REPEATED_NAME = "two classes of one name", Level.NOTE
-
-    def __init__(self, text: str, level: Level) -> None:
-        self.text = text
-        self.level = level
-
-
-LEFT_OUT = frozenset({Kind.UNKNOWN_IMAGE, Kind.FEW_POINTS, Kind.NOT_FINITE, Kind.OUTSIDE})
-"""Objects with one of these are not used."""
-
-
-class Finding(NamedTuple):
-    """One thing that is wrong with the entry ``id`` (of a picture, category or annotation)."""
-
-    kind: Kind
-    id: int | float | str | None
-    message: str
-
-
-class Report:
-    """Findings by kind.
+@dataclass
+class _Known:
+    """Images or categories that annotations may refer to.
 
     Attributes:
-        ids: kind → ids of all entries concerned; kinds in the order in which they were found.
-        examples: kind → message of the first.
+        entries: those that can be used, by id.
+        refused: ids of the others: what refers to them is not at fault.
+        complete: whether every entry has an id, so that one which is not known is not there.
     """
 
-    def __init__(self, findings: Iterable[Finding]) -> None:
-        self.ids: dict[Kind, list[Any]] = {}
-        self.examples: dict[Kind, str] = {}
-        self.add(findings)
+    entries: dict[Any, dict[str, Any]] = field(default_factory=dict)
+    refused: set[Any] = field(default_factory=set)
+    complete: bool = True
 
-    def add(self, findings: Iterable[Finding]) -> None:
-        """Take more of them."""
-        for kind, key, message in findings:
-            self.ids.setdefault(kind, []).append(key)
-            self.examples.setdefault(kind, message)
-
-    def has(self, level: Level) -> bool:
-        """Whether there is a finding of that level."""
-        return any(kind.level is level for kind in self.ids)
-
-    def left_out(self) -> set[Any]:
-        """Ids of the annotations that are not used."""
-        return {key for kind in LEFT_OUT for key in self.ids.get(kind, ())}
-
-    def lines(self, level: Level) -> Iterator[str]:
-        """The first message of each kind of that level, with how many more there are."""
-        for kind, ids in self.ids.items():
-            if kind.level is level:
-                more = f" (and {len(ids) - 1} more: {first_ids(ids[1:])})" if ids[1:] else ""
-                yield self.examples[kind] + more
-
-
-def first_ids(ids: list[Any], count: int = 5) -> str:
-    """The first of them as text, for a message."""
-    shown = ", ".join(str(key) for key in ids[:count])
-    return f"{shown}, ..." if ids[count:] else shown
+    def misses(self, key: Any) -> bool:
+        """Whether nothing has this id, for no other reason than the reference."""
+        return self.complete and not (_is_id(key) and (key in self.entries or key in self.refused))
 
 
 def check_coco(content: Any, *, masks: bool = True) -> Iterator[Finding]:
@@ -124,11 +47,10 @@ def check_coco(content: Any, *, masks: bool = True) -> Iterator[Finding]:
     """
     keys = content if isinstance(content, dict) else {}
     lists = [keys.get("images"), keys.get("categories"), keys.get("annotations", [])]
-    for field, entries in zip(("images", "categories", "annotations"), lists, strict=True):
-        if not isinstance(entries, list) or not (entries or field == "annotations"):
-            yield Finding(
-                Kind.FORMAT, None, f"there are no {field}; expected the COCO instance format"
-            )
+    for name, entries in zip(("images", "categories", "annotations"), lists, strict=True):
+        if not isinstance(entries, list) or not (entries or name == "annotations"):
+            message = f"there are no {name}; expected the COCO instance format"
+            yield Finding(Kind.FORMAT, None, message)
             return
     images = yield from _check_images(lists[0])
     categories = yield from _check_categories(lists[1])
@@ -144,10 +66,11 @@ def check_coco(content: Any, *, masks: bool = True) -> Iterator[Finding]:
             yield Finding(Kind.ANNOTATION_ID, key, message)
         known.add(key)
         place = entry.get("image_id")
-        image = images.get(place) if _is_id(place) else None
+        image = images.entries.get(place) if _is_id(place) else None
         if image is None:
-            message = f"annotation {key} belongs to the image {place!r}, which is not there"
-            yield Finding(Kind.UNKNOWN_IMAGE, key, message)
+            if images.misses(place):
+                message = f"annotation {key} belongs to the image {place!r}, which is not there"
+                yield Finding(Kind.UNKNOWN_IMAGE, key, message)
             continue
         problems = _category_problems(entry, categories)
         problems += _object_problems(entry, image["width"], image["height"], masks)
@@ -156,66 +79,81 @@ def check_coco(content: Any, *, masks: bool = True) -> Iterator[Finding]:
             yield Finding(kind, key, message)
 
 
-def _check_images(entries: list[Any]) -> Generator[Finding, None, Entries]:
-    """Returns those that can be used, by id."""
-    images: Entries = {}
-    files: set[str] = set()
+def _check_images(entries: list[Any]) -> Generator[Finding, None, _Known]:
+    images = _Known()
+    files: set[Any] = set()
     for entry in entries:
         key = entry.get("id") if isinstance(entry, dict) else None
         file = entry.get("file_name") if isinstance(entry, dict) else None
-        if not _is_id(key) or not isinstance(file, str) or not file:
-            message = f"an image is {_short(entry)}; expected an object with id and file_name"
-            yield Finding(Kind.FORMAT, None, message)
+        text = _image_problem(entry, key, file)
+        if text is not None:
+            images.complete &= _is_id(key)
+            images.refused |= {key} if _is_id(key) else set()
+            named = _is_id(key) and isinstance(file, str) and file
+            yield Finding(Kind.FORMAT, key if named else None, text)
             continue
-        width, height = entry.get("width"), entry.get("height")
-        if type(width) is not int or type(height) is not int or min(width, height) < 1:
-            message = f"image {key} ({file}) has width {width!r} and height {height!r}; expected "
-            yield Finding(Kind.FORMAT, key, f"{message}its size in pixels")
-            continue
-        if width * height > MAX_PIXELS:
-            message = f"image {key} ({file}) is said to be {width} x {height} pixels; expected at "
-            yield Finding(Kind.FORMAT, key, f"{message}most {MAX_PIXELS} pixels in all")
-            continue
-        if key in images:
-            message = f"two images have the id {key!r}: {images[key]['file_name']} and {file}"
+        if key in images.entries:
+            first = images.entries[key]["file_name"]
+            message = f"two images have the id {key!r}: {first} and {file}"
             yield Finding(Kind.IMAGE_ID, key, message)
         if file in files:
             message = f"image {key} is {file}, as another image is"
             yield Finding(Kind.REPEATED_FILE, key, message)
         files.add(file)
-        images[key] = entry
-    if len({type(key) is str for key in images}) > 1:
+        images.entries[key] = entry
+    if len({type(key) is str for key in images.entries}) > 1:
+        images.complete = False
         message = "some ids of images are numbers and others text; expected one of the two"
         yield Finding(Kind.FORMAT, None, message)
     return images
 
 
-def _check_categories(entries: list[Any]) -> Generator[Finding, None, Entries]:
-    """Returns those that can be used, by id."""
-    categories: Entries = {}
+def _image_problem(entry: Any, key: Any, file: Any) -> str | None:
+    """What is wrong with an image by itself, if anything is."""
+    if not _is_id(key) or not isinstance(file, str) or not file:
+        return f"an image is {_short(entry)}; expected an object with id and file_name"
+    width, height = entry.get("width"), entry.get("height")
+    if type(width) is not int or type(height) is not int or min(width, height) < 1:
+        return (
+            f"image {key} ({file}) has width {width!r} and height {height!r}; expected its size in "
+            "pixels"
+        )
+    if width * height > MAX_PIXELS:
+        return (
+            f"image {key} ({file}) is said to be {width} x {height} pixels; expected at most "
+            f"{MAX_PIXELS} pixels in all"
+        )
+    return None
+
+
+def _check_categories(entries: list[Any]) -> Generator[Finding, None, _Known]:
+    categories = _Known()
     names: set[str] = set()
     for entry in entries:
         key = entry.get("id") if isinstance(entry, dict) else None
         name = entry.get("name") if isinstance(entry, dict) else None
         if type(key) is not int or not isinstance(name, str):
+            categories.complete &= type(key) is int
+            categories.refused |= {key} if type(key) is int else set()
             message = f"a category is {_short(entry)}; expected an object with a whole number as id"
             yield Finding(Kind.FORMAT, None, f"{message} and a name")
             continue
-        if key in categories:
-            message = f"two categories have the id {key}: {categories[key]['name']} and {name}"
+        if key in categories.entries:
+            first = categories.entries[key]["name"]
+            message = f"two categories have the id {key}: {first} and {name}"
             yield Finding(Kind.CATEGORY_ID, key, message)
         if name in names:
             yield Finding(Kind.REPEATED_NAME, key, f"category {key} is {name}, as another one is")
         names.add(name)
-        categories[key] = entry
+        categories.entries[key] = entry
     return categories
 
 
-def _category_problems(annotation: dict[str, Any], categories: Entries) -> list[Problem]:
+def _category_problems(annotation: dict[str, Any], categories: _Known) -> list[Problem]:
     key = annotation.get("category_id")
-    if _is_id(key) and key in categories:
+    if not categories.misses(key):
         return []
-    ids = first_ids(sorted(categories), 10)
+    ids = first_ids(sorted(categories.entries), 10)
     text = f"category_id is {key!r} of type {type(key).__name__}; the categories have the ids {ids}"
     return [(Kind.UNKNOWN_CATEGORY, text)]
 
@@ -230,10 +168,15 @@ def _object_problems(
     if annotation.get("ignore", 0) != 0:
         text = "ignore is set, which COCO's format does not know; set iscrowd to 1 instead"
         problems.append((Kind.FORMAT, text))
-    problems += _box_problems(annotation.get("bbox"), width, height)
-    mask = annotation.get("segmentation")
+    points = annotation.get("keypoints") or []
+    if not isinstance(points, list) or not all(type(value) in _NUMBERS for value in points):
+        text = f"keypoints are {_short(points)}; expected numbers, [x, y, visibility, ...]"
+        problems.append((Kind.FORMAT, text))
+    box, mask = annotation.get("bbox"), annotation.get("segmentation")
+    if box not in (None, []) or not mask:  # else the mask, which would give the box, is at fault
+        problems += _box_problems(box, width, height)
     if isinstance(mask, list) and mask:
-        problems += _polygon_problems(mask, width, height)
+        problems += polygon_problems(mask, width, height)
     elif isinstance(mask, dict) and mask:
         problems += _rle_problems(mask, width, height)
     elif mask:
@@ -258,10 +201,10 @@ def _box_problems(box: Any, width: int, height: int) -> list[Problem]:
     if not across or not down:
         return [(Kind.EMPTY_BOX, f"bbox is {box}")]
     left, top = float(x), float(y)
-    return _place_problems("bbox", (left, top, left + across, top + down), width, height)
+    return place_problems("bbox", (left, top, left + across, top + down), width, height)
 
 
-def _place_problems(
+def place_problems(
     what: str, corners: tuple[float, float, float, float], width: int, height: int
 ) -> list[Problem]:
     left, top, right, bottom = corners
@@ -277,7 +220,7 @@ def _place_problems(
     return [(Kind.OUTSIDE if off or far else Kind.PARTLY_OUTSIDE, text)]
 
 
-def _polygon_problems(polygons: list[Any], width: int, height: int) -> list[Problem]:
+def polygon_problems(polygons: list[Any], width: int, height: int) -> list[Problem]:
     if not all(isinstance(polygon, list) for polygon in polygons):
         text = f"segmentation is {_short(polygons)}; expected polygons, [[x, y, x, y, ...], ...]"
         return [(Kind.FORMAT, text)]
@@ -304,7 +247,7 @@ def _polygon_problems(polygons: list[Any], width: int, height: int) -> list[Prob
     if corners[2] - corners[0] < 1 or corners[3] - corners[1] < 1:
         text = f"its polygons span {corners[2] - corners[0]:g} x {corners[3] - corners[1]:g} pixels"
         problems.append((Kind.TINY_MASK, text))
-    return problems + _place_problems("its outline", corners, width, height)
+    return problems + place_problems("its outline", corners, width, height)
 
 
 def usable_polygons(polygons: list[list[float]]) -> list[list[float]]:

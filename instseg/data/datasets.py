@@ -10,7 +10,6 @@ that needs no registration; without ``:IMAGE_ROOT`` the pictures lie beside the 
 """
 
 import difflib
-import json
 import logging
 import os
 import re
@@ -22,12 +21,17 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
+from detectron2.utils.file_io import PathManager
 
 from instseg.data import cvppp, flying_chairs, shapes, shapes_video, voc, youtube_vis
-from instseg.data.coco_check import Level, Report, check_coco
+from instseg.data.coco_check import check_coco
+from instseg.data.coco_records import coco_records, read_coco
+from instseg.data.consistency import coco_instances, likely_mistakes, sample_step
+from instseg.data.findings import Level, Report
+from instseg.data.json_files import file_of
+from instseg.data.records import CheckedRecords
 from instseg.data.synthetic import SIZES, is_elsewhere
 from instseg.errors import ConfigError, DatasetError, short
-from instseg.files import is_device
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +74,7 @@ def register_datasets(cfg: CfgNode) -> None:
 
 
 def register_dataset(name: str) -> None:
-    """Register ``coco:...`` and ``youtubevis:...`` names; any other is left as it is.
+    """Register a ``coco:...`` or ``youtubevis:...`` name; have records of others' sets checked.
 
     Raises:
         DatasetError: a name that is not complete.
@@ -79,6 +83,33 @@ def register_dataset(name: str) -> None:
         _register_coco(name, *parse_coco_name(name))
     elif name.startswith(youtube_vis.PREFIX):
         youtube_vis.register(name, *parse_coco_name(name))
+    elif name in DatasetCatalog:
+        _adopt(name)
+
+
+def _adopt(name: str) -> None:
+    """Have the records of a data set that somebody else registered checked wherever they are read.
+
+    The function that the name stands for is replaced, also for Detectron2; repeatable.
+    """
+    function = DatasetCatalog[name]
+    module = str(getattr(function, "__module__", ""))
+    if isinstance(function, CheckedRecords) or module.startswith("instseg."):
+        return
+    metadata = MetadataCatalog.get(name)
+    file, root = (os.fspath(metadata.get(key, "")) for key in ("json_file", "image_root"))
+    # Detectron2 lets ids occur twice in the files that are called so.
+    if module == load_coco_json.__module__ and file and root and "minival" not in file:
+        DatasetCatalog[name] = lambda: _load_coco(name, PathManager.get_local_path(file), root)
+    else:
+        DatasetCatalog[name] = CheckedRecords(name, function)
+
+
+def is_from_users(name: str) -> bool:
+    """Whether a data set is somebody's file or function, not made or read by a reader of ours."""
+    return bool(MetadataCatalog.get(name).get("json_file")) or (
+        name in DatasetCatalog and isinstance(DatasetCatalog[name], CheckedRecords)
+    )
 
 
 def parse_coco_name(name: str) -> tuple[str, str]:
@@ -94,8 +125,8 @@ def parse_coco_name(name: str) -> tuple[str, str]:
             f"cannot read the data set name {name!r}; expected "
             f"{prefix}:PATH/instances.json:IMAGE_ROOT"
         )
-    json_file, image_root = parts.groups()
-    return json_file, image_root or os.path.dirname(json_file) or os.curdir
+    json_file, image_root = parts[1], parts[2] or os.path.dirname(parts[1]) or os.curdir
+    return os.path.expanduser(json_file), os.path.expanduser(image_root)
 
 
 def dataset_classes(name: str) -> list[str]:
@@ -310,52 +341,17 @@ def _load_coco(name: str, json_file: str, image_root: str) -> list[dict[str, Any
             else "; set DETECTRON2_DATASETS to the folder that holds it"
         )
         raise DatasetError(f"data set {name}: there is no file {json_file}{hint}")
-    if not os.path.isdir(image_root):
+    if not (os.path.isdir(image_root) or is_elsewhere(image_root)):
         raise DatasetError(f"data set {name}: the picture folder {image_root} does not exist")
-    report = Report(check_coco(read_json(name, json_file), masks=False))
+    where = file_of(name, json_file)
+    content = read_coco(where, json_file, image_root)
+    report = Report(check_coco(content, masks=False))
     error = next(report.lines(Level.ERROR), None)
     if error is not None:
-        raise DatasetError(f"{_where(name, json_file)}: {error}; {_CHECK} shows all of it")
-    for line in report.lines(Level.WARNING):
-        logger.warning("%s: left out: %s", _where(name, json_file), line)
-    records = _load_coco_json(name, json_file, image_root)
-    left_out = report.left_out()
-    for record in records if left_out else ():
-        kept = [entry for entry in record["annotations"] if entry["id"] not in left_out]
-        record["annotations"] = kept
-    return records
-
-
-def read_json(name: str, json_file: str) -> Any:
-    """Content of the file of the data set ``name``.
-
-    Raises:
-        DatasetError: it cannot be read, or is no JSON.
-    """
-    if is_device(json_file):
-        raise DatasetError(f"{_where(name, json_file)} cannot be read: it is no regular file")
-    try:
-        with open(json_file, encoding="utf-8") as file:
-            return json.load(file)
-    except OSError as error:
-        reason = error.strerror or error
-        raise DatasetError(f"{_where(name, json_file)} cannot be read: {reason}") from None
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{_where(name, json_file)} is not JSON: {error}") from None
-
-
-def _where(name: str, json_file: str) -> str:
-    """What messages begin with; a coco:PATH name is its file."""
-    return f"data set {json_file}" if json_file in name else f"data set {name}: {json_file}"
-
-
-def _load_coco_json(name: str, json_file: str, image_root: str) -> list[dict[str, Any]]:
-    """Detectron2's reader, with the ids of the annotations."""
-    try:
-        with reading_datasets([name]):
-            records: list[dict[str, Any]] = load_coco_json(json_file, image_root, name, ["id"])
-    except DatasetError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise DatasetError(f"{_where(name, json_file)} is not in COCO format: {error!r}") from None
-    return records
+        raise DatasetError(f"{where}: {error}; {_CHECK} shows all of it")
+    step = sample_step(len(content.get("annotations", ())))
+    mistakes = likely_mistakes(coco_instances(content, report, step))
+    for line in (*report.warnings(), *mistakes):
+        logger.warning("%s: %s", where, line)
+    with reading_datasets([name]):
+        return coco_records(name, content, image_root, report.left_out())

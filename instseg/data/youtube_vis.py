@@ -7,16 +7,15 @@
 The released ``valid.json`` has no annotations: its results are scored by the authors' server.
 """
 
-import json
 import os
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
+from instseg.data.json_files import crowd_flag, read_json, size_in_pixels, slashes, whole
 from instseg.data.rle import check_rle
 from instseg.data.video_mapper import NUM_REFERENCES
 from instseg.errors import DatasetError
@@ -65,7 +64,7 @@ def load(name: str, json_file: str, image_root: str) -> list[dict[str, Any]]:
     Raises:
         DatasetError: missing, malformed or contradictory content.
     """
-    reader = _Reader(f"data set {name}: {json_file}")
+    reader = _Reader(f"data set {name}: {json_file}", image_root)
     content = reader.content(json_file)
     if not os.path.isdir(image_root):
         raise DatasetError(f"data set {name}: the picture folder {image_root} does not exist")
@@ -99,19 +98,17 @@ def load(name: str, json_file: str, image_root: str) -> list[dict[str, Any]]:
 class _Reader:
     """Takes the file apart; every complaint begins with ``where``."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, image_root: str) -> None:
         self.where = where
+        self.image_root = image_root
 
     def content(self, json_file: str) -> dict[str, Any]:
-        try:
-            content = json.loads(Path(json_file).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not os.path.exists(json_file):
             raise DatasetError(
                 f"{self.where}: there is no such file; set DETECTRON2_DATASETS to the folder that "
                 "holds it"
-            ) from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise DatasetError(f"{self.where} is not JSON: {error}") from None
+            )
+        content = read_json(json_file, self.where)
         if not isinstance(content, dict):
             raise DatasetError(f"{self.where} holds a {type(content).__name__}, not an object")
         return content
@@ -134,14 +131,16 @@ class _Reader:
         for entry in self._entries(content, "videos"):
             key = self._value(entry, "videos", "id", int)
             files = self._value(entry, "videos", "file_names", list)
-            height, width = (self._value(entry, "videos", k, int) for k in ("height", "width"))
+            size = {k: size_in_pixels(entry.get(k)) for k in ("height", "width")}
+            height, width = (self._value({**entry, **size}, "videos", k, int) for k in size)
             if key in found:
                 raise DatasetError(f"{self.where} has two videos {key}")
             if not files or not all(isinstance(file, str) for file in files):
                 raise DatasetError(f"{self.where}: file_names of video {key} are no list of names")
             if not 1 <= min(height, width) <= max(height, width) <= _LARGEST_SIDE:
                 raise DatasetError(f"{self.where}: video {key} is {width} x {height} pixels")
-            found[key] = entry
+            names = [slashes(file, self.image_root) for file in files]
+            found[key] = {**entry, **size, "file_names": names}
         if not found:
             raise DatasetError(f"{self.where} has no videos")
         return found
@@ -158,7 +157,7 @@ class _Reader:
             track, key, category = (
                 self._value(entry, "annotations", k, int) for k in ("id", "video_id", "category_id")
             )
-            crowd = entry.get("iscrowd", 0)
+            crowd = crowd_flag(entry.get("iscrowd", 0))
             masks = self._value(entry, "annotations", "segmentations", list)
             what = f"{self.where}: annotation {track}"
             if track in known:
@@ -202,7 +201,7 @@ class _Reader:
         return entries
 
     def _value(self, entry: dict[str, Any], field: str, key: str, kind: type) -> Any:
-        value = entry.get(key)
+        value = whole(entry.get(key)) if kind is int else entry.get(key)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise DatasetError(
                 f"{self.where}: {key} is {str(value)[:50]!r} in an entry of {field} with id "

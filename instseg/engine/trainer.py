@@ -268,6 +268,7 @@ class Trainer(DefaultTrainer):
         to ``OUTPUT_DIR/inference_TTA``.
         """
         check_augmentation(cfg)
+        register_datasets(cfg)
         if comm.get_world_size() > 1:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)

@@ -2,13 +2,11 @@
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import convert_to_coco_json
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     DatasetEvaluator,
@@ -17,7 +15,14 @@ from detectron2.evaluation import (
 from torch import nn
 
 from instseg.data.cvppp import EVALUATOR_TYPE as LEAF_EVALUATOR_TYPE
-from instseg.data.datasets import check_files, check_masks, dataset_classes, reading_datasets
+from instseg.data.datasets import (
+    check_files,
+    check_masks,
+    dataset_classes,
+    is_from_users,
+    reading_datasets,
+    register_dataset,
+)
 from instseg.data.voc import EVALUATOR_TYPE as VOC_EVALUATOR_TYPE
 from instseg.data.youtube_vis import EVALUATOR_TYPE as YOUTUBE_VIS_EVALUATOR_TYPE
 from instseg.errors import ConfigError
@@ -27,6 +32,7 @@ from instseg.evaluation.mask_scores import MaskScoreCOCOEvaluator
 from instseg.evaluation.proposals import ProposalEvaluator
 from instseg.evaluation.semantic import SemanticEvaluator
 from instseg.evaluation.tracks import TrackEvaluator
+from instseg.evaluation.truth import TruthEvaluator, warn_of_limit
 from instseg.evaluation.voc import VOCEvaluator, check_interpolation
 from instseg.files import file_name
 from instseg.modeling import gives_mask_scores
@@ -71,11 +77,15 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str = "inference") 
             model without.
         DatasetError: a data set that cannot be read.
     """
+    register_dataset(dataset_name)
     parts = _parts(cfg, dataset_name)
-    if cfg.MODEL.MASK_ON and MetadataCatalog.get(dataset_name).get("json_file"):
+    if cfg.MODEL.MASK_ON and is_from_users(dataset_name):
         check_masks(dataset_name, DatasetCatalog.get(dataset_name))
     place = os.path.join(cfg.OUTPUT_DIR, folder, file_name(dataset_name))
     evaluators = [part.build(place) for part in parts]
+    for evaluator in evaluators:
+        if isinstance(evaluator, TruthEvaluator):
+            evaluator.warn_of_limit(cfg.TEST.DETECTIONS_PER_IMAGE)
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 
@@ -89,11 +99,17 @@ def check_evaluation(cfg: CfgNode) -> None:
     for name in cfg.DATASETS.TEST:
         _parts(cfg, name)
         with reading_datasets([name]):
-            if MetadataCatalog.get(name).get("json_file"):
+            if is_from_users(name):
                 records = DatasetCatalog.get(name)
                 if cfg.MODEL.MASK_ON:
                     check_masks(name, records)
                 check_files(name, records)
+                crowds = [
+                    (record["image_id"], bool(entry.get("iscrowd", 0)))
+                    for record in records
+                    for entry in record.get("annotations", ())
+                ]
+                warn_of_limit(name, crowds, cfg.TEST.DETECTIONS_PER_IMAGE)
             if _has_tracks(cfg, name):
                 _track_evaluator(cfg, name, "")
 
@@ -187,20 +203,15 @@ def _kind(cfg: CfgNode, name: str) -> str:
 def _first_part(cfg: CfgNode, name: str, classes: list[str], mask_scores: bool) -> _Part:
     """COCO's AP, or average recall."""
 
-    def proposals(folder: str) -> DatasetEvaluator:
-        with _annotations_in(folder, name):
-            return ProposalEvaluator(name, output_dir=folder)
-
     def coco(folder: str) -> DatasetEvaluator:
-        with _annotations_in(folder, name):
-            return MaskScoreCOCOEvaluator(
-                name,
-                output_dir=folder,
-                max_dets_per_image=max(100, cfg.TEST.DETECTIONS_PER_IMAGE),
-            )
+        return MaskScoreCOCOEvaluator(
+            name,
+            output_dir=folder,
+            max_dets_per_image=max(100, cfg.TEST.DETECTIONS_PER_IMAGE),
+        )
 
     if cfg.TEST.PROPOSALS:
-        return _Part(ProposalEvaluator.metrics(), proposals)
+        return _Part(ProposalEvaluator.metrics(), lambda _: ProposalEvaluator(name))
     metrics = MaskScoreCOCOEvaluator.metrics(
         classes,
         masks=cfg.MODEL.MASK_ON,
@@ -208,25 +219,6 @@ def _first_part(cfg: CfgNode, name: str, classes: list[str], mask_scores: bool) 
         keypoints=cfg.MODEL.KEYPOINT_ON,
     )
     return _Part(metrics, coco)
-
-
-@contextmanager
-def _annotations_in(folder: str, name: str) -> Iterator[None]:
-    """Inside, the data set ``name`` has a COCO file; one without gets it in ``folder``.
-
-    Detectron2 would name that file after the data set, and take it for the set's own from then on.
-    """
-    metadata = MetadataCatalog.get(name)
-    if metadata.get("json_file"):
-        yield
-        return
-    json_file = os.path.join(folder, "coco_format.json")
-    convert_to_coco_json(name, json_file, allow_cached=False)
-    metadata.json_file = json_file
-    try:
-        yield
-    finally:
-        del metadata.json_file
 
 
 def _has_tracks(cfg: CfgNode, dataset_name: str) -> bool:

@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
-from detectron2.evaluation import COCOEvaluator
 from pycocotools.cocoeval import COCOeval
 from scipy.stats import spearmanr
 
-from instseg.evaluation.truth import prepare_truth
+from instseg.evaluation.truth import TruthEvaluator
 
 
-class MaskScoreCOCOEvaluator(COCOEvaluator):
+class MaskScoreCOCOEvaluator(TruthEvaluator):
     """Detectron2's COCO evaluator, ranking masks by ``mask_scores`` where there are any.
 
     Detections with that field (N,) are evaluated by it for ``segm`` and by ``scores`` for
@@ -42,11 +41,6 @@ class MaskScoreCOCOEvaluator(COCOEvaluator):
         if len(classes) > 1:
             names += [f"{task}/AP-{name}" for task in tasks for name in classes]
         return names
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """See Detectron2."""
-        super().__init__(*args, **kwargs)
-        prepare_truth(self._coco_api)
 
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pycocotools.mask as mask_util
-from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
@@ -18,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 
 from instseg.data.datasets import check_masks
 from instseg.evaluation.matching import encode, mask_ranking, to_rle
-from instseg.evaluation.truth import prepare_truth
+from instseg.evaluation.truth import TruthEvaluator
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +34,7 @@ _STRICT = slice(5, None)
 _NUM_STRICT = 5
 
 
-class ProposalEvaluator(COCOEvaluator):
+class ProposalEvaluator(TruthEvaluator):
     """AR@n and AUC of the masks and of the boxes of a model that does not tell classes apart.
 
     Recall at an IoU threshold is the share of objects, of any class, found by the n best-scored
@@ -60,16 +59,14 @@ class ProposalEvaluator(COCOEvaluator):
     Deviation: the former integrates recall from 0.5 to 1; the thresholds here are COCO's.
     """
 
-    def __init__(self, dataset_name: str, *, output_dir: str) -> None:
+    def __init__(self, dataset_name: str) -> None:
         """
         Args:
             dataset_name: a registered data set; all of its objects need a mask.
-            output_dir: gets the annotations in COCO format where the data set has no such file.
         Raises:
             DatasetError: objects without a mask.
         """
-        super().__init__(dataset_name, output_dir=output_dir, allow_cached_coco=False)
-        prepare_truth(self._coco_api)
+        super().__init__(dataset_name)
         images = self._coco_api.imgs.values()
         annotations = self._coco_api.imgToAnns
         check_masks(

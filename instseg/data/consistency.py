@@ -1,0 +1,342 @@
+"""What the fields of instances say of each other, and what holds for most of a data set.
+
+A box that is not around its mask is a note about one instance.  The same for most of a set is a
+warning about the set, with the likely cause: a program that wrote another convention.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, NamedTuple
+
+import pycocotools.mask as mask_util
+from detectron2.structures import BoxMode
+
+from instseg.data.coco_check import usable_polygons
+from instseg.data.coco_forms import box_of
+from instseg.data.findings import Finding, Kind, Level, Report
+
+_NOT_COMPARED = frozenset(
+    {Kind.UNKNOWN_IMAGE, Kind.RLE, Kind.INVERTED_BOX, Kind.NOT_FINITE, Kind.FEW_POINTS}
+)
+Corners = tuple[float, float, float, float]
+
+_HUGE = 2**31
+"""No coordinate or area of an image is as large."""
+_SAMPLE = 500
+"""So many instances of a set tell what holds for most."""
+_LOOSE_BOX = 0.05, 1.5
+"""An edge may be off by this part of the longer side, or so many pixels."""
+_LOOSE_AREA = 0.1
+_FAR = 0.5
+"""IoU below which a box is elsewhere than its mask."""
+
+
+class Instance(NamedTuple):
+    """What an annotation says, in COCO's format.
+
+    Attributes:
+        id, text: which one it is.
+        box: x, y, width, height; finite.
+        mask: polygons or a checked RLE, if there is one.
+        area: pixels, if given.
+        height, width: of the image.
+    """
+
+    id: Any
+    text: str
+    box: list[float]
+    mask: Any
+    area: Any
+    crowd: bool
+    height: int
+    width: int
+
+
+def check_consistency(instances: Iterable[Instance]) -> Iterator[Finding]:
+    """Fields that contradict each other, and conventions that most instances seem to follow."""
+    counts = _Counts()
+    for instance in instances:
+        if all(abs(value) < _HUGE for value in instance.box):
+            counts.add(instance)
+    yield from counts.findings()
+
+
+def coco_instances(content: dict[str, Any], report: Report, step: int = 1) -> Iterator[Instance]:
+    """Every ``step``-th of content in COCO's format, without those that cannot be compared.
+
+    Args:
+        report: of :func:`~instseg.data.coco_check.check_coco`, without errors of the format.
+    """
+    images = {image["id"]: image for image in content["images"]}
+    unusable = {key for kind in _NOT_COMPARED for key in report.ids.get(kind, ())}
+    for entry in content.get("annotations", [])[::step]:
+        image = images.get(entry["image_id"]) if entry["id"] not in unusable else None
+        if image is not None:
+            yield Instance(
+                entry["id"],
+                f"annotation {entry['id']} of image {image['id']} ({image['file_name']})",
+                entry["bbox"],
+                entry.get("segmentation"),
+                entry.get("area"),
+                bool(entry.get("iscrowd", 0)),
+                image["height"],
+                image["width"],
+            )
+
+
+def record_instances(records: list[dict[str, Any]], step: int = 1) -> Iterator[Instance]:
+    """Every ``step``-th of checked records."""
+    entries = (
+        (f"{index}:{number}", f"annotation {number} of record {index}", record, entry)
+        for index, record in enumerate(records)
+        for number, entry in enumerate(record.get("annotations", ()))
+    )
+    for key, text, record, entry in islice(entries, 0, None, step):
+        x, y, *size = entry["bbox"]
+        if entry["bbox_mode"] == BoxMode.XYXY_ABS:
+            size = [size[0] - x, size[1] - y]
+        yield Instance(
+            entry.get("id", key),
+            f"{text} ({record['file_name']})",
+            [x, y, *size],
+            entry.get("segmentation"),
+            None,
+            bool(entry.get("iscrowd", 0)),
+            record["height"],
+            record["width"],
+        )
+
+
+def sample_step(total: int) -> int:
+    """So that a few hundred of ``total`` instances are looked at."""
+    return total // _SAMPLE + 1
+
+
+def likely_mistakes(instances: Iterable[Instance]) -> Iterator[str]:
+    """Warnings of :func:`check_consistency` about a set."""
+    for finding in check_consistency(instances):
+        if finding.kind.level is Level.WARNING:
+            yield finding.message
+
+
+_CONVENTIONS: dict[str, Callable[[float, float, float, float], Corners]] = {
+    "corners [x1, y1, x2, y2]": lambda a, b, c, d: (a, b, c, d),
+    "[centre x, centre y, width, height]": lambda a, b, c, d: (
+        a - c / 2,
+        b - d / 2,
+        a + c / 2,
+        b + d / 2,
+    ),
+    "[y, x, height, width]": lambda a, b, c, d: (b, a, b + d, a + c),
+    "corners [y1, x1, y2, x2]": lambda a, b, c, d: (b, a, d, c),
+    "[x, y, width, height] counted from 1": lambda a, b, c, d: (a - 1, b - 1, a + c - 1, b + d - 1),
+}
+
+
+@dataclass
+class _Counts:
+    total: int = 0
+    crowds: int = 0
+    boxes: Counter[tuple[float, ...]] = field(default_factory=Counter)
+    with_mask: int = 0
+    with_area: int = 0
+    parts: int = 0
+    """Boxes with all coordinates in 0 to 1."""
+    mask_parts: int = 0
+    beyond: int = 0
+    """Boxes that leave the image, but would not as corners."""
+    as_corners: int = 0
+    """Boxes that could be corners."""
+    far: int = 0
+    shifted: int = 0
+    conventions: Counter[str] = field(default_factory=Counter)
+    areas: Counter[str] = field(default_factory=Counter)
+    box_notes: list[Finding] = field(default_factory=list)
+    area_notes: list[Finding] = field(default_factory=list)
+
+    def add(self, instance: Instance) -> None:
+        box = instance.box
+        self.total += 1
+        self.crowds += instance.crowd
+        self.boxes[tuple(box)] += 1
+        x, y, across, down = box
+        # A single pixel in the corner may be in 0 to 1 as well, most instances are not.
+        self.parts += _in_unit(x, y, x + across, y + down) and across > 0
+        if across > x and down > y and across <= instance.width + 1 and down <= instance.height + 1:
+            self.as_corners += 1
+            self.beyond += x + across > instance.width + 1 or y + down > instance.height + 1
+        tight = _tight_box(instance)
+        if tight is None:
+            return
+        self.with_mask += 1
+        self.mask_parts += _in_unit(*tight)
+        self._compare_boxes(instance, tight)
+        self._compare_areas(instance, tight)
+
+    def _compare_boxes(self, instance: Instance, tight: Corners) -> None:
+        given = _corners(instance.box)
+        if all(abs(one - other - 1) < 0.01 for one, other in zip(given, tight, strict=True)):
+            self.shifted += 1
+        if _near(given, tight, instance):
+            return
+        self.far += _iou(given, tight) < _FAR
+        for name, convention in _CONVENTIONS.items():
+            if _near(convention(*instance.box), tight, instance):
+                self.conventions[name] += 1
+                break
+        text = f"{instance.text}: its box is {_show(given)}, that of its mask {_show(tight)}"
+        self.box_notes.append(Finding(Kind.BOX_MISMATCH, instance.id, f"{text} (corners)"))
+
+    def _compare_areas(self, instance: Instance, tight: Corners) -> None:
+        given = instance.area
+        # Crowds do not count by their area, and COCO's own have odd ones.
+        if instance.crowd or type(given) not in (int, float) or not abs(given) < _HUGE:
+            return
+        self.with_area += 1
+        loose = tight[2] - tight[0] + tight[3] - tight[1] + 1
+        area = _area(
+            instance, tight, lambda value: abs(given - value) <= _LOOSE_AREA * value + loose
+        )
+        if abs(given - area) <= _LOOSE_AREA * area + (loose if given else 0):
+            return
+        box_area = instance.box[2] * instance.box[3]
+        if given == 0:
+            self.areas["is 0"] += 1
+        elif abs(given - box_area) <= 0.02 * box_area + 1:
+            self.areas["is that of the box"] += 1
+        text = f"{instance.text}: area is {given:g}, that of its mask {area:g}"
+        self.area_notes.append(Finding(Kind.AREA_MISMATCH, instance.id, text))
+
+    def findings(self) -> Iterator[Finding]:
+        if self.total < 2 * self.crowds and self.crowds < self.total:
+            text = (
+                f"{self.crowds} of {self.total} instances are crowds (iscrowd 1): these are not "
+                "trained on and count for nothing in evaluation; set iscrowd 0 for single ones"
+            )
+            yield Finding(Kind.MOST_CROWDS, None, text)
+        cause = self._of_boxes()
+        if cause is not None:
+            yield cause
+        else:
+            yield from self.box_notes
+        if _most(self.mask_parts, self.with_mask):
+            return  # an area in pixels is not that of such a mask
+        if _most(len(self.area_notes), self.with_area):
+            kinds = self.areas.most_common(1)
+            likely = kinds and _most(kinds[0][1], len(self.area_notes))
+            what = kinds[0][0] if likely else "is not that of the mask"
+            text = (
+                f"the area of {len(self.area_notes)} of {self.with_area} instances {what}; AP of "
+                "small, medium and large instances counts by it"
+            )
+            yield Finding(Kind.AREAS, None, text)
+        else:
+            yield from self.area_notes
+
+    def _of_boxes(self) -> Finding | None:
+        """What holds for most boxes, if they are wrong."""
+        wrong = len(self.box_notes)
+        (box, count), *_ = self.boxes.most_common(1) or [((), 0)]
+        if _most(count, self.total) and (
+            self.total > 2 if not self.with_mask else _most(wrong, self.with_mask) and count > 1
+        ):
+            text = f"{count} of {self.total} instances have the same box, {list(box)}"
+            return Finding(Kind.SAME_BOX, None, text)
+        if _most(self.parts, self.total) or _most(self.mask_parts, self.with_mask):
+            what = "boxes" if _most(self.parts, self.total) else "masks"
+            text = (
+                f"the {what} of most of {self.total} instances lie within 0 to 1: parts of the "
+                "image? expected pixels, so multiply x by its width and y by its height"
+            )
+            return Finding(Kind.RELATIVE, None, text)
+        (name, count), *_ = self.conventions.most_common(1) or [("", 0)]
+        if not self.with_mask and self.total > 2 and self.as_corners == self.total:
+            name, count = next(iter(_CONVENTIONS)), self.total if self.beyond else 0
+        elif _most(self.shifted, self.with_mask) and self.with_mask > 2:
+            name, count = "[x, y, width, height] counted from 1", self.shifted
+        if _most(count, self.with_mask or self.total):
+            total = self.with_mask or self.total
+            text = (
+                f"the boxes of {count} of {total} instances look like {name}; expected [x, y, "
+                "width, height] in pixels from 0"
+            )
+            return Finding(Kind.BOXES, None, text)
+        if _most(self.far, self.with_mask):
+            text = (
+                f"the boxes of {self.far} of {self.with_mask} instances are elsewhere than their "
+                f"masks; first {self.box_notes[0].message}"
+            )
+            return Finding(Kind.BOXES, None, text)
+        return None
+
+
+def _most(count: int, total: int) -> bool:
+    return 2 * count > total
+
+
+def _in_unit(left: float, top: float, right: float, bottom: float) -> bool:
+    return min(left, top) >= 0 and max(right, bottom) <= 1.001
+
+
+def _corners(box: list[float]) -> Corners:
+    return box[0], box[1], box[0] + box[2], box[1] + box[3]
+
+
+def _tight_box(instance: Instance) -> Corners | None:
+    mask = instance.mask
+    if isinstance(mask, dict):
+        box = mask_util.toBbox(_compressed(mask, instance)).tolist()
+        return _corners(box) if box[2] and box[3] else None
+    box = box_of(mask, instance.height, instance.width) if mask else None
+    return None if box is None else _corners(box)
+
+
+def _compressed(mask: dict[str, Any], instance: Instance) -> Any:
+    if not isinstance(mask["counts"], list):
+        return mask
+    return mask_util.frPyObjects(mask, instance.height, instance.width)
+
+
+def _area(instance: Instance, tight: Corners, fits: Callable[[float], bool]) -> float:
+    """Pixels of a mask: of polygons by their corners, and drawn if these do not fit."""
+    if isinstance(instance.mask, dict):
+        return float(mask_util.area(_compressed(instance.mask, instance)))
+    polygons = usable_polygons(instance.mask)
+    area = sum(_polygon_area(polygon) for polygon in polygons)
+    height, width = instance.height, instance.width
+    inside = min(tight) > -max(height, width) and max(tight) < 2 * max(height, width)
+    if fits(area) or not inside:
+        return area
+    drawn = mask_util.merge(mask_util.frPyObjects(polygons, height, width))
+    return float(mask_util.area(drawn))
+
+
+def _polygon_area(polygon: list[float]) -> float:
+    xs, ys = polygon[0::2], polygon[1::2]
+    pairs = zip(xs, ys, xs[1:] + xs[:1], ys[1:] + ys[:1], strict=True)
+    return abs(sum(x * next_y - next_x * y for x, y, next_x, next_y in pairs)) / 2
+
+
+def _near(one: Corners, other: Corners, instance: Instance) -> bool:
+    """Whether boxes agree, apart from what lies outside the image."""
+    limits = (instance.width, instance.height) * 2
+    part, pixels = _LOOSE_BOX
+    loose = max(pixels, part * max(other[2] - other[0], other[3] - other[1]))
+    return all(
+        abs(a - b) <= loose or abs(min(max(a, 0), limit) - min(max(b, 0), limit)) <= loose
+        for a, b, limit in zip(one, other, limits, strict=True)
+    )
+
+
+def _iou(one: Corners, other: Corners) -> float:
+    across = min(one[2], other[2]) - max(one[0], other[0])
+    down = min(one[3], other[3]) - max(one[1], other[1])
+    shared = max(across, 0) * max(down, 0)
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
+    return shared / max(sum(areas) - shared, 1e-9)
+
+
+def _show(corners: Corners) -> str:
+    return "[" + ", ".join(f"{value:g}" for value in corners) + "]"

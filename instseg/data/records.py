@@ -1,0 +1,237 @@
+"""Records of a function that somebody registered with Detectron2, checked and in one form.
+
+Detectron2 itself asks the catalogue for records in many places and expects another form in each;
+the function is therefore replaced there, so that everything sees the same records.
+"""
+
+import itertools
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from detectron2.data import MetadataCatalog
+from torch.utils.data import Dataset
+
+from instseg.data.annotations import Fault, standard_annotation
+from instseg.data.consistency import likely_mistakes, record_instances, sample_step
+from instseg.data.findings import LEFT_OUT, Finding, Kind, Level, Report
+from instseg.data.images import MAX_PIXELS, picture_size
+from instseg.data.json_files import size_in_pixels, whole
+from instseg.data.synthetic import is_elsewhere
+from instseg.errors import DatasetError, ImageError, short
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+_PATHS = ("file_name", "sem_seg_file_name", "pan_seg_file_name")
+
+
+class CheckedRecords:
+    """Stands in the catalogue in place of a registered function.
+
+    Called, it gives a list of records in Detectron2's standard form: text for paths, ``height``,
+    ``width`` and a unique ``image_id`` in each, ``annotations`` in all or none, and annotations as
+    :func:`~instseg.data.annotations.standard_annotation` makes them.  The given ones stay as they
+    are.
+    """
+
+    def __init__(self, name: str, function: Callable[[], Any]) -> None:
+        """
+        Args:
+            name: of the data set.
+            function: as registered: gives records, in a list or whatever can be gone through.
+        """
+        self.name = name
+        self._function = function
+        self._iterator: Iterator[Any] | None = None
+        self._taken: list[Any] = []
+        self._told: set[str] = set()
+
+    def __call__(self) -> list[Record]:
+        """The records.
+
+        Raises:
+            DatasetError: what no model can be trained or evaluated on, with the record.
+        """
+        records, report = self.examine()
+        error = next(report.lines(Level.ERROR), None)
+        if error is not None:
+            raise DatasetError(f"data set {self.name}: {error}")
+        step = sample_step(sum(len(record.get("annotations", ())) for record in records))
+        mistakes = likely_mistakes(record_instances(records, step))
+        for line in (*report.warnings(), *mistakes):
+            self._tell(line)
+        return records
+
+    def examine(self) -> tuple[list[Record], Report]:
+        """Those records that can be used, and what is wrong with the others."""
+        report = Report([])
+        given = self._given()
+        classes = _classes(self.name)
+        records = []
+        for index, entry in enumerate(given):
+            try:
+                record = _standard_record(entry, f"record {index}")
+            except Fault as fault:
+                report.add([Finding(fault.kind, index, str(fault))])
+                continue
+            report.add(_take_annotations(record, classes, f"record {index}", index))
+            records.append(record)
+        annotated = any("annotations" in record for record in records)
+        if any(record.get("annotations") for record in records):
+            report.add(_class_problems(self.name, classes))
+        for record in records if annotated else ():
+            record.setdefault("annotations", [])
+        report.add(self._number(records))
+        return records, report
+
+    def _given(self) -> list[Any]:
+        given = self._function()
+        if isinstance(given, Iterator):  # the same one cannot be gone through again
+            if given is not self._iterator:
+                self._iterator, self._taken = given, list(given)
+            given = self._taken
+        elif isinstance(given, Dataset) and hasattr(given, "__len__"):
+            given = [given[index] for index in range(len(given))]
+        elif isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+            raise DatasetError(
+                f"data set {self.name}: its function gives {short(given)}; expected a list of "
+                "records, one dict for each image"
+            )
+        records = list(given)
+        if not records:
+            raise DatasetError(f"data set {self.name}: its function gives no records")
+        return records
+
+    def _number(self, records: list[Record]) -> Iterator[Finding]:
+        """Gives an ``image_id`` to those without."""
+        known: dict[Any, str] = {}
+        for record in records:
+            key, file = record.get("image_id"), record["file_name"]
+            if key is None:
+                continue
+            if key in known:
+                message = f"two records have the image_id {key!r}: {known[key]} and {file}"
+                yield Finding(Kind.IMAGE_ID, key, message)
+            known[key] = file
+        if len({type(key) for key in known}) > 1 or (
+            len(known) < len(records) and any(isinstance(key, str) for key in known)
+        ):
+            message = "some image_id are numbers, others text or missing; expected one of the two"
+            yield Finding(Kind.FORMAT, None, message)
+        numbers = (number for number in itertools.count() if number not in known)
+        without = [record for record in records if record.get("image_id") is None]
+        for record, number in zip(without, numbers, strict=False):
+            record["image_id"] = number
+        if without:
+            self._tell(f"{len(without)} of {len(records)} records have no image_id: numbered")
+
+    def _tell(self, line: str) -> None:
+        if line not in self._told:
+            self._told.add(line)
+            logger.warning("data set %s: %s (said once)", self.name, line)
+
+
+def _standard_record(given: Any, where: str) -> Record:
+    """A copy with paths as text, whole numbers, and a size.
+
+    Raises:
+        Fault: there is no image, or no size of it.
+    """
+    if not isinstance(given, Mapping):
+        raise Fault(Kind.FORMAT, f"{where} is {short(given)}; expected a dict")
+    record = {str(key): value for key, value in given.items()}
+    for key in _PATHS:
+        if isinstance(record.get(key), os.PathLike):
+            record[key] = os.fspath(record[key])
+    file = record.get("file_name")
+    if not isinstance(file, str) or not file:
+        raise Fault(
+            Kind.FORMAT, f"{where} has file_name {short(file)}; expected the path of an image"
+        )
+    where = f"{where} ({file})"
+    key = record["image_id"] = whole(record.get("image_id"))
+    if isinstance(key, str):
+        record["image_id"] = str(key)
+    elif key is not None and type(key) is not int:
+        text = f"{where} has image_id {short(key)}; expected a whole number or text"
+        raise Fault(Kind.FORMAT, text)
+    if any(record.get(side) is None for side in ("height", "width")):
+        record["width"], record["height"] = _size(file, where)
+    for side in ("height", "width"):
+        record[side] = pixels = size_in_pixels(record[side])
+        if type(pixels) is not int or pixels < 1:
+            raise Fault(Kind.FORMAT, f"{where} has {side} {short(pixels)}; expected pixels")
+    if record["height"] * record["width"] > MAX_PIXELS:
+        text = f"{where} is said to be {record['width']} x {record['height']} pixels; expected at "
+        raise Fault(Kind.FORMAT, f"{text}most {MAX_PIXELS} pixels in all")
+    return record
+
+
+def _size(file: str, where: str) -> tuple[int, int]:
+    if is_elsewhere(file):
+        raise Fault(Kind.FORMAT, f"{where} has no height and width; add those of the image")
+    try:
+        return picture_size(file)
+    except ImageError as error:
+        text = f"{where} has no height and width, and its image does not tell: {error}"
+        raise Fault(Kind.UNREADABLE_PICTURE, text) from None
+
+
+def _take_annotations(
+    record: Record, classes: list[str] | None, where: str, index: int
+) -> Iterator[Finding]:
+    """Replaces the annotations of a record by standard ones."""
+    where = f"{where} ({record['file_name']})"
+    given = record.pop("annotations", None)
+    if given is None:
+        return
+    if not isinstance(given, list | tuple):
+        message = f"{where} has annotations {short(given)}; expected a list of dicts"
+        yield Finding(Kind.FORMAT, index, message)
+        given = ()
+    record["annotations"] = []
+    for number, entry in enumerate(given):
+        problems: list[tuple[Kind, str]] = []
+        key = entry.get("id") if isinstance(entry, Mapping) else None
+        key = f"{index}:{number}" if key is None else key
+        try:
+            annotation, problems = standard_annotation(
+                entry, record["height"], record["width"], classes
+            )
+            if not any(kind in LEFT_OUT for kind, _ in problems):
+                record["annotations"].append(annotation)
+        except Fault as fault:
+            problems = [(fault.kind, str(fault))]
+        for kind, text in problems:
+            yield Finding(kind, key, f"annotation {number} of {where}: {text}")
+
+
+def _classes(name: str) -> list[str] | None:
+    """Names of the classes of a data set; None if they are not given as names."""
+    classes = MetadataCatalog.get(name).get("thing_classes")
+    if isinstance(classes, list | tuple) and all(isinstance(entry, str) for entry in classes):
+        return list(classes) or None
+    return None
+
+
+def _class_problems(name: str, classes: list[str] | None) -> Iterator[Finding]:
+    metadata = MetadataCatalog.get(name)
+    if classes is None:
+        found = metadata.get("thing_classes")
+        what = "are not set" if found is None else f"are {short(found)}"
+        message = (
+            f"its thing_classes {what}; name the classes in the order of category_id, from 0 on: "
+            f"MetadataCatalog.get({name!r}).thing_classes = ['cat', 'dog']"
+        )
+        yield Finding(Kind.FORMAT, None, message)
+        return
+    numbers = metadata.get("thing_dataset_id_to_contiguous_id")
+    # That of a panoptic set may have more.
+    if numbers is not None and not set(range(len(classes))) <= set(numbers.values()):
+        message = (
+            f"its thing_dataset_id_to_contiguous_id is {short(numbers)}; expected one id for each "
+            f"category_id from 0 to {len(classes) - 1}"
+        )
+        yield Finding(Kind.FORMAT, None, message)

@@ -204,12 +204,7 @@ def check_expected_results(cfg: CfgNode, model: nn.Module) -> None:
         )
     known = metric_names(cfg, model)
     for entry in entries:
-        kinds = [str, str, int | float, int | float]
-        if (
-            not isinstance(entry, list | tuple)
-            or len(entry) != len(kinds)
-            or not all(map(isinstance, entry, kinds))
-        ):
+        if not _is_expected_result(entry):
             raise ConfigError(
                 f"TEST.EXPECTED_RESULTS has {short(entry)}; expected [TASK, METRIC, VALUE, "
                 "TOLERANCE], such as ['segm', 'AP', 38.5, 0.2]"
@@ -220,6 +215,15 @@ def check_expected_results(cfg: CfgNode, model: nn.Module) -> None:
                 f"TEST.EXPECTED_RESULTS has {metric}, which is not measured"
                 f"{_instead(metric, known)}"
             )
+
+
+def _is_expected_result(entry: Any) -> bool:
+    if not isinstance(entry, list | tuple) or len(entry) != 4:
+        return False
+    names, numbers = entry[:2], entry[2:]
+    return all(isinstance(name, str) for name in names) and all(
+        isinstance(number, int | float) for number in numbers
+    )
 
 
 def _instead(metric: str, known: list[str]) -> str:

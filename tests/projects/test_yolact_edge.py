@@ -333,7 +333,7 @@ def test_one_pair_of_frames_is_learnt() -> None:
     item["reference_image"] = item["image"].roll(8, dims=2)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 2e-3)
     steps = []
-    for _ in range(12):
+    for _ in range(25):  # after 12 some seeds are short of the bound
         steps.append(model([item, item]))
         optimizer.zero_grad()
         sum(steps[-1].values()).backward()

@@ -63,6 +63,8 @@ def add_yolact_config(cfg: CfgNode) -> None:
     node.DETECTION_SCORE_THRESH_TEST = 0.0
     # Cut the coordinates of boxes down to whole pixels, as the authors' code does.
     node.TRUNCATE_BOXES_TEST = True
+    # Crop masks with their boxes (section 3.2); off as with the authors' --no_crop.
+    node.CROP_MASKS_TEST = True
 
     cfg.MODEL.DARKNET = CfgNode()
     # Residual blocks of the five stages of DarkNet-53 (YOLOv3, table 1) and channels of its stem.

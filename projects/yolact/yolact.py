@@ -40,6 +40,7 @@ class DetectionSettings:
     detection_score_threshold: float = 0.0
     max_detections: int = 100
     truncate_boxes: bool = True
+    crop_masks: bool = True
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,7 @@ class YOLACT(PixelModel):
                 detection_score_threshold=node.DETECTION_SCORE_THRESH_TEST,
                 max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
                 truncate_boxes=node.TRUNCATE_BOXES_TEST,
+                crop_masks=node.CROP_MASKS_TEST,
             ),
         }
 
@@ -324,9 +326,18 @@ class YOLACT(PixelModel):
         instances.pred_classes = detections.classes
         with stage("mask assembly"):
             instances.pred_masks = assemble_masks(
-                prototypes, detections.coefficients, in_pixels(detections.boxes, size), size
+                prototypes,
+                detections.coefficients,
+                in_pixels(self.mask_extents(detections), size),
+                size,
             )
         return instances
+
+    def mask_extents(self, detections: Detections) -> Tensor:
+        """(N, 4) relative corners of what a mask may cover: its box, or the whole picture."""
+        if self.detection_settings.crop_masks:
+            return detections.boxes
+        return detections.boxes.new_tensor([0, 0, 1, 1]).expand_as(detections.boxes)
 
     def pixel_boxes(self, detections: Detections, size: tuple[int, int]) -> Boxes:
         """Boxes in pixels of a picture of ``size``, cut at its edges; empty where they miss it."""

@@ -253,10 +253,24 @@ def released(tmp_path: Path) -> Writer:
     return write
 
 
-def test_a_file_with_nine_anchors_is_of_the_voc_model(released: Writer) -> None:
+def test_a_file_with_nine_anchors_says_that_it_does_not_tell_their_sizes(released: Writer) -> None:
     path = released({"arg:rpn_bbox_pred_bias": [36], "arg:fcis_cls_seg_bias": [98 * 21]})
     _, report = fcis.convert(path, PARTIAL)
+    assert report.config == "fcis/fcis_R_101_coco.yaml"
+    sizes = [[128.0, 256.0, 512.0]]
+    assert report.overrides == (
+        *("MODEL.ROI_HEADS.NUM_CLASSES", 20, "MODEL.ANCHOR_GENERATOR.SIZES", sizes),
+    )
+    assert report.choice.untold["MODEL.ANCHOR_GENERATOR.SIZES"] == sizes
+    assert f"does not tell MODEL.ANCHOR_GENERATOR.SIZES (taken: {sizes}" in str(report)
+
+
+def test_the_voc_setting_is_known_by_the_name_of_the_file(released: Writer) -> None:
+    path = released({"arg:rpn_bbox_pred_bias": [36], "arg:fcis_cls_seg_bias": [98 * 21]})
+    path = str(Path(path).rename(Path(path).with_name("fcis_VOC-0022.params")))
+    _, report = fcis.convert(path, PARTIAL)
     assert (report.config, report.overrides) == ("fcis/fcis_R_101_voc.yaml", ())
+    assert "chosen by the name of the file" in str(report)
 
 
 def test_a_file_of_a_shallower_trunk_is_recognised(released: Writer) -> None:

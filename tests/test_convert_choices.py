@@ -256,8 +256,9 @@ def test_what_the_user_tells_is_not_said_to_be_taken() -> None:
     choice = choice_of("yolact_base", head(5), overrides=given)
     assert choice.cfg.MODEL.YOLACT.ANCHOR_SCALES == scales and choice.cfg.INPUT.SQUARE_SIZE == 500
     assert not {f"{NODE}.ANCHOR_SCALES", "INPUT.SQUARE_SIZE"} & set(choice.untold)
-    assert f"does not tell {NODE}.ANCHOR_RATIOS (taken: [1.0, 0.5, 2.0, 0.3333, 3.0], by" in str(
-        choice
+    assert (
+        f"does not tell {NODE}.ANCHOR_RATIOS (taken: [1.0, 0.5, 2.0, 0.3333, 3.0], for 5 anchors"
+        in str(choice)
     )
 
 
@@ -266,6 +267,14 @@ def test_a_configuration_that_is_given_tells_everything() -> None:
     assert choice.config == "yolact/yolact_resnet50_pascal.yaml"
     assert not choice.overrides and not choice.untold
     assert str(choice) == "fits yolact/yolact_resnet50_pascal.yaml"
+
+
+@pytest.mark.parametrize("value", ["[]", str([[]] * 5), str([["a"]] * 5), "[['a'], 1]"])
+@pytest.mark.parametrize("key", ["ANCHOR_SCALES", "ANCHOR_RATIOS"])
+def test_anchors_that_are_none_are_left_to_the_model(key: str, value: str) -> None:
+    """Which says what is wrong with them, see ``tests/projects/test_yolact.py``."""
+    choice = choice_of("yolact_base", head(5), overrides=(f"{NODE}.{key}", value))
+    assert f"{NODE}.ANCHOR_SCALES" not in choice.found
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,7 @@ class Choice:
         config: a file, or its name inside ``configs/``.
         overrides: ``(KEY, VALUE, ...)`` beside it, the user's and then the file's.
         cfg: both together.
+        found: key of the overrides that is the file's → what it was told by.
         untold: key that neither the file nor the user tells → value taken.
         reason: see :class:`Layout`.
     """
@@ -106,6 +107,7 @@ class Choice:
     config: str
     overrides: tuple[Any, ...]
     cfg: CfgNode
+    found: Mapping[str, str]
     untold: Mapping[str, Any]
     reason: str
 
@@ -113,12 +115,9 @@ class Choice:
         lines = [f"fits {' '.join(map(str, (self.config, *self.overrides)))}"]
         if self.reason:
             lines.append(f"{self.config} was chosen by {self.reason}")
-        lines += [
-            f"the file does not tell {key} (taken: {value}, of {self.config})"
-            if key not in self.overrides[::2]
-            else f"the file does not tell {key} (taken: {value}, by its number)"
-            for key, value in self.untold.items()
-        ]
+        for key, value in self.untold.items():
+            origin = f"for {self.found[key]}" if key in self.found else f"of {self.config}"
+            lines.append(f"the file does not tell {key} (taken: {value}, {origin})")
         if self.untold:
             lines.append("if the training had others, give KEY VALUE or --config-file")
         return "\n".join(lines)
@@ -145,7 +144,8 @@ def choose(path: str, layout: Layout, options: Options) -> Choice:
     overrides = (*options.overrides, *(word for x in facts for word in (x.key, x.value)))
     cfg = load_cfg(config, overrides)
     untold = {} if options.config else {k: _value(cfg, k) for k in layout.untold if k not in given}
-    return Choice(config, overrides, cfg, untold, "" if options.config else layout.reason)
+    found = {x.key: x.found for x in facts}
+    return Choice(config, overrides, cfg, found, untold, "" if options.config else layout.reason)
 
 
 def config_text(choice: Choice, weights: Path, source: str) -> bytes:
@@ -266,9 +266,7 @@ def anchor_facts(path: str, count: int, cfg: CfgNode, *, largest: bool = False) 
     """
     node = cfg.MODEL.ANCHOR_GENERATOR
     levels, ratios = node.SIZES, node.ASPECT_RATIOS
-    if not (
-        levels and ratios and all(isinstance(x, list | tuple) and x for x in (*levels, *ratios))
-    ):
+    if not (levels and ratios and all(map(are_numbers, (*levels, *ratios)))):
         return  # refused, in Detectron2's words, when the model is built
     found = f"{count} anchors a cell"
     shapes = [anchor_shapes(path, count, own, ratios[0]) for own in levels]
@@ -282,6 +280,15 @@ def anchor_facts(path: str, count: int, cfg: CfgNode, *, largest: bool = False) 
     yield Fact("MODEL.ANCHOR_GENERATOR.SIZES", [sizes for sizes, _ in shapes], found)
     if shapes[0][1] != list(ratios[0]):
         yield Fact("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [shapes[0][1]], found)
+
+
+def are_numbers(values: Any) -> bool:
+    """Whether it is a list of one number at least."""
+    return (
+        isinstance(values, list | tuple)
+        and len(values) > 0
+        and all(isinstance(x, int | float) for x in values)
+    )
 
 
 def size(weights: Mapping[str, Tensor], name: str) -> int | None:

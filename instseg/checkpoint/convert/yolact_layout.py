@@ -13,6 +13,7 @@ from instseg.checkpoint.convert.configuration import (
     Layout,
     Options,
     anchor_shapes,
+    are_numbers,
     resnet_depth,
     resnet_facts,
     size,
@@ -205,12 +206,11 @@ def _anchor_facts(path: str, counts: list[int], shared: bool, cfg: CfgNode) -> I
     node = cfg.MODEL.YOLACT
     counts = counts * _LEVELS if shared else counts
     scales, ratios = node.ANCHOR_SCALES, node.ANCHOR_RATIOS
-    nested = [x for x in ratios if _is_list(x)]
+    nested = [x for x in ratios if isinstance(x, list | tuple)]
     own_ratios = nested or [ratios] * _LEVELS
-    lists = [*scales, *own_ratios]
-    if len(scales) != _LEVELS or len(own_ratios) != _LEVELS or not all(map(_is_list, lists)):
+    if len(scales) != _LEVELS or len(own_ratios) != _LEVELS:
         return  # refused in the project's words when the model is built
-    if not all(lists):
+    if not all(map(are_numbers, [*scales, *own_ratios])):
         return
     shapes = [
         anchor_shapes(path, count, *own)
@@ -312,10 +312,6 @@ def _indices(weights: Weights, pattern: str, count: int) -> list[set[int]]:
         if match and int(match[1]) < count:
             found[int(match[1])].add(int(match[2]))
     return found
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple)
 
 
 def _list(values: Sequence[Any]) -> str:

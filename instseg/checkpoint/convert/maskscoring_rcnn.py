@@ -119,9 +119,9 @@ def _layout(path: str, weights: dict[str, Tensor], options: Options) -> Layout:
         grouped = weights.get("backbone.body.layer1.0.conv2.weight")
         if bottleneck and grouped is not None and grouped.ndim == 4 and grouped.shape[1]:
             outputs, width = grouped.shape[:2]
-            found = f"{outputs // width} groups of {width} channels"
-            yield Fact("MODEL.RESNETS.NUM_GROUPS", outputs // width, found)
-            yield Fact("MODEL.RESNETS.WIDTH_PER_GROUP", width, found)
+            groups = f"{outputs // width} groups of {width} channels"
+            yield Fact("MODEL.RESNETS.NUM_GROUPS", outputs // width, groups)
+            yield Fact("MODEL.RESNETS.WIDTH_PER_GROUP", width, groups)
         anchors = size(weights, "rpn.head.cls_logits.bias")
         if anchors is not None:
             yield from anchor_facts(path, anchors, cfg)

@@ -112,14 +112,15 @@ def not_needed(name: str) -> str:
 def naming(weights: Mapping[str, Tensor]) -> Callable[[str], str]:
     """A function from names of YOLACT or YOLACT++ to ours; any other stays as it is."""
     shared = is_shared(weights)
-    *convs, upsampled, predictor = proto_ids(weights) or [None, None]
-    *scorers, last = maskiou_ids(weights) or [None]
-    lists = {
-        "proto_net": {i: f"protonet.convs.{n}" for n, i in enumerate(convs)}
-        | {upsampled: "protonet.upsampled", predictor: "protonet.predictor"},
-        "maskiou_net.maskiou_net": {i: f"maskiou_net.convs.{n}" for n, i in enumerate(scorers)}
-        | {last: "maskiou_net.predictor"},
-    }
+    lists: dict[str, dict[int, str]] = {"proto_net": {}, "maskiou_net.maskiou_net": {}}
+    if ids := proto_ids(weights):
+        *convs, upsampled, predictor = ids
+        lists["proto_net"] = {i: f"protonet.convs.{n}" for n, i in enumerate(convs)}
+        lists["proto_net"] |= {upsampled: "protonet.upsampled", predictor: "protonet.predictor"}
+    if ids := maskiou_ids(weights):
+        *convs, last = ids
+        names = {i: f"maskiou_net.convs.{n}" for n, i in enumerate(convs)}
+        lists["maskiou_net.maskiou_net"] = {**names, last: "maskiou_net.predictor"}
 
     def our_name(name: str) -> str:
         if match := _HEAD_NAME.match(name):

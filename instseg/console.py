@@ -6,13 +6,28 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from instseg.errors import ConfigError
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports mistakes as one line, where all errors end, not as usage text."""
+    """Reports mistakes as one line, where all errors end, not as usage text.
+
+    What is no option may stand before, between and behind options: ``KEY VALUE`` pairs come last.
+    """
+
+    _mixing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        commands = any(action.nargs == argparse.PARSER for action in self._actions)
+        if self._mixing or commands:
+            return super().parse_known_args(args, namespace)
+        self._mixing = True  # the next line comes back here
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._mixing = False
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see `{self.prog} --help`")

@@ -258,9 +258,11 @@ def test_a_layer_too_many_is_named(tmp_path: Path) -> None:
 
 
 def test_a_layer_of_another_shape_is_named(tmp_path: Path) -> None:
-    narrow = {"embedding.reduce.weight": np.zeros((64, 1024, 1, 1), np.float32)}
+    narrow = {"backbone.conv1.weight": np.zeros((64, 3, 5, 5), np.float32)}
     path = file_of(tmp_path / "model.t7", "deepmask", **narrow)
-    expected = r"trunk\.modules\.9\.weight has shape \(64, 1024, 1, 1\).*needs \(128, 1024, 1, 1\)"
+    expected = (
+        r"trunk\.modules\.1\.modules\.2\.weight has shape \(64, 3, 5, 5\).*needs \(64, 3, 7, 7\)"
+    )
     with pytest.raises(CheckpointError, match=expected):
         deepmask.convert(path, Options())
 

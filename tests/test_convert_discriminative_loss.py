@@ -29,7 +29,7 @@ def released(tmp_path: Path, golden_weights: ModuleType) -> Write:
 
     def write(net: str, changes: dict[str, Any] | None = None) -> str:
         state = {
-            name: torch.from_numpy(golden_weights.fill(name, shape, 0))
+            name: torch.from_numpy(golden_weights.fill(name, shape))
             for name, shape in KEYS[net].items()
         }
         for name, value in (changes or {}).items():
@@ -61,7 +61,7 @@ def test_the_networks_outputs_equal_the_authors(
     Checkpointer(model).load(str(path))
     golden = np.load(FOLDER / "golden.npz")
     recipe = load_module(FOLDER / "inputs.py")
-    x = torch.from_numpy(recipe.network_input(golden_weights.image(64, 96, 0)))
+    x = torch.from_numpy(recipe.network_input(golden_weights.image(64, 96)))
     with torch.no_grad():
         maps = model.network(x)
     close(maps.semantic[0, :, ::2, ::2], golden[f"{net}_sem"], 1e-4)
@@ -74,7 +74,7 @@ def test_the_model_normalises_as_the_authors_do(golden_weights: ModuleType) -> N
     cfg = instseg.load_cfg(
         "discriminative_loss/discriminative_loss_reseg_cvppp.yaml", ["MODEL.DEVICE", "cpu"]
     )
-    picture = golden_weights.image(8, 8, 0)
+    picture = golden_weights.image(8, 8)
     model = build_model(cfg)
     assert cfg.INPUT.FORMAT == "RGB"
     rgb = torch.from_numpy(picture[:, :, ::-1].copy()).permute(2, 0, 1).float()

@@ -73,7 +73,8 @@ def fill(weights: ModuleType, name: str, shape: list[int]) -> np.ndarray:
     """The stand-in for one array, by the recipe of the README."""
     plain = name.partition(":")[2]
     suffix = next(suffix for suffix in SUFFIXES if plain.endswith(suffix))
-    array = weights.fill(plain.removesuffix(suffix) + SUFFIXES[suffix], shape)
+    seed = int(np.load(FOLDER / "fcis_r101_features.npz")["seed"])
+    array = weights.fill(plain.removesuffix(suffix) + SUFFIXES[suffix], shape, seed)
     filled: np.ndarray = array * np.float32(FACTORS.get(plain, 1))
     return filled
 
@@ -94,7 +95,7 @@ def conversion(
 
 @pytest.fixture(scope="module")
 def model(conversion: tuple[Path, str]) -> nn.Module:
-    cfg = instseg.load_cfg(CONFIG, ["MODEL.DEVICE", "cpu"])
+    cfg = instseg.load_cfg(conversion[0].with_suffix(".yaml"), ["MODEL.DEVICE", "cpu"])
     model = build_model(cfg).eval()
     Checkpointer(model).load(str(conversion[0]))
     return model
@@ -174,14 +175,15 @@ def test_objectness_is_the_difference_of_the_authors_scores(
     activations: State, golden: dict[str, Any]
 ) -> None:
     scores = golden["rpn_cls_score"]
-    close(activations["objectness"], scores[:, 12:] - scores[:, :12])
+    anchors = scores.shape[1] // 2
+    close(activations["objectness"], scores[:, anchors:] - scores[:, :anchors])
 
 
 def test_score_maps_equal_the_authors_in_another_order(
     activations: State, golden: dict[str, Any]
 ) -> None:
     """Ours are (cell, part, class), theirs (class, part, cell)."""
-    ours = activations["scores"].unflatten(1, (49, 2, 81)).permute(0, 3, 2, 1, 4, 5).flatten(1, 3)
+    ours = activations["scores"].unflatten(1, (49, 2, -1)).permute(0, 3, 2, 1, 4, 5).flatten(1, 3)
     assert ours.shape == tuple(golden["fcis_cls_seg_shape"])
     sample = ours.flatten()[torch.from_numpy(golden["fcis_cls_seg_sample_index"])]
     close(sample, golden["fcis_cls_seg_sample_value"])
@@ -201,7 +203,7 @@ def test_box_deltas_of_regions_equal_the_authors(regions: Regions, golden: dict[
 
 def test_masks_of_regions_equal_the_authors(regions: Regions, golden: dict[str, Any]) -> None:
     clear = torch.from_numpy(golden["best_prob_margin"]) > 1e-5
-    assert clear.sum() > 500
+    assert clear.float().mean() > 0.8
     assert torch.equal(regions.classes[clear], torch.from_numpy(golden["best_class"])[clear])
     inside = regions.mask_logits.softmax(dim=1)[:, 1]
     difference = inside - torch.from_numpy(golden["seg_fg_prob"])
@@ -212,10 +214,11 @@ def test_refined_regions_equal_the_authors(
     model: nn.Module, regions: Regions, golden: dict[str, Any]
 ) -> None:
     rois = torch.from_numpy(golden["rois"])
-    boxes = rois[:300, 1:] + torch.tensor([0.0, 0, 1, 1])
+    count = len(rois) // 2
+    boxes = rois[:count, 1:] + torch.tensor([0.0, 0, 1, 1])
     size = int(golden["height"]), int(golden["width"])
-    refined = refine_boxes(boxes, regions.deltas[:300], model.roi_heads.box_transform, size)
-    assert (to_rois([refined]) - rois[300:]).abs().max() <= 1e-2
+    refined = refine_boxes(boxes, regions.deltas[:count], model.roi_heads.box_transform, size)
+    assert (to_rois([refined]) - rois[count:]).abs().max() <= 1e-2
 
 
 def test_proposals_are_mostly_those_of_the_authors(
@@ -225,11 +228,12 @@ def test_proposals_are_mostly_those_of_the_authors(
     generator = model.proposal_generator
     anchors = generator.anchor_generator([activations["res4b22_relu"]])
     logits = activations["objectness"].permute(0, 2, 3, 1).flatten(1)
-    deltas = activations["rpn_bbox_pred"].unflatten(1, (12, 4)).permute(0, 3, 4, 1, 2)
+    deltas = activations["rpn_bbox_pred"].unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2)
     size = int(golden["height"]), int(golden["width"])
     (proposals,) = generator.predict_proposals(anchors, [logits], [deltas.flatten(1, 3)], [size])
     ours = to_rois([proposals.proposal_boxes.tensor])
-    distances = torch.cdist(torch.from_numpy(golden["rois"][:300]), ours, p=float("inf"))
+    theirs = torch.from_numpy(golden["rois"][: len(golden["rois"]) // 2])
+    distances = torch.cdist(theirs, ours, p=float("inf"))
     assert (distances.amin(dim=1) < 0.01).float().mean() > 0.95
 
 
@@ -253,10 +257,24 @@ def released(tmp_path: Path) -> Writer:
     return write
 
 
-def test_a_file_with_nine_anchors_is_of_the_voc_model(released: Writer) -> None:
+def test_a_file_with_nine_anchors_says_that_it_does_not_tell_their_sizes(released: Writer) -> None:
     path = released({"arg:rpn_bbox_pred_bias": [36], "arg:fcis_cls_seg_bias": [98 * 21]})
     _, report = fcis.convert(path, PARTIAL)
+    assert report.config == "fcis/fcis_R_101_coco.yaml"
+    sizes = [[128.0, 256.0, 512.0]]
+    assert report.overrides == (
+        *("MODEL.ROI_HEADS.NUM_CLASSES", 20, "MODEL.ANCHOR_GENERATOR.SIZES", sizes),
+    )
+    assert report.choice.untold["MODEL.ANCHOR_GENERATOR.SIZES"] == sizes
+    assert f"does not tell MODEL.ANCHOR_GENERATOR.SIZES (taken: {sizes}" in str(report)
+
+
+def test_the_voc_setting_is_known_by_the_name_of_the_file(released: Writer) -> None:
+    path = released({"arg:rpn_bbox_pred_bias": [36], "arg:fcis_cls_seg_bias": [98 * 21]})
+    path = str(Path(path).rename(Path(path).with_name("fcis_VOC-0022.params")))
+    _, report = fcis.convert(path, PARTIAL)
     assert (report.config, report.overrides) == ("fcis/fcis_R_101_voc.yaml", ())
+    assert "chosen by the name of the file" in str(report)
 
 
 def test_a_file_of_a_shallower_trunk_is_recognised(released: Writer) -> None:

@@ -97,7 +97,9 @@ def test_the_box_head_equals_the_authors(model: nn.Module, golden: Any, inputs: 
     """Their background is row 0 of the classes and the first four deltas."""
     heads = model.roi_heads
     with torch.no_grad():
-        pooled = torch.from_numpy(inputs.roi_features(0, 6, 9500, 7))
+        pooled = torch.from_numpy(
+            inputs.roi_features(rois=len(golden["box_cls_logits"]), base=9500, size=7)
+        )
         logits, deltas = heads.box_predictor(heads.box_head(pooled))
     close(logits.roll(1, dims=1), golden["box_cls_logits"])
     close(deltas, golden["box_deltas"][:, 4:])
@@ -108,7 +110,9 @@ def test_the_mask_head_equals_the_authors(
 ) -> None:
     """Stored are their classes 0, 4, ..., 80; class 0 is the background."""
     with torch.no_grad():
-        pooled = torch.from_numpy(inputs.roi_features(0, 3, 9600, 14))
+        pooled = torch.from_numpy(
+            inputs.roi_features(rois=len(golden["mask_head_logits"]), base=9600, size=14)
+        )
         logits = model.roi_heads.mask_head.layers(pooled)
     close(logits[:, 3::4, ::2, ::2], golden["mask_head_logits"][:, 1:])
 
@@ -118,7 +122,7 @@ def test_the_maskiou_head_equals_the_authors(
 ) -> None:
     labels = torch.from_numpy(golden["labels"])
     logits = torch.from_numpy(inputs.mask_logits())
-    masks = logits[torch.arange(30), labels][:, None].sigmoid()
+    masks = logits[torch.arange(len(labels)), labels][:, None].sigmoid()
     with torch.no_grad():
         predicted = model.roi_heads.maskiou_head(torch.from_numpy(inputs.roi_features()), masks)
     close(predicted, golden["pred_maskiou"][:, 1:])

@@ -173,7 +173,11 @@ def released(tmp_path: Path) -> Any:
     [
         ("yolact_im700", "yolact_im700_54_800000.pth", "yolact/yolact_im700.yaml"),
         ("yolact_im700", "a.pth", "yolact/yolact_base.yaml"),
-        ("yolact_resnet50_pascal", "a.pth", "yolact/yolact_resnet50_pascal.yaml"),
+        (
+            "yolact_resnet50_pascal",
+            "yolact_resnet50_pascal_30_1.pth",
+            "yolact/yolact_resnet50_pascal.yaml",
+        ),
         ("yolact_plus_base", "a.pth", "yolact_plus/yolact_plus_base.yaml"),
     ],
 )

@@ -8,7 +8,8 @@ from instseg.commands.arguments import add_classes_argument, path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give ``parser`` the arguments of the command and what it runs."""
     parser.description = (
-        "Writes a checkpoint for MODEL.WEIGHTS and says what became of every tensor; runs no code."
+        "Writes a checkpoint and, beside it as .yaml, the configuration that runs it; says what "
+        "became of every tensor and what the file does not tell. Runs no code."
     )
     add = parser.add_argument
     add(
@@ -30,6 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="accept a file that holds only some layers, such as a backbone",
     )
     add_classes_argument(parser)
+    add(
+        "--config-file",
+        metavar="FILE",
+        help="configuration of the training, or its name in configs/, instead of the nearest one",
+    )
+    add("overrides", nargs="*", metavar="KEY VALUE", help="what the training had, last")
     parser.set_defaults(run=run)
 
 
@@ -46,8 +53,11 @@ def run(arguments: argparse.Namespace) -> int:
             leave_out_classes=arguments.leave_out_classes,
             allow_partial=arguments.allow_partial,
             classes=None if arguments.classes is None else classes_option(arguments.classes),
+            config=arguments.config_file,
+            overrides=tuple(arguments.overrides),
         ),
     )
     print(report)
+    print(path.with_suffix(".yaml"))
     print(path)
     return 0

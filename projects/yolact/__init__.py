@@ -5,7 +5,14 @@ from instseg.ops.assemble_masks import assemble_masks, crop, mask_probabilities
 from instseg.projects.yolact.boxes import decode, encode, level_sizes, make_priors, to_corners
 from instseg.projects.yolact.config import add_yolact_config
 from instseg.projects.yolact.darknet import DarkNet, build_darknet_backbone
-from instseg.projects.yolact.layers import FeaturePyramid, PredictionHead, ProtoNet, conv, resized
+from instseg.projects.yolact.layers import (
+    FeaturePyramid,
+    HeadByLevel,
+    PredictionHead,
+    ProtoNet,
+    conv,
+    resized,
+)
 from instseg.projects.yolact.losses import (
     LossSettings,
     MaskSamples,
@@ -26,6 +33,7 @@ __all__ = [
     "DetectionSettings",
     "Detections",
     "FeaturePyramid",
+    "HeadByLevel",
     "LossSettings",
     "MaskSamples",
     "PredictionHead",

@@ -5,9 +5,12 @@ All coordinates are relative to the picture: 0 is its left or upper edge, 1 the 
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from instseg.errors import ConfigError
 
 _CENTRE_VARIANCE = 0.1
 _SIZE_VARIANCE = 0.2
@@ -28,7 +31,7 @@ def make_priors(
     image_size: int,
     sizes: Sequence[int],
     scales: Sequence[Sequence[float]],
-    ratios: Sequence[float],
+    ratios: Sequence[float] | Sequence[Sequence[float]],
     *,
     square: bool = False,
 ) -> Tensor:
@@ -41,17 +44,18 @@ def make_priors(
         image_size: side of the square picture in pixels.
         sizes: cells per side of every level.
         scales: sides in pixels, a list for every level.
-        ratios: width / height.
+        ratios: width / height, or a list of these for every level.
         square: make the height equal to the width, see ``MODEL.YOLACT.SQUARE_ANCHORS``.
     Returns:
         (P, 4) float32: centre x, centre y, width, height.  Levels, in them rows, columns, scales,
         ratios.
     """
     levels = []
-    for cells, own in zip(sizes, scales, strict=True):
+    by_level = ratios_by_level(ratios, len(scales))
+    for cells, own_scales, own_ratios in zip(sizes, scales, by_level, strict=True):
         widths, heights = [], []
-        for scale in own:
-            for ratio in map(math.sqrt, ratios):
+        for scale in own_scales:
+            for ratio in map(math.sqrt, own_ratios):
                 widths.append(scale * ratio / image_size)
                 heights.append(widths[-1] if square else scale / ratio / image_size)
         # In double precision until the end, as the authors' numbers are.
@@ -61,6 +65,49 @@ def make_priors(
         grid = torch.stack([x, y], dim=-1)[:, :, None].expand(-1, -1, len(shapes), -1)
         levels.append(torch.cat([grid, shapes.expand_as(grid)], dim=-1).reshape(-1, 4))
     return torch.cat(levels).float()
+
+
+def ratios_by_level(
+    ratios: Sequence[float] | Sequence[Sequence[float]], num_levels: int
+) -> list[Sequence[float]]:
+    """The ratios of every level: those given for each, or the same for all."""
+    lists = [x for x in ratios if isinstance(x, Sequence)]
+    plain = [x for x in ratios if not isinstance(x, Sequence)]
+    return lists or [plain] * num_levels
+
+
+def anchors_by_level(
+    scales: Sequence[Any], ratios: Sequence[Any], num_levels: int, equal: bool
+) -> list[int]:
+    """Anchors per cell of every level.
+
+    Args:
+        scales: ``MODEL.YOLACT.ANCHOR_SCALES``.
+        ratios: ``MODEL.YOLACT.ANCHOR_RATIOS``.
+        num_levels: of the pyramid.
+        equal: whether all levels must have the same number, as they share one head.
+    Raises:
+        ConfigError: keys that do not fit together.
+    """
+    if len(scales) != num_levels or not all(isinstance(x, list | tuple) and x for x in scales):
+        raise ConfigError(
+            f"MODEL.YOLACT.ANCHOR_SCALES is {scales}; expected {num_levels} lists, for P3..P7"
+        )
+    nested = [isinstance(x, list | tuple) for x in ratios]
+    if not ratios or (any(nested) and not (all(nested) and len(ratios) == num_levels)):
+        raise ConfigError(
+            f"MODEL.YOLACT.ANCHOR_RATIOS is {ratios}; expected numbers, or {num_levels} lists of "
+            "numbers, for P3..P7"
+        )
+    pairs = zip(scales, ratios_by_level(ratios, num_levels), strict=True)
+    counts = [len(own_scales) * len(own_ratios) for own_scales, own_ratios in pairs]
+    if 0 in counts or (equal and len(set(counts)) != 1):
+        raise ConfigError(
+            f"MODEL.YOLACT.ANCHOR_SCALES {scales} and ANCHOR_RATIOS {ratios} give P3..P7 {counts} "
+            "anchors a cell; as all levels share one head, give them lists of equal length, or set "
+            "MODEL.YOLACT.SHARE_HEAD False"
+        )
+    return counts
 
 
 def to_corners(priors: Tensor) -> Tensor:

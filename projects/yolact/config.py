@@ -16,11 +16,15 @@ def add_yolact_config(cfg: CfgNode) -> None:
 
     # Sides of the anchors in pixels of the square, a list for each level P3..P7 (section 3.3).
     node.ANCHOR_SCALES = [[24], [48], [96], [192], [384]]
-    # Width / height of the anchors, the same for all scales.
+    # Width / height of the anchors, the same for all scales; or such a list for each level P3..P7.
     node.ANCHOR_RATIOS = [1.0, 0.5, 2.0]
     # Give every anchor its width as height too, as the first release did by mistake; all weights
     # released for COCO need it, except those of YOLACT++.
     node.SQUARE_ANCHORS = False
+
+    # One head for all levels (section 3.1); off gives every level its own, as the authors'
+    # share_prediction_module, and levels may then differ in their number of anchors.
+    node.SHARE_HEAD = True
 
     # Channels of the pyramid, of the prototype network and of the head (section 4.1).
     node.CHANNELS = 256
@@ -41,7 +45,8 @@ def add_yolact_config(cfg: CfgNode) -> None:
     node.CROWD_IOU = 0.7
     # Background anchors for each positive one, the hardest of their picture.
     node.NEGATIVE_RATIO = 3
-    # Weights of the losses (section 3.1; authors' code for the semantic loss of section 3.4).
+    # Weights of the losses (section 3.1; authors' code for the semantic loss of section 3.4, whose
+    # layer is left out at 0).
     node.BOX_WEIGHT = 1.5
     node.CLASS_WEIGHT = 1.0
     node.MASK_WEIGHT = 6.125
@@ -63,6 +68,8 @@ def add_yolact_config(cfg: CfgNode) -> None:
     node.DETECTION_SCORE_THRESH_TEST = 0.0
     # Cut the coordinates of boxes down to whole pixels, as the authors' code does.
     node.TRUNCATE_BOXES_TEST = True
+    # Crop masks with their boxes (section 3.2); off as with the authors' --no_crop.
+    node.CROP_MASKS_TEST = True
 
     cfg.MODEL.DARKNET = CfgNode()
     # Residual blocks of the five stages of DarkNet-53 (YOLOv3, table 1) and channels of its stem.

@@ -182,6 +182,16 @@ class PredictionHead(nn.Module):
         return deltas, logits, coefficients.tanh()
 
 
+class HeadByLevel(nn.ModuleList):
+    """A :class:`PredictionHead` of its own for every level, in place of one for all."""
+
+    def forward(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """See :class:`PredictionHead`."""
+        found = [head([level]) for head, level in zip(self, pyramid, strict=True)]
+        deltas, logits, coefficients = (torch.cat(x, dim=1) for x in zip(*found, strict=True))
+        return deltas, logits, coefficients
+
+
 def _by_anchor(x: Tensor, width: int) -> Tensor:
     """(B, A * width, h, w) → (B, h * w * A, width)."""
     return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, width)

@@ -75,14 +75,14 @@ class Predictions:
         logits: (B, P, C + 1), background first.
         coefficients: (B, P, K).
         prototypes: (B, h, w, K).
-        semantic: (B, C, h', w') logits.
+        semantic: (B, C, h', w') logits; None without that layer.
     """
 
     deltas: Tensor
     logits: Tensor
     coefficients: Tensor
     prototypes: Tensor
-    semantic: Tensor
+    semantic: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,10 @@ def yolact_losses(
         "loss_box": box * (settings.box_weight / count),
         "loss_cls": classes * (settings.class_weight / count),
         "loss_mask": mask * (settings.mask_weight / count),
-        "loss_semantic": semantic_loss(predictions.semantic, truths) * settings.semantic_weight,
     }
+    if predictions.semantic is not None:
+        semantic = semantic_loss(predictions.semantic, truths)
+        losses["loss_semantic"] = semantic * settings.semantic_weight
     return losses, samples
 
 

@@ -15,8 +15,14 @@ from torch.nn import functional as F
 from instseg.errors import ConfigError
 from instseg.modeling import PixelModel, check_finite, cross_class_nms, fast_nms, stage
 from instseg.ops.assemble_masks import assemble_masks
-from instseg.projects.yolact.boxes import decode, level_sizes, make_priors
-from instseg.projects.yolact.layers import FeaturePyramid, PredictionHead, ProtoNet, conv
+from instseg.projects.yolact.boxes import anchors_by_level, decode, level_sizes, make_priors
+from instseg.projects.yolact.layers import (
+    FeaturePyramid,
+    HeadByLevel,
+    PredictionHead,
+    ProtoNet,
+    conv,
+)
 from instseg.projects.yolact.losses import (
     LossSettings,
     MaskSamples,
@@ -40,6 +46,7 @@ class DetectionSettings:
     detection_score_threshold: float = 0.0
     max_detections: int = 100
     truncate_boxes: bool = True
+    crop_masks: bool = True
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,7 @@ class YOLACT(PixelModel):
         fpn: FeaturePyramid,
         protonet: nn.Module,
         head: nn.Module,
-        semantic: nn.Module,
+        semantic: nn.Module | None,
         priors: Tensor,
         image_size: int,
         pixel_mean: Sequence[float],
@@ -111,7 +118,7 @@ class YOLACT(PixelModel):
             fpn: makes P3..P7 of them.
             protonet: see :class:`ProtoNet`.
             head: see :class:`PredictionHead`.
-            semantic: (B, channels, h, w) → (B, C, h, w), in training alone.
+            semantic: (B, channels, h, w) → (B, C, h, w), in training alone; None for no such loss.
             priors: (P, 4) anchors, see :func:`~instseg.projects.yolact.boxes.make_priors`.
             image_size: side S of the square.
             pixel_mean, pixel_std: see :class:`~instseg.modeling.PixelModel`.
@@ -139,16 +146,20 @@ class YOLACT(PixelModel):
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
         levels = in_order(shapes)
-        anchors = len(node.ANCHOR_SCALES[0]) * len(node.ANCHOR_RATIOS)
+        anchors = anchors_by_level(
+            node.ANCHOR_SCALES, node.ANCHOR_RATIOS, len(FeaturePyramid.strides), node.SHARE_HEAD
+        )
         channels = node.CHANNELS
+        heads = [
+            PredictionHead(node.NUM_CLASSES, count, node.NUM_PROTOTYPES, channels, node.HEAD_NORM)
+            for count in anchors[: 1 if node.SHARE_HEAD else None]
+        ]
         return {
             "backbone": backbone,
             "fpn": FeaturePyramid([shapes[name].channels for name in levels], channels, node.NORM),
             "protonet": ProtoNet(channels, node.PROTO_CONVS, node.NUM_PROTOTYPES, node.NORM),
-            "head": PredictionHead(
-                node.NUM_CLASSES, anchors, node.NUM_PROTOTYPES, channels, node.HEAD_NORM
-            ),
-            "semantic": conv(channels, node.NUM_CLASSES, 1),
+            "head": heads[0] if node.SHARE_HEAD else HeadByLevel(heads),
+            "semantic": conv(channels, node.NUM_CLASSES, 1) if node.SEMANTIC_WEIGHT else None,
             "priors": make_priors(
                 size,
                 level_sizes(size, FeaturePyramid.strides),
@@ -178,6 +189,7 @@ class YOLACT(PixelModel):
                 detection_score_threshold=node.DETECTION_SCORE_THRESH_TEST,
                 max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
                 truncate_boxes=node.TRUNCATE_BOXES_TEST,
+                crop_masks=node.CROP_MASKS_TEST,
             ),
         }
 
@@ -249,10 +261,13 @@ class YOLACT(PixelModel):
         self, pyramid: Sequence[Tensor], truths: Sequence[Truth]
     ) -> dict[str, Tensor]:
         """The losses of what is predicted from P3..P7."""
-        outputs = (*self.heads(pyramid), self.semantic(pyramid[0]))
+        outputs = self.heads(pyramid)
+        semantic = None if self.semantic is None else self.semantic(pyramid[0])
         # Sums over many anchors and probabilities near 0 and 1 need single precision.
         with torch.autocast(self.device.type, enabled=False):
-            predictions = Predictions(*(x.float() for x in outputs))
+            predictions = Predictions(
+                *(x.float() for x in outputs), None if semantic is None else semantic.float()
+            )
             losses, samples = yolact_losses(predictions, truths, self.priors, self.loss_settings)
             losses.update(self.extra_losses(samples))
         return losses
@@ -324,9 +339,18 @@ class YOLACT(PixelModel):
         instances.pred_classes = detections.classes
         with stage("mask assembly"):
             instances.pred_masks = assemble_masks(
-                prototypes, detections.coefficients, in_pixels(detections.boxes, size), size
+                prototypes,
+                detections.coefficients,
+                in_pixels(self.mask_extents(detections), size),
+                size,
             )
         return instances
+
+    def mask_extents(self, detections: Detections) -> Tensor:
+        """(N, 4) relative corners of what a mask may cover: its box, or the whole picture."""
+        if self.detection_settings.crop_masks:
+            return detections.boxes
+        return detections.boxes.new_tensor([0, 0, 1, 1]).expand_as(detections.boxes)
 
     def pixel_boxes(self, detections: Detections, size: tuple[int, int]) -> Boxes:
         """Boxes in pixels of a picture of ``size``, cut at its edges; empty where they miss it."""
@@ -363,13 +387,6 @@ def in_order(shapes: dict[str, ShapeSpec]) -> list[str]:
 def _check(cfg: CfgNode) -> None:
     """Raise a ConfigError for keys that do not fit together."""
     node = cfg.MODEL.YOLACT
-    levels = len(FeaturePyramid.strides)
-    scales = node.ANCHOR_SCALES
-    if len(scales) != levels or len({len(own) for own in scales}) != 1 or not scales[0]:
-        raise ConfigError(
-            f"MODEL.YOLACT.ANCHOR_SCALES is {scales}; expected {levels} lists of equal length, for "
-            "P3..P7, since all levels share one head"
-        )
     if cfg.INPUT.SQUARE_SIZE < 1:
         raise ConfigError(
             f"INPUT.SQUARE_SIZE is {cfg.INPUT.SQUARE_SIZE}; YOLACT needs the side of the square "

@@ -127,7 +127,8 @@ class YOLACTPlus(YOLACT):
 
     def predicted_ious(self, detections: Detections, prototypes: Tensor) -> Tensor:
         """(N,) predicted IoU of each detection's mask, for its class."""
-        masks = mask_probabilities(prototypes, detections.coefficients, detections.boxes)
+        extents = self.mask_extents(detections)
+        masks = mask_probabilities(prototypes, detections.coefficients, extents)
         every: Tensor = self.maskiou_net(masks).float()
         check_finite(every)
         return every[torch.arange(len(every)), detections.classes]

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from instseg.ops.fcis_head import to_fcis_head_order
 from tests.conftest import GOLDEN, load_module
 
 FOLDER = GOLDEN / "position_sensitive"
@@ -50,6 +51,18 @@ def head_maps(device: str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor
 def head_classes(count: int, device: str = "cpu") -> Tensor:
     """All classes of head_maps and none, by turns: -1, 0, 1, 2, 3, -1, ..."""
     return (torch.arange(count) % 5 - 1).to(device)
+
+
+def sizes(arrays: Any) -> tuple[float, int, int]:
+    """Spatial scale, group size and pooled size of a golden file."""
+    keys = "spatial_scale", "group_size", "pooled_size"
+    return tuple(arrays[key].item() for key in keys)  # type: ignore[return-value]
+
+
+def ordered(arrays: Any, maps: Tensor) -> Tensor:
+    """The maps of a golden file of the head in the order of ours."""
+    classes = int(arrays["num_classes_with_background"])
+    return to_fcis_head_order(maps, classes, int(arrays["group_size"]), dim=1)
 
 
 def golden(stem: str, dtype: str, device: str, factor: float = 1.0) -> tuple[Any, Tensor, Tensor]:

@@ -16,8 +16,10 @@ from tests.ops.position_sensitive import (
     golden,
     head_classes,
     head_maps,
+    ordered,
     sample_rois,
     signed,
+    sizes,
 )
 
 OFFICIAL = (1 / 16, 7, 21)
@@ -35,8 +37,8 @@ def assert_close(actual: Tensor, expected: np.ndarray, tolerance: float) -> None
 def test_scores_and_logits_of_labels_are_the_official_ones(dtype, tolerance, _, device):
     arrays, maps, rois = golden("official_head", dtype, device, factor=4)
     labels = torch.from_numpy(arrays["labels"]).to(device)
-    maps = to_fcis_head_order(maps, 4, 7, dim=1)
-    scores, logits, classes = fcis_head(maps, rois, labels, *OFFICIAL)
+    maps = ordered(arrays, maps)
+    scores, logits, classes = fcis_head(maps, rois, labels, *sizes(arrays))
     suffix = "_f" + dtype[-2:]
     assert_close(scores, arrays["cls_score" + suffix], tolerance)
     assert_close(scores.softmax(1), arrays["cls_prob" + suffix], tolerance)
@@ -48,8 +50,8 @@ def test_scores_and_logits_of_labels_are_the_official_ones(dtype, tolerance, _, 
 @pytest.mark.parametrize("dtype, tolerance, _", DTYPES)
 def test_best_class_and_its_mask_are_the_official_ones(dtype, tolerance, _, device):
     arrays, maps, rois = golden("official_head", dtype, device, factor=4)
-    maps = to_fcis_head_order(maps, 4, 7, dim=1)
-    _, logits, classes = fcis_head(maps, rois, None, *OFFICIAL)
+    maps = ordered(arrays, maps)
+    _, logits, classes = fcis_head(maps, rois, None, *sizes(arrays))
     suffix = "_f" + dtype[-2:]
     assert classes.tolist() == arrays["best_class" + suffix].tolist()
     assert_close(logits.softmax(1), arrays["seg_pred" + suffix], tolerance)
@@ -60,8 +62,8 @@ def test_best_class_and_its_mask_are_the_official_ones(dtype, tolerance, _, devi
 def test_gradients_are_the_official_ones(dtype, _, tolerance, device):
     arrays, maps, rois = golden("official_head", dtype, device, factor=4)
     labels = torch.from_numpy(arrays["labels"]).to(device)
-    ordered = to_fcis_head_order(maps.requires_grad_(), 4, 7, dim=1)
-    outputs = fcis_head(ordered, rois, labels, *OFFICIAL)[:2]
+    inputs = ordered(arrays, maps.requires_grad_())
+    outputs = fcis_head(inputs, rois, labels, *sizes(arrays))[:2]
     grads = np.load(FOLDER / "official_head_grad.npz")
     for name, output in zip(("cls", "seg"), outputs, strict=True):
         seed, kind = int(arrays["seed"]), np.dtype(dtype)
@@ -74,8 +76,8 @@ def test_gradients_are_the_official_ones(dtype, _, tolerance, device):
 @pytest.mark.parametrize("device", DEVICES)
 def test_head_at_coco_size_is_the_official_one(device):
     arrays, maps, rois = golden("official_coco_size", "float32", device, factor=4)
-    maps = to_fcis_head_order(maps, 81, 7, dim=1)
-    scores, logits, classes = fcis_head(maps, rois, None, *OFFICIAL)
+    maps = ordered(arrays, maps)
+    scores, logits, classes = fcis_head(maps, rois, None, *sizes(arrays))
     clear = (arrays["best_logit_margin"] == 0) | (arrays["best_logit_margin"] >= 1e-5)
     # In separate rounding, as here, no RoI needs to be left out for a fused multiply-add.
     assert_close(scores.double(), arrays["cls_score"], 1e-5)
@@ -164,9 +166,9 @@ def test_operator_and_reference_agree_on_random_input(
     rois = torch.tensor([[i % 2, *row] for i, row in enumerate(corners)])
     shape = (2, 2 * num_classes * group**2, height, width)
     maps = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    sizes = (scale, group, pooled)
-    scores, logits, classes = fcis_head(maps, rois, None, *sizes)
-    expected_scores, expected_logits, _ = fcis_head_reference(maps, rois, classes, *sizes)
+    shape_of_bins = (scale, group, pooled)
+    scores, logits, classes = fcis_head(maps, rois, None, *shape_of_bins)
+    expected_scores, expected_logits, _ = fcis_head_reference(maps, rois, classes, *shape_of_bins)
     torch.testing.assert_close(scores, expected_scores)
     torch.testing.assert_close(logits, expected_logits)
     assert torch.equal(scores[:, 1:].argmax(1) + 1, classes)
@@ -311,8 +313,8 @@ def test_channels_of_the_authors_are_put_in_order():
     maps, rois = head_maps(dtype=torch.float64), sample_rois(dtype=torch.float64)
     # 2 * c + t is the dimension of psroi_pool in the authors' order.
     pooled = psroi_pool(maps, rois, *SIZES).unflatten(1, (4, 2))
-    ordered = to_fcis_head_order(maps, 4, 2, dim=1)
-    scores, logits, _ = fcis_head(ordered, rois, torch.full((len(rois),), 3), *SIZES)
+    ours = to_fcis_head_order(maps, 4, 2, dim=1)
+    scores, logits, _ = fcis_head(ours, rois, torch.full((len(rois),), 3), *SIZES)
     torch.testing.assert_close(scores, pooled.amax(2).mean((2, 3)))
     torch.testing.assert_close(logits, pooled[:, 3])
 

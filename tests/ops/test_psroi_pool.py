@@ -9,7 +9,7 @@ from torch import Tensor
 
 from instseg.ops.psroi_pool import psroi_pool, psroi_pool_reference
 from tests.ops.common import CUDA, DEVICES
-from tests.ops.position_sensitive import FOLDER, SIZES, golden, sample_rois, signed
+from tests.ops.position_sensitive import FOLDER, SIZES, golden, sample_rois, signed, sizes
 
 STEMS = ["official_g7_p21_s16", "official_g7_p7_s16", "official_g3_p9_s8", "official_g5_p21_s8"]
 TORCHVISION = ["torchvision_g7_s16", "torchvision_g3_s8", "torchvision_g5_s8"]
@@ -24,9 +24,7 @@ def sample_maps(device: str = "cpu", dtype: torch.dtype = torch.float32) -> Tens
 @pytest.mark.parametrize("stem", STEMS)
 def test_values_are_those_of_the_official_operator(stem, dtype, tolerance, device):
     arrays, maps, rois = golden(stem, dtype, device)
-    out = psroi_pool(
-        maps, rois, *(arrays[key].item() for key in ("spatial_scale", "group_size", "pooled_size"))
-    )
+    out = psroi_pool(maps, rois, *sizes(arrays))
     expected = torch.from_numpy(arrays["out_f" + dtype[-2:]])
     torch.testing.assert_close(out.cpu(), expected, rtol=0, atol=tolerance)
 
@@ -36,11 +34,7 @@ def test_values_are_those_of_the_official_operator(stem, dtype, tolerance, devic
 @pytest.mark.parametrize("stem", STEMS)
 def test_gradients_are_those_of_the_official_operator(stem, dtype, tolerance, device):
     arrays, maps, rois = golden(stem, dtype, device)
-    out = psroi_pool(
-        maps.requires_grad_(),
-        rois,
-        *(arrays[key].item() for key in ("spatial_scale", "group_size", "pooled_size")),
-    )
+    out = psroi_pool(maps.requires_grad_(), rois, *sizes(arrays))
     upstream = signed(f"{stem}.upstream", out.shape, int(arrays["seed"]), np.dtype(dtype))
     out.backward(torch.from_numpy(upstream).to(device))
     expected = torch.from_numpy(np.load(FOLDER / f"{stem}_grad.npz")["grad_f" + dtype[-2:]])
@@ -54,7 +48,7 @@ def test_gradients_are_those_of_the_official_operator(stem, dtype, tolerance, de
 )
 def test_bin_edges_are_rounded_after_each_operation(dtype, expected, tolerance, device):
     arrays, maps, rois = golden("official_fma_cases", dtype, device)
-    out = psroi_pool(maps, rois, 1 / 16, 7, 21).cpu()
+    out = psroi_pool(maps, rois, *sizes(arrays)).cpu()
     separate = torch.from_numpy(arrays[expected])
     fused = torch.from_numpy(arrays["out_fused_multiply_add"])
     assert not torch.allclose(separate, fused.to(separate), rtol=0, atol=1e-6)
@@ -64,7 +58,7 @@ def test_bin_edges_are_rounded_after_each_operation(dtype, expected, tolerance, 
 @pytest.mark.parametrize("device", DEVICES)
 def test_values_at_coco_size_are_those_of_the_official_operator(device):
     arrays, maps, rois = golden("official_coco_size", "float32", device, factor=4)
-    out = psroi_pool(maps, rois, 1 / 16, 7, 21)
+    out = psroi_pool(maps, rois, *sizes(arrays))
     means = torch.from_numpy(arrays["mean_over_bins"])
     torch.testing.assert_close(out.double().mean((2, 3)).cpu(), means, rtol=0, atol=1e-5)
     sample = out.flatten()[torch.from_numpy(arrays["sample_index"]).to(device)].cpu()

@@ -61,7 +61,7 @@ def test_separate_instances_are_recovered(instances: int, device: str) -> None:
 
 
 def test_the_golden_map_is_recovered() -> None:
-    """Means more than 100 apart, every pixel within 0.4 of its own (case d)."""
+    """Means more than 100 apart, every pixel within 0.4 of its own (case d), however few."""
     folder = GOLDEN / "discriminative_loss"
     inputs = load_module(folder / "inputs.py").make("d")
     expected = np.load(folder / "golden.npz")["d_labels"]
@@ -69,8 +69,21 @@ def test_the_golden_map_is_recovered() -> None:
         torch.as_tensor(inputs[0]), torch.as_tensor(expected), strict=True
     ):
         probabilities = semantic_of(labels.long().clamp(max=1), 1)
-        found = cluster(embeddings, probabilities, ClusterSettings(bandwidth=1.0))
-        assert_recovers(found, labels)
+        smallest = int(labels[labels > 0].unique(return_counts=True)[1].min())
+        settings = ClusterSettings(bandwidth=1.0, min_pixels=smallest)
+        assert_recovers(cluster(embeddings, probabilities, settings), labels)
+
+
+def test_a_map_of_the_golden_recipe_with_an_instance_of_nine_pixels_is_recovered() -> None:
+    inputs = load_module(GOLDEN / "discriminative_loss" / "inputs.py").make("d", seed=1)
+    embeddings, labels = (torch.as_tensor(x)[0] for x in (inputs[0], inputs[3]))
+    sizes = labels[labels > 0].unique(return_counts=True)[1]
+    assert sizes.min() == 9 < ClusterSettings().min_pixels
+    probabilities = semantic_of(labels.clamp(max=1), 1)
+    found = cluster(embeddings, probabilities, ClusterSettings(bandwidth=1.0))
+    assert len(found.masks) == len(sizes) - 1
+    settings = ClusterSettings(bandwidth=1.0, min_pixels=9)
+    assert_recovers(cluster(embeddings, probabilities, settings), labels)
 
 
 def test_four_hundred_instances_are_recovered() -> None:

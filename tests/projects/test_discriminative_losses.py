@@ -115,9 +115,9 @@ def test_the_means_of_instances_equal_wizarons(recipe: ModuleType, golden: Any, 
 @pytest.mark.parametrize("name", CASES)
 def test_the_gradient_per_pixel_equals_wizarons(recipe: ModuleType, golden: Any, name: str) -> None:
     terms, x, _ = run(recipe, name, "pixel")
-    step = 1 if name in "ce" else 3
-    found = gradient(terms, x)[:, :, ::step, ::step]
     expected = golden[f"{name}_grad"]
+    step = 1 if expected.shape == x.shape else 3
+    found = gradient(terms, x)[:, :, ::step, ::step]
     close(found, expected, 1e-5 * float(np.abs(expected).max()))
 
 

@@ -34,7 +34,6 @@ from instseg.projects.fcis import (
 from instseg.projects.fcis.targets import rasterize
 from tests.conftest import GOLDEN, close
 
-IMAGE = (120, 160)  # height, width
 HALF = Matcher([0.5], [0, 1])
 
 
@@ -48,6 +47,12 @@ def continuous(boxes: Any) -> torch.Tensor:
     return torch.from_numpy(np.asarray(boxes, dtype=np.float32)) + torch.tensor([0.0, 0, 1, 1])
 
 
+def image_size(golden: Any) -> tuple[int, int]:
+    """Height and width of the picture."""
+    height, width = golden["annot_gt_masks"].shape[1:]
+    return height, width
+
+
 def candidates(golden: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Proposals followed by the objects' own boxes, those boxes, and their classes from 0."""
     gt_boxes = continuous(golden["annot_gt_boxes"][:, :4])
@@ -57,23 +62,26 @@ def candidates(golden: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def test_boxes_overlap_as_with_the_authors(golden: Any) -> None:
     boxes, gt_boxes, _ = candidates(golden)
-    close(pairwise_iou(Boxes(boxes[:45]), Boxes(gt_boxes)).double(), golden["overlaps"])
+    close(
+        pairwise_iou(Boxes(boxes[: len(golden["annot_rois"])]), Boxes(gt_boxes)).double(),
+        golden["overlaps"],
+    )
 
 
 def test_deltas_between_boxes_equal_the_authors(golden: Any) -> None:
     boxes, gt_boxes, _ = candidates(golden)
     transform = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
-    close(transform.get_deltas(boxes[:5], gt_boxes).double(), golden["transform"])
+    close(transform.get_deltas(boxes[: len(gt_boxes)], gt_boxes).double(), golden["transform"])
 
 
 def test_predicted_and_clipped_boxes_equal_the_authors(golden: Any) -> None:
     boxes, _, _ = candidates(golden)
     transform = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
-    predicted = transform.apply_deltas(torch.from_numpy(golden["deltas"]), boxes[:6])
-    predicted = predicted.view(6, 2, 4)
+    deltas = torch.from_numpy(golden["deltas"])
+    predicted = transform.apply_deltas(deltas, boxes[: len(deltas)]).unflatten(1, (-1, 4))
     inclusive = torch.tensor([0.0, 0, 1, 1])
     close((predicted - inclusive).flatten(1).double(), golden["pred"], 1e-3)
-    clipped = clip_boxes(predicted, IMAGE) - inclusive
+    clipped = clip_boxes(predicted, image_size(golden)) - inclusive
     close(clipped.flatten(1).double(), golden["pred_clipped"], 1e-3)
 
 
@@ -81,7 +89,7 @@ def test_refined_regions_equal_the_authors(golden: Any) -> None:
     boxes = continuous(golden["annot_rois"][:, 1:])
     deltas = torch.from_numpy(golden["parser_delta"])
     transform = Box2BoxTransform(weights=(5.0, 5.0, 2.0, 2.0))
-    refined = to_rois([refine_boxes(boxes, deltas, transform, IMAGE)])
+    refined = to_rois([refine_boxes(boxes, deltas, transform, image_size(golden))])
     close(refined, golden["parser_out_rois"], 1e-3)
 
 
@@ -130,14 +138,16 @@ def rpn(**changes: Any) -> FCISRPN:
 
 
 def test_proposals_equal_the_authors(golden: Any) -> None:
-    """A 13 x 17 map of a 199 x 267 picture: its last row and column are not decoded."""
+    """The last row and column of the map, which reach beyond the picture, are not decoded."""
     probability = torch.from_numpy(golden["rpn_cls_prob"])
-    logits = (probability[:, 12:].log() - probability[:, :12].log()).permute(0, 2, 3, 1).flatten(1)
-    deltas = torch.from_numpy(golden["rpn_bbox_pred"]).unflatten(1, (12, 4))
+    background, foreground = probability.log().chunk(2, dim=1)
+    logits = (foreground - background).permute(0, 2, 3, 1).flatten(1)
+    deltas = torch.from_numpy(golden["rpn_bbox_pred"]).unflatten(1, (-1, 4))
     deltas = deltas.permute(0, 3, 4, 1, 2).flatten(1, 3)
     generator = rpn().eval()
-    anchors = generator.anchor_generator([torch.zeros(1, 1, 13, 17)])
-    (proposals,) = generator.predict_proposals(anchors, [logits], [deltas], [(199, 267)])
+    anchors = generator.anchor_generator([torch.zeros(1, 1, *probability.shape[2:])])
+    size = tuple(golden["rpn_im_info"][0, :2].astype(int).tolist())
+    (proposals,) = generator.predict_proposals(anchors, [logits], [deltas], [size])
     close(to_rois([proposals.proposal_boxes.tensor]), golden["rpn_out_rois"], 1e-3)
     assert (proposals.objectness_logits.diff() <= 0).all()
 
@@ -221,18 +231,19 @@ def test_labels_and_targets_of_every_candidate_equal_the_authors(golden: Any) ->
     assert labels.tolist() == golden["annot_out_labels"].tolist()
 
     objects = labels > 0
-    weights = np.zeros((50, 8), dtype=np.float32)
+    weights = np.zeros_like(golden["annot_out_bbox_weights"])
     weights[objects.numpy(), 4:] = 1
     assert (weights == golden["annot_out_bbox_weights"]).all()
     transform = Box2BoxTransform(weights=(5.0, 5.0, 2.0, 2.0))
-    deltas = torch.zeros(50, 8)
+    deltas = torch.zeros(len(boxes), 8)
     deltas[objects, 4:] = transform.get_deltas(boxes[objects], gt_boxes[matched[objects]])
     close(deltas, golden["annot_out_bbox_targets"])
 
-    masks = torch.full((50, 21, 21), -1)
+    side = golden["annot_out_mask_targets"].shape[-1]
+    masks = torch.full((len(boxes), side, side), -1)
     gt_masks = torch.from_numpy(golden["annot_gt_masks"])
     masks[objects] = mask_targets(
-        boxes[objects], matched[objects], gt_boxes, gt_masks, size=21, threshold=0.4
+        boxes[objects], matched[objects], gt_boxes, gt_masks, size=side, threshold=0.4
     )
     assert masks.tolist() == golden["annot_out_mask_targets"][:, 0].tolist()
 
@@ -252,7 +263,7 @@ def test_hard_examples_equal_the_authors(golden: Any) -> None:
         tensor("bbox_weights"),
         count=int(golden["ohem_keep"]),
     )
-    dropped = torch.ones(80, dtype=torch.bool)
+    dropped = torch.ones(len(masks), dtype=torch.bool)
     dropped[kept] = False
     assert len(kept) == golden["ohem_keep"]
     assert tensor("labels").masked_fill(dropped, -1).tolist() == golden["ohem_out_labels"].tolist()

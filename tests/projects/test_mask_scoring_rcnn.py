@@ -105,7 +105,8 @@ def scene(golden: Any, inputs: ModuleType, raster: bool = False) -> list[Instanc
     """The 15 positive regions of each image, as the sampler of Detectron2 gives them."""
     images = []
     for i, (height, width) in enumerate(SIZES):
-        rows = slice(15 * i, 15 * i + 15)
+        count = len(golden[f"proposals_{i}"])
+        rows = slice(count * i, count * i + count)
         objects = inputs.polygons(golden, i)
         polygons = PolygonMasks([objects[j] for j in golden["matched_gt"][rows]])
         image = Instances((height, width))
@@ -212,7 +213,9 @@ def test_a_network_with_the_head_starts_as_mask_rcnn_does_and_leaves_its_random_
 
 def detections(golden: Any, rows: slice) -> Instances:
     image = Instances((240, 320))
-    image.pred_boxes = Boxes(torch.from_numpy(golden["proposals_0"][:12][rows]))
+    image.pred_boxes = Boxes(
+        torch.from_numpy(golden["proposals_0"][: len(golden["det_scores"])][rows])
+    )
     image.scores = torch.from_numpy(golden["det_scores"][rows])
     image.pred_classes = torch.from_numpy(golden["det_labels"][rows]) - 1
     return image
@@ -221,11 +224,12 @@ def detections(golden: Any, rows: slice) -> Instances:
 def test_rescoring_equals_the_authors_and_leaves_box_scores_alone(
     head: MaskIoUHead, golden: Any, inputs: ModuleType
 ) -> None:
-    features = torch.from_numpy(inputs.roi_features())[:12]
-    logits = torch.from_numpy(inputs.mask_logits())[:12, 1:]
+    count = len(golden["det_scores"])
+    features = torch.from_numpy(inputs.roi_features())[:count]
+    logits = torch.from_numpy(inputs.mask_logits())[:count, 1:]
     heads = roi_heads(head, features, logits).eval()
     with torch.no_grad():
-        (image,) = heads._forward_mask({"p2": features}, [detections(golden, slice(12))])
+        (image,) = heads._forward_mask({"p2": features}, [detections(golden, slice(count))])
     close(image.mask_scores, golden["det_mask_scores"], 1e-5)
     assert image.scores.tolist() == golden["det_scores_after"].tolist()
     assert (image.mask_scores < 0).any(), "negative scores are kept"
@@ -234,13 +238,14 @@ def test_rescoring_equals_the_authors_and_leaves_box_scores_alone(
 def test_every_image_of_a_batch_gets_its_own_mask_scores(
     head: MaskIoUHead, golden: Any, inputs: ModuleType
 ) -> None:
-    features = torch.from_numpy(inputs.roi_features())[:12]
-    logits = torch.from_numpy(inputs.mask_logits())[:12, 1:]
+    count = len(golden["det_scores"])
+    features = torch.from_numpy(inputs.roi_features())[:count]
+    logits = torch.from_numpy(inputs.mask_logits())[:count, 1:]
     heads = roi_heads(head, features, logits).eval()
-    batch = [detections(golden, rows) for rows in (slice(5), slice(0), slice(5, 12))]
+    batch = [detections(golden, rows) for rows in (slice(5), slice(0), slice(5, count))]
     with torch.no_grad():
         results = heads._forward_mask({"p2": features}, batch)
-    assert [len(x.mask_scores) for x in results] == [5, 0, 7]
+    assert [len(x.mask_scores) for x in results] == [5, 0, count - 5]
     close(torch.cat([x.mask_scores for x in results]), golden["det_mask_scores"], 1e-5)
 
 

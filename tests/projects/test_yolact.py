@@ -62,6 +62,39 @@ def test_anchors_with_their_ratio_have_the_area_of_their_scale() -> None:
     close(first[:, :2], np.full((3, 2), 0.5 / 69, np.float32), 1e-7)
 
 
+def test_levels_may_have_ratios_of_their_own() -> None:
+    own = [[1.0], [0.5, 2.0]]
+    priors = make_priors(64, [2, 1], [[8], [16]], own)
+    assert torch.equal(priors[:4], make_priors(64, [2], [[8]], own[0]))
+    assert torch.equal(priors[4:], make_priors(64, [1], [[16]], own[1]))
+
+
+def test_levels_may_have_heads_of_their_own() -> None:
+    torch.manual_seed(0)
+    ratios = [RATIOS, RATIOS, [1.0], [1.0, 2.0], [1.0]]
+    keys = ["MODEL.YOLACT.SHARE_HEAD", False, "MODEL.YOLACT.ANCHOR_RATIOS", ratios]
+    model = build_model(instseg.load_cfg("yolact/yolact_resnet50.yaml", [*SMALL, *keys])).eval()
+    pyramid = model.features(torch.rand(1, 3, 64, 64))
+    together = model.head(pyramid)
+    alone = [head([level]) for head, level in zip(model.head, pyramid, strict=True)]
+    for found, *parts in zip(together, *alone, strict=True):
+        assert torch.equal(found, torch.cat(parts, dim=1)) and found.shape[1] == len(model.priors)
+    assert len({head.class_logits.weight.shape[0] for head in model.head}) == 3
+    losses = model.train()([with_objects(picture(40, 60, i), 2) for i in range(2)])
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_without_a_weight_there_is_no_semantic_layer_and_no_loss_of_it() -> None:
+    keys = ["MODEL.YOLACT.SEMANTIC_WEIGHT", 0.0]
+    model = build_model(instseg.load_cfg("yolact/yolact_resnet50.yaml", [*SMALL, *keys]))
+    assert not [name for name in model.state_dict() if name.startswith("semantic")]
+    losses = model.train()([with_objects(picture(40, 60, 0), 2)])
+    assert set(losses) == {"loss_box", "loss_cls", "loss_mask"}
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
 def test_boxes_are_decoded_and_encoded_as_by_the_authors(nms: Any) -> None:
     anchors, deltas = torch.from_numpy(nms["box/priors"]), torch.from_numpy(nms["box/loc"])
     decoded = decode(deltas, anchors)
@@ -282,7 +315,12 @@ def test_boxes_too_large_for_numbers_are_reported(model: torch.nn.Module) -> Non
     [
         (["INPUT.SQUARE_SIZE", 0], "INPUT.SQUARE_SIZE is 0"),
         (["MODEL.YOLACT.NMS", "soft"], "'soft'; expected one of fast, cross_class"),
-        (["MODEL.YOLACT.ANCHOR_SCALES", [[24]]], "expected 5 lists of equal length"),
+        (["MODEL.YOLACT.ANCHOR_SCALES", [[24]]], "expected 5 lists, for P3..P7"),
+        (["MODEL.YOLACT.ANCHOR_SCALES", [24, 48, 96, 192, 384]], "expected 5 lists, for P3..P7"),
+        (["MODEL.YOLACT.ANCHOR_SCALES", [[24, 30], [48], [96], [192], [384]]], "give P3..P7 .6, 3"),
+        (["MODEL.YOLACT.ANCHOR_RATIOS", []], "expected numbers, or 5 lists"),
+        (["MODEL.YOLACT.ANCHOR_RATIOS", [[1.0], 2.0]], "expected numbers, or 5 lists"),
+        (["MODEL.YOLACT.ANCHOR_RATIOS", [[1.0]] * 4 + [[]]], r"give P3..P7 .1, 1, 1, 1, 0"),
         (["MODEL.RESNETS.OUT_FEATURES", ["res4", "res5"]], "strides 8, 16, 32"),
     ],
 )

@@ -20,9 +20,9 @@ from instseg.checkpoint.convert import (
     yolact,
     yolact_edge,
 )
-from instseg.checkpoint.convert.common import CLASS_LAYERS, Converter, Options, Report
+from instseg.checkpoint.convert.common import CLASS_LAYERS, Converter, Report
+from instseg.checkpoint.convert.configuration import Options, config_text
 from instseg.checkpoint.writing import atomic_write, save_safetensors
-from instseg.config import load_cfg
 from instseg.config_classes import model_categories
 from instseg.errors import ConfigError
 
@@ -42,7 +42,7 @@ __all__ = ["FORMATS", "Converter", "Options", "Report", "convert_file"]
 def convert_file(
     format_name: str, source: str, target: str | os.PathLike[str], options: Options | None = None
 ) -> tuple[Path, Report]:
-    """Convert the file ``source`` and write the result.
+    """Convert the file ``source``; write the result and, as ``.yaml`` beside it, its configuration.
 
     Args:
         format_name: a key of :data:`FORMATS`.
@@ -51,9 +51,10 @@ def convert_file(
             ``.pth``.
         options: None for the defaults.
     Returns:
-        the file written, and what became of every tensor.
+        the file of weights, and what became of every tensor.
     Raises:
-        ConfigError: unknown format, or a target that cannot be chosen.
+        ConfigError: unknown format, a target that cannot be chosen, or options that the file
+            contradicts.
         CheckpointError: see :class:`Converter`.
         OutputError: the target cannot be written.
     """
@@ -68,6 +69,10 @@ def convert_file(
     if os.path.exists(path) and os.path.exists(source) and path.samefile(source):
         raise ConfigError(f"{path} is the file to convert; give the result another name")
     options = options or Options()
+    config = path.with_suffix(".yaml")
+    given = options.config
+    if given and os.path.exists(config) and os.path.exists(given) and config.samefile(given):
+        raise ConfigError(f"{config} is the --config-file; give the result another name")
     state, report = FORMATS[format_name](source, options)
     origin: dict[str, Any] = {"converted_from": format_name}
     if (categories := _categories(path, report, options)) is not None:
@@ -78,6 +83,8 @@ def convert_file(
         atomic_write(path, lambda file: torch.save(content, file))
     else:
         save_safetensors(path, state, origin)
+    text = config_text(report.choice, path, source)
+    atomic_write(config, lambda file: file.write(text))
     return path, report
 
 
@@ -89,9 +96,9 @@ def _categories(path: Path, report: Report, options: Options) -> Categories | No
     Raises:
         ConfigError: those of the user do not fit the file.
     """
-    if not any(name.startswith(CLASS_LAYERS) for name in report.mapped):
+    if not any(CLASS_LAYERS.match(name) for name in report.mapped):
         if options.classes is not None:
             raise ConfigError(f"--classes: {path} gets no layer for classes; leave --classes out")
         return None
-    found = model_categories(load_cfg(report.config, report.overrides), {}, options.classes)
+    found = model_categories(report.choice.cfg, {}, options.classes)
     return found if found.named else None

@@ -1,5 +1,6 @@
 """What the converters share: checking a file against the model it is for, and the report."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,26 +9,19 @@ import torch
 from detectron2.modeling import build_model
 from torch import Tensor
 
-from instseg.categories import Categories
+from instseg.checkpoint.convert.configuration import Choice, Layout, Options, choose
 from instseg.checkpoint.fit import few
-from instseg.config import load_cfg
 from instseg.errors import CheckpointError
+from instseg.modeling.building import building
 
 Shape = tuple[int, ...]
 
-CLASS_LAYERS = (
-    "roi_heads.box_predictor.cls_score.",
-    "roi_heads.box_predictor.bbox_pred.",
-    "roi_heads.mask_head.predictor.",
-    "roi_heads.maskiou_head.maskiou.",
-    "roi_heads.cls_seg.",
-    "head.class_logits.",
-    "semantic.",
-    "maskiou_net.predictor.",
-    "network.semantic.",
+CLASS_LAYERS = re.compile(
+    r"(roi_heads\.(box_predictor\.(cls_score|bbox_pred)|mask_head\.predictor|cls_seg"
+    r"|maskiou_head\.maskiou)|head\.(\d\.)?class_logits|(network\.)?semantic"
+    r"|maskiou_net\.predictor)\."
 )
 """Layers whose size depends on the number of classes."""
-_MAX_CLASSES = 100_000
 _NAMED = 8
 """How many names an error lists."""
 
@@ -37,20 +31,28 @@ class Report:
     """What became of every tensor of a file.
 
     Attributes:
-        config: configuration, inside ``configs/``, of the model that the result fits.
-        overrides: ``(KEY, VALUE, ...)`` that the file needs beside it, e.g. its class count.
+        choice: the configuration of the model that the result fits.
         mapped: our name → names in the file it was computed from; none where it became zero.
         ignored: name in the file → why it is not needed.
         left_out: as ``mapped``, tensors that were left out on request.
         missing: our names for which the file has nothing.
     """
 
-    config: str
-    overrides: tuple[Any, ...]
+    choice: Choice
     mapped: Mapping[str, tuple[str, ...]]
     ignored: Mapping[str, str]
     left_out: Mapping[str, tuple[str, ...]]
     missing: tuple[str, ...]
+
+    @property
+    def config(self) -> str:
+        """A file, or its name inside ``configs/``."""
+        return self.choice.config
+
+    @property
+    def overrides(self) -> tuple[Any, ...]:
+        """``(KEY, VALUE, ...)`` beside it."""
+        return self.choice.overrides
 
     def __str__(self) -> str:
         lines = [f"mapped    {_origin(old)} -> {new}" for new, old in self.mapped.items()]
@@ -61,24 +63,8 @@ class Report:
             f"{len(self.mapped)} tensors mapped, {len(self.ignored)} ignored, "
             f"{len(self.left_out)} left out, {len(self.missing)} missing"
         )
-        lines.append(f"fits {' '.join(map(str, (self.config, *self.overrides)))}")
+        lines.append(str(self.choice))
         return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user may ask of any converter.
-
-    Attributes:
-        leave_out_classes: drop the layers whose size depends on the number of classes, for training
-            on other classes.
-        allow_partial: accept a file that holds only some layers of the model.
-        classes: what the classes are called; None where the file's data set is to tell.
-    """
-
-    leave_out_classes: bool = False
-    allow_partial: bool = False
-    classes: Categories | None = None
 
 
 class Converter(Protocol):
@@ -90,6 +76,7 @@ class Converter(Protocol):
             tensors under our names, on the CPU in float32, and what became of the file's.
         Raises:
             CheckpointError: unreadable, of another format, or partial without ``allow_partial``.
+            ConfigError: see :func:`~instseg.checkpoint.convert.configuration.choose`.
         """
 
 
@@ -100,18 +87,19 @@ class Conversion:
         expected: our name → shape, of every tensor of the model.
     """
 
-    def __init__(self, path: str, config: str, overrides: Sequence[Any]) -> None:
+    def __init__(self, path: str, layout: Layout, options: Options) -> None:
         """
         Args:
             path: of the file, for messages.
-            config: of the model that the file is for.
-            overrides: ``[KEY, VALUE, ...]`` for it.
+            layout: what its shapes tell.
+            options: what the user gave.
         """
         self.path = path
-        self.config = config
-        self.overrides = tuple(overrides)
-        cfg = load_cfg(config, [*overrides, "MODEL.DEVICE", "meta"])
-        with torch.device("meta"):  # shapes alone are wanted
+        self.options = options
+        self.choice = choose(path, layout, options)
+        cfg = self.choice.cfg.clone()
+        cfg.MODEL.DEVICE = "meta"  # shapes alone are wanted
+        with torch.device("meta"), building():
             model = build_model(cfg)
         self.expected: dict[str, Shape] = {
             name: tuple(value.shape) for name, value in model.state_dict().items()
@@ -124,8 +112,8 @@ class Conversion:
         """Raise a CheckpointError if a tensor of the file has not the shape it needs."""
         if tuple(found) != tuple(expected):
             raise CheckpointError(
-                f"{self.path}: {source} has shape {tuple(found)}, but {self.config} "
-                f"{' '.join(map(str, self.overrides))} needs {tuple(expected)}"
+                f"{self.path}: {source} has shape {tuple(found)}, but {self._model()} needs "
+                f"{tuple(expected)}"
             )
 
     def put(self, name: str, value: Tensor, *sources: str) -> None:
@@ -134,19 +122,19 @@ class Conversion:
         self._values[name] = value.float()
         self._sources[name] = sources
 
+    def _model(self) -> str:
+        return " ".join(map(str, (self.choice.config, *self.choice.overrides)))
+
     def ignore(self, source: str, reason: str) -> None:
         """Note that the model does not need the tensor ``source`` of the file."""
         self._ignored[source] = reason
 
-    def finish(
-        self, names: Iterable[str], example: str, options: Options
-    ) -> tuple[dict[str, Tensor], Report]:
+    def finish(self, names: Iterable[str], example: str) -> tuple[dict[str, Tensor], Report]:
         """Check that nothing is unknown, missing or broken.
 
         Args:
             names: of every tensor in the file.
             example: a name that files of this format have, for messages.
-            options: see there.
         Raises:
             CheckpointError: with the names that do not fit.
         """
@@ -156,15 +144,16 @@ class Conversion:
         if unknown:
             raise CheckpointError(
                 f"{self.path}: {len(unknown)} of its {len(names)} tensors do not belong to "
-                f"{self.config}: {few(unknown, _NAMED)}; expected names like {example}"
+                f"{self._model()}: {few(unknown, _NAMED)}; expected names like {example}"
             )
         missing = [name for name in self.expected if name not in self._values]
-        if options.leave_out_classes:
-            missing = [name for name in missing if not name.startswith(CLASS_LAYERS)]
-        if not self._values or (missing and not options.allow_partial):
+        leave_out = self.options.leave_out_classes
+        if leave_out:
+            missing = [name for name in missing if not CLASS_LAYERS.match(name)]
+        if not self._values or (missing and not self.options.allow_partial):
             raise CheckpointError(
                 f"{self.path} holds {len(self._values)} of the {len(self.expected)} tensors of "
-                f"{self.config}; missing: {few(missing, _NAMED)}"
+                f"{self._model()}; missing: {few(missing, _NAMED)}"
                 + ("; convert what is there with --allow-partial" if self._values else "")
             )
         broken = [name for name, value in self._values.items() if not value.isfinite().all()]
@@ -172,37 +161,15 @@ class Conversion:
             raise CheckpointError(
                 f"{self.path} has values that are not finite for {few(broken, _NAMED)}"
             )
-        dropped = {
-            name
-            for name in self._values
-            if options.leave_out_classes and name.startswith(CLASS_LAYERS)
-        }
+        dropped = {name for name in self._values if leave_out and CLASS_LAYERS.match(name)}
         report = Report(
-            config=self.config,
-            overrides=self.overrides,
+            choice=self.choice,
             mapped={k: v for k, v in self._sources.items() if k not in dropped},
             ignored=self._ignored,
             left_out={k: v for k, v in self._sources.items() if k in dropped},
             missing=tuple(missing),
         )
         return {k: v for k, v in self._values.items() if k not in dropped}, report
-
-
-def class_override(path: str, rows: int | None) -> list[Any]:
-    """The override for a file whose classifier has ``rows`` outputs, one of them background.
-
-    Nothing if the file has none (None) or has COCO's classes, for which the configurations are.
-
-    Raises:
-        CheckpointError: an impossible number.
-    """
-    if rows is None or rows == 81:
-        return []
-    if not 2 <= rows <= _MAX_CLASSES:
-        raise CheckpointError(
-            f"{path}: the classifier has {rows} outputs; expected background and at least one class"
-        )
-    return ["MODEL.ROI_HEADS.NUM_CLASSES", rows - 1]
 
 
 def background_last(rows: Tensor) -> Tensor:

@@ -5,14 +5,17 @@ reshaping and wrappers come and go between the network that was trained and the 
 turned it into for whole pictures.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor
 
-from instseg.checkpoint.convert.common import Conversion, Options, Report
+from instseg.checkpoint.convert.common import Conversion, Report
+from instseg.checkpoint.convert.configuration import Fact, Layout, Options
 from instseg.checkpoint.convert.torch7 import Array, Torch7Object, read_torch7
 from instseg.errors import CheckpointError
 
@@ -27,6 +30,13 @@ _EPS = 1e-5
 _BLOCKS = (3, 4, 6)
 _MASK_HEAD = ("mask_head",)
 _SCORE_HEAD = ("score_head.hidden", "score_head.output")
+_TRAINED = {"iSz": "PATCH_SIZE", "gSz": "TRAIN_MASK_SIZE"}
+"""Option of the authors' training → our key."""
+_UNTOLD = (
+    *("MODEL.DEEPMASK.PATCH_SIZE", "MODEL.DEEPMASK.TRAIN_MASK_SIZE"),
+    *("MODEL.DEEPMASK.OCTAVES_TEST", "MODEL.DEEPMASK.MASK_THRESH_TEST"),
+    *("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"),
+)
 _WIDTH = 32
 _MAX_WIDTH = 1024
 _STAGES = (1, 2, 3, 4)
@@ -46,13 +56,17 @@ def convert(path: str, options: Options) -> tuple[dict[str, Tensor], Report]:
             "table with one as 'model'"
         )
     try:
-        return _convert(path, model, options)
+        trained = content.get("config") if isinstance(content, dict) else None
+        layout = _layout(path, model, _table(trained))
+        return _convert(path, model, layout, options)
     except RecursionError:
         raise CheckpointError(f"{path} holds modules that are nested too deeply") from None
 
 
-def _convert(path: str, model: Torch7Object, options: Options) -> tuple[dict[str, Tensor], Report]:
-    conversion = Conversion(path, _CONFIGS[model.class_name], _overrides(path, model.fields))
+def _convert(
+    path: str, model: Torch7Object, layout: Layout, options: Options
+) -> tuple[dict[str, Tensor], Report]:
+    conversion = Conversion(path, layout, options)
     names = {id(value): name for name, value in _tensors(model, "", set())}
     fields = model.fields
     _put(conversion, names, fields.get("trunk"), _trunk())
@@ -62,21 +76,58 @@ def _convert(path: str, model: Torch7Object, options: Options) -> tuple[dict[str
     else:
         _put(conversion, names, fields.get("maskBranchDM"), _MASK_HEAD)
         _put_refinement(conversion, names, fields)
-    return conversion.finish(names.values(), _EXAMPLE, options)
+    return conversion.finish(names.values(), _EXAMPLE)
 
 
-def _overrides(path: str, fields: dict[Any, Any]) -> list[Any]:
-    """The widths of SharpMask's refinement that are not the released ones."""
-    overrides: list[Any] = []
-    for key, ours in (("km", "MASK_DIM"), ("ks", "SKIP_DIM")):
-        value = fields.get(key, _WIDTH)
-        if not isinstance(value, int) or not 0 < value <= _MAX_WIDTH or value % 16:
-            raise CheckpointError(
-                f"{path}: {key} is {value!r}; expected a multiple of 16 up to {_MAX_WIDTH}"
-            )
-        if value != _WIDTH:
-            overrides += [f"MODEL.SHARPMASK.{ours}", value]
-    return overrides
+def _layout(path: str, model: Torch7Object, trained: dict[Any, Any]) -> Layout:
+    """``trained`` are the options of the training, which the authors' files hold."""
+    fields = model.fields
+    sharp = model.class_name == "nn.SharpMask"
+    trunk, score, mask = (
+        list(_layers(fields.get(part), set()))
+        for part in ("trunk", "scoreBranch", "maskBranchDM" if sharp else "maskBranch")
+    )
+
+    def facts(cfg: CfgNode) -> Iterator[Fact]:
+        node = "MODEL.DEEPMASK"
+        yield Fact("MODEL.META_ARCHITECTURE", model.class_name[3:], model.class_name)
+        if len(trunk) == len(_trunk()):
+            for layer, key in ((trunk[-2], "FEATURE_DIM"), (trunk[-1], "EMBEDDING_DIM")):
+                yield from _outputs(layer, f"{node}.{key}")
+        if score:
+            yield from _outputs(score[0], f"{node}.SCORE_DIM")
+        if mask and "weight" in mask[-1]:
+            side = math.isqrt(len(mask[-1]["weight"]))
+            if side**2 == len(mask[-1]["weight"]):
+                yield Fact(f"{node}.MASK_SIZE", side, f"masks of {side} x {side}")
+        for name, key in _TRAINED.items():
+            if (value := _whole(trained.get(name))) is not None:
+                yield Fact(
+                    f"{node}.{key}", value, f"{name} {value}, in the options of its training,"
+                )
+        for name, key in (("km", "MASK_DIM"), ("ks", "SKIP_DIM")) if sharp else ():
+            width = fields.get(name, _WIDTH)
+            if not isinstance(width, int) or not 0 < width <= _MAX_WIDTH or width % 16:
+                raise CheckpointError(
+                    f"{path}: {name} is {width!r}; expected a multiple of 16 up to {_MAX_WIDTH}"
+                )
+            yield Fact(f"MODEL.SHARPMASK.{key}", width, f"{name} {width}")
+
+    told = [f"MODEL.DEEPMASK.{key}" for x, key in _TRAINED.items() if _whole(trained.get(x))]
+    untold = tuple(key for key in _UNTOLD if key not in told)
+    return Layout(_CONFIGS[model.class_name], lambda cfg: list(facts(cfg)), untold)
+
+
+def _outputs(layer: dict[str, Array], key: str) -> Iterator[Fact]:
+    if "weight" in layer:
+        count = len(layer["weight"])
+        yield Fact(key, count, f"{count} outputs of a layer")
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number above 0, which Lua has as a double; None if it is something else."""
+    usable = isinstance(value, int | float) and 0 < value < 2**31 and value == int(value)
+    return int(value) if usable else None
 
 
 def _trunk() -> list[str]:

@@ -6,15 +6,20 @@ from the shapes.
 """
 
 import re
-from typing import Any
+from collections.abc import Iterator
 
 from torch import Tensor
 
-from instseg.checkpoint.convert.common import Conversion, Options, Report
+from instseg.checkpoint.convert.common import Conversion, Report
+from instseg.checkpoint.convert.configuration import Fact, Layout, Options
 from instseg.checkpoint.reading import read_released
 
 _NODE = "MODEL.DISCRIMINATIVE_LOSS"
 _CONFIG = "discriminative_loss/discriminative_loss_{}_cvppp.yaml"
+_UNTOLD = (
+    *("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.MIN_SIZE_TEST", f"{_NODE}.MAX_COUNT"),
+    *(f"{_NODE}.CLUSTERING", f"{_NODE}.BANDWIDTH_TEST", f"{_NODE}.MIN_PIXELS_TEST"),
+)
 _DIRECTIONS = {"hor": "horizontal", "ver": "vertical"}
 # What the option for coordinates puts into names.
 _WRAPPERS = re.compile(r"\b(cnn_model|conv_layer)\.")
@@ -51,28 +56,31 @@ def convert(path: str, options: Options) -> tuple[dict[str, Tensor], Report]:
     weights = read_released(path)
     reseg = any(name.startswith("cnn.model.") for name in weights)
     config = _CONFIG.format("reseg" if reseg else "hourglass")
-    conversion = Conversion(path, config, _overrides(weights))
+    layout = Layout(config, lambda _: list(_facts(weights, reseg, options)), _UNTOLD)
+    conversion = Conversion(path, layout, options)
     for name, value in weights.items():
         target = _our_name(name, reseg)
         if target in conversion.expected:
             conversion.put(target, value, name)
     example = "cnn.model.cnn.0.weight" if reseg else "base_cnn.cnn.0.weight"
-    return conversion.finish(weights, example, options)
+    return conversion.finish(weights, example)
 
 
-def _overrides(weights: dict[str, Tensor]) -> list[Any]:
-    """What the file has other than the configurations: coordinates, classes, dimension."""
-    overrides: list[Any] = []
-    if any(_WRAPPERS.search(name) for name in weights):
-        overrides += [f"{_NODE}.COORDINATES", True]
-    for names, key, usual, background in (
-        (("sem_seg_output.bias", "semantic_seg.Conv_1.bias"), "NUM_CLASSES", 1, 1),
-        (("ins_seg_output.bias", "instance_seg.Conv_1.bias"), "EMBEDDING_DIM", 32, 0),
+def _facts(weights: dict[str, Tensor], reseg: bool, options: Options) -> Iterator[Fact]:
+    """Network, coordinates, classes, dimension."""
+    if weights and not options.allow_partial:
+        yield Fact("MODEL.META_ARCHITECTURE", "DiscriminativeLoss", "its layers")
+        yield Fact(f"{_NODE}.NETWORK", "reseg" if reseg else "hourglass", "its layers")
+    coordinates = any(_WRAPPERS.search(name) for name in weights)
+    found = "layers that coordinates are shown to" if coordinates else "no layers of coordinates"
+    yield Fact(f"{_NODE}.COORDINATES", coordinates, found)
+    for names, key, background, what in (
+        (("sem_seg_output.bias", "semantic_seg.Conv_1.bias"), "NUM_CLASSES", 1, "classes"),
+        (("ins_seg_output.bias", "instance_seg.Conv_1.bias"), "EMBEDDING_DIM", 0, "dimensions"),
     ):
-        found = [weights[name].numel() - background for name in names if name in weights]
-        if found and found[0] != usual and found[0] > 0:
-            overrides += [f"{_NODE}.{key}", found[0]]
-    return overrides
+        for count in (weights[name].numel() - background for name in names if name in weights):
+            if count > 0:
+                yield Fact(f"{_NODE}.{key}", count, f"{count} {what}")
 
 
 def _our_name(name: str, reseg: bool) -> str:

@@ -6,10 +6,24 @@ and the score maps stand in the order class, part, cell.
 
 import logging
 import re
+from collections.abc import Iterator
+from pathlib import Path
 
+from detectron2.config import CfgNode
 from torch import Tensor
 
-from instseg.checkpoint.convert.common import Conversion, Options, Report, class_override
+from instseg.checkpoint.convert.common import Conversion, Report
+from instseg.checkpoint.convert.configuration import (
+    RCNN_UNTOLD,
+    Fact,
+    Layout,
+    Options,
+    anchor_facts,
+    class_count,
+    resnet_depth,
+    resnet_facts,
+    size,
+)
 from instseg.checkpoint.convert.mxnet_params import read_params
 from instseg.ops.fcis_head import to_fcis_head_order
 
@@ -17,9 +31,6 @@ logger = logging.getLogger(__name__)
 
 _EXAMPLE = "arg:res4b22_branch2a_weight"
 _GROUP_SIZE = 7
-_VOC_ANCHORS = 9
-_VOC_CLASSES = 20
-_DEPTH_OF_RES4 = {6: 50, 23: 101}
 _LAYERS = {"1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3"}
 _NORM = {
     "gamma": "weight",
@@ -35,20 +46,18 @@ _HEADS = {
     "fcis_cls_seg": "roi_heads.cls_seg",
     "fcis_bbox": "roi_heads.bbox",
 }
-_BLOCK = re.compile(r"(res|bn)(\d)([a-z])(\d*)_branch(1|2a|2b|2c)_(.+)")
+_BLOCK = re.compile(r"(res|bn)([2-5])([a-z])(\d*)_branch(1|2a|2b|2c)_(.+)")
 _SCALED = ("arg:fcis_bbox_weight_test", "arg:fcis_bbox_bias_test")
 
 
 def convert(path: str, options: Options) -> tuple[dict[str, Tensor], Report]:
     """Convert a released checkpoint; see :class:`~instseg.checkpoint.convert.common.Converter`.
 
-    The trunk's depth, the number of classes and the setting (COCO with 12 anchors, VOC with 9) are
-    found out from the file.  The copies ``fcis_bbox_*_test`` that training leaves in a checkpoint,
-    the box layer times the standard deviations of its targets, are ignored: the model multiplies by
-    these itself.
+    The copies ``fcis_bbox_*_test`` that training leaves in a checkpoint, the box layer times the
+    standard deviations of its targets, are ignored: the model multiplies by these itself.
     """
     weights = read_params(path)
-    conversion = _conversion(path, weights)
+    conversion = Conversion(path, _layout(path, weights), options)
     for name, value in weights.items():
         if name in _SCALED:
             logger.warning(f"{path}: {name} is ignored, the plain box layer is used")
@@ -57,23 +66,39 @@ def convert(path: str, options: Options) -> tuple[dict[str, Tensor], Report]:
         target = _our_name(name)
         if target in conversion.expected and value.is_floating_point():
             conversion.put(target, _our_value(conversion, target, name, value), name)
-    return conversion.finish(weights, _EXAMPLE, options)
+    return conversion.finish(weights, _EXAMPLE)
 
 
-def _conversion(path: str, weights: dict[str, Tensor]) -> Conversion:
-    """For the configuration that the file was trained with."""
-    blocks = {
-        (match[3], match[4]) for name in weights if (match := _match(name)) and match[2] == "4"
-    }
-    depth = _DEPTH_OF_RES4.get(len(blocks), 101)
-    deltas = weights.get("arg:rpn_bbox_pred_bias")
-    classifier = weights.get("arg:fcis_cls_seg_bias")
-    rows = None if classifier is None else classifier.numel() // (2 * _GROUP_SIZE * _GROUP_SIZE)
-    if depth == 101 and deltas is not None and deltas.numel() == 4 * _VOC_ANCHORS:
-        own_classes = rows == _VOC_CLASSES + 1
-        overrides = [] if own_classes else class_override(path, rows)
-        return Conversion(path, "fcis/fcis_R_101_voc.yaml", overrides)
-    return Conversion(path, f"fcis/fcis_R_{depth}_coco.yaml", class_override(path, rows))
+def _layout(path: str, weights: dict[str, Tensor]) -> Layout:
+    blocks: list[set[str]] = [set(), set(), set(), set()]
+    for name in weights:
+        if match := _match(name):
+            blocks[int(match[2]) - 2].add(match[3] + match[4])
+    depth = resnet_depth(path, [len(x) for x in blocks])
+
+    def facts(cfg: CfgNode) -> Iterator[Fact]:
+        layers = "conv1", "res2a_branch2a", "res2a_branch2c"
+        yield from resnet_facts(depth, *(size(weights, f"arg:{x}_weight") for x in layers))
+        maps = size(weights, "arg:fcis_cls_seg_bias")
+        rows = None if maps is None else maps // (2 * _GROUP_SIZE**2)
+        classes = class_count(path, rows)
+        if classes is not None:
+            yield Fact("MODEL.ROI_HEADS.NUM_CLASSES", classes, f"{classes} classes")
+        if hidden := size(weights, "arg:conv_new_1_bias"):
+            yield Fact("MODEL.FCIS.CONV_DIM", hidden, f"{hidden} outputs of conv_new_1")
+        if hidden := size(weights, "arg:rpn_conv_3x3_bias"):
+            yield Fact("MODEL.RPN.CONV_DIMS", [hidden], f"{hidden} outputs of rpn_conv_3x3")
+        deltas = size(weights, "arg:rpn_bbox_pred_bias")
+        if deltas is not None and deltas % 4 == 0:
+            yield from anchor_facts(path, deltas // 4, cfg, largest=True)
+
+    config = f"fcis/fcis_R_{50 if depth == 50 else 101}_coco.yaml"
+    reason = ""
+    if "voc" in Path(path).name.lower() and depth in (None, 101):
+        config = "fcis/fcis_R_101_voc.yaml"
+        reason = "the name of the file, which has 'voc' in it"
+    untold = (*RCNN_UNTOLD, "MODEL.PROPOSAL_GENERATOR.MIN_SIZE")
+    return Layout(config, lambda cfg: list(facts(cfg)), untold, reason)
 
 
 def _match(name: str) -> re.Match[str] | None:

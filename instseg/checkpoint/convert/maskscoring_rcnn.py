@@ -5,21 +5,26 @@ class 0 instead of the last one, and the frozen batch normalisation adds no epsi
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+from detectron2.config import CfgNode
 from torch import Tensor
 
-from instseg.checkpoint.convert.common import (
-    Conversion,
+from instseg.checkpoint.convert.common import Conversion, Report, background_last
+from instseg.checkpoint.convert.configuration import (
+    RCNN_UNTOLD,
+    Fact,
+    Layout,
     Options,
-    Report,
-    background_last,
-    class_override,
+    anchor_facts,
+    class_count,
+    resnet_depth,
+    resnet_facts,
+    size,
 )
 from instseg.checkpoint.reading import read_released
 
 _EXAMPLE = "backbone.body.stem.conv1.weight"
-_DEPTH_OF_LAYER3 = {2: 18, 6: 50, 23: 101}
 _FROZEN_EPS = 1e-5
 """What Detectron2's FrozenBatchNorm2d adds to the variance."""
 
@@ -49,23 +54,29 @@ _BACKGROUND_ROWS = {
     "roi_heads.maskiou_head.maskiou": 1,
 }
 """Layer → rows of the background class, which come first and have no place with us."""
+_SIZES = {
+    "backbone.fpn.fpn_inner1.bias": "MODEL.FPN.OUT_CHANNELS",
+    "roi_heads.box.feature_extractor.fc6.bias": "MODEL.ROI_BOX_HEAD.FC_DIM",
+    "roi_heads.mask.feature_extractor.mask_fcn1.bias": "MODEL.ROI_MASK_HEAD.CONV_DIM",
+    "roi_heads.maskiou.feature_extractor.maskiou_fcn1.bias": "MODEL.ROI_MASKIOU_HEAD.CONV_DIM",
+    "roi_heads.maskiou.feature_extractor.maskiou_fc1.bias": "MODEL.ROI_MASKIOU_HEAD.FC_DIM",
+}
+"""Layer → key that holds the number of its outputs."""
+_CONVOLUTIONS = {
+    "roi_heads.mask.feature_extractor.mask_fcn": "MODEL.ROI_MASK_HEAD.NUM_CONV",
+    "roi_heads.maskiou.feature_extractor.maskiou_fcn": "MODEL.ROI_MASKIOU_HEAD.NUM_CONV",
+}
+"""Beginning of the names of layers → key that holds their number."""
+_MASKIOU = "roi_heads.maskiou.predictor.maskiou.weight"
 
 
 def convert(path: str, options: Options) -> tuple[dict[str, Tensor], Report]:
     """Convert a released checkpoint; see :class:`~instseg.checkpoint.convert.common.Converter`.
 
-    Backbone depth (18, 50, 101) and number of classes are found out from the file; optimizer and
-    scheduler in it are ignored.
+    Optimizer and scheduler in it are ignored.
     """
     weights = read_released(path)
-    blocks = {match[1] for name in weights if (match := re.search(r"\.layer3\.(\d+)\.", name))}
-    depth = _DEPTH_OF_LAYER3.get(len(blocks), 50)
-    classifier = weights.get("roi_heads.box.predictor.cls_score.bias")
-    conversion = Conversion(
-        path,
-        f"mask_scoring_rcnn/mask_scoring_rcnn_R_{depth}_FPN_coco.yaml",
-        class_override(path, None if classifier is None else classifier.numel()),
-    )
+    conversion = Conversion(path, _layout(path, weights, options), options)
     for name, value in weights.items():
         if name.startswith("rpn.anchor_generator.cell_anchors."):
             conversion.ignore(name, "anchors follow from the configuration")
@@ -76,7 +87,49 @@ def convert(path: str, options: Options) -> tuple[dict[str, Tensor], Report]:
             background = _BACKGROUND_ROWS.get(target.rpartition(".")[0], 0)
             conversion.check_shape(name, value.shape, (shape[0] + background, *shape[1:]))
             conversion.put(target, _our_value(target, value[background:]), name)
-    return conversion.finish(weights, _EXAMPLE, options)
+    return conversion.finish(weights, _EXAMPLE)
+
+
+def _layout(path: str, weights: dict[str, Tensor], options: Options) -> Layout:
+    blocks: list[set[str]] = [set(), set(), set(), set()]
+    for name in weights:
+        if match := re.match(r"backbone\.body\.layer([1-4])\.(\d+)\.", name):
+            blocks[int(match[1]) - 1].add(match[2])
+    # Of part of a network, layers of any block tell; without any, most networks have bottlenecks.
+    bottleneck = any(".conv3." in x for x in weights) or not any(".conv2." in x for x in weights)
+    depth = resnet_depth(path, [len(x) for x in blocks], bottleneck)
+    nearest = {18: 18, 34: 18, 101: 101, 152: 101}.get(depth or 50, 50)
+
+    def facts(cfg: CfgNode) -> Iterator[Fact]:
+        stem = size(weights, "backbone.body.stem.conv1.weight")
+        last = size(weights, f"backbone.body.layer1.0.conv{3 if bottleneck else 2}.weight")
+        yield from resnet_facts(depth, stem, None, last)
+        classes = class_count(path, size(weights, "roi_heads.box.predictor.cls_score.bias"))
+        if classes is not None:
+            yield Fact("MODEL.ROI_HEADS.NUM_CLASSES", classes, f"{classes} classes")
+        for name, key in _SIZES.items():
+            if found := size(weights, name):
+                yield Fact(key, found, f"{found} outputs of {name}")
+        for part, key in _CONVOLUTIONS.items():
+            names = (x for x in weights if x.startswith(part) and x.endswith(".weight"))
+            if count := len(list(names)):
+                yield Fact(key, count, f"{count} layers {part}N")
+        if _MASKIOU not in weights and not options.allow_partial:
+            yield Fact("MODEL.MASKIOU_ON", False, f"no {_MASKIOU}")
+        grouped = weights.get("backbone.body.layer1.0.conv2.weight")
+        if bottleneck and grouped is not None and grouped.ndim == 4 and grouped.shape[1]:
+            outputs, width = grouped.shape[:2]
+            groups = f"{outputs // width} groups of {width} channels"
+            yield Fact("MODEL.RESNETS.NUM_GROUPS", outputs // width, groups)
+            yield Fact("MODEL.RESNETS.WIDTH_PER_GROUP", width, groups)
+        anchors = size(weights, "rpn.head.cls_logits.bias")
+        if anchors is not None:
+            yield from anchor_facts(path, anchors, cfg)
+
+    config = f"mask_scoring_rcnn/mask_scoring_rcnn_R_{nearest}_FPN_coco.yaml"
+    return Layout(
+        config, lambda cfg: list(facts(cfg)), (*RCNN_UNTOLD, "MODEL.RESNETS.STRIDE_IN_1X1")
+    )
 
 
 def _our_name(name: str) -> str:

@@ -6,18 +6,22 @@ pair of logits; deltas are (dy, dx, log dh, log dw); the background is class 0.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor
 
-from instseg.checkpoint.convert.common import (
-    Conversion,
+from instseg.checkpoint.convert.common import Conversion, Report, background_last
+from instseg.checkpoint.convert.configuration import (
+    RCNN_UNTOLD,
+    Fact,
+    Layout,
     Options,
-    Report,
-    background_last,
-    class_override,
+    anchor_facts,
+    class_count,
+    resnet_facts,
 )
 from instseg.checkpoint.convert.keras_hdf5 import read_keras_hdf5
 from instseg.errors import CheckpointError
@@ -32,6 +36,13 @@ _NOT_NEEDED = {
     "fc1000": "classifier of ImageNet",
     "optimizer_weights": "state of the optimizer",
 }
+_SIZES = {
+    "fpn_c5p5": "MODEL.FPN.OUT_CHANNELS",
+    "rpn_conv_shared": "MODEL.RPN.CONV_DIMS",
+    "mrcnn_class_conv1": "MODEL.ROI_BOX_HEAD.FC_DIM",
+    "mrcnn_mask_conv1": "MODEL.ROI_MASK_HEAD.CONV_DIM",
+}
+"""Layer → key that holds the number of its outputs."""
 _OLD_LEAVES = {
     "W": "kernel",
     "b": "bias",
@@ -43,28 +54,47 @@ _OLD_LEAVES = {
 def convert(path: str, options: Options) -> tuple[dict[str, Tensor], Report]:
     """Convert a weight file; see :class:`~instseg.checkpoint.convert.common.Converter`.
 
-    Backbone depth (50, 101) and number of classes are found out from the file.  Layers may lie at
-    the root or inside further groups, convolutions may lack a bias, ``:0`` may be missing.
+    Layers may lie at the root or inside further groups, convolutions may lack a bias, ``:0`` may be
+    missing.
 
     Raises:
         ImportError: h5py is not installed.
     """
     tensors, ignored = read_keras_hdf5(path, set(_NOT_NEEDED))
     layers = _Layers(path, *_by_layer(path, tensors))
-    blocks = [match[1] for name in layers.names if (match := re.match(r"res4([a-z])_", name[0]))]
-    depth = 50 if max(blocks, default="w") == "f" else 101
-    classifier = layers.tensors.get(("mrcnn_class_logits", "kernel"))
-    overrides = class_override(path, None if classifier is None else classifier.shape[-1:].numel())
-    if depth != 101:
-        overrides += ["MODEL.RESNETS.DEPTH", depth]
-    conversion = Conversion(path, _CONFIG, overrides)
+    conversion = Conversion(path, _layout(path, layers), options)
     for name in ignored:
         reasons = [reason for part, reason in _NOT_NEEDED.items() if part in name.split("/")]
         conversion.ignore(name, reasons[0])
     _backbone(conversion, layers)
     _rpn(conversion, layers)
     _heads(conversion, layers)
-    return conversion.finish([*tensors, *ignored], _EXAMPLE, options)
+    return conversion.finish([*tensors, *ignored], _EXAMPLE)
+
+
+def _layout(path: str, layers: "_Layers") -> Layout:
+    blocks = [match[1] for name in layers.names if (match := re.match(r"res4([a-z])_", name[0]))]
+    outputs = {
+        layer: kernel.shape[-1:].numel()
+        for (layer, leaf), kernel in layers.tensors.items()
+        if leaf == "kernel"
+    }
+
+    def facts(cfg: CfgNode) -> Iterator[Fact]:
+        depth = (50 if max(blocks) == "f" else 101) if blocks else None
+        layers = "conv1", "res2a_branch2a", "res2a_branch2c"
+        yield from resnet_facts(depth, *map(outputs.get, layers))
+        classes = class_count(path, outputs.get("mrcnn_class_logits"))
+        if classes is not None:
+            yield Fact("MODEL.ROI_HEADS.NUM_CLASSES", classes, f"{classes} classes")
+        for layer, key in _SIZES.items():
+            if found := outputs.get(layer):
+                value = [found] if key.endswith("CONV_DIMS") else found
+                yield Fact(key, value, f"{found} outputs of {layer}")
+        if (logits := outputs.get("rpn_class_raw")) is not None and logits % 2 == 0:
+            yield from anchor_facts(path, logits // 2, cfg)
+
+    return Layout(_CONFIG, lambda cfg: list(facts(cfg)), RCNN_UNTOLD)
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,22 @@ The network is that of YOLACT, under the same names but for the two halves of th
 the same network may carry YOLACT's names.  Beside it there are MobileNetV2 and what serves videos.
 """
 
+import itertools
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
 
+from detectron2.config import CfgNode
 from torch import Tensor
 
 from instseg.checkpoint.convert import yolact
-from instseg.checkpoint.convert.common import Options, Report
+from instseg.checkpoint.convert.common import Conversion, Report
+from instseg.checkpoint.convert.configuration import Fact, Layout, Options, size
+from instseg.checkpoint.convert.yolact_layout import (
+    UNTOLD,
+    architecture_facts,
+    backbone_facts,
+    facts_of,
+)
 from instseg.checkpoint.reading import read_released
 from instseg.errors import CheckpointError
 
@@ -38,55 +46,93 @@ _MOBILENET_RULES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] =
     ),
 )
 _MOBILENET_LAYER = "backbone.layers.1.0.conv.0.0.weight"
-_CLASSES = {"coco": 80, "youtubevis": 40}
+_BACKBONE = "MODEL.BACKBONE.NAME"
+_NODE = "MODEL.YOLACT_EDGE"
 
 
 def convert(path: str, options: Options) -> tuple[dict[str, Tensor], Report]:
-    """Convert a released checkpoint; see :class:`~instseg.checkpoint.convert.common.Converter`.
-
-    Backbone, number of classes and whether the network is for videos are found out from the file.
-    """
+    """Convert a released checkpoint; see :class:`~instseg.checkpoint.convert.common.Converter`."""
     weights = read_released(path)
-    rules = (*_MOBILENET_RULES, *_RULES) if _MOBILENET_LAYER in weights else _RULES
+    mobile = _MOBILENET_LAYER in weights
+    rules = (*_MOBILENET_RULES, *_RULES) if mobile else _RULES
+    conversion = Conversion(path, _layout(path, weights, options), options)
+    rest = yolact.naming(weights)
 
     def our_name(name: str) -> str:
         for pattern, replacement in rules:
             name = re.sub(pattern, replacement, name)
-        return yolact.our_name(name)
+        return rest(name)
 
     def not_needed(name: str) -> str:
-        if _MOBILENET_LAYER in weights and re.match(r"backbone\.layers\.[78]\.", name):
+        if mobile and re.match(r"backbone\.layers\.[78]\.", name):
             return "the last blocks of MobileNetV2, which the authors' network does not use"
         return yolact.not_needed(name)
 
-    config = _config_of(path, weights)
-    return yolact.renamed(path, weights, config, not_needed, our_name, options)
+    return yolact.renamed(conversion, weights, not_needed, our_name)
 
 
-def _config_of(path: str, weights: dict[str, Tensor]) -> tuple[str, list[Any]]:
-    """Configuration inside ``configs/`` and overrides for it."""
+def _layout(path: str, weights: dict[str, Tensor], options: Options) -> Layout:
     if any(name.startswith(("backbone._preconv.", "maskiou_net.")) for name in weights):
         raise CheckpointError(
             f"{path}: YolactEdge has neither DarkNet-53 nor mask re-scoring; convert it as yolact"
         )
-    classes = yolact.num_classes(path, weights)
+    plain = {re.sub(r"^fpn_phase_[12]\.", "fpn.", name): x for name, x in weights.items()}
+    mobile = _MOBILENET_LAYER in weights
+
+    def facts(cfg: CfgNode) -> list[Fact]:
+        backbone = [Fact(_BACKBONE, "build_mobilenet_v2_backbone", "layers of MobileNetV2")]
+        architecture = architecture_facts(plain, options, "YolactEdge", "YOLACT", "flow_net.")
+        return [
+            *architecture,
+            *(backbone if mobile else backbone_facts(path, plain, cfg)),
+            *_video_facts(plain, options),
+            *facts_of(path, plain, options, cfg),
+        ]
+
+    untold = list(UNTOLD)
     if any(name.startswith("flow_net.") for name in weights):
-        stem, known = "yolact_edge_vid", _CLASSES["youtubevis"]
-    elif classes == _CLASSES["youtubevis"] and _MOBILENET_LAYER not in weights:
-        stem, known = "yolact_edge_youtubevis", classes
-    else:
-        stem, known = "yolact_edge", _CLASSES["coco"]
-    overrides: list[Any] = []
+        untold.append(f"{_NODE}.KEYFRAME_INTERVAL")
+        if not any(name.startswith("spa.") for name in weights):
+            untold.append(f"{_NODE}.WARPED")
+    return Layout(f"yolact_edge/{_config_of(plain, mobile)}.yaml", facts, tuple(untold))
+
+
+def _config_of(weights: dict[str, Tensor], mobile: bool) -> str:
+    classes = weights.get("prediction_layers.0.conf_layer.bias")
+    boxes = weights.get("prediction_layers.0.bbox_layer.bias")
+    youtube = (
+        classes is not None and boxes is not None and 4 * classes.numel() == 41 * boxes.numel()
+    )
     large = "backbone.layers.2.22.conv1.weight" in weights
-    if stem == "yolact_edge_vid" and not any(name.startswith("spa.") for name in weights):
-        if large:
-            stem = "yolact_edge_vid_minimal"
-        else:
-            overrides += ["MODEL.YOLACT_EDGE.REFINE", False]
-    if _MOBILENET_LAYER in weights:
-        stem += "_mobilenetv2"
-    elif not large:
-        stem += "_resnet50"
-    if classes not in (None, known):
-        overrides += ["MODEL.YOLACT.NUM_CLASSES", classes]
-    return f"yolact_edge/{stem}.yaml", overrides
+    stem = "yolact_edge"
+    if any(name.startswith("flow_net.") for name in weights):
+        refined = any(name.startswith("spa.") for name in weights)
+        stem += "_vid" if refined or not large else "_vid_minimal"
+    elif youtube and not mobile:
+        stem += "_youtubevis"
+    return stem + ("_mobilenetv2" if mobile else "" if large else "_resnet50")
+
+
+def _video_facts(weights: dict[str, Tensor], options: Options) -> Iterator[Fact]:
+    """Refinement and layers of the flow network."""
+    if not any(name.startswith("flow_net.") for name in weights):
+        return
+    refined = {m[1] for name in weights if (m := re.match(r"spa\.refine_convs\.(\d+)\.", name))}
+    if refined or not options.allow_partial:
+        found = f"{len(refined)} refined levels" if refined else "no layers of refinement (spa)"
+        yield Fact(f"{_NODE}.REFINE", bool(refined), found)
+    if 1 <= len(refined) <= 3:
+        yield Fact(f"{_NODE}.WARPED", ["p3", "p4", "p5"][-len(refined) :], found)
+    width = size(weights, "flow_net_pre_convs.convs.0.0.weight")
+    stages = []
+    for stage in (1, 2, 3):
+        names = (f"flow_net.conv{stage}.{i}.0.weight" for i in range(len(weights)))
+        found_rows = [
+            size(weights, name) for name in itertools.takewhile(weights.__contains__, names)
+        ]
+        stages.append([x for x in found_rows if x is not None])
+    if not width or not all(stages):
+        return
+    yield Fact(f"{_NODE}.FLOW_CHANNELS", width, f"{width} channels of the flow network")
+    inside = [[x // width for x in own[:-1]] for own in stages]
+    yield Fact(f"{_NODE}.FLOW_LAYERS", inside, f"layers of the flow network {stages}")

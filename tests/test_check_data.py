@@ -178,13 +178,6 @@ def test_training_and_evaluation_name_a_picture_that_cannot_be_used(
         mapper(DatasetCatalog.get(name)[1])
 
 
-def test_a_damaged_reference_frame_is_named(tmp_path: Path) -> None:
-    (tmp_path / "0.png").write_text("no picture")
-    record = {"file_name": "shapes://shapes_val/32/0", "reference_files": [str(tmp_path / "0.png")]}
-    with pytest.raises(ImageError, match=r"0\.png: is not a picture"):
-        PictureMapper(_failing)(record)
-
-
 def test_an_error_that_is_not_the_pictures_stays_what_it_was(tmp_path: Path) -> None:
     name = write_set(tmp_path, content())
     config(name)

@@ -8,7 +8,6 @@ error that names it, for training, evaluation and prediction alike.
 import io
 import logging
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +27,7 @@ from instseg.data.image_headers import (
     first_bytes,
     what_instead,
 )
+from instseg.data.presence import file_problem
 from instseg.data.synthetic import is_elsewhere, served
 from instseg.errors import ImageError
 
@@ -125,8 +125,8 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     name = os.fspath(path)
     try:
         content = _content(name)
-        if content is None:
-            _check_file(Path(path))
+        if content is None and (problem := file_problem(path)) is not None:
+            raise ImageError(f"{path}: {problem}")
         Image.init()
         types = [name for name in FILE_TYPES if name in Image.OPEN]
         with Image.open(path if content is None else io.BytesIO(content), formats=types) as picture:
@@ -155,20 +155,6 @@ def _content(path: str) -> bytes | None:
     except Exception as error:  # a store may raise anything
         raise ImageError(f"{path}: cannot be read: {error}") from error
     return read
-
-
-def _check_file(path: Path) -> None:
-    """Refuse what is no regular file with something in it."""
-    try:
-        found = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        reason = "is a link to a file that is not there" if path.is_symlink() else "no such file"
-        raise ImageError(f"{path}: {reason}") from None
-    if not stat.S_ISREG(found.st_mode):
-        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
-        raise ImageError(f"{path}: is {kind}")
-    if found.st_size == 0:
-        raise ImageError(f"{path}: the file is empty (0 bytes)")
 
 
 def convert_picture(picture: Image.Image, *, source: str = "image", format: str = "BGR") -> Array:

@@ -176,6 +176,19 @@ def configured_categories(cfg: CfgNode) -> Categories | None:
         raise ConfigError(f"MODEL.CATEGORIES: {error}") from None
 
 
+def check_colour(cfg: CfgNode, what: str) -> None:
+    """Refuse images of one channel for what takes three.
+
+    Args:
+        what: takes them; the subject of the message.
+    Raises:
+        ConfigError: ``INPUT.FORMAT`` is not one of colour.
+    """
+    if CHANNELS.get(cfg.INPUT.FORMAT) != 3:
+        colour = " or ".join(name for name, channels in CHANNELS.items() if channels == 3)
+        raise ConfigError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; {what} needs {colour}")
+
+
 def _check(cfg: CfgNode, key: str, rule: _Rule) -> None:
     value = functools.reduce(getattr, key.split("."), cfg)
     if not rule.fits(value):

@@ -13,10 +13,9 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from instseg.categories import Categories
+from instseg.data.images import CHANNELS
 from instseg.errors import ConfigError, short
 from instseg.modeling.augmented import check_augmentation
-
-_CHANNELS = {"BGR": 3, "RGB": 3, "L": 1, "YUV-BT.601": 3}
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ _RULES = {
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSS,
     "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": _COUNT,
     "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": _COUNT,
-    "INPUT.FORMAT": _one_of(*_CHANNELS),
+    "INPUT.FORMAT": _one_of(*CHANNELS),
     "INPUT.MASK_FORMAT": _one_of("polygon", "bitmask"),
     "INPUT.RANDOM_FLIP": _one_of("horizontal", "vertical", "none"),
     # A side of 0 leaves pictures as they are.
@@ -144,7 +143,7 @@ def check_values(cfg: CfgNode) -> None:
     for key, rule in _RULES.items():
         _check(cfg, key, rule)
     configured_categories(cfg)
-    channels = _CHANNELS[cfg.INPUT.FORMAT]
+    channels = CHANNELS[cfg.INPUT.FORMAT]
     for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
         expected = f"{channels} numbers, as INPUT.FORMAT is {cfg.INPUT.FORMAT}"
         _check(cfg, key, _Rule(lambda x: len(x) == channels, expected))
@@ -175,6 +174,19 @@ def configured_categories(cfg: CfgNode) -> Categories | None:
         return Categories.of_coco(entries)
     except ValueError as error:
         raise ConfigError(f"MODEL.CATEGORIES: {error}") from None
+
+
+def check_colour(cfg: CfgNode, what: str) -> None:
+    """Refuse images of one channel for what takes three.
+
+    Args:
+        what: takes them; the subject of the message.
+    Raises:
+        ConfigError: ``INPUT.FORMAT`` is not one of colour.
+    """
+    if CHANNELS.get(cfg.INPUT.FORMAT) != 3:
+        colour = " or ".join(name for name, channels in CHANNELS.items() if channels == 3)
+        raise ConfigError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; {what} needs {colour}")
 
 
 def _check(cfg: CfgNode, key: str, rule: _Rule) -> None:

@@ -180,13 +180,6 @@ def test_training_and_evaluation_name_a_picture_that_cannot_be_used(
         mapper(DatasetCatalog.get(name)[1])
 
 
-def test_a_damaged_reference_frame_is_named(tmp_path: Path) -> None:
-    (tmp_path / "0.png").write_text("no picture")
-    record = {"file_name": "shapes://shapes_val/32/0", "reference_files": [str(tmp_path / "0.png")]}
-    with pytest.raises(ImageError, match=r"0\.png: is not a picture"):
-        PictureMapper(_failing)(record)
-
-
 def test_an_error_that_is_not_the_pictures_stays_what_it_was(tmp_path: Path) -> None:
     name = write_set(tmp_path, content())
     config(name)
@@ -234,7 +227,7 @@ def test_a_loader_process_names_the_picture_on_one_line(
 def test_missing_pictures_are_found_before_training(tmp_path: Path) -> None:
     name = write_set(tmp_path, content())
     (tmp_path / "pictures/2.png").unlink()
-    with pytest.raises(DatasetError, match=r"1 of 2 pictures have no file, first .*2\.png"):
+    with pytest.raises(DatasetError, match=r"1 of 2 .* no file .* first .*2\.png \(no such"):
         Trainer.build_train_loader(config(name))
     Trainer.build_train_loader(config(name, "", "DATALOADER.MAX_UNREADABLE", 1))
 
@@ -245,7 +238,7 @@ def test_a_name_that_no_file_can_have_is_that_of_a_missing_picture(
 ) -> None:
     name = write_set(tmp_path, changed("images", 1, "file_name", to=file))
     assert found(name) == [{Kind.MISSING_PICTURE: [2]}]
-    with pytest.raises(DatasetError, match=r"1 of 2 pictures have no file"):
+    with pytest.raises(DatasetError, match=r"1 of 2 pictures have no file that can be read"):
         Trainer.build_train_loader(config(name))
     with pytest.raises(ImageError, match="no such file|cannot be decoded|cannot be read"):
         build_test_mapper(config(name))(DatasetCatalog.get(name)[1])
@@ -316,9 +309,9 @@ def test_missing_test_pictures_are_found_before_training_and_before_evaluation(
     cfg = config(train, test, "OUTPUT_DIR", str(tmp_path), "DATALOADER.MAX_UNREADABLE", 1)
     check_evaluation(cfg)
     (tmp_path / "test/pictures/2.png").unlink()
-    with pytest.raises(DatasetError, match=r"test.* 1 of 3 pictures have no file, .*2\.png"):
+    with pytest.raises(DatasetError, match=r"test.* 1 of 3 pictures have no file .*2\.png"):
         check_evaluation(cfg)
-    with pytest.raises(DatasetError, match=r"test.* 1 of 3 pictures have no file, .*2\.png"):
+    with pytest.raises(DatasetError, match=r"test.* 1 of 3 pictures have no file .*2\.png"):
         Trainer.build_test_loader(cfg, test)
 
 
@@ -443,11 +436,3 @@ def test_folders_may_have_the_name_of_a_json_file(name: str, file: str, root: st
 def test_a_pipe_for_annotations_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.json")
     assert found(f"coco:{tmp_path / 'a.json'}") == [{Kind.FORMAT: [None]}]
-
-
-def test_pictures_named_without_a_folder_are_looked_for_where_python_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("a.png").touch()
-    assert list(datasets._missing_files(["a.png", "./a.png", "b.png"])) == ["b.png"]

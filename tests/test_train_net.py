@@ -244,6 +244,21 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_status_two(
     assert "usage" not in result.stderr
 
 
+def test_a_damaged_image_ends_a_training_with_one_line(tmp_path: Path) -> None:
+    """Its traceback is in log.txt alone."""
+    name = f"coco:{shapes.export('shapes_val', tmp_path, limit=2)}:{tmp_path / 'shapes_val'}"
+    for file in (tmp_path / "shapes_val").iterdir():
+        file.write_bytes(file.read_bytes()[:-900])
+    words = ["DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", "()", "OUTPUT_DIR", str(tmp_path)]
+    result = train_net(*QUICK, *words, "DATALOADER.NUM_WORKERS", "1")
+    assert result.returncode == 2, result.stderr
+    errors = [line for line in result.stderr.splitlines() if "shapes_val" in line]
+    assert len(errors) == 1
+    assert re.fullmatch(r"error: /\S+\.png: cannot be decoded: .*truncated", errors[0])
+    assert "Traceback" not in result.stderr + result.stdout
+    assert "Traceback" in (tmp_path / "log.txt").read_text()
+
+
 def arguments(**changes: object) -> argparse.Namespace:
     args = launch.argument_parser().parse_args(["--config-file", CONFIG])
     vars(args).update(changes)

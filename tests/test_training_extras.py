@@ -20,7 +20,7 @@ from instseg.data.mappers import build_train_mapper
 from instseg.engine.hooks import BestCheckpoint, ValidationLoss
 from instseg.engine.train_loop import TrainLoop
 from instseg.engine.trainer import Trainer
-from instseg.errors import CheckpointError, ConfigError, ImageError, TrainingError
+from instseg.errors import CheckpointError, ConfigError, ImageError, OutputError, TrainingError
 
 CONFIG = "mask_rcnn/mask_rcnn_shapes.yaml"
 
@@ -361,3 +361,40 @@ def test_random_brightness_scales_training_pictures_only_and_keeps_masks() -> No
     difference = dark["image"].float() - plain["image"].float() / 2
     assert difference.abs().max() <= 1
     assert torch.equal(dark["instances"].gt_masks.tensor, plain["instances"].gt_masks.tensor)
+
+
+class Stopped(Trainer):
+    """A training whose first step raises ``error``."""
+
+    def __init__(self, error: Exception) -> None:
+        TrainerBase.__init__(self)
+        self.max_iter = 1
+        self.error = error
+
+    def run_step(self) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ImageError("a.png: cannot be decoded"), TrainingError("not finite"), OutputError("no space")],
+)
+def test_a_mistake_that_ends_a_training_is_logged_without_a_traceback(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(type(error)):
+        Stopped(error).train()
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
+def test_a_defect_that_ends_a_training_is_logged_with_its_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for _ in range(2):  # a mistake before it changes nothing
+        with pytest.raises(ImageError):
+            Stopped(ImageError("a.png")).train()
+        with pytest.raises(ZeroDivisionError):
+            Stopped(ZeroDivisionError()).train()
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [
+        ZeroDivisionError
+    ] * 2

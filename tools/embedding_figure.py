@@ -14,10 +14,10 @@ import numpy.typing as npt
 import pycocotools.mask as mask_util
 import torch
 from detectron2.data import DatasetCatalog
-from detectron2.data.detection_utils import read_image
 from torch import Tensor
 
 from instseg import Predictor
+from instseg.data.images import read_image
 from instseg.evaluation.matching import to_rle
 from instseg.visualize import gallery
 
@@ -60,7 +60,7 @@ def label_colours(masks: npt.NDArray[np.bool_]) -> Pixels:
 
 def tiles(predictor: Predictor, record: dict[str, Any]) -> list[Pixels]:
     """Picture, embedding, found and true instances of one record."""
-    picture = read_image(record["file_name"], "BGR")
+    picture = read_image(record["file_name"])
     model: Any = predictor.model
     channels = picture[:, :, ::-1] if predictor.cfg.INPUT.FORMAT == "RGB" else picture
     image = torch.from_numpy(channels.transpose(2, 0, 1).copy()).to(model.device).float()

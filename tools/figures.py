@@ -14,10 +14,10 @@ import matplotlib
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
 
 from instseg import Predictor
+from instseg.data.images import read_image
 from instseg.visualize import draw_instances, gallery
 
 MIN_SCORE = 0.5
@@ -55,7 +55,7 @@ def draw_gallery(predictor: Predictor, count: int = 8, proposals: bool = False) 
     """
     tiles = []
     for record in DatasetCatalog.get("shapes_val")[:count]:
-        picture = read_image(record["file_name"], "BGR")
+        picture = read_image(record["file_name"])
         large = cv2.resize(picture, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
         instances = predictor(large)["instances"].to("cpu")
         if proposals:

@@ -18,8 +18,9 @@ from yaml import safe_load
 from instseg.benchmark.rows import Row, in_fresh_process, peak_resident, seconds
 from instseg.config import CfgNode as SafeCfgNode
 from instseg.config import get_cfg, load_cfg
+from instseg.config_values import check_colour
 from instseg.data import shapes
-from instseg.data.images import read_image
+from instseg.data.images import check_image, read_image
 from instseg.engine.predictor import Predictor
 from instseg.errors import ConfigError
 from instseg.modeling import ComparedModel, SplitModel, as_video, now, stage_times
@@ -74,6 +75,7 @@ def benchmark_models(
     rows = []
     for name in config_files:
         cfg = load_cfg(name, overrides)
+        check_colour(cfg, f"{name}: {_STOCK}")
         for variant in variants:
             options = {**VARIANTS[variant], "allow_partial": allow_partial}
             rows.append(_benchmark_model(name, cfg, pictures, repeats, variant, options))
@@ -229,8 +231,8 @@ def _frame_times(
     model = as_video(predictor.model)
     if model is None:
         return {}
-    order = -1 if predictor.cfg.INPUT.FORMAT == "RGB" else 1
-    picture = np.ascontiguousarray(pictures[0][:, :, ::order].transpose(2, 0, 1))
+    picture = check_image(pictures[0], format=predictor.cfg.INPUT.FORMAT)
+    picture = np.ascontiguousarray(picture.transpose(2, 0, 1))
     images = model.preprocess([{"image": torch.from_numpy(picture)}])
     _, state = model.keyframe(images)
     runs = {

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from PIL import Image
 
+from instseg.config_values import check_colour
 from instseg.errors import ConfigError
 
 _CROP_TRIES = 50
@@ -37,11 +38,10 @@ def build_ssd_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
             "INPUT.AUGMENTATION ssd crops masks as pictures; set MODEL.MASK_ON True and "
             "INPUT.MASK_FORMAT bitmask"
         )
-    if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
-        raise ConfigError(f"INPUT.AUGMENTATION ssd needs BGR or RGB, found {cfg.INPUT.FORMAT!r}")
     color = cfg.INPUT.SSD_EXPAND_COLOR or cfg.MODEL.PIXEL_MEAN
     augmentations: list[T.Augmentation] = []
     if cfg.INPUT.SSD_COLORS:
+        check_colour(cfg, "INPUT.SSD_COLORS")
         augmentations.append(PhotometricDistortion(cfg.INPUT.FORMAT))
     if cfg.INPUT.SSD_EXPAND_RATIO > 1:
         augmentations.append(RandomExpansion(color, cfg.INPUT.SSD_EXPAND_RATIO))

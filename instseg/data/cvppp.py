@@ -20,9 +20,9 @@ import numpy.typing as npt
 import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
-from PIL import Image
 
-from instseg.errors import DatasetError
+from instseg.data.images import picture_size, read_labels
+from instseg.errors import DatasetError, ImageError
 
 EVALUATOR_TYPE = "leaves"
 """In the metadata; asks for the challenge's metrics beside COCO's."""
@@ -88,10 +88,9 @@ def _record(name: str, picture: Path) -> dict[str, Any]:
     file = picture.with_name(f"{_id(picture)}_label.png")
     labels = _read_labels(name, file)
     try:
-        with Image.open(picture) as opened:
-            width, height = opened.size
-    except Exception as error:  # a damaged file can make Pillow raise anything
-        raise DatasetError(f"data set {name}: {picture} is damaged: {error}") from error
+        width, height = picture_size(picture)
+    except ImageError as error:
+        raise DatasetError(f"data set {name}: {error}") from error
     if labels.shape != (height, width):
         raise DatasetError(
             f"data set {name}: {file} is {labels.shape}, {picture} {(height, width)} "
@@ -118,21 +117,14 @@ def _record(name: str, picture: Path) -> dict[str, Any]:
     }
 
 
-def _read_labels(name: str, file: Path) -> npt.NDArray[np.integer[Any]]:
-    """(H, W) numbers of a picture with one channel or a palette, which are not its colours."""
+def _read_labels(name: str, file: Path) -> npt.NDArray[np.int64]:
+    """(H, W) number of the leaf at each pixel."""
     if not file.is_file():
         raise DatasetError(
             f"data set {name}: there is no file {file}; every plant###_rgb.png needs its "
             "plant###_label.png, which the challenge's testing archive does not have"
         )
     try:
-        with Image.open(file) as picture:
-            mode = picture.mode
-            labels = np.array(picture)
-    except Exception as error:  # a damaged file can make Pillow raise anything
-        raise DatasetError(f"data set {name}: {file} is damaged or no PNG: {error}") from error
-    if mode not in ("1", "P", "L", "I", "I;16"):
-        raise DatasetError(
-            f"data set {name}: {file} has pixels of mode {mode}; expected one number per pixel"
-        )
-    return labels.astype(np.int64)
+        return read_labels(file)
+    except ImageError as error:
+        raise DatasetError(f"data set {name}: {error}") from error

@@ -13,7 +13,7 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any
@@ -29,8 +29,9 @@ from instseg.data.coco_records import coco_records, read_coco
 from instseg.data.consistency import coco_instances, likely_mistakes, sample_step
 from instseg.data.findings import Level, Report
 from instseg.data.json_files import file_of
+from instseg.data.presence import unusable_files
 from instseg.data.records import CheckedRecords
-from instseg.data.synthetic import SIZES, is_elsewhere
+from instseg.data.synthetic import SIZES
 from instseg.errors import ConfigError, DatasetError, short
 
 logger = logging.getLogger(__name__)
@@ -229,16 +230,20 @@ def check_records(cfg: CfgNode, name: str, records: list[dict[str, Any]]) -> Non
 
 
 def check_files(name: str, records: list[dict[str, Any]], most: int = 0) -> None:
-    """Refuse records with more than ``most`` pictures that have no file.
+    """Refuse records with more than ``most`` files, of pictures and flows, that are not there.
 
     Raises:
         DatasetError: with the first of them.
     """
-    missing = list(_missing_files(record["file_name"] for record in records))
-    if len(missing) > most:
+    files = {record["file_name"] for record in records}
+    for record in records:
+        files.update(record.get("reference_files", ()), record.get("flow_files", ()))
+    unusable = list(unusable_files(sorted(files)))
+    if len(unusable) > most:
+        first = ", ".join(f"{file} ({reason})" for file, reason in unusable[:3])
         raise DatasetError(
-            f"data set {name}: {len(missing)} of {len(records)} pictures have no file, first "
-            f"{', '.join(missing[:3])}"
+            f"data set {name}: {len(unusable)} of {len(files)} pictures have no file that can be "
+            f"read, first {first}"
         )
 
 
@@ -274,23 +279,6 @@ def _check_polygons(name: str, records: list[dict[str, Any]]) -> None:
                     f"{record['file_name']} is an RLE, INPUT.MASK_FORMAT is polygon; set "
                     "INPUT.MASK_FORMAT bitmask"
                 )
-
-
-def _missing_files(files: Iterable[str]) -> Iterator[str]:
-    """Those that are not on this disk; asking for each one takes long on a network disk."""
-    folders: dict[str, set[str]] = {}
-    for file in files:
-        folder, name = os.path.split(file)
-        if is_elsewhere(file):
-            continue
-        if folder not in folders:
-            try:
-                folders[folder] = set(os.listdir(folder or "."))
-            # Not there, no name of a folder, or one that may be used but not listed.
-            except (OSError, ValueError):
-                folders[folder] = set()
-        if name not in folders[folder] and not os.path.exists(file):
-            yield file
 
 
 def register_coco(name: str, json_file: str, image_root: str) -> None:

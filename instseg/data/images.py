@@ -1,26 +1,34 @@
 """Pictures from files and arrays, turned into what a model takes or refused with a reason.
 
 OpenCV and Detectron2 accept much that no model can use (16-bit, floats in 0..1, channels first) and
-then return nonsense or fail deep inside a layer.  Here a picture is either 8-bit colour or an error
-that names it.
+then return nonsense or fail deep inside a layer.  Here an image is either 8 bits per channel or an
+error that names it, for training, evaluation and prediction alike.
 """
 
 import io
 import logging
 import os
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 from PIL import EpsImagePlugin, ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from instseg.data.synthetic import served
+from instseg.data.image_headers import (
+    FILE_TYPES,
+    check_depth,
+    check_whole,
+    first_bytes,
+    what_instead,
+)
+from instseg.data.presence import file_problem
+from instseg.data.synthetic import is_elsewhere, served
 from instseg.errors import ImageError
 
 logger = logging.getLogger(__name__)
@@ -32,47 +40,65 @@ Array = npt.NDArray[Any]
 # objects.
 MAX_PIXELS = 178_956_970
 
-# Named one by one because Pillow would also run Ghostscript on an EPS file, that is, execute it.
-_FORMATS = tuple("AVIF BMP DIB GIF ICO JPEG JPEG2000 PNG PPM QOI TGA TIFF WEBP".split())
+CHANNELS = {"BGR": 3, "RGB": 3, "L": 1}
+"""What ``INPUT.FORMAT`` may be, and the number of channels: colour in either order, or grey."""
 _LAYOUT = "expected a NumPy array of shape (H, W, 3) with 8-bit values (uint8) in BGR order"
-_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-_TAIL_BYTES = 64  # some programs pad files
 _ORIENTED = {"exif", "Raw profile type exif", "XML:com.adobe.xmp"}  # what can tell it in a PNG
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 # Detectron2's own readers open whatever Pillow does; for them it is told to have no Ghostscript.
 EpsImagePlugin.gs_binary = False
+# No animations: behind an MPO's JPEG photograph is a depth map or a preview of it, behind the image
+# of a TIFF are smaller copies.
+_STILL = ("MPO", "TIFF")
+_LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B")
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 
 
 def read_image(path: str | os.PathLike[str], *, format: str = "BGR") -> Array:
-    """Read a picture file, upright as its EXIF orientation says, as 8-bit colour.
+    """Read an image file, upright as its EXIF orientation says, with 8 bits per channel.
 
-    Grey, 1-bit, palette and CMYK pictures are converted, transparency is dropped, of an animation
-    the first frame is taken.  The size is checked before the pixels are decoded.
+    Grey, 1-bit, palette and CMYK images are converted, transparency is dropped, of an animation the
+    first frame is taken.  The size is checked before the pixels are decoded.
 
     Args:
-        path: a picture file of a format that Pillow decodes itself, or one of the synthetic
-            pictures, such as ``shapes://shapes_val/128/0``.
-        format: order of the channels, ``"BGR"`` or ``"RGB"``.
+        path: an image file of a format that Pillow decodes itself, or what Detectron2's
+            ``PathManager`` opens, such as the synthetic ``shapes://shapes_val/128/0``.
+        format: a key of :data:`CHANNELS`.
     Returns:
-        (H, W, 3) uint8, contiguous.
+        (H, W, C) uint8, contiguous.
     Raises:
-        ImageError: the file is missing, no picture, truncated, larger than ``MAX_PIXELS`` or has
-            more than 8 bits per channel; the message names the file.
+        ImageError: the file is missing, no image, damaged, larger than ``MAX_PIXELS``, has more
+            than 8 bits per channel or is a TIFF of several images; the message names the file.
     """
-    try:
-        content = served(os.fspath(path))
-    except ValueError as error:
-        raise ImageError(f"{path}: there is no such synthetic picture: {error}") from None
-    if content is not None:
-        with Image.open(io.BytesIO(content)) as picture:
-            return convert_picture(picture, source=str(path), format=format)
-    with _opened(Path(path)) as picture:
+    with _opened(path) as picture:
         return convert_picture(picture, source=str(path), format=format)
 
 
+def read_labels(path: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
+    """Read an image file whose pixels are numbers, such as classes, and no colours.
+
+    Args:
+        path: as :func:`read_image` takes it; grey of up to 32 bits, or with a palette, whose
+            colours do not count.
+    Returns:
+        (H, W), upright as the EXIF orientation says.
+    Raises:
+        ImageError: as :func:`read_image`, except for the bits; or an image in colour.
+    """
+    with _opened(path) as picture:
+        _check_size(picture.width, picture.height, str(path))
+        check_whole(picture, str(path))
+        if picture.mode not in _LABEL_MODES:
+            raise ImageError(
+                f"{path}: has pixels of mode {picture.mode}; expected one number per pixel, as in "
+                "a grey image or one with a palette"
+            )
+        picture.load()
+        return np.asarray(_upright(picture, str(path))).astype(np.int64)
+
+
 def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Width and height of a picture file, upright as its EXIF orientation says, from its header.
+    """Width and height of an image file, upright as its EXIF orientation says, from its header.
 
     The pixels are decoded only if the file is no JPEG or PNG, or does not end as one: it may be
     cut off.
@@ -80,11 +106,10 @@ def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     Raises:
         ImageError: as :func:`read_image`.
     """
-    path = Path(path)
     with _opened(path) as picture:
         _check_size(picture.width, picture.height, str(path))
-        _check_depth(picture, str(path))
-        if picture.format not in _ENDS or _ENDS[picture.format] not in _tail(path):
+        check_depth(picture, str(path))
+        if not check_whole(picture, str(path)):
             height, width, _ = convert_picture(picture, source=str(path)).shape
             return width, height
         # Pillow decodes a PNG to look for an orientation that is not in its header.
@@ -95,30 +120,41 @@ def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     """The file opened by Pillow; whatever goes wrong with it is an ImageError that names it."""
+    name = os.fspath(path)
     try:
-        if not path.exists():
-            raise ImageError(f"{path}: no such file")
-        if not path.is_file():
-            raise ImageError(f"{path}: is {'a folder' if path.is_dir() else 'no regular file'}")
-        if path.stat().st_size == 0:
-            raise ImageError(f"{path}: the file is empty (0 bytes)")
+        content = _content(name)
+        if content is None and (problem := file_problem(path)) is not None:
+            raise ImageError(f"{path}: {problem}")
         Image.init()
-        with Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN]) as picture:
+        types = [name for name in FILE_TYPES if name in Image.OPEN]
+        with Image.open(path if content is None else io.BytesIO(content), formats=types) as picture:
             yield picture
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: {_what_instead(path)}") from error
+        start = first_bytes(Path(path)) if content is None else content[:64]
+        raise ImageError(f"{path}: {what_instead(start)}") from error
     except Exception as error:  # a damaged file can make Pillow's readers raise anything
         raise _as_image_error(error, str(path)) from error
 
 
-def _tail(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(-min(_TAIL_BYTES, path.stat().st_size), os.SEEK_END)
-        return file.read()
+def _content(path: str) -> bytes | None:
+    """What Detectron2 finds under a name that is none of this disk; None for a file of it."""
+    if not is_elsewhere(path):
+        return None
+    try:
+        if (content := served(path)) is not None:
+            return content
+    except ValueError as error:
+        raise ImageError(f"{path}: there is no such synthetic picture: {error}") from None
+    try:
+        with PathManager.open(path, "rb") as file:
+            read: bytes = file.read()
+    except Exception as error:  # a store may raise anything
+        raise ImageError(f"{path}: cannot be read: {error}") from error
+    return read
 
 
 def convert_picture(picture: Image.Image, *, source: str = "image", format: str = "BGR") -> Array:
@@ -127,43 +163,50 @@ def convert_picture(picture: Image.Image, *, source: str = "image", format: str 
     Args:
         picture: of any mode; it is not modified, except that Pillow loads its pixels.
         source: what error messages call it.
-        format: order of the channels, ``"BGR"`` or ``"RGB"``.
+        format: a key of :data:`CHANNELS`.
     Returns:
-        (H, W, 3) uint8, contiguous.
+        (H, W, C) uint8, contiguous.
     Raises:
         ImageError: as :func:`read_image`.
     """
-    if format not in ("BGR", "RGB"):
-        raise ValueError(f'format must be "BGR" or "RGB", found {format!r}')
+    if format not in CHANNELS:
+        raise ValueError(f"format must be one of {', '.join(CHANNELS)}, found {format!r}")
     try:
         _check_size(picture.width, picture.height, source)
-        _check_depth(picture, source)
-        # An MPO is a JPEG photograph with a depth map or a preview behind it, no animation.
-        if getattr(picture, "is_animated", False) and picture.format != "MPO":
-            logger.warning("%s: animated; only the first frame is used", source)
+        check_depth(picture, source)
+        check_whole(picture, source)
+        if getattr(picture, "is_animated", False) and picture.format not in _STILL:
+            log_first_n(
+                logging.WARNING,
+                f"{source}: animated; only the first frame is used (said once)",
+                key="message",
+            )
         picture.load()
         picture = _upright(picture, source)
         if picture.mode in _ALPHA_MODES or "transparency" in picture.info:
             log_first_n(logging.WARNING, f"{source}: transparency is ignored (said once)")
             picture = picture.convert("RGBA")
-        pixels = np.asarray(picture.convert("RGB"))
+        picture = picture.convert("RGB")
+        pixels = np.asarray(picture if format != "L" else picture.convert("L"))
     except ImageError:
         raise
     except Exception as error:  # a damaged file can make Pillow's decoders raise anything
         raise _as_image_error(error, source) from error
+    if format == "L":
+        pixels = pixels[:, :, None]
     return np.array(pixels[:, :, ::-1] if format == "BGR" else pixels, order="C")
 
 
-def check_image(image: Any, *, source: str = "image") -> Array:
-    """Check an array and bring it to three channels.
+def check_image(image: Any, *, source: str = "image", format: str = "BGR") -> Array:
+    """Check an array and bring it to the channels of a model.
 
     Args:
-        image: (H, W, 3) uint8 in BGR order.  (H, W) and (H, W, 1) are replicated to three channels,
-            of (H, W, 4) the alpha channel is dropped, floats are taken as they are if they span 0
-            to 255.
+        image: (H, W, 3) uint8 in BGR order.  (H, W) and (H, W, 1) are grey, of (H, W, 4) the alpha
+            channel is dropped, floats are taken as they are if they span 0 to 255.
         source: what error messages call it.
+        format: a key of :data:`CHANNELS`.
     Returns:
-        (H, W, 3) uint8 or float; the array itself where nothing had to be changed.
+        (H, W, C) uint8 or float; the array itself where nothing had to be changed.
     Raises:
         ImageError: None, empty, too large, more than 8 bits, floats in 0 to 1, or values that are
             not finite.
@@ -185,12 +228,26 @@ def check_image(image: Any, *, source: str = "image") -> Array:
     if image.ndim == 2:
         image = image[:, :, None]
     if image.shape[2] == 1:
+        if format == "L":
+            return image
         log_first_n(logging.WARNING, f"{source}: grey, replicated to three channels (said once)")
         return np.repeat(image, 3, axis=2)
     if image.shape[2] == 4:
         log_first_n(logging.WARNING, f"{source}: the fourth channel (alpha) is dropped (said once)")
-        return image[:, :, :3]
-    return image
+        image = image[:, :, :3]
+    if format == "L":
+        return _grey(image)
+    return image[:, :, ::-1] if format == "RGB" else image
+
+
+def _grey(image: Array) -> Array:
+    """(H, W, 3) in BGR order → (H, W, 1), as Pillow weighs the channels."""
+    if image.dtype == np.uint8:
+        picture = Image.fromarray(np.ascontiguousarray(image[:, :, ::-1]))
+        return np.array(picture.convert("L"))[:, :, None]
+    weights = np.array([0.114, 0.587, 0.299], dtype=image.dtype)
+    grey: Array = (image * weights).sum(axis=2, keepdims=True)
+    return grey
 
 
 def _check_layout(shape: tuple[int, ...], source: str) -> None:
@@ -240,77 +297,12 @@ def _check_values(image: Array, source: str) -> None:
         )
 
 
-def _check_depth(picture: Image.Image, source: str) -> None:
-    """Refuse more than 8 bits per channel, also where Pillow would cut them to 8 without a word."""
-    if picture.mode[0] in "IF":
-        found = f"mode {picture.mode}, values up to {np.asarray(picture).max()}"
-    elif _stores_16_bits(picture):
-        found = f"{picture.mode} with 16 bits per channel"
-    else:
-        return
-    raise ImageError(
-        f"{source}: expected 8 bits per channel, found {found}; scale it to 0 to 255 and save it "
-        "as an 8-bit picture"
-    )
-
-
-def _stores_16_bits(picture: Image.Image) -> bool:
-    for tile in getattr(picture, "tile", ()):
-        arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
-        if ";16" in str(arguments[0]) and not str(arguments[0]).startswith("BGR;16"):
-            return True
-        if tile[0].startswith("ppm") and isinstance(arguments[-1], int) and arguments[-1] > 255:
-            return True
-        if tile[0] == "jpeg2k" and _jpeg2000_bits(picture.fp) > 8:  # type: ignore[attr-defined]
-            return True
-    return False
-
-
-def _jpeg2000_bits(file: BinaryIO) -> int:
-    """Most bits of a channel in a JPEG 2000 file (ISO 15444-1, A.5.1)."""
-    file.seek(_jpeg2000_stream(file) + 40)
-    channels = file.read(3 * int.from_bytes(file.read(2), "big"))
-    return max((1 + (bits & 127) for bits in channels[::3]), default=0)
-
-
-def _jpeg2000_stream(file: BinaryIO) -> int:
-    """Where the picture proper begins: with the file, or in one of its boxes (ISO 15444-1, I.4)."""
-    file.seek(0)
-    if file.read(2) == b"\xff\x4f":
-        return 0
-    place = 0
-    while True:
-        file.seek(place)
-        head = file.read(16)
-        length, kind = struct.unpack(">I4s", head[:8])
-        header = 8
-        if length == 1:  # the length proper follows
-            length, header = int.from_bytes(head[8:], "big"), 16
-        if kind == b"jp2c":
-            return place + header
-        if length < header:
-            raise ValueError(f"its box {kind!r} is of {length} bytes")
-        place += length
-
-
 def _upright(picture: Image.Image, source: str) -> Image.Image:
     try:
         return ImageOps.exif_transpose(picture)
     except Exception as error:  # cameras write EXIF blocks that make Pillow's parser raise anything
         logger.warning("%s: unreadable EXIF block, orientation ignored: %s", source, error)
         return picture
-
-
-def _what_instead(path: Path) -> str:
-    with open(path, "rb") as file:
-        start = file.read(64).lstrip().lower()
-    if start.startswith(b"<"):
-        return "is HTML or XML text, not a picture; did a download fail?"
-    if start.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer, not a picture; fetch it with `git lfs pull`"
-    return (
-        f"is not a picture in a known format ({', '.join(_FORMATS)}), or is cut off in its header"
-    )
 
 
 def _as_image_error(error: Exception, source: str) -> ImageError:

@@ -16,9 +16,8 @@ from detectron2.data.detection_utils import build_augmentation
 from detectron2.structures import Boxes, BoxMode
 
 from instseg.data.augmentations import build_ssd_augmentations
-from instseg.data.images import read_image
-from instseg.data.synthetic import is_elsewhere
-from instseg.errors import ConfigError, ImageError, InstsegError
+from instseg.data.images import Array, read_image, read_labels
+from instseg.errors import ConfigError, ImageError
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +32,7 @@ Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class PictureMapper:
-    """A mapper whose errors name the picture that is their cause.
+    """A mapper that goes on without pictures that cannot be used.
 
     Up to ``max_unreadable`` pictures that cannot be used are replaced, each time by the last record
     that could: training goes on, and every one of them is logged.  Each process that loads data
@@ -58,18 +57,13 @@ class PictureMapper:
         """
         try:
             sample = self.mapper(dataset_dict)
-        except InstsegError:
-            raise
-        except Exception as error:  # whose fault it is only the picture tells
-            problem = picture_problem(dataset_dict)
-            if problem is None:
-                raise
+        except ImageError as error:
             self.unreadable.add(dataset_dict["file_name"])
             if self._last is None or len(self.unreadable) > self.max_unreadable:
-                raise ImageError(problem) from error
+                raise
             logger.warning(
                 "%s; replaced by another picture, %d of at most %d (DATALOADER.MAX_UNREADABLE)",
-                problem,
+                error,
                 len(self.unreadable),
                 self.max_unreadable,
             )
@@ -78,28 +72,9 @@ class PictureMapper:
         return sample
 
 
-def picture_problem(record: dict[str, Any]) -> str | None:
-    """Why the picture of ``record``, or another one that belongs to it, cannot be used, if so."""
-    others = [record.get("sem_seg_file_name"), *record.get("reference_files", ())]
-    for file in (record["file_name"], *filter(None, others)):
-        if is_elsewhere(file):
-            continue
-        try:
-            height, width, _ = read_image(file).shape
-        except ImageError as error:
-            return str(error)
-        expected = record.get("width", width), record.get("height", height)
-        if (width, height) != expected:
-            return (
-                f"{file} is {width} x {height} pixels, the data set says {expected[0]} x "
-                f"{expected[1]}; correct width and height"
-            )
-    return None
-
-
 def build_test_mapper(cfg: CfgNode) -> PictureMapper:
-    """Detectron2's, without annotations."""
-    return PictureMapper(DatasetMapper(cfg, is_train=False))
+    """A mapper without annotations."""
+    return PictureMapper(Mapper(**DatasetMapper.from_config(cfg, is_train=False)))
 
 
 def build_train_mapper(cfg: CfgNode, *, augment: bool) -> PictureMapper:
@@ -125,7 +100,7 @@ def build_train_mapper(cfg: CfgNode, *, augment: bool) -> PictureMapper:
             f"{', '.join(_AUGMENTATIONS)}"
         )
     settings = DatasetMapper.from_config(cfg, is_train=True)
-    mapper = DatasetMapper
+    mapper: type[Mapper] = Mapper
     if cfg.INPUT.AUGMENTATION == "ssd":
         mapper = SSDMapper
         settings["augmentations"] = build_ssd_augmentations(cfg)
@@ -147,7 +122,75 @@ def build_train_mapper(cfg: CfgNode, *, augment: bool) -> PictureMapper:
     return PictureMapper(mapper(**settings), cfg.DATALOADER.MAX_UNREADABLE if augment else 0)
 
 
-class SSDMapper(DatasetMapper):
+class Mapper(DatasetMapper):
+    """Detectron2's mapper, which reads images as everything else here does.
+
+    Detectron2's own reader turns 16 bits into white and floats of 0 to 1 into black, and trains on
+    what is left of a damaged file.  What it reads well arrives here bit by bit the same.
+    """
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """
+        Raises:
+            ImageError: an image, or the labels of its pixels, that cannot be used.
+        """
+        record = copy.deepcopy(dataset_dict)
+        image = read_recorded(record, format=self.image_format)
+        labels = _read_semantic(record)
+        data = T.AugInput(image, sem_seg=labels)
+        transforms = self.augmentations(data)
+        size = data.image.shape[:2]
+        record["image"] = torch.as_tensor(np.ascontiguousarray(data.image.transpose(2, 0, 1)))
+        if labels is not None:
+            record["sem_seg"] = torch.as_tensor(data.sem_seg.astype(np.int64))
+        if self.proposal_topk is not None:
+            utils.transform_proposals(record, size, transforms, proposal_topk=self.proposal_topk)
+        if not self.is_train:
+            record.pop("annotations", None)
+        elif "annotations" in record:
+            self._transform_annotations(record, transforms, size)
+        return record
+
+
+def read_recorded(record: dict[str, Any], *, format: str) -> Array:
+    """The image of a record, whose size is added where the record does not tell it.
+
+    Args:
+        record: Detectron2's, with ``file_name``; changed in place.
+        format: see :func:`~instseg.data.images.read_image`.
+    Returns:
+        (H, W, C) uint8.
+    Raises:
+        ImageError: it cannot be read, or has another size than the record tells.
+    """
+    image = read_image(record["file_name"], format=format)
+    height, width = image.shape[:2]
+    expected = record.setdefault("width", width), record.setdefault("height", height)
+    _check_size(record["file_name"], (width, height), expected)
+    return image
+
+
+def _read_semantic(record: dict[str, Any]) -> Array | None:
+    """(H, W) labels of the pixels, which the record names a file for; None where it does not."""
+    file = record.pop("sem_seg_file_name", None)
+    if file is None:
+        return None
+    labels = read_labels(file)
+    _check_size(file, labels.shape[::-1], (record["width"], record["height"]))
+    # What Detectron2's transforms can stretch.
+    return labels.astype(np.uint8 if labels.max() < 256 else np.float32)
+
+
+def _check_size(file: str, size: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Refuse an image that is not as wide and high as the data set says."""
+    if size != expected:
+        raise ImageError(
+            f"{file} is {size[0]} x {size[1]} pixels, the data set says {expected[0]} x "
+            f"{expected[1]}; correct width and height"
+        )
+
+
+class SSDMapper(Mapper):
     """Mapper for augmentations that look at the boxes and may lose objects.
 
     Against Detectron2's: augmentations get the objects' boxes; an object stays if the centre of its
@@ -172,9 +215,8 @@ class SSDMapper(DatasetMapper):
         self.plain_augmentations = T.AugmentationList(plain_augmentations)
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        dataset_dict = dict(dataset_dict)  # the check adds the size where it is missing
-        image = utils.read_image(dataset_dict["file_name"], format=self.image_format)
-        utils.check_image_size(dataset_dict, image)
+        dataset_dict = dict(dataset_dict)  # the size is added where it is missing
+        image = read_recorded(dataset_dict, format=self.image_format)
         for _ in range(_TRIES):
             record, lost = self._augmented(dataset_dict, image, self.augmentations)
             if not lost:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 
 from instseg.data.flow import read_flow, transform_flow
+from instseg.data.images import read_image
 from instseg.data.mappers import SSDMapper
 from instseg.errors import ConfigError, DatasetError
 
@@ -54,7 +54,7 @@ class VideoMapper(SSDMapper):
         # Drawn before anything is looked at, so that the same numbers follow for every record.
         distance = min(int(np.random.randint(shortest, longest + 1)), len(references))
         file = references[distance - 1] if distance else record["file_name"]
-        reference = utils.read_image(file, format=self.image_format)
+        reference = read_image(file, format=self.image_format)
         size = reference.shape[:2]
         if "height" in record and size != (record["height"], record["width"]):
             raise DatasetError(

@@ -22,10 +22,10 @@ import numpy.typing as npt
 import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
-from PIL import Image
 from scipy.io import loadmat
 
-from instseg.errors import DatasetError
+from instseg.data.images import read_labels
+from instseg.errors import DatasetError, ImageError
 
 CLASSES = tuple(
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike "
@@ -190,16 +190,15 @@ def _read_labels(name: str, file: Path) -> Labels:
     """(H, W) uint8 numbers of an indexed PNG, which are not its colours."""
     _check_there(name, file)
     try:
-        with Image.open(file, formats=["PNG"]) as picture:
-            mode = picture.mode
-            labels = np.array(picture) if mode in ("P", "L") else None
-    except Exception as error:  # a damaged file can make Pillow's decoder raise anything
-        raise DatasetError(f"data set {name}: {file} is damaged or no PNG: {error}") from error
-    if labels is None:
+        labels = read_labels(file)
+    except ImageError as error:
+        raise DatasetError(f"data set {name}: {error}") from error
+    if labels.min() < 0 or labels.max() > _VOID:
         raise DatasetError(
-            f"data set {name}: {file} has pixels of mode {mode}; expected an indexed PNG (mode P)"
+            f"data set {name}: {file} has numbers from {labels.min()} to {labels.max()}; expected "
+            f"0 to {_VOID}"
         )
-    return labels
+    return labels.astype(np.uint8)
 
 
 def _read_mat(name: str, file: Path) -> tuple[Labels, Labels]:

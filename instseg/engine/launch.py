@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import socket
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -65,7 +66,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     # Detectron2 configures its own loggers only; without this our messages would vanish.
     logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="instseg")
     for handler in logger.handlers:
-        if not isinstance(handler, logging.FileHandler):
+        if getattr(handler, "stream", None) is sys.stdout:
             handler.setLevel(logging.INFO)  # tracebacks of mistakes are for log.txt alone
     logger.info(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}")
     return cfg

@@ -48,7 +48,7 @@ class _Prepared:
     """A picture for the model.
 
     Attributes:
-        image: (3, H, W), None where resizing leaves no pixel.
+        image: (C, H, W), None where resizing leaves no pixel.
         height, width: of the picture itself.
         max_instances: objects at most.
     """
@@ -233,13 +233,11 @@ class Predictor:
 
     def _prepare(self, item: Any, name: str) -> _Prepared:
         if isinstance(item, str | os.PathLike):
-            image = read_image(item)
+            image = read_image(item, format=self.cfg.INPUT.FORMAT)
         elif isinstance(item, Image.Image):
-            image = convert_picture(item, source=name)
+            image = convert_picture(item, source=name, format=self.cfg.INPUT.FORMAT)
         else:
-            image = check_image(item, source=name)
-        if self.cfg.INPUT.FORMAT == "RGB":
-            image = image[:, :, ::-1]
+            image = check_image(item, source=name, format=self.cfg.INPUT.FORMAT)
         height, width = image.shape[:2]
         most = self._max_instances(height, width)
         # Detectron2's augmentation object would draw its one size with NumPy's global generator.
@@ -354,8 +352,6 @@ def _resolve(
             cfg.MODEL.WEIGHTS_SHA256 = ""
     # Also for a file, where the line above may have undone an overridden checksum.
     cfg.merge_from_list(list(overrides))
-    if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
-        raise ConfigError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; prediction needs BGR or RGB")
     # A configuration of stock Detectron2 has none.
     cfg.TEST.setdefault("MASK_MEMORY", get_cfg().TEST.MASK_MEMORY)
     if not 0 < cfg.TEST.MASK_MEMORY < math.inf:

@@ -4,11 +4,11 @@ import itertools
 import logging
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from detectron2.engine import SimpleTrainer
+from detectron2.engine import SimpleTrainer, TrainerBase
 from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -25,6 +25,24 @@ _RESUMED = {
 }
 """What an optimizer saves, and the keys that it comes from."""
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@contextmanager
+def mistakes_unlogged() -> Iterator[None]:
+    """Keep tracebacks of a user's mistakes out of what Detectron2 logs while it trains.
+
+    The error goes on as it is; who catches it tells it in a line.
+    """
+
+    def is_no_mistake(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], InstsegError))
+
+    log = logging.getLogger(TrainerBase.__module__)
+    log.addFilter(is_no_mistake)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_no_mistake)
 
 
 class TrainLoop(SimpleTrainer):

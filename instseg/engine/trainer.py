@@ -49,7 +49,7 @@ from instseg.engine.hooks import (
 )
 from instseg.engine.interruption import Interruption
 from instseg.engine.streaming import build_streams, mean_result
-from instseg.engine.train_loop import TrainLoop
+from instseg.engine.train_loop import TrainLoop, mistakes_unlogged
 from instseg.errors import ConfigError, OutputError
 from instseg.evaluation import build_evaluator, check_evaluation
 from instseg.evaluation.semantic import check_gives_semantic
@@ -232,7 +232,8 @@ class Trainer(DefaultTrainer):
         """Train from ``start_iter``, which is the end where the end itself was not saved."""
         if self.start_iter >= max(self.max_iter, 1):
             self.checkpointer.save("model_final", iteration=self.start_iter - 1)
-        return super().train()
+        with mistakes_unlogged():
+            return super().train()
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Load ``MODEL.WEIGHTS``, or go on from the last checkpoint in ``OUTPUT_DIR``."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import instseg
 from instseg.checkpoint import atomic_write
+from instseg.data.images import CHANNELS
 from instseg.engine.predictor import Predictor
 from instseg.errors import ConfigError
 from instseg.modeling import Network, SplitModel, VideoModel, as_split, as_video
@@ -46,7 +47,7 @@ def export(predictor: Predictor, format_name: str, path: Path) -> list[Path]:
     """Write the network of ``predictor``.
 
     The file carries the configuration and the categories, so that
-    :class:`~instseg.export.ExportedPredictor` needs nothing else.  Its input ``images`` is (B, 3,
+    :class:`~instseg.export.ExportedPredictor` needs nothing else.  Its input ``images`` is (B, C,
     S, S) float32: pictures stretched to the square of ``INPUT.SQUARE_SIZE``, channels in the order
     of ``INPUT.FORMAT``, minus ``MODEL.PIXEL_MEAN``, divided by ``MODEL.PIXEL_STD``.  Its outputs
     are the model's ``raw_names``.
@@ -72,7 +73,8 @@ def export(predictor: Predictor, format_name: str, path: Path) -> list[Path]:
     if path.suffix != extension:
         raise ConfigError(f"{path}: the name of a {format_name} file must end in {extension}")
     model = as_split(predictor.model, "exported")
-    square = torch.zeros(3, 8, 8, device=predictor.cfg.MODEL.DEVICE)
+    cfg = predictor.cfg
+    square = torch.zeros(CHANNELS[cfg.INPUT.FORMAT], 8, 8, device=cfg.MODEL.DEVICE)
     example = model.preprocess([{"image": square}] * 2)
     children = model.extra_networks()
     video = as_video(predictor.model)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 def padded_batch(images: Sequence[Tensor], divisor: int, least: int = 1) -> Tensor:
-    """(3, h, w) each → (B, 3, H, W), padded with 0 at their right and bottom.
+    """(C, h, w) each → (B, C, H, W), padded with 0 at their right and bottom.
 
     Args:
         images: at least one.
@@ -18,7 +18,7 @@ def padded_batch(images: Sequence[Tensor], divisor: int, least: int = 1) -> Tens
     height, width = (
         -(-max(least, *(x.shape[axis] for x in images)) // divisor) * divisor for axis in (1, 2)
     )
-    batch = images[0].new_zeros(len(images), 3, height, width)
+    batch = images[0].new_zeros(len(images), images[0].shape[0], height, width)
     for place, image in zip(batch, images, strict=True):
         place[:, : image.shape[1], : image.shape[2]] = image
     return batch

@@ -11,13 +11,12 @@ import pycocotools.mask as mask_util
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetFromList
-from detectron2.data import detection_utils as utils
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from instseg.data.images import read_image
+from instseg.data.mappers import read_recorded
 from instseg.data.samples import SAMPLES_REGISTRY
 from instseg.errors import ConfigError, DatasetError
 from instseg.evaluation.matching import to_rle
@@ -199,8 +198,7 @@ class PatchSamples(IterableDataset[Sample]):
         name = record["file_name"]
         picture = self._pictures.get(name)
         if picture is None:
-            picture = read_image(name, format=self.image_format)
-            utils.check_image_size(record, picture)
+            picture = read_recorded(record, format=self.image_format)
             if picture.nbytes <= self._cache_left:
                 self._cache_left -= picture.nbytes
                 self._pictures[name] = picture

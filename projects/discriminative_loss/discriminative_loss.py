@@ -10,6 +10,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from instseg.config_values import check_colour
 from instseg.errors import ConfigError
 from instseg.modeling import (
     PixelModel,
@@ -271,6 +272,8 @@ def build_network(cfg: CfgNode) -> nn.Module:
     """The network ``MODEL.DISCRIMINATIVE_LOSS.NETWORK``."""
     node = cfg.MODEL.DISCRIMINATIVE_LOSS
     sizes = (node.NUM_CLASSES, node.EMBEDDING_DIM)
+    if node.NETWORK != "backbone":
+        check_colour(cfg, f"MODEL.DISCRIMINATIVE_LOSS.NETWORK {node.NETWORK}")
     if node.NETWORK == "enet":
         return ENet(*sizes, norm=node.NORM)
     if node.NETWORK == "reseg":
@@ -284,6 +287,7 @@ def build_network(cfg: CfgNode) -> nn.Module:
         channels=node.CHANNELS,
         detail_channels=node.DETAIL_CHANNELS,
         norm=node.NORM,
+        in_channels=len(cfg.MODEL.PIXEL_MEAN),
     )
 
 

@@ -63,6 +63,7 @@ class BackboneNetwork(nn.Module):
         channels: int,
         detail_channels: int,
         norm: str,
+        in_channels: int = 3,
     ) -> None:
         """
         Args:
@@ -73,6 +74,7 @@ class BackboneNetwork(nn.Module):
             detail_channels: of the map of stride 2; 0 leaves the result at the finest stride of the
                 backbone.
             norm: of the decoder, Detectron2's name, "" for none.
+            in_channels: of the image.
         """
         super().__init__()
         self.backbone = backbone
@@ -80,7 +82,7 @@ class BackboneNetwork(nn.Module):
         self.details: nn.Module | None = None
         if detail_channels:
             self.details = nn.Sequential(
-                conv_relu(3, detail_channels, 3, norm, stride=2),
+                conv_relu(in_channels, detail_channels, 3, norm, stride=2),
                 conv_relu(detail_channels, detail_channels, 3, norm),
             )
             self.join = conv_relu(channels + detail_channels, channels, 3, norm)

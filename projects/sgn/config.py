@@ -2,6 +2,7 @@
 
 from detectron2.config import CfgNode
 
+from instseg.config_values import check_colour
 from instseg.errors import ConfigError
 from instseg.modeling import add_vgg_config
 
@@ -87,6 +88,7 @@ def add_sgn_config(cfg: CfgNode) -> None:
 
 def check_sgn_config(cfg: CfgNode) -> None:
     """Raise a ConfigError for values that cannot be used."""
+    check_colour(cfg, "SGN")
     node = cfg.MODEL.SGN
 
     def refuse(key: str, expected: str) -> None:

@@ -12,6 +12,8 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
+from instseg.config_values import check_colour
+
 _ENDS = {"stage3": 7, "stage4": 11, "stage5": 17}
 """Outputs, and where in torchvision's network they end."""
 
@@ -71,4 +73,5 @@ class MobileNetV2(Backbone):
 @BACKBONE_REGISTRY.register()
 def build_mobilenet_v2_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> MobileNetV2:
     """MobileNetV2 as ``MODEL.MOBILENET`` describes it."""
+    check_colour(cfg, "MobileNetV2")
     return MobileNetV2(cfg.MODEL.MOBILENET.WIDTH, cfg.MODEL.MOBILENET.NORM)

@@ -320,3 +320,17 @@ def test_a_part_of_a_network_tells_what_it_has() -> None:
     names = without("yolact_base", "fpn.", "proto_net.", "prediction_layers.", "semantic")
     choice = choice_of("yolact_base", names, allow_partial=True)
     assert choice.config == "yolact/yolact_base.yaml" and not choice.overrides
+
+
+@pytest.mark.parametrize(
+    ("kept", "config"),
+    [("backbone.layers.0.0.", "yolact_resnet50"), ("backbone.layers.2.", "yolact_base")],
+)
+def test_a_part_of_a_backbone_is_no_other_backbone(kept: str, config: str) -> None:
+    """One block fits every ResNet, as far as it goes; twenty-three are those of one alone."""
+    others: Shapes = {key: None for key in keys("yolact_base") if not key.startswith(kept)}
+    choice = choice_of("yolact_base", others, allow_partial=True)
+    assert choice.config == f"yolact/{config}.yaml"
+    if kept.endswith(".0.0."):
+        with pytest.raises(CheckpointError, match="have 1, 0, 0, 0 blocks of 3 convolutions"):
+            choice_of("yolact_base", others)

@@ -169,24 +169,26 @@ def config_text(choice: Choice, weights: Path, source: str) -> bytes:
     return "".join([*(f"# {line}\n" for line in comments), text]).encode()
 
 
-def resnet_depth(path: str, blocks: Sequence[int], bottleneck: bool = True) -> int | None:
+def resnet_depth(
+    path: str, blocks: Sequence[int], options: Options, *, bottleneck: bool = True
+) -> int | None:
     """Layers of a ResNet.
 
     Args:
         path: of the file, for messages.
         blocks: of each stage; 0 where the file has none, as it holds a part of the network.
+        options: whether stages may lack blocks.
         bottleneck: whether its blocks have three convolutions.
     Returns:
         None if the stages that are there leave it open.
     Raises:
         CheckpointError: there is no such ResNet.
     """
-    fitting = [
-        depth
-        for depth, expected in _RESNETS.items()
-        if bottleneck == (depth >= 50)
-        and all(count in (0, x) for count, x in zip(blocks, expected, strict=True))
-    ]
+    known = {k: x for k, x in _RESNETS.items() if bottleneck == (k >= 50)}
+    pairs = {k: list(zip(blocks, x, strict=True)) for k, x in known.items()}
+    fitting = [k for k, own in pairs.items() if all(count in (0, x) for count, x in own)]
+    if options.allow_partial and not fitting:
+        fitting = [k for k, own in pairs.items() if all(count <= x for count, x in own)]
     if not fitting:
         raise CheckpointError(
             f"{path}: the stages of its ResNet have {', '.join(map(str, blocks))} blocks of "

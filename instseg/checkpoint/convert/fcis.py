@@ -57,7 +57,7 @@ def convert(path: str, options: Options) -> tuple[dict[str, Tensor], Report]:
     standard deviations of its targets, are ignored: the model multiplies by these itself.
     """
     weights = read_params(path)
-    conversion = Conversion(path, _layout(path, weights), options)
+    conversion = Conversion(path, _layout(path, weights, options), options)
     for name, value in weights.items():
         if name in _SCALED:
             logger.warning(f"{path}: {name} is ignored, the plain box layer is used")
@@ -69,12 +69,12 @@ def convert(path: str, options: Options) -> tuple[dict[str, Tensor], Report]:
     return conversion.finish(weights, _EXAMPLE)
 
 
-def _layout(path: str, weights: dict[str, Tensor]) -> Layout:
+def _layout(path: str, weights: dict[str, Tensor], options: Options) -> Layout:
     blocks: list[set[str]] = [set(), set(), set(), set()]
     for name in weights:
         if match := _match(name):
             blocks[int(match[2]) - 2].add(match[3] + match[4])
-    depth = resnet_depth(path, [len(x) for x in blocks])
+    depth = resnet_depth(path, [len(x) for x in blocks], options)
 
     def facts(cfg: CfgNode) -> Iterator[Fact]:
         layers = "conv1", "res2a_branch2a", "res2a_branch2c"

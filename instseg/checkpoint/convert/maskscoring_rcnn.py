@@ -97,7 +97,7 @@ def _layout(path: str, weights: dict[str, Tensor], options: Options) -> Layout:
             blocks[int(match[1]) - 1].add(match[2])
     # Of part of a network, layers of any block tell; without any, most networks have bottlenecks.
     bottleneck = any(".conv3." in x for x in weights) or not any(".conv2." in x for x in weights)
-    depth = resnet_depth(path, [len(x) for x in blocks], bottleneck)
+    depth = resnet_depth(path, [len(x) for x in blocks], options, bottleneck=bottleneck)
     nearest = {18: 18, 34: 18, 101: 101, 152: 101}.get(depth or 50, 50)
 
     def facts(cfg: CfgNode) -> Iterator[Fact]:

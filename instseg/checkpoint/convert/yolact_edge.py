@@ -84,7 +84,7 @@ def _layout(path: str, weights: dict[str, Tensor], options: Options) -> Layout:
         architecture = architecture_facts(plain, options, "YolactEdge", "YOLACT", "flow_net.")
         return [
             *architecture,
-            *(backbone if mobile else backbone_facts(path, plain, cfg)),
+            *(backbone if mobile else backbone_facts(path, plain, options, cfg)),
             *_video_facts(plain, options),
             *facts_of(path, plain, options, cfg),
         ]

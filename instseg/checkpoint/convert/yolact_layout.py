@@ -47,7 +47,7 @@ def layout_of(path: str, weights: Weights, options: Options) -> Layout:
     apart by the authors' file names (``yolact_im700_54_800000.pth``).
     """
     project = "yolact_plus" if any(deformable_of(weights)) else "yolact"
-    depth = (resnet_depth(path, _blocks(weights)) or 50) if not is_darknet(weights) else 53
+    depth = (resnet_depth(path, _blocks(weights), options) or 50) if not is_darknet(weights) else 53
     known = _CONFIGS[project, 101 if depth > 101 else depth]
     # Longest first: one name may begin like another.
     named = [x for x in sorted(known, key=len, reverse=True) if Path(path).name.startswith(x)]
@@ -62,7 +62,7 @@ def layout_of(path: str, weights: Weights, options: Options) -> Layout:
     def facts(cfg: CfgNode) -> list[Fact]:
         return [
             *architecture_facts(weights, options, "YOLACTPlus", "YOLACT"),
-            *backbone_facts(path, weights, cfg),
+            *backbone_facts(path, weights, options, cfg),
             *facts_of(path, weights, options, cfg),
         ]
 
@@ -85,7 +85,7 @@ def is_darknet(weights: Weights) -> bool:
     return any(name.startswith("backbone._preconv.") for name in weights)
 
 
-def backbone_facts(path: str, weights: Weights, cfg: CfgNode) -> Iterator[Fact]:
+def backbone_facts(path: str, weights: Weights, options: Options, cfg: CfgNode) -> Iterator[Fact]:
     """Kind and depth of the backbone, its normalisation, which blocks are deformable."""
     if is_darknet(weights):
         yield Fact("MODEL.BACKBONE.NAME", "build_darknet_backbone", "layers of a DarkNet")
@@ -98,7 +98,7 @@ def backbone_facts(path: str, weights: Weights, cfg: CfgNode) -> Iterator[Fact]:
             yield Fact("MODEL.DARKNET.STEM_CHANNELS", stem, f"{stem} channels of the first layer")
         return
     blocks = _blocks(weights)
-    depth = resnet_depth(path, blocks)
+    depth = resnet_depth(path, blocks, options)
     if depth is None:
         return
     block = "backbone.layers.0.0"

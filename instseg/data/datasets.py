@@ -31,7 +31,7 @@ from instseg.data.findings import Level, Report
 from instseg.data.json_files import file_of
 from instseg.data.presence import unusable_files
 from instseg.data.records import CheckedRecords
-from instseg.data.synthetic import SIZES
+from instseg.data.synthetic import SIZES, is_elsewhere
 from instseg.errors import ConfigError, DatasetError, short
 
 logger = logging.getLogger(__name__)

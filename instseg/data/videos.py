@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from av.stream import Disposition
 
+from instseg.data.colours import tag, to_bgr, to_yuv
 from instseg.data.images import MAX_PIXELS, Array
 from instseg.errors import ImageError, OutputError
 
@@ -225,6 +226,7 @@ class VideoWriter:
 
     All frames of a video have one size, that of the first: frames of another are scaled to fit into
     it, on black.  Both codecs want even sizes, so the last row or column of odd ones is repeated.
+    Colours are BT.709 from 720 lines or 1025 columns on, else BT.601, and the file says which.
     The file is written in fragments of two seconds: if the process is killed, what is complete of
     it can be played.
     """
@@ -264,7 +266,7 @@ class VideoWriter:
         try:
             if self._container is None:
                 self._open(frame.image)
-            picture = av.VideoFrame.from_ndarray(fit(frame.image, *self._size), format="bgr24")
+            picture = to_yuv(fit(frame.image, *self._size))
             self._last = max(round(frame.time * _TICKS), self._last + 1)
             picture.pts, picture.time_base = self._last, Fraction(1, _TICKS)
             self._container.mux(self._stream.encode(picture))
@@ -301,6 +303,7 @@ class VideoWriter:
         self._stream.options = options
         self._stream.height, self._stream.width = self._size
         self._stream.pix_fmt = "yuv420p"
+        tag(self._stream.codec_context, *self._size)
         self._stream.codec_context.time_base = Fraction(1, _TICKS)
         self._stream.codec_context.gop_size = round(2 * self._fps)
         self._container = container
@@ -373,7 +376,7 @@ def _upright(frame: Any, name: str) -> Array:
             f"{name}: frames of {frame.width}x{frame.height} pixels; at most {MAX_PIXELS} pixels "
             "are accepted"
         )
-    image = frame.to_ndarray(format="bgr24")
+    image = to_bgr(frame)
     # Degrees counter-clockwise, in both.
     turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image

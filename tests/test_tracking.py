@@ -10,6 +10,7 @@ from detectron2.structures import Boxes, Instances
 
 from instseg.errors import ConfigError
 from instseg.tracking import METHODS, UNTRACKED, Tracker, vote
+from instseg.visualize import draw_instances
 
 pytest.importorskip("trackers", reason="needs the extra 'video'")
 
@@ -207,3 +208,32 @@ def test_a_setting_that_no_tracker_can_have_is_refused(
 def test_the_class_of_a_track_is_that_with_the_most_score() -> None:
     assert vote(Counter({3: 0.9, 7: 1.2})) == 7
     assert vote(Counter({3: 1.0, 7: 1.0})) == 3
+
+
+def test_a_track_has_one_colour_in_all_frames_and_what_is_in_none_is_grey() -> None:
+    black = np.zeros((60, 60, 3), np.uint8)
+    lefts = [5, 25, 45]
+
+    def colours(tracks: list[int]) -> dict[int, tuple[int, ...]]:
+        found = frame(*[box(left, 10, 10, 30) for left in lefts])
+        found.track_ids = torch.tensor(tracks)
+        drawn = draw_instances(black, found, boxes=True, labels=False)
+        return {track: tuple(drawn[25, left]) for track, left in zip(tracks, lefts, strict=True)}
+
+    first, later = colours([0, 7, UNTRACKED]), colours([7, UNTRACKED, 0])
+    assert first == later and len(set(first.values())) == 3
+    assert len(set(first[UNTRACKED])) == 1
+
+
+def test_the_label_of_a_track_begins_with_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels: list[str] = []
+
+    def annotate(self: object, scene: np.ndarray, *_: object, **options: list[str]) -> np.ndarray:
+        labels.extend(options["labels"])
+        return scene
+
+    monkeypatch.setattr("supervision.LabelAnnotator.annotate", annotate)
+    found = frame(box(5), box(30))
+    found.track_ids = torch.tensor([12, UNTRACKED])
+    draw_instances(np.zeros((60, 60, 3), np.uint8), found, ["cat"])
+    assert labels == ["#12 cat 0.90", "cat 0.90"]

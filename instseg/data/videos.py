@@ -25,7 +25,7 @@ from instseg.errors import ImageError, OutputError
 logger = logging.getLogger(__name__)
 
 # Containers of frames, named because FFmpeg would also open text files and playlists.
-_CONTAINERS = "asf,avi,flv,m4v,matroska,mov,mpeg,mpegts,mpegvideo,ogg"
+CONTAINERS = "asf,avi,flv,m4v,matroska,mov,mpeg,mpegts,mpegvideo,ogg"
 # Before a path: FFmpeg would take what comes before a colon in it for a protocol.
 _FILE = "file:"
 # For cameras and files that do not tell theirs.
@@ -36,14 +36,18 @@ _TICKS = 60_000
 
 
 class Frame(NamedTuple):
-    """A picture (H, W, 3), uint8 in BGR order, and its time in seconds since the first frame."""
+    """A picture (H, W, 3), uint8 in BGR order, and its time in seconds since the first frame.
+
+    ``file`` is the name of its file, where it has one of its own.
+    """
 
     image: Array
     time: float
+    file: str | None = None
 
 
 class FrameSource(Protocol):
-    """Where frames come from: a :class:`VideoFile` or a :class:`Camera`, to be closed after use.
+    """Where frames come from, such as a :class:`VideoFile` or a :class:`Camera`; to be closed.
 
     Attributes:
         name: what error messages call it.
@@ -76,8 +80,11 @@ class VideoFile:
         Raises:
             ImageError: the file is missing, empty, no video, or of a codec that is not known.
         """
-        self.name = os.fspath(path)
-        self._container = _open(Path(path))
+        self._begin(os.fspath(path), _open(Path(path)))
+
+    def _begin(self, name: str, container: Any) -> None:
+        self.name = name
+        self._container = container
         try:
             self._stream = _video_stream(self._container, self.name)
         except ImageError:
@@ -133,8 +140,7 @@ class VideoFile:
             except StopIteration:
                 return
             except av.FFmpegError as error:
-                logger.warning("%s: cannot be read further: %s", self.name, error.strerror)
-                self._lost += 1
+                self._broke_off(error)
                 yield from self._stream.codec_context.decode(None)
                 return
             self._note_reached(packet)
@@ -144,6 +150,10 @@ class VideoFile:
                 yield from packet.decode()
             except av.FFmpegError:
                 self._lost += 1
+
+    def _broke_off(self, error: av.FFmpegError) -> None:
+        logger.warning("%s: cannot be read further: %s", self.name, error.strerror)
+        self._lost += 1
 
     def _note_reached(self, packet: Any) -> None:
         stamp = packet.pts if packet.pts is not None else packet.dts
@@ -349,7 +359,7 @@ def _open(path: Path) -> Any:
     size = path.stat().st_size
     if not size:
         raise ImageError(f"{path}: the file is empty (0 bytes)")
-    options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     try:
         return av.open(f"{_FILE}{path}", options=options, metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:

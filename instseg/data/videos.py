@@ -241,13 +241,15 @@ class VideoWriter:
     it can be played.
     """
 
-    def __init__(self, path: Path, fps: float) -> None:
+    def __init__(self, path: Path, fps: float, *, comment: str = "") -> None:
         """
         Args:
             path: of the file, which is created with the first frame.
             fps: expected frames per second; each frame is shown at the time it is written with.
+            comment: is written into the file.
         """
         self._path = path
+        self._comment = comment
         self._fps = min(max(fps, 1), 240)
         self._container: Any = None
         self._stream: Any = None
@@ -306,6 +308,7 @@ class VideoWriter:
         self._size = (height + height % 2, width + width % 2)
         options = {"movflags": "hybrid_fragmented+frag_keyframe", "flush_packets": "1"}
         container = av.open(f"{_FILE}{self._path}", "w", format="mp4", options=options)
+        container.metadata["comment"] = self._comment
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
         # Frames that refer only to earlier ones need no memory for later ones.
         options = {"preset": "veryfast", "crf": "20", "bf": "0"} if codec == "libx264" else {}

@@ -69,6 +69,10 @@ the settings of the tracker.  ``category_id`` remains what was predicted in that
 shows a track in one colour, with ``#`` and its number.
 :func:`instseg.predict.as_youtube_vis` turns such a file into YouTube-VIS's list by object.
 
+**A second run** into a folder replaces what an earlier one wrote for the same inputs, by the stems
+of their files, whether it succeeds with them or not; with ``--resume`` videos go on.  Results of
+inputs that are not in the run are named and stay, as does every file that no run wrote.
+
 Every frame is one line, written as soon as it is done.  A process that is killed outright loses
 the frames in work (one, or a batch of pictures on a GPU) and leaves the file without its last
 line.  ``--resume`` mends it: frames before the last key frame of the file are kept, prediction
@@ -98,8 +102,9 @@ from instseg.engine.predictor import Predictor, require_weights
 from instseg.engine.video import VideoPredictor
 from instseg.errors import ConfigError
 from instseg.modeling import gives_mask_scores
+from instseg.predict.earlier import remove_earlier, tell_others
 from instseg.predict.pictures import predict_pictures
-from instseg.predict.records import json_list
+from instseg.predict.records import json_list, writing
 from instseg.predict.results import Results
 from instseg.predict.sources import Source, dataset_sources, find_sources, prepare_output
 from instseg.predict.videos import VideoRun
@@ -190,31 +195,44 @@ def predict(options: PredictOptions) -> int:
         rank_by_mask=options.rank_by == "mask",
         polygons=options.polygons,
     )
-    info = _info(options, predictor)
+    with writing(options.output):
+        remove_earlier(options.output, sources, resume=options.resume)
+        tell_others(options.output, sources)
     with _ended_by_sigterm():
-        pictures = [source for source in sources if source.kind == "picture"]
-        if pictures:
-            about: dict[str, object] = {"info": info | {"images_of": options.images_of}}
-            about["categories"] = results.categories()
-            with (
-                json_list(options.output / "categories.json", about, "images") as add_images,
-                json_list(options.output / "predictions.json") as add_records,
-            ):
-                predict_pictures(results, pictures, add_records, add_images)
-        info |= {"keyframe_interval": frames.keyframe_interval, "track": options.track}
-        info |= tracker().settings if tracker else {}
-        run = VideoRun(
-            results,
-            frames,
-            info,
-            tracker=tracker,
-            fps=options.fps or DEFAULT_FPS,
-            resume=options.resume,
-        )
-        for source in sources:
-            if source.kind != "picture":
-                run.predict(source)
+        _run(options, results, frames, sources, tracker)
     return 1 if results.failures else 0
+
+
+def _run(
+    options: PredictOptions,
+    results: Results,
+    frames: VideoPredictor,
+    sources: Sequence[Source],
+    tracker: Callable[[], Tracker] | None,
+) -> None:
+    info = _info(options, results.predictor)
+    pictures = [source for source in sources if source.kind == "picture"]
+    if pictures:
+        about: dict[str, object] = {"info": info | {"images_of": options.images_of}}
+        about["categories"] = results.categories()
+        with (
+            json_list(options.output / "categories.json", about, "images") as add_images,
+            json_list(options.output / "predictions.json") as add_records,
+        ):
+            predict_pictures(results, pictures, add_records, add_images)
+    info |= {"keyframe_interval": frames.keyframe_interval, "track": options.track}
+    info |= tracker().settings if tracker else {}
+    run = VideoRun(
+        results,
+        frames,
+        info,
+        tracker=tracker,
+        fps=options.fps or DEFAULT_FPS,
+        resume=options.resume,
+    )
+    for source in sources:
+        if source.kind != "picture":
+            run.predict(source)
 
 
 def _sources(options: PredictOptions) -> list[Source]:

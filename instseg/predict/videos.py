@@ -15,7 +15,8 @@ from instseg.data.streams import Stream
 from instseg.data.videos import Camera, Frame, FrameSource, VideoFile, VideoWriter
 from instseg.engine.video import VideoPredictor
 from instseg.errors import ConfigError, ImageError
-from instseg.predict.records import VideoRecords
+from instseg.predict.earlier import MARK, remove
+from instseg.predict.records import VideoRecords, writing
 from instseg.predict.results import Results
 from instseg.predict.sources import Source
 from instseg.tracking import UNTRACKED, Tracker
@@ -90,7 +91,8 @@ class VideoRun:
         if records.complete:
             logger.info("%s: complete in an earlier run", source.name)
             return
-        overlay = VideoWriter(stem.with_name(f"{stem.name}.mp4"), video.fps)
+        path = stem.with_name(f"{stem.name}.mp4")
+        overlay = VideoWriter(path, video.fps, comment=MARK)
         with (
             records,
             overlay if self._results.overlay else nullcontext() as writer,
@@ -99,6 +101,9 @@ class VideoRun:
             frames = iter(bar)
             tracker = self._tracker() if self._tracker else None
             self._repeat(frames, source, records, writer, tracker)
+            if writer is None:  # the overlay would end where the run that is resumed did
+                with writing(path):
+                    remove(path)
             self._go_on(frames, source, records, writer, tracker)
             records.complete = True
 

@@ -137,8 +137,8 @@ class Tracker:
         )
         (free,) = np.nonzero(~_iou(states[:, :4] + states[:, 4:], boxes).any(axis=0))
         old = np.stack([track.get_state_bbox() for track in tracks])
-        pairs = []
-        for place in np.flatnonzero(~_iou(old, boxes).any(axis=1)):
+        pairs: list[tuple[float, int, int]] = []
+        for place in np.flatnonzero(~_iou(old, boxes).any(axis=1)).tolist():
             sides = old[place, 2:] - old[place, :2]
             growth = (boxes[free, 2:] - boxes[free, :2]) / sides
             way = (boxes[free, 2:] + boxes[free, :2] - old[place, 2:] - old[place, :2]) / 2
@@ -146,7 +146,8 @@ class Tracker:
             fits &= (abs(way) <= _REACH * sides.max()).all(axis=1)
             fits &= classes[free] == vote(self._votes[tracks[place].tracker_id])
             distances = np.hypot(*way.T)
-            pairs += [(distances[index], place, free[index]) for index in np.flatnonzero(fits)]
+            found = np.flatnonzero(fits).tolist()
+            pairs += [(float(distances[index]), place, int(free[index])) for index in found]
         left, taken = set(range(len(tracks))), set(free.tolist())
         for _, place, index in sorted(pairs):
             if place in left and index in taken:

@@ -58,7 +58,6 @@ def draw_instances(
         return scene
     detections = sv.Detections.from_detectron2({"instances": shown})
     height, width = scene.shape[:2]
-    numbers = shown.track_ids.tolist() if shown.has("track_ids") else [-1] * len(shown)
     lookup = sv.ColorLookup.INDEX
     if shown.has("track_ids"):
         detections.tracker_id, lookup = shown.track_ids.numpy(), sv.ColorLookup.TRACK
@@ -69,13 +68,7 @@ def draw_instances(
             scene, detections
         )
     if labels:
-        names = [class_name(class_names, int(index)) for index in shown.pred_classes]
-        texts = [
-            f"{'' if number < 0 else f'#{number} '}{name} {score:.2f}"
-            for number, name, score in zip(numbers, names, shown.scores, strict=True)
-        ]
-        # JSON can name half of a surrogate pair, at which OpenCV crashes.
-        texts = [text.encode(errors="replace").decode() for text in texts]
+        texts = _labels(shown, class_names)
         annotator = sv.LabelAnnotator(
             color_lookup=lookup,
             text_color=sv.Color.BLACK,
@@ -85,6 +78,17 @@ def draw_instances(
         )
         scene = annotator.annotate(scene, detections, labels=texts)
     return np.asarray(scene, dtype=np.uint8)
+
+
+def _labels(instances: Instances, class_names: Sequence[str] | None) -> list[str]:
+    labels = []
+    for index, score in enumerate(instances.scores.tolist()):
+        label = f"{class_name(class_names, int(instances.pred_classes[index]))} {score:.2f}"
+        if instances.has("track_ids") and (number := int(instances.track_ids[index])) >= 0:
+            label = f"#{number} {label}"
+        # JSON can name half of a surrogate pair, at which OpenCV crashes.
+        labels.append(label.encode(errors="replace").decode())
+    return labels
 
 
 def gallery(images: Sequence[Pixels], columns: int) -> Pixels:

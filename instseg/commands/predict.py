@@ -55,6 +55,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="frames from one that a video model computes in full to the next (default: the "
         "configuration's)",
     )
+    _add_tracking(parser)
+    add("--fps", type=float, metavar="N", help="of pictures that make a video (default 25)")
+    add("--recursive", action="store_true", help="search the folders inside folders as well")
+    add("--resume", action="store_true", help="go on with unfinished videos; redo pictures")
+    parser.set_defaults(run=run)
+
+
+def _add_tracking(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--track",
         action="store_true",
@@ -73,10 +82,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IOU",
         help="least overlap with where an object was expected (default: the tracker's own)",
     )
-    add("--fps", type=float, metavar="N", help="of pictures that make a video (default 25)")
-    add("--recursive", action="store_true", help="search the folders inside folders as well")
-    add("--resume", action="store_true", help="go on with unfinished videos; redo pictures")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

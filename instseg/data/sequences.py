@@ -85,7 +85,8 @@ class ImageSequence:
         Raises:
             ImageError: after the last frame, if some files cannot be used.
         """
-        count, first = 0, None
+        count = 0
+        first: ImageError | None = None
         for place, path in enumerate(self._files):
             try:
                 image = read_image(path)

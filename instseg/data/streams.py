@@ -85,4 +85,4 @@ class Stream(VideoFile):
 def _reason(error: Any, late: bool = False) -> str:
     if late or isinstance(error, av.ExitError):
         return f"nothing came for {_TIMEOUT:g} seconds"
-    return error.strerror or type(error).__name__  # str(error) can hold a password
+    return str(error.strerror or type(error).__name__)  # str(error) can hold a password

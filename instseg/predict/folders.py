@@ -35,7 +35,8 @@ def media_in(
     Raises:
         ConfigError: it cannot be read, or there are none.
     """
-    media, others, folders, links = [], 0, 0, 0
+    media: list[tuple[Path, list[Path]]] = []
+    others = folders = links = 0
     waiting = [folder]
     while waiting:
         current = waiting.pop()
@@ -73,7 +74,8 @@ def media_in(
 
 def _entries(folder: Path, output: Path | None) -> tuple[list[Path], list[Path]]:
     """Files and folders that are not hidden, each in order."""
-    files, folders = [], []
+    files: list[Path] = []
+    folders: list[Path] = []
     for path in sorted(folder.iterdir()):
         if path.name[0] == ".":
             continue

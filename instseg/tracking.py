@@ -109,7 +109,8 @@ class Tracker:
         self._number_new(numbers, scores)
         for number, kind, score in zip(numbers.tolist(), classes.tolist(), scores, strict=True):
             if number != UNTRACKED:
-                self._votes.setdefault(number, Counter())[kind] += float(score)
+                votes = self._votes.setdefault(number, Counter())
+                votes[kind] += float(score)  # type: ignore[assignment]
         self._forget()
         result = torch.full((len(instances),), UNTRACKED)
         result[rows] = torch.from_numpy(numbers)

@@ -72,7 +72,8 @@ def test_tracks_are_drawn(model: list[str], walk: Path, tmp_path: Path) -> None:
         arguments = [*model, "--input", str(walk / "f_%d.png"), "--output", str(tmp_path / name)]
         assert cli.main([*arguments, *track]) == 0
         overlays.append([frame.image for frame in VideoFile(tmp_path / name / "f.mp4")])
-    assert not np.array_equal(*overlays)
+    plain, tracked = overlays
+    assert not np.array_equal(plain, tracked)
 
 
 def test_a_stream_gives_results_that_hold_no_password(
@@ -105,7 +106,7 @@ def test_images_of_one_name_in_a_tree_have_results_of_their_own(
     for _ in range(2):  # the second time its own overlays lie in the tree
         assert cli.main(arguments) == 0
         names = {path.name for path in (tree / "out").iterdir()}
-        assert names == {"x.png", "x_2.png", "predictions.json"}
+        assert names == {"x.png", "x_2.png", "predictions.json", "categories.json"}
         inputs = {record["file_name"] for record in results(tree / "out")}
         assert inputs == {str(tree / "a" / "x.png"), str(tree / "b" / "x.png")}
 

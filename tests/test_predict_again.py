@@ -132,8 +132,8 @@ def test_files_of_the_user_and_links_are_never_removed(tmp_path: Path) -> None:
     (output / "v.json").write_text('{"info": "mine"}')
     (output / "c_masks").symlink_to(elsewhere)
     (output / "c.png").symlink_to(elsewhere / "000_cat.png")
-    kinds = {"a": "picture", "c": "picture", "v": "video"}
-    sources = [Source(f"{stem}.x", stem, kind) for stem, kind in kinds.items()]
+    sources = [Source("a.x", "a", "picture"), Source("c.x", "c", "picture")]
+    sources.append(Source("v.x", "v", "video"))
     before = names(output)
     remove_earlier(output, sources, resume=False)
     assert before - names(output) == {"a_masks/000_cat.png"}
@@ -158,7 +158,8 @@ def test_a_marked_image_is_the_image(suffix: str, shape: tuple[int, ...]) -> Non
     data = marked(plain.tobytes())
     assert MARK.encode() in data[:200]
     found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    assert np.array_equal(found, cv2.imdecode(plain, cv2.IMREAD_UNCHANGED))
+    expected = cv2.imdecode(plain, cv2.IMREAD_UNCHANGED)
+    assert found is not None and expected is not None and np.array_equal(found, expected)
 
 
 def test_a_marked_image_is_one_for_pillow_too(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,7 +100,7 @@ def test_instances_that_cross_keep_their_numbers(method: str) -> None:
     ids=["class", "size", "place", "seen"],
 )
 def test_a_detection_apart_is_another_instance_unless_it_may_be_the_same(
-    other: dict[str, object],
+    other: dict[str, Any],
 ) -> None:
     boxes = [other["boxes"], *([other["beside"]] if "beside" in other else [])]
     tracker = Tracker()
@@ -152,9 +153,12 @@ def test_the_library_sees_every_frame_once(method: str, monkeypatch: pytest.Monk
     tracker = Tracker(method=method)
     shown: list[int] = []
     update = tracker._library.update
-    monkeypatch.setattr(
-        tracker._library, "update", lambda found: (shown.append(len(found)), update(found))[1]
-    )
+
+    def counted(found: Sequence[object]) -> object:
+        shown.append(len(found))
+        return update(found)
+
+    monkeypatch.setattr(tracker._library, "update", counted)
     numbers(tracker, frame(box(10)), frame(), frame(box(10), box(90)))
     assert shown == [1, 0, 2]
 
@@ -199,7 +203,7 @@ def test_boxes_too_large_to_have_an_area_are_no_error() -> None:
     ],
 )
 def test_a_setting_that_no_tracker_can_have_is_refused(
-    settings: dict[str, object], message: str
+    settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         Tracker(**settings)

@@ -166,9 +166,10 @@ def predict(options: PredictOptions) -> int:
         raise ConfigError(f"--rank-by is {options.rank_by!r}; expected {' or '.join(RANKINGS)}")
     classes = None if options.classes is None else classes_option(options.classes)
     tracker = _tracker(options)
-    cfg = load_cfg(options.config_file, options.overrides)
+    inputs = _inputs(options)
+    cfg = load_cfg(options.config_file, options.overrides)  # which settles built-in data sets
     require_weights(cfg, options.weights, "predict with")
-    sources = _sources(options)
+    sources = inputs if options.images_of is None else dataset_sources(options.images_of)
     _check_sources(options, sources)
     prepare_output(options.output, sources)
     predictor = Predictor(
@@ -235,7 +236,8 @@ def _run(
             run.predict(source)
 
 
-def _sources(options: PredictOptions) -> list[Source]:
+def _inputs(options: PredictOptions) -> list[Source]:
+    """What ``--input`` names; nothing where ``--images-of`` does."""
     if options.images_of is None:
         return find_sources(
             options.inputs,
@@ -245,7 +247,7 @@ def _sources(options: PredictOptions) -> list[Source]:
         )
     if options.inputs:
         raise ConfigError("--images-of takes the place of --input; leave one of them out")
-    return dataset_sources(options.images_of)
+    return []
 
 
 def _compare_categories(ours: Categories, name: str) -> None:

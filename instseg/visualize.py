@@ -35,12 +35,14 @@ def draw_instances(
     """Draw masks and labels such as "person 0.87" on a copy of a picture.
 
     Neighbouring objects of one class get different colours, as colours follow the order of the
-    instances.
+    instances.  With tracks, a label is such as "#3 person 0.87", and a track has one colour in all
+    frames; what belongs to no track is grey.
 
     Args:
         image_bgr: (H, W, 3) uint8 in BGR order.
         instances: with ``pred_boxes``, ``scores``, ``pred_classes`` and, if the model has masks,
-            ``pred_masks`` (N, H, W); without masks the boxes are drawn.
+            ``pred_masks`` (N, H, W); without masks the boxes are drawn.  ``track_ids`` (N,) int64,
+            where there are any, are those of :class:`instseg.tracking.Tracker`.
         class_names: by ``pred_classes``; None writes ``class`` and the number.
         min_score: leaves out instances with a lower score.
         boxes: draw the boxes as well.
@@ -56,21 +58,19 @@ def draw_instances(
         return scene
     detections = sv.Detections.from_detectron2({"instances": shown})
     height, width = scene.shape[:2]
-    by_order = sv.ColorLookup.INDEX
-    scene = sv.MaskAnnotator(color_lookup=by_order).annotate(scene, detections)
+    lookup = sv.ColorLookup.INDEX
+    if shown.has("track_ids"):
+        detections.tracker_id, lookup = shown.track_ids.numpy(), sv.ColorLookup.TRACK
+    scene = sv.MaskAnnotator(color_lookup=lookup).annotate(scene, detections)
     thickness = sv.calculate_optimal_line_thickness((width, height))
     if boxes or detections.mask is None:
-        scene = sv.BoxAnnotator(thickness=thickness, color_lookup=by_order).annotate(
+        scene = sv.BoxAnnotator(thickness=thickness, color_lookup=lookup).annotate(
             scene, detections
         )
     if labels:
-        # JSON can name half of a surrogate pair, at which OpenCV crashes.
-        texts = [
-            f"{class_name(class_names, int(index))} {score:.2f}".encode(errors="replace").decode()
-            for index, score in zip(shown.pred_classes, shown.scores, strict=True)
-        ]
+        texts = _labels(shown, class_names)
         annotator = sv.LabelAnnotator(
-            color_lookup=by_order,
+            color_lookup=lookup,
             text_color=sv.Color.BLACK,
             text_scale=sv.calculate_optimal_text_scale((width, height)),
             text_padding=3,
@@ -78,6 +78,17 @@ def draw_instances(
         )
         scene = annotator.annotate(scene, detections, labels=texts)
     return np.asarray(scene, dtype=np.uint8)
+
+
+def _labels(instances: Instances, class_names: Sequence[str] | None) -> list[str]:
+    labels = []
+    for index, score in enumerate(instances.scores.tolist()):
+        label = f"{class_name(class_names, int(instances.pred_classes[index]))} {score:.2f}"
+        if instances.has("track_ids") and (number := int(instances.track_ids[index])) >= 0:
+            label = f"#{number} {label}"
+        # JSON can name half of a surrogate pair, at which OpenCV crashes.
+        labels.append(label.encode(errors="replace").decode())
+    return labels
 
 
 def gallery(images: Sequence[Pixels], columns: int) -> Pixels:

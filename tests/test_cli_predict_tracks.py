@@ -100,6 +100,14 @@ def test_a_track_has_a_mask_or_null_for_every_frame_and_its_mean_score(tmp_path:
     assert (second["score"], second["segmentations"]) == (0.75, [None, mask_c])
 
 
+def test_the_class_of_a_track_is_the_one_with_the_most_score(tmp_path: Path) -> None:
+    path = made_by_hand(tmp_path)
+    content = json.loads(path.read_text())
+    content["frames"][1]["objects"][1]["category_id"] = 5  # of track 0, whose score grows there
+    path.write_text(json.dumps(content))
+    assert [track["category_id"] for track in as_youtube_vis(path)] == [5, 3]
+
+
 def test_a_file_without_tracks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="was written without --track"):
         as_youtube_vis(made_by_hand(tmp_path, info={"track": False}))

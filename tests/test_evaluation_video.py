@@ -236,9 +236,9 @@ def test_a_number_is_given_at_first_sight() -> None:
 
 def test_objects_of_two_classes_at_one_place_are_two() -> None:
     tracker = Tracker()
-    tracker.update(boxes_of((10, 10, 30, 30), classes=[0]))
-    assert tracker.update(boxes_of((10, 10, 30, 30), classes=[1])).tolist() == [1]
-    assert tracker.update(boxes_of((10, 10, 30, 30), classes=[0])).tolist() == [0]
+    place = (10.0, 10.0, 30.0, 30.0)
+    assert tracker.update(boxes_of(place, place, classes=[0, 1])).tolist() == [0, 1]
+    assert tracker.update(boxes_of(place, place, classes=[1, 0])).tolist() == [1, 0]
 
 
 def test_an_object_that_was_out_of_sight_for_a_moment_is_the_same() -> None:
@@ -297,6 +297,14 @@ def test_all_tracks_found_are_worth_a_hundred(clips: str, tmp_path: Path) -> Non
     result = evaluate(clips, tmp_path, all_found())["tracks"]
     assert [result[key] for key in ("AP", "AP50", "APs", "AR10")] == pytest.approx([100] * 4)
     assert np.isnan(result["APl"])
+
+
+def test_a_class_that_flickers_is_voted_on(clips: str, tmp_path: Path) -> None:
+    found = all_found()
+    for (_, index), instances in found.items():
+        if index % 3 == 0:
+            instances.pred_classes = (instances.pred_classes + 1) % len(shapes_video.CLASSES)
+    assert evaluate(clips, tmp_path, found)["tracks"]["AP"] == pytest.approx(100)
 
 
 def test_tracks_that_are_seen_half_of_the_time_overlap_by_half(clips: str, tmp_path: Path) -> None:

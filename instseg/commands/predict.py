@@ -22,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         nargs="+",
         metavar="INPUT",
-        help="pictures, videos, folders, or the number of a camera",
+        help="pictures, videos, folders, numbered pictures such as frames_%%05d.png, http:// or "
+        "rtsp:// addresses, or the number of a camera",
     )
     what.add_argument(
         "--images-of",
@@ -54,9 +55,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="frames from one that a video model computes in full to the next (default: the "
         "configuration's)",
     )
-    add("--track", action="store_true", help="number the objects of videos over time")
+    _add_tracking(parser)
+    add("--fps", type=float, metavar="N", help="of pictures that make a video (default 25)")
+    add("--recursive", action="store_true", help="search the folders inside folders as well")
     add("--resume", action="store_true", help="go on with unfinished videos; redo pictures")
     parser.set_defaults(run=run)
+
+
+def _add_tracking(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--track",
+        action="store_true",
+        help="number the objects of videos over time; a folder of pictures is a video then",
+    )
+    add("--tracker", metavar="NAME", help="sort (default) or bytetrack")
+    add(
+        "--track-patience",
+        type=int,
+        metavar="N",
+        help="frames for which an object may be hidden (default 10)",
+    )
+    add(
+        "--track-min-iou",
+        type=float,
+        metavar="IOU",
+        help="least overlap with where an object was expected (default: the tracker's own)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -76,6 +101,11 @@ def run(arguments: argparse.Namespace) -> int:
             allow_partial=arguments.allow_partial,
             keyframe_interval=arguments.keyframe_interval,
             track=arguments.track,
+            tracker=arguments.tracker,
+            track_patience=arguments.track_patience,
+            track_min_iou=arguments.track_min_iou,
+            fps=arguments.fps,
+            recursive=arguments.recursive,
             resume=arguments.resume,
             images_of=arguments.images_of,
             classes=arguments.classes,

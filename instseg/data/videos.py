@@ -18,13 +18,14 @@ import cv2
 import numpy as np
 from av.stream import Disposition
 
+from instseg.data.colours import tag, to_bgr, to_yuv
 from instseg.data.images import MAX_PIXELS, Array
 from instseg.errors import ImageError, OutputError
 
 logger = logging.getLogger(__name__)
 
 # Containers of frames, named because FFmpeg would also open text files and playlists.
-_CONTAINERS = "asf,avi,flv,m4v,matroska,mov,mpeg,mpegts,mpegvideo,ogg"
+CONTAINERS = "asf,avi,flv,m4v,matroska,mov,mpeg,mpegts,mpegvideo,ogg"
 # Before a path: FFmpeg would take what comes before a colon in it for a protocol.
 _FILE = "file:"
 # For cameras and files that do not tell theirs.
@@ -35,14 +36,18 @@ _TICKS = 60_000
 
 
 class Frame(NamedTuple):
-    """A picture (H, W, 3), uint8 in BGR order, and its time in seconds since the first frame."""
+    """A picture (H, W, 3), uint8 in BGR order, and its time in seconds since the first frame.
+
+    ``file`` is the name of its file, where it has one of its own.
+    """
 
     image: Array
     time: float
+    file: str | None = None
 
 
 class FrameSource(Protocol):
-    """Where frames come from: a :class:`VideoFile` or a :class:`Camera`, to be closed after use.
+    """Where frames come from, such as a :class:`VideoFile` or a :class:`Camera`; to be closed.
 
     Attributes:
         name: what error messages call it.
@@ -75,8 +80,11 @@ class VideoFile:
         Raises:
             ImageError: the file is missing, empty, no video, or of a codec that is not known.
         """
-        self.name = os.fspath(path)
-        self._container = _open(Path(path))
+        self._begin(os.fspath(path), _open(Path(path)))
+
+    def _begin(self, name: str, container: Any) -> None:
+        self.name = name
+        self._container = container
         try:
             self._stream = _video_stream(self._container, self.name)
         except ImageError:
@@ -132,8 +140,7 @@ class VideoFile:
             except StopIteration:
                 return
             except av.FFmpegError as error:
-                logger.warning("%s: cannot be read further: %s", self.name, error.strerror)
-                self._lost += 1
+                self._broke_off(error)
                 yield from self._stream.codec_context.decode(None)
                 return
             self._note_reached(packet)
@@ -143,6 +150,10 @@ class VideoFile:
                 yield from packet.decode()
             except av.FFmpegError:
                 self._lost += 1
+
+    def _broke_off(self, error: av.FFmpegError) -> None:
+        logger.warning("%s: cannot be read further: %s", self.name, error.strerror)
+        self._lost += 1
 
     def _note_reached(self, packet: Any) -> None:
         stamp = packet.pts if packet.pts is not None else packet.dts
@@ -225,17 +236,20 @@ class VideoWriter:
 
     All frames of a video have one size, that of the first: frames of another are scaled to fit into
     it, on black.  Both codecs want even sizes, so the last row or column of odd ones is repeated.
+    Colours are BT.709 from 720 lines or 1025 columns on, else BT.601, and the file says which.
     The file is written in fragments of two seconds: if the process is killed, what is complete of
     it can be played.
     """
 
-    def __init__(self, path: Path, fps: float) -> None:
+    def __init__(self, path: Path, fps: float, *, comment: str = "") -> None:
         """
         Args:
             path: of the file, which is created with the first frame.
             fps: expected frames per second; each frame is shown at the time it is written with.
+            comment: is written into the file.
         """
         self._path = path
+        self._comment = comment
         self._fps = min(max(fps, 1), 240)
         self._container: Any = None
         self._stream: Any = None
@@ -264,7 +278,7 @@ class VideoWriter:
         try:
             if self._container is None:
                 self._open(frame.image)
-            picture = av.VideoFrame.from_ndarray(fit(frame.image, *self._size), format="bgr24")
+            picture = to_yuv(fit(frame.image, *self._size))
             self._last = max(round(frame.time * _TICKS), self._last + 1)
             picture.pts, picture.time_base = self._last, Fraction(1, _TICKS)
             self._container.mux(self._stream.encode(picture))
@@ -294,6 +308,7 @@ class VideoWriter:
         self._size = (height + height % 2, width + width % 2)
         options = {"movflags": "hybrid_fragmented+frag_keyframe", "flush_packets": "1"}
         container = av.open(f"{_FILE}{self._path}", "w", format="mp4", options=options)
+        container.metadata["comment"] = self._comment
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
         # Frames that refer only to earlier ones need no memory for later ones.
         options = {"preset": "veryfast", "crf": "20", "bf": "0"} if codec == "libx264" else {}
@@ -301,6 +316,7 @@ class VideoWriter:
         self._stream.options = options
         self._stream.height, self._stream.width = self._size
         self._stream.pix_fmt = "yuv420p"
+        tag(self._stream.codec_context, *self._size)
         self._stream.codec_context.time_base = Fraction(1, _TICKS)
         self._stream.codec_context.gop_size = round(2 * self._fps)
         self._container = container
@@ -346,7 +362,7 @@ def _open(path: Path) -> Any:
     size = path.stat().st_size
     if not size:
         raise ImageError(f"{path}: the file is empty (0 bytes)")
-    options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     try:
         return av.open(f"{_FILE}{path}", options=options, metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:
@@ -373,7 +389,7 @@ def _upright(frame: Any, name: str) -> Array:
             f"{name}: frames of {frame.width}x{frame.height} pixels; at most {MAX_PIXELS} pixels "
             "are accepted"
         )
-    image = frame.to_ndarray(format="bgr24")
+    image = to_bgr(frame)
     # Degrees counter-clockwise, in both.
     turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image

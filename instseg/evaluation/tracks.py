@@ -5,7 +5,7 @@ import io
 import itertools
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +23,7 @@ from pycocotools.cocoeval import COCOeval
 from instseg.checkpoint import atomic_write
 from instseg.errors import ConfigError, DatasetError
 from instseg.evaluation.matching import RLE, encode, mask_ranking, to_rle
-from instseg.tracking import UNTRACKED, Tracker, check_installed
+from instseg.tracking import UNTRACKED, Tracker, check_installed, vote
 
 _AREAS = {"": (0, 1e10), "s": (0, 128**2), "m": (128**2, 256**2), "l": (256**2, 1e10)}
 """YouTube-VIS's ranges of the mean area of a track in the frames where it is seen."""
@@ -59,8 +59,8 @@ class TrackEvaluator(DatasetEvaluator):
     AP over IoU 0.5 ... 0.95, AR with 1 and 10 tracks per video (Yang et al., ICCV 2019, section 5).
 
     Tracks are linked by :class:`instseg.tracking.Tracker`; the score of one is the mean of those of
-    its masks.  They are written to ``tracks.json`` as the authors' server takes them.  A data set
-    without annotations gets that file and no metric.
+    its masks, and its class is the one with the most score.  They are written to ``tracks.json`` as
+    the authors' server takes them.  A data set without annotations gets that file and no metric.
     """
 
     def __init__(self, dataset_name: str, *, output_dir: str, score_threshold: float) -> None:
@@ -238,6 +238,7 @@ def _linked(frames: Iterable[tuple[Instances, list[RLE]] | None]) -> list[Track]
     """Tracks of one clip; a frame that was not predicted on is None and has no detections."""
     tracker = Tracker()
     tracks: dict[int, Track] = {}
+    votes: dict[int, Counter[int]] = defaultdict(Counter)
     for index, frame in enumerate(frames):
         instances, masks = frame or (_nothing(), [])
         classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
@@ -249,6 +250,9 @@ def _linked(frames: Iterable[tuple[Instances, list[RLE]] | None]) -> list[Track]
             track = tracks.setdefault(number, Track(category))
             track.masks[index] = mask
             track.scores.append(score)
+            votes[number][category] += score
+    for number, track in tracks.items():
+        track.category = vote(votes[number])
     return list(tracks.values())
 
 

@@ -42,9 +42,10 @@ Both files are complete after every picture.
 compare ``predictions.json`` with that.  The frames of a set of videos are pictures there, counted
 as evaluation counts them; as a video each clip is an ``--input`` of its own.
 
-**Videos and cameras.** ``NAME.json`` has the parts of a YouTube-VIS file, ``info``, ``videos`` and
-``categories``, but lists objects by frame: a list by object, as YouTube-VIS has it, could be
-written only at the end::
+**Videos**, which are files, cameras, streams such as ``rtsp://...``, numbered images
+(``frames_%05d.png``), and with ``--track`` the images of a folder.  ``NAME.json`` has the parts of
+a YouTube-VIS file, ``info``, ``videos`` and ``categories``, but lists objects by frame: a list by
+object, as YouTube-VIS has it, could be written only at the end::
 
     {"info": {"config": ..., "weights": ..., "overrides": [...], "confidence": 0.5,
               "rank_by": "class", "polygons": false, "keyframe_interval": 5, "track": false},
@@ -56,13 +57,21 @@ written only at the end::
     ], "complete": true}
 
 ``length`` is the announced number of frames, null where nothing is announced.  ``frame`` counts
-decoded frames from 0, ``time`` is in seconds since the first one.  ``keyframe`` tells whether the
-model computed the frame in full.  ``objects`` are as those of pictures, from ``category_id`` to
-``segmentation``.  ``complete`` is false after an interrupt, and where a part could not be decoded.
+decoded frames from 0, ``time`` is in seconds since the first one.  Frames that are images have a
+``file_name`` as well.  The ``file_name`` of a stream leaves out user, password and query.
+``keyframe`` tells whether the model computed the frame in full.  ``objects`` are as those of
+pictures, from ``category_id`` to ``segmentation``.  ``complete`` is false after an interrupt, and
+where a part could not be decoded.
 
 With ``--track`` each object has a ``track_id`` as well, counted from 0 over all classes, null where
-its box has no area (:class:`instseg.tracking.Tracker`), and ``info`` says ``"track": true``.
+it belongs to no track (:class:`instseg.tracking.Tracker`), and ``info`` says ``"track": true`` and
+the settings of the tracker.  ``category_id`` remains what was predicted in that frame.  The overlay
+shows a track in one colour, with ``#`` and its number.
 :func:`instseg.predict.as_youtube_vis` turns such a file into YouTube-VIS's list by object.
+
+**A second run** into a folder replaces what an earlier one wrote for the same inputs, by the stems
+of their files, whether it succeeds with them or not; with ``--resume`` videos go on.  Results of
+inputs that are not in the run are named and stay, as does every file that no run wrote.
 
 Every frame is one line, written as soon as it is done.  A process that is killed outright loses
 the frames in work (one, or a batch of pictures on a GPU) and leaves the file without its last
@@ -73,29 +82,34 @@ video with ``--polygons`` cannot be resumed.
 """
 
 import logging
+import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from instseg.categories import OBJECT, Categories
 from instseg.config import load_cfg
 from instseg.config_classes import classes_option
 from instseg.data.categories import known_categories
+from instseg.data.sequences import DEFAULT_FPS
 from instseg.engine.predictor import Predictor, require_weights
 from instseg.engine.video import VideoPredictor
 from instseg.errors import ConfigError
 from instseg.modeling import gives_mask_scores
+from instseg.predict.earlier import remove_earlier, tell_others
 from instseg.predict.pictures import predict_pictures
-from instseg.predict.records import json_list
+from instseg.predict.records import json_list, writing
 from instseg.predict.results import Results
 from instseg.predict.sources import Source, dataset_sources, find_sources, prepare_output
 from instseg.predict.videos import VideoRun
 from instseg.predict.youtube_vis import as_youtube_vis
-from instseg.tracking import check_installed
+from instseg.tracking import Tracker
 
 __all__ = ["RANKINGS", "PredictOptions", "as_youtube_vis", "predict"]
 
@@ -103,6 +117,8 @@ logger = logging.getLogger(__name__)
 
 RANKINGS = ("class", "mask")
 """What ``--rank-by`` can be: the score of an object is that of its class, or that of its mask."""
+
+_HIGHEST_FPS = 1000
 
 
 @dataclass(frozen=True)
@@ -121,6 +137,11 @@ class PredictOptions:
     allow_partial: bool = False
     keyframe_interval: int | None = None
     track: bool = False
+    tracker: str | None = None
+    track_patience: int | None = None
+    track_min_iou: float | None = None
+    fps: float | None = None
+    recursive: bool = False
     resume: bool = False
     rank_by: str = "class"
     polygons: bool = False
@@ -144,13 +165,12 @@ def predict(options: PredictOptions) -> int:
     if options.rank_by not in RANKINGS:
         raise ConfigError(f"--rank-by is {options.rank_by!r}; expected {' or '.join(RANKINGS)}")
     classes = None if options.classes is None else classes_option(options.classes)
-    if options.track:
-        check_installed()
-    cfg = load_cfg(options.config_file, options.overrides)
+    tracker = _tracker(options)
+    inputs = _inputs(options)
+    cfg = load_cfg(options.config_file, options.overrides)  # which settles built-in data sets
     require_weights(cfg, options.weights, "predict with")
-    sources = _sources(options)
-    if options.resume:
-        _check_resumable(sources, options.polygons)
+    sources = inputs if options.images_of is None else dataset_sources(options.images_of)
+    _check_sources(options, sources)
     prepare_output(options.output, sources)
     predictor = Predictor(
         cfg,
@@ -176,31 +196,58 @@ def predict(options: PredictOptions) -> int:
         rank_by_mask=options.rank_by == "mask",
         polygons=options.polygons,
     )
-    info = _info(options, predictor)
+    with writing(options.output):
+        remove_earlier(options.output, sources, resume=options.resume)
+        tell_others(options.output, sources)
     with _ended_by_sigterm():
-        pictures = [source for source in sources if source.kind == "picture"]
-        if pictures:
-            about: dict[str, object] = {"info": info | {"images_of": options.images_of}}
-            about["categories"] = results.categories()
-            with (
-                json_list(options.output / "categories.json", about, "images") as add_images,
-                json_list(options.output / "predictions.json") as add_records,
-            ):
-                predict_pictures(results, pictures, add_records, add_images)
-        info |= {"keyframe_interval": frames.keyframe_interval, "track": options.track}
-        run = VideoRun(results, frames, info, track=options.track, resume=options.resume)
-        for source in sources:
-            if source.kind != "picture":
-                run.predict(source)
+        _run(options, results, frames, sources, tracker)
     return 1 if results.failures else 0
 
 
-def _sources(options: PredictOptions) -> list[Source]:
+def _run(
+    options: PredictOptions,
+    results: Results,
+    frames: VideoPredictor,
+    sources: Sequence[Source],
+    tracker: Callable[[], Tracker] | None,
+) -> None:
+    info = _info(options, results.predictor)
+    pictures = [source for source in sources if source.kind == "picture"]
+    if pictures:
+        about: dict[str, object] = {"info": info | {"images_of": options.images_of}}
+        about["categories"] = results.categories()
+        with (
+            json_list(options.output / "categories.json", about, "images") as add_images,
+            json_list(options.output / "predictions.json") as add_records,
+        ):
+            predict_pictures(results, pictures, add_records, add_images)
+    info |= {"keyframe_interval": frames.keyframe_interval, "track": options.track}
+    info |= tracker().settings if tracker else {}
+    run = VideoRun(
+        results,
+        frames,
+        info,
+        tracker=tracker,
+        fps=options.fps or DEFAULT_FPS,
+        resume=options.resume,
+    )
+    for source in sources:
+        if source.kind != "picture":
+            run.predict(source)
+
+
+def _inputs(options: PredictOptions) -> list[Source]:
+    """What ``--input`` names; nothing where ``--images-of`` does."""
     if options.images_of is None:
-        return find_sources(options.inputs)
+        return find_sources(
+            options.inputs,
+            recursive=options.recursive,
+            sequences=options.track,
+            output=options.output,
+        )
     if options.inputs:
         raise ConfigError("--images-of takes the place of --input; leave one of them out")
-    return dataset_sources(options.images_of)
+    return []
 
 
 def _compare_categories(ours: Categories, name: str) -> None:
@@ -214,17 +261,53 @@ def _compare_categories(ours: Categories, name: str) -> None:
         )
 
 
-def _check_resumable(sources: Sequence[Source], polygons: bool) -> None:
+def _tracker(options: PredictOptions) -> Callable[[], Tracker] | None:
+    """What makes the tracker of a video; None without ``--track``.
+
+    Raises:
+        ConfigError: options that no tracker can have, or the package that tracks is missing.
+    """
+    given = {
+        "method": options.tracker,
+        "patience": options.track_patience,
+        "min_iou": options.track_min_iou,
+    }
+    settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if not options.track:
+        if settings:
+            raise ConfigError("--tracker, --track-patience and --track-min-iou go with --track")
+        return None
+    make = partial(Tracker, **settings)
+    make()
+    return make
+
+
+def _check_sources(options: PredictOptions, sources: Sequence[Source]) -> None:
+    kinds = {source.kind for source in sources}
+    if options.fps is not None and "sequence" not in kinds:
+        raise ConfigError(
+            "--fps is for numbered images such as frames_%05d.png, and with --track for folders; "
+            "other inputs have a rate of their own"
+        )
+    if options.fps is not None and not 0 < options.fps <= _HIGHEST_FPS:
+        raise ConfigError(
+            f"--fps is {options.fps}; expected a number above 0, at most {_HIGHEST_FPS}"
+        )
     for source in sources:
-        if source.kind == "video" and polygons:
+        if options.resume and options.polygons and source.kind in ("video", "sequence"):
             raise ConfigError(
                 f"--resume draws what was found in {source.name} from its masks, which --polygons "
                 "does not keep; leave one of them out"
             )
-        if source.kind == "camera":
+        if options.resume and source.kind in ("camera", "stream"):
             raise ConfigError(
-                f"--resume: what camera {source.name} has shown is gone; leave --resume out, and "
-                "choose another --output if the earlier results are to be kept"
+                f"--resume: what {source.kind} {source.name} has shown is gone; leave --resume "
+                "out, and choose another --output if the earlier results are to be kept"
+            )
+        if options.track and source.kind == "picture" and os.path.exists(source.name):
+            raise ConfigError(
+                f"--track needs videos, and {source.name} is a single image; give a folder of "
+                "images, or numbered ones such as frames_%05d.png"
             )
 
 

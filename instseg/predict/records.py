@@ -14,6 +14,7 @@ import cv2
 from instseg.data.images import Array
 from instseg.data.rle import check_rle
 from instseg.errors import ConfigError, ImageError, OutputError
+from instseg.predict.earlier import marked
 
 _LARGEST = 1e12
 _UNUSABLE = (ValueError, KeyError, TypeError, RecursionError)
@@ -195,7 +196,7 @@ def write_picture(path: Path, image: Array) -> None:
             f"{path} cannot be written: {width}x{height} pixels are too many for {path.suffix}"
         )
     with writing(path):
-        path.write_bytes(encoded.tobytes())
+        path.write_bytes(marked(encoded.tobytes()))
 
 
 def _record(line: bytes, number: int, category_ids: Collection[Any]) -> dict[str, Any]:

@@ -1,60 +1,66 @@
-"""What ``instseg predict`` works on: files, folders and cameras, and the names of their results."""
+"""What ``instseg predict`` works on, such as files and cameras, and the names of their results."""
 
-import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from instseg.data.datasets import check_name, reading_datasets, register_dataset
+from instseg.data.sequences import is_pattern, natural_order, numbered_files, without_number
+from instseg.data.streams import is_url, public_name
 from instseg.errors import ConfigError, DatasetError, OutputError
+from instseg.predict.folders import MEDIA_SUFFIXES, VIDEO_SUFFIXES, media_in
 
-logger = logging.getLogger(__name__)
-
-# HEIC is listed although Pillow cannot read it: such a file gets a reason and is not passed over.
-PICTURE_SUFFIXES = frozenset(
-    ".avif .bmp .dib .gif .heic .heif .ico .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm "
-    ".qoi .tga .tif .tiff .webp".split()
-)
-VIDEO_SUFFIXES = frozenset(
-    ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()
-)
-_MEDIA_SUFFIXES = PICTURE_SUFFIXES | VIDEO_SUFFIXES
 _CAMERA_DIGITS = 10
 _RESERVED = frozenset(("categories", "predictions"))
 """Stems of JSON files that are not those of a video."""
+_LONGEST_STEM = 50
 
 
 @dataclass(frozen=True)
 class Source:
-    """A picture, a video or a camera, with the stem of the files written for it.
+    """Something to predict on, and the stem of the files written for it.
 
     Attributes:
-        name: what is opened.
+        name: what is opened, or what is shown of the address of a stream.
         stem: of the files written for it.
         kind: what it is.
         image_id: that of the data set it belongs to, None without one.
         file_name: what results call it, "" for ``name``.
+        url: of a stream, with what its name hides.
+        files: of a sequence, in the order of its frames.
     """
 
     name: str
     stem: str
-    kind: Literal["picture", "video", "camera"]
+    kind: Literal["picture", "video", "camera", "stream", "sequence"]
     image_id: int | str | None = None
     file_name: str = ""
+    url: str = field(default="", repr=False)
+    files: tuple[str, ...] = field(default=(), repr=False)
 
 
-def find_sources(inputs: Sequence[str]) -> list[Source]:
-    """Files, the pictures and videos directly inside folders, and camera numbers.
+def find_sources(
+    inputs: Sequence[str],
+    *,
+    recursive: bool = False,
+    sequences: bool = False,
+    output: Path | None = None,
+) -> list[Source]:
+    """Files, the pictures and videos inside folders, patterns, streams and camera numbers.
 
     A file that does not exist, or a link to none in a folder, is kept: it becomes an error line of
     its own when its turn comes.
 
+    Args:
+        recursive: search the folders inside folders as well, but not those that are links.
+        sequences: the pictures of a folder are the frames of one video.
+        output: a folder that is not searched.
     Raises:
         ConfigError: nothing at all to work on, or an input that is a configuration key.
     """
@@ -64,18 +70,26 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
         if not item:
             raise ConfigError("an --input is empty; is a variable of the shell not set?")
         path = Path(item)
-        if os.path.isdir(path):  # unlike Path.is_dir() also for too long a name
-            names = [str(file) for file in _media_in(path)]
+        if is_url(item):
+            sources.append(_stream(item, stems))
+        elif os.path.isdir(path):  # unlike Path.is_dir() also for too long a name
+            for folder, media in media_in(path, recursive=recursive, output=output):
+                sources.extend(_in_folder(folder, media, stems, sequences))
         elif _is_key(path):
             raise ConfigError(
                 f"--input {item} is a key; put KEY VALUE pairs behind `--`, at the end"
             )
         else:
-            names = [item]
-        sources.extend(_source(name, stems) for name in names)
-    if not any(source.kind == "camera" or os.path.lexists(source.name) for source in sources):
+            sources.append(_source(item, stems))
+    if not any(map(_is_there, sources)):
         raise ConfigError(f"nothing to predict on: --input {' '.join(inputs)} does not exist")
     return sources
+
+
+def _is_there(source: Source) -> bool:
+    if source.kind in ("camera", "stream"):
+        return True
+    return bool(source.files) or os.path.lexists(source.name)
 
 
 def dataset_sources(name: str) -> list[Source]:
@@ -112,38 +126,43 @@ def dataset_sources(name: str) -> list[Source]:
 
 def _is_key(path: Path) -> bool:
     looks_so = re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+", str(path)) is not None
-    return looks_so and path.suffix.lower() not in _MEDIA_SUFFIXES and not os.path.exists(path)
+    return looks_so and path.suffix.lower() not in MEDIA_SUFFIXES and not os.path.exists(path)
 
 
 def _source(name: str, stems: set[str]) -> Source:
     path = Path(name)
-    if _is_camera(name) and not os.path.exists(name):
+    if os.path.lexists(name):
+        pass
+    elif _is_camera(name):
         return Source(name, _unused(f"camera_{name}", stems), "camera")
+    elif is_pattern(name):
+        stem = _unused(without_number(path.stem), stems)
+        return Source(name, stem, "sequence", files=tuple(numbered_files(name)))
     is_video = path.suffix.lower() in VIDEO_SUFFIXES
     return Source(name, _unused(path.stem, stems), "video" if is_video else "picture")
+
+
+def _stream(url: str, stems: set[str]) -> Source:
+    name = public_name(url)
+    stem = re.sub(r"[^\w-]+", "_", Path(name.partition("://")[2]).stem)[:_LONGEST_STEM]
+    return Source(name, _unused(stem, stems), "stream", url=url)
+
+
+def _in_folder(
+    folder: Path, media: Sequence[Path], stems: set[str], sequences: bool
+) -> Iterator[Source]:
+    images = [str(file) for file in media if file.suffix.lower() not in VIDEO_SUFFIXES]
+    if sequences and images:
+        stem = _unused(folder.resolve().name or "images", stems)
+        yield Source(str(folder), stem, "sequence", files=tuple(sorted(images, key=natural_order)))
+    for file in media:
+        if not sequences or file.suffix.lower() in VIDEO_SUFFIXES:
+            yield _source(str(file), stems)
 
 
 def _is_camera(name: str) -> bool:
     """Whether it is a number that OpenCV takes; longer ones can only be names of files."""
     return name.isdecimal() and len(name) <= _CAMERA_DIGITS and int(name) < 2**31
-
-
-def _media_in(folder: Path) -> list[Path]:
-    try:
-        files = sorted(
-            file for file in folder.iterdir() if not file.is_dir() and file.name[0] != "."
-        )
-    except OSError as error:
-        raise ConfigError(f"--input {folder} cannot be read: {error.strerror}") from None
-    media = [file for file in files if file.suffix.lower() in _MEDIA_SUFFIXES]
-    if not media:
-        raise ConfigError(
-            f"--input {folder}: none of the {len(files)} files in it has the extension of a "
-            "picture or video; folders inside it are not searched"
-        )
-    if len(media) < len(files):
-        logger.info("%s: %d other files passed over", folder, len(files) - len(media))
-    return media
 
 
 def _unused(stem: str, taken: set[str]) -> str:
@@ -172,7 +191,9 @@ def prepare_output(output: Path, sources: Iterable[Source]) -> None:
             f"--output {output} cannot be written: {error.strerror}; choose another folder"
         ) from None
     for source in sources:
-        if source.kind != "camera" and os.path.realpath(output) in _folders(source.name):
+        if source.kind in ("camera", "stream"):
+            continue
+        if os.path.realpath(output) in _folders(source.files[0] if source.files else source.name):
             raise ConfigError(
                 f"--output {output} is the folder of the input {source.name}, which an overlay "
                 "could replace; choose another folder"

@@ -1,8 +1,8 @@
-"""Prediction on the frames of videos and cameras."""
+"""Prediction on the frames of videos, of whatever kind."""
 
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from itertools import count
 from typing import Any
@@ -10,10 +10,13 @@ from typing import Any
 from tqdm import tqdm
 
 from instseg.data.images import Array
+from instseg.data.sequences import DEFAULT_FPS, ImageSequence
+from instseg.data.streams import Stream
 from instseg.data.videos import Camera, Frame, FrameSource, VideoFile, VideoWriter
 from instseg.engine.video import VideoPredictor
 from instseg.errors import ConfigError, ImageError
-from instseg.predict.records import VideoRecords
+from instseg.predict.earlier import MARK, remove
+from instseg.predict.records import VideoRecords, writing
 from instseg.predict.results import Results
 from instseg.predict.sources import Source
 from instseg.tracking import UNTRACKED, Tracker
@@ -30,7 +33,8 @@ class VideoRun:
         predictor: VideoPredictor,
         info: dict[str, Any],
         *,
-        track: bool = False,
+        tracker: Callable[[], Tracker] | None = None,
+        fps: float = DEFAULT_FPS,
         resume: bool = False,
     ) -> None:
         """
@@ -38,27 +42,41 @@ class VideoRun:
             results: where a video that cannot be used, or not completely, is counted.
             predictor: of the frames; reset before each video.
             info: settings that the results depend on; JSON, written to each file.
-            track: link the objects of successive frames.
+            tracker: makes what links the objects of successive frames, for each video.
+            fps: frames per second of image sequences.
             resume: continue files of an earlier run with the same settings.
         """
         self._results = results
         self._predictor = predictor
         self._info = info
-        self._track = track
+        self._tracker = tracker
+        self._fps = fps
         self._resume = resume
 
     def predict(self, source: Source) -> None:
-        """Predict on a video file or camera, to its end.
+        """Predict on a video, to its end.
+
+        Args:
+            source: of any kind but a picture.
 
         Raises:
             ConfigError: an earlier run to be resumed had other settings.
             OutputError: a result cannot be written.
         """
         try:
-            with closing(_open(source)) as video:
+            with closing(self._open(source)) as video:
                 self._predict(video, source)
         except ImageError as error:
             self._results.fail(error)
+
+    def _open(self, source: Source) -> FrameSource:
+        if source.kind == "camera":
+            return Camera(int(source.name))
+        if source.kind == "stream":
+            return Stream(source.url)
+        if source.kind == "sequence":
+            return ImageSequence(source.name, source.files, self._fps)
+        return VideoFile(source.name)
 
     def _predict(self, video: FrameSource, source: Source) -> None:
         header = {
@@ -73,15 +91,19 @@ class VideoRun:
         if records.complete:
             logger.info("%s: complete in an earlier run", source.name)
             return
-        overlay = VideoWriter(stem.with_name(f"{stem.name}.mp4"), video.fps)
+        path = stem.with_name(f"{stem.name}.mp4")
+        overlay = VideoWriter(path, video.fps, comment=MARK)
         with (
             records,
             overlay if self._results.overlay else nullcontext() as writer,
             tqdm(video, total=video.length, unit="frame", disable=None) as bar,
         ):
             frames = iter(bar)
-            tracker = Tracker() if self._track else None
+            tracker = self._tracker() if self._tracker else None
             self._repeat(frames, source, records, writer, tracker)
+            if writer is None:  # the overlay would end where the run that is resumed did
+                with writing(path):
+                    remove(path)
             self._go_on(frames, source, records, writer, tracker)
             records.complete = True
 
@@ -103,7 +125,7 @@ class VideoRun:
                 )
             found = self._results.restore(record["objects"], record["height"], record["width"])
             if tracker is not None:
-                tracker.update(found)
+                found.track_ids = tracker.update(found)
             if writer is not None:
                 writer.write(frame._replace(image=self._results.draw(frame.image, found)))
 
@@ -136,11 +158,13 @@ class VideoRun:
             height, width = frame.image.shape[:2]
             objects = self._results.describe(kept, source.stem, f"frame{number:06d}_")
             if tracker is not None:
-                for found, track in zip(objects, tracker.update(kept).tolist(), strict=True):
+                kept.track_ids = tracker.update(kept)
+                for found, track in zip(objects, kept.track_ids.tolist(), strict=True):
                     found["track_id"] = None if track == UNTRACKED else track
             records.add(
                 {
                     "frame": number,
+                    **({} if frame.file is None else {"file_name": frame.file}),
                     "time": round(frame.time, 6),
                     "width": width,
                     "height": height,
@@ -153,7 +177,3 @@ class VideoRun:
             del result, kept  # masks of a large frame, which the next one needs the room of
         if problem is not None:
             raise problem
-
-
-def _open(source: Source) -> FrameSource:
-    return Camera(int(source.name)) if source.kind == "camera" else VideoFile(source.name)

@@ -2,11 +2,13 @@
 
 import json
 import os
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 from instseg.errors import DatasetError
 from instseg.predict.polygons import as_rle
+from instseg.tracking import vote
 
 
 def as_youtube_vis(path: str | os.PathLike[str], video_id: int = 1) -> list[dict[str, Any]]:
@@ -17,8 +19,8 @@ def as_youtube_vis(path: str | os.PathLike[str], video_id: int = 1) -> list[dict
         video_id: number of the video in the data set of the result.
     Returns:
         one JSON object per track, as YouTube-VIS's server takes them: ``video_id``,
-        ``category_id``, ``score`` (the mean over the frames where it is seen) and
-        ``segmentations``, an RLE or null for every frame.
+        ``category_id`` (the one with the most score), ``score`` (the mean over the frames where it
+        is seen) and ``segmentations``, an RLE or null for every frame.
     Raises:
         DatasetError: another file, or one without tracks or masks.
     """
@@ -34,6 +36,7 @@ def as_youtube_vis(path: str | os.PathLike[str], video_id: int = 1) -> list[dict
         raise DatasetError(f"{path} was written without --track: its objects are not linked")
     tracks: dict[int, dict[str, Any]] = {}
     scores: dict[int, list[float]] = {}
+    votes: dict[int, Counter[int]] = defaultdict(Counter)
     for index, frame in enumerate(frames):
         for found in frame["objects"]:
             number = found["track_id"]
@@ -55,6 +58,8 @@ def as_youtube_vis(path: str | os.PathLike[str], video_id: int = 1) -> list[dict
                 mask = as_rle(mask, frame["height"], frame["width"])
             track["segmentations"][index] = mask
             scores.setdefault(number, []).append(found["score"])
+            votes[number][found["category_id"]] += found["score"]
     for number, track in tracks.items():
+        track["category_id"] = vote(votes[number])
         track["score"] = sum(scores[number]) / len(scores[number])
     return list(tracks.values())

@@ -1,0 +1,105 @@
+"""Images that are the frames of a video: those of a folder, or of numbered names."""
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from instseg.data.images import read_image
+from instseg.data.videos import Frame
+from instseg.errors import ImageError
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_FPS = 25.0
+_NUMBER = re.compile(r"%(?:0?([1-9]\d?))?d", re.ASCII)
+
+
+def natural_order(name: str) -> tuple[list[str | int], str]:
+    """Key by which ``frame_9`` comes before ``frame_10``."""
+    parts = re.split(r"([0-9]+)", name.lower())
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
+
+
+def is_pattern(path: str | os.PathLike[str]) -> bool:
+    """Whether the name of a file stands for those of a sequence, as ``frames_%05d.png`` does."""
+    name = os.path.basename(path)
+    return name.count("%") == 1 and _NUMBER.search(name) is not None
+
+
+def without_number(name: str) -> str:
+    """What the names of a pattern's files have in common: ``frames`` of ``frames_%05d``."""
+    return _NUMBER.sub("", name).strip(" _-.") or "frames"
+
+
+def numbered_files(pattern: str | os.PathLike[str]) -> list[str]:
+    """The files whose names are ``pattern`` with a number in place of ``%d`` or ``%05d``.
+
+    Args:
+        pattern: :func:`is_pattern`.
+    Returns:
+        paths in the order of the numbers; empty where there is no such folder.  Numbers that are
+        left out are told in the log.
+    """
+    folder, name = os.path.split(pattern)
+    before, digits, after = _NUMBER.split(name)
+    before, after, width = re.escape(before), re.escape(after), int(digits or 1)
+    whole = re.compile(f"{before}([0-9]{{{width}}}|[1-9][0-9]{{{width},}}){after}", re.DOTALL)
+    try:
+        names = [found for found in map(whole.fullmatch, os.listdir(folder or ".")) if found]
+    except OSError:
+        return []
+    files = {int(found[1]): os.path.join(folder, found[0]) for found in names}
+    numbers = sorted(number for number, path in files.items() if not os.path.isdir(path))
+    if numbers and (missing := numbers[-1] - numbers[0] + 1 - len(numbers)):
+        logger.info(
+            "%s: %d of the numbers %d to %d have no file; the frames are taken for successive ones",
+            *(pattern, missing, numbers[0], numbers[-1]),
+        )
+    return [files[number] for number in numbers]
+
+
+class ImageSequence:
+    """Image files as the frames of a video, read one at a time."""
+
+    def __init__(self, name: str, files: Sequence[str], fps: float = DEFAULT_FPS) -> None:
+        """
+        Args:
+            name: what error messages call it.
+            files: in the order of the frames.
+            fps: frames per second.
+        Raises:
+            ImageError: there are no files.
+        """
+        if not files:
+            raise ImageError(f"{name}: there are no files of such names")
+        self.name = name
+        self.fps = fps
+        self.length: int | None = len(files)
+        self._files = files
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Yield frames in order.
+
+        Raises:
+            ImageError: after the last frame, if some files cannot be used.
+        """
+        count = 0
+        first: ImageError | None = None
+        for place, path in enumerate(self._files):
+            try:
+                image = read_image(path)
+            except ImageError as error:
+                count, first = count + 1, first or error
+                continue
+            yield Frame(image, place / self.fps, Path(path).name)
+        if first is not None:
+            rest = "; the other frames are used" if count < len(self._files) else ""
+            raise ImageError(
+                f"{self.name}: {count} of {len(self._files)} images cannot be used, first "
+                f"{first}{rest}"
+            )
+
+    def close(self) -> None:
+        """Nothing is open between two frames."""

@@ -1,0 +1,119 @@
+"""What earlier runs left in a folder of results, and how it is known from files of the user.
+
+Images and videos that are written carry a mark: PNG in its text, JPEG and MP4 as a comment.  JSON
+files begin as no other program's do.  A file without the mark is never removed, nor is a link.
+"""
+
+import logging
+import os
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import av
+
+from instseg.predict.sources import Source
+
+logger = logging.getLogger(__name__)
+
+MARK = "instseg predict"
+_HEAD = 200
+"""Bytes of a file among which its mark or beginning is."""
+_RESULTS = (b'{"info": {"config": ', b'[\n{"image_id": ', b"[\n]")
+_MASK = re.compile(r"(frame\d{6,}_)?\d{3,}_.*\.png")
+_TOLD = 5
+
+
+def marked(image: bytes) -> bytes:
+    """An encoded PNG or JPEG with the mark in it; anything else as it is."""
+    if image.startswith(b"\x89PNG"):
+        text = b"tEXtSoftware\0" + MARK.encode()
+        chunk = (len(text) - 4).to_bytes(4, "big") + text + zlib.crc32(text).to_bytes(4, "big")
+        return image[:33] + chunk + image[33:]  # the signature and the header come first
+    if image.startswith(b"\xff\xd8\xff\xe0"):
+        end = 4 + int.from_bytes(image[4:6], "big")  # of the header of JFIF
+        comment = MARK.encode()
+        length = (len(comment) + 2).to_bytes(2, "big")
+        return image[:end] + b"\xff\xfe" + length + comment + image[end:]
+    return image
+
+
+def remove_earlier(output: Path, sources: Iterable[Source], *, resume: bool) -> None:
+    """Remove what earlier runs wrote for these inputs, so that nothing of it is taken for new.
+
+    Args:
+        resume: keep that of videos.
+    """
+    for source in sources:
+        if not resume or source.kind == "picture":
+            for name in _names(source):
+                remove(output / name)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder of masks if a run wrote it; files of others in the folder stay."""
+    if path.name.endswith("_masks"):
+        for mask in _masks(path):
+            os.remove(mask)
+        if os.path.isdir(path) and not os.path.islink(path) and not os.listdir(path):
+            os.rmdir(path)
+    elif _is_ours(path):
+        os.remove(path)
+
+
+def tell_others(output: Path, sources: Sequence[Source]) -> None:
+    """Log what earlier runs wrote for inputs that are not among these; it stays."""
+    expected = {name.lower() for source in sources for name in _names(source)}
+    if any(source.kind == "picture" for source in sources):
+        expected |= {"predictions.json", "categories.json"}
+    others = []
+    for name in sorted(os.listdir(output)):
+        path = output / name
+        if name.lower() not in expected:
+            if _masks(path) if name.endswith("_masks") else _is_ours(path):
+                others.append(name)
+    if others:
+        more = f" and {len(others) - _TOLD} more" if len(others) > _TOLD else ""
+        logger.warning(
+            "%s holds results of inputs that are not in this run, which stay as they are: %s%s",
+            *(output, ", ".join(others[:_TOLD]), more),
+        )
+
+
+def _names(source: Source) -> list[str]:
+    """Files and folders that a run may write for an input alone."""
+    suffixes = (".png", ".jpg") if source.kind == "picture" else (".json", ".mp4")
+    return [f"{source.stem}{suffix}" for suffix in (*suffixes, "_masks")]
+
+
+def _masks(folder: Path) -> list[Path]:
+    """Masks that a run wrote into a folder; none where it is a link or no folder."""
+    if not os.path.isdir(folder) or os.path.islink(folder):
+        return []
+    return [
+        folder / name
+        for name in os.listdir(folder)
+        if _MASK.fullmatch(name) and _is_ours(folder / name)
+    ]
+
+
+def _is_ours(path: Path) -> bool:
+    if not os.path.isfile(path) or os.path.islink(path):
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+        if path.suffix in (".png", ".jpg"):
+            return MARK.encode() in head
+        if path.suffix == ".json":
+            return head.startswith(_RESULTS)
+        return path.suffix == ".mp4" and _comment(path) == MARK
+    except (OSError, av.FFmpegError):  # no file that can be read is one that was written
+        return False
+
+
+def _comment(path: Path) -> str | None:
+    options = {"format_whitelist": "mov", "protocol_whitelist": "file"}
+    with av.open(f"file:{path}", options=options, metadata_errors="replace") as container:
+        return container.metadata.get("comment")

@@ -244,6 +244,12 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_status_two(
     assert "usage" not in result.stderr
 
 
+def test_options_come_before_the_keys_and_values() -> None:
+    words = ["--config-file", CONFIG, "--eval-only", "SOLVER.MAX_ITER", "3", "SEED", "-1"]
+    args = launch.argument_parser().parse_args(words)
+    assert args.eval_only and args.opts == words[3:]
+
+
 def arguments(**changes: object) -> argparse.Namespace:
     args = launch.argument_parser().parse_args(["--config-file", CONFIG])
     vars(args).update(changes)

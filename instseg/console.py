@@ -20,8 +20,9 @@ class Parser(argparse.ArgumentParser):
     _mixing = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        commands = any(action.nargs == argparse.PARSER for action in self._actions)
-        if self._mixing or commands:
+        # argparse cannot mix options with commands, nor with a rest that takes all (Detectron2).
+        rest = (argparse.PARSER, argparse.REMAINDER)
+        if self._mixing or any(action.nargs in rest for action in self._actions):
             return super().parse_known_args(args, namespace)
         self._mixing = True  # the next line comes back here
         try:

@@ -259,6 +259,12 @@ def test_a_damaged_image_ends_a_training_with_one_line(tmp_path: Path) -> None:
     assert "Traceback" in (tmp_path / "log.txt").read_text()
 
 
+def test_options_come_before_the_keys_and_values() -> None:
+    words = ["--config-file", CONFIG, "--eval-only", "SOLVER.MAX_ITER", "3", "SEED", "-1"]
+    args = launch.argument_parser().parse_args(words)
+    assert args.eval_only and args.opts == words[3:]
+
+
 def arguments(**changes: object) -> argparse.Namespace:
     args = launch.argument_parser().parse_args(["--config-file", CONFIG])
     vars(args).update(changes)

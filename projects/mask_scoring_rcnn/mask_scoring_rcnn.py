@@ -158,6 +158,7 @@ class MaskScoringROIHeads(StandardROIHeads):
         """
         super().__init__(**kwargs)
         self.maskiou_head = maskiou_head
+        self.gives_mask_scores = maskiou_head is not None
         self.maskiou_loss_weight = maskiou_loss_weight
         self.stop_gradient = stop_gradient
 

@@ -200,7 +200,7 @@ def test_the_refinement_learns_a_mask_finer_than_a_cell() -> None:
     patch["image"][:, 33:52, 37:61] = 200
     patch["gt_mask"] = torch.where(patch["image"][0, 16:80, 16:80] > 100, 1.0, -1.0)
     optimizer = torch.optim.Adam(model.refinement.parameters(), 1e-2)
-    for _ in range(60):
+    for _ in range(100):  # after 60 one of six seeds has found nothing, after 90 all are above 0.93
         loss = model([patch])["loss_mask"]
         optimizer.zero_grad()
         loss.backward()

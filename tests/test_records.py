@@ -30,6 +30,7 @@ from instseg.data.records import CheckedRecords
 from instseg.engine.trainer import Trainer
 from instseg.errors import DatasetError
 from instseg.evaluation import build_evaluator, check_evaluation
+from instseg.predict.sources import dataset_sources
 from tests.coco_data import HEIGHT, SQUARE, WIDTH, changed, content, write_set
 
 MASK = np.zeros((HEIGHT, WIDTH), bool)
@@ -287,6 +288,8 @@ REFUSED: list[tuple[Change, str]] = [
     (first(bbox=np.zeros((1, 4))), OF_FIRST + "bbox is .*; expected 4 numbers"),
     (first(bbox_mode=KeyError), OF_FIRST + r"bbox_mode is None; expected BoxMode\.XYXY_ABS"),
     (first(bbox_mode="XYXY"), OF_FIRST + "bbox_mode is 'XYXY'"),
+    (first(bbox_mode=np.array([])), OF_FIRST + r"bbox_mode is array\(\[\]"),
+    (first(bbox_mode=np.array([0, 1])), OF_FIRST + r"bbox_mode is array\(\[0, 1\]"),
     (first(bbox_mode=BoxMode.XYXY_REL), OF_FIRST + r"bbox is .*\.XYXY_REL; expected parts"),
     (first(bbox=KeyError, segmentation=KeyError), OF_FIRST + "it has neither bbox nor segm"),
     (first(segmentation=MASK[:9]), OF_FIRST + r"the mask is an array of \(9, 40\), its image"),
@@ -302,8 +305,6 @@ REFUSED: list[tuple[Change, str]] = [
     (second(annotations="none"), r"record 1 \(.*2\.png\) has annotations 'none'; expected a list"),
     (second(file_name=KeyError), "record 1 has file_name None; expected the path of an image"),
     (second(file_name=b"a.png"), "record 1 has file_name b'a.png'"),
-    (second(image_id=1), r"two records have the image_id 1: .*1\.png and .*2\.png"),
-    (second(image_id="1"), "some image_id are numbers, others text"),
     (second(image_id=[1]), r"record 1 \(.*\) has image_id \[1\]; expected a whole number or text"),
     (second(height=-3), r"record 1 \(.*2\.png\) has height -3; expected pixels"),
     (second(height=10**6, width=10**6), r"record 1 .* is said to be 1000000 x 1000000 pixels"),
@@ -382,6 +383,41 @@ def test_records_without_ids_are_numbered_and_that_is_said_once(
     assert [line for line in caplog.messages if "image_id" in line] == [
         "data set somebodys: 1 of 2 records have no image_id: numbered (said once)"
     ]
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        (lambda r: r * 3, Kind.REPEATED_RECORD, r"have the image_id 1, both .*1\.png; training"),
+        (second(image_id=1), Kind.SHARED_ID, r"have the image_id 1, .*1\.png and .*2\.png"),
+        (second(image_id="1"), Kind.SHARED_ID, "some image_id are numbers, others text"),
+        (
+            lambda r: [r[0].update(image_id="a"), r[1].pop("image_id")] and None,
+            Kind.SHARED_ID,
+            "some image_id are numbers, others text or missing",
+        ),
+    ],
+)
+def test_ids_that_are_not_unique_train_and_are_refused_for_evaluation_alone(
+    tmp_path: Path,
+    registered: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+    change: Change,
+    kind: Kind,
+    message: str,
+) -> None:
+    name = registered(changing(tmp_path, change))
+    cfg = config(tmp_path, test=True)
+    assert len(next(iter(Trainer.build_train_loader(cfg)))) == 2
+    assert cli.main(["check-data", name]) == 0
+    assert kind.text in capsys.readouterr().out
+    for evaluates in (
+        lambda: check_evaluation(cfg),
+        lambda: build_evaluator(cfg, name),
+        lambda: dataset_sources(name),
+    ):
+        with pytest.raises(DatasetError, match=f"data set {NAME}: .*{message}.*list each image on"):
+            evaluates()
 
 
 def test_a_generator_can_be_asked_for_twice(tmp_path: Path, registered: Callable[..., str]) -> None:

@@ -19,6 +19,7 @@ from instseg.errors import short
 Annotation = dict[str, Any]
 Problem = tuple[Kind, str]
 _MODES = tuple(int(mode) for mode in BoxMode)
+_NUMBERS = frozenset((int, float))
 _SUPPORTED = "polygons [[x, y, x, y, ...], ...], an RLE or an array of the size of the image"
 
 
@@ -92,13 +93,14 @@ def _category(given: Mapping[str, Any], classes: list[str] | None) -> int:
 def _box(given: Any, mode: Any, height: int, width: int) -> tuple[list[float], BoxMode]:
     """Four floats in pixels, and what they mean."""
     values = given.tolist() if hasattr(given, "tolist") else given
-    if whole(mode) not in _MODES:
+    number = whole(mode)
+    if not isinstance(number, int) or number not in _MODES:
         raise Fault(
             Kind.FORMAT,
             f"bbox_mode is {short(mode)}; expected BoxMode.XYXY_ABS for [x1, y1, x2, y2] or "
             "BoxMode.XYWH_ABS for [x, y, width, height]",
         )
-    mode = BoxMode(whole(mode))
+    mode = BoxMode(number)
     count = 5 if mode is BoxMode.XYWHA_ABS else 4
     if not isinstance(values, list | tuple) or len(values) != count or not _are_numbers(values):
         raise Fault(Kind.FORMAT, f"bbox is {short(given)}; expected {count} numbers")
@@ -190,7 +192,7 @@ def _polygons(given: Any, height: int, width: int) -> tuple[Any, list[Problem]]:
     polygons = flat_polygons(parts) or parts
     if not all(isinstance(part, list) and _are_numbers(part) for part in polygons):
         raise Fault(Kind.FORMAT, f"segmentation is {short(given)}; expected {_SUPPORTED}")
-    polygons = [[float(value) for value in part] for part in polygons]
+    polygons = [list(map(float, part)) for part in polygons]
     problems = polygon_problems(polygons, width, height)
     for kind, text in problems:
         if kind in (Kind.FEW_POINTS, Kind.NOT_FINITE):
@@ -202,8 +204,12 @@ def _plain(part: Any) -> Any:
     """Lists and Python's numbers for tuples, arrays and NumPy's."""
     if hasattr(part, "tolist"):
         part = part.tolist()
-    return [_plain(value) for value in part] if isinstance(part, list | tuple) else part
+    if not isinstance(part, list | tuple):
+        return part
+    return list(part) if _NUMBERS.issuperset(map(type, part)) else [_plain(v) for v in part]
 
 
 def _are_numbers(values: Any) -> bool:
+    if _NUMBERS.issuperset(map(type, values)):  # for speed, since most are
+        return True
     return all(isinstance(v, int | float | np.number) and not isinstance(v, bool) for v in values)

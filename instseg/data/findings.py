@@ -37,6 +37,7 @@ class Kind(enum.Enum):
     NOT_FINITE = "NaN or infinity", Level.WARNING
     OUTSIDE = "outside the picture", Level.WARNING
     REPEATED_FILE = "file listed twice", Level.WARNING
+    SHARED_ID = "image ids that no evaluation can use", Level.WARNING
     LEAKAGE = "picture of another set as well", Level.WARNING
     SAME_BOX = "the same box for most", Level.WARNING
     RELATIVE = "coordinates within 0 to 1", Level.WARNING
@@ -55,6 +56,7 @@ class Kind(enum.Enum):
     POINTS = "outline written another way", Level.NOTE
     NO_BOX = "box made from the mask", Level.NOTE
     BACKSLASH = "backslash in a file name", Level.NOTE
+    REPEATED_RECORD = "record listed again", Level.NOTE
 
     def __init__(self, text: str, level: Level) -> None:
         self.text = text

@@ -31,9 +31,9 @@ class CheckedRecords:
     """Stands in the catalogue in place of a registered function.
 
     Called, it gives a list of records in Detectron2's standard form: text for paths, ``height``,
-    ``width`` and a unique ``image_id`` in each, ``annotations`` in all or none, and annotations as
+    ``width`` and ``image_id`` in each, ``annotations`` in all or none, and annotations as
     :func:`~instseg.data.annotations.standard_annotation` makes them.  The given ones stay as they
-    are.
+    are.  Training takes an ``image_id`` that occurs twice, see :func:`check_image_ids`.
     """
 
     def __init__(self, name: str, function: Callable[[], Any]) -> None:
@@ -83,7 +83,8 @@ class CheckedRecords:
             report.add(_class_problems(self.name, classes))
         for record in records if annotated else ():
             record.setdefault("annotations", [])
-        report.add(self._number(records))
+        report.add(image_id_problems(records))
+        self._number(records)
         return records, report
 
     def _given(self) -> list[Any]:
@@ -104,24 +105,11 @@ class CheckedRecords:
             raise DatasetError(f"data set {self.name}: its function gives no records")
         return records
 
-    def _number(self, records: list[Record]) -> Iterator[Finding]:
+    def _number(self, records: list[Record]) -> None:
         """Gives an ``image_id`` to those without."""
-        known: dict[Any, str] = {}
-        for record in records:
-            key, file = record.get("image_id"), record["file_name"]
-            if key is None:
-                continue
-            if key in known:
-                message = f"two records have the image_id {key!r}: {known[key]} and {file}"
-                yield Finding(Kind.IMAGE_ID, key, message)
-            known[key] = file
-        if len({type(key) for key in known}) > 1 or (
-            len(known) < len(records) and any(isinstance(key, str) for key in known)
-        ):
-            message = "some image_id are numbers, others text or missing; expected one of the two"
-            yield Finding(Kind.FORMAT, None, message)
+        known = {record["image_id"] for record in records}
         numbers = (number for number in itertools.count() if number not in known)
-        without = [record for record in records if record.get("image_id") is None]
+        without = [record for record in records if record["image_id"] is None]
         for record, number in zip(without, numbers, strict=False):
             record["image_id"] = number
         if without:
@@ -131,6 +119,44 @@ class CheckedRecords:
         if line not in self._told:
             self._told.add(line)
             logger.warning("data set %s: %s (said once)", self.name, line)
+
+
+def image_id_problems(records: list[Record]) -> Iterator[Finding]:
+    """What keeps an evaluation from telling images apart; training does not look at their ids."""
+    known: dict[Any, str] = {}
+    kinds: set[type] = set()
+    for record in records:
+        key, file = record.get("image_id"), record["file_name"]
+        kinds.add(str if isinstance(key, str) else type(key))
+        if key is None:
+            continue
+        if key in known:
+            same = file == known[key]
+            kind = Kind.REPEATED_RECORD if same else Kind.SHARED_ID
+            files = f"both {file}" if same else f"{known[key]} and {file}"
+            message = f"two records have the image_id {key!r}, {files}"
+            yield Finding(kind, key, f"{message}; training takes that, an evaluation does not")
+        known.setdefault(key, file)
+    if str in kinds and len(kinds) > 1:
+        message = (
+            "some image_id are numbers, others text or missing; training takes that, an "
+            "evaluation needs one of the two"
+        )
+        yield Finding(Kind.SHARED_ID, None, message)
+
+
+def check_image_ids(name: str, records: list[Record]) -> None:
+    """Refuse records whose images an evaluation cannot tell apart.
+
+    Raises:
+        DatasetError: an ``image_id`` that occurs twice, numbers beside text.
+    """
+    problem = next(image_id_problems(records), None)
+    if problem is not None:
+        raise DatasetError(
+            f"data set {name}: {problem.message}; to evaluate or predict, list each image once, "
+            "with an id of its own"
+        )
 
 
 def _standard_record(given: Any, where: str) -> Record:

@@ -4,6 +4,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -23,6 +24,7 @@ from instseg.data.datasets import (
     reading_datasets,
     register_dataset,
 )
+from instseg.data.records import check_image_ids
 from instseg.data.voc import EVALUATOR_TYPE as VOC_EVALUATOR_TYPE
 from instseg.data.youtube_vis import EVALUATOR_TYPE as YOUTUBE_VIS_EVALUATOR_TYPE
 from instseg.errors import ConfigError
@@ -79,8 +81,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str = "inference") 
     """
     register_dataset(dataset_name)
     parts = _parts(cfg, dataset_name)
-    if cfg.MODEL.MASK_ON and is_from_users(dataset_name):
-        check_masks(dataset_name, DatasetCatalog.get(dataset_name))
+    if is_from_users(dataset_name):
+        _check_truth(cfg, dataset_name, DatasetCatalog.get(dataset_name))
     place = os.path.join(cfg.OUTPUT_DIR, folder, file_name(dataset_name))
     evaluators = [part.build(place) for part in parts]
     for evaluator in evaluators:
@@ -101,8 +103,7 @@ def check_evaluation(cfg: CfgNode) -> None:
         with reading_datasets([name]):
             if is_from_users(name):
                 records = DatasetCatalog.get(name)
-                if cfg.MODEL.MASK_ON:
-                    check_masks(name, records)
+                _check_truth(cfg, name, records)
                 check_files(name, records)
                 crowds = [
                     (record["image_id"], bool(entry.get("iscrowd", 0)))
@@ -112,6 +113,12 @@ def check_evaluation(cfg: CfgNode) -> None:
                 warn_of_limit(name, crowds, cfg.TEST.DETECTIONS_PER_IMAGE)
             if _has_tracks(cfg, name):
                 _track_evaluator(cfg, name, "")
+
+
+def _check_truth(cfg: CfgNode, name: str, records: list[dict[str, Any]]) -> None:
+    check_image_ids(name, records)
+    if cfg.MODEL.MASK_ON:
+        check_masks(name, records)
 
 
 def metric_names(cfg: CfgNode, model: nn.Module) -> list[str]:

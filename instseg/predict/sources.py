@@ -11,6 +11,7 @@ from typing import Literal
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from instseg.data.datasets import check_name, reading_datasets, register_dataset
+from instseg.data.records import check_image_ids
 from instseg.data.sequences import is_pattern, natural_order, numbered_files, without_number
 from instseg.data.streams import is_url, public_name
 from instseg.errors import ConfigError, DatasetError, OutputError
@@ -104,6 +105,7 @@ def dataset_sources(name: str) -> list[Source]:
     check_name(name)
     with reading_datasets([name]):
         records = DatasetCatalog.get(name)
+    check_image_ids(name, records)
     root = os.path.join(MetadataCatalog.get(name).get("image_root") or "", "")
     stems = set(_RESERVED)
     sources = []

@@ -420,6 +420,20 @@ def test_ids_that_are_not_unique_train_and_are_refused_for_evaluation_alone(
             evaluates()
 
 
+def test_an_image_is_asked_for_its_size_once(
+    tmp_path: Path, registered: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "instseg.data.records.picture_size", lambda file: asked.append(file) or (WIDTH, HEIGHT)
+    )
+    name = registered(changing(tmp_path, lambda r: image(height=KeyError)(r) or r * 2))
+    config(tmp_path)
+    for _ in range(3):
+        assert len(DatasetCatalog.get(name)) == 4
+    assert sorted(Path(file).name for file in asked) == ["1.png", "2.png"]
+
+
 def test_a_generator_can_be_asked_for_twice(tmp_path: Path, registered: Callable[..., str]) -> None:
     given = iter(plain(tmp_path))
     name = registered(lambda: given)

@@ -4,6 +4,7 @@ Detectron2 itself asks the catalogue for records in many places and expects anot
 the function is therefore replaced there, so that everything sees the same records.
 """
 
+import functools
 import itertools
 import logging
 import os
@@ -47,6 +48,7 @@ class CheckedRecords:
         self._iterator: Iterator[Any] | None = None
         self._taken: list[Any] = []
         self._told: set[str] = set()
+        self._size = functools.cache(_size)  # what is read once need not be read at each call
 
     def __call__(self) -> list[Record]:
         """The records.
@@ -72,7 +74,7 @@ class CheckedRecords:
         records = []
         for index, entry in enumerate(given):
             try:
-                record = _standard_record(entry, f"record {index}")
+                record = _standard_record(entry, f"record {index}", self._size)
             except Fault as fault:
                 report.add([Finding(fault.kind, index, str(fault))])
                 continue
@@ -159,9 +161,12 @@ def check_image_ids(name: str, records: list[Record]) -> None:
         )
 
 
-def _standard_record(given: Any, where: str) -> Record:
+def _standard_record(given: Any, where: str, size: Callable[[str], tuple[int, int]]) -> Record:
     """A copy with paths as text, whole numbers, and a size.
 
+    Args:
+        where: what messages begin with.
+        size: gives width and height of an image file.
     Raises:
         Fault: there is no image, or no size of it.
     """
@@ -184,7 +189,10 @@ def _standard_record(given: Any, where: str) -> Record:
         text = f"{where} has image_id {short(key)}; expected a whole number or text"
         raise Fault(Kind.FORMAT, text)
     if any(record.get(side) is None for side in ("height", "width")):
-        record["width"], record["height"] = _size(file, where)
+        try:
+            record["width"], record["height"] = size(file)
+        except Fault as fault:
+            raise Fault(fault.kind, f"{where} has no height and width{fault}") from None
     for side in ("height", "width"):
         record[side] = pixels = size_in_pixels(record[side])
         if type(pixels) is not int or pixels < 1:
@@ -195,13 +203,13 @@ def _standard_record(given: Any, where: str) -> Record:
     return record
 
 
-def _size(file: str, where: str) -> tuple[int, int]:
+def _size(file: str) -> tuple[int, int]:
     if is_elsewhere(file):
-        raise Fault(Kind.FORMAT, f"{where} has no height and width; add those of the image")
+        raise Fault(Kind.FORMAT, "; add those of the image")
     try:
         return picture_size(file)
     except ImageError as error:
-        text = f"{where} has no height and width, and its image does not tell: {error}"
+        text = f", and its image does not tell: {error}"
         raise Fault(Kind.UNREADABLE_PICTURE, text) from None
 
 

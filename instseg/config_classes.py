@@ -67,7 +67,7 @@ def _told(cfg: CfgNode, checkpoint: Mapping[str, Any]) -> Iterator[tuple[str, Ca
     try:
         saved = Categories.of_checkpoint(checkpoint)
     except ValueError as error:
-        logger.warning("%s and is not used", error)
+        logger.warning("%s; they are not used", error)
         saved = test = None
     if saved is not None and test is not None and test.names == saved.names:
         yield "", test  # older weights have no ids

@@ -224,22 +224,21 @@ def check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
         ConfigError: with both numbers and the key to change.
         DatasetError: a data set that cannot be read.
     """
-    key = num_classes_key(cfg)
+    model = class_count(cfg)
     first: tuple[str, list[str]] | None = None
     for name in names:
         classes = dataset_classes(name)
         if not classes:
             continue
         # A model without classes may be tested on others than it was trained on.
-        difference = class_difference(first, (name, classes)) if key and first else None
+        difference = class_difference(first, (name, classes)) if model and first else None
         if difference is not None:
             raise ConfigError(f"{difference}; one model cannot serve both")
         first = first or (name, classes)
-        expected = functools.reduce(getattr, key.split("."), cfg) if key else len(classes)
-        if expected != len(classes):
+        if model is not None and model.count != len(classes):
             raise ConfigError(
-                f"data set {name} has {len(classes)} classes, {key} is {expected}; set {key} "
-                f"{len(classes)}"
+                f"data set {name} has {len(classes)} classes, {model.key} is {model.count}; set "
+                f"{model.key} {len(classes)}"
             )
 
 

@@ -1,6 +1,5 @@
 """The classes of the model that a configuration describes: how many, and what they are called."""
 
-import functools
 import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,19 +7,14 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from instseg.categories import OBJECT, Categories
-from instseg.config import num_classes_key
+from instseg.checkpoint.fit import ClassCount
+from instseg.config import class_count
 from instseg.config_values import configured_categories
 from instseg.data.categories import dataset_categories, known_categories
 from instseg.data.json_files import read_json
 from instseg.errors import ConfigError, DatasetError, short
 
 logger = logging.getLogger(__name__)
-
-
-def num_classes(cfg: CfgNode) -> int | None:
-    """Classes that ``cfg``'s model tells apart; None for one that knows none."""
-    key = num_classes_key(cfg)
-    return None if key is None else functools.reduce(getattr, key.split("."), cfg)
 
 
 def model_categories(
@@ -42,28 +36,28 @@ def model_categories(
     Raises:
         ConfigError: ``chosen`` does not fit the model.
     """
-    count = num_classes(cfg)
+    model = class_count(cfg)
     if chosen is not None:
-        check_classes_option(chosen, count, num_classes_key(cfg))
+        _check_chosen(chosen, model)
         return chosen
-    if count is None:
+    if model is None:
         return OBJECT
     for source, found in _told(cfg, checkpoint):
-        if len(found) == count:
+        if len(found) == model.count:
             return found
         if source:
             logger.warning(
                 "%s names %d classes, the model has %d: they are not used",
                 source,
                 len(found),
-                count,
+                model.count,
             )
     logger.warning(
         "nothing names the %d classes of this model: results say class 0, class 1, ... and have "
         "these numbers for category_id; name them with --classes",
-        count,
+        model.count,
     )
-    return Categories.unnamed(count)
+    return Categories.unnamed(model.count)
 
 
 def _told(cfg: CfgNode, checkpoint: Mapping[str, Any]) -> Iterator[tuple[str, Categories]]:
@@ -73,7 +67,7 @@ def _told(cfg: CfgNode, checkpoint: Mapping[str, Any]) -> Iterator[tuple[str, Ca
     try:
         saved = Categories.of_checkpoint(checkpoint)
     except ValueError as error:
-        logger.warning("%s and is not used", error)
+        logger.warning("%s; they are not used", error)
         saved = test = None
     if saved is not None and test is not None and test.names == saved.names:
         yield "", test  # older weights have no ids
@@ -91,7 +85,7 @@ def training_categories(cfg: CfgNode) -> Categories | None:
     Raises:
         DatasetError: the data set cannot be read.
     """
-    if num_classes_key(cfg) is None:
+    if class_count(cfg) is None:
         return OBJECT
     return dataset_categories(cfg.DATASETS.TRAIN[0])
 
@@ -140,12 +134,12 @@ def _classes_of_file(file: str) -> Categories:
         ) from None
 
 
-def check_classes_option(chosen: Categories, count: int | None, key: str | None) -> None:
-    """Raise a ConfigError if ``--classes`` names other than the ``count`` classes of a model."""
-    if count is None:
+def _check_chosen(chosen: Categories, model: ClassCount | None) -> None:
+    """Raise a ConfigError if ``--classes`` names other than the classes of the model."""
+    if model is None:
         raise ConfigError("--classes: this model knows no classes; leave --classes out")
-    if len(chosen) != count:
+    if len(chosen) != model.count:
         raise ConfigError(
-            f"--classes names {len(chosen)} classes, the model has {count} ({key}); name each of "
-            "them once, in the order of the classes"
+            f"--classes names {len(chosen)} classes, the model has {model.count} ({model.key}); "
+            "name each of them once, in the order of the classes"
         )

@@ -319,6 +319,36 @@ def test_a_pkl_cannot_make_the_reader_take_memory_that_it_does_not_fill(tmp_path
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("size", [9, 1 << 33, (1 << 64) - 1])
+def test_a_pkl_that_announces_more_bytes_than_it_has_is_refused_at_once(tmp_path, size):
+    path = tmp_path / "a.pkl"
+    path.write_bytes(b"\x80\x05\x96" + struct.pack("<Q", size) + bytes(7))
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match=f"{size} bytes announced"):
+            read_weights(path)
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("save", [save_zip, save_legacy])
+@pytest.mark.parametrize("number", [np.float64(0.5), np.float32(0.5), np.int64(7), np.bool_(True)])
+def test_a_number_of_numpy_beside_the_weights_is_read(tmp_path, number, save):
+    save({"state_dict": {"w": torch.ones(1)}, "best": number}, tmp_path / "a.pth")
+    best = read_weights(tmp_path / "a.pth")["best"]
+    assert best == number and type(best) is type(number.item())
+
+
+@pytest.mark.parametrize("value", [np.array([{}])[0:1], np.str_("a"), np.void(b"ab")], ids=repr)
+def test_other_values_of_numpy_beside_the_weights_are_refused(tmp_path, value):
+    torch.save({"model": {"w": torch.ones(1)}, "best": value}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="blocked|corrupt"):
+        read_weights(tmp_path / "a.pth")
+    with pytest.raises(Exception, match="numpy"):  # nothing stays allowed
+        torch.load(tmp_path / "a.pth", weights_only=True)
+
+
 def test_a_pkl_is_read_without_a_hash(tmp_path):
     save_pickle({"w": np.ones(2)}, tmp_path / "R-50.pkl")
     assert read_weights(tmp_path / "R-50.pkl")["model"]["w"].tolist() == [1, 1]
@@ -358,11 +388,11 @@ def test_caffe2_blobs_written_by_python_2_are_read_without_their_momentum(tmp_pa
     assert weights["e"].shape == (0, 4) and weights["e"].dtype == torch.float64
 
 
-@pytest.mark.parametrize("protocol", range(5))
+@pytest.mark.parametrize("protocol", range(6))
 def test_detectron2_zoo_files_are_read_at_every_pickle_protocol(tmp_path, protocol):
     array = np.array([[1, 2], [3, 4]], np.int64)
     value = {
-        "model": OrderedDict(w=array, s=np.float32(5)),
+        "model": OrderedDict(w=array, s=np.float32(5), f=np.asfortranarray(array)),
         "__author__": "zoo",
         "matching_heuristics": True,
     }
@@ -370,6 +400,7 @@ def test_detectron2_zoo_files_are_read_at_every_pickle_protocol(tmp_path, protoc
     save_pickle(value, path, protocol)
     checkpoint = read_weights(path)
     assert checkpoint["model"]["w"].tolist() == array.tolist() and checkpoint["model"]["s"] == 5
+    assert checkpoint["model"]["f"].tolist() == array.tolist()
     assert checkpoint["__author__"] == "zoo" and checkpoint["matching_heuristics"] is True
 
 

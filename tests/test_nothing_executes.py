@@ -48,6 +48,8 @@ def test_a_module_calls_nothing_that_executes_what_a_file_holds(path: Path) -> N
     found = dict(calls(path))
     if path.name == "install_detectron2.py":  # runs pip
         found.pop("subprocess.run")
+    if path == ROOT / "instseg/processes.py":  # starts the commands of our own tools
+        found.pop("subprocess.Popen")
     assert not EXECUTING & set(found)
     for name, keywords in calls(path):
         if name == "torch.load":

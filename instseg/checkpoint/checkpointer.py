@@ -235,13 +235,15 @@ class Checkpointer(DetectionCheckpointer):
     def _judge(self, fit: Fit, path: str) -> None:
         """Refuse weights that do not fit well enough, and say what starts from scratch."""
         text = f"{path}: {fit}"
-        if not fit.complete:
-            text += f"; {fit.remedy}" if fit.reshaped or self.inference else ""
+        refused = self.inference and not fit.complete and not self.allow_partial
+        if fit.reshaped or refused:
+            text += f"; {fit.remedy}"
         half = 2 * fit.initialised >= fit.total
-        if self.inference and not fit.complete and not self.allow_partial:
+        if refused:
+            random = fit.missing or fit.reshaped
+            rest = "random numbers for what is missing" if random else "what is unknown left out"
             raise CheckpointError(
-                f"{text}; or go on with --allow-partial (in Python allow_partial=True), with "
-                "random numbers for what is missing"
+                f"{text}; or go on with --allow-partial (in Python allow_partial=True), with {rest}"
             )
         if not half and not self.allow_partial:
             raise CheckpointError(
@@ -252,20 +254,23 @@ class Checkpointer(DetectionCheckpointer):
         if fit.reshaped:
             text += f"; {fit.from_scratch} start from scratch"
         elif fit.missing:
-            text += "; what is missing starts from scratch"
+            end = "stays random" if self.inference else "starts from scratch"
+            text += f"; what is missing {end}"
         if not half:
             text = f"MOST OF THE MODEL STAYS RANDOM (--allow-partial). {text}"
         logger.log(logging.INFO if fit.complete else logging.WARNING, "%s", text)
 
     def _compare_classes(self, checkpoint: dict[str, Any], path: str) -> None:
-        """Warn if the weights were trained on other classes."""
+        """Warn if the weights were trained on other classes than ``self.categories``."""
+        ours = self.categories
+        if ours is None:
+            return
         try:
             theirs = Categories.of_checkpoint(checkpoint)
         except ValueError as error:
-            logger.warning("%s: %s and is not used", path, error)
+            logger.warning("%s: %s; they are not used", path, error)
             return
-        ours = self.categories
-        if ours is not None and theirs is not None and theirs.names != ours.names:
+        if theirs is not None and theirs.names != ours.names:
             there, here = few(theirs.names), few(ours.names)
             logger.warning("%s was trained for classes %s, but these are %s", path, there, here)
 

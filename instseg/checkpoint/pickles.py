@@ -11,6 +11,9 @@ from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
+_LARGEST = 2**62
+"""Bytes; readers of files take no larger number."""
+
 
 class BlockedGlobal(Exception):
     """A pickle asked for a class or function that plain weights do not need."""
@@ -117,6 +120,15 @@ class _Array(_StandIn):
         return np.frombuffer(raw, dtype).reshape(shape, order="F" if fortran else "C")
 
 
+class _Buffered(_Array):
+    """``numpy.core.numeric._frombuffer``, which pickle protocol 5 uses for arrays."""
+
+    __slots__ = ()
+
+    def __init__(self, data: Any, stored: _DType, shape: Any, order: str) -> None:
+        self.__setstate__((shape, stored, order == "F", data))
+
+
 class _Scalar(_Array):
     """``numpy.core.multiarray.scalar``."""
 
@@ -124,6 +136,23 @@ class _Scalar(_Array):
 
     def __init__(self, stored: _DType, data: Any) -> None:
         self.__setstate__(((), stored, False, data))
+
+
+def _plain_scalar(stored: _DType, data: bytes) -> Any:
+    """``numpy.core.multiarray.scalar`` of a number, as Python's own.
+
+    Raises:
+        Exception: of any kind, about a damaged file.
+    """
+    (value,) = np.frombuffer(data, stored.dtype)
+    return value.item()
+
+
+SCALARS = [
+    *((_plain_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    (_DType, "numpy.dtype"),
+]
+"""Stand-ins by which PyTorch's reader takes NumPy's numbers, such as a metric beside weights."""
 
 
 class _Dict(dict[Any, Any]):
@@ -160,8 +189,17 @@ def _load_tuple(unpickler: Any, code: int) -> None:
     unpickler.stack[-1] = _Tuple(unpickler.stack[-1])
 
 
+def _load_bytearray(unpickler: Any) -> None:
+    """Take the bytes alone, since a bytearray is made as large as is said before one is read."""
+    size = int.from_bytes(unpickler.read(8), "little")
+    data = unpickler.read(min(size, _LARGEST))
+    if len(data) != size:
+        raise pickle.UnpicklingError(f"{size} bytes announced, {len(data)} there")
+    unpickler.append(data)
+
+
 def _refuse(_: Any, code: int) -> None:
-    raise pickle.UnpicklingError(f"a set or bytearray (code {code}), which no array needs")
+    raise pickle.UnpicklingError(f"a set (code {code}), which no array needs")
 
 
 class _ArrayUnpickler(pickle._Unpickler):
@@ -173,6 +211,7 @@ class _ArrayUnpickler(pickle._Unpickler):
     _KNOWN: ClassVar[dict[str, type]] = {
         "numpy.core.multiarray._reconstruct": _Array,
         "numpy.core.multiarray.scalar": _Scalar,
+        "numpy.core.numeric._frombuffer": _Buffered,
         "numpy.ndarray": _Array,
         "numpy.dtype": _DType,
         "collections.OrderedDict": _Dict,
@@ -185,12 +224,10 @@ class _ArrayUnpickler(pickle._Unpickler):
             code: partial(_load_tuple, code=code)
             for code in b"".join((pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3))
         },
-        # A bytearray is made as large as it is said to be before a byte of it is read.
+        pickle.BYTEARRAY8[0]: _load_bytearray,
         **{
             code: partial(_refuse, code=code)
-            for code in b"".join(
-                (pickle.BYTEARRAY8, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET)
-            )
+            for code in b"".join((pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET))
         },
     }
 

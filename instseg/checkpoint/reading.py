@@ -25,7 +25,7 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
 from instseg.checkpoint.fit import few
-from instseg.checkpoint.pickles import BlockedGlobal, load_arrays
+from instseg.checkpoint.pickles import SCALARS, BlockedGlobal, load_arrays
 from instseg.checkpoint.wrappers import find_weights, plain_names
 from instseg.errors import CheckpointError
 
@@ -203,7 +203,8 @@ def _load_torch(file: BinaryIO) -> dict[Any, Any]:
             raise ValueError(f"the checksum of its part {damaged} is wrong")
     file.seek(0)
     try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(SCALARS):
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         blocked = re.search(r"GLOBAL (\S+)", str(error))
         if blocked:

@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
-from instseg.config import num_classes_key
+from instseg.config import class_count
 from instseg.data.datasets import check_name, reading_datasets
 from instseg.data.proposal_files import Array, write_proposals
 from instseg.engine.predictor import Predictor, require_weights
@@ -49,10 +49,10 @@ def propose(
         overrides=[*overrides, "DATASETS.TEST", (dataset,)],
         allow_partial=allow_partial,
     )
-    if key := num_classes_key(predictor.cfg):
+    if classes := class_count(predictor.cfg):
         raise ConfigError(
-            f"{config_file} is a model with classes ({key}); proposals come from one without, such "
-            "as deepmask, sharpmask or instance_fcn"
+            f"{config_file} is a model with classes ({classes.key}); proposals come from one "
+            "without, such as deepmask, sharpmask or instance_fcn"
         )
     check_name(dataset)
     if not allow_partial:

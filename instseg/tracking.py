@@ -19,7 +19,7 @@ _FRAME_RATE = 30.0  # at which the library counts patience in frames
 _SAME_CLASS = 0.2
 """Overlap that a class in common is worth where two tracks compete for a detection."""
 _REACH = 3.0
-"""Longest sides that an instance seen once may have moved without touching its former box."""
+"""Longest sides that an instance seen once may have moved."""
 _GROWTH = 1.5
 """Factor by which its width and height may have changed then."""
 
@@ -39,8 +39,10 @@ class Tracker:
     detection, and the class of a track is that with the most score (:func:`vote`).
 
     A track seen once has no velocity yet, so nothing tells where a fast instance goes.  If nothing
-    touches its box in the next frame, and a detection of its class and size that no track accounts
-    for lies within three of its longer sides, that one is taken for its second.
+    in the next frame overlaps its box enough to be matched, and a detection of its class and size
+    that no track accounts for lies within three of its longer sides, that one is taken for its
+    second.  Overlap is enough at the method's own least IoU there, also where a higher one is asked
+    for: what lies between the two begins a track.
     """
 
     def __init__(
@@ -63,6 +65,8 @@ class Tracker:
         _check(method, min_iou, patience)
         check_installed()
         self._library = _library(method, min_iou, patience)
+        own = _library(method, None, patience).minimum_iou_threshold
+        self._enough = min(own, self._library.minimum_iou_threshold)
         self._affinity = _Affinity(self._library)
         self._library.iou = self._affinity
         self._votes = self._affinity.votes
@@ -136,10 +140,11 @@ class Tracker:
         states = np.stack(
             [track.state_estimator.kf.state.ravel() for track in self._library.tracks]
         )
-        (free,) = np.nonzero(~_iou(states[:, :4] + states[:, 4:], boxes).any(axis=0))
+        expected = states[:, :4] + states[:, 4:]
+        (free,) = np.nonzero((_iou(expected, boxes) < self._enough).all(axis=0))
         old = np.stack([track.get_state_bbox() for track in tracks])
         pairs: list[tuple[float, int, int]] = []
-        for place in np.flatnonzero(~_iou(old, boxes).any(axis=1)).tolist():
+        for place in np.flatnonzero((_iou(old, boxes) < self._enough).all(axis=1)).tolist():
             sides = old[place, 2:] - old[place, :2]
             growth = (boxes[free, 2:] - boxes[free, :2]) / sides
             way = (boxes[free, 2:] + boxes[free, :2] - old[place, 2:] - old[place, :2]) / 2

@@ -16,6 +16,8 @@ from instseg.visualize import draw_instances
 pytest.importorskip("trackers", reason="needs the extra 'video'")
 
 Box = tuple[float, ...]
+TOUCHING = [(6, 0), (9, 1), (11, 0), (15, 0), (8, 8), (19, -19)]
+"""Pixels a frame of boxes of 20 pixels: the place of each touches the former one."""
 
 
 def frame(
@@ -56,13 +58,23 @@ def test_patience_is_ten_frames_unless_another_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("velocity", [(6, 0), (9, 1), (20, 0), (-25, 25), (0, 40), (50, -50)])
+@pytest.mark.parametrize("velocity", [*TOUCHING, (20, 0), (-25, 25), (0, 40), (50, -50)])
 def test_an_instance_of_constant_velocity_keeps_its_number(
     method: str, velocity: tuple[float, float]
 ) -> None:
     x, y = velocity
     clip = [frame(box(500 + x * step, 500 + y * step)) for step in range(12)]
     assert numbers(Tracker(method=method), *clip) == [[0]] * 12
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("speed", [11, 15, 17, 19])
+def test_instances_in_a_row_that_move_by_most_of_their_width_keep_their_numbers(
+    method: str, speed: int
+) -> None:
+    """Each comes to touch the former place of the one ahead."""
+    clip = [frame(*(box(speed * step + 40 * place) for place in range(4))) for step in range(8)]
+    assert numbers(Tracker(method=method), *clip) == [[0, 1, 2, 3]] * 8
 
 
 @pytest.mark.parametrize("method", METHODS)

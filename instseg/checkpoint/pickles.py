@@ -148,7 +148,7 @@ def _plain_scalar(stored: _DType, data: bytes) -> Any:
     return value.item()
 
 
-SCALARS = [
+SCALARS: list[Any] = [
     *((_plain_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     (_DType, "numpy.dtype"),
 ]

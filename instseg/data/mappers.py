@@ -28,7 +28,7 @@ _THINNEST = 4 / 550
 """Pixels; thinner boxes go, as in the code of YOLACT's authors."""
 
 
-Mapper = Callable[[dict[str, Any]], dict[str, Any]]
+Map = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class PictureMapper:
@@ -39,7 +39,7 @@ class PictureMapper:
     counts for itself.
     """
 
-    def __init__(self, mapper: Mapper, max_unreadable: int = 0) -> None:
+    def __init__(self, mapper: Map, max_unreadable: int = 0) -> None:
         """
         Args:
             mapper: from a record to a sample.
@@ -181,7 +181,7 @@ def _read_semantic(record: dict[str, Any]) -> Array | None:
     return labels.astype(np.uint8 if labels.max() < 256 else np.float32)
 
 
-def _check_size(file: str, size: tuple[int, ...], expected: tuple[int, ...]) -> None:
+def _check_size(file: str, size: tuple[int, ...], expected: tuple[Any, ...]) -> None:
     """Refuse an image that is not as wide and high as the data set says."""
     if size != expected:
         raise ImageError(

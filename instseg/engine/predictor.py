@@ -300,9 +300,9 @@ class Predictor:
         """``self.model(inputs)``, with another implementation of its network where there is one."""
         if self.cfg.TEST.AUG.ENABLED:
             # 8 bits, as of files in an evaluation: Detectron2 resizes other numbers otherwise.
-            images = [{**item, "image": item["image"].to(torch.uint8)} for item in inputs]
-            results = AugmentedRCNN(self.cfg, self.model)(images)
-            return results
+            exact = [{**item, "image": item["image"].to(torch.uint8)} for item in inputs]
+            augmented: list[dict[str, Any]] = AugmentedRCNN(self.cfg, self.model)(exact)
+            return augmented
         if is_rcnn(self.model):
             return predict_rcnn(self.model, inputs)
         if self._network is None:

@@ -265,9 +265,9 @@ class YOLACT(PixelModel):
         semantic = None if self.semantic is None else self.semantic(pyramid[0])
         # Sums over many anchors and probabilities near 0 and 1 need single precision.
         with torch.autocast(self.device.type, enabled=False):
-            predictions = Predictions(
-                *(x.float() for x in outputs), None if semantic is None else semantic.float()
-            )
+            deltas, logits, coefficients, prototypes = (x.float() for x in outputs)
+            semantic = None if semantic is None else semantic.float()
+            predictions = Predictions(deltas, logits, coefficients, prototypes, semantic)
             losses, samples = yolact_losses(predictions, truths, self.priors, self.loss_settings)
             losses.update(self.extra_losses(samples))
         return losses

@@ -1,5 +1,6 @@
 """One reader of images for training, evaluation, validation losses, prediction and check-data."""
 
+import base64
 import copy
 import functools
 import struct
@@ -42,6 +43,14 @@ SMALL = [
     *("INPUT.MIN_SIZE_TEST", 32, "MODEL.RPN.POST_NMS_TOPK_TEST", 5),
 ]
 SSD = ["INPUT.AUGMENTATION", "ssd", "INPUT.SQUARE_SIZE", 32]
+# 64 x 64 grey pixels of 10 bits, which Pillow cannot write, by SVT-AV1.
+DEEP_AVIF = base64.b64decode(
+    "AAAAIGZ0eXBhdmlmAAAAAGF2aWZtaWYxbWlhZk1BMUIAAAD5bWV0YQAAAAAAAAAvaGRscgAAAAAAAAAAcGljdAAA"
+    "AAAAAAAAAAAAAFBpY3R1cmVIYW5kbGVyAAAAAA5waXRtAAAAAAABAAAAHmlsb2MAAAAARAAAAQABAAAAAQAAASEA"
+    "AAAdAAAAKGlpbmYAAAAAAAEAAAAaaW5mZQIAAAAAAQAAYXYwMUNvbG9yAAAAAGppcHJwAAAAS2lwY28AAAAUaXNw"
+    "ZQAAAAAAAABAAAAAQAAAABBwaXhpAAAAAAMKCgoAAAAMYXYxQ4EATAAAAAATY29scm5jbHgAAgACAAIAAAAAF2lw"
+    "bWEAAAAAAAAAAQABBAECgwQAAAAlbWRhdAoKAAAAAq//jV84CDIPEAC6AgssUUEAAAgAldCC"
+)
 VIDEO = [*SSD, "INPUT.VIDEO_REFERENCE", (1, 1)]
 
 
@@ -92,6 +101,11 @@ def save_float_colour(path: Path) -> None:
 REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "16 bits of grey, PNG": ("png", lambda p: save_pillow(p, DEEP), "expected 8 bits per channel"),
     "16 bits of grey, TIFF": ("tif", lambda p: save_pillow(p, DEEP), "expected 8 bits per channel"),
+    "10 bits of colour, AVIF": (
+        "avif",
+        lambda p: p.write_bytes(DEEP_AVIF),
+        "expected 8 bits per channel, found RGB with 10 bits",
+    ),
     "16 bits of grey, PGM": (
         "pgm",
         lambda p: cv2.imwrite(str(p), DEEP),

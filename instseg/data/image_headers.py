@@ -1,11 +1,12 @@
 """What a file says of its image besides the pixels, and what Pillow leaves unchecked.
 
-Pillow cuts colours of 16 bits to 8 without a word, takes the first image of a TIFF that holds many,
-and decodes a PNG without a look at its checksums.
+Pillow cuts colours of more than 8 bits to 8 without a word, takes the first image of a TIFF that
+holds many, and decodes a PNG without a look at its checksums.
 """
 
 import itertools
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -19,6 +20,7 @@ from instseg.errors import ImageError
 # Named one by one because Pillow would also run Ghostscript on an EPS file, that is, execute it.
 FILE_TYPES = tuple("AVIF BMP DIB GIF ICO JPEG JPEG2000 PNG PPM QOI TGA TIFF WEBP".split())
 _MOST_COUNTED = 1000
+_MOST_OF_HEADER = 2**16
 _SUBFILE_TYPE = 254
 _ASIDE = 0b101
 """Bits of a TIFF's NewSubfileType: a smaller copy of another image, a mask of its transparency."""
@@ -80,6 +82,8 @@ def check_depth(image: Image.Image, source: str) -> None:
         found = f"mode {image.mode}, values up to {np.asarray(image).max()}"
     elif _stores_16_bits(image):
         found = f"{image.mode} with 16 bits per channel"
+    elif (bits := _avif_bits(image)) > 8:
+        found = f"{image.mode} with {bits} bits per channel"
     else:
         return
     raise ImageError(
@@ -98,6 +102,23 @@ def _stores_16_bits(image: Image.Image) -> bool:
         if tile[0] == "jpeg2k" and _jpeg2000_bits(image.fp) > 8:  # type: ignore[attr-defined]
             return True
     return False
+
+
+def _avif_bits(image: Image.Image) -> int:
+    """Most bits of a channel in an AVIF file (AV1 in ISOBMFF, section 2.3.3); 8 of other files.
+
+    Every image in it has a box of settings of its coder, ``av1C``: its version, its profile, then
+    two bits about depth.
+    """
+    file = getattr(image, "fp", None)
+    if image.format != "AVIF" or file is None:
+        return 8
+    place = file.tell()
+    file.seek(0)
+    settings = re.findall(rb"av1C\x81.(.)", file.read(_MOST_OF_HEADER), re.DOTALL)
+    file.seek(place)
+    high = [(bits[0] >> 6 & 1, bits[0] >> 5 & 1) for bits in settings]
+    return max((8 + 2 * deep + 2 * twelve for deep, twelve in high), default=8)
 
 
 def _jpeg2000_bits(file: BinaryIO) -> int:

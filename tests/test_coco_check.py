@@ -21,7 +21,7 @@ import instseg
 from instseg.data import datasets
 from instseg.data.coco_check import check_coco
 from instseg.data.coco_forms import to_standard
-from instseg.data.findings import Kind, Level, Report
+from instseg.data.findings import Finding, Kind, Level, Report
 from instseg.data.json_files import read_json
 from instseg.data.mappers import build_train_mapper
 from instseg.errors import DatasetError
@@ -244,6 +244,11 @@ def test_findings_of_one_kind_are_counted_and_the_first_named() -> None:
     lines = list(Report(check_coco(given)).lines(Level.ERROR))
     assert len(lines) == 1
     assert lines[0].startswith("annotation 11 of") and lines[0].endswith("(and 2 more: 12, 13)")
+
+
+def test_findings_about_entries_without_ids_are_counted() -> None:
+    report = Report([Finding(Kind.FORMAT, None, f"an image is {x}") for x in (3, 4, 5)])
+    assert list(report.lines(Level.ERROR)) == ["an image is 3 (and 2 more)"]
 
 
 def test_a_file_that_is_no_json_is_refused(tmp_path: Path) -> None:

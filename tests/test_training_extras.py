@@ -194,6 +194,16 @@ def test_a_brightness_that_is_no_range_is_refused() -> None:
         build_train_mapper(cfg, augment=True)
 
 
+def test_cropping_polygons_without_the_package_for_it_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    crop = ["INPUT.CROP.ENABLED", True, "INPUT.MASK_FORMAT"]
+    build_train_mapper(instseg.load_cfg(CONFIG, [*crop, "bitmask"]), augment=True)
+    with pytest.raises(ConfigError, match="pip install shapely, or set INPUT.MASK_FORMAT bitmask"):
+        build_train_mapper(instseg.load_cfg(CONFIG, [*crop, "polygon"]), augment=True)
+
+
 def test_validation_loss_is_written_and_changes_neither_norms_nor_random_numbers() -> None:
     model = Line().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -106,7 +106,10 @@ class Report:
         """The first message of each kind of that level, with how many more there are."""
         for kind, ids in self.ids.items():
             if kind.level is level:
-                more = f" (and {len(ids) - 1} more: {first_ids(ids[1:])})" if ids[1:] else ""
+                known = first_ids([key for key in ids[1:] if key is not None])
+                more = (
+                    f" (and {len(ids) - 1} more{f': {known}' if known else ''})" if ids[1:] else ""
+                )
                 yield self.examples[kind] + more
 
     def warnings(self) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Mappers from data set records to what a model trains on."""
 
 import copy
+import importlib.util
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -99,6 +100,7 @@ def build_train_mapper(cfg: CfgNode, *, augment: bool) -> PictureMapper:
             f"INPUT.AUGMENTATION is {cfg.INPUT.AUGMENTATION!r}; expected one of "
             f"{', '.join(_AUGMENTATIONS)}"
         )
+    _check_crop(cfg)
     settings = DatasetMapper.from_config(cfg, is_train=True)
     mapper: type[Mapper] = Mapper
     if cfg.INPUT.AUGMENTATION == "ssd":
@@ -120,6 +122,17 @@ def build_train_mapper(cfg: CfgNode, *, augment: bool) -> PictureMapper:
     elif brightness != (1.0, 1.0):
         settings["augmentations"] = [*settings["augmentations"], T.RandomBrightness(*brightness)]
     return PictureMapper(mapper(**settings), cfg.DATALOADER.MAX_UNREADABLE if augment else 0)
+
+
+def _check_crop(cfg: CfgNode) -> None:
+    """Detectron2 crops polygons with a package that it does not ask for."""
+    polygons = cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon"
+    crops = cfg.INPUT.CROP.ENABLED and cfg.INPUT.AUGMENTATION == "detectron2"
+    if crops and polygons and importlib.util.find_spec("shapely") is None:
+        raise ConfigError(
+            "INPUT.CROP.ENABLED needs the package shapely to crop polygons: pip install shapely, "
+            "or set INPUT.MASK_FORMAT bitmask"
+        )
 
 
 class Mapper(DatasetMapper):

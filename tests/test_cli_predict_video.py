@@ -245,7 +245,7 @@ def test_a_signal_closes_the_files(
     assert len(list(VideoFile(output / "v.mp4"))) == 3
 
 
-@pytest.mark.parametrize("left", [0.0, 0.01, 0.3, 0.5, 0.77, 0.95, 0.999])
+@pytest.mark.parametrize("left", [0.0, 0.01, 0.3, 0.5, 0.77, 0.95, 0.999, 1.0])
 def test_a_killed_run_resumes_to_what_an_uninterrupted_one_gives(
     model: list[str], clip: Path, uninterrupted: dict[str, Any], tmp_path: Path, left: float
 ) -> None:
@@ -301,9 +301,12 @@ def test_a_complete_video_is_not_done_again(
     model: list[str], clip: Path, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
     (tmp_path / "v.json").write_text(uninterrupted["text"])
+    (tmp_path / "v.mp4").write_bytes(b"its overlay")
     arguments = [*model, "--input", str(clip), "--output", str(tmp_path), "--resume"]
     assert cli.main(arguments) == 0
-    assert not (tmp_path / "v.mp4").exists()
+    assert cli.main([*arguments, "--no-overlay"]) == 0
+    assert (tmp_path / "v.mp4").read_bytes() == b"its overlay"
+    assert (tmp_path / "v.json").read_text() == uninterrupted["text"]
 
 
 def test_without_resume_a_run_starts_over(

@@ -88,10 +88,11 @@ class VideoRun:
         }
         stem = self._results.output / source.stem
         records = VideoRecords(stem.with_name(f"{stem.name}.json"), header, resume=self._resume)
-        if records.complete:
+        path = stem.with_name(f"{stem.name}.mp4")
+        if records.complete and (path.exists() or not self._results.overlay):
             logger.info("%s: complete in an earlier run", source.name)
             return
-        path = stem.with_name(f"{stem.name}.mp4")
+        records.complete = False
         overlay = VideoWriter(path, video.fps, comment=MARK)
         with (
             records,

@@ -139,7 +139,10 @@ def nested(outer: bytes, inner: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\x80\x05" + pickle.BYTEARRAY8 + struct.pack("<Q", 1 << 60) + b"abc", "bytearray"),
+        (
+            b"\x80\x05" + pickle.BYTEARRAY8 + struct.pack("<Q", 1 << 60) + b"abc",
+            "bytes announced, 3 there",
+        ),
         (b"\x80\x04" + pickle.BINBYTES8 + struct.pack("<Q", 1 << 60) + b"abc", "or damaged"),
         (b"\x80\x04" + pickle.BINBYTES8 + struct.pack("<Q", 1 << 32) + b"abc", "or damaged"),
         (nested(b"", pickle.TUPLE) + b"}h\x13K\x01s.", "or damaged"),

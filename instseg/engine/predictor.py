@@ -133,6 +133,8 @@ class Predictor:
         if compile:
             network = Network(as_split(self.model, "compiled")).eval()
             self._network = torch.compile(network, fullgraph=True)
+        augments = self.cfg.TEST.AUG.ENABLED
+        self._augmented = AugmentedRCNN(self.cfg, self.model) if augments else None
 
     @property
     def class_names(self) -> list[str] | None:
@@ -298,10 +300,10 @@ class Predictor:
 
     def _infer(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """``self.model(inputs)``, with another implementation of its network where there is one."""
-        if self.cfg.TEST.AUG.ENABLED:
+        if self._augmented is not None:
             # 8 bits, as of files in an evaluation: Detectron2 resizes other numbers otherwise.
             exact = [{**item, "image": item["image"].to(torch.uint8)} for item in inputs]
-            augmented: list[dict[str, Any]] = AugmentedRCNN(self.cfg, self.model)(exact)
+            augmented: list[dict[str, Any]] = self._augmented(exact)
             return augmented
         if is_rcnn(self.model):
             return predict_rcnn(self.model, inputs)

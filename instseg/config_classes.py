@@ -94,8 +94,7 @@ def with_categories(cfg: CfgNode, categories: Categories | None) -> CfgNode:
     """A frozen copy of ``cfg`` with these in ``MODEL.CATEGORIES``."""
     copy = cfg.clone()
     copy.defrost()
-    known = categories is not None and categories.named
-    copy.MODEL.CATEGORIES = categories.as_coco() if categories is not None and known else []
+    copy.MODEL.CATEGORIES = categories.as_coco() if categories and categories.named else []
     copy.freeze()
     return copy
 

@@ -219,7 +219,7 @@ def resnet_facts(
             yield Fact(f"MODEL.RESNETS.{key}", value, found)
 
 
-def class_count(path: str, rows: int | None) -> int | None:
+def classifier_classes(path: str, rows: int | None) -> int | None:
     """Classes of a classifier with ``rows`` outputs, one of them background; None if it has none.
 
     Raises:

@@ -19,7 +19,7 @@ from instseg.checkpoint.convert.configuration import (
     Layout,
     Options,
     anchor_facts,
-    class_count,
+    classifier_classes,
     resnet_depth,
     resnet_facts,
     size,
@@ -81,7 +81,7 @@ def _layout(path: str, weights: dict[str, Tensor], options: Options) -> Layout:
         yield from resnet_facts(depth, *(size(weights, f"arg:{x}_weight") for x in layers))
         maps = size(weights, "arg:fcis_cls_seg_bias")
         rows = None if maps is None else maps // (2 * _GROUP_SIZE**2)
-        classes = class_count(path, rows)
+        classes = classifier_classes(path, rows)
         if classes is not None:
             yield Fact("MODEL.ROI_HEADS.NUM_CLASSES", classes, f"{classes} classes")
         if hidden := size(weights, "arg:conv_new_1_bias"):

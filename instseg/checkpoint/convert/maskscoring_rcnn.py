@@ -17,7 +17,7 @@ from instseg.checkpoint.convert.configuration import (
     Layout,
     Options,
     anchor_facts,
-    class_count,
+    classifier_classes,
     resnet_depth,
     resnet_facts,
     size,
@@ -104,7 +104,7 @@ def _layout(path: str, weights: dict[str, Tensor], options: Options) -> Layout:
         stem = size(weights, "backbone.body.stem.conv1.weight")
         last = size(weights, f"backbone.body.layer1.0.conv{3 if bottleneck else 2}.weight")
         yield from resnet_facts(depth, stem, None, last)
-        classes = class_count(path, size(weights, "roi_heads.box.predictor.cls_score.bias"))
+        classes = classifier_classes(path, size(weights, "roi_heads.box.predictor.cls_score.bias"))
         if classes is not None:
             yield Fact("MODEL.ROI_HEADS.NUM_CLASSES", classes, f"{classes} classes")
         for name, key in _SIZES.items():

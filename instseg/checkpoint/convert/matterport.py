@@ -20,7 +20,7 @@ from instseg.checkpoint.convert.configuration import (
     Layout,
     Options,
     anchor_facts,
-    class_count,
+    classifier_classes,
     resnet_facts,
 )
 from instseg.checkpoint.convert.keras_hdf5 import read_keras_hdf5
@@ -84,7 +84,7 @@ def _layout(path: str, layers: "_Layers") -> Layout:
         depth = (50 if max(blocks) == "f" else 101) if blocks else None
         layers = "conv1", "res2a_branch2a", "res2a_branch2c"
         yield from resnet_facts(depth, *map(outputs.get, layers))
-        classes = class_count(path, outputs.get("mrcnn_class_logits"))
+        classes = classifier_classes(path, outputs.get("mrcnn_class_logits"))
         if classes is not None:
             yield Fact("MODEL.ROI_HEADS.NUM_CLASSES", classes, f"{classes} classes")
         for layer, key in _SIZES.items():

@@ -33,7 +33,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest tests
 
 test-configs: $(STAMP)
-	$(BIN)/python -m pytest tests/test_configs.py
+	$(BIN)/python -m pytest tests/config/test_configs.py
 
 # Type checkers cannot follow setup.py's package_dir in place, hence the installed copy.
 lint: $(STAMP)
@@ -50,7 +50,7 @@ asan: $(STAMP)
 
 fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ops $(FUZZED) & operators=$$!; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_*.py $(FUZZED); files=$$?; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/ops --ignore tests/projects $(FUZZED); files=$$?; \
 	wait $$operators && exit $$files
 
 chaos: $(STAMP)

@@ -21,12 +21,12 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from instseg.checkpoint import Checkpointer
-from instseg.config import check_classes, class_count
-from instseg.config_classes import model_categories
-from instseg.engine.hooks import check_expected_results
-from instseg.engine.launch import argument_parser, launch, setup, write_config
-from instseg.engine.trainer import Trainer
+from instseg.config.classes import model_categories
+from instseg.config.nodes import check_classes, class_count
 from instseg.errors import InstsegError, TrainingError, one_line
+from instseg.training.hooks import check_expected_results
+from instseg.training.launch import argument_parser, launch, setup, write_config
+from instseg.training.trainer import Trainer
 
 
 def run(args: argparse.Namespace) -> None:

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "get_cfg": "instseg.config",
-    "load_cfg": "instseg.config",
-    "Predictor": "instseg.engine.predictor",
-    "VideoPredictor": "instseg.engine.video",
+    "get_cfg": "instseg.config.nodes",
+    "load_cfg": "instseg.config.nodes",
+    "Predictor": "instseg.inference.predictor",
+    "VideoPredictor": "instseg.inference.video",
 }
 __all__ = ["Predictor", "VideoPredictor", "__version__", "get_cfg", "load_cfg"]
 
 if TYPE_CHECKING:
-    from instseg.config import get_cfg, load_cfg
-    from instseg.engine.predictor import Predictor
-    from instseg.engine.video import VideoPredictor
+    from instseg.config.nodes import get_cfg, load_cfg
+    from instseg.inference.predictor import Predictor
+    from instseg.inference.video import VideoPredictor
 
 
 def __getattr__(name: str) -> Any:

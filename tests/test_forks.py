@@ -11,17 +11,24 @@ import torch
 from instseg import forks
 from instseg.errors import ProcessError
 from tests.conftest import ROOT
-from tests.test_export import ONNX
-from tests.yolact_tiny import PHOTO, tiny_predictor
+from tests.export.test_export import ONNX
+from tests.support.yolact_tiny import PHOTO, tiny_predictor
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="forks with GNU's OpenMP")
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    """What ``tests.forked`` prints, whose operators run on four threads."""
+    """What ``tests.support.forked`` prints, whose operators run on four threads."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.forked", str(tmp_path_factory.mktemp("y"))],
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "tests.support.forked",
+            str(tmp_path_factory.mktemp("y")),
+        ],
         capture_output=True,
         text=True,
         cwd=ROOT,

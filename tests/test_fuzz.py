@@ -24,7 +24,7 @@ from instseg.checkpoint.convert.keras_hdf5 import read_keras_hdf5
 from instseg.data.flow import decode_flow, encode_flow
 from instseg.data.videos import VideoFile
 from instseg.errors import CheckpointError, ConfigError, DatasetError, ImageError
-from tests.video_common import pictures, write_clip
+from tests.support.video_common import pictures, write_clip
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5),

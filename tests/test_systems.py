@@ -13,7 +13,7 @@ from PIL import Image
 
 from instseg import Predictor, VideoPredictor, cli
 from instseg.errors import CheckpointError, ImageError
-from tests.predict_common import results
+from tests.support.predict_common import results
 
 # They keep eight objects of any score.
 SMALL = [

@@ -28,9 +28,9 @@ from torch import nn
 
 from instseg.checkpoint import Checkpointer, read_weights
 from instseg.checkpoint.writing import TEMPORARY
-from instseg.data import shapes
-from instseg.engine.launch import argument_parser, launch
+from instseg.data.synthetic import shapes
 from instseg.processes import end_with, end_with_make
+from instseg.training.launch import argument_parser, launch
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "mask_rcnn" / "mask_rcnn_shapes.yaml"

@@ -10,7 +10,7 @@ import torch
 from detectron2.modeling import build_model
 
 from instseg import load_cfg
-from instseg.engine.optimize import optimize
+from instseg.inference.optimize import optimize
 from instseg.modeling import as_video, now
 
 INTERVALS = 1, 2, 5, 10

@@ -16,13 +16,13 @@ from torch import nn
 from yaml import safe_load
 
 from instseg.benchmark.rows import Row, in_fresh_process, peak_resident, seconds
-from instseg.config import CfgNode as SafeCfgNode
-from instseg.config import get_cfg, load_cfg
-from instseg.config_values import check_colour
-from instseg.data import shapes
+from instseg.config.nodes import CfgNode as SafeCfgNode
+from instseg.config.nodes import get_cfg, load_cfg
+from instseg.config.rules import check_colour
 from instseg.data.images import check_image, read_image
-from instseg.engine.predictor import Predictor
+from instseg.data.synthetic import shapes
 from instseg.errors import ConfigError
+from instseg.inference.predictor import Predictor
 from instseg.modeling import ComparedModel, SplitModel, as_video, now, stage_times
 
 logger = logging.getLogger(__name__)

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """``instseg convert``."""
     from instseg.checkpoint.convert import Options, convert_file
-    from instseg.config_classes import classes_option
+    from instseg.config.classes import classes_option
 
     path, report = convert_file(
         arguments.format,

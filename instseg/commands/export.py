@@ -21,10 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """``instseg export``."""
-    from instseg.config import load_cfg
-    from instseg.config_classes import classes_option
-    from instseg.engine.predictor import Predictor, require_weights
+    from instseg.config.classes import classes_option
+    from instseg.config.nodes import load_cfg
     from instseg.export import export as run
+    from instseg.inference.predictor import Predictor, require_weights
 
     # Traced on the CPU, where every operator of every format is known.
     overrides = ["MODEL.DEVICE", "cpu", *arguments.overrides]

@@ -19,7 +19,7 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
 
 def build(arguments: argparse.Namespace) -> int:
     """``instseg nuclei build``."""
-    from instseg.data.nuclei import build
+    from instseg.data.readers.nuclei import build
 
     try:
         counts = build(arguments.source, arguments.output, arguments.train, arguments.val)

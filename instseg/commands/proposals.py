@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """``instseg proposals``."""
-    from instseg.engine.propose import propose
+    from instseg.inference.propose import propose
 
     count = propose(
         arguments.config_file,

@@ -21,7 +21,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
 
 def export(arguments: argparse.Namespace) -> int:
     """``instseg shapes export``."""
-    from instseg.data.shapes import export
+    from instseg.data.synthetic.shapes import export
 
     if arguments.limit is not None and arguments.limit < 1:
         raise ConfigError(f"--limit is {arguments.limit}; expected at least 1")

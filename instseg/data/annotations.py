@@ -9,10 +9,10 @@ import numpy.typing as npt
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
-from instseg.data.coco_check import place_problems, polygon_problems, usable_polygons
-from instseg.data.coco_forms import box_of, flat_polygons
 from instseg.data.findings import Kind
-from instseg.data.json_files import crowd_flag, whole
+from instseg.data.readers.coco_check import place_problems, polygon_problems, usable_polygons
+from instseg.data.readers.coco_forms import box_of, flat_polygons
+from instseg.data.readers.json_files import crowd_flag, whole
 from instseg.data.rle import check_rle
 from instseg.errors import short
 

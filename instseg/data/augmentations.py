@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from PIL import Image
 
-from instseg.config_values import check_colour
+from instseg.config.rules import check_colour
 from instseg.errors import ConfigError
 
 _CROP_TRIES = 50

@@ -6,7 +6,7 @@ from detectron2.data import MetadataCatalog
 
 from instseg.categories import Categories
 from instseg.data.datasets import dataset_classes
-from instseg.data.json_files import file_of, read_json
+from instseg.data.readers.json_files import file_of, read_json
 from instseg.errors import DatasetError
 
 logger = logging.getLogger(__name__)

@@ -12,9 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from tabulate import tabulate
 from tqdm import tqdm
 
-from instseg.config import get_cfg
-from instseg.data.coco_check import check_coco
-from instseg.data.coco_forms import to_standard
+from instseg.config.nodes import get_cfg
 from instseg.data.consistency import check_consistency, coco_instances, record_instances
 from instseg.data.datasets import (
     check_masks,
@@ -26,9 +24,11 @@ from instseg.data.datasets import (
 )
 from instseg.data.findings import Finding, Kind, Level, Report, first_ids
 from instseg.data.images import MAX_PIXELS, picture_size
-from instseg.data.json_files import file_of, read_json
+from instseg.data.readers.coco_check import check_coco
+from instseg.data.readers.coco_forms import to_standard
+from instseg.data.readers.json_files import file_of, read_json
 from instseg.data.records import CheckedRecords
-from instseg.data.synthetic import is_elsewhere
+from instseg.data.synthetic.files import is_elsewhere
 from instseg.errors import DatasetError, ImageError
 
 

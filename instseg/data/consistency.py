@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
-from instseg.data.coco_check import usable_polygons
-from instseg.data.coco_forms import box_of
 from instseg.data.findings import Finding, Kind, Level, Report
+from instseg.data.readers.coco_check import usable_polygons
+from instseg.data.readers.coco_forms import box_of
 
 _NOT_COMPARED = frozenset(
     {Kind.UNKNOWN_IMAGE, Kind.RLE, Kind.INVERTED_BOX, Kind.NOT_FINITE, Kind.FEW_POINTS}
@@ -67,7 +67,8 @@ def coco_instances(content: dict[str, Any], report: Report, step: int = 1) -> It
     """Every ``step``-th of content in COCO's format, without those that cannot be compared.
 
     Args:
-        report: of :func:`~instseg.data.coco_check.check_coco`, without errors of the format.
+        report: of :func:`~instseg.data.readers.coco_check.check_coco`, without errors of the
+            format.
     """
     images = {image["id"]: image for image in content["images"]}
     unusable = {key for kind in _NOT_COMPARED for key in report.ids.get(kind, ())}

@@ -23,15 +23,16 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.utils.file_io import PathManager
 
-from instseg.data import cvppp, flying_chairs, shapes, shapes_video, voc, youtube_vis
-from instseg.data.coco_check import check_coco
-from instseg.data.coco_records import coco_records, read_coco
 from instseg.data.consistency import coco_instances, likely_mistakes, sample_step
 from instseg.data.findings import Level, Report
-from instseg.data.json_files import file_of
 from instseg.data.presence import unusable_files
+from instseg.data.readers import cvppp, flying_chairs, voc, youtube_vis
+from instseg.data.readers.coco_check import check_coco
+from instseg.data.readers.coco_records import coco_records, read_coco
+from instseg.data.readers.json_files import file_of
 from instseg.data.records import CheckedRecords
-from instseg.data.synthetic import SIZES, is_elsewhere
+from instseg.data.synthetic import shapes, shapes_video
+from instseg.data.synthetic.files import SIZES, is_elsewhere
 from instseg.errors import ConfigError, DatasetError, short
 
 logger = logging.getLogger(__name__)

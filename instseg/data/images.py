@@ -28,7 +28,7 @@ from instseg.data.image_headers import (
     what_instead,
 )
 from instseg.data.presence import file_problem
-from instseg.data.synthetic import is_elsewhere, served
+from instseg.data.synthetic.files import is_elsewhere, served
 from instseg.errors import ImageError
 
 logger = logging.getLogger(__name__)

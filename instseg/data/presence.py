@@ -4,7 +4,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 
-from instseg.data.synthetic import is_elsewhere
+from instseg.data.synthetic.files import is_elsewhere
 
 _ASKED = 10_000
 

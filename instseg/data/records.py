@@ -18,8 +18,8 @@ from instseg.data.annotations import Fault, standard_annotation
 from instseg.data.consistency import likely_mistakes, record_instances, sample_step
 from instseg.data.findings import LEFT_OUT, Finding, Kind, Level, Report
 from instseg.data.images import MAX_PIXELS, picture_size
-from instseg.data.json_files import size_in_pixels, whole
-from instseg.data.synthetic import is_elsewhere
+from instseg.data.readers.json_files import size_in_pixels, whole
+from instseg.data.synthetic.files import is_elsewhere
 from instseg.errors import DatasetError, ImageError, short
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,6 @@ from detectron2.evaluation import (
 )
 from torch import nn
 
-from instseg.data.cvppp import EVALUATOR_TYPE as LEAF_EVALUATOR_TYPE
 from instseg.data.datasets import (
     check_files,
     check_masks,
@@ -24,9 +23,10 @@ from instseg.data.datasets import (
     reading_datasets,
     register_dataset,
 )
+from instseg.data.readers.cvppp import EVALUATOR_TYPE as LEAF_EVALUATOR_TYPE
+from instseg.data.readers.voc import EVALUATOR_TYPE as VOC_EVALUATOR_TYPE
+from instseg.data.readers.youtube_vis import EVALUATOR_TYPE as YOUTUBE_VIS_EVALUATOR_TYPE
 from instseg.data.records import check_image_ids
-from instseg.data.voc import EVALUATOR_TYPE as VOC_EVALUATOR_TYPE
-from instseg.data.youtube_vis import EVALUATOR_TYPE as YOUTUBE_VIS_EVALUATOR_TYPE
 from instseg.errors import ConfigError
 from instseg.evaluation.contest import ContestEvaluator
 from instseg.evaluation.leaves import LeafEvaluator

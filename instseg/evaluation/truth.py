@@ -17,11 +17,11 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.logger import log_first_n
 from pycocotools.coco import COCO
 
-from instseg.data.coco_check import check_coco, usable_polygons
-from instseg.data.coco_records import read_coco
 from instseg.data.findings import Report
 from instseg.data.images import MAX_PIXELS
-from instseg.data.json_files import file_of
+from instseg.data.readers.coco_check import check_coco, usable_polygons
+from instseg.data.readers.coco_records import read_coco
+from instseg.data.readers.json_files import file_of
 from instseg.errors import DatasetError
 
 

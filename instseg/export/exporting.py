@@ -24,8 +24,8 @@ from torch import Tensor, nn
 import instseg
 from instseg.checkpoint import atomic_write
 from instseg.data.images import CHANNELS
-from instseg.engine.predictor import Predictor
 from instseg.errors import ConfigError
+from instseg.inference.predictor import Predictor
 from instseg.modeling import Network, SplitModel, VideoModel, as_split, as_video
 
 logger = logging.getLogger(__name__)

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from instseg.config import CfgNode, get_cfg
-from instseg.config_files import parse_yaml
-from instseg.engine.predictor import Predictor
+from instseg.config.files import parse_yaml
+from instseg.config.nodes import CfgNode, get_cfg
 from instseg.errors import CheckpointError, ConfigError, ProcessError
 from instseg.export.exporting import (
     BETWEEN,
@@ -22,6 +21,7 @@ from instseg.export.exporting import (
     child_path,
     import_optional,
 )
+from instseg.inference.predictor import Predictor
 from instseg.modeling import SplitModel, VideoModel, as_split, as_video
 
 _DTYPES: dict[str, type[np.floating[Any]]] = {
@@ -33,7 +33,7 @@ _DTYPES: dict[str, type[np.floating[Any]]] = {
 
 
 class ExportedPredictor(Predictor):
-    """A :class:`~instseg.engine.predictor.Predictor` whose network runs in onnxruntime on the CPU.
+    """A :class:`~instseg.inference.predictor.Predictor` whose network runs in onnxruntime.
 
     It takes pictures and gives results as that does.  All it needs is the file written by
     ``instseg export --format onnx``, and those beside it.

@@ -16,7 +16,7 @@ COCO, so that ``pycocotools.coco.COCO.loadRes`` reads it::
 ``image_id`` counts pictures from 1, and ``file_name`` is the input as given, or FOLDER/NAME; with
 ``--images-of`` both are those of the data set.  ``category_id`` and ``category_name`` are those of
 the data set that the model was trained on, which its weights know
-(:func:`instseg.config_classes.model_categories`); where nobody knows them, the class counted from 0
+(:func:`instseg.config.classes.model_categories`); where nobody knows them, the class counted from 0
 and ``class 0``.  A model that knows no classes gives ``object``.  Coordinates are pixels of the
 upright picture.  ``area`` is the number of pixels of the mask, or the area of the box for models
 without masks.  ``mask_score`` is there for models that score their masks.  With ``--rank-by mask``
@@ -94,13 +94,13 @@ from types import FrameType
 from typing import Any
 
 from instseg.categories import OBJECT, Categories
-from instseg.config import load_cfg
-from instseg.config_classes import classes_option
+from instseg.config.classes import classes_option
+from instseg.config.nodes import load_cfg
 from instseg.data.categories import known_categories
 from instseg.data.sequences import DEFAULT_FPS
-from instseg.engine.predictor import Predictor, require_weights
-from instseg.engine.video import VideoPredictor
 from instseg.errors import ConfigError
+from instseg.inference.predictor import Predictor, require_weights
+from instseg.inference.video import VideoPredictor
 from instseg.modeling import gives_mask_scores
 from instseg.predict.earlier import remove_earlier, tell_others
 from instseg.predict.pictures import predict_pictures

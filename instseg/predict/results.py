@@ -14,8 +14,8 @@ from pycocotools import mask as mask_util
 from tqdm import tqdm
 
 from instseg.data.images import Array
-from instseg.engine.predictor import Predictor
 from instseg.errors import ImageError
+from instseg.inference.predictor import Predictor
 from instseg.predict.polygons import outlines
 from instseg.predict.records import write_picture, writing
 from instseg.visualize import at_least, draw_instances

@@ -13,8 +13,8 @@ from instseg.data.images import Array
 from instseg.data.sequences import DEFAULT_FPS, ImageSequence
 from instseg.data.streams import Stream
 from instseg.data.videos import Camera, Frame, FrameSource, VideoFile, VideoWriter
-from instseg.engine.video import VideoPredictor
 from instseg.errors import ConfigError, ImageError
+from instseg.inference.video import VideoPredictor
 from instseg.predict.earlier import MARK, remove
 from instseg.predict.records import VideoRecords, writing
 from instseg.predict.results import Results

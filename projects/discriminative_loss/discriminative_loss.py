@@ -10,7 +10,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from instseg.config_values import check_colour
+from instseg.config.rules import check_colour
 from instseg.errors import ConfigError
 from instseg.modeling import (
     PixelModel,

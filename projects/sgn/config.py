@@ -2,7 +2,7 @@
 
 from detectron2.config import CfgNode
 
-from instseg.config_values import check_colour
+from instseg.config.rules import check_colour
 from instseg.errors import ConfigError
 from instseg.modeling import add_vgg_config
 

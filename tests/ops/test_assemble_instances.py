@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from instseg.ops.assemble_instances import assemble_instances, assemble_instances_reference
-from tests.ops.common import CUDA, DEVICES
+from tests.support.ops import CUDA, DEVICES
 
 SIZES = [(21, 5), (21, 3), (21, 7), (20, 5), (7, 7), (10, 4), (3, 5), (1, 1), (4, 1), (40, 2)]
 FAR = [10**9, -(10**9), 2**63 - 1, -(2**63)]

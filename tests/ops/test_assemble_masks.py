@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from instseg.ops.assemble_masks import assemble_masks, assemble_masks_reference
-from tests.ops.common import CUDA, DEVICES
+from tests.support.ops import CUDA, DEVICES
 
 TIE = 1e-6
 """So close to the threshold the order of a sum may decide."""

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from instseg.ops.fcis_head import fcis_head, fcis_head_reference, to_fcis_head_order
 from instseg.ops.psroi_pool import psroi_pool
-from tests.ops.common import CUDA, DEVICES
-from tests.ops.position_sensitive import (
+from tests.support.ops import CUDA, DEVICES
+from tests.support.position_sensitive import (
     FOLDER,
     SIZES,
     golden,

@@ -8,8 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.ops.common import CUDA, DEVICES
-from tests.ops.hostile import HUGE, INF, ITEMS, NAN, OPERATORS, VALUES, Accepted, Arguments, Refused
+from tests.support.hostile import (
+    HUGE,
+    INF,
+    ITEMS,
+    NAN,
+    OPERATORS,
+    VALUES,
+    Accepted,
+    Arguments,
+    Refused,
+)
+from tests.support.ops import CUDA, DEVICES
 
 SEVERAL = [k for k, v in OPERATORS.items() if not v.any_device and k != "peel_clusters"]
 DIFFERENTIABLE = [name for name, operator in OPERATORS.items() if operator.derivatives]

@@ -21,7 +21,7 @@ from instseg.ops.mean_shift import (
     peel_clusters,
     peel_clusters_reference,
 )
-from tests.ops.common import CUDA, DEVICES
+from tests.support.ops import CUDA, DEVICES
 
 METHODS = [mean_shift, peel_clusters]
 BANDWIDTH = 1.5

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from instseg.ops.psroi_pool import psroi_pool, psroi_pool_reference
-from tests.ops.common import CUDA, DEVICES
-from tests.ops.position_sensitive import FOLDER, SIZES, golden, sample_rois, signed, sizes
+from tests.support.ops import CUDA, DEVICES
+from tests.support.position_sensitive import FOLDER, SIZES, golden, sample_rois, signed, sizes
 
 STEMS = ["official_g7_p21_s16", "official_g7_p7_s16", "official_g3_p9_s8", "official_g5_p21_s8"]
 TORCHVISION = ["torchvision_g7_s16", "torchvision_g3_s8", "torchvision_g5_s8"]

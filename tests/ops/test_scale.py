@@ -7,7 +7,7 @@ from instseg.ops.assemble_instances import assemble_instances
 from instseg.ops.assemble_masks import assemble_masks
 from instseg.ops.fcis_head import fcis_head
 from instseg.ops.psroi_pool import psroi_pool
-from tests.ops.common import DEVICES
+from tests.support.ops import DEVICES
 
 pytestmark = pytest.mark.slow
 

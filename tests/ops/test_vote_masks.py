@@ -11,7 +11,7 @@ from torch import Tensor
 
 from instseg.ops.vote_masks import vote_masks, vote_masks_reference
 from tests.conftest import GOLDEN, close
-from tests.ops.common import CUDA, DEVICES
+from tests.support.ops import CUDA, DEVICES
 
 VOTING = GOLDEN / "position_sensitive" / "official_mask_voting.npz"
 RESAMPLES = {"cpu": "box", "gpu": "image"}

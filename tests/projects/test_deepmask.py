@@ -11,11 +11,11 @@ from torch import Tensor
 
 import instseg
 from instseg.checkpoint import Checkpointer
-from instseg.config import num_classes_key
-from instseg.engine.predictor import Predictor
+from instseg.config.nodes import num_classes_key
 from instseg.errors import CheckpointError, ConfigError
+from instseg.inference.predictor import Predictor
 from instseg.projects.deepmask import FILL, DeepMask, Scale, pyramid
-from tests.deepmask_common import NearSighted, mask_patch, narrow_resnet, score_patch, small
+from tests.support.deepmask_common import NearSighted, mask_patch, narrow_resnet, score_patch, small
 
 RELEASED = "deepmask/deepmask_resnet50_coco.yaml"
 PAPER = "deepmask/deepmask_vgg_a_coco.yaml"

@@ -15,8 +15,8 @@ from detectron2.structures import BoxMode
 from torch.utils.data import DataLoader
 
 import instseg
-from instseg.data import shapes
 from instseg.data.samples import build_sample_loader
+from instseg.data.synthetic import shapes
 from instseg.errors import ConfigError, DatasetError, ImageError
 from instseg.projects.deepmask.data import PatchSamples
 from instseg.projects.deepmask.patches import Rules

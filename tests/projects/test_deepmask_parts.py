@@ -26,7 +26,7 @@ from instseg.projects.deepmask import (
     score_loss,
     symmetric_pad,
 )
-from tests.deepmask_common import narrow_resnet
+from tests.support.deepmask_common import narrow_resnet
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4))

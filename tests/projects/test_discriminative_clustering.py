@@ -16,7 +16,7 @@ from instseg.projects.discriminative_loss.clustering import (
     k_means,
 )
 from tests.conftest import GOLDEN, load_module
-from tests.ops.common import CUDA, DEVICES
+from tests.support.ops import CUDA, DEVICES
 
 
 def semantic_of(classes: Tensor, count: int, certainty: float = 1.0) -> Tensor:

@@ -11,8 +11,8 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 import instseg
-from instseg.config import num_classes_key
-from instseg.data import shapes
+from instseg.config.nodes import num_classes_key
+from instseg.data.synthetic import shapes
 from instseg.errors import CheckpointError, ConfigError
 from instseg.projects.discriminative_loss import (
     BackboneNetwork,
@@ -27,7 +27,7 @@ from instseg.projects.discriminative_loss import (
     with_coordinates,
 )
 from tests.conftest import close
-from tests.dense_common import PIXELS, Rectangle, edge_batches, rectangles
+from tests.support.dense_common import PIXELS, Rectangle, edge_batches, rectangles
 
 SHAPES = "discriminative_loss/discriminative_loss_shapes.yaml"
 NODE = "MODEL.DISCRIMINATIVE_LOSS"

@@ -15,11 +15,11 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 import instseg
-from instseg.config import num_classes_key
-from instseg.engine.trainer import Trainer
+from instseg.config.nodes import num_classes_key
 from instseg.errors import ConfigError
 from instseg.projects.fcis import CeilPoolStem, Detector, FCISROIHeads, paste_masks
 from instseg.projects.fcis.roi_heads import Detections
+from instseg.training.trainer import Trainer
 
 CONFIG = "fcis/fcis_shapes.yaml"
 SETTINGS = ["MODEL.DEVICE", "cpu"]

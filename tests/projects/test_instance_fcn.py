@@ -14,10 +14,10 @@ from torch import Tensor
 
 import instseg
 from instseg.checkpoint import Checkpointer
-from instseg.config import check_classes, num_classes_key
-from instseg.data import shapes
-from instseg.engine.predictor import Predictor
+from instseg.config.nodes import check_classes, num_classes_key
+from instseg.data.synthetic import shapes
 from instseg.errors import ConfigError
+from instseg.inference.predictor import Predictor
 from instseg.modeling import tight_boxes
 from instseg.projects.instance_fcn import (
     FinestLevel,

@@ -12,10 +12,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 import instseg
-from instseg.config import num_classes_key
-from instseg.data import shapes
+from instseg.config.nodes import num_classes_key
 from instseg.data.semantic import add_semantic_files
-from instseg.engine.trainer import Trainer
+from instseg.data.synthetic import shapes
 from instseg.errors import CheckpointError, ConfigError, DatasetError
 from instseg.modeling import dense_targets
 from instseg.projects.sgn import (
@@ -23,8 +22,9 @@ from instseg.projects.sgn import (
     BreakpointNet,
     MergerNet,
 )
+from instseg.training.trainer import Trainer
 from tests.conftest import close
-from tests.dense_common import Rectangle, edge_batches, rectangles
+from tests.support.dense_common import Rectangle, edge_batches, rectangles
 
 SHAPES = "sgn/sgn_shapes.yaml"
 NODE = "MODEL.SGN"

@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import instseg
-from instseg.config import num_classes_key
+from instseg.config.nodes import num_classes_key
 from instseg.errors import ConfigError
 from instseg.projects.deepmask import Scale
 from instseg.projects.sharpmask import Refinement, SharpMask, gather_windows
-from tests.deepmask_common import mask_patch, narrow_resnet, score_patch, settings
-from tests.deepmask_common import small as small_deepmask
+from tests.support.deepmask_common import mask_patch, narrow_resnet, score_patch, settings
+from tests.support.deepmask_common import small as small_deepmask
 
 RELEASED = "sharpmask/sharpmask_resnet50_coco.yaml"
 SHAPES = "sharpmask/sharpmask_shapes.yaml"

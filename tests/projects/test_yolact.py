@@ -1,7 +1,7 @@
 """YOLACT's parts against numbers of its authors' code and against sums done by hand.
 
 ``golden/yolact`` was computed by the authors' code; see the README there.  The stages of whole
-networks are compared in ``tests/test_convert_yolact.py``.
+networks are compared in ``tests/checkpoint/test_convert_yolact.py``.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from instseg.projects.yolact import (
     mask_probabilities,
 )
 from tests.conftest import close
-from tests.yolact_common import SMALL, load, picture, with_objects
+from tests.support.yolact_common import SMALL, load, picture, with_objects
 
 RATIOS = [1.0, 0.5, 2.0]
 

@@ -8,12 +8,12 @@ import torch
 from torch.nn import functional as F
 
 import instseg
-from instseg.engine.predictor import Predictor
-from instseg.engine.video import VideoPredictor
 from instseg.export import ExportedPredictor, export
+from instseg.inference.predictor import Predictor
+from instseg.inference.video import VideoPredictor
 from instseg.modeling import as_video
-from tests.yolact_common import picture
-from tests.yolact_tiny import CONFIGS, PHOTO, TINY, decided, same_detections
+from tests.support.yolact_common import picture
+from tests.support.yolact_tiny import CONFIGS, PHOTO, TINY, decided, same_detections
 
 OFF = ("MODEL.YOLACT.CROP_MASKS_TEST", False)
 EDGE = [

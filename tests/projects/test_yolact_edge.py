@@ -1,6 +1,6 @@
 """YolactEdge's parts against sums done by hand; numbers of its authors are compared elsewhere.
 
-See ``tests/test_convert_yolact_edge.py`` for those.
+See ``tests/checkpoint/test_convert_yolact_edge.py`` for those.
 """
 
 from typing import Any
@@ -11,8 +11,8 @@ from detectron2.modeling import build_model
 from torch import nn
 
 import instseg
-from instseg.engine.optimize import optimize
 from instseg.errors import ConfigError, DatasetError
+from instseg.inference.optimize import optimize
 from instseg.modeling import VideoModel, as_video, warp
 from instseg.projects.yolact_edge import (
     FeatFlowNet,
@@ -23,7 +23,7 @@ from instseg.projects.yolact_edge import (
     relative_flow,
     warp_loss,
 )
-from tests.yolact_common import SMALL, picture, with_objects
+from tests.support.yolact_common import SMALL, picture, with_objects
 
 CONFIG = "yolact_edge/yolact_edge_vid_resnet50.yaml"
 SIDE = 64

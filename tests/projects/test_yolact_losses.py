@@ -22,7 +22,7 @@ from instseg.projects.yolact import (
     semantic_loss,
     yolact_losses,
 )
-from tests.yolact_common import (
+from tests.support.yolact_common import (
     SEED,
     convert,
     gradients_agree,

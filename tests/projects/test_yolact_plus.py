@@ -1,6 +1,6 @@
 """YOLACT++'s parts against numbers of its authors' code and against sums done by hand.
 
-The stages of the whole network are compared in ``tests/test_convert_yolact.py``.
+The stages of the whole network are compared in ``tests/checkpoint/test_convert_yolact.py``.
 """
 
 from types import ModuleType, SimpleNamespace
@@ -14,7 +14,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 import instseg
-from instseg.config import num_classes_key
+from instseg.config.nodes import num_classes_key
 from instseg.errors import ConfigError
 from instseg.projects.yolact import (
     LossSettings,
@@ -31,7 +31,7 @@ from instseg.projects.yolact_plus import (
     mask_ious,
 )
 from tests.conftest import GOLDEN, close
-from tests.yolact_common import (
+from tests.support.yolact_common import (
     SMALL,
     filled,
     gradients_agree,

@@ -23,7 +23,7 @@ from instseg.checkpoint.convert import (
 from instseg.checkpoint.convert.common import CLASS_LAYERS, Converter, Report
 from instseg.checkpoint.convert.configuration import Options, config_text
 from instseg.checkpoint.writing import atomic_write, save_safetensors
-from instseg.config_classes import model_categories
+from instseg.config.classes import model_categories
 from instseg.errors import ConfigError
 
 FORMATS: dict[str, Converter] = {

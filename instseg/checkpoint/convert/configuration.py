@@ -16,7 +16,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from instseg.categories import Categories
-from instseg.config import get_cfg, load_cfg
+from instseg.config.nodes import get_cfg, load_cfg
 from instseg.errors import CheckpointError, ConfigError
 
 _RESNETS = {

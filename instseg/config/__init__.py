@@ -1,0 +1,1 @@
+"""Configuration: files, keys, rules of their values, and the classes of a model."""

@@ -1,0 +1,144 @@
+"""The classes of the model that a configuration describes: how many, and what they are called."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from instseg.categories import OBJECT, Categories
+from instseg.checkpoint.fit import ClassCount
+from instseg.config.nodes import class_count
+from instseg.config.rules import configured_categories
+from instseg.data.categories import dataset_categories, known_categories
+from instseg.data.readers.json_files import read_json
+from instseg.errors import ConfigError, DatasetError, short
+
+logger = logging.getLogger(__name__)
+
+
+def model_categories(
+    cfg: CfgNode, checkpoint: Mapping[str, Any], chosen: Categories | None = None
+) -> Categories:
+    """What the classes of a model are called.
+
+    The user is believed first, then the weights, then ``MODEL.CATEGORIES``, which a training writes
+    into its ``config.yaml``.  Where all of these say nothing, the data set ``DATASETS.TEST[0]`` is
+    asked.  Names of another number of classes are those of other classes and never used.
+
+    Args:
+        cfg: of the model.
+        checkpoint: what its weights hold beside the tensors.
+        chosen: what the user says.
+    Returns:
+        as many as the model has; ``object`` for a model that knows no classes.  Without names that
+        is logged.
+    Raises:
+        ConfigError: ``chosen`` does not fit the model.
+    """
+    model = class_count(cfg)
+    if chosen is not None:
+        _check_chosen(chosen, model)
+        return chosen
+    if model is None:
+        return OBJECT
+    for source, found in _told(cfg, checkpoint):
+        if len(found) == model.count:
+            return found
+        if source:
+            logger.warning(
+                "%s names %d classes, the model has %d: they are not used",
+                source,
+                len(found),
+                model.count,
+            )
+    logger.warning(
+        "nothing names the %d classes of this model: results say class 0, class 1, ... and have "
+        "these numbers for category_id; name them with --classes",
+        model.count,
+    )
+    return Categories.unnamed(model.count)
+
+
+def _told(cfg: CfgNode, checkpoint: Mapping[str, Any]) -> Iterator[tuple[str, Categories]]:
+    """What says something of the classes, the most reliable first; "" is the data set."""
+    names = cfg.DATASETS.TEST
+    test = known_categories(names[0]) if names and "categories" not in checkpoint else None
+    try:
+        saved = Categories.of_checkpoint(checkpoint)
+    except ValueError as error:
+        logger.warning("%s; they are not used", error)
+        saved = test = None
+    if saved is not None and test is not None and test.names == saved.names:
+        yield "", test  # older weights have no ids
+    if saved is not None:
+        yield "the checkpoint", saved
+    if (configured := configured_categories(cfg)) is not None:
+        yield "MODEL.CATEGORIES", configured
+    if saved is None and test is not None:
+        yield "", test
+
+
+def training_categories(cfg: CfgNode) -> Categories | None:
+    """The classes that a training on ``DATASETS.TRAIN`` teaches; None where the set tells none.
+
+    Raises:
+        DatasetError: the data set cannot be read.
+    """
+    if class_count(cfg) is None:
+        return OBJECT
+    return dataset_categories(cfg.DATASETS.TRAIN[0])
+
+
+def with_categories(cfg: CfgNode, categories: Categories | None) -> CfgNode:
+    """A frozen copy of ``cfg`` with these in ``MODEL.CATEGORIES``."""
+    copy = cfg.clone()
+    copy.defrost()
+    copy.MODEL.CATEGORIES = categories.as_coco() if categories and categories.named else []
+    copy.freeze()
+    return copy
+
+
+def classes_option(text: str) -> Categories:
+    """What ``--classes`` says: ``NAME,NAME,...`` in the order of the classes, or ``FILE.json``.
+
+    A file is in COCO's format; its classes are in the order of their ids, as Detectron2 trains on
+    them.
+
+    Raises:
+        ConfigError: an empty or repeated name; a file that cannot be read, or without categories.
+    """
+    if text.lower().endswith(".json"):
+        return _classes_of_file(text)
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise ConfigError(
+            f"--classes {short(text)} has an empty name; expected NAME,NAME,... or FILE.json"
+        )
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"--classes has the name {short(repeated)} twice; expected one per class")
+    return Categories.of_names(names)
+
+
+def _classes_of_file(file: str) -> Categories:
+    try:
+        content = read_json(file, f"data set {file}")
+        entries = content.get("categories") if isinstance(content, dict) else content
+        return Categories.of_coco(entries, by_id=True)
+    except DatasetError as error:
+        raise ConfigError(f"--classes: {error}") from None
+    except ValueError as error:
+        raise ConfigError(
+            f"--classes {file}: categories: {error}; expected a file in COCO's format"
+        ) from None
+
+
+def _check_chosen(chosen: Categories, model: ClassCount | None) -> None:
+    """Raise a ConfigError if ``--classes`` names other than the classes of the model."""
+    if model is None:
+        raise ConfigError("--classes: this model knows no classes; leave --classes out")
+    if len(chosen) != model.count:
+        raise ConfigError(
+            f"--classes names {len(chosen)} classes, the model has {model.count} ({model.key}); "
+            "name each of them once, in the order of the classes"
+        )

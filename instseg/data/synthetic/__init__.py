@@ -1,0 +1,1 @@
+"""The built-in data sets, which are made when they are read."""

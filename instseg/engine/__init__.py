@@ -1,1 +1,0 @@
-"""Training and prediction loops shared by every paper."""

@@ -1,0 +1,376 @@
+"""Prediction on one picture, a list or a stream, equal to Detectron2's ``DefaultPredictor``."""
+
+import logging
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data.transforms import ResizeShortestEdge, ResizeTransform
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.logger import log_first_n
+from PIL import Image
+from torch import Tensor
+
+from instseg.categories import Categories
+from instseg.checkpoint import Checkpointer
+from instseg.config.classes import model_categories
+from instseg.config.nodes import check_device, class_count, get_cfg, load_cfg
+from instseg.config.rules import check_values
+from instseg.data.images import Array, check_image, convert_picture, read_image
+from instseg.errors import ConfigError
+from instseg.forks import check_threads
+from instseg.inference.optimize import optimize as optimize_model
+from instseg.modeling import (
+    Network,
+    VideoModel,
+    as_split,
+    as_video,
+    is_rcnn,
+    predict_rcnn,
+    stage,
+)
+from instseg.modeling.augmented import AugmentedRCNN
+from instseg.modeling.building import building
+
+logger = logging.getLogger(__name__)
+
+Infer = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A picture for the model.
+
+    Attributes:
+        image: (C, H, W), None where resizing leaves no pixel.
+        height, width: of the picture itself.
+        max_instances: objects at most.
+    """
+
+    image: Tensor | None
+    height: int
+    width: int
+    max_instances: int
+
+    @property
+    def mask_bytes(self) -> int:
+        """Memory of the masks of so many objects."""
+        return self.height * self.width * self.max_instances
+
+
+class Predictor:
+    """Runs a model on pictures.
+
+    Pre-processing and results are those of Detectron2's ``DefaultPredictor``.  In addition it takes
+    paths and Pillow pictures, checks what it is given, and runs pictures of the same padded shape
+    in one forward pass.  Pictures of different shapes never share one: more padding would change
+    their results.
+
+    Attributes:
+        cfg: frozen copy of the configuration in use.
+        model: the network, in evaluation mode.
+        batch_size: how many pictures share a forward pass at most.
+        categories: ids and names of the classes,
+            see :func:`instseg.config.classes.model_categories`.
+
+    Example::
+
+        predictor = Predictor("mask_rcnn/mask_rcnn_shapes.yaml", "model_final.pth")
+        masks = predictor("photo.jpg")["instances"].pred_masks
+    """
+
+    def __init__(
+        self,
+        config: CfgNode | str | os.PathLike[str],
+        weights: str | os.PathLike[str] | None = None,
+        *,
+        overrides: Sequence[Any] = (),
+        batch_size: int | None = None,
+        allow_partial: bool = False,
+        optimize: bool = False,
+        compile: bool = False,
+        classes: Categories | None = None,
+    ) -> None:
+        """Build the model and load its weights.
+
+        Args:
+            config: a configuration, or the path of a YAML file.
+            weights: a checkpoint; replaces ``MODEL.WEIGHTS`` and the checksum that belongs to it.
+            overrides: ``[KEY, VALUE, ...]``, applied last.
+            batch_size: None chooses 8 on a GPU and 1 on a CPU, where a batch takes longer per
+                picture than single pictures do.
+            allow_partial: go on with weights that lack some of what inference uses, which stays
+                random, or hold something else.
+            optimize: fold batch normalisation and store weights channels last, see
+                :func:`instseg.inference.optimize.optimize`.
+            compile: run the network through ``torch.compile`` as one graph.  That takes a minute
+                or so at the first picture and needs a C++ compiler (on a GPU Triton).
+            classes: what the classes are called, whatever the weights say.
+        Raises:
+            ConfigError: a configuration that cannot be used; ``compile`` for a model that declares
+                no network of fixed shape.
+            CheckpointError: weights that cannot be used.
+        """
+        cfg = _resolve(config, weights, overrides)
+        if batch_size is not None and batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}, expected at least 1")
+        self.cfg = cfg.clone()
+        self.cfg.freeze()
+        self.batch_size = batch_size or (8 if cfg.MODEL.DEVICE.startswith("cuda") else 1)
+        with building():
+            self.model = build_model(cfg).eval()
+        self._network: Callable[[Tensor], Sequence[Tensor]] | None = None
+        checkpoint = self._load(allow_partial)
+        self.categories = model_categories(cfg, checkpoint, classes)
+        if optimize:
+            optimize_model(self.model)
+        if compile:
+            network = Network(as_split(self.model, "compiled")).eval()
+            self._network = torch.compile(network, fullgraph=True)
+        augments = self.cfg.TEST.AUG.ENABLED
+        self._augmented = AugmentedRCNN(self.cfg, self.model) if augments else None
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes in the order of their numbers; None where they are unknown."""
+        return list(self.categories.names) if self.categories.named else None
+
+    def _load(self, allow_partial: bool) -> dict[str, Any]:
+        """Give the model its weights; return what else the checkpoint holds."""
+        if not self.cfg.MODEL.WEIGHTS:
+            logger.warning(
+                "MODEL.WEIGHTS is empty: the model is untrained and its results are noise"
+            )
+            return {}
+        checkpointer = Checkpointer(
+            self.model,
+            sha256=self.cfg.MODEL.get("WEIGHTS_SHA256", ""),
+            allow_partial=allow_partial,
+            inference=True,
+            classes=class_count(self.cfg),
+        )
+        checkpoint: dict[str, Any] = checkpointer.load(self.cfg.MODEL.WEIGHTS)
+        return checkpoint
+
+    @overload
+    def __call__(self, images: list[Any] | tuple[Any, ...]) -> list[dict[str, Any]]: ...
+    @overload
+    def __call__(self, images: Array | str | os.PathLike[str] | Image.Image) -> dict[str, Any]: ...
+    def __call__(self, images: Any) -> Any:
+        """Predict on one picture, or on a list of them.
+
+        Args:
+            images: an (H, W, 3) uint8 array in BGR order, a path or a Pillow picture; or a list or
+                tuple of these.  What else is accepted and refused:
+                :func:`instseg.data.images.check_image`.
+        Returns:
+            for one picture a dict whose ``"instances"`` has ``pred_boxes`` (pixels of the picture,
+            xyxy), ``scores``, ``pred_classes`` and ``pred_masks`` (N, H, W) bool; for a list, a
+            list of such dicts.
+        Raises:
+            ImageError: a picture that cannot be read or used.
+            TypeError: an object that is no picture.
+            CheckpointError: the network gives values that are not finite.
+            ProcessError: the threads of the network were lost in a fork.
+        """
+        if isinstance(images, list | tuple):
+            return list(self.stream(images))
+        return self._run([self._prepare(images, "image")])[0]
+
+    def predict_with(self, infer: Infer | None, image: Any, name: str) -> dict[str, Any]:
+        """Predict on one picture by ``infer`` in place of the model.
+
+        Args:
+            infer: list of Detectron2's inputs → list of its results; not called for a picture so
+                thin that resizing leaves no pixel of it.  None is the model.
+            image: see :meth:`__call__`.
+            name: what error messages call it.
+        Returns:
+            as :meth:`__call__` for one picture.
+        Raises:
+            ImageError, TypeError: a picture that cannot be used, before ``infer`` is called.
+        """
+        return self._run([self._prepare(image, name)], infer)[0]
+
+    def video(self) -> VideoModel | None:
+        """The networks for key frames and for frames between; None if frames share no work."""
+        return as_video(self.model)
+
+    def stream(self, images: Iterable[Any]) -> Iterator[dict[str, Any]]:
+        """Predict on any number of pictures, lazily and in order.
+
+        At most ``batch_size`` pictures are taken from ``images`` before the first of their results
+        is given; fewer where their masks could take more than ``TEST.MASK_MEMORY``.
+
+        Args:
+            images: see :meth:`__call__`.
+        Yields:
+            one dict per picture.
+        Raises:
+            ImageError, TypeError: a picture that cannot be used, after the results of those before
+                it.
+        """
+        window: list[_Prepared] = []
+        for number, image in enumerate(images):
+            try:
+                prepared = self._prepare(image, f"images[{number}]")
+            except Exception:
+                yield from self._run(window)
+                raise
+            room = self._mask_bytes - sum(item.mask_bytes for item in window)
+            if window and prepared.mask_bytes > room:
+                yield from self._run(window)
+                window = []
+            window.append(prepared)
+            if prepared.mask_bytes >= room or len(window) >= self.batch_size:
+                yield from self._run(window)
+                window = []
+        yield from self._run(window)
+
+    def _prepare(self, item: Any, name: str) -> _Prepared:
+        if isinstance(item, str | os.PathLike):
+            image = read_image(item, format=self.cfg.INPUT.FORMAT)
+        elif isinstance(item, Image.Image):
+            image = convert_picture(item, source=name, format=self.cfg.INPUT.FORMAT)
+        else:
+            image = check_image(item, source=name, format=self.cfg.INPUT.FORMAT)
+        height, width = image.shape[:2]
+        most = self._max_instances(height, width)
+        # Detectron2's augmentation object would draw its one size with NumPy's global generator.
+        if shortest := self.cfg.INPUT.MIN_SIZE_TEST:
+            shape = ResizeShortestEdge.get_output_shape(
+                height, width, shortest, self.cfg.INPUT.MAX_SIZE_TEST
+            )
+            if min(shape) == 0:
+                return _Prepared(None, height, width, most)
+            image = ResizeTransform(height, width, *shape, Image.Resampling.BILINEAR).apply_image(
+                image
+            )
+        tensor = torch.as_tensor(image.astype("float32").transpose(2, 0, 1))
+        return _Prepared(tensor, height, width, most)
+
+    @property
+    def _mask_bytes(self) -> int:
+        return int(self.cfg.TEST.MASK_MEMORY * 1e9)
+
+    def _max_instances(self, height: int, width: int) -> int:
+        """Objects whose masks fit into ``TEST.MASK_MEMORY``, at least one."""
+        wanted: int = self.cfg.TEST.DETECTIONS_PER_IMAGE
+        most = max(self._mask_bytes // (height * width), 1)
+        if 0 <= wanted <= most:
+            return wanted
+        log_first_n(
+            logging.WARNING,
+            f"Of a picture of {width}x{height} pixels at most {most} objects are given, those with "
+            f"the highest scores: masks of TEST.DETECTIONS_PER_IMAGE {wanted} could take more than "
+            f"TEST.MASK_MEMORY {self.cfg.TEST.MASK_MEMORY:g} GB; raise that or shrink the picture "
+            "(said once)",
+        )
+        return most
+
+    # Not around the generator: between two results the caller's own gradient mode must hold.
+    @torch.no_grad()
+    def _run(self, window: Sequence[_Prepared], infer: Infer | None = None) -> list[dict[str, Any]]:
+        check_threads()
+        infer = infer or self._infer
+        results = [self._nothing(item) for item in window]
+        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, item in enumerate(window):
+            if item.image is not None:
+                groups[self._padded_shape(*item.image.shape[-2:])].append(index)
+        for indices in groups.values():
+            inputs = [
+                {
+                    "image": window[i].image,
+                    "height": window[i].height,
+                    "width": window[i].width,
+                    "max_instances": window[i].max_instances,
+                }
+                for i in indices
+            ]
+            for index, result in zip(indices, infer(inputs), strict=True):
+                results[index] = result
+        return results
+
+    def _infer(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """``self.model(inputs)``, with another implementation of its network where there is one."""
+        if self._augmented is not None:
+            # 8 bits, as of files in an evaluation: Detectron2 resizes other numbers otherwise.
+            exact = [{**item, "image": item["image"].to(torch.uint8)} for item in inputs]
+            augmented: list[dict[str, Any]] = self._augmented(exact)
+            return augmented
+        if is_rcnn(self.model):
+            return predict_rcnn(self.model, inputs)
+        if self._network is None:
+            results: list[dict[str, Any]] = self.model(inputs)
+            return results
+        model = as_split(self.model, "compiled")
+        images = model.preprocess(inputs)
+        with stage("network"):
+            outputs = self._network(images)
+        return model.postprocess(outputs, inputs)
+
+    def _padded_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Shape that a picture has in the network when it is alone there."""
+        backbone = getattr(self.model, "backbone", None)
+        stride = getattr(backbone, "size_divisibility", None)
+        if not isinstance(stride, int):
+            return height, width  # a model that pads by rules of its own
+        constraints = getattr(backbone, "padding_constraints", {})
+        if constraints.get("square_size", 0) > 0:
+            height = width = constraints["square_size"]
+        stride = max(constraints.get("size_divisibility", stride), 1)
+        return -(-height // stride) * stride, -(-width // stride) * stride
+
+    def _nothing(self, item: _Prepared) -> dict[str, Any]:
+        """A result without objects, for a picture so thin that the network would see nothing."""
+        device = self.cfg.MODEL.DEVICE
+        instances = Instances((item.height, item.width))
+        instances.pred_boxes = Boxes(torch.zeros(0, 4, device=device))
+        instances.scores = torch.zeros(0, device=device)
+        instances.pred_classes = torch.zeros(0, dtype=torch.int64, device=device)
+        instances.pred_masks = torch.zeros(
+            0, item.height, item.width, dtype=torch.bool, device=device
+        )
+        return {"instances": instances}
+
+
+def _resolve(
+    config: CfgNode | str | os.PathLike[str],
+    weights: str | os.PathLike[str] | None,
+    overrides: Sequence[Any],
+) -> CfgNode:
+    cfg = config.clone() if isinstance(config, CfgNode) else load_cfg(config, overrides)
+    cfg.defrost()
+    if weights is not None:
+        cfg.MODEL.WEIGHTS = os.fspath(weights)
+        if "WEIGHTS_SHA256" in cfg.MODEL:
+            cfg.MODEL.WEIGHTS_SHA256 = ""
+    # Also for a file, where the line above may have undone an overridden checksum.
+    cfg.merge_from_list(list(overrides))
+    # A configuration of stock Detectron2 has none.
+    cfg.TEST.setdefault("MASK_MEMORY", get_cfg().TEST.MASK_MEMORY)
+    if not 0 < cfg.TEST.MASK_MEMORY < math.inf:
+        raise ConfigError(
+            f"TEST.MASK_MEMORY is {cfg.TEST.MASK_MEMORY}; expected gigabytes, more than 0"
+        )
+    if cfg.MODEL.LOAD_PROPOSALS:
+        raise ConfigError(
+            "MODEL.LOAD_PROPOSALS is set: the model needs the proposals of each picture from a "
+            "file, and there are none for new pictures; evaluate it with `train_net.py --eval-only`"
+        )
+    check_values(cfg)
+    check_device(cfg)
+    return cfg
+
+
+def require_weights(cfg: CfgNode, weights: str | None, purpose: str) -> None:
+    """Raise a ConfigError where only random weights would be used to ``purpose``."""
+    if not (weights or cfg.MODEL.WEIGHTS):
+        raise ConfigError(f"no weights to {purpose}; pass --weights FILE or MODEL.WEIGHTS FILE")

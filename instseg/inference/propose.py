@@ -1,0 +1,76 @@
+"""Proposals of a model for a whole data set, for detectors that start from them."""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog
+from tqdm import tqdm
+
+from instseg.config.nodes import class_count
+from instseg.data.datasets import check_name, reading_datasets
+from instseg.data.proposal_files import Array, write_proposals
+from instseg.errors import ConfigError, DatasetError
+from instseg.inference.predictor import Predictor, require_weights
+
+_LEAST = 1e-6
+"""Scores are kept so far from 0 and 1, that their logits are finite."""
+
+
+def propose(
+    config_file: str,
+    weights: str | None,
+    dataset: str,
+    output: str | os.PathLike[str],
+    overrides: Sequence[Any] = (),
+    *,
+    allow_partial: bool = False,
+) -> int:
+    """Write the boxes that a model without classes proposes for every picture of a data set.
+
+    ``TEST.DETECTIONS_PER_IMAGE`` says how many at most.
+
+    Args:
+        config_file, weights, overrides, allow_partial: see :class:`Predictor`.
+        dataset: a registered name or ``coco:PATH``; needs no annotations.
+        output: the file to write, NAME.pkl; see :mod:`instseg.data.proposal_files`.
+    Returns:
+        how many pictures there are.
+    Raises:
+        ConfigError: a model that tells classes apart, or a name that does not end in ``.pkl``.
+        DatasetError, CheckpointError, ImageError, OutputError: what cannot be read or written.
+    """
+    if not os.fspath(output).endswith(".pkl"):
+        raise ConfigError(f"{output}: the name of a proposal file must end in .pkl")
+    predictor = Predictor(
+        config_file,
+        weights,
+        overrides=[*overrides, "DATASETS.TEST", (dataset,)],
+        allow_partial=allow_partial,
+    )
+    if classes := class_count(predictor.cfg):
+        raise ConfigError(
+            f"{config_file} is a model with classes ({classes.key}); proposals come from one "
+            "without, such as deepmask, sharpmask or instance_fcn"
+        )
+    check_name(dataset)
+    if not allow_partial:
+        require_weights(predictor.cfg, None, "propose with (--allow-partial takes random ones)")
+    with reading_datasets([dataset]):
+        records = DatasetCatalog.get(dataset)
+    if not records:
+        raise DatasetError(f"data set {dataset} has no pictures")
+    write_proposals(output, _proposals(predictor, records))
+    return len(records)
+
+
+def _proposals(
+    predictor: Predictor, records: Sequence[dict[str, Any]]
+) -> Iterator[tuple[Any, Array, Array]]:
+    results = predictor.stream(record["file_name"] for record in records)
+    for record, result in zip(tqdm(records, unit="picture", disable=None), results, strict=True):
+        instances = result["instances"].to("cpu")
+        scores = instances.scores.double().numpy().clip(_LEAST, 1 - _LEAST)
+        logits = np.log(scores / (1 - scores)).astype(np.float32)
+        yield record["image_id"], instances.pred_boxes.tensor.float().numpy(), logits

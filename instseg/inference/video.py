@@ -1,0 +1,165 @@
+"""Prediction on the frames of a video, where what was seen in one frame serves the next ones."""
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from PIL import Image
+from torch import Tensor
+
+from instseg.data.images import Array
+from instseg.errors import ConfigError
+from instseg.inference.predictor import Predictor
+from instseg.modeling import VideoModel
+
+logger = logging.getLogger(__name__)
+
+
+class VideoPredictor:
+    """Runs a model on frames in their order.
+
+    A model whose frames share work (:class:`instseg.modeling.VideoModel`) computes every
+    ``keyframe_interval``-th frame in full and the others with its help.  Any other model sees each
+    frame alone.  Frames are taken and results given as :class:`instseg.Predictor` does.
+
+    Attributes:
+        predictor: what prepares frames, and holds ``cfg``, ``model`` and ``categories``.
+        keyframe_interval: frames from one key frame to the next; 1 where every frame is one.
+
+    Example::
+
+        predictor = VideoPredictor("yolact_edge/yolact_edge_shapes_video.yaml", "model_final.pth")
+        for frame in VideoFile("clip.mp4"):
+            masks = predictor(frame.image)["instances"].pred_masks
+    """
+
+    def __init__(
+        self,
+        config: CfgNode | str | os.PathLike[str] | Predictor,
+        weights: str | os.PathLike[str] | None = None,
+        *,
+        keyframe_interval: int | None = None,
+        overrides: Sequence[Any] = (),
+        allow_partial: bool = False,
+    ) -> None:
+        """Build the model and load its weights.
+
+        Args:
+            config: a configuration, the path of a YAML file, or a predictor, also an exported one,
+                whose model is used as it is; that of a video model is never the compiled one.
+            weights: a checkpoint, as for :class:`instseg.Predictor`; not with a predictor.
+            keyframe_interval: None takes the model's own.
+            overrides: ``[KEY, VALUE, ...]``, applied last; not with a predictor.
+            allow_partial: as for :class:`instseg.Predictor`; plays no part with a predictor.
+        Raises:
+            ConfigError: a configuration that cannot be used, an interval below 1, or one above 1
+                for a model whose frames share no work.
+            CheckpointError: weights that cannot be used, or a part of an exported model is missing.
+        """
+        if isinstance(config, Predictor):
+            if weights is not None or overrides:
+                raise ConfigError("a predictor has its weights and overrides already")
+            self.predictor = config
+        else:
+            self.predictor = Predictor(
+                config, weights, overrides=overrides, allow_partial=allow_partial
+            )
+        self._model = self.predictor.video()
+        self.keyframe_interval = self._interval(keyframe_interval)
+        self.reset()
+
+    def _interval(self, wanted: int | None) -> int:
+        if wanted is not None and wanted < 1:
+            raise ConfigError(f"the key frame interval is {wanted}, expected at least 1")
+        if self._model is not None:
+            return self._model.keyframe_interval if wanted is None else wanted
+        if wanted is not None and wanted > 1:
+            raise ConfigError(
+                f"{type(self.predictor.model).__name__} sees every frame alone; a key frame "
+                f"interval of {wanted} needs a video model such as YolactEdge"
+            )
+        return 1
+
+    def reset(self) -> None:
+        """Forget the frames so far: the next one is a key frame, the first of another video."""
+        self._state: tuple[Tensor, ...] | None = None
+        self._since = 0  # frames since the last key frame, itself included
+        self._size = (0, 0)
+
+    def __call__(
+        self, frame: Array | str | os.PathLike[str] | Image.Image, *, name: str = "frame"
+    ) -> dict[str, Any]:
+        """Predict on the next frame.
+
+        A frame of another size than the one before it is a key frame.  One that is refused counts
+        for nothing: the next one is seen as if it had not been there.
+
+        Args:
+            frame: an (H, W, 3) uint8 array in BGR order, or what else a predictor takes.
+            name: what messages call it.
+        Returns:
+            a dict with ``"instances"`` as :class:`instseg.Predictor` gives them, and with
+            ``"keyframe"``, whether the frame was computed in full.
+        Raises:
+            ImageError, TypeError: a frame that cannot be used.
+        """
+        model = self._model
+        if model is None:
+            return self.predictor.predict_with(None, frame, name) | {"keyframe": True}
+        full = False
+
+        def infer(inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            nonlocal full
+            size = (inputs[0]["height"], inputs[0]["width"])
+            full = self._is_due(size, name)
+            outputs = self._network(model, model.preprocess(inputs), full)
+            self._size = size
+            return model.postprocess(outputs, inputs)
+
+        result = self.predictor.predict_with(infer, frame, name)
+        return result | {"keyframe": full}
+
+    def stream(self, frames: Iterable[Any]) -> Iterator[dict[str, Any]]:
+        """Predict on any number of frames, lazily and in order.
+
+        A model that sees every frame alone takes as many at a time as its predictor's
+        ``batch_size`` says, any other one frame at a time.
+
+        Args:
+            frames: see :meth:`__call__`.
+        Yields:
+            one dict per frame, as :meth:`__call__` gives it.
+        Raises:
+            ImageError, TypeError: a frame that cannot be used, after the results of those before
+                it.
+        """
+        if self._model is None:
+            # Not a loop, whose variable would hold on to a result while the next is made.
+            results = self.predictor.stream(frames)
+            yield from map(lambda result: result | {"keyframe": True}, results)
+            return
+        for number, frame in enumerate(frames):
+            yield self(frame, name=f"frame {number}")
+
+    def _is_due(self, size: tuple[int, int], name: str) -> bool:
+        if self._state is None:
+            return True
+        if size != self._size:
+            logger.warning(
+                "%s is a key frame: it has %dx%d pixels and those before it %dx%d",
+                *(name, *reversed(size), *reversed(self._size)),
+            )
+            return True
+        return self._since >= self.keyframe_interval
+
+    def _network(self, model: VideoModel, images: Tensor, full: bool) -> tuple[Tensor, ...]:
+        """Outputs for a frame; the state changes only if there are any."""
+        if full or self._state is None:
+            outputs, self._state = model.keyframe(images)
+            self._since = 1
+        else:
+            outputs = model.between(images, self._state)
+            self._since += 1
+        return outputs

@@ -1,0 +1,362 @@
+"""The one Trainer: data loaders, optimizer, evaluators and hooks for every paper."""
+
+import functools
+import itertools
+import logging
+import math
+import os
+import shutil
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import (
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.solver import get_default_optimizer_params
+from detectron2.solver.build import maybe_add_gradient_clipping
+from detectron2.utils import comm
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from instseg.checkpoint import Checkpointer
+from instseg.config.classes import training_categories
+from instseg.config.nodes import check_classes, class_count
+from instseg.config.rules import check_values
+from instseg.data.datasets import (
+    check_files,
+    check_name,
+    check_records,
+    reading_datasets,
+    register_datasets,
+)
+from instseg.data.mappers import build_test_mapper, build_train_mapper
+from instseg.data.proposal_files import add_proposals, check_proposal_files
+from instseg.data.samples import build_sample_loader
+from instseg.data.semantic import add_semantic_files
+from instseg.data.video_mapper import check_video
+from instseg.errors import ConfigError, OutputError
+from instseg.evaluation import build_evaluator, check_evaluation
+from instseg.evaluation.semantic import check_gives_semantic
+from instseg.inference.streaming import build_streams, mean_result
+from instseg.modeling.augmented import AugmentedRCNN, check_augmentation
+from instseg.modeling.building import building
+from instseg.training.hooks import (
+    BestCheckpoint,
+    ValidationLoss,
+    check_best_metric,
+    check_expected_results,
+)
+from instseg.training.interruption import Interruption
+from instseg.training.loop import TrainLoop, mistakes_unlogged
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(DefaultTrainer):
+    """Detectron2's DefaultTrainer for CPUs and GPUs, any number of processes, and safe checkpoints.
+
+    Everything that can be wrong with configuration, data and weights is found while this is
+    constructed or in :meth:`resume_or_load`, before the first iteration.
+    """
+
+    def __init__(self, cfg: CfgNode, *, allow_partial: bool = False) -> None:
+        """
+        Args:
+            cfg: complete configuration.
+            allow_partial: accept weights that fit less than half of the model.
+        Raises:
+            ConfigError, DatasetError, OutputError: with what to change.
+        """
+        TrainerBase.__init__(self)
+        check_values(cfg)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        self.cfg = cfg
+        register_datasets(cfg)
+        data_loader = self.build_train_loader(cfg)
+        check_classes(cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+        categories = training_categories(cfg)
+        model = self.build_model(cfg)
+        if cfg.TEST.VIDEO:
+            build_streams(cfg, model)  # finds what would stop an evaluation later
+        check_evaluation(cfg)
+        check_expected_results(cfg, model)
+        if cfg.TEST.SEMANTIC_METRIC:
+            check_gives_semantic(model)
+        optimizer = self.build_optimizer(cfg, model)
+        _check_space(cfg.OUTPUT_DIR, model)
+        distributed = _distribute(model)
+        self._trainer = TrainLoop(
+            distributed,
+            data_loader,
+            optimizer,
+            amp_dtype=cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else None,
+            accumulate=cfg.SOLVER.ACCUMULATE_BATCHES,
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        # Given the distributed model, it has all processes load what the main one reads.
+        self.checkpointer = Checkpointer(
+            distributed,
+            cfg.OUTPUT_DIR,
+            sha256=cfg.MODEL.WEIGHTS_SHA256,
+            allow_partial=allow_partial,
+            classes=class_count(cfg),
+            categories=categories,
+            trainer=weakref.proxy(self),
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Detectron2's; what parts of it have against the configuration is a ConfigError."""
+        with building():
+            model: nn.Module = super().build_model(cfg)
+        return model
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+        if not cfg.DATASETS.TRAIN:
+            raise ConfigError("DATASETS.TRAIN is empty; name a data set, e.g. ('shapes_train',)")
+        records = _annotated_records(
+            cfg,
+            cfg.DATASETS.TRAIN,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            proposals="DATASETS.PROPOSAL_FILES_TRAIN",
+        )
+        if cfg.INPUT.SAMPLES:
+            if cfg.TEST.VAL_LOSS_PERIOD > 0:
+                raise ConfigError(
+                    "TEST.VAL_LOSS_PERIOD needs losses of whole pictures, this model trains on "
+                    f"INPUT.SAMPLES {cfg.INPUT.SAMPLES}; set TEST.VAL_LOSS_PERIOD 0"
+                )
+            return build_sample_loader(cfg, records)
+        return build_detection_train_loader(
+            cfg, dataset=records, mapper=build_train_mapper(cfg, augment=True)
+        )
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
+        """Detectron2's, with proposals and what ``INPUT.TRUTH_TEST`` and ``SEMANTIC_ROOT`` add."""
+        truth, own = cfg.INPUT.TRUTH_TEST, cfg.MODEL.LOAD_PROPOSALS
+        if own:
+            key, files = "DATASETS.PROPOSAL_FILES_TEST", cfg.DATASETS.PROPOSAL_FILES_TEST
+            check_proposal_files(key, files, cfg.DATASETS.TEST)
+        with reading_datasets([dataset_name]):
+            records = get_detection_dataset_dicts([dataset_name], filter_empty=False)
+        check_files(dataset_name, records)
+        if own:
+            add_proposals(records, files[list(cfg.DATASETS.TEST).index(dataset_name)])
+        add_semantic_files(cfg, records)
+        mapper = build_train_mapper(cfg, augment=False) if truth else build_test_mapper(cfg)
+        loader: Iterable[list[dict[str, Any]]] = build_detection_test_loader(
+            records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+        )
+        return loader
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """``SOLVER.OPTIMIZER`` over parameter groups with Detectron2's norm and bias rules.
+
+        A module may train parts of it at another rate: its method ``lr_multipliers()`` returns
+        {name of a parameter, or of the module that holds it: factor}.
+        """
+        parameters = get_default_optimizer_params(
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+            lr_factor_func=_lr_factors(model),
+        )
+        settings = {"lr": cfg.SOLVER.BASE_LR, "weight_decay": cfg.SOLVER.WEIGHT_DECAY}
+        if cfg.SOLVER.OPTIMIZER == "SGD":
+            sgd = maybe_add_gradient_clipping(cfg, torch.optim.SGD)
+            return sgd(
+                parameters,
+                momentum=cfg.SOLVER.MOMENTUM,
+                nesterov=cfg.SOLVER.NESTEROV,
+                **settings,
+            )
+        if cfg.SOLVER.OPTIMIZER == "AdamW":
+            adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
+            return adamw(parameters, fused=True, **settings)
+        raise ConfigError(f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; expected SGD or AdamW")
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """Detectron2's hooks plus those that the configuration switches on."""
+        hooks = super().build_hooks()
+        extra: list[HookBase] = []
+        losses: ValidationLoss | None = None
+        if self.cfg.TEST.VAL_LOSS_PERIOD > 0:
+            if not self.cfg.DATASETS.TEST:
+                raise ConfigError("TEST.VAL_LOSS_PERIOD is set, but DATASETS.TEST is empty")
+            records = _annotated_records(
+                self.cfg,
+                self.cfg.DATASETS.TEST,
+                filter_empty=False,
+                proposals="DATASETS.PROPOSAL_FILES_TEST",
+            )
+            losses = ValidationLoss(
+                self.cfg.TEST.VAL_LOSS_PERIOD,
+                self.checkpointer.model,
+                lambda: build_detection_test_loader(
+                    records,
+                    mapper=build_train_mapper(self.cfg, augment=False),
+                    num_workers=self.cfg.DATALOADER.NUM_WORKERS,
+                ),
+            )
+            extra.append(losses)
+        metric = self.cfg.TEST.BEST_METRIC
+        lower = bool(metric) and check_best_metric(self.cfg, self.checkpointer.model, losses)
+        if metric and comm.is_main_process():
+            best = Checkpointer(
+                self.checkpointer.model,
+                os.path.join(self.cfg.OUTPUT_DIR, "best"),
+                categories=self.checkpointer.categories,
+            )
+            extra.append(BestCheckpoint(best, metric, lower_is_better=lower))
+        # After the timer, the schedule and exact norm statistics come those that save and measure;
+        # the writer stays last, so that it writes what the others measured.
+        end = len(hooks) - 1 if comm.is_main_process() else len(hooks)
+        return [*hooks[:3], Interruption(self.checkpointer), *hooks[3:end], *extra, *hooks[end:]]
+
+    def train(self) -> Any:
+        """Train from ``start_iter``, which is the end where the end itself was not saved."""
+        if self.start_iter >= max(self.max_iter, 1):
+            self.checkpointer.save("model_final", iteration=self.start_iter - 1)
+        with mistakes_unlogged():
+            return super().train()
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Load ``MODEL.WEIGHTS``, or go on from the last checkpoint in ``OUTPUT_DIR``."""
+        # The main process decides: others may not see its disk.
+        resumes = resume and comm.all_gather(self.checkpointer.has_checkpoint())[0]
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if resumes:
+            self.start_iter = self.iter + 1
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Detectron2's, which takes any iteration.
+
+        Raises:
+            ValueError: an iteration that training cannot go on from.
+        """
+        iteration = state_dict["iteration"]
+        if not isinstance(iteration, int) or not 0 <= iteration < 2**63:
+            raise ValueError(f"iteration is {iteration!r:.80}; expected a whole number from 0")
+        super().load_state_dict(state_dict)
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: Sequence[DatasetEvaluator] | None = None,
+    ) -> dict[str, Any]:
+        """Evaluate on ``DATASETS.TEST``; on all processes with the main one's running statistics.
+
+        Each process keeps statistics of its own while training, and the main one's are saved.
+        Under ``TEST.VIDEO`` the frames of each clip are a stream.  Under ``TEST.AUG.ENABLED`` there
+        are also results of test-time augmentation: for each ``TASK`` a ``TASK_TTA``, whose files go
+        to ``OUTPUT_DIR/inference_TTA``.
+        """
+        check_augmentation(cfg)
+        register_datasets(cfg)
+        if comm.get_world_size() > 1:
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        if not cfg.TEST.VIDEO:
+            results: dict[str, Any] = super().test(cfg, model, evaluators)
+            if cfg.TEST.AUG.ENABLED:
+                names = cfg.DATASETS.TEST
+                chosen = evaluators or [build_evaluator(cfg, x, "inference_TTA") for x in names]
+                _add_augmented(results, super().test(cfg, AugmentedRCNN(cfg, model), chosen))
+            return results
+        passes = []
+        for stream in build_streams(cfg, model):
+            passes.append(super().test(cfg, stream, evaluators))
+        mean: dict[str, Any] = mean_result(passes)
+        if len(passes) > 1:
+            logger.info(f"Mean of {len(passes)} passes: {mean}")
+        return mean
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset_name)
+
+
+def _add_augmented(results: dict[str, Any], augmented: dict[str, Any]) -> None:
+    """Add ``augmented`` to ``results`` of the same form, ``TASK`` as ``TASK_TTA``."""
+    for key, value in augmented.items():
+        if any(isinstance(inner, dict) for inner in value.values()):  # of one of several data sets
+            _add_augmented(results[key], value)
+        else:
+            results[f"{key}_TTA"] = value
+
+
+def _annotated_records(
+    cfg: CfgNode, names: Sequence[str], *, filter_empty: bool, proposals: str
+) -> list[dict[str, Any]]:
+    """Records of the data sets ``names`` that losses can be computed on, checked.
+
+    Args:
+        filter_empty: leave out pictures without objects.
+        proposals: the key that names their files under ``MODEL.LOAD_PROPOSALS``.
+    """
+    for name in names:
+        check_name(name)
+    # One by one where each has a file of its own.
+    groups = [[name] for name in names] if cfg.MODEL.LOAD_PROPOSALS else [names]
+    with reading_datasets(names):
+        parts = [get_detection_dataset_dicts(group, filter_empty=filter_empty) for group in groups]
+    if cfg.MODEL.LOAD_PROPOSALS:
+        files = functools.reduce(getattr, proposals.split("."), cfg)
+        check_proposal_files(proposals, files, names)
+        for part, file in zip(parts, files, strict=True):
+            add_proposals(part, file)
+    records: list[dict[str, Any]] = list(itertools.chain.from_iterable(parts))
+    check_records(cfg, ", ".join(names), records)
+    check_video(cfg, ", ".join(names), records)
+    add_semantic_files(cfg, records)
+    return records
+
+
+def _lr_factors(model: nn.Module) -> Callable[[str], float]:
+    """Name of a parameter → product of the factors that modules of ``model`` declare for it."""
+    factors = []
+    for prefix, module in model.named_modules():
+        declared = getattr(module, "lr_multipliers", dict)
+        for name, factor in declared().items():
+            factors.append((f"{prefix}.{name}.".lstrip("."), factor))
+    return lambda name: math.prod(f for own, f in factors if f"{name}.".startswith(own))
+
+
+def _distribute(model: nn.Module) -> nn.Module:
+    """``model`` under DistributedDataParallel when there are several processes."""
+    if comm.get_world_size() == 1:
+        return model
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    return DistributedDataParallel(
+        model,
+        device_ids=[comm.get_local_rank()] if on_gpu else None,
+        broadcast_buffers=False,
+    )
+
+
+def _check_space(output_dir: str, model: nn.Module) -> None:
+    """A first checkpoint (weights and two optimizer moments) must fit on the disk."""
+    needed = 3 * sum(p.numel() * p.element_size() for p in model.parameters())
+    free = shutil.disk_usage(output_dir).free
+    if free < needed:
+        raise OutputError(
+            f"OUTPUT_DIR {output_dir} has {free / 2**20:.0f} MiB free, a checkpoint needs about "
+            f"{needed / 2**20:.0f} MiB; free some space or choose another OUTPUT_DIR"
+        )

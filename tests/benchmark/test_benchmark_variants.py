@@ -1,0 +1,64 @@
+"""``instseg benchmark models --variant``: a row for every form of a network, split by stages."""
+
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+
+from instseg.benchmark import benchmark_models, models
+from instseg.cli import main
+from instseg.errors import ConfigError
+from tests.support.yolact_tiny import CONFIGS, PHOTO, TINY
+
+
+def test_every_variant_of_yolact_is_a_row_with_its_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "_peak_memory", lambda *_: None)
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)
+    cv2.imwrite(str(tmp_path / "photo.png"), PHOTO)
+    rows = benchmark_models(
+        [CONFIGS["yolact"]], [str(tmp_path / "photo.png")], TINY, 1, list(models.VARIANTS)
+    )
+    names = ["yolact_shapes", "yolact_shapes_folded", "yolact_shapes_compiled"]
+    assert [row.name for row in rows] == names
+    for row in rows:
+        stages = {"network", "post-processing", "mask assembly", "rest"}
+        assert set(row.stages_ms) == stages
+        assert all(ms > 0 for ms in row.stages_ms.values())
+
+
+def test_a_model_for_videos_has_the_times_of_both_kinds_of_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "_peak_memory", lambda *_: None)
+    cv2.imwrite(str(tmp_path / "photo.png"), PHOTO)
+    backbone = ["MODEL.BACKBONE.NAME", "build_mobilenet_v2_backbone"]
+    overrides = [*TINY, *backbone, "MODEL.MOBILENET.WIDTH", 0.25]
+    config = "yolact_edge/yolact_edge_shapes_video.yaml"
+    (row,) = benchmark_models([config], [str(tmp_path / "photo.png")], overrides, 1)
+    assert list(row.stages_ms)[-2:] == ["keyframe", "between"]
+    assert all(ms > 0 for ms in row.stages_ms.values())
+
+
+def test_both_predictors_get_the_same_random_weights() -> None:
+    first, second = (models._same_weights(lambda: torch.rand(3)) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_a_random_network_keeps_detections_of_any_score() -> None:
+    cfg = models._with_work(models.load_cfg(CONFIGS["yolact"], ["MODEL.WEIGHTS", ""]))
+    assert cfg.MODEL.YOLACT.SCORE_THRESH_TEST == cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST == 0
+
+
+def test_an_unknown_variant_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--config-file", CONFIGS["yolact"], "--variant", "fast"]
+    assert main(["benchmark", "models", *arguments]) == 2
+    assert "--variant is fast; expected one of eager, folded, compiled" in capsys.readouterr().err
+
+
+def test_a_model_without_a_network_of_fixed_shape_has_no_compiled_variant() -> None:
+    overrides = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
+    with pytest.raises(ConfigError, match="cannot be compiled"):
+        benchmark_models(["mask_rcnn/mask_rcnn_shapes.yaml"], [], overrides, 1, ["compiled"])

@@ -1,0 +1,377 @@
+"""What a build needs and says, what a wheel holds, and how ``make setup`` copes with failures."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from email import message_from_string
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# Where the name of a project differs from that of the package it installs.
+PROJECT_OF = {
+    "PIL": "pillow",
+    "cv2": "opencv-python",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
+TORCH = "pip install torch==2.11.0 torchvision==0.26.0"
+
+
+def run(*command: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in ``cwd``; return its result with both streams as text."""
+    variables = {**os.environ, **environment}
+    arguments = [str(part) for part in command]
+    return subprocess.run(arguments, cwd=cwd, env=variables, capture_output=True, text=True)
+
+
+def copy_of_the_sources(folder: Path) -> Path:
+    """Copy what a build reads, so that it leaves nothing in the checkout."""
+    ignored = shutil.ignore_patterns("__pycache__", "*.so")
+    for name in ("instseg", "projects", "configs", "csrc"):
+        if (ROOT / name).exists():
+            shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    names = ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "Makefile")
+    for path in (ROOT / name for name in (*names, "constraints.txt", "train_net.py")):
+        if path.exists():
+            shutil.copy(path, folder / path.name)
+    return folder
+
+
+def build_wheel(source: Path, output: Path) -> Path:
+    """Build the wheel of a source tree or archive without the network; return its path."""
+    options = ["--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", output]
+    done = run(sys.executable, "-m", "pip", "wheel", *options, source, cwd=output.parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [wheel] = output.glob("instseg-*.whl")
+    return wheel
+
+
+def files(wheel: Path) -> set[str]:
+    """Return the names of the files in a wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+def metadata(wheel: Path, name: str) -> str:
+    """Return one file of a wheel's dist-info folder."""
+    with zipfile.ZipFile(wheel) as archive:
+        [path] = [path for path in archive.namelist() if path.endswith(f".dist-info/{name}")]
+        return archive.read(path).decode()
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source archive made from the checkout."""
+    folder = tmp_path_factory.mktemp("archive")
+    (folder / "source").mkdir()
+    source = copy_of_the_sources(folder / "source")
+    done = run(sys.executable, "setup.py", "-q", "sdist", "--dist-dir", folder, cwd=source)
+    assert done.returncode == 0, done.stderr
+    [path] = folder.glob("instseg-*.tar.gz")
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(archive: Path) -> Path:
+    """The wheel built from the source archive, which so is known to hold all that it takes."""
+    return build_wheel(archive, archive.parent / "dist")
+
+
+def test_a_wheel_holds_every_module_of_instseg_and_of_the_projects(wheel):
+    expected = {str(p.relative_to(ROOT)) for p in ROOT.glob("instseg/**/*.py")}
+    expected |= {f"instseg/{p.relative_to(ROOT)}" for p in ROOT.glob("projects/**/*.py")}
+    assert "instseg/projects/mask_rcnn/__init__.py" in expected
+    assert expected <= files(wheel)
+
+
+def test_a_wheel_holds_every_configuration(wheel):
+    expected = {f"instseg/{p.relative_to(ROOT)}" for p in ROOT.glob("configs/**/*.yaml")}
+    assert expected
+    assert expected <= files(wheel)
+
+
+def test_a_wheel_holds_the_marker_of_a_typed_package(wheel):
+    assert "instseg/py.typed" in files(wheel)
+
+
+def test_a_wheel_holds_the_licence(wheel):
+    assert any(re.search(r"\.dist-info/(licenses/)?LICENSE$", name) for name in files(wheel))
+
+
+def test_a_wheel_installs_the_instseg_command(wheel):
+    assert "instseg = instseg.cli:main" in metadata(wheel, "entry_points.txt")
+
+
+def test_an_installed_wheel_works_from_another_directory(wheel, tmp_path):
+    options = ["--no-deps", "--no-index", "--target", tmp_path / "site"]
+    done = run(sys.executable, "-m", "pip", "install", *options, wheel, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    code = (
+        "import torch, instseg, instseg._C, instseg.configs\n"
+        "import instseg.projects.mask_rcnn as project\n"
+        "instseg.get_cfg()\n"
+        "for m in (instseg, instseg._C, instseg.configs, project): print(m.__file__)\n"
+    )
+    (tmp_path / "elsewhere").mkdir()
+    done = run(
+        sys.executable, "-c", code, cwd=tmp_path / "elsewhere", PYTHONPATH=str(tmp_path / "site")
+    )
+    assert done.returncode == 0, done.stderr
+    # An editable installation of the checkout must not have stepped in for a missing module.
+    assert len(done.stdout.splitlines()) == 4
+    assert all(line.startswith(str(tmp_path / "site")) for line in done.stdout.splitlines())
+
+
+def test_a_source_archive_holds_the_tested_versions(archive):
+    with tarfile.open(archive) as contents:
+        assert any(name.endswith("/constraints.txt") for name in contents.getnames())
+
+
+def third_party_imports() -> Iterator[tuple[str, Path]]:
+    """Yield (top-level package, file) of every absolute import in instseg/ and projects/."""
+    for path in [*ROOT.glob("instseg/**/*.py"), *ROOT.glob("projects/**/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            for name in names:
+                if (top := name.split(".")[0]) not in sys.stdlib_module_names:
+                    yield top, path
+
+
+def distribution_name(requirement: str) -> str:
+    """Return the normalised project name at the start of a requirement."""
+    name = re.match(r"[\w.-]+", requirement)
+    assert name, requirement
+    return re.sub(r"[-_.]+", "-", name[0]).lower()
+
+
+def test_every_imported_package_is_a_declared_dependency(wheel):
+    declared = message_from_string(metadata(wheel, "METADATA")).get_all("Requires-Dist") or []
+    known = {distribution_name(requirement) for requirement in declared}
+    for package, path in third_party_imports():
+        if package not in ("instseg", "detectron2"):
+            assert PROJECT_OF.get(package, package) in known, f"{path} imports {package}"
+
+
+def test_every_declared_dependency_has_a_tested_version(wheel):
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    pinned = {distribution_name(line) for line in lines if line and not line.startswith("#")}
+    declared = message_from_string(metadata(wheel, "METADATA")).get_all("Requires-Dist") or []
+    assert {distribution_name(requirement) for requirement in declared} <= pinned
+
+
+def test_the_command_that_messages_recommend_installs_the_tested_torch():
+    pins = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    assert {"torch==2.11.0", "torchvision==0.26.0"} <= set(pins)
+    for name in ("setup.py", "instseg/__init__.py"):
+        assert TORCH in (ROOT / name).read_text("utf-8")
+
+
+def interpreter_with(torch: str | None, folder: Path) -> Path:
+    """Make an interpreter that has setuptools and, by its metadata, this version of torch."""
+    run(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
+    [packages] = folder.glob("venv/lib/python*/site-packages")
+    setuptools = find_spec("setuptools")
+    assert setuptools and setuptools.origin
+    for pattern in ("*distutils*", "pkg_resources", "setuptools*", "wheel*"):
+        for path in Path(setuptools.origin).parents[1].glob(pattern):
+            (packages / path.name).symlink_to(path)
+    if torch:
+        (packages / f"torch-{torch}.dist-info").mkdir()
+        text = f"Metadata-Version: 2.1\nName: torch\nVersion: {torch}\n"
+        (packages / f"torch-{torch}.dist-info" / "METADATA").write_text(text)
+    return folder / "venv" / "bin" / "python"
+
+
+@pytest.mark.parametrize(
+    ("torch", "seen"), [(None, "sees none"), ("2.5.1", "2.5.1"), ("1.13.1+cu117", "1.13.1+cu117")]
+)
+def test_a_build_without_a_new_enough_torch_is_one_sentence_that_says_what_to_type(
+    torch, seen, tmp_path
+):
+    python = interpreter_with(torch, tmp_path)
+    done = run(python, "setup.py", "-q", "bdist_wheel", cwd=copy_of_the_sources(tmp_path))
+    assert done.returncode == 1
+    [sentence] = done.stderr.splitlines()
+    assert seen in sentence
+    assert f"`{TORCH}`, then `pip install --no-build-isolation -e .`" in sentence
+
+
+STAND_IN = """
+from setuptools import Extension
+from setuptools.command.build_ext import build_ext
+
+class CppExtension(Extension): pass
+class CUDAExtension(Extension): pass
+
+class BuildExtension(build_ext):
+    def run(self): print(*[(type(e).__name__, e.sources) for e in self.extensions])
+    def get_outputs(self): return []
+"""
+
+
+def stand_in_for_torch(packages: Path) -> None:
+    """Write a package ``torch`` with which nothing is compiled and the plan is printed."""
+    (packages / "torch" / "utils").mkdir(parents=True)
+    (packages / "torch" / "__init__.py").write_text(
+        "class cuda: is_available = staticmethod(lambda: False)\nclass version: cuda = '13.0'\n"
+    )
+    (packages / "torch" / "utils" / "__init__.py").touch()
+    (packages / "torch" / "utils" / "cpp_extension.py").write_text(STAND_IN)
+
+
+def plan_of_build(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a build that compiles nothing and prints what it would."""
+    python = interpreter_with("2.11.0", folder)
+    stand_in_for_torch(next(folder.glob("venv/lib/python*/site-packages")))
+    source = copy_of_the_sources(folder)
+    return run(python, "setup.py", "-q", "build_ext", cwd=source, **environment)
+
+
+@pytest.mark.parametrize("torch", ["2.6.0", "2.10.0", "2.11.0+cu130", "3.0.0a0+git1234567"])
+def test_a_build_with_a_new_enough_torch_goes_on(torch, tmp_path):
+    python = interpreter_with(torch, tmp_path)
+    stand_in_for_torch(next(tmp_path.glob("venv/lib/python*/site-packages")))
+    done = run(python, "setup.py", "-q", "build", cwd=copy_of_the_sources(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "csrc/register.cpp" in done.stdout
+
+
+def test_a_machine_without_a_gpu_gets_operators_for_the_cpu(tmp_path):
+    done = plan_of_build(tmp_path)
+    assert "CppExtension" in done.stdout
+    assert ".cu'" not in done.stdout
+
+
+def test_force_cuda_adds_the_cuda_sources(tmp_path):
+    done = plan_of_build(tmp_path, FORCE_CUDA="1", CUDA_HOME="/a/toolkit")
+    assert "CUDAExtension" in done.stdout
+    sources = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/*/*.cu")}
+    assert sources and all(source in done.stdout for source in sources)
+
+
+def test_force_cuda_without_a_toolkit_is_one_sentence_that_says_what_to_install(tmp_path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "c++").symlink_to("/bin/true")
+    done = plan_of_build(
+        tmp_path, FORCE_CUDA="1", PATH=str(tools), CUDA_HOME="", CUDA_PATH="", CXX="c++"
+    )
+    assert done.returncode == 1
+    [sentence] = done.stderr.splitlines()
+    assert "install the CUDA toolkit 13.0" in sentence
+
+
+def test_the_toolkit_is_found_beside_the_real_nvcc(tmp_path):
+    """The nvcc on PATH may be a script or a link; the real one tells where it lies."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    nvcc = tools / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho '#$ _HERE_=/real/toolkit/bin' >&2\n")
+    nvcc.chmod(0o755)
+    (tmp_path / "setup").mkdir()
+    source = copy_of_the_sources(tmp_path / "setup")
+    code = "import setup; print(setup.cuda_toolkit())"
+    path = f"{tools}:{os.environ['PATH']}"
+    environment = {"PATH": path, "CUDA_HOME": "", "CUDA_PATH": ""}
+    done = run(sys.executable, "-c", code, "--version", cwd=source, **environment)
+    assert done.stdout.splitlines()[-1] == "/real/toolkit", done.stderr
+
+
+def test_a_machine_without_a_compiler_is_told_in_one_sentence(tmp_path):
+    done = plan_of_build(tmp_path, CXX="no-such-compiler")
+    assert done.returncode == 1
+    [sentence] = done.stderr.splitlines()
+    assert "there is no compiler 'no-such-compiler'" in sentence
+
+
+def test_a_source_archive_needs_no_torch(tmp_path):
+    python = interpreter_with(None, tmp_path)
+    done = run(python, "setup.py", "-q", "sdist", cwd=copy_of_the_sources(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("dist/instseg-*.tar.gz"))
+
+
+def fake_environment(folder: Path, script: str) -> Path:
+    """Copy what ``make setup`` reads; put a shell script in the place of .venv/bin/python.
+
+    Args:
+        script: the body; its arguments are Python's.
+    """
+    copy_of_the_sources(folder)
+    python = folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\necho "$*" >> calls\n{script}\n')
+    python.chmod(0o755)
+    return folder
+
+
+def make_setup(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run ``make setup`` in ``folder`` as a user would, not as a part of a running make."""
+    return run("make", "setup", *arguments, cwd=folder, MAKEFLAGS="", MAKELEVEL="")
+
+
+def test_an_old_python_is_refused_by_make_in_one_sentence(tmp_path):
+    done = make_setup(copy_of_the_sources(tmp_path), "PYTHON=false")
+    assert done.returncode != 0
+    assert done.stderr.startswith("error: instseg needs Python 3.10 or newer, and 'false' is not")
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_a_setup_that_fails_is_not_taken_for_done(tmp_path):
+    fake_environment(tmp_path, 'case "$*" in *torch*) exit 1;; esac')
+    assert make_setup(tmp_path).returncode != 0
+    assert not (tmp_path / ".venv" / ".setup-done").exists()
+
+
+def test_a_second_setup_calls_nothing(tmp_path):
+    fake_environment(tmp_path, "")
+    assert make_setup(tmp_path).returncode == 0
+    (tmp_path / "calls").unlink()
+    assert make_setup(tmp_path).returncode == 0
+    assert not (tmp_path / "calls").exists()
+
+
+def test_a_setup_is_repeated_when_a_version_changes(tmp_path):
+    fake_environment(tmp_path, "")
+    assert make_setup(tmp_path).returncode == 0
+    (tmp_path / "calls").unlink()
+    later = (tmp_path / ".venv" / ".setup-done").stat().st_mtime + 1
+    os.utime(tmp_path / "constraints.txt", (later, later))
+    assert make_setup(tmp_path).returncode == 0
+    assert "--constraint constraints.txt" in (tmp_path / "calls").read_text()
+
+
+def test_a_missing_system_library_makes_setup_take_the_headless_opencv(tmp_path):
+    missing = "ImportError: libGL.so.1: cannot open shared object file: No such file or directory"
+    fake_environment(
+        tmp_path,
+        f"""case "$*" in
+        *opencv-python-headless) touch headless;;
+        *"import cv2") test -e headless || {{ echo "{missing}" >&2; exit 1; }};;
+        esac""",
+    )
+    done = make_setup(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "libGL.so.1" in done.stdout
+    assert (tmp_path / "headless").exists()
+
+
+def test_an_opencv_that_fails_for_another_reason_stops_setup(tmp_path):
+    failure = 'case "$*" in *"import cv2") echo "ImportError: numpy is broken" >&2; exit 1;; esac'
+    fake_environment(tmp_path, failure)
+    done = make_setup(tmp_path)
+    assert done.returncode != 0
+    assert "numpy is broken" in done.stderr
+    assert not (tmp_path / ".venv" / ".setup-done").exists()

@@ -1,0 +1,104 @@
+"""The README's commands run as they stand there, in a folder of their own and cut short."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+
+from instseg.data.synthetic import shapes
+from tests.conftest import ROOT
+from tests.support.video_common import pictures, write_clip
+
+# Appended to training commands so that they take seconds.
+SHORT = "SOLVER.MAX_ITER 2 SOLVER.IMS_PER_BATCH 2 DATALOADER.NUM_WORKERS 0 SOLVER.WARMUP_ITERS 0"
+TINY = """DATASETS.TEST "('coco:{json}:{folder}',)" """
+INSTALLING = ("make ", "pip install", "python -m instseg.install_detectron2")
+# Converting needs the authors' files; tests/checkpoint/test_convert_*.py run the same command on files they
+# write.  Exporting needs a trained YOLACT and a minute of tracing; see tests/export/test_export.py.
+SKIPPED = (*INSTALLING, "instseg convert", "instseg export")
+
+
+def blocks(language: str) -> list[str]:
+    """Contents of the README's fenced blocks of ``language``, "" for those without one."""
+    text = (ROOT / "README.md").read_text()
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [content for name, content in fenced if name == language]
+
+
+def commands() -> list[str]:
+    """Lines of the blocks without a language that start with one of our programs."""
+    lines = [line for block in blocks("") for line in block.splitlines()]
+    return [line for line in lines if line.startswith(("python ", "instseg "))]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like a checkout, with a picture, and no output yet."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("train_net.py", "configs"):
+        (folder / name).symlink_to(ROOT / name)
+    picture = shapes.picture("shapes_val", 0, 128)
+    cv2.imwrite(str(folder / "photo.png"), picture[:, :, ::-1])
+    write_clip(folder / "clip.mp4", pictures(3))
+    shapes.export("shapes_val", folder / "tiny", limit=4)
+    return folder
+
+
+def run(command: str, folder: Path) -> str:
+    words = shlex.split(command)
+    if words[:2] == ["python", "train_net.py"]:
+        tiny = folder / "tiny"
+        extra = TINY.format(json=tiny / "shapes_val.json", folder=tiny / "shapes_val") + SHORT
+        words += shlex.split(extra)
+    if words[:2] == ["instseg", "benchmark"]:
+        words += ["--repeats", "1"]
+    if words[:3] == ["instseg", "benchmark", "models"]:
+        words += ["--input", "photo.png"]
+    if words[:3] == ["instseg", "benchmark", "ops"]:
+        words += ["--op", "instance_assembling"]  # some peers take minutes
+    programs = {"python": [sys.executable], "instseg": [sys.executable, "-m", "instseg.cli"]}
+    result = subprocess.run(
+        [*programs[words[0]], *words[1:]],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": ""},
+        timeout=280,
+    )
+    assert result.returncode == 0, f"{command}\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
+    return result.stdout
+
+
+@pytest.mark.timeout(900)  # a dozen processes, each of which loads torch
+def test_the_commands_of_the_readme_run_in_order(checkout: Path) -> None:
+    lines = [line for line in commands() if not line.startswith(SKIPPED)]
+    assert len(lines) >= 5
+    # The demo's checkpoint, which prediction uses, comes from the first training command here.
+    training = next(line for line in lines if line.startswith("python train_net.py"))
+    run(training.replace("output/shapes", "output/demo"), checkout)
+    for line in lines:
+        run(line, checkout)
+    assert (checkout / "output/predictions/predictions.json").is_file()
+    assert (checkout / "output/video/clip.mp4").is_file()
+
+
+def test_the_three_lines_of_prediction_run(checkout: Path) -> None:
+    (code,) = blocks("python")
+    assert len(code.splitlines()) == 3
+    code = code.replace(', "output/demo/model_final.pth"', "")
+    script = f"{code}\nprint(masks.shape[1:])"
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=checkout, capture_output=True, text=True, timeout=120
+    )
+    assert "torch.Size([128, 128])" in result.stdout, result.stderr
+
+
+def test_every_make_target_of_the_readme_exists() -> None:
+    targets = re.findall(r"`?make ([a-z-]+)`?", (ROOT / "README.md").read_text())
+    defined = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert {"demo", "test"} <= set(targets) <= set(defined)

@@ -1,0 +1,25 @@
+"""Shared by the tests of ``instseg predict``: a tiny model on the command line, its results."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.inference.test_predictor import save_weights, tiny_cfg
+
+
+def arguments_for_tiny_model(folder: Path) -> list[str]:
+    """Write the tiny model into ``folder``; arguments that predict with it, whatever the score."""
+    torch.manual_seed(0)
+    (folder / "tiny.yaml").write_text(tiny_cfg().dump())
+    weights = save_weights(tiny_cfg(), folder / "tiny.pth", class_names=["a", "b/c", "d"])
+    config = str(folder / "tiny.yaml")
+    return ["predict", "--config-file", config, "--weights", str(weights), "--confidence", "0"]
+
+
+def results(output: Path) -> list[dict[str, Any]]:
+    """Records of ``predictions.json``."""
+    loaded = json.loads((output / "predictions.json").read_text())
+    assert isinstance(loaded, list)
+    return loaded

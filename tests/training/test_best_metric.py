@@ -1,0 +1,277 @@
+"""What keys want of an evaluation is looked for among what will be measured, before training."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+import instseg
+from instseg.checkpoint import Checkpointer, read_weights
+from instseg.data.synthetic import shapes, shapes_video
+from instseg.errors import ConfigError
+from instseg.evaluation import lower_is_better, metric_names
+from instseg.training.hooks import (
+    BestCheckpoint,
+    ValidationLoss,
+    check_best_metric,
+    check_expected_results,
+)
+from instseg.training.trainer import Trainer
+from tests.support.video_data import found_all
+
+CONFIG = "mask_rcnn/mask_rcnn_shapes.yaml"
+TINY = ["SOLVER.IMS_PER_BATCH", 1, "DATALOADER.NUM_WORKERS", 0]
+TINY += ["MODEL.RESNETS.RES2_OUT_CHANNELS", 16, "MODEL.FPN.OUT_CHANNELS", 32]
+
+
+class Truth(nn.Module):
+    """Finds what is annotated."""
+
+    def __init__(self, name: str, change: Callable[[Any], None]) -> None:
+        super().__init__()
+        self.records = {record["image_id"]: record for record in DatasetCatalog.get(name)}
+        self.change = change
+        self.gives_mask_scores = change is add_mask_scores
+
+    def forward(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        results = []
+        for item in inputs:
+            found = found_all(self.records[item["image_id"]])
+            self.change(found)
+            sem_seg = torch.zeros(4, *found.image_size)
+            results.append({"instances": found, "sem_seg": sem_seg})
+        return results
+
+
+def nothing(found: Any) -> None:
+    pass
+
+
+def add_mask_scores(found: Any) -> None:
+    found.mask_scores = found.scores / 2
+
+
+def remove_masks(found: Any) -> None:
+    found.remove("pred_masks")
+
+
+def config(names: tuple[str, ...], *words: Any) -> Any:
+    return instseg.load_cfg(
+        CONFIG, [*TINY, "DATASETS.TRAIN", names[:1], "DATASETS.TEST", names, *words]
+    )
+
+
+@pytest.fixture
+def two_images(monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """Two data sets of two images."""
+    instseg.get_cfg()  # registers them
+    names = ("shapes_val", "shapes_train")
+    records = shapes.load("shapes_val", shapes.DEFAULT_SIZE, range(2))
+    for name in names:
+        monkeypatch.setitem(DatasetCatalog.data, name, lambda: records)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("keys", "change"),
+    [
+        ([], nothing),
+        ([], add_mask_scores),
+        (["MODEL.MASK_ON"], remove_masks),
+        (["TEST.PROPOSALS", "TEST.CONTEST_METRIC"], nothing),
+        (["TEST.CONTEST_METRIC", "TEST.LEAF_METRIC", "TEST.VOC_METRIC"], nothing),
+        (["TEST.SEMANTIC_METRIC"], nothing),
+    ],
+)
+def test_what_is_declared_is_what_an_evaluation_gives(
+    two_images: tuple[str, ...], tmp_path: Path, keys: list[str], change: Callable[[Any], None]
+) -> None:
+    words: list[Any] = ["OUTPUT_DIR", str(tmp_path)]
+    for key in keys:
+        words += [key, key != "MODEL.MASK_ON"]
+    cfg = config(two_images[:1], *words)
+    model = Truth(two_images[0], change)
+    measured = flatten_results_dict(Trainer.test(cfg, model))
+    measured.pop("leaves/DiC", None)  # has no best value
+    assert set(metric_names(cfg, model)) == set(measured)
+
+
+def test_what_is_declared_of_tracks_is_what_an_evaluation_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("trackers")
+    instseg.get_cfg()
+    name = "shapes_video_val"
+    records = shapes_video.load(name, shapes.DEFAULT_SIZE, [0])
+    monkeypatch.setitem(DatasetCatalog.data, name, lambda: records)
+    cfg = config((name,), "TEST.TRACK_METRIC", True, "OUTPUT_DIR", str(tmp_path))
+    model = Truth(name, nothing)
+    assert set(metric_names(cfg, model)) == set(flatten_results_dict(Trainer.test(cfg, model)))
+
+
+def test_with_two_data_sets_each_metric_begins_with_the_name_of_one(
+    two_images: tuple[str, ...], tmp_path: Path
+) -> None:
+    cfg = config(two_images, "OUTPUT_DIR", str(tmp_path))
+    names = metric_names(cfg, nn.Identity())
+    assert {"shapes_val/segm/AP", "shapes_train/segm/AP-circle"} <= set(names)
+    storage = EventStorage()
+    model = nn.Module()
+    model.forward = lambda inputs: [  # type: ignore[method-assign]
+        {"instances": found_all(DatasetCatalog.get("shapes_val")[0])} for _ in inputs
+    ]
+    storage.put_scalars(**flatten_results_dict(Trainer.test(cfg, model)))
+    assert set(storage.latest()) == set(names)
+
+
+EVALUATED = ["TEST.EVAL_PERIOD", 1]
+
+
+@pytest.mark.parametrize(
+    ("metric", "words", "message"),
+    [
+        ("segm/APP", EVALUATED, "is segm/APP, which is not measured; did you mean segm/AP"),
+        ("SEGM/ap", EVALUATED, "did you mean segm/AP,"),
+        ("AP", EVALUATED, "did you mean bbox/AP, segm/AP"),
+        ("segm/AP-person", EVALUATED, "did you mean segm/AP"),
+        ("segm/rho_by_score", EVALUATED, "did you mean segm/rho"),
+        ("nonsense", EVALUATED, "there are bbox/AP, bbox/AP50"),
+        ("total_loss", EVALUATED, "which is not measured"),
+        ("contest/AP", EVALUATED, "which is not measured"),
+        ("segm/AP", [*EVALUATED, "DATASETS.TEST", ("shapes_val", "shapes_train")],
+         "did you mean shapes_val/segm/AP, shapes_train/segm/AP"),
+        ("shapes_val/segm/AP", EVALUATED, "did you mean segm/AP"),
+        ("segm/AP", [*EVALUATED, "DATASETS.TEST", ()], "DATASETS.TEST is empty"),
+        ("segm/AP", [], "set TEST.EVAL_PERIOD to a number"),
+        ("leaves/DiC", [*EVALUATED, "TEST.LEAF_METRIC", True], r"did you mean leaves/\|DiC\|"),
+        ("segm/AP", [*EVALUATED, "MODEL.MASK_ON", False], "there are bbox/AP"),
+        ("bbox/AP", [*EVALUATED, "TEST.PROPOSALS", True], "which is not measured"),
+        ("val/total_loss", EVALUATED, "set TEST.VAL_LOSS_PERIOD to a number"),
+    ],
+)  # fmt: skip
+def test_a_metric_that_nothing_measures_is_refused_with_close_names(
+    metric: str, words: list[Any], message: str
+) -> None:
+    cfg = config(("shapes_val",), *words, "TEST.BEST_METRIC", metric)
+    with pytest.raises(ConfigError, match=message):
+        check_best_metric(cfg, nn.Identity(), None)
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        ("segm/AP-circle", []),
+        ("segm/rho", []),
+        ("contest/AP85", ["TEST.CONTEST_METRIC", True]),
+        ("shapes_train/bbox/AP", ["DATASETS.TEST", ("shapes_val", "shapes_train")]),
+        ("proposals_segm/AR75@100", ["TEST.PROPOSALS", True]),
+    ],
+)
+def test_a_metric_that_will_be_measured_is_taken(metric: str, words: list[Any]) -> None:
+    cfg = config(("shapes_val",), *EVALUATED, *words, "TEST.BEST_METRIC", metric)
+    assert check_best_metric(cfg, nn.Identity(), None) is False
+
+
+class OneLoss(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, batch: Any) -> dict[str, torch.Tensor]:
+        return {"loss_fit": self.weight}
+
+
+@pytest.mark.parametrize("metric", ["val/total_loss", "val/loss_fit"])
+def test_losses_are_measured_without_evaluations_and_the_lowest_is_the_best(metric: str) -> None:
+    losses = ValidationLoss(1, OneLoss(), lambda: [[{}]])
+    cfg = config(("shapes_val",), "TEST.BEST_METRIC", metric, "TEST.VAL_LOSS_PERIOD", 1)
+    assert check_best_metric(cfg, nn.Identity(), losses) is True
+
+
+def test_a_loss_that_the_model_does_not_have_is_refused() -> None:
+    losses = ValidationLoss(1, OneLoss(), lambda: [[{}]])
+    cfg = config(("shapes_val",), "TEST.BEST_METRIC", "val/loss_fat", "TEST.VAL_LOSS_PERIOD", 1)
+    with pytest.raises(ConfigError, match="did you mean val/loss_fit"):
+        check_best_metric(cfg, nn.Identity(), losses)
+
+
+def test_a_class_with_loss_in_its_name_is_no_loss(
+    two_images: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata = MetadataCatalog.get(two_images[0])
+    monkeypatch.setitem(metadata.__dict__, "thing_classes", ["floss", "glossy", "b/c"])
+    for metric in ("segm/AP-floss", "segm/AP-b/c"):
+        cfg = config(two_images[:1], *EVALUATED, "TEST.BEST_METRIC", metric)
+        assert check_best_metric(cfg, nn.Identity(), None) is False
+
+
+@pytest.mark.parametrize("metric", ["leaves/|DiC|", "a_set/leaves/|DiC|"])
+def test_of_the_difference_in_count_the_lowest_value_is_kept(metric: str, tmp_path: Path) -> None:
+    model = nn.Linear(1, 1)
+    hook = BestCheckpoint(
+        Checkpointer(model, str(tmp_path)), metric, lower_is_better=lower_is_better(metric)
+    )
+    hook.trainer = type("FakeTrainer", (), {})()
+    with EventStorage() as hook.trainer.storage:
+        for iteration, value in enumerate([3.0, 1.0, 2.0]):
+            hook.trainer.storage.iter = iteration
+            hook.trainer.storage.put_scalar(metric, value, smoothing_hint=False)
+            hook.after_step()
+    assert read_weights(str(tmp_path / "model_best.pth"))["best_value"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["TEST.BEST_METRIC", "segm/APP", *EVALUATED], "did you mean segm/AP"),
+        (["TEST.BEST_METRIC", "val/loss_masks", "TEST.VAL_LOSS_PERIOD", 1], "val/loss_mask"),
+    ],
+)
+def test_a_trainer_refuses_it_before_the_first_iteration(
+    two_images: tuple[str, ...], tmp_path: Path, words: list[Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Trainer(config(two_images[:1], "OUTPUT_DIR", str(tmp_path), *words))
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (["segm", "APP", 30.0, 1.0], "has segm/APP, which is not measured; did you mean segm/AP"),
+        (["segn", "AP", 30.0, 1.0], "did you mean segm/AP"),
+        (["segm", "AP", 30.0], r"has \['segm', 'AP', 30.0\]; expected \[TASK, METRIC, VALUE, TOL"),
+        (["segm", "AP", "30", 1.0], r"expected \[TASK, METRIC, VALUE, TOLERANCE\]"),
+        ("segm", r"has 'segm'; expected \[TASK"),
+    ],
+)
+def test_expected_results_that_cannot_be_compared_are_refused(entry: Any, message: str) -> None:
+    cfg = config(("shapes_val",), "TEST.EXPECTED_RESULTS", [entry])
+    with pytest.raises(ConfigError, match=message):
+        check_expected_results(cfg, nn.Identity())
+
+
+@pytest.mark.parametrize("names", [(), ("shapes_val", "shapes_train")])
+def test_expected_results_are_of_one_data_set(names: tuple[str, ...]) -> None:
+    cfg = config(names, "TEST.EXPECTED_RESULTS", [["segm", "AP", 30.0, 1.0]])
+    with pytest.raises(ConfigError, match=f"is for one data set, DATASETS.TEST has {len(names)}"):
+        check_expected_results(cfg, nn.Identity())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["TEST.EXPECTED_RESULTS", [["segm", "APP", 30.0, 1.0]]], "did you mean segm/AP"),
+        (["TEST.SEMANTIC_METRIC", True], "the model gives no semantic map"),
+    ],
+)
+def test_a_trainer_refuses_what_its_model_or_data_do_not_give(
+    two_images: tuple[str, ...], tmp_path: Path, words: list[Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Trainer(config(two_images[:1], "OUTPUT_DIR", str(tmp_path), *words))

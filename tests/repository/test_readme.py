@@ -18,14 +18,15 @@ from tests.support.video_common import pictures, write_clip
 SHORT = "SOLVER.MAX_ITER 2 SOLVER.IMS_PER_BATCH 2 DATALOADER.NUM_WORKERS 0 SOLVER.WARMUP_ITERS 0"
 TINY = """DATASETS.TEST "('coco:{json}:{folder}',)" """
 INSTALLING = ("make ", "pip install", "python -m instseg.install_detectron2")
-# Converting needs the authors' files; tests/checkpoint/test_convert_*.py run the same command on files they
-# write.  Exporting needs a trained YOLACT and a minute of tracing; see tests/export/test_export.py.
+PAGES = ("README.md", "docs/benchmarks.md")
+# Converting needs the authors' files: test_convert_*.py run the same command on files they write.
+# Exporting needs a trained YOLACT and a minute of tracing: see tests/export/test_export.py.
 SKIPPED = (*INSTALLING, "instseg convert", "instseg export")
 
 
 def blocks(language: str) -> list[str]:
-    """Contents of the README's fenced blocks of ``language``, "" for those without one."""
-    text = (ROOT / "README.md").read_text()
+    """Fenced blocks of the README and of what it links to, in ``language``, "" for none."""
+    text = "".join((ROOT / name).read_text() for name in PAGES)
     fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     return [content for name, content in fenced if name == language]
 

@@ -18,8 +18,8 @@ from tests.support.video_common import pictures, write_clip
 SHORT = "SOLVER.MAX_ITER 2 SOLVER.IMS_PER_BATCH 2 DATALOADER.NUM_WORKERS 0 SOLVER.WARMUP_ITERS 0"
 TINY = """DATASETS.TEST "('coco:{json}:{folder}',)" """
 INSTALLING = ("make ", "pip install", "python -m instseg.install_detectron2")
-# Converting needs the authors' files; tests/checkpoint/test_convert_*.py run the same command on files they
-# write.  Exporting needs a trained YOLACT and a minute of tracing; see tests/export/test_export.py.
+# Converting needs the authors' files; tests/checkpoint/test_convert_*.py run the same command on
+# files they write.  Exporting needs a trained YOLACT and a minute of tracing; see test_export.py.
 SKIPPED = (*INSTALLING, "instseg convert", "instseg export")
 
 

@@ -65,11 +65,7 @@ def train_net(*words: str, launcher: tuple[str, ...] = ()) -> subprocess.Complet
         CONFIG,
         *words,
     ]
-    # As torchrun gives each of its processes: the last bits may depend on the number of threads.
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, timeout=280, env=one_thread
-    )
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=280)
 
 
 @pytest.fixture(scope="module")

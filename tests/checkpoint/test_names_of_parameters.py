@@ -1,0 +1,41 @@
+"""Checkpoints written before load: no name, shape or dtype of a system's tensors has changed.
+
+``tests/golden/parameters.json`` holds, for the ``shapes`` configuration of every system, the
+SHA-256 of its sorted lines "name shape dtype".  A change of these makes the weights that users have
+unusable.  A failure writes the lines beside it; to see what changed, compare them with those that
+the last commit that passed writes.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+import instseg
+from tests.conftest import ROOT
+
+DIGESTS: dict[str, str] = json.loads(
+    (ROOT / "tests/golden/parameters.json").read_text(encoding="utf-8")
+)
+
+
+def lines_of(config: str) -> str:
+    """What the state dict of an untrained model holds."""
+    cfg = instseg.load_cfg(config, ["MODEL.DEVICE", "meta", "MODEL.WEIGHTS", ""])
+    with torch.device("meta"):
+        state = build_model(cfg).state_dict()
+    return "".join(
+        f"{name} {list(value.shape)} {value.dtype}\n" for name, value in sorted(state.items())
+    )
+
+
+@pytest.mark.parametrize("config", DIGESTS)
+def test_the_tensors_of_a_system_are_called_as_before(config: str, tmp_path: Path) -> None:
+    lines = lines_of(config)
+    path = tmp_path / "lines.txt"
+    path.write_text(lines, encoding="utf-8")
+    digest = hashlib.sha256(lines.encode()).hexdigest()
+    assert digest == DIGESTS[config], f"names, shapes or dtypes changed; they are now as in {path}"

@@ -9,20 +9,21 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from instseg.data.datasets import reading_datasets
 from instseg.errors import ConfigError
+from instseg.inference.keyframes import KeyFrames
 from instseg.modeling import VideoModel, as_video
 
 
 class Stream(nn.Module):
     """A video model as one that predicts on single frames, which come in the order of their clips.
 
-    It keeps the state from frame to frame and computes in full the first frame of a clip, every
-    ``interval``-th, and a frame that does not follow the one before it (another clip, a gap,
-    another size).  What it is given needs ``video_id`` and ``frame_index``.
+    Frames are computed as :class:`instseg.VideoPredictor` does, which here begins anew at a frame
+    that does not follow the one before it (another clip, a gap).  Inputs need ``video_id`` and
+    ``frame_index``; key frames are counted by the latter.
 
     Where several processes share a data set, a clip that two of them share begins once more in the
     second.
@@ -32,31 +33,23 @@ class Stream(nn.Module):
         """
         Args:
             model: also a module.
-            interval: frames from one key frame to the next.
-            offset: index of the first key frame; those before it are computed in full as well.
+            interval, offset: see :class:`instseg.inference.keyframes.KeyFrames`.
         """
         super().__init__()
         self.model = model
-        self.interval = interval
-        self.offset = offset
-        self._state: tuple[Tensor, ...] = ()
-        self._last: tuple[Any, ...] = ()
+        self.keyframes = KeyFrames(model, interval, offset)
+        self._expected: tuple[Any, int] | None = None
 
     def forward(self, batched_inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """One result per frame, as the model's ``postprocess`` gives it."""
         return [self._predict(frame) for frame in batched_inputs]
 
     def _predict(self, frame: dict[str, Any]) -> dict[str, Any]:
-        images = self.model.preprocess([frame])
         clip, index = frame["video_id"], frame["frame_index"]
-        follows = self._last == (clip, index - 1, images.shape, frame["image"].shape)
-        due = index < self.offset or (index - self.offset) % self.interval == 0
-        if due or not follows:
-            outputs, self._state = self.model.keyframe(images)
-        else:
-            outputs = self.model.between(images, self._state)
-        self._last = (clip, index, images.shape, frame["image"].shape)
-        (result,) = self.model.postprocess(outputs, [frame])
+        if self._expected != (clip, index):
+            self.keyframes.reset(index)
+        self._expected = (clip, index + 1)
+        result, _ = self.keyframes(frame, f"frame {index} of clip {clip}")
         return result
 
 

@@ -1,20 +1,17 @@
 """Prediction on the frames of a video, where what was seen in one frame serves the next ones."""
 
-import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
 from PIL import Image
-from torch import Tensor
 
 from instseg.data.images import Array
 from instseg.errors import ConfigError
+from instseg.inference.keyframes import KeyFrames
 from instseg.inference.predictor import Predictor
 from instseg.modeling import VideoModel
-
-logger = logging.getLogger(__name__)
 
 
 class VideoPredictor:
@@ -66,15 +63,15 @@ class VideoPredictor:
             self.predictor = Predictor(
                 config, weights, overrides=overrides, allow_partial=allow_partial
             )
-        self._model = self.predictor.video()
-        self.keyframe_interval = self._interval(keyframe_interval)
-        self.reset()
+        model = self.predictor.video()
+        self.keyframe_interval = self._interval(model, keyframe_interval)
+        self._keyframes = None if model is None else KeyFrames(model, self.keyframe_interval)
 
-    def _interval(self, wanted: int | None) -> int:
+    def _interval(self, model: VideoModel | None, wanted: int | None) -> int:
         if wanted is not None and wanted < 1:
             raise ConfigError(f"the key frame interval is {wanted}, expected at least 1")
-        if self._model is not None:
-            return self._model.keyframe_interval if wanted is None else wanted
+        if model is not None:
+            return model.keyframe_interval if wanted is None else wanted
         if wanted is not None and wanted > 1:
             raise ConfigError(
                 f"{type(self.predictor.model).__name__} sees every frame alone; a key frame "
@@ -84,9 +81,8 @@ class VideoPredictor:
 
     def reset(self) -> None:
         """Forget the frames so far: the next one is a key frame, the first of another video."""
-        self._state: tuple[Tensor, ...] | None = None
-        self._since = 0  # frames since the last key frame, itself included
-        self._size = (0, 0)
+        if self._keyframes is not None:
+            self._keyframes.reset()
 
     def __call__(
         self, frame: Array | str | os.PathLike[str] | Image.Image, *, name: str = "frame"
@@ -105,18 +101,15 @@ class VideoPredictor:
         Raises:
             ImageError, TypeError: a frame that cannot be used.
         """
-        model = self._model
-        if model is None:
+        keyframes = self._keyframes
+        if keyframes is None:
             return self.predictor.predict_with(None, frame, name) | {"keyframe": True}
         full = False
 
         def infer(inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             nonlocal full
-            size = (inputs[0]["height"], inputs[0]["width"])
-            full = self._is_due(size, name)
-            outputs = self._network(model, model.preprocess(inputs), full)
-            self._size = size
-            return model.postprocess(outputs, inputs)
+            result, full = keyframes(inputs[0], name)
+            return [result]
 
         result = self.predictor.predict_with(infer, frame, name)
         return result | {"keyframe": full}
@@ -135,31 +128,10 @@ class VideoPredictor:
             ImageError, TypeError: a frame that cannot be used, after the results of those before
                 it.
         """
-        if self._model is None:
+        if self._keyframes is None:
             # Not a loop, whose variable would hold on to a result while the next is made.
             results = self.predictor.stream(frames)
             yield from map(lambda result: result | {"keyframe": True}, results)
             return
         for number, frame in enumerate(frames):
             yield self(frame, name=f"frame {number}")
-
-    def _is_due(self, size: tuple[int, int], name: str) -> bool:
-        if self._state is None:
-            return True
-        if size != self._size:
-            logger.warning(
-                "%s is a key frame: it has %dx%d pixels and those before it %dx%d",
-                *(name, *reversed(size), *reversed(self._size)),
-            )
-            return True
-        return self._since >= self.keyframe_interval
-
-    def _network(self, model: VideoModel, images: Tensor, full: bool) -> tuple[Tensor, ...]:
-        """Outputs for a frame; the state changes only if there are any."""
-        if full or self._state is None:
-            outputs, self._state = model.keyframe(images)
-            self._since = 1
-        else:
-            outputs = model.between(images, self._state)
-            self._since += 1
-        return outputs

@@ -23,6 +23,7 @@ from instseg.data.synthetic import shapes_video
 from instseg.errors import ConfigError, DatasetError
 from instseg.evaluation import build_evaluator
 from instseg.evaluation.tracks import TrackEvaluator, side_by_side
+from instseg.inference.keyframes import KeyFrames
 from instseg.inference.streaming import Stream, build_streams, mean_result
 from instseg.tracking import UNTRACKED, Tracker
 from instseg.training.trainer import Trainer
@@ -119,6 +120,19 @@ def test_a_frame_of_another_size_is_a_key_frame(clips: str) -> None:
     assert modes(Stream(Oracle(), interval=10), inputs) == "k-k"
 
 
+def test_key_frames_are_those_that_a_user_gets(clips: str) -> None:
+    """A stream and a user's predictor compute the same frames of a clip in full."""
+    inputs = frames(*((0, frame) for frame in range(8)))
+    keyframes = KeyFrames(Oracle(), interval=3)
+    theirs = "".join("k" if keyframes(frame, "frame")[1] else "-" for frame in inputs)
+    assert modes(Stream(Oracle(), interval=3), inputs) == theirs == "k--k--k-"
+
+
+def test_after_a_gap_key_frames_stay_where_they_are_in_the_clip(clips: str) -> None:
+    inputs = frames((0, 0), (0, 1), *((0, frame) for frame in range(4, 10)))
+    assert modes(Stream(Oracle(), interval=3), inputs) == "k-k-k--k"
+
+
 def test_a_batch_of_frames_is_predicted_in_its_order(clips: str) -> None:
     stream = Stream(Oracle(), interval=2)
     results = stream(frames((0, 0), (0, 1), (0, 2)))
@@ -132,9 +146,10 @@ def cfg_of(clips: str, tmp_path: Path, *overrides: Any) -> Any:
 
 def test_the_model_itself_says_how_often_key_frames_come(clips: str, tmp_path: Path) -> None:
     (stream,) = build_streams(cfg_of(clips, tmp_path), Oracle())
-    assert (stream.interval, stream.offset) == (4, 0)
+    assert (stream.keyframes.interval, stream.keyframes.offset) == (4, 0)
     cfg = cfg_of(clips, tmp_path, "TEST.KEYFRAME_INTERVAL", 2, "TEST.KEYFRAME_PASSES", 2)
-    assert [(s.interval, s.offset) for s in build_streams(cfg, Oracle())] == [(2, 0), (2, 1)]
+    keyframes = [stream.keyframes for stream in build_streams(cfg, Oracle())]
+    assert [(frames.interval, frames.offset) for frames in keyframes] == [(2, 0), (2, 1)]
 
 
 @pytest.mark.parametrize(

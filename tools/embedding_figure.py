@@ -11,14 +11,13 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-import pycocotools.mask as mask_util
 import torch
 from detectron2.data import DatasetCatalog
 from torch import Tensor
 
 from instseg import Predictor
 from instseg.data.images import read_image
-from instseg.evaluation.matching import to_rle
+from instseg.masks import decode
 from instseg.visualize import gallery
 
 Pixels = npt.NDArray[np.uint8]
@@ -72,7 +71,7 @@ def tiles(predictor: Predictor, record: dict[str, Any]) -> list[Pixels]:
     size = picture.shape[1::-1]
     found = predictor(picture)["instances"].pred_masks.cpu().numpy()
     true = [
-        mask_util.decode(to_rle(annotation["segmentation"], picture.shape[:2]))
+        decode(annotation["segmentation"], *picture.shape[:2])
         for annotation in record["annotations"]
     ]
     masks = np.array(true, dtype=bool).reshape(-1, *picture.shape[:2])

@@ -6,15 +6,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
 from instseg.data.findings import Kind
 from instseg.data.readers.coco_check import place_problems, polygon_problems, usable_polygons
 from instseg.data.readers.coco_forms import box_of, flat_polygons
 from instseg.data.readers.json_files import crowd_flag, whole
-from instseg.data.rle import check_rle
 from instseg.errors import short
+from instseg.masks import check_rle, encode, rle_box, to_rle
 
 Annotation = dict[str, Any]
 Problem = tuple[Kind, str]
@@ -59,7 +58,7 @@ def standard_annotation(
     if mask is not None:
         annotation["segmentation"] = mask
     if given.get("bbox") is None:
-        box = mask_util.toBbox(mask) if isinstance(mask, dict) else box_of(mask, height, width)
+        box = rle_box(mask) if isinstance(mask, dict) else box_of(mask, height, width)
         if box is None:
             raise Fault(Kind.FORMAT, "it has neither bbox nor segmentation")
         annotation["bbox"], annotation["bbox_mode"] = [float(v) for v in box], BoxMode.XYWH_ABS
@@ -167,8 +166,7 @@ def _encoded(array: npt.NDArray[Any], height: int, width: int) -> dict[str, Any]
         )
     if array.dtype.kind not in "bui" and not np.isin(array, (0, 1)).all():
         raise Fault(Kind.FORMAT, f"the mask is an array of {array.dtype}; expected bool or uint8")
-    rle: dict[str, Any] = mask_util.encode(np.asfortranarray(array != 0, dtype=np.uint8))
-    return rle
+    return encode(array != 0)
 
 
 def _rle(mask: dict[str, Any], height: int, width: int) -> dict[str, Any]:
@@ -183,8 +181,7 @@ def _rle(mask: dict[str, Any], height: int, width: int) -> dict[str, Any]:
         raise Fault(Kind.RLE, str(error)) from None
     if isinstance(text, str):
         return {"size": sides, "counts": counts}
-    rle: dict[str, Any] = mask_util.frPyObjects({"size": sides, "counts": runs}, height, width)
-    return rle
+    return to_rle({"size": sides, "counts": runs}, height, width)
 
 
 def _polygons(given: Any, height: int, width: int) -> tuple[Any, list[Problem]]:

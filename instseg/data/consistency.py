@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
-import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
 from instseg.data.findings import Finding, Kind, Level, Report
 from instseg.data.readers.coco_check import usable_polygons
 from instseg.data.readers.coco_forms import box_of
+from instseg.masks import rle_area, rle_box, to_rle
 
 _NOT_COMPARED = frozenset(
     {Kind.UNKNOWN_IMAGE, Kind.RLE, Kind.INVERTED_BOX, Kind.NOT_FINITE, Kind.FEW_POINTS}
@@ -288,30 +288,23 @@ def _corners(box: list[float]) -> Corners:
 def _tight_box(instance: Instance) -> Corners | None:
     mask = instance.mask
     if isinstance(mask, dict):
-        box = mask_util.toBbox(_compressed(mask, instance)).tolist()
+        box = rle_box(to_rle(mask, instance.height, instance.width))
         return _corners(box) if box[2] and box[3] else None
     box = box_of(mask, instance.height, instance.width) if mask else None
     return None if box is None else _corners(box)
 
 
-def _compressed(mask: dict[str, Any], instance: Instance) -> Any:
-    if not isinstance(mask["counts"], list):
-        return mask
-    return mask_util.frPyObjects(mask, instance.height, instance.width)
-
-
 def _area(instance: Instance, tight: Corners, fits: Callable[[float], bool]) -> float:
     """Pixels of a mask: of polygons by their corners, and drawn if these do not fit."""
+    height, width = instance.height, instance.width
     if isinstance(instance.mask, dict):
-        return float(mask_util.area(_compressed(instance.mask, instance)))
+        return float(rle_area(to_rle(instance.mask, height, width)))
     polygons = usable_polygons(instance.mask)
     area = sum(_polygon_area(polygon) for polygon in polygons)
-    height, width = instance.height, instance.width
     inside = min(tight) > -max(height, width) and max(tight) < 2 * max(height, width)
     if fits(area) or not inside:
         return area
-    drawn = mask_util.merge(mask_util.frPyObjects(polygons, height, width))
-    return float(mask_util.area(drawn))
+    return float(rle_area(to_rle(polygons, height, width)))
 
 
 def _polygon_area(polygon: list[float]) -> float:

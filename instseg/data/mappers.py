@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
@@ -19,6 +18,7 @@ from detectron2.structures import Boxes, BoxMode
 from instseg.data.augmentations import build_ssd_augmentations
 from instseg.data.images import Array, read_image, read_labels
 from instseg.errors import ConfigError, ImageError
+from instseg.masks import to_rle
 
 logger = logging.getLogger(__name__)
 
@@ -255,7 +255,7 @@ class SSDMapper(Mapper):
         changed = []
         for annotation in kept:
             annotation.pop("keypoints", None)
-            annotation["segmentation"] = _as_rle(annotation["segmentation"], shape)
+            annotation["segmentation"] = to_rle(annotation["segmentation"], *shape)
             changed.append(utils.transform_instance_annotations(annotation, transforms, size))
         instances = utils.annotations_to_instances(changed, size, self.instance_mask_format)
         record["instances"] = utils.filter_empty_instances(instances, box_threshold=_THINNEST)
@@ -282,11 +282,3 @@ def _centre_inside(
     (box,) = _boxes([annotation])
     ((x, y),) = transforms.apply_coords(((box[:2] + box[2:]) / 2)[None])
     return bool(0 < x < size[1] and 0 < y < size[0])
-
-
-def _as_rle(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
-    """Polygons or an RLE → an RLE."""
-    if isinstance(segmentation, dict):
-        return segmentation
-    rle: dict[str, Any] = mask_util.merge(mask_util.frPyObjects(segmentation, *size))
-    return rle

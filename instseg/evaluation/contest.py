@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from instseg.evaluation.matching import HIT, mask_ranking, match, to_rle
+from instseg.evaluation.matching import HIT, mask_ranking, match
+from instseg.masks import decode
 
 THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 
@@ -77,7 +77,7 @@ def true_label_map(record: Mapping[str, Any]) -> np.ndarray:
     size = record["height"], record["width"]
     labels = np.zeros(size, dtype=np.int32)
     for number, annotation in enumerate(record["annotations"], start=1):
-        labels[mask_util.decode(to_rle(annotation["segmentation"], size)).astype(bool)] = number
+        labels[decode(annotation["segmentation"], *size)] = number
     return labels
 
 

@@ -1,18 +1,14 @@
 """Which detections found which objects: shared by the metrics that COCO's code does not compute."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pycocotools.mask as mask_util
 import torch
 from detectron2.structures import Instances
 
 HIT, MISS, IGNORED = 1, 0, -1
 """Outcomes of a detection: true positive, false positive, not counted."""
-
-RLE = dict[str, Any]
 
 
 def match(
@@ -50,24 +46,3 @@ def mask_ranking(instances: Instances) -> torch.Tensor:
         instances.mask_scores if instances.has("mask_scores") else instances.scores
     )
     return scores.cpu()
-
-
-def encode(mask: torch.Tensor) -> RLE:
-    """(H, W) bool → compressed RLE with its counts as bytes."""
-    pixels = mask.cpu().numpy().view(np.uint8)
-    rle: RLE = mask_util.encode(np.asfortranarray(pixels))
-    return rle
-
-
-def to_rle(segmentation: Any, size: tuple[int, int]) -> RLE:
-    """Compressed RLE of a polygon list or of an RLE with bytes, text or list counts.
-
-    Args:
-        size: height and width of the image.
-    """
-    rle: RLE = segmentation
-    if isinstance(segmentation, list):
-        rle = mask_util.merge(mask_util.frPyObjects(segmentation, *size))
-    elif isinstance(segmentation["counts"], list):
-        rle = mask_util.frPyObjects(segmentation, *size)
-    return rle

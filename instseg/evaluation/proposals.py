@@ -16,8 +16,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from instseg.data.datasets import check_masks
-from instseg.evaluation.matching import encode, mask_ranking, to_rle
+from instseg.evaluation.matching import mask_ranking
 from instseg.evaluation.truth import TruthEvaluator
+from instseg.masks import encode, to_rle
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +203,7 @@ def _evaluate(
     truth = [{**item, **common, "id": i} for i, item in enumerate(objects, start=1)]
     if iou_type == "segm":
         for item in truth:
-            item["segmentation"] = to_rle(item["segmentation"], (image["height"], image["width"]))
+            item["segmentation"] = to_rle(item["segmentation"], image["height"], image["width"])
     # Ranks double as ids.  The area of a proposal matters to precision alone.
     common["area"] = 0
     found = [

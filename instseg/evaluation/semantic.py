@@ -5,14 +5,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
 from instseg.errors import ConfigError
-from instseg.evaluation.matching import to_rle
+from instseg.masks import decode
 
 BACKGROUND = "background"
 _NO_MAP = (
@@ -106,7 +105,7 @@ def semantic_map(record: Mapping[str, Any]) -> tuple[npt.NDArray[np.int64], npt.
     counted = np.ones(size, dtype=bool)
     objects = []
     for annotation in record["annotations"]:
-        mask = mask_util.decode(to_rle(annotation["segmentation"], size)).astype(bool)
+        mask = decode(annotation["segmentation"], *size)
         if annotation.get("iscrowd", 0):
             counted &= ~mask
         else:

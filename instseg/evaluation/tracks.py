@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
@@ -22,7 +21,8 @@ from pycocotools.cocoeval import COCOeval
 
 from instseg.checkpoint import atomic_write
 from instseg.errors import ConfigError, DatasetError
-from instseg.evaluation.matching import RLE, encode, mask_ranking, to_rle
+from instseg.evaluation.matching import mask_ranking
+from instseg.masks import RLE, as_text, decode, encode, rle_area, to_rle
 from instseg.tracking import UNTRACKED, Tracker, check_installed, vote
 
 _AREAS = {"": (0, 1e10), "s": (0, 128**2), "m": (128**2, 256**2), "l": (256**2, 1e10)}
@@ -169,7 +169,7 @@ class TrackEvaluator(DatasetEvaluator):
             size, length = _size(records), _length(records)
             images.append({"id": number, "height": size[0], "width": size[1] * length})
             for track in tracks[clip]:
-                areas = mask_util.area(list(track.masks.values()))
+                areas = [rle_area(mask) for mask in track.masks.values()]
                 annotations.append(
                     {
                         "id": len(annotations) + 1,
@@ -201,7 +201,8 @@ class TrackEvaluator(DatasetEvaluator):
                 "category_id": category_ids.get(track.category, track.category),
                 "score": float(np.mean(track.scores)),
                 "segmentations": [
-                    _as_text(track.masks.get(index)) for index in range(_length(self._clips[clip]))
+                    as_text(track.masks[index]) if index in track.masks else None
+                    for index in range(_length(self._clips[clip]))
                 ],
             }
             for clip, tracks in predicted.items()
@@ -224,14 +225,13 @@ def side_by_side(masks: Mapping[int, RLE], size: tuple[int, int], length: int) -
     pixels = size[0] * size[1]
     edges = [np.empty(0, dtype=np.int64)]
     for frame, mask in masks.items():
-        runs = np.diff(mask_util.decode(mask).ravel(order="F").astype(np.int8), prepend=0, append=0)
+        runs = np.diff(decode(mask, *size).ravel(order="F").astype(np.int8), prepend=0, append=0)
         edges.append(np.flatnonzero(runs) + frame * pixels)
     # Where a mask ends with a frame and the next begins with one, there is no edge.
     places, counts = np.unique(np.concatenate(edges), return_counts=True)
     runs = np.diff(places[counts == 1], prepend=0, append=length * pixels)
     shape = [size[0], size[1] * length]
-    rle: RLE = mask_util.frPyObjects({"counts": runs.tolist(), "size": shape}, *shape)
-    return rle
+    return to_rle({"counts": runs.tolist(), "size": shape}, *shape)
 
 
 def _linked(frames: Iterable[tuple[Instances, list[RLE]] | None]) -> list[Track]:
@@ -245,7 +245,7 @@ def _linked(frames: Iterable[tuple[Instances, list[RLE]] | None]) -> list[Track]
         for number, category, score, mask in zip(
             tracker.update(instances).tolist(), classes, scores, masks, strict=True
         ):
-            if number == UNTRACKED or not mask_util.area(mask):
+            if number == UNTRACKED or not rle_area(mask):
                 continue
             track = tracks.setdefault(number, Track(category))
             track.masks[index] = mask
@@ -271,7 +271,7 @@ def _annotated(records: Mapping[int, Mapping[str, Any]]) -> list[Track]:
             track = tracks.setdefault(
                 annotation["track_id"], Track(annotation["category_id"], crowd=crowd)
             )
-            track.masks[index] = to_rle(annotation["segmentation"], _size(records))
+            track.masks[index] = to_rle(annotation["segmentation"], *_size(records))
     return list(tracks.values())
 
 
@@ -282,10 +282,6 @@ def _size(records: Mapping[int, Mapping[str, Any]]) -> tuple[int, int]:
 
 def _length(records: Mapping[int, Mapping[str, Any]]) -> int:
     return int(next(iter(records.values()))["length"])
-
-
-def _as_text(mask: RLE | None) -> RLE | None:
-    return mask and {"size": mask["size"], "counts": mask["counts"].decode("ascii")}
 
 
 def _mean(values: np.ndarray) -> float:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation import COCOEvaluator
@@ -23,6 +22,7 @@ from instseg.data.readers.coco_check import check_coco, usable_polygons
 from instseg.data.readers.coco_records import read_coco
 from instseg.data.readers.json_files import file_of
 from instseg.errors import DatasetError
+from instseg.masks import rle_area
 
 
 class TruthEvaluator(COCOEvaluator):
@@ -136,9 +136,7 @@ def prepare_truth(coco: COCO) -> None:
         if type(area) not in (int, float) or not 0 < area <= MAX_PIXELS:
             *_, width, height = entry.get("bbox") or (0, 0, 0, 0)
             mask = entry.get("segmentation")
-            entry["area"] = (
-                float(mask_util.area(coco.annToRLE(entry))) if mask else float(width * height)
-            )
+            entry["area"] = float(rle_area(coco.annToRLE(entry))) if mask else float(width * height)
     coco.dataset["annotations"] = kept
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()

@@ -18,7 +18,8 @@ from detectron2.utils.logger import create_small_table
 
 from instseg.data.datasets import check_masks
 from instseg.errors import ConfigError
-from instseg.evaluation.matching import HIT, IGNORED, encode, mask_ranking, match, to_rle
+from instseg.evaluation.matching import HIT, IGNORED, mask_ranking, match
+from instseg.masks import encode, to_rle
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class VOCEvaluator(DatasetEvaluator):
                 )
                 self._objects[kind] += np.count_nonzero(~ignored)
                 size = record["height"], record["width"]
-                truth = [to_rle(item["segmentation"], size) for item in objects]
+                truth = [to_rle(item["segmentation"], *size) for item in objects]
                 found = instances[(classes == kind).to(instances.pred_classes.device)]
                 self._detections[kind] += _matched(found, truth, ignored)
 

@@ -8,7 +8,6 @@ from instseg.modeling.dense_maps import at_size, padded_batch, resized_index
 from instseg.modeling.dense_targets import IGNORED, NONE, DenseTargets, centres, dense_targets
 from instseg.modeling.fast_nms import cross_class_nms, fast_nms
 from instseg.modeling.mask_scores import gives_mask_scores
-from instseg.modeling.masks import keep_masks, tight_boxes
 from instseg.modeling.pixels import PixelModel
 from instseg.modeling.rcnn import is_rcnn, predict_rcnn
 from instseg.modeling.split import Network, SplitModel, as_split
@@ -43,7 +42,6 @@ __all__ = [
     "fast_nms",
     "gives_mask_scores",
     "is_rcnn",
-    "keep_masks",
     "now",
     "padded_batch",
     "predict_rcnn",
@@ -51,6 +49,5 @@ __all__ = [
     "semantic_loss",
     "stage",
     "stage_times",
-    "tight_boxes",
     "warp",
 ]

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from detectron2.structures import BitMasks, Instances, PolygonMasks
+from detectron2.structures import Instances
 from torch import Tensor
+
+from instseg.masks import gt_masks_of
 
 NONE = -1
 """In :attr:`DenseTargets.owners`: the pixel belongs to no object."""
@@ -85,12 +87,7 @@ def dense_targets(
 def _cells(instances: Instances, stride: int) -> Tensor:
     """(G, ceil(H / stride), ceil(W / stride)) bool masks of one picture at a stride."""
     height, width = instances.image_size
-    if not instances.has("gt_masks"):  # Detectron2 leaves them out where there is no object
-        return torch.zeros(0, -(-height // stride), -(-width // stride), dtype=torch.bool)
-    raster = instances.gt_masks
-    if isinstance(raster, PolygonMasks):
-        raster = BitMasks.from_polygon_masks(raster, height, width)
-    masks: Tensor = raster.tensor
+    masks = gt_masks_of(instances)
     # A cell at the edge may have its centre outside the picture: its last pixel then.
     rows = centres(height, stride, masks.device)
     columns = centres(width, stride, masks.device)

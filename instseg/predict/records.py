@@ -12,8 +12,8 @@ from typing import Any
 import cv2
 
 from instseg.data.images import Array
-from instseg.data.rle import check_rle
 from instseg.errors import ConfigError, ImageError, OutputError
+from instseg.masks import check_rle
 from instseg.predict.earlier import marked
 
 _LARGEST = 1e12

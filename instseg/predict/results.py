@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
-from pycocotools import mask as mask_util
 from tqdm import tqdm
 
 from instseg.data.images import Array
 from instseg.errors import ImageError
 from instseg.inference.predictor import Predictor
-from instseg.predict.polygons import outlines
+from instseg.masks import as_text, decode, encode, outlines, rle_area
 from instseg.predict.records import write_picture, writing
 from instseg.visualize import at_least, draw_instances
 
@@ -98,9 +97,8 @@ class Results:
                 # One at a time: all masks of a large picture as bytes in Fortran order would double
                 # the memory.
                 mask = np.asfortranarray(instances.pred_masks[index].numpy(), dtype=np.uint8)
-                rle = mask_util.encode(mask)
-                record["area"] = int(mask_util.area(rle))
-                record["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
+                rle = encode(mask)
+                record["area"], record["segmentation"] = rle_area(rle), as_text(rle)
                 if self.polygons:
                     record["segmentation"] = outlines(mask) or record["segmentation"]
                 if self.instance_masks:
@@ -128,8 +126,8 @@ class Results:
             dtype=torch.int64,
         )
         if records and "segmentation" in records[0]:
-            masks = mask_util.decode([record["segmentation"] for record in records])
-            instances.pred_masks = torch.from_numpy(masks.transpose(2, 0, 1).astype(bool))
+            masks = [decode(record["segmentation"], height, width) for record in records]
+            instances.pred_masks = torch.from_numpy(np.stack(masks))
         return instances
 
     def _write_mask(self, mask: Array, stem: str, name: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from instseg.errors import DatasetError
-from instseg.predict.polygons import as_rle
+from instseg.masks import as_text, to_rle
 from instseg.tracking import vote
 
 
@@ -55,7 +55,7 @@ def as_youtube_vis(path: str | os.PathLike[str], video_id: int = 1) -> list[dict
             )
             mask = found["segmentation"]
             if isinstance(mask, list):  # polygons, which YouTube-VIS does not take
-                mask = as_rle(mask, frame["height"], frame["width"])
+                mask = as_text(to_rle(mask, frame["height"], frame["width"]))
             track["segmentations"][index] = mask
             scores.setdefault(number, []).append(found["score"])
             votes[number][found["category_id"]] += found["score"]

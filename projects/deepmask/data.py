@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pycocotools.mask as mask_util
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetFromList
@@ -19,7 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from instseg.data.mappers import read_recorded
 from instseg.data.samples import SAMPLES_REGISTRY
 from instseg.errors import ConfigError, DatasetError
-from instseg.evaluation.matching import to_rle
+from instseg.masks import decode, rle_area, to_rle
 from instseg.projects.deepmask.inference import FILL
 from instseg.projects.deepmask.patches import (
     Rules,
@@ -236,7 +235,7 @@ def _learnable(record: dict[str, Any]) -> Iterator[int]:
 def _area(segmentation: Any) -> float:
     """Of the polygons, or the number of pixels of an RLE."""
     if isinstance(segmentation, dict):
-        return float(mask_util.area(to_rle(segmentation, segmentation["size"])))
+        return float(rle_area(to_rle(segmentation, *segmentation["size"])))
     areas = []
     for polygon in segmentation:
         x, y = np.asarray(polygon, dtype=np.float64).reshape(-1, 2).T
@@ -247,7 +246,7 @@ def _area(segmentation: Any) -> float:
 def _draw(annotation: dict[str, Any], picture: Picture, record: dict[str, Any]) -> Picture:
     """(H, W) mask of an object."""
     size = picture.shape[:2]
-    mask: Picture = mask_util.decode(to_rle(annotation["segmentation"], size))
+    mask: Picture = decode(annotation["segmentation"], *size).view(np.uint8)
     if mask.shape != size:
         raise DatasetError(
             f"{record['file_name']} has {size[0]} rows and {size[1]} columns, the mask of one of "

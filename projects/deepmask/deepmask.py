@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from instseg.errors import ConfigError
+from instseg.masks import keep_masks, tight_boxes
 from instseg.modeling import (
     Comparison,
     PixelModel,
     check_finite,
-    keep_masks,
     stage,
-    tight_boxes,
 )
 from instseg.projects.deepmask.comparisons import dense_against_patches
 from instseg.projects.deepmask.heads import Embedding, PooledScoreHead, SharedScoreHead

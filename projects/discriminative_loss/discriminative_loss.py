@@ -12,18 +12,17 @@ from torch.nn import functional as F
 
 from instseg.config.rules import check_colour
 from instseg.errors import ConfigError
+from instseg.masks import keep_masks, tight_boxes
 from instseg.modeling import (
     PixelModel,
     at_size,
     check_finite,
     dense_targets,
     dice_loss,
-    keep_masks,
     padded_batch,
     resized_index,
     semantic_loss,
     stage,
-    tight_boxes,
 )
 from instseg.projects.discriminative_loss.clustering import ClusterSettings, cluster
 from instseg.projects.discriminative_loss.enet import ENet

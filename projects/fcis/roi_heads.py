@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from instseg.errors import ConfigError
+from instseg.masks import gt_masks_of
 from instseg.modeling import check_finite
 from instseg.ops.fcis_head import fcis_head
 from instseg.ops.psroi_pool import psroi_pool
@@ -25,7 +26,6 @@ from instseg.projects.fcis.targets import (
     hard_examples,
     mask_targets,
     random_candidates,
-    rasterize,
 )
 
 SAMPLINGS = ("ohem", "random")
@@ -294,7 +294,7 @@ class FCISROIHeads(nn.Module):
         objects = labels > 0
         if objects.any():
             own = matched[objects]
-            gt_masks = rasterize(image.gt_masks, image.image_size).to(boxes.device)
+            gt_masks = gt_masks_of(image).to(boxes.device)
             masks[objects] = mask_targets(
                 boxes[objects], own, gt_boxes, gt_masks, size, self.mask_threshold
             )

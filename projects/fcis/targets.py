@@ -2,8 +2,7 @@
 
 import torch
 from detectron2.modeling.matcher import Matcher
-from detectron2.structures import BitMasks, Boxes, PolygonMasks, pairwise_iou
-from detectron2.structures.masks import polygons_to_bitmask
+from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -63,14 +62,6 @@ def random_candidates(
     background = torch.cat([negative, rest])
     chosen = torch.cat([positive, background])
     return chosen, torch.cat([labels[positive], torch.zeros_like(background)])
-
-
-def rasterize(masks: BitMasks | PolygonMasks, image_size: tuple[int, int]) -> Tensor:
-    """Masks of the objects of an image as (G, H, W) bool tensor in pixels of the network input."""
-    if isinstance(masks, BitMasks):
-        return masks.tensor
-    drawn = [torch.from_numpy(polygons_to_bitmask(p, *image_size)) for p in masks.polygons]
-    return torch.stack(drawn) if drawn else torch.zeros(0, *image_size, dtype=torch.bool)
 
 
 def mask_targets(

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from torchvision.ops import nms
 
 from instseg.errors import ConfigError
-from instseg.modeling import PixelModel, check_finite, keep_masks, tight_boxes
+from instseg.masks import keep_masks, tight_boxes
+from instseg.modeling import PixelModel, check_finite
 from instseg.ops.assemble_instances import assemble_instances
 from instseg.projects.instance_fcn.proposals import paste_windows
 from instseg.projects.instance_fcn.targets import (

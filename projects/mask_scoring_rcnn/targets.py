@@ -6,11 +6,12 @@ the whole object has 1 / r times the area of its visible part.
 """
 
 import numpy as np
-import pycocotools.mask as mask_util
 import torch
 from detectron2.structures import BitMasks, PolygonMasks
 from numpy.typing import NDArray
 from torch import Tensor
+
+from instseg.masks import rle_area, to_rle
 
 _MIN_RATIO = 1e-10
 
@@ -111,4 +112,4 @@ def _drawn_area(polygons: list[NDArray[np.float64]], window: tuple[float, ...]) 
         return 0.0
     corner = np.array([x1, y1], np.float32)
     shifted = [p.astype(np.float32) - np.tile(corner, len(p) // 2) for p in polygons]
-    return float(mask_util.area(mask_util.frPyObjects(shifted, height, width)).sum())
+    return float(sum(rle_area(to_rle([polygon], height, width)) for polygon in shifted))

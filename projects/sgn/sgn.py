@@ -11,6 +11,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from instseg.masks import keep_masks, tight_boxes
 from instseg.modeling import (
     DenseTargets,
     PixelModel,
@@ -18,12 +19,10 @@ from instseg.modeling import (
     check_finite,
     dense_targets,
     dice_loss,
-    keep_masks,
     padded_batch,
     resized_index,
     semantic_loss,
     stage,
-    tight_boxes,
 )
 from instseg.ops.sgn_lines import START
 from instseg.projects.sgn.config import SOURCES, STAGES, check_sgn_config

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from detectron2.structures import BitMasks, Instances, PolygonMasks
+from detectron2.structures import Instances
 from torch import Tensor
 from torch.nn import functional as F
 
+from instseg.masks import gt_masks_of
 from instseg.ops.assemble_masks import mask_probabilities
 from instseg.projects.yolact.boxes import encode
 from instseg.projects.yolact.targets import match
@@ -51,17 +52,11 @@ def truth_of(item: dict[str, Any], device: torch.device) -> Truth:
     instances: Instances = item["instances"]
     height, width = instances.image_size
     scale = torch.tensor([width, height, width, height], device=device, dtype=torch.float32)
-    masks = torch.zeros(0, height, width)
-    if instances.has("gt_masks"):  # Detectron2 leaves them out where there is no object
-        raster = instances.gt_masks
-        if isinstance(raster, PolygonMasks):
-            raster = BitMasks.from_polygon_masks(raster, height, width)
-        masks = raster.tensor
     crowds = item["crowd_boxes"].tensor if "crowd_boxes" in item else torch.zeros(0, 4)
     return Truth(
         boxes=instances.gt_boxes.tensor.to(device, torch.float32) / scale,
         classes=instances.gt_classes.to(device),
-        masks=masks.to(device, torch.float32),
+        masks=gt_masks_of(instances).to(device, torch.float32),
         crowd_boxes=crowds.to(device, torch.float32) / scale,
     )
 

@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as hnp
 import instseg
 from instseg.errors import ConfigError
 from instseg.evaluation import build_evaluator
-from instseg.evaluation.matching import HIT, IGNORED, MISS, match, to_rle
+from instseg.evaluation.matching import HIT, IGNORED, MISS, match
 from instseg.evaluation.voc import VOCEvaluator, average_precision
 
 NAME = "voc_metric_test"
@@ -119,18 +119,6 @@ def rle(row: Row) -> dict[str, Any]:
     mask = np.zeros((1, 20), dtype=np.uint8, order="F")
     mask[:, row[0] : row[1]] = 1
     return dict(mask_util.encode(mask))
-
-
-def test_every_form_of_segmentation_is_read() -> None:
-    expected = mask_util.decode(rle((4, 9)))
-    text = {"size": [1, 20], "counts": rle((4, 9))["counts"].decode()}
-    for form in (
-        rle((4, 9)),
-        text,
-        {"size": [1, 20], "counts": [4, 5, 11]},
-        [[4, 0, 9, 0, 9, 1, 4, 1]],
-    ):
-        np.testing.assert_array_equal(mask_util.decode(to_rle(form, (1, 20))), expected)
 
 
 @pytest.fixture

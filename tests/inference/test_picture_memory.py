@@ -14,7 +14,6 @@ from PIL import Image
 from instseg import Predictor, cli
 from instseg.benchmark.rows import forget_peak, peak_resident
 from instseg.data.videos import Frame, VideoWriter
-from instseg.modeling import keep_masks
 from tests.support.predict_common import arguments_for_tiny_model
 from tests.test_systems import PHOTO, SYSTEMS, build
 
@@ -36,15 +35,6 @@ def test_two_hundred_objects_of_a_large_picture_take_the_memory_of_fifty(name: s
     count = len(predictor(PICTURE)["instances"])
     assert peak_resident() - before < 280
     assert count == 50 or name.startswith("sgn/")  # which tells few objects apart untrained
-
-
-def test_masks_that_are_kept_are_no_copy() -> None:
-    masks = torch.eye(5).bool()[:, None]
-    kept = torch.tensor([False, True, False, True, True])
-    expected = masks[kept]
-    found = keep_masks(masks, kept)
-    assert torch.equal(found, expected)
-    assert found.data_ptr() == masks.data_ptr()
 
 
 @pytest.mark.parametrize("kind", ["pictures", "video"])

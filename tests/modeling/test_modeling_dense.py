@@ -13,7 +13,6 @@ from instseg.modeling import (
     dense_targets,
     padded_batch,
     resized_index,
-    tight_boxes,
 )
 from tests.support.dense_common import rectangles
 
@@ -120,14 +119,3 @@ def test_a_resized_side_takes_the_nearest_pixels() -> None:
     assert resized_index(4, 8, 1, CPU).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert resized_index(6, 2, 1, CPU).tolist() == [1, 4]
     assert resized_index(6, 6, 4, CPU).tolist() == [0, 0, 0, 0, 1, 1]
-
-
-def test_boxes_are_tight_and_half_open() -> None:
-    masks = torch.zeros(5, 6, 9, dtype=torch.bool)
-    masks[0, 1:3, 4:7] = True
-    masks[1, 5, 8] = True
-    masks[3, 1:4, 2:9] = True
-    masks[4, 0, 0] = masks[4, 5, 3] = True
-    expected = [[4, 1, 7, 3], [8, 5, 9, 6], [0, 0, 0, 0], [2, 1, 9, 4], [0, 0, 4, 6]]
-    assert tight_boxes(masks).tolist() == expected
-    assert tight_boxes(masks[:0]).shape == (0, 4)

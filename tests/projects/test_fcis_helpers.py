@@ -14,7 +14,7 @@ from detectron2.modeling.anchor_generator import build_anchor_generator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
-from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks, pairwise_iou
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 
 import instseg
@@ -31,7 +31,6 @@ from instseg.projects.fcis import (
     refine_boxes,
     to_rois,
 )
-from instseg.projects.fcis.targets import rasterize
 from tests.conftest import GOLDEN, close
 
 HALF = Matcher([0.5], [0, 1])
@@ -356,10 +355,3 @@ def test_a_region_away_from_its_object_has_an_empty_mask() -> None:
         torch.tensor([[30.0, 30, 40, 40]]), torch.tensor([0]), boxes, masks, 7, 0.4
     )
     assert not target.any()
-
-
-def test_polygons_and_bit_masks_give_the_same_target() -> None:
-    _, masks = halves()
-    polygon = PolygonMasks([[np.array([10.0, 10, 20, 10, 20, 20, 10, 20])]])
-    assert torch.equal(rasterize(polygon, (40, 40)), rasterize(BitMasks(masks), (40, 40)))
-    assert rasterize(PolygonMasks([]), (40, 40)).shape == (0, 40, 40)

@@ -18,7 +18,7 @@ from instseg.config.nodes import check_classes, num_classes_key
 from instseg.data.synthetic import shapes
 from instseg.errors import ConfigError
 from instseg.inference.predictor import Predictor
-from instseg.modeling import tight_boxes
+from instseg.masks import tight_boxes
 from instseg.projects.instance_fcn import (
     FinestLevel,
     InstanceFCN,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from instseg.modeling import tight_boxes
+from instseg.masks import tight_boxes
 from instseg.projects.instance_fcn import (
     WindowRule,
     mask_loss,

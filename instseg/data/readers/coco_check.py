@@ -13,7 +13,7 @@ from typing import Any
 
 from instseg.data.findings import Finding, Kind, first_ids
 from instseg.data.images import MAX_PIXELS
-from instseg.data.rle import check_rle
+from instseg.masks import check_rle
 
 Problem = tuple[Kind, str]
 _NUMBERS = (int, float)

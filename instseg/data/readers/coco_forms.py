@@ -4,12 +4,10 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
-import pycocotools.mask as mask_util
-
 from instseg.data.findings import Finding, Kind
 from instseg.data.readers.json_files import crowd_flag, size_in_pixels, slashes, whole
-from instseg.data.rle import check_rle
 from instseg.errors import short
+from instseg.masks import check_rle, rle_box, to_rle
 
 Change = tuple[Kind, str]
 _NUMBERS = (int, float)
@@ -67,9 +65,7 @@ def box_of(mask: Any, height: Any, width: Any) -> list[float] | None:
             counts = check_rle(mask, height, width)
         except ValueError:
             return None
-        rle = mask_util.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-        box: list[float] = mask_util.toBbox(rle).tolist()
-        return box
+        return rle_box(to_rle({**mask, "counts": counts}, height, width))
     if not isinstance(mask, list) or not mask or not all(type(part) is list for part in mask):
         return None
     numbers = [[part[0::2], part[1::2]] for part in mask if len(part) >= 6 and not len(part) % 2]

@@ -5,13 +5,13 @@ from collections import defaultdict
 from collections.abc import Set
 from typing import Any
 
-import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
 from instseg.data.readers.coco_check import usable_polygons
 from instseg.data.readers.coco_forms import to_standard
 from instseg.data.readers.json_files import read_json
+from instseg.masks import to_rle
 
 _FIELDS = ("iscrowd", "bbox", "category_id", "id")
 
@@ -72,8 +72,7 @@ def _annotation(given: dict[str, Any], numbers: dict[Any, int]) -> dict[str, Any
     annotation["category_id"] = numbers[given["category_id"]]
     mask = given.get("segmentation")
     if isinstance(mask, dict) and mask:
-        compressed = isinstance(mask["counts"], str)
-        annotation["segmentation"] = mask if compressed else _compressed(mask)
+        annotation["segmentation"] = to_rle(mask, *mask["size"])
     elif mask:
         annotation["segmentation"] = usable_polygons(mask)
     if given.get("keypoints"):
@@ -83,8 +82,3 @@ def _annotation(given: dict[str, Any], numbers: dict[Any, int]) -> dict[str, Any
             for index, value in enumerate(given["keypoints"])
         ]
     return annotation
-
-
-def _compressed(mask: dict[str, Any]) -> dict[str, Any]:
-    rle: dict[str, Any] = mask_util.frPyObjects(mask, *mask["size"])
-    return rle

@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode
 
 from instseg.data.images import picture_size, read_labels
 from instseg.errors import DatasetError, ImageError
+from instseg.masks import annotation_of
 
 EVALUATOR_TYPE = "leaves"
 """In the metadata; asks for the challenge's metrics beside COCO's."""
@@ -96,24 +95,12 @@ def _record(name: str, picture: Path) -> dict[str, Any]:
             f"data set {name}: {file} is {labels.shape}, {picture} {(height, width)} "
             "(height, width)"
         )
-    annotations = []
-    for number in np.setdiff1d(labels, [0]):
-        rle = mask_util.encode(np.asfortranarray((labels == number).view(np.uint8)))
-        annotations.append(
-            {
-                "bbox": mask_util.toBbox(rle).tolist(),
-                "bbox_mode": BoxMode.XYWH_ABS,
-                "category_id": 0,
-                "segmentation": rle,
-                "iscrowd": 0,
-            }
-        )
     return {
         "file_name": str(picture),
         "image_id": _id(picture),
         "height": height,
         "width": width,
-        "annotations": annotations,
+        "annotations": [annotation_of(labels == number, 0) for number in np.setdiff1d(labels, [0])],
     }
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
 from PIL import Image
 from tqdm import tqdm
 
 from instseg.checkpoint import atomic_write
 from instseg.data.images import read_image
 from instseg.errors import DatasetError
+from instseg.masks import coco_annotation_of
 
 # Pictures with labelling errors: nuclei that later corrections added or removed, overlapping or
 # broken masks, bright objects without a mask.  First eight characters of their names.
@@ -71,7 +71,7 @@ def build(source: Path, output: Path, num_train: int = 400, num_val: int = 60) -
         Image.fromarray(picture[:, :, 0]).save(output / "images" / name)
         height, width = picture.shape[:2]
         images.append({"id": image_id, "file_name": name, "height": height, "width": width})
-        annotations += [_annotation(mask, image_id) for mask in masks]
+        annotations += [{"image_id": image_id, **coco_annotation_of(mask, 1)} for mask in masks]
         if len(images) == num_train + num_val:
             break
     if len(images) < num_train + num_val:
@@ -106,18 +106,6 @@ def _is_fluorescence(picture: np.ndarray, masks: list[np.ndarray]) -> bool:
         return False
     nuclei = np.any(masks, axis=0)
     return not nuclei.all() and bool(picture[nuclei].mean() > picture[~nuclei].mean())
-
-
-def _annotation(mask: np.ndarray, image_id: int) -> dict[str, Any]:
-    rle = mask_util.encode(np.asfortranarray(mask))
-    return {
-        "image_id": image_id,
-        "category_id": 1,
-        "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
-        "area": int(mask_util.area(rle)),
-        "bbox": mask_util.toBbox(rle).tolist(),
-        "iscrowd": 0,
-    }
 
 
 def _write(path: Path, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> None:

@@ -19,13 +19,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode
 from scipy.io import loadmat
 
 from instseg.data.images import read_labels
 from instseg.errors import DatasetError, ImageError
+from instseg.masks import annotation_of
 
 CLASSES = tuple(
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike "
@@ -88,7 +87,7 @@ def load_voc(name: str, folder: str, split: str) -> list[dict[str, Any]]:
                     f"data set {name}: {class_file} has {f'class {kind}' if kind else 'no class'} "
                     f"where {object_file} has object {number}; expected 1 to {len(CLASSES)}"
                 )
-            annotations.append(_annotation(mask, kind))
+            annotations.append(annotation_of(mask, kind - 1))
         return objects.shape, annotations
 
     listing = root / "ImageSets/Segmentation" / f"{split}.txt"
@@ -111,7 +110,7 @@ def load_sbd(name: str, folder: str, split: str) -> list[dict[str, Any]]:
         file = root / "inst" / f"{picture}.mat"
         labels, kinds = _read_mat(name, file)
         annotations = [
-            _annotation(mask, int(kind))
+            annotation_of(mask, int(kind) - 1)
             for number, kind in enumerate(kinds, start=1)
             if (mask := labels == number).any()
         ]
@@ -172,18 +171,6 @@ def _records(
             }
         )
     return records
-
-
-def _annotation(mask: npt.NDArray[np.bool_], kind: int) -> Annotation:
-    """Of one object; ``kind`` counts from 1."""
-    rle = mask_util.encode(np.asfortranarray(mask.view(np.uint8)))
-    return {
-        "bbox": mask_util.toBbox(rle).tolist(),
-        "bbox_mode": BoxMode.XYWH_ABS,
-        "category_id": kind - 1,
-        "segmentation": rle,
-        "iscrowd": 0,
-    }
 
 
 def _read_labels(name: str, file: Path) -> Labels:

@@ -11,14 +11,12 @@ import os
 from collections import defaultdict
 from typing import Any
 
-import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode
 
 from instseg.data.readers.json_files import crowd_flag, read_json, size_in_pixels, slashes, whole
-from instseg.data.rle import check_rle
 from instseg.data.video_mapper import NUM_REFERENCES
 from instseg.errors import DatasetError
+from instseg.masks import annotation_of, check_rle, rle_area, to_rle
 
 EVALUATOR_TYPE = "youtube_vis"
 """In the metadata; asks for the metric over tracks beside that over frames."""
@@ -181,14 +179,7 @@ class _Reader:
                 if rle is None:
                     continue
                 frames[key, frame].append(
-                    {
-                        "bbox": mask_util.toBbox(rle).tolist(),
-                        "bbox_mode": BoxMode.XYWH_ABS,
-                        "category_id": categories.index(category),
-                        "segmentation": rle,
-                        "iscrowd": crowd,
-                        "track_id": track,
-                    }
+                    annotation_of(rle, categories.index(category), iscrowd=crowd, track_id=track)
                 )
         return frames
 
@@ -223,5 +214,5 @@ def _to_rle(mask: Any, video: dict[str, Any], what: str) -> dict[str, Any] | Non
         counts = check_rle(mask, height, width)
     except ValueError as error:
         raise DatasetError(f"{what}: {error}") from None
-    rle: dict[str, Any] = mask_util.frPyObjects({**mask, "counts": counts}, height, width)
-    return rle if mask_util.area(rle) else None
+    rle = to_rle({**mask, "counts": counts}, height, width)
+    return rle if rle_area(rle) else None

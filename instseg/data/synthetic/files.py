@@ -1,4 +1,4 @@
-"""What the synthetic pictures and videos share: files that exist in memory, and annotations."""
+"""What the synthetic pictures and videos share: files that exist in memory."""
 
 import io
 import re
@@ -6,24 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
-from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 
 from instseg.errors import DatasetError
-
-
-def annotation_of(mask: np.ndarray, kind: int) -> dict[str, Any]:
-    """Detectron2's annotation of an object: (H, W) bool, at least one pixel of it in sight."""
-    rle = mask_util.encode(np.asfortranarray(mask))
-    return {
-        "bbox": mask_util.toBbox(rle).tolist(),
-        "bbox_mode": BoxMode.XYWH_ABS,
-        "category_id": kind,
-        "segmentation": rle,
-        "iscrowd": 0,
-    }
 
 
 def encode_ppm(pixels: np.ndarray) -> bytes:

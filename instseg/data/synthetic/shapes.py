@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
 from PIL import Image
 
 from instseg.checkpoint import atomic_write
-from instseg.data.synthetic.files import annotation_of, check_size, encode_ppm, serve
+from instseg.data.synthetic.files import check_size, encode_ppm, serve
 from instseg.data.synthetic.outlines import KINDS, generator, outline_of, polygon_area, rasterise
 from instseg.data.synthetic.render import render
 from instseg.errors import DatasetError
+from instseg.masks import annotation_of, coco_annotation_of
 
 SPLITS = {
     "shapes_train": 2000,
@@ -199,18 +199,8 @@ def export(split: str, directory: Path, size: int = DEFAULT_SIZE, limit: int | N
         Image.fromarray(picture(split, index, size)).save(folder / name)
         images.append({"id": index, "file_name": name, "height": size, "width": size})
         for annotation in record["annotations"]:
-            rle = annotation["segmentation"]
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": index,
-                    "category_id": annotation["category_id"] + 1,
-                    "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
-                    "area": int(mask_util.area(rle)),
-                    "bbox": annotation["bbox"],
-                    "iscrowd": 0,
-                }
-            )
+            entry = coco_annotation_of(annotation["segmentation"], annotation["category_id"] + 1)
+            annotations.append({"id": len(annotations) + 1, "image_id": index, **entry})
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(class_names(split))]
     content = {"images": images, "annotations": annotations, "categories": categories}
     path = directory / f"{split}.json"

@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 
 from instseg.data.flow import encode_flow
-from instseg.data.synthetic.files import annotation_of, check_size, encode_ppm, serve
+from instseg.data.synthetic.files import check_size, encode_ppm, serve
 from instseg.data.synthetic.outlines import KINDS, generator, outline_of, polygon_area, rasterise
 from instseg.data.synthetic.render import colour_of, texture
 from instseg.data.video_mapper import NUM_REFERENCES
 from instseg.errors import DatasetError
+from instseg.masks import annotation_of
 
 SPLITS = {"shapes_video_train": 120, "shapes_video_val": 15}
 """Clips of each split."""
@@ -272,7 +273,7 @@ def _annotations(scene: Clip, frame: int) -> list[dict[str, Any]]:
         mask = seen == number
         if mask.sum() < max(1, MIN_VISIBLE * polygon_area(layer.placed(frame))):
             continue
-        annotations.append({**annotation_of(mask, layer.kind), "track_id": number - 1})
+        annotations.append(annotation_of(mask, layer.kind, track_id=number - 1))
     return annotations
 
 

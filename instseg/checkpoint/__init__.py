@@ -1,13 +1,12 @@
 """Weight files: reading them safely, writing them atomically, fitting them to models."""
 
 from instseg.checkpoint.checkpointer import Checkpointer
-from instseg.checkpoint.fit import ClassCount, Fit, unused_in_inference
+from instseg.checkpoint.fit import Fit, unused_in_inference
 from instseg.checkpoint.reading import local_path, read_weights
 from instseg.checkpoint.writing import atomic_write, save_safetensors
 
 __all__ = [
     "Checkpointer",
-    "ClassCount",
     "Fit",
     "atomic_write",
     "local_path",

@@ -19,8 +19,8 @@ from instseg.categories import Categories, ClassCount
 from instseg.checkpoint.fit import Fit, few
 from instseg.checkpoint.reading import peek_iteration, read_weights
 from instseg.checkpoint.wrappers import plain_names
-from instseg.checkpoint.writing import TEMPORARY, atomic_write
 from instseg.errors import CheckpointError
+from instseg.files import TEMPORARY, atomic_write
 
 logger = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ from detectron2.utils import comm
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from instseg.checkpoint import atomic_write
 from instseg.errors import ConfigError, DatasetError
 from instseg.evaluation.matching import RLE, encode, mask_ranking, to_rle
+from instseg.files import atomic_write
 from instseg.tracking import UNTRACKED, Tracker, check_installed, vote
 
 _AREAS = {"": (0, 1e10), "s": (0, 128**2), "m": (128**2, 256**2), "l": (256**2, 1e10)}

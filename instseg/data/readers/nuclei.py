@@ -14,9 +14,9 @@ import pycocotools.mask as mask_util
 from PIL import Image
 from tqdm import tqdm
 
-from instseg.checkpoint import atomic_write
 from instseg.data.images import read_image
 from instseg.errors import DatasetError
+from instseg.files import atomic_write
 
 # Pictures with labelling errors: nuclei that later corrections added or removed, overlapping or
 # broken masks, bright objects without a mask.  First eight characters of their names.

@@ -21,11 +21,11 @@ import numpy as np
 import pycocotools.mask as mask_util
 from PIL import Image
 
-from instseg.checkpoint import atomic_write
 from instseg.data.synthetic.files import annotation_of, check_size, encode_ppm, serve
 from instseg.data.synthetic.outlines import KINDS, generator, outline_of, polygon_area, rasterise
 from instseg.data.synthetic.render import render
 from instseg.errors import DatasetError
+from instseg.files import atomic_write
 
 SPLITS = {
     "shapes_train": 2000,

@@ -21,8 +21,7 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from instseg.checkpoint import Checkpointer
-from instseg.config.classes import model_categories
-from instseg.config.nodes import check_classes, class_count
+from instseg.config.classes import check_classes, class_count, model_categories
 from instseg.errors import InstsegError, TrainingError, one_line
 from instseg.training.hooks import check_expected_results
 from instseg.training.launch import argument_parser, launch, setup, write_config

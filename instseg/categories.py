@@ -20,6 +20,14 @@ _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 @dataclass(frozen=True)
+class ClassCount:
+    """Number of classes of a model, and the configuration key that says it."""
+
+    key: str
+    count: int
+
+
+@dataclass(frozen=True)
 class Categories:
     """The classes of a model, in the order of its class numbers.
 

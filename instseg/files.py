@@ -1,8 +1,31 @@
-"""Names of files: what stands behind one, and one for any text."""
+"""Files: their names, what stands behind one, writing them whole, and locks on folders."""
 
+import errno
 import hashlib
+import logging
 import os
 import re
+import secrets
+import shutil
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from filelock import FileLock, Timeout
+
+from instseg.errors import OutputError
+
+logger = logging.getLogger(__name__)
+
+TEMPORARY = ".instseg-tmp"
+"""End of the names of temporary files, by which leftovers of a killed process are known."""
+_LOCK = ".lock"
+_LOCKS_UNKNOWN = {errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
+"""How some network file systems refuse to lock."""
+_locked: dict[str, FileLock] = {}
+"""Held until the process ends, by the path of the file."""
 
 
 def is_device(path: str | os.PathLike[str]) -> bool:
@@ -24,3 +47,86 @@ def file_name(text: str) -> str:
     digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
     words = re.sub(r"[^A-Za-z0-9.-]+", "_", text)[-80:].lstrip("_.-")
     return f"{words}-{digest[:8]}".lstrip("-")
+
+
+def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
+    """Have ``write`` fill the file ``path`` so that it is never seen half-written.
+
+    The content goes to a temporary file in the same folder (made if needed), which takes the place
+    of ``path`` once it is on the disk.  A device or pipe, such as ``/dev/stdout``, is written to
+    instead: a file in its place would take it from every other program.
+
+    Raises:
+        OutputError: the system refused; ``path`` is as it was, the temporary file is gone.
+    """
+    path = Path(path)
+    # Not tempfile: its files are private to the user, these get the usual permissions.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+    try:
+        if is_device(path):
+            with open(path, "wb") as device:
+                write(device)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        # torch.save hides the OSError of a full disk behind a RuntimeError about file positions.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        if cause is None:
+            raise
+        raise OutputError(f"cannot write {path}: {cause} ({_free(path)})") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    with suppress(OSError):  # some file systems cannot sync a folder; the file itself is complete
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def lock_folder(folder: str | os.PathLike[str]) -> None:
+    """Claim ``folder`` for this process, until it ends in whatever way.
+
+    The operating system keeps the claim, not the file: what a killed process leaves behind stops
+    nobody.  Worker processes that this one forks give it up, so that one of them which outlives a
+    killed training does not stop the next.
+
+    Raises:
+        OutputError: another process has claimed it; the message says which and what to do.
+    """
+    path = Path(folder, _LOCK).resolve()
+    if str(path) in _locked and _locked[str(path)].is_locked:  # not in a forked process
+        return
+    holder = "another process"
+    lock = FileLock(path, blocking=False, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        with suppress(OSError):
+            holder = path.read_bytes()[:300].decode(errors="replace").strip() or holder
+        raise OutputError(
+            f"OUTPUT_DIR {folder} is in use by {holder}; wait for its end, stop it (SIGTERM has a "
+            "training save a checkpoint first), or choose another OUTPUT_DIR"
+        ) from None
+    except OSError as error:
+        if error.errno not in _LOCKS_UNKNOWN:
+            raise OutputError(f"OUTPUT_DIR {folder} cannot be locked: {error}") from None
+        logger.warning(f"{path} cannot be locked ({error}): take care that no other run uses it")
+        return
+    _locked[str(path)] = lock
+    path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+
+
+def _free(path: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(path.parent).free} bytes free in {path.parent}"
+    except OSError:
+        return f"{path.parent} is no folder that can be used"

@@ -27,8 +27,8 @@ import torch
 from torch import nn
 
 from instseg.checkpoint import Checkpointer, read_weights
-from instseg.checkpoint.writing import TEMPORARY
 from instseg.data.synthetic import shapes
+from instseg.files import TEMPORARY
 from instseg.processes import end_with, end_with_make
 from instseg.training.launch import argument_parser, launch
 

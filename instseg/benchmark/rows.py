@@ -11,7 +11,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from instseg.checkpoint import atomic_write
+from instseg.files import atomic_write
 from instseg.modeling import now
 from instseg.processes import end_with
 

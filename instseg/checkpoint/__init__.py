@@ -1,15 +1,13 @@
 """Weight files: reading them safely, writing them atomically, fitting them to models."""
 
 from instseg.checkpoint.checkpointer import Checkpointer
-from instseg.checkpoint.fit import ClassCount, Fit, unused_in_inference
+from instseg.checkpoint.fit import Fit, unused_in_inference
 from instseg.checkpoint.reading import local_path, read_weights
-from instseg.checkpoint.writing import atomic_write, save_safetensors
+from instseg.checkpoint.writing import save_safetensors
 
 __all__ = [
     "Checkpointer",
-    "ClassCount",
     "Fit",
-    "atomic_write",
     "local_path",
     "read_weights",
     "save_safetensors",

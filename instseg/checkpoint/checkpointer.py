@@ -15,12 +15,12 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from instseg.categories import Categories
-from instseg.checkpoint.fit import ClassCount, Fit, few
+from instseg.categories import Categories, ClassCount
+from instseg.checkpoint.fit import Fit, few
 from instseg.checkpoint.reading import peek_iteration, read_weights
 from instseg.checkpoint.wrappers import plain_names
-from instseg.checkpoint.writing import TEMPORARY, atomic_write
 from instseg.errors import CheckpointError
+from instseg.files import TEMPORARY, atomic_write
 
 logger = logging.getLogger(__name__)
 

@@ -7,20 +7,14 @@ from dataclasses import dataclass
 from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 
+from instseg.categories import ClassCount
+
 Shape = tuple[int, ...]
 
 _FEW_PARTS = 6
 """How many parts of a model a message names."""
 _CLASSIFIER = 4
 """Tensors that a backbone has beside those of ours, at most: its classifier, a bias."""
-
-
-@dataclass(frozen=True)
-class ClassCount:
-    """Number of classes of a model, and the configuration key that says it."""
-
-    key: str
-    count: int
 
 
 @dataclass(frozen=True)

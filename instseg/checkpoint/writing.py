@@ -1,66 +1,15 @@
-"""Files that appear whole or not at all."""
+"""Weights as a safetensors file."""
 
 import json
 import os
-import secrets
-import shutil
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from pathlib import Path
-from typing import Any, BinaryIO
+from collections.abc import Mapping
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from instseg.errors import OutputError
-from instseg.files import is_device
-
-TEMPORARY = ".instseg-tmp"
-"""End of the names of temporary files, by which leftovers of a killed process are known."""
-
-
-def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
-    """Have ``write`` fill the file ``path`` so that it is never seen half-written.
-
-    The content goes to a temporary file in the same folder (made if needed), which takes the place
-    of ``path`` once it is on the disk.  A device or pipe, such as ``/dev/stdout``, is written to
-    instead: a file in its place would take it from every other program.
-
-    Raises:
-        OutputError: the system refused; ``path`` is as it was, the temporary file is gone.
-    """
-    path = Path(path)
-    # Not tempfile: its files are private to the user, these get the usual permissions.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
-    try:
-        if is_device(path):
-            with open(path, "wb") as device:
-                write(device)
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        # torch.save hides the OSError of a full disk behind a RuntimeError about file positions.
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__context__
-        if cause is None:
-            raise
-        raise OutputError(f"cannot write {path}: {cause} ({_free(path)})") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    with suppress(OSError):  # some file systems cannot sync a folder; the file itself is complete
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+from instseg.files import atomic_write
 
 
 def save_safetensors(
@@ -84,10 +33,3 @@ def save_safetensors(
     }
     header = {"instseg": json.dumps(dict(metadata or {}))}
     atomic_write(path, lambda file: file.write(safetensors.torch.save(tensors, header)))
-
-
-def _free(path: Path) -> str:
-    try:
-        return f"{shutil.disk_usage(path.parent).free} bytes free in {path.parent}"
-    except OSError:
-        return f"{path.parent} is no folder that can be used"

@@ -1,20 +1,69 @@
 """The classes of the model that a configuration describes: how many, and what they are called."""
 
+import functools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from detectron2.config import CfgNode
 
-from instseg.categories import OBJECT, Categories
-from instseg.checkpoint.fit import ClassCount
-from instseg.config.nodes import class_count
+from instseg.categories import OBJECT, Categories, ClassCount
 from instseg.config.rules import configured_categories
 from instseg.data.categories import dataset_categories, known_categories
+from instseg.data.datasets import class_difference, dataset_classes
 from instseg.data.readers.json_files import read_json
 from instseg.errors import ConfigError, DatasetError, short
 
 logger = logging.getLogger(__name__)
+
+
+def check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
+    """Check the data sets ``names`` against the class count of ``cfg`` and against each other.
+
+    Raises:
+        ConfigError: with both numbers and the key to change.
+        DatasetError: a data set that cannot be read.
+    """
+    model = class_count(cfg)
+    first: tuple[str, list[str]] | None = None
+    for name in names:
+        classes = dataset_classes(name)
+        if not classes:
+            continue
+        # A model without classes may be tested on others than it was trained on.
+        difference = class_difference(first, (name, classes)) if model and first else None
+        if difference is not None:
+            raise ConfigError(f"{difference}; one model cannot serve both")
+        first = first or (name, classes)
+        if model is not None and model.count != len(classes):
+            raise ConfigError(
+                f"data set {name} has {len(classes)} classes, {model.key} is {model.count}; set "
+                f"{model.key} {len(classes)}"
+            )
+
+
+def num_classes_key(cfg: CfgNode) -> str | None:
+    """The key that holds the number of classes of ``cfg``'s model; None for class-agnostic ones."""
+    from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+
+    name = cfg.MODEL.META_ARCHITECTURE
+    known = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else object
+    # A class whose own node has no such key has that of its ancestor: YOLACTPlus that of YOLACT.
+    names = (name, *(ancestor.__name__ for ancestor in known.__mro__))
+    nodes = {key.replace("_", "").lower(): key for key in cfg.MODEL}
+    own = [nodes[each.lower()] for each in names if each.lower() in nodes]
+    for key in own:
+        if "NUM_CLASSES" in cfg.MODEL[key]:
+            return f"MODEL.{key}.NUM_CLASSES"
+    if own and not issubclass(known, GeneralizedRCNN):
+        return None
+    return "MODEL.ROI_HEADS.NUM_CLASSES"
+
+
+def class_count(cfg: CfgNode) -> ClassCount | None:
+    """Number of classes of ``cfg``'s model; None for class-agnostic ones."""
+    key = num_classes_key(cfg)
+    return ClassCount(key, functools.reduce(getattr, key.split("."), cfg)) if key else None
 
 
 def model_categories(

@@ -10,7 +10,7 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,9 @@ from detectron2.config import CfgNode as Detectron2CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.utils.registry import Registry
 
-from instseg.checkpoint.fit import ClassCount
 from instseg.config.files import load_yaml
 from instseg.config.keys import add_shared_config
-from instseg.data.datasets import (
-    class_difference,
-    dataset_classes,
-    register_builtin_datasets,
-    register_datasets,
-)
+from instseg.data.datasets import register_builtin_datasets, register_datasets
 from instseg.data.samples import SAMPLES_REGISTRY
 from instseg.errors import ConfigError
 from instseg.projects import add_project_configs
@@ -215,55 +209,6 @@ def check_device(cfg: CfgNode) -> None:
             f"MODEL.DEVICE is {device}; the GPUs of this machine count from cuda:0 to "
             f"cuda:{torch.cuda.device_count() - 1}"
         )
-
-
-def check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
-    """Check the data sets ``names`` against the class count of ``cfg`` and against each other.
-
-    Raises:
-        ConfigError: with both numbers and the key to change.
-        DatasetError: a data set that cannot be read.
-    """
-    model = class_count(cfg)
-    first: tuple[str, list[str]] | None = None
-    for name in names:
-        classes = dataset_classes(name)
-        if not classes:
-            continue
-        # A model without classes may be tested on others than it was trained on.
-        difference = class_difference(first, (name, classes)) if model and first else None
-        if difference is not None:
-            raise ConfigError(f"{difference}; one model cannot serve both")
-        first = first or (name, classes)
-        if model is not None and model.count != len(classes):
-            raise ConfigError(
-                f"data set {name} has {len(classes)} classes, {model.key} is {model.count}; set "
-                f"{model.key} {len(classes)}"
-            )
-
-
-def num_classes_key(cfg: CfgNode) -> str | None:
-    """The key that holds the number of classes of ``cfg``'s model; None for class-agnostic ones."""
-    from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
-
-    name = cfg.MODEL.META_ARCHITECTURE
-    known = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else object
-    # A class whose own node has no such key has that of its ancestor: YOLACTPlus that of YOLACT.
-    names = (name, *(ancestor.__name__ for ancestor in known.__mro__))
-    nodes = {key.replace("_", "").lower(): key for key in cfg.MODEL}
-    own = [nodes[each.lower()] for each in names if each.lower() in nodes]
-    for key in own:
-        if "NUM_CLASSES" in cfg.MODEL[key]:
-            return f"MODEL.{key}.NUM_CLASSES"
-    if own and not issubclass(known, GeneralizedRCNN):
-        return None
-    return "MODEL.ROI_HEADS.NUM_CLASSES"
-
-
-def class_count(cfg: CfgNode) -> ClassCount | None:
-    """Number of classes of ``cfg``'s model; None for class-agnostic ones."""
-    key = num_classes_key(cfg)
-    return ClassCount(key, functools.reduce(getattr, key.split("."), cfg)) if key else None
 
 
 @functools.cache

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from detectron2.structures import BoxMode
 
 from instseg.checkpoint.reading import read_array_pickle
-from instseg.checkpoint.writing import atomic_write
 from instseg.errors import ConfigError, DatasetError, short
+from instseg.files import atomic_write
 
 Array = npt.NDArray[np.float32]
 

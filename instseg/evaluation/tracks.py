@@ -19,9 +19,9 @@ from detectron2.utils import comm
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from instseg.checkpoint import atomic_write
 from instseg.errors import ConfigError, DatasetError
 from instseg.evaluation.matching import mask_ranking
+from instseg.files import atomic_write
 from instseg.masks import RLE, as_text, decode, encode, rle_area, to_rle
 from instseg.tracking import UNTRACKED, Tracker, check_installed, vote
 

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 import instseg
-from instseg.checkpoint import atomic_write
 from instseg.data.images import CHANNELS
 from instseg.errors import ConfigError
+from instseg.files import atomic_write
 from instseg.inference.predictor import Predictor
 from instseg.modeling import Network, SplitModel, VideoModel, as_split, as_video
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from instseg.categories import Categories
 from instseg.checkpoint import Checkpointer
-from instseg.config.classes import model_categories
-from instseg.config.nodes import check_device, class_count, get_cfg, load_cfg
+from instseg.config.classes import class_count, model_categories
+from instseg.config.nodes import check_device, get_cfg, load_cfg
 from instseg.config.rules import check_values
 from instseg.data.images import Array, check_image, convert_picture, read_image
 from instseg.errors import ConfigError

@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
-from instseg.config.nodes import class_count
+from instseg.config.classes import class_count
 from instseg.data.datasets import check_name, reading_datasets
 from instseg.data.proposal_files import Array, write_proposals
 from instseg.errors import ConfigError, DatasetError

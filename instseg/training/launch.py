@@ -18,15 +18,15 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from instseg.categories import Categories
-from instseg.checkpoint import Checkpointer, atomic_write
+from instseg.checkpoint import Checkpointer
 from instseg.config.classes import with_categories
 from instseg.config.nodes import check_device, find_config, load_cfg
 from instseg.config.rules import check_values
 from instseg.console import Parser
 from instseg.errors import ConfigError, OutputError
+from instseg.files import atomic_write, lock_folder
 from instseg.processes import end_with
 from instseg.training.interruption import signals_forwarded
-from instseg.training.lock import lock_folder
 
 
 def argument_parser() -> argparse.ArgumentParser:

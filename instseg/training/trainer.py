@@ -26,8 +26,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from instseg.checkpoint import Checkpointer
-from instseg.config.classes import training_categories
-from instseg.config.nodes import check_classes, class_count
+from instseg.config.classes import check_classes, class_count, training_categories
 from instseg.config.rules import check_values
 from instseg.data.datasets import (
     check_files,

@@ -171,6 +171,11 @@ class FCISROIHeads(nn.Module):
             raise ConfigError(
                 f"MODEL.ROI_HEADS.IN_FEATURES is {heads.IN_FEATURES}; FCIS works on one feature map"
             )
+        if heads.IN_FEATURES[0] not in input_shape:
+            raise ConfigError(
+                f"MODEL.ROI_HEADS.IN_FEATURES is {heads.IN_FEATURES}; the backbone gives "
+                f"{', '.join(input_shape)}"
+            )
         shape = input_shape[heads.IN_FEATURES[0]]
         return {
             "in_feature": heads.IN_FEATURES[0],

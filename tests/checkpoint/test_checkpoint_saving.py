@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import nn
 
-from instseg.checkpoint import Checkpointer, atomic_write, read_weights
-from instseg.checkpoint.writing import TEMPORARY
+from instseg.checkpoint import Checkpointer, read_weights
 from instseg.errors import CheckpointError, OutputError
+from instseg.files import TEMPORARY, atomic_write
 from tests.checkpoint.test_checkpoint import net, same
 
 

@@ -18,7 +18,7 @@ import instseg
 import train_net
 from instseg import Predictor, VideoPredictor, cli
 from instseg.checkpoint import Checkpointer, Fit, unused_in_inference
-from instseg.config.nodes import class_count
+from instseg.config.classes import class_count
 from instseg.errors import CheckpointError
 from tests.inference.test_predictor import tiny_cfg
 from tests.support.yolact_tiny import tiny_cfg as yolact_cfg

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import instseg
+from instseg.config.classes import check_classes, num_classes_key
 from instseg.config.files import load_yaml
-from instseg.config.nodes import check_classes, check_names, num_classes_key
+from instseg.config.nodes import check_names
 from instseg.errors import ConfigError, DatasetError
 from instseg.training.trainer import Trainer
 

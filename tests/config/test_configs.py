@@ -17,7 +17,7 @@ from torch import nn
 
 import instseg
 from instseg.checkpoint import Checkpointer
-from instseg.config.nodes import num_classes_key
+from instseg.config.classes import num_classes_key
 from instseg.data.mappers import build_train_mapper
 from instseg.data.samples import build_samples
 from tests.conftest import ROOT

@@ -16,7 +16,7 @@ from PIL import Image
 
 import instseg
 from instseg import cli
-from instseg.config.nodes import check_classes, num_classes_key
+from instseg.config.classes import check_classes, num_classes_key
 from instseg.data import datasets
 from instseg.data.check import check_data
 from instseg.data.findings import Kind

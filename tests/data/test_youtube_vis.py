@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 import instseg
-from instseg.config.nodes import check_classes
+from instseg.config.classes import check_classes
 from instseg.data.datasets import dataset_classes
 from instseg.data.mappers import build_train_mapper
 from instseg.data.readers import youtube_vis

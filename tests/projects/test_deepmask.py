@@ -11,7 +11,7 @@ from torch import Tensor
 
 import instseg
 from instseg.checkpoint import Checkpointer
-from instseg.config.nodes import num_classes_key
+from instseg.config.classes import num_classes_key
 from instseg.errors import CheckpointError, ConfigError
 from instseg.inference.predictor import Predictor
 from instseg.projects.deepmask import FILL, DeepMask, Scale, pyramid

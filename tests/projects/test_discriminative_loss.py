@@ -11,7 +11,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 import instseg
-from instseg.config.nodes import num_classes_key
+from instseg.config.classes import num_classes_key
 from instseg.data.synthetic import shapes
 from instseg.errors import CheckpointError, ConfigError
 from instseg.projects.discriminative_loss import (

@@ -15,7 +15,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 import instseg
-from instseg.config.nodes import num_classes_key
+from instseg.config.classes import num_classes_key
 from instseg.errors import ConfigError
 from instseg.projects.fcis import CeilPoolStem, Detector, FCISROIHeads, paste_masks
 from instseg.projects.fcis.roi_heads import Detections

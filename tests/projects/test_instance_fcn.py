@@ -14,7 +14,7 @@ from torch import Tensor
 
 import instseg
 from instseg.checkpoint import Checkpointer
-from instseg.config.nodes import check_classes, num_classes_key
+from instseg.config.classes import check_classes, num_classes_key
 from instseg.data.synthetic import shapes
 from instseg.errors import ConfigError
 from instseg.inference.predictor import Predictor

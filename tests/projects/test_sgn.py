@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import instseg
-from instseg.config.nodes import num_classes_key
+from instseg.config.classes import num_classes_key
 from instseg.data.semantic import add_semantic_files
 from instseg.data.synthetic import shapes
 from instseg.errors import CheckpointError, ConfigError, DatasetError

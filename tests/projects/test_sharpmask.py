@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import instseg
-from instseg.config.nodes import num_classes_key
+from instseg.config.classes import num_classes_key
 from instseg.errors import ConfigError
 from instseg.projects.deepmask import Scale
 from instseg.projects.sharpmask import Refinement, SharpMask, gather_windows

@@ -14,7 +14,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 import instseg
-from instseg.config.nodes import num_classes_key
+from instseg.config.classes import num_classes_key
 from instseg.errors import ConfigError
 from instseg.projects.yolact import (
     LossSettings,

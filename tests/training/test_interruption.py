@@ -18,8 +18,8 @@ from torch import nn
 
 from instseg.checkpoint import Checkpointer, read_weights
 from instseg.errors import OutputError
+from instseg.files import lock_folder
 from instseg.training.interruption import Interruption, signals_forwarded, signals_held
-from instseg.training.lock import lock_folder
 
 
 def send(*numbers: signal.Signals) -> None:
@@ -147,7 +147,7 @@ def test_a_launcher_passes_signals_on_to_the_processes_it_started() -> None:
 
 HOLDER = """
 import os, sys, time
-from instseg.training.lock import lock_folder
+from instseg.files import lock_folder
 lock_folder(sys.argv[1])
 if len(sys.argv) > 2 and os.fork() == 0:  # a worker that outlives us
     os.closerange(0, 3)

@@ -295,7 +295,7 @@ def test_what_detectron2_asserts_about_a_model_is_a_config_error() -> None:
 
 
 def test_a_second_run_in_a_folder_is_refused_before_it_writes_anything(tmp_path: Path) -> None:
-    code = "import sys; from instseg.training.lock import lock_folder; lock_folder(sys.argv[1]); "
+    code = "import sys; from instseg.files import lock_folder; lock_folder(sys.argv[1]); "
     command = [sys.executable, "-c", code + "print('locked', flush=True); input()", str(tmp_path)]
     first = subprocess.Popen(command, stdin=-1, stdout=-1, text=True)
     assert first.stdout is not None and first.stdout.readline()

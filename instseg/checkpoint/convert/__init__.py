@@ -22,9 +22,10 @@ from instseg.checkpoint.convert import (
 )
 from instseg.checkpoint.convert.common import CLASS_LAYERS, Converter, Report
 from instseg.checkpoint.convert.configuration import Options, config_text
-from instseg.checkpoint.writing import atomic_write, save_safetensors
+from instseg.checkpoint.writing import save_safetensors
 from instseg.config.classes import model_categories
 from instseg.errors import ConfigError
+from instseg.files import atomic_write
 
 FORMATS: dict[str, Converter] = {
     "deepmask": deepmask.convert,

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from instseg.checkpoint import atomic_write
 from instseg.data.images import read_image
 from instseg.errors import DatasetError
+from instseg.files import atomic_write
 from instseg.masks import coco_annotation_of
 
 # Pictures with labelling errors: nuclei that later corrections added or removed, overlapping or

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from instseg.checkpoint import atomic_write
 from instseg.data.synthetic.files import check_size, encode_ppm, serve
 from instseg.data.synthetic.outlines import KINDS, generator, outline_of, polygon_area, rasterise
 from instseg.data.synthetic.render import render
 from instseg.errors import DatasetError
+from instseg.files import atomic_write
 from instseg.masks import annotation_of, coco_annotation_of
 
 SPLITS = {

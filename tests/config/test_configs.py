@@ -1,4 +1,4 @@
-"""Every published configuration builds, trains a step, evaluates and round-trips its weights."""
+"""Every published configuration builds; one of each kind trains, evaluates and is reloaded."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,16 +27,18 @@ CONFIGS = sorted(
     for path in (ROOT / "configs").rglob("*.yaml")
     if not path.name.startswith("Base-")
 )
-# Pictures small enough for a step of ResNet-101 in seconds; score threshold low enough for
-# detections.
+# Pictures small enough for a step in seconds; a score threshold low enough for detections.
 SMALL = [
     *("MODEL.DEVICE", "cpu"),
-    *("INPUT.MIN_SIZE_TRAIN", "(192,)"),
-    *("INPUT.MIN_SIZE_TEST", 192),
+    *("INPUT.MIN_SIZE_TRAIN", "(96,)"),
+    *("INPUT.MIN_SIZE_TEST", 96),
     *("INPUT.CROP.ENABLED", False),
-    *("INPUT.SQUARE_SIZE", 256),
+    *("INPUT.SQUARE_SIZE", 160),
+    *("TEST.DETECTIONS_PER_IMAGE", 20),
     *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0),
-    *("MODEL.INSTANCE_FCN.SCALES_TEST", "(96, 192)"),
+    *("MODEL.DEEPMASK.OCTAVES_TEST", "(0.0,)"),
+    *("MODEL.INSTANCE_FCN.SCALES_TEST", "(48, 96)"),
+    *("MODEL.SGN.MERGE_PARTNERS", 1),
     *("MODEL.YOLACT.SCORE_THRESH_TEST", 0.0),
 ]
 
@@ -94,11 +96,35 @@ def with_proposals(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_config_trains_a_step_with_and_without_objects_evaluates_and_round_trips(
-    name: str, records: list[dict[str, Any]], tmp_path: Path
-) -> None:
+def kind(name: str) -> tuple[str, ...]:
+    """What two configurations share that differ in depth, classes, data set and schedule."""
     cfg = small_cfg(name)
+    nodes = [node for node in cfg.MODEL.values() if isinstance(node, CfgNode)]
+    networks = [node.NETWORK for node in nodes if "NETWORK" in node]
+    return Path(name).parent.name, cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.BACKBONE.NAME, *networks
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Has every configuration stepped, all but the last one of its kind as slow tests."""
+    if "stepped" in metafunc.fixturenames:
+        chosen = {kind(name): name for name in CONFIGS}.values()
+        slow = pytest.mark.slow
+        metafunc.parametrize(
+            "stepped", [pytest.param(n, marks=() if n in chosen else slow) for n in CONFIGS]
+        )
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_can_be_built(name: str) -> None:
+    """On the meta device, whose tensors have shapes and no numbers."""
+    model = build_model(instseg.load_cfg(ROOT / "configs" / name, ["MODEL.DEVICE", "meta"]))
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_a_config_trains_a_step_with_and_without_objects_evaluates_and_round_trips(
+    stepped: str, records: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    cfg = small_cfg(stepped)
     model = build_model(cfg).train()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):  # without statistics 100 random layers overflow
@@ -130,9 +156,12 @@ def test_a_config_trains_a_step_with_and_without_objects_evaluates_and_round_tri
     assert torch.equal(before.pred_boxes.tensor, after.pred_boxes.tensor)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_config_states_differences_only(name: str) -> None:
+def test_a_config_states_differences_only() -> None:
     """A line that repeats what the base already says hides what the config is about."""
+    assert [line for name in CONFIGS for line in repeated(name)] == []
+
+
+def repeated(name: str) -> list[str]:
     path = ROOT / "configs" / name
     content = yaml.safe_load(path.read_text())
     bases = content.pop("_BASE_", [])
@@ -140,13 +169,13 @@ def test_a_config_states_differences_only(name: str) -> None:
     for file in [bases] if isinstance(bases, str) else bases:
         base.merge_from_file(str(path.parent / file))
 
-    def repeated(node: dict[str, Any], inherited: CfgNode, prefix: str) -> list[str]:
-        found = []
+    def within(node: dict[str, Any], inherited: CfgNode, prefix: str) -> list[str]:
+        lines = []
         for key, value in node.items():
             if isinstance(value, dict):
-                found += repeated(value, inherited[key], f"{prefix}{key}.")
+                lines += within(value, inherited[key], f"{prefix}{key}.")
             elif inherited._decode_cfg_value(value) == inherited[key]:
-                found.append(prefix + key)
-        return found
+                lines.append(prefix + key)
+        return lines
 
-    assert not repeated(content, base, "")
+    return within(content, base, f"{name}: ")

@@ -1,60 +1,129 @@
-"""``docs/faults.md`` names tests that exist."""
+"""Every row of ``docs/faults.md`` is whole, is there once, and names tests that exist."""
 
 import ast
 import re
+from collections import Counter
+from functools import cache
+from itertools import groupby
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
 
 TEXT = (ROOT / "docs/faults.md").read_text()
-NAMED = sorted(set(re.findall(r"`([\w/]*test_\w+\.py)(?:::(test_\w+))?`", TEXT)))
-OF_OPERATORS = sorted(set(re.findall(r"`(test_\w+)`", TEXT)))
+HEADER = re.compile(r"\| # \| (input|fault) \| what happens \| tests \| message \|")
+# Prose begins with a capital or with a name in code.
+PROSE = re.compile(r"#+ [A-Z]|[A-Z`]")
+NUMBER = re.compile(r"–|\d+(, \d+)*")
+TEST = re.compile(r"`(?P<file>[\w/]*test_\w+\.py)(::(?P<name>test_\w+))?`|`make (?P<target>\w+)`")
+MESSAGE = re.compile(r"–|`[^`]+`(; `[^`]+`)*")
 
 
-def defined_in(file: str) -> set[str]:
-    (path,) = (ROOT / "tests").rglob(file)
+def cells(line: str) -> list[str]:
+    """What stands between the bars of a row; a bar in a cell is written with a backslash."""
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def tables(text: str) -> list[list[str]]:
+    """The lines of each table with an input or fault in every row."""
+    groups = groupby(text.splitlines(), key=lambda line: line.startswith("|"))
+    found = [list(lines) for is_table, lines in groups if is_table]
+    return [lines for lines in found if cells(lines[0])[0] == "#"]
+
+
+def rows(text: str) -> list[list[str]]:
+    return [cells(line) for lines in tables(text) for line in lines[2:]]
+
+
+@cache
+def defined_in(path: Path) -> set[str]:
     tree = ast.parse(path.read_text())
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
-@pytest.mark.parametrize(("file", "test"), NAMED)
-def test_a_test_that_is_named_exists(file: str, test: str) -> None:
-    assert not test or test in defined_in(file)
+def missing(file: str, name: str | None) -> bool:
+    """Whether not exactly one file below ``tests`` has this path, or it has no such test."""
+    paths = list((ROOT / "tests").rglob(file))
+    return len(paths) != 1 or (name is not None and name not in defined_in(paths[0]))
 
 
-def test_the_defined_in_operators_that_are_named_exist() -> None:
-    assert OF_OPERATORS
-    assert set(OF_OPERATORS) <= defined_in("ops/test_hostile_input.py")
+def faults_of(row: list[str]) -> list[str]:
+    """What is wrong with one row of the table."""
+    if len(row) != 5 or not all(row):
+        return ["expected a number or –, an input, what is promised, tests and a message"]
+    number, _, _, tests, message = row
+    found = []
+    if not NUMBER.fullmatch(number):
+        found.append(f"{number} is no number")
+    named = [part.strip() for part in tests.split(", ")]
+    found += [f"{part} names no test" for part in named if not TEST.fullmatch(part)]
+    found += [f"{part} is there twice" for part, count in Counter(named).items() if count > 1]
+    if not MESSAGE.fullmatch(message):
+        found.append(f"{message} is no message")
+    return found
 
 
-def test_every_row_of_the_list_is_there() -> None:
-    """Thirty-eight kinds of bad input; 3 and 4 share a row."""
-    rows = re.findall(r"^\| (\d+)(?:, (\d+))? \|", TEXT, re.MULTILINE)
-    assert {int(number) for row in rows for number in row if number} == set(range(1, 39))
+def problems(text: str) -> list[str]:
+    """One sentence for each thing that is wrong with the tables of a text and around them."""
+    found = [f"{line[:60]}: no beginning" for line in text.splitlines() if is_fragment(line)]
+    for header, separator, *_ in tables(text):
+        if not HEADER.fullmatch(header) or separator != "|---|---|---|---|---|":
+            found.append(f"{header}: no header of such a table")
+    for row in rows(text):
+        found += [f"{' | '.join(row)[:60]}: {fault}" for fault in faults_of(row)]
+    inputs = Counter(row[1].casefold() for row in rows(text) if len(row) == 5)
+    found += [f"{name}: there {count} times" for name, count in inputs.items() if count > 1]
+    return found
 
 
-def cells(line: str) -> list[str]:
-    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)]
+def is_fragment(line: str) -> bool:
+    if line.startswith("|"):
+        return not line.endswith("|")
+    return bool(line) and not PROSE.match(line)
 
 
-def test_tables_have_whole_rows_and_as_many_cells_as_columns() -> None:
-    wrong = []
-    width = 0
-    for line in TEXT.splitlines():
-        found = cells(line)
-        is_row = len(found) > 1
-        width = (width or len(found)) if is_row else 0
-        if is_row and (found[0] or found[-1] or len(found) != width or not all(found[1:-1])):
-            wrong.append(line[:80])
-    assert wrong == []
+def test_every_line_is_whole_and_no_row_is_there_twice() -> None:
+    assert problems(TEXT) == []
 
 
-def test_no_row_and_no_test_of_a_row_is_there_twice() -> None:
-    rows = [cells(line)[1:-1] for line in TEXT.splitlines() if len(cells(line)) == 7]
-    rows = [row for row in rows if row[0] not in ("#", "---")]
-    inputs = sorted((row[0], f"{row[1]},") for row in rows)
-    pairs = zip(inputs, inputs[1:], strict=False)
-    assert [row for row, after in pairs if row[0] == after[0] and after[1].startswith(row[1])] == []
-    tests = [re.findall(r"`[\w/]*test_\w+\.py(?:::test_\w+)?`", row[3]) for row in rows]
-    assert [names for names in tests if len(set(names)) < len(names)] == []
+def test_each_of_the_thirty_eight_kinds_has_one_row_in_order() -> None:
+    """3 and 4 share one."""
+    numbers = [part for row in rows(TEXT) for part in row[0].split(", ") if part != "–"]
+    assert numbers == [str(number) for number in range(1, 39)]
+
+
+def test_every_test_and_target_that_is_named_exists() -> None:
+    named = list(TEST.finditer(TEXT))
+    assert len(named) > 300
+    absent = [m[0] for m in named if m["file"] and missing(m["file"], m["name"])]
+    makefile = (ROOT / "Makefile").read_text()
+    absent += [m[0] for m in named if m["target"] and f"\n{m['target']}:" not in makefile]
+    assert absent == []
+
+
+HEAD = "| # | input | what happens | tests | message |\n|---|---|---|---|---|\n"
+GOOD = "| 1 | `None` | refused | `test_a.py::test_b`, `make chaos` | `a`; `b` |\n"
+
+
+def test_the_checker_finds_nothing_in_a_whole_row() -> None:
+    assert problems(f"# Title\n\nProse.\n\n{HEAD}{GOOD}") == []
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (GOOD, "there 2 times"),
+        (GOOD.replace("`None`", "`none`").replace("| 1 |", "| – |"), "there 2 times"),
+        ("| 2 | a | refused | `test_a.py` |\n", "expected a number"),
+        ("| 2 | a |  | `test_a.py` | – |\n", "expected a number"),
+        ("| two | a | refused | `test_a.py` | – |\n", "no number"),
+        ("| 2 | a | refused | the same | – |\n", "names no test"),
+        ("| 2 | a | refused | `test_a.py`, `test_a.py` | – |\n", "twice"),
+        ("| 2 | a | refused | `test_a.py` | `a` and so on |\n", "no message"),
+        ("| 2 | a | refused | `test_a.py` | –\n", "no beginning"),
+        ("of a base that is named again |\n", "no beginning"),
+    ],
+)
+def test_the_checker_sees_a_broken_line(line: str, expected: str) -> None:
+    assert expected in "\n".join(problems(HEAD + GOOD + line))

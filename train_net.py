@@ -22,6 +22,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from instseg.checkpoint import Checkpointer
 from instseg.config.classes import check_classes, class_count, model_categories
+from instseg.data.dataset import load_all
 from instseg.errors import InstsegError, TrainingError, one_line
 from instseg.training.hooks import check_expected_results
 from instseg.training.launch import argument_parser, launch, setup, write_config
@@ -32,7 +33,8 @@ def run(args: argparse.Namespace) -> None:
     """Train or evaluate as ``args`` say."""
     cfg = setup(args)
     if args.eval_only:
-        check_classes(cfg, cfg.DATASETS.TEST)
+        datasets = load_all(cfg.DATASETS.TEST)
+        check_classes(cfg, datasets)
         model = Trainer.build_model(cfg)
         checkpointer = Checkpointer(
             model,
@@ -44,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
         )
         told = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         write_config(cfg, model_categories(cfg, told))
-        check_expected_results(cfg, model)
+        check_expected_results(cfg, model, datasets)
         results = Trainer.test(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, results)

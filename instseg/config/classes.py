@@ -9,36 +9,36 @@ from detectron2.config import CfgNode
 
 from instseg.categories import OBJECT, Categories, ClassCount
 from instseg.config.rules import configured_categories
-from instseg.data.categories import dataset_categories, known_categories
-from instseg.data.datasets import class_difference, dataset_classes
+from instseg.data.build import class_difference
+from instseg.data.categories import known_categories
+from instseg.data.dataset import DataSet
 from instseg.data.readers.json_files import read_json
 from instseg.errors import ConfigError, DatasetError, short
 
 logger = logging.getLogger(__name__)
 
 
-def check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
-    """Check the data sets ``names`` against the class count of ``cfg`` and against each other.
+def check_classes(cfg: CfgNode, datasets: Iterable[DataSet]) -> None:
+    """Check data sets against the class count of ``cfg`` and against each other.
 
     Raises:
         ConfigError: with both numbers and the key to change.
-        DatasetError: a data set that cannot be read.
     """
     model = class_count(cfg)
-    first: tuple[str, list[str]] | None = None
-    for name in names:
-        classes = dataset_classes(name)
-        if not classes:
+    first: DataSet | None = None
+    for dataset in datasets:
+        if not dataset.classes:
             continue
         # A model without classes may be tested on others than it was trained on.
-        difference = class_difference(first, (name, classes)) if model and first else None
+        difference = class_difference(first, dataset) if model and first else None
         if difference is not None:
             raise ConfigError(f"{difference}; one model cannot serve both")
-        first = first or (name, classes)
-        if model is not None and model.count != len(classes):
+        first = first or dataset
+        count = len(dataset.classes)
+        if model is not None and model.count != count:
             raise ConfigError(
-                f"data set {name} has {len(classes)} classes, {model.key} is {model.count}; set "
-                f"{model.key} {len(classes)}"
+                f"data set {dataset.name} has {count} classes, {model.key} is {model.count}; set "
+                f"{model.key} {count}"
             )
 
 
@@ -128,15 +128,9 @@ def _told(cfg: CfgNode, checkpoint: Mapping[str, Any]) -> Iterator[tuple[str, Ca
         yield "", test
 
 
-def training_categories(cfg: CfgNode) -> Categories | None:
-    """The classes that a training on ``DATASETS.TRAIN`` teaches; None where the set tells none.
-
-    Raises:
-        DatasetError: the data set cannot be read.
-    """
-    if class_count(cfg) is None:
-        return OBJECT
-    return dataset_categories(cfg.DATASETS.TRAIN[0])
+def training_categories(cfg: CfgNode, dataset: DataSet) -> Categories | None:
+    """The classes that a training on ``dataset`` teaches; None where the set tells none."""
+    return OBJECT if class_count(cfg) is None else dataset.categories
 
 
 def with_categories(cfg: CfgNode, categories: Categories | None) -> CfgNode:

@@ -4,6 +4,33 @@ from detectron2.config import CfgNode
 
 from instseg.data.synthetic import shapes
 
+_OLD_METRICS = {
+    "PROPOSALS": "proposals",
+    "CONTEST_METRIC": "contest",
+    "VOC_METRIC": "voc",
+    "TRACK_METRIC": "tracks",
+    "LEAF_METRIC": "leaves",
+    "SEMANTIC_METRIC": "semantic",
+}
+"""Keys that ``TEST.METRICS`` replaced, and the names they have there."""
+
+
+def rename_keys(cfg: CfgNode) -> None:
+    """Have ``cfg`` refuse keys of earlier versions with what to write instead."""
+    for key, name in _OLD_METRICS.items():
+        cfg.register_renamed_key(f"TEST.{key}", "TEST.METRICS", f"name {name!r} in it")
+
+
+def take_old_keys(loaded: CfgNode) -> None:
+    """Write ``TEST.METRICS`` into the ``config.yaml`` of a run of an earlier version, in place.
+
+    Such a file has all of the keys; one that somebody wrote has some of them, and is refused.
+    """
+    test = loaded.get("TEST")
+    if isinstance(test, dict) and _OLD_METRICS.keys() <= test.keys() and "METRICS" not in test:
+        names = [name for key, name in _OLD_METRICS.items() if test.pop(key)]
+        test["METRICS"] = tuple(names if "proposals" in names else ("coco", *names))
+
 
 def add_shared_config(cfg: CfgNode) -> None:
     """Give ``cfg`` these keys, with the values they have where a configuration says nothing."""
@@ -65,9 +92,18 @@ def add_shared_config(cfg: CfgNode) -> None:
     # Passes over each clip, the key frames one frame later in each; metrics are their mean. The
     # authors of YolactEdge make 5 with an interval of 5, so that all frames weigh the same.
     cfg.TEST.KEYFRAME_PASSES = 1
-    # Link detections to tracks and evaluate YouTube-VIS's AP of them as well; always done on data
-    # in the layout of YouTube-VIS. Needs instseg[video].
-    cfg.TEST.TRACK_METRIC = False
+    # What is measured, by the names of instseg/evaluation:
+    #   "coco"       COCO's AP of boxes and masks;
+    #   "proposals"  average recall (AR@n, AUC), for models that know no classes;
+    #   "contest"    TP / (TP + FP + FN), the metric of the 2018 Data Science Bowl on nuclei;
+    #   "leaves"     those of the leaf segmentation challenge (CVPPP): symmetric best Dice and
+    #                difference in count; always on CVPPP data;
+    #   "voc"        VOC's AP of masks at IoU 0.5 and 0.7; always on SBD and VOC data;
+    #   "semantic"   mean IoU of the semantic map, for models that give one ("sem_seg");
+    #   "tracks"     YouTube-VIS's AP of tracks, to which detections are linked; always on data in
+    #                the layout of YouTube-VIS. Needs instseg[video].
+    # Data of Cityscapes are always evaluated by the authors' code alone.
+    cfg.TEST.METRICS = ("coco",)
     # Least score of a detection that becomes part of a track.
     cfg.TEST.TRACK_SCORE_THRESH = 0.05
     # Keep the weights with the best value of this metric under OUTPUT_DIR/best: "segm/AP",
@@ -77,18 +113,7 @@ def add_shared_config(cfg: CfgNode) -> None:
     cfg.TEST.BEST_METRIC = ""
     # Iterations between two measurements of the losses on DATASETS.TEST; 0 is off.
     cfg.TEST.VAL_LOSS_PERIOD = 0
-    # Evaluate TP / (TP + FP + FN) as well, the metric of the 2018 Data Science Bowl on nuclei.
-    cfg.TEST.CONTEST_METRIC = False
-    # Evaluate the metrics of the leaf segmentation challenge (CVPPP) as well: symmetric best Dice
-    # and difference in count; always done on CVPPP data.
-    cfg.TEST.LEAF_METRIC = False
-    # Least score of a prediction that counts in either of these.
+    # Least score of a prediction that counts in "contest" and "leaves".
     cfg.TEST.CONTEST_SCORE_THRESH = 0.5
-    # Evaluate the mean IoU of the semantic map as well, for models that give one ("sem_seg").
-    cfg.TEST.SEMANTIC_METRIC = False
-    # Evaluate average recall (AR@n, AUC) in place of COCO's AP: for models that know no classes.
-    cfg.TEST.PROPOSALS = False
-    # Evaluate VOC's AP of masks at IoU 0.5 and 0.7 as well; always done on SBD and VOC data.
-    cfg.TEST.VOC_METRIC = False
-    # Precision in that metric: "11-point" (VOC 2007, what papers report) or "all-point" (VOC 2010).
+    # Precision in "voc": "11-point" (VOC 2007, what papers report) or "all-point" (VOC 2010).
     cfg.TEST.VOC_INTERPOLATION = "11-point"

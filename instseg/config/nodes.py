@@ -20,8 +20,8 @@ from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.utils.registry import Registry
 
 from instseg.config.files import load_yaml
-from instseg.config.keys import add_shared_config
-from instseg.data.datasets import register_builtin_datasets, register_datasets
+from instseg.config.keys import add_shared_config, rename_keys, take_old_keys
+from instseg.data.build import register_builtin_datasets, register_datasets
 from instseg.data.samples import SAMPLES_REGISTRY
 from instseg.errors import ConfigError
 from instseg.projects import add_project_configs
@@ -75,6 +75,7 @@ class CfgNode(Detectron2CfgNode):
 
     def merge_from_other_cfg(self, cfg_other: Detectron2CfgNode) -> None:
         """Merge ``cfg_other``; every key must exist here with a value of the same type."""
+        take_old_keys(cfg_other)
         for key, value in _leaves(cfg_other):
             _check_key(self, key, value, is_node=isinstance(value, dict))
         try:
@@ -116,7 +117,9 @@ def get_cfg() -> CfgNode:
     add_project_configs(cfg)
     cfg.MODEL.DEVICE = _default_device()
     # Wrapped last, so that the nodes of the projects are of this class too.
-    return CfgNode(cfg)
+    cfg = CfgNode(cfg)
+    rename_keys(cfg)
+    return cfg
 
 
 def load_cfg(path: str | os.PathLike[str], overrides: Sequence[Any] = ()) -> CfgNode:

@@ -5,20 +5,10 @@ import logging
 from detectron2.data import MetadataCatalog
 
 from instseg.categories import Categories
-from instseg.data.datasets import dataset_classes
 from instseg.data.readers.json_files import file_of, read_json
 from instseg.errors import DatasetError
 
 logger = logging.getLogger(__name__)
-
-
-def dataset_categories(name: str) -> Categories | None:
-    """The classes of a registered data set, reading it if need be; None where it tells none.
-
-    Raises:
-        DatasetError: unknown name, or a data set that cannot be read.
-    """
-    return Categories.of_metadata(MetadataCatalog.get(name)) if dataset_classes(name) else None
 
 
 def known_categories(name: object) -> Categories | None:

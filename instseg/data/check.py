@@ -13,15 +13,14 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from instseg.config.nodes import get_cfg
-from instseg.data.consistency import check_consistency, coco_instances, record_instances
-from instseg.data.datasets import (
+from instseg.data.build import (
     check_masks,
-    check_name,
     class_difference,
     nothing_to_train_on,
-    reading_datasets,
     register_datasets,
 )
+from instseg.data.consistency import check_consistency, coco_instances, record_instances
+from instseg.data.dataset import check_name, load, reading
 from instseg.data.findings import Finding, Kind, Level, Report, first_ids
 from instseg.data.images import MAX_PIXELS, picture_size
 from instseg.data.readers.coco_check import check_coco
@@ -99,7 +98,7 @@ def check_data(names: Sequence[str]) -> Iterator[CheckedSet]:
             checked.report.add(contents.findings(picture))
         contents.add(checked)
         if checked.classes and first is not None:
-            difference = class_difference((first.name, first.classes), (name, checked.classes))
+            difference = class_difference(first, checked)
             if difference is not None:
                 checked.report.add([Finding(Kind.CLASSES, None, difference)])
         first = first or (checked if checked.classes else None)
@@ -150,7 +149,7 @@ def _read_coco(checked: CheckedSet, content: Any, root: str) -> None:
 
 
 def _read_registered(checked: CheckedSet, function: CheckedRecords) -> None:
-    with reading_datasets([checked.name]):
+    with reading(checked.name):
         records, report = function.examine()
     checked.report = report
     report.add(check_consistency(record_instances(records)))
@@ -164,12 +163,10 @@ def _read_registered(checked: CheckedSet, function: CheckedRecords) -> None:
 
 def _read_records(checked: CheckedSet) -> None:
     """Sets in other formats: their own readers complain."""
-    with reading_datasets([checked.name]):
-        records = DatasetCatalog.get(checked.name)
-    _add_records(checked, records)
+    _add_records(checked, load(checked.name).records)
 
 
-def _add_records(checked: CheckedSet, records: list[dict[str, Any]]) -> None:
+def _add_records(checked: CheckedSet, records: Sequence[dict[str, Any]]) -> None:
     checked.classes = list(MetadataCatalog.get(checked.name).get("thing_classes", []))
     for record in records:
         size = record.get("width"), record.get("height")

@@ -50,8 +50,8 @@ def write_proposals(
     atomic_write(path, write)
 
 
-def add_proposals(records: Sequence[dict[str, Any]], path: str) -> None:
-    """Give every record its proposals, best first, as Detectron2's mappers expect them.
+def with_proposals(records: Sequence[dict[str, Any]], path: str) -> list[dict[str, Any]]:
+    """The records, each with its proposals, best first, as Detectron2's mappers expect them.
 
     Raises:
         DatasetError: a file of another content, or without one of the pictures.
@@ -84,13 +84,20 @@ def add_proposals(records: Sequence[dict[str, Any]], path: str) -> None:
             f"{path} has no proposals for {len(missing)} of {len(records)} pictures, first "
             f"{missing[0]['file_name']} (id {missing[0]['image_id']}); it is for another data set"
         )
+    completed = []
     for record in records:
         boxes, logits = known[str(record["image_id"])]
         _check(f"{path}, picture {record['image_id']}", boxes, logits)
         order = np.argsort(-logits, kind="stable")
-        record["proposal_boxes"] = boxes[order]
-        record["proposal_objectness_logits"] = logits[order]
-        record["proposal_bbox_mode"] = BoxMode(mode)
+        completed.append(
+            {
+                **record,
+                "proposal_boxes": boxes[order],
+                "proposal_objectness_logits": logits[order],
+                "proposal_bbox_mode": BoxMode(mode),
+            }
+        )
+    return completed
 
 
 def check_proposal_files(key: str, files: Sequence[str], names: Sequence[str]) -> None:

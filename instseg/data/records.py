@@ -51,7 +51,11 @@ class CheckedRecords:
         self._size = functools.cache(_size)  # what is read once need not be read at each call
 
     def __call__(self) -> list[Record]:
-        """The records.
+        """The records; see :meth:`read`."""
+        return self.read()[0]
+
+    def read(self) -> tuple[list[Record], Report]:
+        """The records, and what was found that keeps none of them from being used.
 
         Raises:
             DatasetError: what no model can be trained or evaluated on, with the record.
@@ -64,7 +68,7 @@ class CheckedRecords:
         mistakes = likely_mistakes(record_instances(records, step))
         for line in (*report.warnings(), *mistakes):
             self._tell(line)
-        return records
+        return records, report
 
     def examine(self) -> tuple[list[Record], Report]:
         """Those records that can be used, and what is wrong with the others."""

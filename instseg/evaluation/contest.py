@@ -6,17 +6,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog
+from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
+from torch import nn
 
+from instseg.data.dataset import DataSet
 from instseg.evaluation.matching import HIT, mask_ranking, match
+from instseg.evaluation.registry import Metric, register
 from instseg.masks import decode
 
 THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 
 
-class ContestEvaluator(DatasetEvaluator):
+@register("contest")
+class ContestEvaluator(Metric, DatasetEvaluator):
     """TP / (TP + FP + FN) of masks at IoU 0.5 ... 0.95, averaged over the images.
 
     A prediction is a true positive when its IoU with an object is above the threshold.  As in the
@@ -28,20 +32,23 @@ class ContestEvaluator(DatasetEvaluator):
     Schmidt et al., MICCAI 2018 (StarDist), section 3.
     """
 
-    def __init__(self, dataset_name: str, *, score_threshold: float) -> None:
+    def __init__(self, dataset: DataSet, *, score_threshold: float) -> None:
         """
         Args:
-            dataset_name: a registered data set whose objects have RLE or polygon masks.
+            dataset: its instances have RLE or polygon masks.
             score_threshold: predictions below it are not counted at all.
         """
-        self._records = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
+        self._records = {record["image_id"]: record for record in dataset.records}
         self._score_threshold = score_threshold
         self._scores: list[np.ndarray] = []
 
-    @staticmethod
-    def metrics() -> list[str]:
-        """Names of what is measured."""
+    @classmethod
+    def measures(cls, cfg: CfgNode, dataset: DataSet, model: nn.Module) -> list[str]:
         return ["contest/AP", *(f"contest/{_name(threshold)}" for threshold in THRESHOLDS)]
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, dataset: DataSet, folder: str) -> DatasetEvaluator:
+        return cls(dataset, score_threshold=cfg.TEST.CONTEST_SCORE_THRESH)
 
     def reset(self) -> None:
         self._scores = []

@@ -6,17 +6,22 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from detectron2.data import DatasetCatalog
+from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
+from torch import nn
 
+from instseg.data.dataset import DataSet
+from instseg.data.readers.cvppp import EVALUATOR_TYPE
 from instseg.evaluation.contest import label_map, true_label_map
 from instseg.evaluation.matching import mask_ranking
+from instseg.evaluation.registry import Metric, register
 
 Labels = npt.NDArray[np.integer[Any]]
 
 
-class LeafEvaluator(DatasetEvaluator):
+@register("leaves", kind=EVALUATOR_TYPE)
+class LeafEvaluator(Metric, DatasetEvaluator):
     """Symmetric best Dice (SBD), difference in count (DiC, |DiC|) and Dice of the foreground (FBD).
 
     As in the challenge, leaves do not overlap: of predicted masks a pixel belongs to the
@@ -26,23 +31,27 @@ class LeafEvaluator(DatasetEvaluator):
     Source: Scharr et al., Machine Vision and Applications 2016, section 4.
     """
 
-    def __init__(self, dataset_name: str, *, score_threshold: float) -> None:
+    def __init__(self, dataset: DataSet, *, score_threshold: float) -> None:
         """
         Args:
-            dataset_name: a registered data set whose objects have RLE or polygon masks.
+            dataset: its instances have RLE or polygon masks.
             score_threshold: predictions below it are not counted at all.
         """
-        self._records = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
+        self._records = {record["image_id"]: record for record in dataset.records}
         self._score_threshold = score_threshold
         self._scores: list[tuple[float, float, int]] = []
 
-    @staticmethod
-    def metrics() -> list[str]:
-        """Names of what is measured, without ``DiC``, whose best value is neither high nor low.
+    @classmethod
+    def measures(cls, cfg: CfgNode, dataset: DataSet, model: nn.Module) -> list[str]:
+        """Without ``DiC``, whose best value is neither high nor low.
 
         The lowest ``|DiC|`` is the best.
         """
         return ["leaves/SBD", "leaves/FBD", "leaves/|DiC|"]
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, dataset: DataSet, folder: str) -> DatasetEvaluator:
+        return cls(dataset, score_threshold=cfg.TEST.CONTEST_SCORE_THRESH)
 
     def reset(self) -> None:
         self._scores = []

@@ -6,13 +6,20 @@ from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
+from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluator
 from pycocotools.cocoeval import COCOeval
 from scipy.stats import spearmanr
+from torch import nn
 
+from instseg.data.dataset import DataSet
+from instseg.evaluation.registry import Metric, register
 from instseg.evaluation.truth import TruthEvaluator
+from instseg.modeling import gives_mask_scores
 
 
-class MaskScoreCOCOEvaluator(TruthEvaluator):
+@register("coco")
+class MaskScoreCOCOEvaluator(Metric, TruthEvaluator):
     """Detectron2's COCO evaluator, ranking masks by ``mask_scores`` where there are any.
 
     Detections with that field (N,) are evaluated by it for ``segm`` and by ``scores`` for
@@ -26,21 +33,23 @@ class MaskScoreCOCOEvaluator(TruthEvaluator):
 
     _tasks: Sequence[str] | None
 
-    @staticmethod
-    def metrics(
-        classes: Sequence[str], *, masks: bool, mask_scores: bool, keypoints: bool
-    ) -> list[str]:
-        """Names of what is measured; those of a model that gives masks, their scores, keypoints."""
+    @classmethod
+    def measures(cls, cfg: CfgNode, dataset: DataSet, model: nn.Module) -> list[str]:
         names = ["bbox/AP", "bbox/AP50", "bbox/AP75", "bbox/APs", "bbox/APm", "bbox/APl"]
-        if masks:
+        if cfg.MODEL.MASK_ON:
             names += [name.replace("bbox", "segm") for name in names]
-            names += ["segm/rho", "segm/rho_by_score"] if mask_scores else ["segm/rho"]
-        if keypoints:
+            names += ["segm/rho", "segm/rho_by_score"] if gives_mask_scores(model) else ["segm/rho"]
+        if cfg.MODEL.KEYPOINT_ON:
             names += [f"keypoints/{key}" for key in ("AP", "AP50", "AP75", "APm", "APl")]
         tasks = dict.fromkeys(name.partition("/")[0] for name in names)
-        if len(classes) > 1:
-            names += [f"{task}/AP-{name}" for task in tasks for name in classes]
+        if len(dataset.classes) > 1:
+            names += [f"{task}/AP-{name}" for task in tasks for name in dataset.classes]
         return names
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, dataset: DataSet, folder: str) -> DatasetEvaluator:
+        most = max(100, cfg.TEST.DETECTIONS_PER_IMAGE)
+        return cls(dataset, output_dir=folder, max_dets_per_image=most)
 
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]

@@ -9,14 +9,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pycocotools.mask as mask_util
+from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torch import nn
 
-from instseg.data.datasets import check_masks
+from instseg.data.build import check_masks
+from instseg.data.dataset import DataSet
 from instseg.evaluation.matching import mask_ranking
+from instseg.evaluation.registry import Metric, register
 from instseg.evaluation.truth import TruthEvaluator
 from instseg.masks import encode, to_rle
 
@@ -35,7 +40,8 @@ _STRICT = slice(5, None)
 _NUM_STRICT = 5
 
 
-class ProposalEvaluator(TruthEvaluator):
+@register("proposals")
+class ProposalEvaluator(Metric, TruthEvaluator):
     """AR@n and AUC of the masks and of the boxes of a model that does not tell classes apart.
 
     Recall at an IoU threshold is the share of objects, of any class, found by the n best-scored
@@ -60,18 +66,18 @@ class ProposalEvaluator(TruthEvaluator):
     Deviation: the former integrates recall from 0.5 to 1; the thresholds here are COCO's.
     """
 
-    def __init__(self, dataset_name: str) -> None:
+    def __init__(self, dataset: DataSet) -> None:
         """
         Args:
-            dataset_name: a registered data set; all of its objects need a mask.
+            dataset: all of its instances need a mask.
         Raises:
             DatasetError: objects without a mask.
         """
-        super().__init__(dataset_name)
+        super().__init__(dataset)
         images = self._coco_api.imgs.values()
         annotations = self._coco_api.imgToAnns
         check_masks(
-            dataset_name,
+            dataset.name,
             [
                 {"file_name": image["file_name"], "annotations": annotations[image["id"]]}
                 for image in images
@@ -79,10 +85,13 @@ class ProposalEvaluator(TruthEvaluator):
         )
         self.reset()
 
-    @staticmethod
-    def metrics() -> list[str]:
-        """Names of what is measured."""
+    @classmethod
+    def measures(cls, cfg: CfgNode, dataset: DataSet, model: nn.Module) -> list[str]:
         return [f"{task}/{name}" for task in _TASKS for name in _Recalls().summary()]
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, dataset: DataSet, folder: str) -> DatasetEvaluator:
+        return cls(dataset)
 
     def reset(self) -> None:
         self._counts = {task: _Recalls() for task in _TASKS}

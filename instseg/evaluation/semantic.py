@@ -5,23 +5,25 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
+from instseg.data.dataset import DataSet
 from instseg.errors import ConfigError
+from instseg.evaluation.registry import Metric, register
 from instseg.masks import decode
 
 BACKGROUND = "background"
 _NO_MAP = (
-    "TEST.SEMANTIC_METRIC is set, but the model gives no semantic map; set TEST.SEMANTIC_METRIC "
-    "False (DiscriminativeLoss gives one with MODEL.DISCRIMINATIVE_LOSS.SEMANTIC_TEST True, SGN "
-    "with MODEL.SGN.SEMANTIC_TEST True)"
+    "TEST.METRICS has semantic, but the model gives no semantic map; leave semantic out (a model "
+    "that can give one has a key SEMANTIC_TEST)"
 )
 
 
-class SemanticEvaluator(DatasetEvaluator):
+@register("semantic")
+class SemanticEvaluator(Metric, DatasetEvaluator):
     """IoU of each class's region over all pixels of a data set, for models that give ``sem_seg``.
 
     The true region of a class is the union of its objects; crowds count for nobody.  Where objects
@@ -31,20 +33,29 @@ class SemanticEvaluator(DatasetEvaluator):
     included, the IoU of each (``IoU-NAME``), and ``pACC``, the share of right pixels.
     """
 
-    def __init__(self, dataset_name: str) -> None:
+    def __init__(self, dataset: DataSet) -> None:
         """
         Args:
-            dataset_name: a registered data set with classes whose objects have masks.
+            dataset: has classes, and its instances have masks.
         """
-        self._records = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
-        self._names = [BACKGROUND, *MetadataCatalog.get(dataset_name).thing_classes]
+        self._records = {record["image_id"]: record for record in dataset.records}
+        self._names = [BACKGROUND, *dataset.classes]
         self.reset()
 
-    @staticmethod
-    def metrics(classes: Sequence[str]) -> list[str]:
-        """Names of what is measured."""
-        each = [f"sem_seg/IoU-{name}" for name in (BACKGROUND, *classes)]
+    @classmethod
+    def measures(cls, cfg: CfgNode, dataset: DataSet, model: nn.Module) -> list[str]:
+        each = [f"sem_seg/IoU-{name}" for name in (BACKGROUND, *dataset.classes)]
         return ["sem_seg/mIoU", "sem_seg/pACC", *each]
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, dataset: DataSet, folder: str) -> DatasetEvaluator:
+        return cls(dataset)
+
+    @classmethod
+    def check(cls, cfg: CfgNode, dataset: DataSet, model: nn.Module) -> None:
+        """A module that gives a semantic map says so by its attribute ``give_semantic``."""
+        if not any(getattr(module, "give_semantic", False) for module in model.modules()):
+            raise ConfigError(_NO_MAP)
 
     def reset(self) -> None:
         self._confusion = np.zeros((len(self._names), len(self._names)), dtype=np.int64)
@@ -87,15 +98,6 @@ class SemanticEvaluator(DatasetEvaluator):
         for name, value in zip(self._names, iou, strict=True):
             result[f"IoU-{name}"] = float(value)
         return {"sem_seg": result}
-
-
-def check_gives_semantic(model: nn.Module) -> None:
-    """Raise a ConfigError for a model without a semantic map.
-
-    A module that gives one says so by its attribute ``give_semantic``.
-    """
-    if not any(getattr(module, "give_semantic", False) for module in model.modules()):
-        raise ConfigError(_NO_MAP)
 
 
 def semantic_map(record: Mapping[str, Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:

@@ -12,15 +12,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torch import nn
 
+from instseg.data.dataset import DataSet
+from instseg.data.readers.youtube_vis import EVALUATOR_TYPE
 from instseg.errors import ConfigError, DatasetError
 from instseg.evaluation.matching import mask_ranking
+from instseg.evaluation.registry import Metric, register
 from instseg.files import atomic_write
 from instseg.masks import RLE, as_text, decode, encode, rle_area, to_rle
 from instseg.tracking import UNTRACKED, Tracker, check_installed, vote
@@ -51,7 +55,8 @@ class Track:
     crowd: int = 0
 
 
-class TrackEvaluator(DatasetEvaluator):
+@register("tracks", kind=EVALUATOR_TYPE)
+class TrackEvaluator(Metric, DatasetEvaluator):
     """AP and AR of tracks, whose IoU is taken over all frames of a clip at once.
 
     That is the sum of the intersections over the sum of the unions; a frame without the object
@@ -63,10 +68,10 @@ class TrackEvaluator(DatasetEvaluator):
     the authors' server takes them.  A data set without annotations gets that file and no metric.
     """
 
-    def __init__(self, dataset_name: str, *, output_dir: str, score_threshold: float) -> None:
+    def __init__(self, dataset: DataSet, *, output_dir: str, score_threshold: float) -> None:
         """
         Args:
-            dataset_name: a registered set whose records have ``video_id``, ``frame_index``,
+            dataset: its records have ``video_id``, ``frame_index``,
                 ``length`` and, where annotated, annotations with ``track_id``.
             output_dir: for ``tracks.json``.
             score_threshold: detections below it belong to no track.
@@ -75,18 +80,18 @@ class TrackEvaluator(DatasetEvaluator):
             DatasetError: clips of more pixels than can be counted.
         """
         check_installed()
-        self._name = dataset_name
+        self._dataset = dataset
         self._clips: dict[Any, dict[int, dict[str, Any]]] = defaultdict(dict)
-        for record in DatasetCatalog.get(dataset_name):
+        for record in dataset.records:
             if "video_id" not in record:
                 raise ConfigError(
-                    f"TEST.TRACK_METRIC is on, but the data set {dataset_name} holds still "
-                    "pictures; set it to False"
+                    f"TEST.METRICS has tracks, but the data set {dataset.name} holds still "
+                    "pictures; leave tracks out"
                 )
             pixels = record["height"] * record["width"] * record["length"]
             if pixels > _MOST_PIXELS:
                 raise DatasetError(
-                    f"data set {dataset_name}: the clip {record['video_id']} has {pixels} pixels "
+                    f"data set {dataset.name}: the clip {record['video_id']} has {pixels} pixels "
                     f"in all its frames; tracks can be compared on up to {_MOST_PIXELS}"
                 )
             self._clips[record["video_id"]][record["frame_index"]] = record
@@ -94,12 +99,20 @@ class TrackEvaluator(DatasetEvaluator):
         self._threshold = score_threshold
         self._detections: list[tuple[Any, int, Instances, list[RLE]]] = []
 
-    @staticmethod
-    def metrics() -> list[str]:
-        """Names of what is measured on a set with annotations."""
+    @classmethod
+    def measures(cls, cfg: CfgNode, dataset: DataSet, model: nn.Module) -> list[str]:
+        """On a set with annotations."""
         names = ["AP", *(f"AP{threshold}" for threshold in _THRESHOLDS)]
         names += [f"AP{label}" for label in _AREAS if label]
         return [f"tracks/{name}" for name in (*names, *(f"AR{n}" for n in _MAX_TRACKS[:2]))]
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, dataset: DataSet, folder: str) -> DatasetEvaluator:
+        return cls(dataset, output_dir=folder, score_threshold=cfg.TEST.TRACK_SCORE_THRESH)
+
+    @classmethod
+    def check(cls, cfg: CfgNode, dataset: DataSet, model: nn.Module) -> None:
+        cls.from_config(cfg, dataset, "")
 
     def reset(self) -> None:
         self._detections = []
@@ -181,24 +194,23 @@ class TrackEvaluator(DatasetEvaluator):
                         "iscrowd": track.crowd,
                     }
                 )
-        names = MetadataCatalog.get(self._name).thing_classes
         coco = COCO()
         coco.dataset = {
             "images": images,
             "annotations": annotations,
-            "categories": [{"id": index, "name": name} for index, name in enumerate(names)],
+            "categories": [
+                {"id": index, "name": name} for index, name in enumerate(self._dataset.classes)
+            ],
         }
         coco.createIndex()
         return coco
 
     def _write(self, predicted: Mapping[Any, list[Track]]) -> None:
         """``tracks.json``, with the class ids of the data set."""
-        ids = MetadataCatalog.get(self._name).get("thing_dataset_id_to_contiguous_id", {})
-        category_ids = {index: key for key, index in ids.items()}
         content = [
             {
                 "video_id": clip,
-                "category_id": category_ids.get(track.category, track.category),
+                "category_id": self._dataset.category_id(track.category),
                 "score": float(np.mean(track.scores)),
                 "segmentations": [
                     as_text(track.masks[index]) if index in track.masks else None

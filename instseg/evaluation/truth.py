@@ -1,7 +1,6 @@
 """The instances that predictions are compared with, as COCO's code needs them."""
 
 import contextlib
-import io
 import json
 import logging
 import tempfile
@@ -11,18 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.data import MetadataCatalog
-from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.logger import log_first_n
-from pycocotools.coco import COCO
 
-from instseg.data.findings import Report
-from instseg.data.images import MAX_PIXELS
-from instseg.data.readers.coco_check import check_coco, usable_polygons
-from instseg.data.readers.coco_records import read_coco
-from instseg.data.readers.json_files import file_of
-from instseg.errors import DatasetError
-from instseg.masks import rle_area
+from instseg.data.dataset import DataSet
 
 
 class TruthEvaluator(COCOEvaluator):
@@ -32,19 +23,19 @@ class TruthEvaluator(COCOEvaluator):
     faults, and writes a file for a data set without one.
     """
 
-    def __init__(self, dataset_name: str, **kwargs: Any) -> None:
+    def __init__(self, dataset: DataSet, **kwargs: Any) -> None:
         """
         Args:
-            dataset_name: a registered data set.
+            dataset: has classes.
             kwargs: see Detectron2.
         Raises:
-            DatasetError: see :func:`ground_truth`.
+            DatasetError: its classes have no names.
         """
-        with _without_annotations(dataset_name):
-            super().__init__(dataset_name, **kwargs)
-        self._coco_api = ground_truth(dataset_name)
+        with _without_annotations(dataset.name):
+            super().__init__(dataset.name, **kwargs)
+        self._coco_api = dataset.coco
         self._do_evaluation = "annotations" in self._coco_api.dataset
-        self._name = dataset_name
+        self._name = dataset.name
 
     def warn_of_limit(self, limit: int) -> None:
         """See :func:`warn_of_limit`."""
@@ -70,31 +61,6 @@ def _without_annotations(dataset_name: str) -> Iterator[None]:
                 metadata.json_file = own
 
 
-def ground_truth(dataset_name: str) -> COCO:
-    """What pycocotools compares predictions with: of the file of the data set, or of its records.
-
-    Raises:
-        DatasetError: the file cannot be read, or classes have no names.
-    """
-    metadata = MetadataCatalog.get(dataset_name)
-    json_file = metadata.get("json_file")
-    if json_file is None and not metadata.get("thing_classes"):
-        raise DatasetError(
-            f"data set {dataset_name} has no class names; set them with "
-            f"MetadataCatalog.get({dataset_name!r}).thing_classes = ['cat', 'dog']"
-        )
-    coco = COCO()
-    if json_file is None:
-        coco.dataset = convert_to_coco_dict(dataset_name)
-    else:
-        where = file_of(dataset_name, json_file)
-        coco.dataset = read_coco(where, json_file, metadata.get("image_root") or "")
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-    prepare_truth(coco)
-    return coco
-
-
 def warn_of_limit(dataset_name: str, annotations: Iterable[tuple[Any, bool]], limit: int) -> None:
     """Say once for a data set how many of its instances no prediction can find.
 
@@ -113,30 +79,3 @@ def warn_of_limit(dataset_name: str, annotations: Iterable[tuple[Any, bool]], li
             f"TEST.DETECTIONS_PER_IMAGE {max(above)}"
         )
         log_first_n(logging.WARNING, text, name=__name__, key="message")
-
-
-def prepare_truth(coco: COCO) -> None:
-    """Leave out of ``coco`` what training leaves out, and complete the rest, in place.
-
-    pycocotools fails or reads beyond its memory where an object cannot be drawn, fails where one
-    has no ``area`` or ``iscrowd``, ignores one with an impossible area, and counts the object whose
-    id is 0 as never found: objects are numbered from 1.
-    """
-    if "annotations" not in coco.dataset:
-        return
-    left_out = Report(check_coco(coco.dataset, masks=False)).left_out()
-    kept = [entry for entry in coco.dataset["annotations"] if entry["id"] not in left_out]
-    for number, entry in enumerate(kept, start=1):
-        entry["id"] = number
-        entry.setdefault("iscrowd", 0)
-        if isinstance(entry.get("segmentation"), list):
-            entry["segmentation"] = usable_polygons(entry["segmentation"])
-        area = entry.get("area")
-        # pycocotools leaves objects of any other area out of every range, and so of the result.
-        if type(area) not in (int, float) or not 0 < area <= MAX_PIXELS:
-            *_, width, height = entry.get("bbox") or (0, 0, 0, 0)
-            mask = entry.get("segmentation")
-            entry["area"] = float(rle_area(coco.annToRLE(entry))) if mask else float(width * height)
-    coco.dataset["annotations"] = kept
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()

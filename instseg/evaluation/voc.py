@@ -10,15 +10,19 @@ import numpy as np
 import numpy.typing as npt
 import pycocotools.mask as mask_util
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
+from torch import nn
 
-from instseg.data.datasets import check_masks
+from instseg.data.build import check_masks
+from instseg.data.dataset import DataSet
+from instseg.data.readers.voc import EVALUATOR_TYPE
 from instseg.errors import ConfigError
 from instseg.evaluation.matching import HIT, IGNORED, mask_ranking, match
+from instseg.evaluation.registry import Metric, register
 from instseg.masks import encode, to_rle
 
 logger = logging.getLogger(__name__)
@@ -32,7 +36,8 @@ Detection = tuple[float, Outcomes]
 """Score, and (2,) the outcome at each of ``THRESHOLDS``."""
 
 
-class VOCEvaluator(DatasetEvaluator):
+@register("voc", kind=EVALUATOR_TYPE)
+class VOCEvaluator(Metric, DatasetEvaluator):
     """AP of masks at IoU 0.5 and 0.7, mean over the classes that have objects.
 
     Each detection goes to the object of its class that it overlaps most; it is a hit when their
@@ -47,28 +52,36 @@ class VOCEvaluator(DatasetEvaluator):
     2010 for the two interpolations.
     """
 
-    def __init__(self, dataset_name: str, *, interpolation: str) -> None:
+    excludes = ("proposals",)
+
+    def __init__(self, dataset: DataSet, *, interpolation: str) -> None:
         """
         Args:
-            dataset_name: a registered data set with classes whose objects have masks.
+            dataset: has classes, and its instances have masks.
             interpolation: one of ``INTERPOLATIONS``, see :func:`average_precision`.
         Raises:
             ConfigError: an unknown interpolation.
             DatasetError: objects without a mask.
         """
         check_interpolation(interpolation)
-        records = DatasetCatalog.get(dataset_name)
-        check_masks(dataset_name, records)
-        self._records = {record["image_id"]: record for record in records}
-        self._classes: list[str] = MetadataCatalog.get(dataset_name).thing_classes
+        check_masks(dataset.name, dataset.records)
+        self._records = {record["image_id"]: record for record in dataset.records}
+        self._classes = dataset.classes
         self._interpolation = interpolation
         self.reset()
 
-    @staticmethod
-    def metrics(classes: Sequence[str]) -> list[str]:
-        """Names of what is measured."""
-        each = [f"{key}-{name}" for name in classes for key in _KEYS]
+    @classmethod
+    def measures(cls, cfg: CfgNode, dataset: DataSet, model: nn.Module) -> list[str]:
+        each = [f"{key}-{name}" for name in dataset.classes for key in _KEYS]
         return [f"voc_segm/{key}" for key in (*_KEYS, *each)]
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, dataset: DataSet, folder: str) -> DatasetEvaluator:
+        return cls(dataset, interpolation=cfg.TEST.VOC_INTERPOLATION)
+
+    @classmethod
+    def check(cls, cfg: CfgNode, dataset: DataSet, model: nn.Module) -> None:
+        check_interpolation(cfg.TEST.VOC_INTERPOLATION)
 
     def reset(self) -> None:
         self._objects = np.zeros(len(self._classes), dtype=np.int64)

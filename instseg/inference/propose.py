@@ -5,11 +5,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog
 from tqdm import tqdm
 
 from instseg.config.classes import class_count
-from instseg.data.datasets import check_name, reading_datasets
+from instseg.data.dataset import check_name, load
 from instseg.data.proposal_files import Array, write_proposals
 from instseg.errors import ConfigError, DatasetError
 from instseg.inference.predictor import Predictor, require_weights
@@ -57,8 +56,7 @@ def propose(
     check_name(dataset)
     if not allow_partial:
         require_weights(predictor.cfg, None, "propose with (--allow-partial takes random ones)")
-    with reading_datasets([dataset]):
-        records = DatasetCatalog.get(dataset)
+    records = load(dataset).records
     if not records:
         raise DatasetError(f"data set {dataset} has no pictures")
     write_proposals(output, _proposals(predictor, records))

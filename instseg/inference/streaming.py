@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from instseg.data.datasets import reading_datasets
+from instseg.data.dataset import DataSet
 from instseg.errors import ConfigError
 from instseg.inference.keyframes import KeyFrames
 from instseg.modeling import VideoModel, as_video
@@ -53,12 +52,14 @@ class Stream(nn.Module):
         return result
 
 
-def build_streams(cfg: CfgNode, model: nn.Module) -> list[Stream]:
+def build_streams(cfg: CfgNode, model: nn.Module, datasets: Sequence[DataSet]) -> list[Stream]:
     """``model`` for each pass of ``TEST.KEYFRAME_PASSES`` over the clips; their key frames differ.
 
+    Args:
+        datasets: those of ``DATASETS.TEST``.
     Raises:
-        ConfigError: a model whose frames share no work, ``DATASETS.TEST`` without videos, or
-            numbers that cannot be.
+        ConfigError: a model whose frames share no work, data sets without videos, or numbers that
+            cannot be.
     """
     bare = model.module if isinstance(model, DistributedDataParallel) else model
     video = as_video(bare)
@@ -76,13 +77,11 @@ def build_streams(cfg: CfgNode, model: nn.Module) -> list[Stream]:
             f"TEST.KEYFRAME_PASSES is {passes}; expected 1 to {interval}, the interval between key "
             "frames: a further pass would repeat the first"
         )
-    for name in cfg.DATASETS.TEST:
-        with reading_datasets([name]):
-            records = DatasetCatalog.get(name)
-        if not all("video_id" in record and "frame_index" in record for record in records):
+    for dataset in datasets:
+        if not all("video_id" in record and "frame_index" in record for record in dataset.records):
             raise ConfigError(
-                f"TEST.VIDEO is on, but the data set {name} holds still pictures; set TEST.VIDEO "
-                "False, or evaluate on e.g. shapes_video_val"
+                f"TEST.VIDEO is on, but the data set {dataset.name} holds still pictures; set "
+                "TEST.VIDEO False, or evaluate on e.g. shapes_video_val"
             )
     return [Stream(video, interval=interval, offset=offset) for offset in range(passes)]
 

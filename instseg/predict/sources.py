@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-
-from instseg.data.datasets import check_name, reading_datasets, register_dataset
+from instseg.data.build import register_dataset
+from instseg.data.dataset import load
 from instseg.data.records import check_image_ids
 from instseg.data.sequences import is_pattern, natural_order, numbered_files, without_number
 from instseg.data.streams import is_url, public_name
@@ -102,14 +101,12 @@ def dataset_sources(name: str) -> list[Source]:
         DatasetError: no such data set, or one that cannot be read.
     """
     register_dataset(name)
-    check_name(name)
-    with reading_datasets([name]):
-        records = DatasetCatalog.get(name)
-    check_image_ids(name, records)
-    root = os.path.join(MetadataCatalog.get(name).get("image_root") or "", "")
+    dataset = load(name)
+    check_image_ids(name, dataset.records)
+    root = os.path.join(dataset.image_root, "")
     stems = set(_RESERVED)
     sources = []
-    for number, record in enumerate(records):
+    for number, record in enumerate(dataset.records):
         file = os.fspath(record["file_name"])
         image_id = record.get("image_id", number)
         sources.append(

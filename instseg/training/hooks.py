@@ -5,7 +5,7 @@ import itertools
 import logging
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from instseg.checkpoint import Checkpointer, read_weights
+from instseg.data.dataset import DataSet
 from instseg.errors import CheckpointError, ConfigError, short
 from instseg.evaluation import lower_is_better, metric_names
 
@@ -155,7 +156,9 @@ class ValidationLoss(HookBase):
         return sums, count
 
 
-def check_best_metric(cfg: CfgNode, model: nn.Module, losses: ValidationLoss | None) -> bool:
+def check_best_metric(
+    cfg: CfgNode, model: nn.Module, datasets: Sequence[DataSet], losses: ValidationLoss | None
+) -> bool:
     """Find before training that nothing will measure ``TEST.BEST_METRIC``.
 
     Returns:
@@ -164,7 +167,7 @@ def check_best_metric(cfg: CfgNode, model: nn.Module, losses: ValidationLoss | N
         ConfigError: with close names.
     """
     metric = cfg.TEST.BEST_METRIC
-    known = metric_names(cfg, model)
+    known = metric_names(cfg, model, datasets)
     if metric in known:
         if cfg.TEST.EVAL_PERIOD <= 0:
             raise ConfigError(
@@ -187,7 +190,7 @@ def check_best_metric(cfg: CfgNode, model: nn.Module, losses: ValidationLoss | N
     )
 
 
-def check_expected_results(cfg: CfgNode, model: nn.Module) -> None:
+def check_expected_results(cfg: CfgNode, model: nn.Module, datasets: Sequence[DataSet]) -> None:
     """Find before training that ``TEST.EXPECTED_RESULTS`` cannot be compared with its results.
 
     Raises:
@@ -202,7 +205,7 @@ def check_expected_results(cfg: CfgNode, model: nn.Module) -> None:
             f"TEST.EXPECTED_RESULTS is for one data set, DATASETS.TEST has "
             f"{len(cfg.DATASETS.TEST)}; set TEST.EXPECTED_RESULTS []"
         )
-    known = metric_names(cfg, model)
+    known = metric_names(cfg, model, datasets)
     for entry in entries:
         if not _is_expected_result(entry):
             raise ConfigError(

@@ -1,22 +1,15 @@
 """The one Trainer: data loaders, optimizer, evaluators and hooks for every paper."""
 
-import functools
-import itertools
 import logging
 import math
 import os
 import shutil
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import (
-    build_detection_test_loader,
-    build_detection_train_loader,
-    get_detection_dataset_dicts,
-)
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.solver import get_default_optimizer_params
@@ -28,21 +21,17 @@ from torch.nn.parallel import DistributedDataParallel
 from instseg.checkpoint import Checkpointer
 from instseg.config.classes import check_classes, class_count, training_categories
 from instseg.config.rules import check_values
-from instseg.data.datasets import (
-    check_files,
-    check_name,
-    check_records,
-    reading_datasets,
-    register_datasets,
+from instseg.data.build import register_datasets
+from instseg.data.dataset import load, load_all
+from instseg.data.loaders import (
+    Loader,
+    build_loss_loader,
+    build_test_loader,
+    build_train_loader,
+    loss_records,
 )
-from instseg.data.mappers import build_test_mapper, build_train_mapper
-from instseg.data.proposal_files import add_proposals, check_proposal_files
-from instseg.data.samples import build_sample_loader
-from instseg.data.semantic import add_semantic_files
-from instseg.data.video_mapper import check_video
 from instseg.errors import ConfigError, OutputError
 from instseg.evaluation import build_evaluator, check_evaluation
-from instseg.evaluation.semantic import check_gives_semantic
 from instseg.inference.streaming import build_streams, mean_result
 from instseg.modeling.augmented import AugmentedRCNN, check_augmentation
 from instseg.modeling.building import building
@@ -78,16 +67,17 @@ class Trainer(DefaultTrainer):
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg
         register_datasets(cfg)
-        data_loader = self.build_train_loader(cfg)
-        check_classes(cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
-        categories = training_categories(cfg)
+        train_sets = load_all(cfg.DATASETS.TRAIN)
+        data_loader = build_train_loader(cfg, train_sets)
+        # Held, so that no evaluation reads them again.
+        self.test_sets = load_all(cfg.DATASETS.TEST)
+        check_classes(cfg, (*train_sets, *self.test_sets))
+        categories = training_categories(cfg, train_sets[0])
         model = self.build_model(cfg)
         if cfg.TEST.VIDEO:
-            build_streams(cfg, model)  # finds what would stop an evaluation later
-        check_evaluation(cfg)
-        check_expected_results(cfg, model)
-        if cfg.TEST.SEMANTIC_METRIC:
-            check_gives_semantic(model)
+            build_streams(cfg, model, self.test_sets)  # finds what would stop an evaluation later
+        check_evaluation(cfg, model, self.test_sets)
+        check_expected_results(cfg, model, self.test_sets)
         optimizer = self.build_optimizer(cfg, model)
         _check_space(cfg.OUTPUT_DIR, model)
         distributed = _distribute(model)
@@ -121,44 +111,12 @@ class Trainer(DefaultTrainer):
         return model
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
-        if not cfg.DATASETS.TRAIN:
-            raise ConfigError("DATASETS.TRAIN is empty; name a data set, e.g. ('shapes_train',)")
-        records = _annotated_records(
-            cfg,
-            cfg.DATASETS.TRAIN,
-            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            proposals="DATASETS.PROPOSAL_FILES_TRAIN",
-        )
-        if cfg.INPUT.SAMPLES:
-            if cfg.TEST.VAL_LOSS_PERIOD > 0:
-                raise ConfigError(
-                    "TEST.VAL_LOSS_PERIOD needs losses of whole pictures, this model trains on "
-                    f"INPUT.SAMPLES {cfg.INPUT.SAMPLES}; set TEST.VAL_LOSS_PERIOD 0"
-                )
-            return build_sample_loader(cfg, records)
-        return build_detection_train_loader(
-            cfg, dataset=records, mapper=build_train_mapper(cfg, augment=True)
-        )
+    def build_train_loader(cls, cfg: CfgNode) -> Loader:
+        return build_train_loader(cfg, load_all(cfg.DATASETS.TRAIN))
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
-        """Detectron2's, with proposals and what ``INPUT.TRUTH_TEST`` and ``SEMANTIC_ROOT`` add."""
-        truth, own = cfg.INPUT.TRUTH_TEST, cfg.MODEL.LOAD_PROPOSALS
-        if own:
-            key, files = "DATASETS.PROPOSAL_FILES_TEST", cfg.DATASETS.PROPOSAL_FILES_TEST
-            check_proposal_files(key, files, cfg.DATASETS.TEST)
-        with reading_datasets([dataset_name]):
-            records = get_detection_dataset_dicts([dataset_name], filter_empty=False)
-        check_files(dataset_name, records)
-        if own:
-            add_proposals(records, files[list(cfg.DATASETS.TEST).index(dataset_name)])
-        add_semantic_files(cfg, records)
-        mapper = build_train_mapper(cfg, augment=False) if truth else build_test_mapper(cfg)
-        loader: Iterable[list[dict[str, Any]]] = build_detection_test_loader(
-            records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
-        )
-        return loader
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Loader:
+        return build_test_loader(cfg, load(dataset_name))
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -197,24 +155,17 @@ class Trainer(DefaultTrainer):
         if self.cfg.TEST.VAL_LOSS_PERIOD > 0:
             if not self.cfg.DATASETS.TEST:
                 raise ConfigError("TEST.VAL_LOSS_PERIOD is set, but DATASETS.TEST is empty")
-            records = _annotated_records(
-                self.cfg,
-                self.cfg.DATASETS.TEST,
-                filter_empty=False,
-                proposals="DATASETS.PROPOSAL_FILES_TEST",
-            )
+            records = loss_records(self.cfg, self.test_sets)
             losses = ValidationLoss(
                 self.cfg.TEST.VAL_LOSS_PERIOD,
                 self.checkpointer.model,
-                lambda: build_detection_test_loader(
-                    records,
-                    mapper=build_train_mapper(self.cfg, augment=False),
-                    num_workers=self.cfg.DATALOADER.NUM_WORKERS,
-                ),
+                lambda: build_loss_loader(self.cfg, records),
             )
             extra.append(losses)
         metric = self.cfg.TEST.BEST_METRIC
-        lower = bool(metric) and check_best_metric(self.cfg, self.checkpointer.model, losses)
+        lower = bool(metric) and check_best_metric(
+            self.cfg, self.checkpointer.model, self.test_sets, losses
+        )
         if metric and comm.is_main_process():
             best = Checkpointer(
                 self.checkpointer.model,
@@ -269,18 +220,20 @@ class Trainer(DefaultTrainer):
         """
         check_augmentation(cfg)
         register_datasets(cfg)
+        datasets = load_all(cfg.DATASETS.TEST)  # held, so that they are read once
         if comm.get_world_size() > 1:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
         if not cfg.TEST.VIDEO:
             results: dict[str, Any] = super().test(cfg, model, evaluators)
             if cfg.TEST.AUG.ENABLED:
-                names = cfg.DATASETS.TEST
-                chosen = evaluators or [build_evaluator(cfg, x, "inference_TTA") for x in names]
+                chosen = evaluators or [
+                    build_evaluator(cfg, dataset, "inference_TTA") for dataset in datasets
+                ]
                 _add_augmented(results, super().test(cfg, AugmentedRCNN(cfg, model), chosen))
             return results
         passes = []
-        for stream in build_streams(cfg, model):
+        for stream in build_streams(cfg, model, datasets):
             passes.append(super().test(cfg, stream, evaluators))
         mean: dict[str, Any] = mean_result(passes)
         if len(passes) > 1:
@@ -289,7 +242,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        return build_evaluator(cfg, dataset_name)
+        return build_evaluator(cfg, load(dataset_name))
 
 
 def _add_augmented(results: dict[str, Any], augmented: dict[str, Any]) -> None:
@@ -299,33 +252,6 @@ def _add_augmented(results: dict[str, Any], augmented: dict[str, Any]) -> None:
             _add_augmented(results[key], value)
         else:
             results[f"{key}_TTA"] = value
-
-
-def _annotated_records(
-    cfg: CfgNode, names: Sequence[str], *, filter_empty: bool, proposals: str
-) -> list[dict[str, Any]]:
-    """Records of the data sets ``names`` that losses can be computed on, checked.
-
-    Args:
-        filter_empty: leave out pictures without objects.
-        proposals: the key that names their files under ``MODEL.LOAD_PROPOSALS``.
-    """
-    for name in names:
-        check_name(name)
-    # One by one where each has a file of its own.
-    groups = [[name] for name in names] if cfg.MODEL.LOAD_PROPOSALS else [names]
-    with reading_datasets(names):
-        parts = [get_detection_dataset_dicts(group, filter_empty=filter_empty) for group in groups]
-    if cfg.MODEL.LOAD_PROPOSALS:
-        files = functools.reduce(getattr, proposals.split("."), cfg)
-        check_proposal_files(proposals, files, names)
-        for part, file in zip(parts, files, strict=True):
-            add_proposals(part, file)
-    records: list[dict[str, Any]] = list(itertools.chain.from_iterable(parts))
-    check_records(cfg, ", ".join(names), records)
-    check_video(cfg, ", ".join(names), records)
-    add_semantic_files(cfg, records)
-    return records
 
 
 def _lr_factors(model: nn.Module) -> Callable[[str], float]:

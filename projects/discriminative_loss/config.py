@@ -58,5 +58,5 @@ def add_discriminative_loss_config(cfg: CfgNode) -> None:
     node.BANDWIDTH_TEST = 0.0
     # Objects of fewer pixels of the map are dropped, those of up to 10 as in the companion code.
     node.MIN_PIXELS_TEST = 11
-    # Give the semantic probabilities as "sem_seg" too; TEST.SEMANTIC_METRIC needs them.
+    # Give the semantic probabilities as "sem_seg" too; "semantic" in TEST.METRICS needs them.
     node.SEMANTIC_TEST = False

@@ -82,7 +82,7 @@ def add_sgn_config(cfg: CfgNode) -> None:
 
     # Instances of fewer cells of the maps are dropped.
     node.MIN_AREA_TEST = 50
-    # Give the semantic probabilities as "sem_seg" too; TEST.SEMANTIC_METRIC needs them.
+    # Give the semantic probabilities as "sem_seg" too; "semantic" in TEST.METRICS needs them.
     node.SEMANTIC_TEST = False
 
 

@@ -13,7 +13,9 @@ import instseg
 from instseg.categories import OBJECT, Categories
 from instseg.config.classes import classes_option, model_categories, training_categories
 from instseg.config.rules import check_values
-from instseg.data.categories import dataset_categories, known_categories
+from instseg.data.build import register_dataset
+from instseg.data.categories import known_categories
+from instseg.data.dataset import load
 from instseg.errors import ConfigError
 from instseg.training.launch import write_config
 from tests.inference.test_predictor import tiny_cfg
@@ -112,9 +114,9 @@ def test_coco_has_its_own_ids_without_being_there() -> None:
 
 def test_sets_in_files_have_the_ids_of_the_file(data_root: Path) -> None:
     instseg.get_cfg()
-    found = dataset_categories("coco_mini_val")
+    found = load("coco_mini_val").categories
     assert found is not None and found.ids[-1] == 90
-    assert dataset_categories("nuclei_val") == Categories((1,), ("nucleus",))
+    assert load("nuclei_val").categories == Categories((1,), ("nucleus",))
 
 
 def coco_file(path: Path, categories: Any) -> str:
@@ -125,14 +127,14 @@ def coco_file(path: Path, categories: Any) -> str:
 def test_a_file_tells_its_classes_without_its_images(tmp_path: Path) -> None:
     file = coco_file(tmp_path / "a.json", OURS.as_coco()[::-1])
     name = f"coco:{file}:{tmp_path}/gone"
-    instseg.data.datasets.register_dataset(name)
+    register_dataset(name)
     assert known_categories(name) == OURS
 
 
 @pytest.mark.parametrize("name", ["nowhere", 5, None, "coco:gone.json:."])
 def test_what_is_not_there_tells_nothing(name: Any) -> None:
     instseg.get_cfg()
-    instseg.data.datasets.register_dataset(str(name))
+    register_dataset(str(name))
     assert known_categories(name) is None
     assert "nowhere" not in MetadataCatalog.list()
 
@@ -254,6 +256,7 @@ def test_the_config_beside_a_training_is_read_with_its_categories(
 
 def test_a_model_without_classes_is_trained_for_objects() -> None:
     cfg = instseg.load_cfg("deepmask/deepmask_shapes.yaml")
-    assert training_categories(cfg) == OBJECT
-    classes = training_categories(instseg.load_cfg("mask_rcnn/mask_rcnn_shapes.yaml"))
+    assert training_categories(cfg, load(cfg.DATASETS.TRAIN[0])) == OBJECT
+    cfg = instseg.load_cfg("mask_rcnn/mask_rcnn_shapes.yaml")
+    classes = training_categories(cfg, load(cfg.DATASETS.TRAIN[0]))
     assert classes == Categories((1, 2, 3), ("circle", "square", "triangle"))

@@ -15,6 +15,7 @@ import instseg
 from instseg.config.classes import check_classes, num_classes_key
 from instseg.config.files import load_yaml
 from instseg.config.nodes import check_names
+from instseg.data.dataset import load_all
 from instseg.errors import ConfigError, DatasetError
 from instseg.training.trainer import Trainer
 
@@ -202,6 +203,30 @@ def test_a_file_of_the_first_version_of_detectron2s_keys_is_understood(tmp_path:
     assert (cfg.MODEL.WEIGHTS, cfg.TEST.DETECTIONS_PER_IMAGE) == ("model.pth", 7)
 
 
+def test_a_key_that_was_renamed_is_refused_with_the_new_one(tmp_path: Path) -> None:
+    message = r"TEST.CONTEST_METRIC was renamed to TEST.METRICS; .* name 'contest' in it"
+    with pytest.raises(ConfigError, match=message):
+        instseg.load_cfg("mask_rcnn/mask_rcnn_shapes.yaml", ["TEST.CONTEST_METRIC", "True"])
+    with pytest.raises(ConfigError, match=message):
+        instseg.load_cfg(write(tmp_path, "TEST: {CONTEST_METRIC: True}\n"))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "metrics"),
+    [
+        ((), ("coco",)),
+        (("CONTEST_METRIC", "TRACK_METRIC"), ("coco", "contest", "tracks")),
+        (("PROPOSALS", "CONTEST_METRIC"), ("proposals", "contest")),
+    ],
+)
+def test_the_config_yaml_of_an_earlier_version_is_understood(
+    tmp_path: Path, chosen: tuple[str, ...], metrics: tuple[str, ...]
+) -> None:
+    old = "PROPOSALS", *(f"{x}_METRIC" for x in ("CONTEST", "VOC", "TRACK", "LEAF", "SEMANTIC"))
+    lines = "".join(f"  {key}: {key in chosen}\n" for key in old)
+    assert instseg.load_cfg(write(tmp_path, f"VERSION: 2\nTEST:\n{lines}")).TEST.METRICS == metrics
+
+
 @pytest.fixture(scope="module")
 def defaults() -> Any:
     return instseg.get_cfg()
@@ -262,7 +287,7 @@ def test_a_class_count_that_differs_from_the_data_names_both_numbers_and_the_key
     with pytest.raises(
         ConfigError, match="shapes_train has 3 classes, MODEL.ROI_HEADS.NUM_CLASSES is 80"
     ):
-        check_classes(cfg, cfg.DATASETS.TRAIN)
+        check_classes(cfg, load_all(cfg.DATASETS.TRAIN))
 
 
 def test_training_and_test_sets_with_other_classes_are_refused() -> None:
@@ -270,7 +295,7 @@ def test_training_and_test_sets_with_other_classes_are_refused() -> None:
     with pytest.raises(
         ConfigError, match="shapes_train and shapes_hard_val differ in their classes"
     ):
-        check_classes(cfg, ("shapes_train", "shapes_hard_val"))
+        check_classes(cfg, load_all(("shapes_train", "shapes_hard_val")))
 
 
 @pytest.mark.parametrize(
@@ -292,7 +317,7 @@ def test_a_json_file_of_another_kind_is_refused(tmp_path: Path, content: str) ->
     name = f"coco:{path}"
     cfg = instseg.load_cfg("mask_rcnn/mask_rcnn_shapes.yaml", ["DATASETS.TRAIN", (name,)])
     with pytest.raises(DatasetError, match="is not JSON|expected the COCO instance format"):
-        check_classes(cfg, (name,))
+        check_classes(cfg, load_all((name,)))
 
 
 def test_data_that_is_not_on_this_disk_is_named() -> None:
@@ -308,7 +333,7 @@ def test_an_unknown_data_set_names_close_ones() -> None:
     with pytest.raises(
         DatasetError, match="no data set is called 'shape_train'; did you mean shapes_train"
     ):
-        check_classes(cfg, ("shape_train",))
+        check_classes(cfg, load_all(("shape_train",)))
 
 
 def test_the_class_count_key_follows_the_architecture() -> None:

@@ -13,12 +13,14 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from PIL import Image
+from torch import nn
 
 import instseg
 from instseg import cli
 from instseg.config.classes import check_classes, num_classes_key
-from instseg.data import datasets
+from instseg.data import build
 from instseg.data.check import check_data
+from instseg.data.dataset import load, load_all
 from instseg.data.findings import Kind
 from instseg.data.mappers import PictureMapper, build_test_mapper, build_train_mapper
 from instseg.errors import ConfigError, DatasetError, ImageError
@@ -65,7 +67,7 @@ def test_what_no_terminal_can_show_is_printed_with_escapes(
 def test_a_set_named_from_the_folder_it_lies_in_has_its_pictures_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file, folder = datasets.parse_coco_name(write_set(tmp_path, content()))
+    file, folder = build.parse_coco_name(write_set(tmp_path, content()))
     shutil.copy(file, Path(folder, "base.json"))
     monkeypatch.chdir(folder)
     assert found("coco:base.json") == [{}]
@@ -299,7 +301,7 @@ def test_test_objects_without_masks_are_found_before_training_and_before_evaluat
     with pytest.raises(DatasetError, match=r"test.*\(annotation 11\)"):
         Trainer(cfg)
     with pytest.raises(DatasetError, match=r"test.*\(annotation 11\)"):
-        build_evaluator(cfg, test)
+        build_evaluator(cfg, load(test))
 
 
 def test_missing_test_pictures_are_found_before_training_and_before_evaluation(
@@ -307,10 +309,10 @@ def test_missing_test_pictures_are_found_before_training_and_before_evaluation(
 ) -> None:
     train, test = (write_set(tmp_path / name, content()) for name in ("train", "test"))
     cfg = config(train, test, "OUTPUT_DIR", str(tmp_path), "DATALOADER.MAX_UNREADABLE", 1)
-    check_evaluation(cfg)
+    check_evaluation(cfg, nn.Identity(), load_all(cfg.DATASETS.TEST))
     (tmp_path / "test/pictures/2.png").unlink()
     with pytest.raises(DatasetError, match=r"test.* 1 of 3 pictures have no file .*2\.png"):
-        check_evaluation(cfg)
+        check_evaluation(cfg, nn.Identity(), load_all(cfg.DATASETS.TEST))
     with pytest.raises(DatasetError, match=r"test.* 1 of 3 pictures have no file .*2\.png"):
         Trainer.build_test_loader(cfg, test)
 
@@ -330,13 +332,13 @@ def spoilt_truth(area: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("area", [None, -1, float("nan"), float("inf"), 1e11])
-@pytest.mark.parametrize("proposals", [False, True])
+@pytest.mark.parametrize("metric", ["coco", "proposals"])
 def test_a_perfect_prediction_is_worth_everything_on_spoilt_truth(
-    tmp_path: Path, proposals: bool, area: Any
+    tmp_path: Path, metric: str, area: Any
 ) -> None:
     name = write_set(tmp_path, spoilt_truth(area))
-    cfg = config("", name, "OUTPUT_DIR", str(tmp_path), "TEST.PROPOSALS", proposals)
-    evaluator = build_evaluator(cfg, name)
+    cfg = config("", name, "OUTPUT_DIR", str(tmp_path), "TEST.METRICS", (metric,))
+    evaluator = build_evaluator(cfg, load(name))
     masks = torch.zeros(1, HEIGHT, WIDTH, dtype=torch.bool)
     masks[:, 5:15, 5:15] = True
     instances = Instances(
@@ -349,7 +351,7 @@ def test_a_perfect_prediction_is_worth_everything_on_spoilt_truth(
     evaluator.reset()
     evaluator.process([{"image_id": 1}], [{"instances": instances}])
     results = evaluator.evaluate()
-    if proposals:
+    if metric == "proposals":
         assert results["proposals_segm"]["AR@10"] == 100
     else:
         assert results["segm"]["AP"] == results["bbox"]["AP"] == pytest.approx(100)
@@ -365,32 +367,32 @@ def test_every_system_checks_the_number_of_classes(path: Path) -> None:
     cfg = instseg.load_cfg(path)
     key = num_classes_key(cfg)
     if key is None:
-        check_classes(cfg, ("shapes_train", "shapes_hard_train"))
+        check_classes(cfg, load_all(("shapes_train", "shapes_hard_train")))
         return
     cfg.merge_from_list([key, 80])
     with pytest.raises(ConfigError, match=f"shapes_train has 3 classes, {key} is 80; set {key} 3"):
-        check_classes(cfg, ("shapes_train",))
+        check_classes(cfg, load_all(("shapes_train",)))
 
 
 def test_classes_in_another_order_are_refused(tmp_path: Path) -> None:
     swapped = changed("categories", to=[{"id": 7, "name": "dog"}, {"id": 8, "name": "cat"}])
     names = write_set(tmp_path / "a", content()), write_set(tmp_path / "b", swapped)
     with pytest.raises(ConfigError, match="number 1 is 'cat' in the one, 'dog' in the other"):
-        check_classes(config(*names), names)
+        check_classes(config(*names), load_all(names))
     assert list(found(*names)[1]) == [Kind.CLASSES]
 
 
 def test_a_name_that_is_taken_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    source = datasets.parse_coco_name(write_set(tmp_path, content()))
-    datasets.register_coco(f"taken {tmp_path}", *source)
+    source = build.parse_coco_name(write_set(tmp_path, content()))
+    build.register_coco(f"taken {tmp_path}", *source)
     for name in (f"taken {tmp_path}", "coco_2017_val"):
         with pytest.raises(DatasetError, match="already; choose another name, or write coco:"):
-            datasets.register_coco(name, *source)
+            build.register_coco(name, *source)
 
 
 def test_a_file_whose_classes_change_while_python_runs_is_refused(tmp_path: Path) -> None:
     name = write_set(tmp_path, content())
-    check_classes(config(name), (name,))
+    check_classes(config(name), load_all((name,)))
     write_set(tmp_path, changed("categories", 0, "name", to="cow"))
     with pytest.raises(DatasetError, match="the name is in use for a set with other classes, or"):
         DatasetCatalog.get(name)
@@ -416,7 +418,7 @@ def test_evaluation_never_uses_the_annotations_of_an_earlier_run(tmp_path: Path)
     DatasetCatalog.register(name, lambda: records)
     MetadataCatalog.get(name).thing_classes = ["cat", "dog"]
     for objects in (4, 3):
-        assert len(build_evaluator(cfg, name)._coco_api.anns) == objects
+        assert len(build_evaluator(cfg, load(name))._coco_api.anns) == objects
         records[0]["annotations"].pop()
 
 
@@ -430,7 +432,7 @@ def test_evaluation_never_uses_the_annotations_of_an_earlier_run(tmp_path: Path)
     ],
 )
 def test_folders_may_have_the_name_of_a_json_file(name: str, file: str, root: str) -> None:
-    assert datasets.parse_coco_name(name) == (file, root)
+    assert build.parse_coco_name(name) == (file, root)
 
 
 def test_a_pipe_for_annotations_is_not_waited_for(tmp_path: Path) -> None:

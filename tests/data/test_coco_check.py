@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
 import instseg
-from instseg.data import datasets
+from instseg.data import build
 from instseg.data.findings import Finding, Kind, Level, Report
 from instseg.data.mappers import build_train_mapper
 from instseg.data.readers.coco_check import check_coco
 from instseg.data.readers.coco_forms import to_standard
 from instseg.data.readers.json_files import read_json
+from instseg.data.truth import prepare_truth
 from instseg.errors import DatasetError
-from instseg.evaluation.truth import prepare_truth
 from tests.support.coco_data import HEIGHT, SQUARE, WIDTH, changed, content, write_set
 
 IMAGE = ("images", 0)
@@ -166,7 +166,7 @@ TOLD = [
 
 def read(folder: Path, given: Any) -> list[dict[str, Any]]:
     name = write_set(folder, given)
-    datasets.register_coco(name, *datasets.parse_coco_name(name))
+    build.register_coco(name, *build.parse_coco_name(name))
     records: list[dict[str, Any]] = DatasetCatalog.get(name)
     return records
 
@@ -260,11 +260,11 @@ def test_a_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
 def test_records_are_those_of_detectron2_with_ids(data_root: Path) -> None:
     folder = data_root / "coco_mini"
     source = (str(folder / "instances_val.json"), str(folder / "images"))
-    datasets.register_coco("coco_mini_val with ids", *source)
+    build.register_coco("coco_mini_val with ids", *source)
     records = DatasetCatalog.get("coco_mini_val with ids")
     for record in records:
         for annotation in record["annotations"]:
-            del annotation["id"]
+            del annotation["id"], annotation["area"]
     assert records == load_coco_json(*source, "coco_mini_val without")
 
 
@@ -322,7 +322,7 @@ def test_whatever_a_file_holds_it_is_refused_or_can_be_trained_on(
     try:
         with TemporaryDirectory() as folder:
             records = read(Path(folder), broken)
-        datasets.check_records(cfg, "fuzz", records)
+        build.check_records(cfg, "fuzz", records)
     except DatasetError:
         return
     for record in records:

@@ -13,8 +13,9 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 
 import instseg
-from instseg.data import datasets
+from instseg.data import build
 from instseg.data.check import check_data
+from instseg.data.dataset import load
 from instseg.data.findings import Kind
 from instseg.evaluation import build_evaluator
 from tests.support.coco_data import HEIGHT, SQUARE, WIDTH, content, write_set
@@ -24,7 +25,7 @@ PAIRS = [[5, 5], [15, 5], [15, 15], [5, 15]]
 
 def records_of(name: str) -> list[dict[str, Any]]:
     if name not in DatasetCatalog:
-        datasets.register_coco(name, *datasets.parse_coco_name(name))
+        build.register_coco(name, *build.parse_coco_name(name))
     records: list[dict[str, Any]] = DatasetCatalog.get(name)
     return records
 
@@ -131,7 +132,7 @@ def test_any_encoding_of_unicode_is_read(tmp_path: Path, encoding: str) -> None:
     text = json.dumps(given, ensure_ascii=False, indent=1).replace("\n", "\r\n")
     name = write_set(tmp_path, text.encode(encoding))
     assert [len(record["annotations"]) for record in records_of(name)] == [2, 2, 0]
-    assert datasets.dataset_classes(name) == ["Käfer 甲虫", "dog"]
+    assert load(name).classes == ("Käfer 甲虫", "dog")
     assert [checked.report.ids for checked in check_data([name])] == [{}]
 
 
@@ -158,8 +159,8 @@ def test_a_backslash_in_the_name_of_a_file_that_is_there_stays(tmp_path: Path) -
 def test_a_tilde_is_the_home_of_the_user(monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     expected = ("/home/ada/a.json", "/home/ada/b")
-    assert datasets.parse_coco_name(f"{prefix}:~/a.json:~/b") == expected
-    assert datasets.parse_coco_name(f"{prefix}:~/a.json") == ("/home/ada/a.json", "/home/ada")
+    assert build.parse_coco_name(f"{prefix}:~/a.json:~/b") == expected
+    assert build.parse_coco_name(f"{prefix}:~/a.json") == ("/home/ada/a.json", "/home/ada")
 
 
 def instances(*boxes: list[int]) -> Instances:
@@ -175,9 +176,9 @@ def instances(*boxes: list[int]) -> Instances:
     )
 
 
-@pytest.mark.parametrize("proposals", [False, True])
+@pytest.mark.parametrize("metric", ["coco", "proposals"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_evaluation_sees_what_training_sees(tmp_path: Path, encoding: str, proposals: bool) -> None:
+def test_evaluation_sees_what_training_sees(tmp_path: Path, encoding: str, metric: str) -> None:
     """A perfect prediction is worth everything, whatever the file looks like."""
     given = content()
     one = given["annotations"][0]
@@ -186,11 +187,11 @@ def test_evaluation_sees_what_training_sees(tmp_path: Path, encoding: str, propo
     given["annotations"] = [one]
     given["images"][0].update(id=1.0, width="40", height=30.0)
     name = write_set(tmp_path, json.dumps(given).encode(encoding))
-    evaluator = build_evaluator(config(name, tmp_path, "TEST.PROPOSALS", proposals), name)
+    evaluator = build_evaluator(config(name, tmp_path, "TEST.METRICS", (metric,)), load(name))
     evaluator.reset()
     evaluator.process([{"image_id": 1}], [{"instances": instances([5, 5, 15, 15])}])
     results = evaluator.evaluate()
-    if proposals:
+    if metric == "proposals":
         assert results["proposals_segm"]["AR@10"] == results["proposals_box"]["AR@10"] == 100
     else:
         assert results["segm"]["AP"] == results["bbox"]["AP"] == pytest.approx(100)

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from torch import nn
 
 import instseg
 from instseg import cli
-from instseg.data import datasets
+from instseg.data import build
 from instseg.data.check import check_data
+from instseg.data.dataset import load, load_all
 from instseg.data.findings import Kind
 from instseg.evaluation import build_evaluator, check_evaluation
 from tests.support.coco_data import HEIGHT, WIDTH, write_set
@@ -229,7 +231,7 @@ def test_real_sets_are_consistent(data_root: Path, name: str) -> None:
 
 def test_registered_records_are_compared_too(tmp_path: Path) -> None:
     source = write_set(tmp_path, with_boxes(lambda x, y, w, h: (x, y, x + w, y + h)))
-    datasets.register_coco(source, *datasets.parse_coco_name(source))
+    build.register_coco(source, *build.parse_coco_name(source))
     records = DatasetCatalog.get(source)
     name = f"corners {tmp_path}"
     DatasetCatalog.register(name, lambda: records)
@@ -261,18 +263,18 @@ def test_check_data_warns_of_more_instances_than_are_found_by_default(
         assert text.endswith("set TEST.DETECTIONS_PER_IMAGE 101")
 
 
-@pytest.mark.parametrize("proposals", [False, True])
+@pytest.mark.parametrize("metric", ["coco", "proposals"])
 def test_evaluation_warns_once_of_more_instances_than_may_be_found(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, proposals: bool
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, metric: str
 ) -> None:
     name = crowded(tmp_path, 30)
     words = ["DATASETS.TEST", (name,), "TEST.DETECTIONS_PER_IMAGE", 20]
-    words += ["OUTPUT_DIR", str(tmp_path), "TEST.PROPOSALS", proposals]
+    words += ["OUTPUT_DIR", str(tmp_path), "TEST.METRICS", (metric,)]
     cfg = instseg.load_cfg("mask_rcnn/mask_rcnn_shapes.yaml", words)
     with caplog.at_level(logging.WARNING, "instseg"):
-        check_evaluation(cfg)
+        check_evaluation(cfg, nn.Identity(), load_all(cfg.DATASETS.TEST))
         for _ in range(2):
-            build_evaluator(cfg, name)
+            build_evaluator(cfg, load(name))
     told = [line for line in caplog.messages if "DETECTIONS_PER_IMAGE" in line]
     assert told == [
         f"data set {name}: 1 images have more instances than TEST.DETECTIONS_PER_IMAGE (20) allows "
@@ -288,5 +290,5 @@ def test_evaluation_warns_of_nothing_where_all_instances_may_be_found(
     words = ["DATASETS.TEST", (name,), "TEST.DETECTIONS_PER_IMAGE", 30, "OUTPUT_DIR", str(tmp_path)]
     cfg = instseg.load_cfg("mask_rcnn/mask_rcnn_shapes.yaml", words)
     with caplog.at_level(logging.WARNING, "instseg"):
-        build_evaluator(cfg, name)
+        build_evaluator(cfg, load(name))
     assert "DETECTIONS_PER_IMAGE" not in caplog.text

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from instseg.data import datasets, presence
+from instseg.data import build, presence
 from instseg.errors import DatasetError
 from instseg.training.trainer import Trainer
 from tests.data.test_check_data import config
@@ -87,9 +87,9 @@ def test_earlier_frames_that_are_not_there_are_found_before_training(tmp_path: P
     references = [str(tmp_path / f"{number}.png") for number in (1, 2)]
     (tmp_path / "1.png").write_bytes(b"1")
     with pytest.raises(DatasetError, match=r"1 of 3 .* first .*2\.png \(no such file\)"):
-        datasets.check_files("clips", [frame, frame | {"reference_files": references}])
+        build.check_files("clips", [frame, frame | {"reference_files": references}])
     with pytest.raises(DatasetError, match=r"1 of 2 .* first .*2\.png \(no such file\)"):
-        datasets.check_files("clips", [frame | {"flow_files": references[1:]}])
+        build.check_files("clips", [frame | {"flow_files": references[1:]}])
 
 
 def test_pictures_named_without_a_folder_are_looked_for_where_python_runs(

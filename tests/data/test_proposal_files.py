@@ -20,7 +20,7 @@ from PIL import Image
 import instseg
 from instseg.checkpoint.reading import read_array_pickle
 from instseg.cli import main
-from instseg.data.proposal_files import add_proposals, write_proposals
+from instseg.data.proposal_files import with_proposals, write_proposals
 from instseg.data.synthetic.shapes import export
 from instseg.errors import CheckpointError, ConfigError, DatasetError, OutputError
 from instseg.inference.predictor import Predictor
@@ -46,7 +46,7 @@ def file(tmp_path: Path) -> str:
 
 def test_a_record_gets_its_boxes_best_first(file: str) -> None:
     first, second = data = records("b", 7)
-    add_proposals(data, file)
+    data = with_proposals(data, file)
     assert first["proposal_boxes"].shape == (0, 4)
     assert second["proposal_boxes"].tolist() == BOXES[::-1].tolist()
     assert second["proposal_objectness_logits"].tolist() == [2.0, -1.5]
@@ -55,7 +55,7 @@ def test_a_record_gets_its_boxes_best_first(file: str) -> None:
 
 def test_detectron2_reads_the_same(file: str) -> None:
     ours, theirs = records(7, "b"), records(7, "b")
-    add_proposals(ours, file)
+    ours = with_proposals(ours, file)
     load_proposals_into_dataset(theirs, file)
     for one, other in zip(ours, theirs, strict=True):
         assert one.keys() == other.keys()
@@ -67,7 +67,7 @@ def test_a_file_for_detectron_is_understood(tmp_path: Path) -> None:
     content = {"indexes": [7], "boxes": [BOXES], "scores": [LOGITS]}
     path.write_bytes(pickle.dumps(content, protocol=2))
     data = records(7)
-    add_proposals(data, str(path))
+    data = with_proposals(data, str(path))
     assert data[0]["proposal_boxes"].tolist() == BOXES[::-1].tolist()
 
 
@@ -85,7 +85,7 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
     path = tmp_path / "bad.pkl"
     path.write_bytes(pickle.dumps({"ids": [7], "boxes": [Payload(tmp_path / "ran")]}))
     with pytest.raises(CheckpointError, match="bad.pkl asks for .*could execute code"):
-        add_proposals(records(7), str(path))
+        with_proposals(records(7), str(path))
     assert not (tmp_path / "ran").exists()
 
 
@@ -112,19 +112,19 @@ def test_a_file_of_another_content_is_refused(
     path = tmp_path / "x.pkl"
     path.write_bytes(pickle.dumps(content, protocol=4))
     with pytest.raises(DatasetError, match=message):
-        add_proposals(records(7), str(path))
+        with_proposals(records(7), str(path))
 
 
 def test_a_file_that_is_no_dict_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.pkl"
     path.write_bytes(pickle.dumps([1, 2]))
     with pytest.raises(DatasetError, match="holds a list"):
-        add_proposals(records(7), str(path))
+        with_proposals(records(7), str(path))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nothing.pkl"):
-        add_proposals(records(7), str(tmp_path / "nothing.pkl"))
+        with_proposals(records(7), str(tmp_path / "nothing.pkl"))
 
 
 def nested(outer: bytes, inner: bytes) -> bytes:
@@ -158,7 +158,7 @@ def test_what_a_file_claims_takes_neither_memory_nor_time(
     tracemalloc.start()
     try:
         with pytest.raises(CheckpointError, match=f"x.pkl .*{message}"):
-            add_proposals(records(7), str(path))
+            with_proposals(records(7), str(path))
         assert tracemalloc.get_traced_memory()[1] < 10 << 20
     finally:
         tracemalloc.stop()
@@ -168,7 +168,7 @@ def test_lists_of_lists_are_read_in_the_time_their_bytes_take(tmp_path: Path) ->
     path = tmp_path / "x.pkl"
     path.write_bytes(nested(pickle.EMPTY_LIST, pickle.APPENDS) + b".")
     with pytest.raises(DatasetError, match="holds a list"):
-        add_proposals(records(7), str(path))
+        with_proposals(records(7), str(path))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_lists_of_lists_in_place_of_a_number_are_refused_in_a_line(
     lists = nested(pickle.EMPTY_LIST, pickle.APPENDS)
     path.write_bytes(lists + b"}(" + word + entry + b"".join(rest) + b"u.")
     with pytest.raises(DatasetError, match=message) as caught:
-        add_proposals(records(7), str(path))
+        with_proposals(records(7), str(path))
     assert len(str(caught.value)) < 500
 
 
@@ -223,7 +223,7 @@ def test_a_changed_or_cut_file_gives_proposals_or_one_of_our_errors(
     path.write_bytes(content[:end])
     data = records(7)
     try:
-        add_proposals(data, str(path))
+        data = with_proposals(data, str(path))
     except (CheckpointError, DatasetError) as error:
         assert "x.pkl" in str(error)
     else:
@@ -290,7 +290,7 @@ def test_the_command_writes_boxes_in_pixels_of_the_picture(tmp_path: Path) -> No
     command = ["proposals", "--config-file", MODEL, "--dataset", name, "--output", str(output)]
     assert main([*command, "--allow-partial", *overrides]) == 0
     data = records(5)
-    add_proposals(data, str(output))
+    data = with_proposals(data, str(output))
     boxes = data[0]["proposal_boxes"]
     assert len(boxes) and (boxes >= 0).all() and (boxes <= [90, 40, 90, 40]).all()
 

@@ -18,12 +18,14 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, BoxMode, Instances
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch.utils.data import Dataset
 
 import instseg
 from instseg import cli
-from instseg.data import datasets
+from instseg.data import build
 from instseg.data.check import check_data
+from instseg.data.dataset import load, load_all
 from instseg.data.findings import Kind
 from instseg.data.mappers import build_train_mapper
 from instseg.data.records import CheckedRecords
@@ -218,8 +220,8 @@ def test_what_can_be_understood_trains_and_evaluates(
     for sample in next(iter(Trainer.build_train_loader(cfg))):
         assert len(sample["instances"]) == 1
         assert bool(torch.isfinite(sample["instances"].gt_boxes.tensor).all())
-    check_evaluation(cfg)
-    evaluator = build_evaluator(cfg, name)
+    check_evaluation(cfg, nn.Identity(), load_all(cfg.DATASETS.TEST))
+    evaluator = build_evaluator(cfg, load(name))
     evaluator.reset()
     masks = torch.as_tensor(MASK)[None]
     found = Instances(
@@ -237,14 +239,14 @@ def test_what_can_be_understood_trains_and_evaluates(
     assert [checked.report.ids for checked in check_data([name])] == [{}]
 
 
-@pytest.mark.parametrize("kind", ["TEST.CONTEST_METRIC", "TEST.VOC_METRIC", "TEST.PROPOSALS"])
+@pytest.mark.parametrize("metric", ["contest", "voc", "proposals"])
 def test_every_evaluator_reads_the_checked_records(
-    tmp_path: Path, registered: Callable[..., str], kind: str
+    tmp_path: Path, registered: Callable[..., str], metric: str
 ) -> None:
     odd = each(segmentation=MASK, bbox=KeyError, category_id=np.int64(0))
     name = registered(changing(tmp_path, lambda r: [image(image_id=KeyError)(r), odd(r)] and None))
-    cfg = config(tmp_path, "INPUT.MASK_FORMAT", "bitmask", kind, True, test=True)
-    evaluator = build_evaluator(cfg, name)
+    cfg = config(tmp_path, "INPUT.MASK_FORMAT", "bitmask", "TEST.METRICS", (metric,), test=True)
+    evaluator = build_evaluator(cfg, load(name))
     evaluator.reset()
     found = Instances(
         (HEIGHT, WIDTH),
@@ -329,7 +331,7 @@ def test_what_cannot_be_used_is_one_line_before_training_and_in_check_data(
         Trainer.build_train_loader(config(tmp_path))
     assert "\n" not in str(caught.value)
     with pytest.raises(DatasetError, match=message):
-        check_evaluation(config(tmp_path, test=True))
+        load(NAME)
     assert cli.main(["check-data", name]) == 1
     assert "error" in capsys.readouterr().out
 
@@ -412,8 +414,8 @@ def test_ids_that_are_not_unique_train_and_are_refused_for_evaluation_alone(
     assert cli.main(["check-data", name]) == 0
     assert kind.text in capsys.readouterr().out
     for evaluates in (
-        lambda: check_evaluation(cfg),
-        lambda: build_evaluator(cfg, name),
+        lambda: check_evaluation(cfg, nn.Identity(), load_all(cfg.DATASETS.TEST)),
+        lambda: build_evaluator(cfg, load(name)),
         lambda: dataset_sources(name),
     ):
         with pytest.raises(DatasetError, match=f"data set {NAME}: .*{message}.*list each image on"):
@@ -449,7 +451,7 @@ def test_the_records_that_were_given_stay_as_they_are(
     each(segmentation={**RLE}, bbox=tuple(BOX))(records)
     before = copy.deepcopy(records)
     name = registered(lambda: records)
-    build_evaluator(config(tmp_path, test=True), name)
+    build_evaluator(config(tmp_path, test=True), load(name))
     assert records == before
 
 
@@ -497,7 +499,7 @@ def test_whatever_a_record_holds_it_is_refused_or_can_be_trained_on(field: str, 
         MetadataCatalog.get("odd").thing_classes = ["cat", "dog"]
         try:
             checked = CheckedRecords("odd", lambda: records)()
-            datasets.check_files("odd", checked)
+            build.check_files("odd", checked)
         except DatasetError:
             return
         mapper = build_train_mapper(fuzz_config(), augment=False)
@@ -514,7 +516,7 @@ def fuzz_config() -> CfgNode:
 
 def test_a_file_registered_with_detectron2_is_read_as_one_of_ours(tmp_path: Path) -> None:
     given = changed("annotations", 0, "bbox", to=[5, 5, -3, -3])
-    file, root = datasets.parse_coco_name(write_set(tmp_path, given))
+    file, root = build.parse_coco_name(write_set(tmp_path, given))
     register_coco_instances(NAME, {}, Path(file), Path(root))
     try:
         with pytest.raises(DatasetError, match=r"annotation 11 of image 1 .* of negative size"):

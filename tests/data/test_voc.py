@@ -15,7 +15,8 @@ from scipy.io import savemat
 from scipy.sparse import csc_matrix
 
 import instseg
-from instseg.data.datasets import dataset_classes, register_builtin_datasets
+from instseg.data.build import register_builtin_datasets
+from instseg.data.dataset import load
 from instseg.data.readers.voc import CLASSES, load_sbd, load_voc
 from instseg.errors import DatasetError
 from instseg.evaluation import build_evaluator
@@ -287,7 +288,7 @@ def registered(root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_classes_are_known_without_reading_anything(registered: Any, root: Path) -> None:
     (root / "sbd/train.txt").unlink()
-    assert dataset_classes("sbd_train") == list(CLASSES)
+    assert MetadataCatalog.get("sbd_train").thing_classes == list(CLASSES)
     with pytest.raises(DatasetError, match="data set sbd_train: there is no file"):
         DatasetCatalog.get("sbd_train")
 
@@ -308,10 +309,10 @@ def perfect(record: dict[str, Any]) -> dict[str, Instances]:
     }
 
 
-def evaluate(name: str, folder: Path, proposals: bool = False) -> dict[str, dict[str, float]]:
-    keys = ["OUTPUT_DIR", str(folder), "TEST.PROPOSALS", proposals]
+def evaluate(name: str, folder: Path, metric: str = "coco") -> dict[str, dict[str, float]]:
+    keys = ["OUTPUT_DIR", str(folder), "TEST.METRICS", (metric,)]
     cfg = instseg.load_cfg("mask_rcnn/mask_rcnn_shapes.yaml", keys)
-    evaluator = build_evaluator(cfg, name)
+    evaluator = build_evaluator(cfg, load(name))
     evaluator.reset()
     for record in DatasetCatalog.get(name):
         evaluator.process([record], [perfect(record)])
@@ -325,7 +326,7 @@ def test_all_evaluators_work_on_the_data(name: str, registered: Any, tmp_path: P
     assert list(results) == ["bbox", "segm", "voc_segm"]
     assert results["segm"]["AP"] == pytest.approx(100)
     assert results["voc_segm"]["AP50"] == results["voc_segm"]["AP70-cat"] == pytest.approx(100)
-    results = evaluate(name, tmp_path / "out", proposals=True)
+    results = evaluate(name, tmp_path / "out", metric="proposals")
     assert list(results) == ["proposals_box", "proposals_segm"]
     assert results["proposals_segm"]["AR@10"] == 100
 

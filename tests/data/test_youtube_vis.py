@@ -21,7 +21,7 @@ from PIL import Image
 
 import instseg
 from instseg.config.classes import check_classes
-from instseg.data.datasets import dataset_classes
+from instseg.data import dataset
 from instseg.data.mappers import build_train_mapper
 from instseg.data.readers import youtube_vis
 from instseg.errors import ConfigError, DatasetError
@@ -162,9 +162,9 @@ def test_masks_may_be_compressed(mask: np.ndarray) -> None:
 
 def test_a_set_of_ones_own_is_named_in_the_configuration(named: str) -> None:
     cfg = instseg.load_cfg(CONFIG, ["DATASETS.TRAIN", (named,)])
-    assert dataset_classes(named) == ["ape", "snail"]
+    assert dataset.load(named).classes == ("ape", "snail")
     with pytest.raises(ConfigError, match="has 2 classes, MODEL.YOLACT.NUM_CLASSES is 3"):
-        check_classes(cfg, cfg.DATASETS.TRAIN)
+        check_classes(cfg, dataset.load_all(cfg.DATASETS.TRAIN))
 
 
 def test_released_sets_are_found_under_the_root(
@@ -198,7 +198,7 @@ def test_a_sample_has_a_frame_and_an_earlier_one(release: Path) -> None:
 
 def evaluate(name: str, tmp_path: Path) -> Any:
     cfg = instseg.load_cfg(CONFIG, ["DATASETS.TEST", (name,), "OUTPUT_DIR", str(tmp_path)])
-    evaluator = build_evaluator(cfg, name)
+    evaluator = build_evaluator(cfg, dataset.load(name))
     assert isinstance(evaluator, DatasetEvaluators)
     evaluator.reset()
     for record in DatasetCatalog.get(name):

@@ -4,13 +4,13 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import torch
-from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from instseg.evaluation.contest import THRESHOLDS, ContestEvaluator, image_scores, label_map
+from tests.support.data_sets import data_set
 
 
 def row(*runs: tuple[int, int]) -> np.ndarray:
@@ -73,11 +73,7 @@ def test_the_evaluator_averages_over_images_and_drops_low_scores() -> None:
     records = [
         {"image_id": i, "height": 4, "width": 4, "annotations": [annotation]} for i in (1, 2)
     ]
-    DatasetCatalog.register("contest_test", lambda: records)
-    try:
-        evaluator = ContestEvaluator("contest_test", score_threshold=0.5)
-    finally:
-        DatasetCatalog.remove("contest_test")
+    evaluator = ContestEvaluator(data_set(records), score_threshold=0.5)
     evaluator.reset()
     for image_id, score in ((1, 0.9), (2, 0.4)):
         instances = Instances((4, 4))

@@ -1,6 +1,5 @@
 """Leaf metrics and mean IoU against numbers made by hand, and which data sets get which metric."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +7,15 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode, Instances
 
 import instseg
+from instseg.data.dataset import DataSet
 from instseg.errors import ConfigError
 from instseg.evaluation import build_evaluator
 from instseg.evaluation.leaves import LeafEvaluator, symmetric_best_dice
 from instseg.evaluation.semantic import SemanticEvaluator, semantic_map
+from tests.support.data_sets import data_set
 
 NAME = "dense_evaluation_test"
 
@@ -47,21 +47,6 @@ def record(
         "width": width,
         "annotations": list(annotations),
     }
-
-
-@pytest.fixture
-def dataset() -> Any:
-    """Registers records under ``NAME``."""
-
-    def register(*records: dict[str, Any], kind: str = "coco") -> str:
-        DatasetCatalog.register(NAME, lambda: list(records))
-        MetadataCatalog.get(NAME).set(thing_classes=["a", "b"], evaluator_type=kind)
-        return NAME
-
-    yield register
-    if NAME in DatasetCatalog:
-        DatasetCatalog.remove(NAME)
-    MetadataCatalog.pop(NAME, None)
 
 
 def instances(labels: np.ndarray, scores: list[float]) -> Instances:
@@ -98,10 +83,10 @@ def test_labels_with_gaps_are_the_same_leaves() -> None:
     assert symmetric_best_dice(row((7, 4), (0, 4)), row((3, 4), (0, 4))) == 1
 
 
-def test_the_leaf_evaluator_counts_and_drops_low_scores(dataset: Any) -> None:
+def test_the_leaf_evaluator_counts_and_drops_low_scores() -> None:
     truth = row((1, 4), (2, 4), (0, 4))
-    name = dataset(record((1, 12), annotation(truth == 1), annotation(truth == 2)))
-    evaluator = LeafEvaluator(name, score_threshold=0.5)
+    leaves = data_set([record((1, 12), annotation(truth == 1), annotation(truth == 2))])
+    evaluator = LeafEvaluator(leaves, score_threshold=0.5)
     evaluator.process(
         [{"image_id": 1}], [{"instances": instances(row((1, 4), (2, 8)), [0.9, 0.1])}]
     )
@@ -115,10 +100,10 @@ def test_the_leaf_evaluator_counts_and_drops_low_scores(dataset: Any) -> None:
     assert np.isnan(evaluator.evaluate()["leaves"]["SBD"])  # type: ignore[index]
 
 
-def test_differences_in_count_do_not_cancel(dataset: Any) -> None:
+def test_differences_in_count_do_not_cancel() -> None:
     truth = row((1, 4), (0, 4))
-    name = dataset(*(record((1, 8), annotation(truth == 1), image_id=i) for i in (1, 2)))
-    evaluator = LeafEvaluator(name, score_threshold=0.5)
+    leaves = data_set([record((1, 8), annotation(truth == 1), image_id=i) for i in (1, 2)])
+    evaluator = LeafEvaluator(leaves, score_threshold=0.5)
     for image, found in ((1, row((1, 2), (2, 2), (0, 4))), (2, row((0, 8)))):
         scores = [0.9] * max(int(found.max()), 1)
         evaluator.process([{"image_id": image}], [{"instances": instances(found, scores)}])
@@ -127,10 +112,9 @@ def test_differences_in_count_do_not_cancel(dataset: Any) -> None:
     assert (result["leaves"]["DiC"], result["leaves"]["|DiC|"]) == (0, 1)
 
 
-def test_mean_iou_over_the_classes_that_occur(dataset: Any) -> None:
+def test_mean_iou_over_the_classes_that_occur() -> None:
     truth = row((1, 4), (0, 4))
-    name = dataset(record((1, 8), annotation(truth == 1)))
-    evaluator = SemanticEvaluator(name)
+    evaluator = SemanticEvaluator(data_set([record((1, 8), annotation(truth == 1))]))
     probabilities = torch.zeros(3, 1, 8)
     for label, pixels in ((1, slice(0, 3)), (2, slice(3, 4)), (0, slice(4, 8))):
         probabilities[label, 0, pixels] = 1
@@ -164,17 +148,17 @@ def test_crowds_are_not_counted_and_small_objects_are_on_top() -> None:
     ],
 )
 def test_a_model_without_the_right_semantic_map_is_refused(
-    dataset: Any, output: dict[str, Any], message: str
+    output: dict[str, Any], message: str
 ) -> None:
-    evaluator = SemanticEvaluator(dataset(record((1, 8))))
+    evaluator = SemanticEvaluator(data_set([record((1, 8))]))
     with pytest.raises(ConfigError, match=message):
         evaluator.process([{"image_id": 1}], [output])
 
 
-def kinds_of(name: str, tmp_path: Path, *overrides: Any) -> set[str]:
+def kinds_of(dataset: DataSet, tmp_path: Path, *overrides: Any) -> set[str]:
     cfg = instseg.get_cfg()
     cfg.merge_from_list(["OUTPUT_DIR", str(tmp_path), *overrides])
-    evaluator = build_evaluator(cfg, name)
+    evaluator = build_evaluator(cfg, dataset)
     return {type(own).__name__ for own in getattr(evaluator, "_evaluators", [evaluator])}
 
 
@@ -183,16 +167,16 @@ def kinds_of(name: str, tmp_path: Path, *overrides: Any) -> set[str]:
     [
         ("coco", (), set()),
         ("leaves", (), {"LeafEvaluator"}),
-        ("coco", ("TEST.LEAF_METRIC", True), {"LeafEvaluator"}),
-        ("coco", ("TEST.SEMANTIC_METRIC", True), {"SemanticEvaluator"}),
+        ("coco", ("TEST.METRICS", ("coco", "leaves")), {"LeafEvaluator"}),
+        ("coco", ("TEST.METRICS", ("semantic", "coco")), {"SemanticEvaluator"}),
     ],
 )
 def test_metrics_follow_the_data_set_and_the_configuration(
-    dataset: Callable[..., str], tmp_path: Path, kind: str, overrides: Any, extra: set[str]
+    tmp_path: Path, kind: str, overrides: Any, extra: set[str]
 ) -> None:
     full = annotation(np.ones((1, 8), dtype=bool))
-    name = dataset(record((1, 8), full), kind=kind)
-    assert kinds_of(name, tmp_path, *overrides) == {"MaskScoreCOCOEvaluator", *extra}
+    dataset = data_set([record((1, 8), full)], kind=kind)
+    assert kinds_of(dataset, tmp_path, *overrides) == {"MaskScoreCOCOEvaluator", *extra}
 
 
 def test_cityscapes_without_its_scripts_is_refused_by_name(
@@ -200,4 +184,4 @@ def test_cityscapes_without_its_scripts_is_refused_by_name(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install cityscapesscripts"):
-        kinds_of("cityscapes_fine_instance_seg_val", tmp_path)
+        kinds_of(data_set([], kind="cityscapes_instance"), tmp_path)

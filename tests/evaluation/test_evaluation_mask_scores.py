@@ -10,6 +10,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 
 import instseg
+from instseg.data.dataset import load
 from instseg.evaluation import build_evaluator
 from instseg.evaluation.mask_scores import MaskScoreCOCOEvaluator
 
@@ -35,7 +36,8 @@ def dataset(tmp_path: Path) -> str:
 
 def evaluator_for(dataset: str, tmp_path: Path) -> COCOEvaluator:
     overrides = ["DATASETS.TEST", f"('{dataset}',)", "OUTPUT_DIR", str(tmp_path)]
-    return build_evaluator(instseg.load_cfg("mask_rcnn/mask_rcnn_shapes.yaml", overrides), dataset)
+    cfg = instseg.load_cfg("mask_rcnn/mask_rcnn_shapes.yaml", overrides)
+    return build_evaluator(cfg, load(dataset))
 
 
 def detections(**fields: torch.Tensor) -> dict[str, Instances]:

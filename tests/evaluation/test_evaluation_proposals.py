@@ -17,6 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import instseg
+from instseg.data.dataset import load
 from instseg.errors import ConfigError, DatasetError
 from instseg.evaluation import build_evaluator
 from instseg.evaluation.proposals import ProposalEvaluator, area_under
@@ -58,10 +59,16 @@ def write(folder: Path, annotations: list[dict[str, Any]], num_images: int = 1) 
 
 
 def evaluator_for(name: str, folder: Path, *overrides: Any) -> Any:
-    keys = ["DATASETS.TEST", f"('{name}',)", "OUTPUT_DIR", str(folder), "TEST.PROPOSALS", True]
-    return build_evaluator(
-        instseg.load_cfg("mask_rcnn/mask_rcnn_shapes.yaml", [*keys, *overrides]), name
-    )
+    keys = [
+        "DATASETS.TEST",
+        f"('{name}',)",
+        "OUTPUT_DIR",
+        str(folder),
+        "TEST.METRICS",
+        ("proposals",),
+    ]
+    cfg = instseg.load_cfg("mask_rcnn/mask_rcnn_shapes.yaml", [*keys, *overrides])
+    return build_evaluator(cfg, load(name))
 
 
 def proposals(
@@ -255,5 +262,5 @@ def test_objects_without_a_mask_are_refused(tmp_path: Path) -> None:
 def test_proposals_replace_the_precision_of_classes(tmp_path: Path) -> None:
     name = write(tmp_path, [annotation(SMALL)])
     assert isinstance(evaluator_for(name, tmp_path), ProposalEvaluator)
-    with pytest.raises(ConfigError, match="set one of them to False"):
-        evaluator_for(name, tmp_path, "TEST.VOC_METRIC", True)
+    with pytest.raises(ConfigError, match="has proposals, .* and voc, .*; leave one of them out"):
+        evaluator_for(name, tmp_path, "TEST.METRICS", ("proposals", "voc"))

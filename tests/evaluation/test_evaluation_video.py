@@ -19,6 +19,7 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor, nn
 
 import instseg
+from instseg.data.dataset import DataSet, load, load_all
 from instseg.data.synthetic import shapes_video
 from instseg.errors import ConfigError, DatasetError
 from instseg.evaluation import build_evaluator
@@ -27,6 +28,7 @@ from instseg.inference.keyframes import KeyFrames
 from instseg.inference.streaming import Stream, build_streams, mean_result
 from instseg.tracking import UNTRACKED, Tracker
 from instseg.training.trainer import Trainer
+from tests.support.data_sets import data_set
 from tests.support.video_data import found_all
 
 CONFIG = "yolact/yolact_shapes.yaml"
@@ -145,10 +147,10 @@ def cfg_of(clips: str, tmp_path: Path, *overrides: Any) -> Any:
 
 
 def test_the_model_itself_says_how_often_key_frames_come(clips: str, tmp_path: Path) -> None:
-    (stream,) = build_streams(cfg_of(clips, tmp_path), Oracle())
+    (stream,) = build_streams(cfg_of(clips, tmp_path), Oracle(), [load(clips)])
     assert (stream.keyframes.interval, stream.keyframes.offset) == (4, 0)
     cfg = cfg_of(clips, tmp_path, "TEST.KEYFRAME_INTERVAL", 2, "TEST.KEYFRAME_PASSES", 2)
-    keyframes = [stream.keyframes for stream in build_streams(cfg, Oracle())]
+    keyframes = [stream.keyframes for stream in build_streams(cfg, Oracle(), [load(clips)])]
     assert [(frames.interval, frames.offset) for frames in keyframes] == [(2, 0), (2, 1)]
 
 
@@ -165,12 +167,13 @@ def test_streams_that_cannot_be_are_refused(
     clips: str, tmp_path: Path, overrides: list[Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        build_streams(cfg_of(clips, tmp_path, *overrides), Oracle())
+        cfg = cfg_of(clips, tmp_path, *overrides)
+        build_streams(cfg, Oracle(), load_all(cfg.DATASETS.TEST))
 
 
 def test_a_model_that_sees_every_frame_alone_is_refused(clips: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Linear sees every frame alone; set TEST.VIDEO False"):
-        build_streams(cfg_of(clips, tmp_path), nn.Linear(1, 1))
+        build_streams(cfg_of(clips, tmp_path), nn.Linear(1, 1), [load(clips)])
 
 
 def test_a_training_finds_out_before_its_first_iteration(clips: str, tmp_path: Path) -> None:
@@ -183,7 +186,14 @@ def test_a_training_finds_out_that_it_could_not_track(
     clips: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "trackers", None)
-    overrides = ("DATASETS.TRAIN", (clips,), "MODEL.DEVICE", "cpu", "TEST.TRACK_METRIC", True)
+    overrides = (
+        "DATASETS.TRAIN",
+        (clips,),
+        "MODEL.DEVICE",
+        "cpu",
+        "TEST.METRICS",
+        ("coco", "tracks"),
+    )
     cfg = cfg_of(clips, tmp_path, *overrides, "TEST.VIDEO", False)
     with pytest.raises(ConfigError, match="needs the package trackers"):
         Trainer(cfg)
@@ -213,7 +223,7 @@ def test_without_streaming_every_frame_is_computed_in_full(clips: str, tmp_path:
 def test_the_result_of_several_passes_is_their_mean(clips: str, tmp_path: Path) -> None:
     model, single = Oracle(), []
     for offset in range(2):
-        evaluator = build_evaluator(cfg_of(clips, tmp_path), clips)
+        evaluator = build_evaluator(cfg_of(clips, tmp_path), load(clips))
         cfg = cfg_of(clips, tmp_path, "TEST.VIDEO", False)
         stream = Stream(model, interval=2, offset=offset)
         single.append(Trainer.test(cfg, stream, [evaluator])["segm"]["AP"])
@@ -294,8 +304,10 @@ def test_frames_side_by_side_are_the_frames_side_by_side(masks: np.ndarray) -> N
     np.testing.assert_array_equal(mask_util.decode(joined), np.concatenate(masks, axis=1))
 
 
-def evaluate(name: str, tmp_path: Path, predictions: dict[tuple[int, int], Instances]) -> Any:
-    evaluator = TrackEvaluator(name, output_dir=str(tmp_path), score_threshold=0.05)
+def evaluate(
+    dataset: DataSet, tmp_path: Path, predictions: dict[tuple[int, int], Instances]
+) -> Any:
+    evaluator = TrackEvaluator(dataset, output_dir=str(tmp_path), score_threshold=0.05)
     evaluator.reset()
     for (clip, frame), instances in predictions.items():
         inputs = [{"video_id": clip, "frame_index": frame}]
@@ -309,7 +321,7 @@ def all_found() -> dict[tuple[int, int], Instances]:
 
 
 def test_all_tracks_found_are_worth_a_hundred(clips: str, tmp_path: Path) -> None:
-    result = evaluate(clips, tmp_path, all_found())["tracks"]
+    result = evaluate(load(clips), tmp_path, all_found())["tracks"]
     assert [result[key] for key in ("AP", "AP50", "APs", "AR10")] == pytest.approx([100] * 4)
     assert np.isnan(result["APl"])
 
@@ -319,18 +331,18 @@ def test_a_class_that_flickers_is_voted_on(clips: str, tmp_path: Path) -> None:
     for (_, index), instances in found.items():
         if index % 3 == 0:
             instances.pred_classes = (instances.pred_classes + 1) % len(shapes_video.CLASSES)
-    assert evaluate(clips, tmp_path, found)["tracks"]["AP"] == pytest.approx(100)
+    assert evaluate(load(clips), tmp_path, found)["tracks"]["AP"] == pytest.approx(100)
 
 
 def test_tracks_that_are_seen_half_of_the_time_overlap_by_half(clips: str, tmp_path: Path) -> None:
     """Which reaches few of the ten thresholds, for masks that are perfect in every frame."""
     found = {key: value for key, value in all_found().items() if key[1] < 8}
-    result = evaluate(clips, tmp_path, found)["tracks"]
+    result = evaluate(load(clips), tmp_path, found)["tracks"]
     assert result["AP"] < 20 and result["AP75"] == 0
 
 
 def test_no_predictions_are_worth_nothing(clips: str, tmp_path: Path) -> None:
-    assert evaluate(clips, tmp_path, {})["tracks"]["AP"] == 0
+    assert evaluate(load(clips), tmp_path, {})["tracks"]["AP"] == 0
 
 
 def test_a_mask_of_two_frames_has_the_overlap_of_both_together(tmp_path: Path) -> None:
@@ -351,19 +363,14 @@ def test_a_mask_of_two_frames_has_the_overlap_of_both_together(tmp_path: Path) -
         found.pred_masks = torch.from_numpy(predicted[frame][None])
         return found
 
-    DatasetCatalog.register("test_two_frames", lambda: [record(0), record(1)])
-    MetadataCatalog.get("test_two_frames").set(thing_classes=["thing"])
-    try:
-        found = {("a", frame): instances(frame) for frame in range(2)}
-        result = evaluate("test_two_frames", tmp_path, found)["tracks"]
-    finally:
-        DatasetCatalog.remove("test_two_frames")
-        MetadataCatalog.remove("test_two_frames")
+    found = {("a", frame): instances(frame) for frame in range(2)}
+    dataset = data_set([record(0), record(1)], ["thing"])
+    result = evaluate(dataset, tmp_path, found)["tracks"]
     assert [result[key] for key in ("AP", "AP50", "AP75")] == pytest.approx([40, 100, 0])
 
 
 def test_tracks_are_written_as_the_server_takes_them(clips: str, tmp_path: Path) -> None:
-    evaluate(clips, tmp_path, all_found())
+    evaluate(load(clips), tmp_path, all_found())
     written = json.loads((tmp_path / "tracks.json").read_text())
     objects = {
         (r["video_id"], a["track_id"]) for r in DatasetCatalog.get(clips) for a in r["annotations"]
@@ -379,22 +386,25 @@ def test_detections_of_a_low_score_belong_to_no_track(clips: str, tmp_path: Path
     found = all_found()
     for instances in found.values():
         instances.scores = torch.full((len(instances),), 0.04)
-    assert evaluate(clips, tmp_path, found)["tracks"]["AP"] == 0
+    assert evaluate(load(clips), tmp_path, found)["tracks"]["AP"] == 0
 
 
 def test_still_pictures_have_no_tracks(tmp_path: Path) -> None:
-    cfg = instseg.load_cfg(CONFIG, ["TEST.TRACK_METRIC", True, "OUTPUT_DIR", str(tmp_path)])
+    cfg = instseg.load_cfg(
+        CONFIG, ["TEST.METRICS", ("coco", "tracks"), "OUTPUT_DIR", str(tmp_path)]
+    )
     with pytest.raises(ConfigError, match="data set shapes_val holds still pictures"):
-        build_evaluator(cfg, "shapes_val")
+        build_evaluator(cfg, load("shapes_val"))
 
 
 def test_clips_too_long_to_be_counted_are_refused(clips: str, tmp_path: Path) -> None:
-    DatasetCatalog.get(clips)[0].update(height=2**12, width=2**12, length=2**9)
+    first, *others = load(clips).records
+    large = data_set([{**first, "height": 2**12, "width": 2**12, "length": 2**9}, *others])
     with pytest.raises(DatasetError, match="the clip 0 has 8589934592 pixels"):
-        TrackEvaluator(clips, output_dir=str(tmp_path), score_threshold=0.0)
+        TrackEvaluator(large, output_dir=str(tmp_path), score_threshold=0.0)
 
 
 def test_the_metric_of_tracks_is_a_key_beside_that_of_frames(clips: str, tmp_path: Path) -> None:
-    cfg = cfg_of(clips, tmp_path, "TEST.KEYFRAME_INTERVAL", 1, "TEST.TRACK_METRIC", True)
+    cfg = cfg_of(clips, tmp_path, "TEST.KEYFRAME_INTERVAL", 1, "TEST.METRICS", ("coco", "tracks"))
     results = Trainer.test(cfg, Oracle())
     assert [results[kind]["AP"] for kind in ("segm", "tracks")] == pytest.approx([100, 100])

@@ -1,7 +1,6 @@
 """VOC's AP of masks, and the matching under it, against numbers worked out by hand."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils import comm
 from hypothesis import given
@@ -17,10 +15,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import instseg
+from instseg.data.dataset import DataSet
 from instseg.errors import ConfigError
 from instseg.evaluation import build_evaluator
 from instseg.evaluation.matching import HIT, IGNORED, MISS, match
 from instseg.evaluation.voc import VOCEvaluator, average_precision
+from tests.support.data_sets import data_set
 
 NAME = "voc_metric_test"
 Row = tuple[int, int]
@@ -122,7 +122,7 @@ def rle(row: Row) -> dict[str, Any]:
 
 
 @pytest.fixture
-def dataset() -> Iterator[str]:
+def dataset() -> DataSet:
     """Class "a": an object in both images and a difficult one; "b": one; "c": none."""
 
     def item(kind: int, row: Row, **extra: Any) -> dict[str, Any]:
@@ -135,11 +135,7 @@ def dataset() -> Iterator[str]:
         {"file_name": f"{i}.png", "image_id": i, "height": 1, "width": 20, "annotations": items}
         for i, items in enumerate([first, [item(0, (5, 15))]])
     ]
-    DatasetCatalog.register(NAME, lambda: records)
-    MetadataCatalog.get(NAME).set(thing_classes=["a", "b", "c"])
-    yield NAME
-    DatasetCatalog.remove(NAME)
-    MetadataCatalog.remove(NAME)
+    return data_set(records, ("a", "b", "c"))
 
 
 def detections(*items: tuple[int, Row, float]) -> dict[str, Instances]:
@@ -175,7 +171,7 @@ def check(numbers: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize("interpolation", ["11-point", "all-point"])
-def test_the_evaluator_by_hand(dataset: str, interpolation: str) -> None:
+def test_the_evaluator_by_hand(dataset: DataSet, interpolation: str) -> None:
     evaluator = VOCEvaluator(dataset, interpolation=interpolation)
     evaluator.process([{"image_id": 0}, {"image_id": 1}], [FIRST, SECOND])
     result = evaluator.evaluate()
@@ -184,7 +180,7 @@ def test_the_evaluator_by_hand(dataset: str, interpolation: str) -> None:
 
 
 def test_detections_of_all_processes_are_ranked_together(
-    dataset: str, monkeypatch: pytest.MonkeyPatch
+    dataset: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluators = [VOCEvaluator(dataset, interpolation="11-point") for _ in range(2)]
     for image_id, (evaluator, output) in enumerate(zip(evaluators, (FIRST, SECOND), strict=True)):
@@ -198,7 +194,7 @@ def test_detections_of_all_processes_are_ranked_together(
     assert evaluators[0].evaluate() is None
 
 
-def test_masks_are_ranked_by_their_own_scores(dataset: str) -> None:
+def test_masks_are_ranked_by_their_own_scores(dataset: DataSet) -> None:
     evaluator = VOCEvaluator(dataset, interpolation="all-point")
     output = detections((1, (0, 5), 0.9), (1, (12, 14), 0.8))
     output["instances"].mask_scores = torch.tensor([0.1, 0.2])
@@ -208,7 +204,7 @@ def test_masks_are_ranked_by_their_own_scores(dataset: str) -> None:
     assert result["voc_segm"]["AP50-b"] == pytest.approx(50)
 
 
-def test_reset_forgets(dataset: str) -> None:
+def test_reset_forgets(dataset: DataSet) -> None:
     evaluator = VOCEvaluator(dataset, interpolation="11-point")
     evaluator.process([{"image_id": 1}], [detections((0, (0, 3), 0.9))])
     evaluator.reset()
@@ -218,8 +214,8 @@ def test_reset_forgets(dataset: str) -> None:
     check(result["voc_segm"])
 
 
-def test_the_configuration_asks_for_the_metric(dataset: str, tmp_path: Path) -> None:
-    keys = ["OUTPUT_DIR", str(tmp_path), "TEST.VOC_METRIC", True]
+def test_the_configuration_asks_for_the_metric(dataset: DataSet, tmp_path: Path) -> None:
+    keys = ["OUTPUT_DIR", str(tmp_path), "TEST.METRICS", ("coco", "voc")]
     cfg = instseg.load_cfg("mask_rcnn/mask_rcnn_shapes.yaml", keys)
     evaluator = build_evaluator(cfg, dataset)
     evaluator.reset()
@@ -229,6 +225,6 @@ def test_the_configuration_asks_for_the_metric(dataset: str, tmp_path: Path) -> 
     check(results["voc_segm"])
 
 
-def test_an_unknown_interpolation_is_refused_with_the_known_ones(dataset: str) -> None:
+def test_an_unknown_interpolation_is_refused_with_the_known_ones(dataset: DataSet) -> None:
     with pytest.raises(ConfigError, match="'11'; choose one of 11-point, all-point"):
         VOCEvaluator(dataset, interpolation="11")

@@ -94,19 +94,17 @@ def written(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("proposals", [False, True])
-def test_data_sets_with_paths_of_300_characters_are_evaluated(
-    tmp_path: Path, proposals: bool
-) -> None:
+@pytest.mark.parametrize("metric", ["coco", "proposals"])
+def test_data_sets_with_paths_of_300_characters_are_evaluated(tmp_path: Path, metric: str) -> None:
     deep = tmp_path.joinpath(*["a_folder_with_a_long_name"] * 12)
     deep.mkdir(parents=True)
     json_file = shapes.export("shapes_val", deep, limit=2)
     shutil.copy(json_file, deep / "others.json")
     names = [f"coco:{file}:{deep}/shapes_val" for file in (json_file, deep / "others.json")]
     assert min(map(len, names)) > 600
-    results = evaluate(tmp_path / "out", *names, PROPOSALS=proposals, CONTEST_METRIC=True)
+    results = evaluate(tmp_path / "out", *names, METRICS=(metric, "contest"))
     assert list(results) == names
-    if not proposals:
+    if metric == "coco":
         assert len({path.parent for path in written(tmp_path / "out")}) == 2
     for path in written(tmp_path / "out"):
         assert len(path.relative_to(tmp_path / "out").parts) == 3
@@ -136,5 +134,5 @@ def test_clips_named_by_a_path_are_evaluated_into_one_folder(
     DatasetCatalog.register(name, lambda: clips)
     MetadataCatalog.get(name).thing_classes = ["circle", "square", "triangle"]
     registered.append(name)
-    evaluate(tmp_path / "out", name, TRACK_METRIC=True)
+    evaluate(tmp_path / "out", name, METRICS=("coco", "tracks"))
     assert {path.parent.parent for path in written(tmp_path)} == {tmp_path / "out" / "inference"}

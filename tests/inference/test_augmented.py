@@ -12,6 +12,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 import instseg
 from instseg import Predictor
 from instseg.config.rules import check_values
+from instseg.data.dataset import load_all
 from instseg.data.synthetic import shapes
 from instseg.errors import ConfigError
 from instseg.evaluation import metric_names
@@ -107,7 +108,7 @@ def test_an_evaluation_gives_results_with_and_without(
     first = results["shapes_val"] if several else results
     assert list(first) == ["bbox", "segm", "bbox_TTA", "segm_TTA"]
     measured = set(flatten_results_dict(results))
-    assert measured and measured <= set(metric_names(cfg, model))
+    assert measured and measured <= set(metric_names(cfg, model, load_all(cfg.DATASETS.TEST)))
     for folder in ("inference", "inference_TTA"):
         written = tmp_path / folder / "shapes_val" / "coco_instances_results.json"
         assert written.is_file()

@@ -18,7 +18,8 @@ import instseg
 from instseg import Predictor, cli
 from instseg.categories import Categories
 from instseg.checkpoint import Checkpointer
-from instseg.data.categories import dataset_categories
+from instseg.data.build import register_datasets
+from instseg.data.dataset import load
 from instseg.predict import as_youtube_vis
 from instseg.training.trainer import Trainer
 from tests.inference.test_predictor import PHOTO, save_weights, tiny_cfg
@@ -107,7 +108,7 @@ def test_pycocotools_gives_the_average_precision_of_the_evaluation(
     assert cli.main([*model, "--images-of", name_of(data_set), "--output", str(output)]) == 0
     overrides = ["DATASETS.TEST", (name_of(data_set),), "OUTPUT_DIR", str(tmp_path)]
     cfg = tiny_cfg(*overrides, "DATALOADER.NUM_WORKERS", 0)
-    instseg.data.datasets.register_datasets(cfg)
+    register_datasets(cfg)
     expected = Trainer.test(cfg, Predictor(cfg, weights).model)["segm"]["AP"]
     assert expected > 20
     found = average_precision(COCO(str(data_set / "val.json")), output)
@@ -304,7 +305,7 @@ def test_frames_of_a_set_of_videos_are_pictures(model: list[str], tmp_path: Path
     assert cli.main([*model, "--images-of", name, "--output", str(tmp_path / "out")]) == 0
     written = json.loads((tmp_path / "out" / "categories.json").read_text())
     assert [(x["id"], x["file_name"]) for x in written["images"]] == list(enumerate(frames))
-    assert dataset_categories(name) == OURS
+    assert load(name).categories == OURS
 
 
 def test_a_set_with_other_categories_than_the_model_is_told(

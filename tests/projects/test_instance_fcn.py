@@ -15,6 +15,7 @@ from torch import Tensor
 import instseg
 from instseg.checkpoint import Checkpointer
 from instseg.config.classes import check_classes, num_classes_key
+from instseg.data.dataset import load_all
 from instseg.data.synthetic import shapes
 from instseg.errors import ConfigError
 from instseg.inference.predictor import Predictor
@@ -352,7 +353,7 @@ def test_every_shape_has_a_scale() -> None:
 def test_the_model_is_class_agnostic() -> None:
     cfg = instseg.load_cfg(SHAPES)
     assert num_classes_key(cfg) is None
-    check_classes(cfg, ("shapes_train", "shapes_val"))
+    check_classes(cfg, load_all(("shapes_train", "shapes_val")))
 
 
 def test_both_predictors_agree(tmp_path: Path) -> None:

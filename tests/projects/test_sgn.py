@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import instseg
 from instseg.config.classes import num_classes_key
-from instseg.data.semantic import add_semantic_files
+from instseg.data.semantic import with_semantic_files
 from instseg.data.synthetic import shapes
 from instseg.errors import CheckpointError, ConfigError, DatasetError
 from instseg.modeling import dense_targets
@@ -324,7 +324,7 @@ def test_label_files_are_read_with_their_pictures(tmp_path: Path) -> None:
     assert len(item["instances"]) == 1 and item["height"] == 20
     (tmp_path / "labels/a.png").unlink()
     with pytest.raises(DatasetError, match=r"there is no .*labels/a.png for .*a.png"):
-        add_semantic_files(cfg, [{"file_name": "a.png"}])
+        with_semantic_files(cfg, [{"file_name": "a.png"}])
 
 
 def test_one_picture_is_learnt_by_heart() -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 import instseg
 from instseg.checkpoint import Checkpointer, read_weights
+from instseg.data.dataset import DataSet, load_all
 from instseg.data.synthetic import shapes, shapes_video
 from instseg.errors import ConfigError
 from instseg.evaluation import lower_is_better, metric_names
@@ -67,6 +68,10 @@ def config(names: tuple[str, ...], *words: Any) -> Any:
     )
 
 
+def sets(cfg: Any) -> list[DataSet]:
+    return load_all(cfg.DATASETS.TEST)
+
+
 @pytest.fixture
 def two_images(monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     """Two data sets of two images."""
@@ -79,27 +84,24 @@ def two_images(monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize(
-    ("keys", "change"),
+    ("words", "change"),
     [
         ([], nothing),
         ([], add_mask_scores),
-        (["MODEL.MASK_ON"], remove_masks),
-        (["TEST.PROPOSALS", "TEST.CONTEST_METRIC"], nothing),
-        (["TEST.CONTEST_METRIC", "TEST.LEAF_METRIC", "TEST.VOC_METRIC"], nothing),
-        (["TEST.SEMANTIC_METRIC"], nothing),
+        (["MODEL.MASK_ON", False], remove_masks),
+        (["TEST.METRICS", ("proposals", "contest")], nothing),
+        (["TEST.METRICS", ("coco", "contest", "leaves", "voc")], nothing),
+        (["TEST.METRICS", ("semantic",)], nothing),
     ],
 )
 def test_what_is_declared_is_what_an_evaluation_gives(
-    two_images: tuple[str, ...], tmp_path: Path, keys: list[str], change: Callable[[Any], None]
+    two_images: tuple[str, ...], tmp_path: Path, words: list[Any], change: Callable[[Any], None]
 ) -> None:
-    words: list[Any] = ["OUTPUT_DIR", str(tmp_path)]
-    for key in keys:
-        words += [key, key != "MODEL.MASK_ON"]
-    cfg = config(two_images[:1], *words)
+    cfg = config(two_images[:1], "OUTPUT_DIR", str(tmp_path), *words)
     model = Truth(two_images[0], change)
     measured = flatten_results_dict(Trainer.test(cfg, model))
     measured.pop("leaves/DiC", None)  # has no best value
-    assert set(metric_names(cfg, model)) == set(measured)
+    assert set(metric_names(cfg, model, sets(cfg))) == set(measured)
 
 
 def test_what_is_declared_of_tracks_is_what_an_evaluation_gives(
@@ -110,16 +112,18 @@ def test_what_is_declared_of_tracks_is_what_an_evaluation_gives(
     name = "shapes_video_val"
     records = shapes_video.load(name, shapes.DEFAULT_SIZE, [0])
     monkeypatch.setitem(DatasetCatalog.data, name, lambda: records)
-    cfg = config((name,), "TEST.TRACK_METRIC", True, "OUTPUT_DIR", str(tmp_path))
+    cfg = config((name,), "TEST.METRICS", ("coco", "tracks"), "OUTPUT_DIR", str(tmp_path))
     model = Truth(name, nothing)
-    assert set(metric_names(cfg, model)) == set(flatten_results_dict(Trainer.test(cfg, model)))
+    assert set(metric_names(cfg, model, sets(cfg))) == set(
+        flatten_results_dict(Trainer.test(cfg, model))
+    )
 
 
 def test_with_two_data_sets_each_metric_begins_with_the_name_of_one(
     two_images: tuple[str, ...], tmp_path: Path
 ) -> None:
     cfg = config(two_images, "OUTPUT_DIR", str(tmp_path))
-    names = metric_names(cfg, nn.Identity())
+    names = metric_names(cfg, nn.Identity(), sets(cfg))
     assert {"shapes_val/segm/AP", "shapes_train/segm/AP-circle"} <= set(names)
     storage = EventStorage()
     model = nn.Module()
@@ -149,9 +153,9 @@ EVALUATED = ["TEST.EVAL_PERIOD", 1]
         ("shapes_val/segm/AP", EVALUATED, "did you mean segm/AP"),
         ("segm/AP", [*EVALUATED, "DATASETS.TEST", ()], "DATASETS.TEST is empty"),
         ("segm/AP", [], "set TEST.EVAL_PERIOD to a number"),
-        ("leaves/DiC", [*EVALUATED, "TEST.LEAF_METRIC", True], r"did you mean leaves/\|DiC\|"),
+        ("leaves/DiC", [*EVALUATED, "TEST.METRICS", ("leaves",)], r"did you mean leaves/\|DiC\|"),
         ("segm/AP", [*EVALUATED, "MODEL.MASK_ON", False], "there are bbox/AP"),
-        ("bbox/AP", [*EVALUATED, "TEST.PROPOSALS", True], "which is not measured"),
+        ("bbox/AP", [*EVALUATED, "TEST.METRICS", ("proposals",)], "which is not measured"),
         ("val/total_loss", EVALUATED, "set TEST.VAL_LOSS_PERIOD to a number"),
     ],
 )  # fmt: skip
@@ -160,7 +164,7 @@ def test_a_metric_that_nothing_measures_is_refused_with_close_names(
 ) -> None:
     cfg = config(("shapes_val",), *words, "TEST.BEST_METRIC", metric)
     with pytest.raises(ConfigError, match=message):
-        check_best_metric(cfg, nn.Identity(), None)
+        check_best_metric(cfg, nn.Identity(), sets(cfg), None)
 
 
 @pytest.mark.parametrize(
@@ -168,14 +172,14 @@ def test_a_metric_that_nothing_measures_is_refused_with_close_names(
     [
         ("segm/AP-circle", []),
         ("segm/rho", []),
-        ("contest/AP85", ["TEST.CONTEST_METRIC", True]),
+        ("contest/AP85", ["TEST.METRICS", ("coco", "contest")]),
         ("shapes_train/bbox/AP", ["DATASETS.TEST", ("shapes_val", "shapes_train")]),
-        ("proposals_segm/AR75@100", ["TEST.PROPOSALS", True]),
+        ("proposals_segm/AR75@100", ["TEST.METRICS", ("proposals",)]),
     ],
 )
 def test_a_metric_that_will_be_measured_is_taken(metric: str, words: list[Any]) -> None:
     cfg = config(("shapes_val",), *EVALUATED, *words, "TEST.BEST_METRIC", metric)
-    assert check_best_metric(cfg, nn.Identity(), None) is False
+    assert check_best_metric(cfg, nn.Identity(), sets(cfg), None) is False
 
 
 class OneLoss(nn.Module):
@@ -191,14 +195,14 @@ class OneLoss(nn.Module):
 def test_losses_are_measured_without_evaluations_and_the_lowest_is_the_best(metric: str) -> None:
     losses = ValidationLoss(1, OneLoss(), lambda: [[{}]])
     cfg = config(("shapes_val",), "TEST.BEST_METRIC", metric, "TEST.VAL_LOSS_PERIOD", 1)
-    assert check_best_metric(cfg, nn.Identity(), losses) is True
+    assert check_best_metric(cfg, nn.Identity(), sets(cfg), losses) is True
 
 
 def test_a_loss_that_the_model_does_not_have_is_refused() -> None:
     losses = ValidationLoss(1, OneLoss(), lambda: [[{}]])
     cfg = config(("shapes_val",), "TEST.BEST_METRIC", "val/loss_fat", "TEST.VAL_LOSS_PERIOD", 1)
     with pytest.raises(ConfigError, match="did you mean val/loss_fit"):
-        check_best_metric(cfg, nn.Identity(), losses)
+        check_best_metric(cfg, nn.Identity(), sets(cfg), losses)
 
 
 def test_a_class_with_loss_in_its_name_is_no_loss(
@@ -208,7 +212,7 @@ def test_a_class_with_loss_in_its_name_is_no_loss(
     monkeypatch.setitem(metadata.__dict__, "thing_classes", ["floss", "glossy", "b/c"])
     for metric in ("segm/AP-floss", "segm/AP-b/c"):
         cfg = config(two_images[:1], *EVALUATED, "TEST.BEST_METRIC", metric)
-        assert check_best_metric(cfg, nn.Identity(), None) is False
+        assert check_best_metric(cfg, nn.Identity(), sets(cfg), None) is False
 
 
 @pytest.mark.parametrize("metric", ["leaves/|DiC|", "a_set/leaves/|DiC|"])
@@ -253,21 +257,21 @@ def test_a_trainer_refuses_it_before_the_first_iteration(
 def test_expected_results_that_cannot_be_compared_are_refused(entry: Any, message: str) -> None:
     cfg = config(("shapes_val",), "TEST.EXPECTED_RESULTS", [entry])
     with pytest.raises(ConfigError, match=message):
-        check_expected_results(cfg, nn.Identity())
+        check_expected_results(cfg, nn.Identity(), sets(cfg))
 
 
 @pytest.mark.parametrize("names", [(), ("shapes_val", "shapes_train")])
 def test_expected_results_are_of_one_data_set(names: tuple[str, ...]) -> None:
     cfg = config(names, "TEST.EXPECTED_RESULTS", [["segm", "AP", 30.0, 1.0]])
     with pytest.raises(ConfigError, match=f"is for one data set, DATASETS.TEST has {len(names)}"):
-        check_expected_results(cfg, nn.Identity())
+        check_expected_results(cfg, nn.Identity(), sets(cfg))
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["TEST.EXPECTED_RESULTS", [["segm", "APP", 30.0, 1.0]]], "did you mean segm/AP"),
-        (["TEST.SEMANTIC_METRIC", True], "the model gives no semantic map"),
+        (["TEST.METRICS", ("coco", "semantic")], "the model gives no semantic map"),
     ],
 )
 def test_a_trainer_refuses_what_its_model_or_data_do_not_give(

@@ -191,7 +191,7 @@ def test_two_processes_evaluate_and_resume_as_one_does(tiny: list[str], tmp_path
             "TEST.VAL_LOSS_PERIOD",
             "1",
         ),
-        *("SOLVER.ACCUMULATE_BATCHES", "2", "TEST.CONTEST_METRIC", "True"),
+        *("SOLVER.ACCUMULATE_BATCHES", "2", "TEST.METRICS", "('coco', 'contest')"),
         *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "OUTPUT_DIR", str(tmp_path)),
     ]
     result = train_net(*tiny, *extras, launcher=torchrun)

@@ -1,19 +1,68 @@
-"""Content in COCO's format as Detectron2's records."""
+"""Files in COCO's format as Detectron2's records."""
 
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Set
 from typing import Any
 
-from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
-from instseg.data.readers.coco_check import usable_polygons
+from instseg.data.consistency import coco_instances, likely_mistakes, sample_step
+from instseg.data.findings import Level, Report
+from instseg.data.readers.coco_check import check_coco, usable_polygons
 from instseg.data.readers.coco_forms import to_standard
-from instseg.data.readers.json_files import read_json
+from instseg.data.readers.json_files import file_of, read_json
+from instseg.data.synthetic.files import is_elsewhere
+from instseg.errors import DatasetError
 from instseg.masks import to_rle
 
-_FIELDS = ("iscrowd", "bbox", "category_id", "id")
+logger = logging.getLogger(__name__)
+
+PREFIX = "coco:"
+_CHECK = "`instseg check-data`"
+_FIELDS = ("iscrowd", "bbox", "category_id", "id", "area", "num_keypoints")
+
+
+def load(
+    name: str, json_file: str, image_root: str
+) -> tuple[list[dict[str, Any]], Report, dict[int, str], bool]:
+    """A data set in COCO's format.
+
+    Args:
+        name: of the data set, for messages.
+        json_file: images, annotations (may be missing, as in sets for testing), categories.
+        image_root: what the names of the images are relative to.
+    Returns:
+        records as :func:`coco_records` gives them; what was found that keeps none of them from
+        being used; id → name of the classes, in the order of the ids; whether the file has
+        annotations, even if none.
+    Raises:
+        DatasetError: missing files, or what no model can be trained on.
+    """
+    if not os.path.isfile(json_file):
+        hint = (
+            ""
+            if name.startswith(PREFIX)
+            else "; set DETECTRON2_DATASETS to the folder that holds it"
+        )
+        raise DatasetError(f"data set {name}: there is no file {json_file}{hint}")
+    if not (os.path.isdir(image_root) or is_elsewhere(image_root)):
+        raise DatasetError(f"data set {name}: the picture folder {image_root} does not exist")
+    where = file_of(name, json_file)
+    content = read_coco(where, json_file, image_root)
+    report = Report(check_coco(content, masks=False))
+    error = next(report.lines(Level.ERROR), None)
+    if error is not None:
+        raise DatasetError(f"{where}: {error}; {_CHECK} shows all of it")
+    step = sample_step(len(content.get("annotations", ())))
+    mistakes = likely_mistakes(coco_instances(content, report, step))
+    for line in (*report.warnings(), *mistakes):
+        logger.warning("%s: %s", where, line)
+    categories = sorted(content["categories"], key=lambda entry: entry["id"])
+    classes = {entry["id"]: entry["name"] for entry in categories}
+    records = coco_records(content, classes, image_root, report.left_out())
+    return records, report, classes, "annotations" in content
 
 
 def read_coco(where: str, json_file: str, image_root: str) -> Any:
@@ -30,26 +79,18 @@ def read_coco(where: str, json_file: str, image_root: str) -> Any:
 
 
 def coco_records(
-    name: str, content: dict[str, Any], image_root: str, left_out: Set[Any]
+    content: dict[str, Any], classes: dict[int, str], image_root: str, left_out: Set[Any]
 ) -> list[dict[str, Any]]:
     """Records, in the order of the ids of images, as ``load_coco_json`` of Detectron2 gives them.
 
-    Beside its fields annotations have their ``id``.  Classes become those of the data set, in the
-    order of their ids.
+    Beside its fields annotations have ``id``, ``area`` and ``num_keypoints`` where the file does.
 
     Args:
-        name: of the data set, for its metadata.
         content: without errors, see :func:`~instseg.data.readers.coco_check.check_coco`.
+        classes: id → name, in the order of the class numbers.
         left_out: ids of annotations that are not used.
-    Raises:
-        AssertionError: the data set has other classes already.
     """
-    categories = sorted(content["categories"], key=lambda entry: entry["id"])
-    numbers = {entry["id"]: number for number, entry in enumerate(categories)}
-    MetadataCatalog.get(name).set(
-        thing_classes=[entry["name"] for entry in categories],
-        thing_dataset_id_to_contiguous_id=numbers,
-    )
+    numbers = {category_id: number for number, category_id in enumerate(classes)}
     by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for annotation in content.get("annotations", ()):
         if annotation["id"] not in left_out:

@@ -11,13 +11,11 @@ Sources: Minervini et al., Pattern Recognition Letters 2016; Scharr et al., MVA 
 """
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from instseg.data.images import picture_size, read_labels
 from instseg.errors import DatasetError, ImageError
@@ -28,25 +26,6 @@ EVALUATOR_TYPE = "leaves"
 SPLITS = ("train", "val", "trainval")
 
 _VAL_SHARE = 28 / 128
-
-
-def register(root: str) -> None:
-    """Register ``cvppp_a1_{train,val,trainval}`` where they are unknown.
-
-    Args:
-        root: holds ``cvppp``; nothing is read before a data set is used.
-    """
-    for split in SPLITS:
-        name = f"cvppp_a1_{split}"
-        if name in DatasetCatalog:
-            continue
-        folder = os.path.join(root, "cvppp", "A1")
-        DatasetCatalog.register(name, lambda n=name, f=folder, s=split: load(n, f, s))
-        MetadataCatalog.get(name).set(
-            thing_classes=["leaf"],
-            thing_dataset_id_to_contiguous_id={1: 0},
-            evaluator_type=EVALUATOR_TYPE,
-        )
 
 
 def load(name: str, folder: str, split: str) -> list[dict[str, Any]]:

@@ -12,28 +12,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog
-
 from instseg.errors import DatasetError
 
 FOLDER = "FlyingChairs_release"
 SPLIT_FILE = "FlyingChairs_train_val.txt"
 _MARKS = {"train": "1", "val": "2"}
-
-
-def register(root: str) -> None:
-    """Register ``flying_chairs_{train,val}`` where they are unknown.
-
-    Args:
-        root: holds ``FlyingChairs_release``; nothing is read before a data set is used.
-    """
-    for split in _MARKS:
-        _register(f"flying_chairs_{split}", os.path.join(root, FOLDER), split)
-
-
-def _register(name: str, folder: str, split: str) -> None:
-    if name not in DatasetCatalog:
-        DatasetCatalog.register(name, lambda: load(name, folder, split))
 
 
 def load(name: str, folder: str, split: str) -> list[dict[str, Any]]:

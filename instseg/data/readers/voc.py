@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from scipy.io import loadmat
 
 from instseg.data.images import read_labels
@@ -39,17 +38,6 @@ _MAX_MAT_BYTES = 2**22
 
 Labels = npt.NDArray[np.integer[Any]]
 Annotation = dict[str, Any]
-
-
-def register(root: str) -> None:
-    """Register ``sbd_{train,val}`` and ``voc_2012_instances_{train,val}`` where they are unknown.
-
-    Args:
-        root: holds ``sbd`` and ``VOC2012``; nothing is read before a data set is used.
-    """
-    for split in ("train", "val"):
-        _register(f"sbd_{split}", load_sbd, os.path.join(root, "sbd"), split)
-        _register(f"voc_2012_instances_{split}", load_voc, os.path.join(root, "VOC2012"), split)
 
 
 def load_voc(name: str, folder: str, split: str) -> list[dict[str, Any]]:
@@ -117,20 +105,6 @@ def load_sbd(name: str, folder: str, split: str) -> list[dict[str, Any]]:
         return labels.shape, annotations
 
     return _records(name, root / f"{split}.txt", root / "img", annotate)
-
-
-def _register(
-    name: str, load: Callable[[str, str, str], list[dict[str, Any]]], folder: str, split: str
-) -> None:
-    if name in DatasetCatalog:
-        return
-    DatasetCatalog.register(name, lambda: load(name, folder, split))
-    MetadataCatalog.get(name).set(
-        thing_classes=list(CLASSES),
-        # The numbers that the classes have in the files.
-        thing_dataset_id_to_contiguous_id={number + 1: number for number in range(len(CLASSES))},
-        evaluator_type=EVALUATOR_TYPE,
-    )
 
 
 def _records(

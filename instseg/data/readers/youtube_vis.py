@@ -11,7 +11,7 @@ import os
 from collections import defaultdict
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
 from instseg.data.readers.json_files import crowd_flag, read_json, size_in_pixels, slashes, whole
 from instseg.data.video_mapper import NUM_REFERENCES
@@ -22,29 +22,9 @@ EVALUATOR_TYPE = "youtube_vis"
 """In the metadata; asks for the metric over tracks beside that over frames."""
 PREFIX = "youtubevis:"
 
-_YEARS = (2019, 2021)
+YEARS = (2019, 2021)
 _LARGEST_SIDE = 2**15
-_FILES = {"train": "train", "val": "valid"}
-
-
-def register_builtin(root: str) -> None:
-    """Register the released sets where they are unknown; nothing is read before one is used."""
-    for year in _YEARS:
-        folder = os.path.join(root, f"ytvis_{year}")
-        for split, file in _FILES.items():
-            register(
-                f"youtubevis_{year}_{split}",
-                os.path.join(folder, f"{file}.json"),
-                os.path.join(folder, file, "JPEGImages"),
-            )
-
-
-def register(name: str, json_file: str, image_root: str) -> None:
-    """Register a set in this layout unless ``name`` is known already."""
-    if name in DatasetCatalog:
-        return
-    DatasetCatalog.register(name, lambda: load(name, json_file, image_root))
-    MetadataCatalog.get(name).set(image_root=image_root, evaluator_type=EVALUATOR_TYPE)
+FILES = {"train": "train", "val": "valid"}
 
 
 def load(name: str, json_file: str, image_root: str) -> list[dict[str, Any]]:

@@ -1,0 +1,303 @@
+"""Data sets as objects: read and checked once, then handed on.
+
+:func:`load` turns a name of Detectron2's catalogue into a :class:`DataSet`.  While anybody holds
+one, its files are not opened again unless their size or time of modification changes.
+"""
+
+import difflib
+import functools
+import logging
+import os
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+from detectron2.utils.file_io import PathManager
+from pycocotools.coco import COCO
+
+from instseg.categories import Categories
+from instseg.data import truth
+from instseg.data.findings import Report
+from instseg.data.readers import coco_records
+from instseg.data.records import CheckedRecords, Record
+from instseg.errors import DatasetError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """A data set that was read and checked.
+
+    Attributes:
+        name: in Detectron2's catalogue.
+        records: one for each image, in Detectron2's standard format.  They are shared: whoever adds
+            something to a record does so to a copy.
+        classes: names in the order of the class numbers; none where the set has no classes.
+        category_ids: class number → id in the files; empty where both are the same.
+        categories: ``classes`` and ids as results have them; None without classes.
+        kind: ``evaluator_type`` of its metadata, "coco" where that says nothing.
+        files: the files that list its images or annotations; none for synthetic images and
+            registered functions.
+        image_root: what the names of the images are relative to, "" where that is unknown.
+        is_from_users: whether it is somebody's file or function, not made or read by a reader of
+            ours.
+        report: what its check found.
+        annotated: whether there is a ground truth, possibly one without instances.
+    """
+
+    name: str
+    records: tuple[Record, ...]
+    classes: tuple[str, ...]
+    category_ids: dict[int, Any]
+    categories: Categories | None
+    kind: str
+    files: tuple[str, ...]
+    image_root: str
+    is_from_users: bool
+    report: Report
+    annotated: bool
+    _truth_file: str | None = None
+    _origin: "DataSet | None" = None  # kept alive, since the cache has it and not this one
+
+    @functools.cached_property
+    def coco(self) -> COCO:
+        """The ground truth as COCO's code needs it; made once, without reading the file again.
+
+        Raises:
+            DatasetError: the classes have no names.
+        """
+        if self._truth_file is not None:
+            return truth.of_file(self.name, self._truth_file, self.image_root)
+        if not self.classes:
+            raise DatasetError(
+                f"data set {self.name} has no class names; set them with "
+                f"MetadataCatalog.get({self.name!r}).thing_classes = ['cat', 'dog']"
+            )
+        categories = [
+            {"id": self.category_id(number), "name": name}
+            for number, name in enumerate(self.classes)
+        ]
+        exact = self.is_from_users and bool(self.files)
+        return truth.of_records(self.records, categories, annotated=self.annotated, exact=exact)
+
+    def category_id(self, number: int) -> Any:
+        """The id that the files have for a class number."""
+        return self.category_ids.get(number, number)
+
+    def copies(self) -> list[Record]:
+        """The records for code that may write into them."""
+        return list(map(_copy, self.records))
+
+
+class Content(NamedTuple):
+    """What a reader gives.
+
+    Attributes:
+        classes: id → name in the order of the class numbers; None where the metadata has them.
+        annotated: None where any annotation tells.
+    """
+
+    records: Sequence[Record]
+    report: Report | None = None
+    classes: dict[Any, str] | None = None
+    annotated: bool | None = None
+
+
+class Source:
+    """Stands in Detectron2's catalogue for a data set that a reader of ours reads.
+
+    Called, it gives records that the caller may change.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        read: Callable[[], Content],
+        key: Sequence[Any] = (),
+        files: Sequence[str] = (),
+    ) -> None:
+        """
+        Args:
+            name: of the data set.
+            read: reads it.
+            key: two sources of equal keys and unchanged files read the same.
+            files: that list its images or annotations.
+        """
+        self.name = name
+        self.files = tuple(files)
+        self._read = read
+        self._key = tuple(key)
+
+    def __call__(self) -> list[Record]:
+        """The records, in Detectron2's standard format."""
+        return load(self.name).copies()
+
+    def load(self) -> DataSet:
+        """The data set; see :func:`load`."""
+        key = (*self._key, *map(_stamp, self.files))
+        cached = _CACHE.get(key)
+        if cached is not None and cached.name == self.name:
+            return cached
+        if cached is None:
+            content = self._read()
+        else:
+            classes = {cached.category_id(n): name for n, name in enumerate(cached.classes)}
+            content = Content(cached.records, cached.report, classes, cached.annotated)
+        if content.classes is not None:
+            MetadataCatalog.get(self.name).set(
+                thing_classes=list(content.classes.values()),
+                thing_dataset_id_to_contiguous_id={
+                    category_id: number for number, category_id in enumerate(content.classes)
+                },
+            )
+        dataset = _dataset(self.name, content, files=self.files, _origin=cached)
+        if cached is None:
+            _CACHE[key] = dataset
+        return dataset
+
+
+# Weak, so that the records of a training set do not stay in memory beside the loader's copy.
+_CACHE: weakref.WeakValueDictionary[Any, DataSet] = weakref.WeakValueDictionary()
+
+
+def load(name: str) -> DataSet:
+    """The data set of a registered name; read unless somebody holds it and no file changed.
+
+    Raises:
+        DatasetError: an unknown name, or a data set that cannot be read or used.
+    """
+    check_name(name)
+    adopt(name)
+    function = DatasetCatalog[name]
+    with reading(name):
+        return function.load() if isinstance(function, Source) else _of_function(name, function)
+
+
+def load_all(names: Iterable[str]) -> list[DataSet]:
+    """:func:`load` of each."""
+    return [load(name) for name in names]
+
+
+def coco_source(name: str, json_file: str, image_root: str) -> Source:
+    """Reads a file in COCO's format, a local one or one that Detectron2 can fetch."""
+
+    def read() -> Content:
+        local_file = PathManager.get_local_path(json_file)
+        return Content(*coco_records.load(name, local_file, image_root))
+
+    return Source(name, read, ("coco", image_root), (json_file,))
+
+
+def adopt(name: str) -> None:
+    """Have the records of a data set that somebody else registered checked wherever they are read.
+
+    The function that the name stands for is replaced, also for Detectron2; repeatable.
+    """
+    function = DatasetCatalog[name]
+    if isinstance(function, CheckedRecords | Source):
+        return
+    module = str(getattr(function, "__module__", ""))
+    metadata = MetadataCatalog.get(name)
+    file, root = (os.fspath(metadata.get(key, "")) for key in ("json_file", "image_root"))
+    # Detectron2 lets ids occur twice in the files that are called so.
+    if module == load_coco_json.__module__ and file and root and "minival" not in file:
+        DatasetCatalog[name] = coco_source(name, file, root)
+    else:
+        DatasetCatalog[name] = CheckedRecords(name, function)
+
+
+def check_name(name: str) -> None:
+    """Raise a DatasetError with close names if ``name`` is not registered."""
+    if name in DatasetCatalog:
+        return
+    close = difflib.get_close_matches(name, DatasetCatalog.list(), n=3, cutoff=0.5)
+    hint = f"; did you mean {', '.join(close)}?" if close else "."
+    raise DatasetError(
+        f"no data set is called {name!r}{hint} A set of your own is written "
+        "coco:PATH/instances.json:IMAGE_ROOT"
+    )
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Turns what Detectron2 raises about data it cannot find or use into a DatasetError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DatasetError(
+            f"data set {name}: there is no file {error.filename}; set DETECTRON2_DATASETS to "
+            "the folder that holds it"
+        ) from None
+    except AssertionError as error:
+        reason = str(error)
+        if "cannot be set to a different value" in reason:
+            reason = (
+                "the name is in use for a set with other classes, or the file changed since it was "
+                "read; use another name for one of them, or start Python anew"
+            )
+        raise DatasetError(f"data set {name}: {reason}") from None
+
+
+def _of_function(name: str, function: CheckedRecords) -> DataSet:
+    """Of somebody's function, which is asked again once what it needs of the metadata changes."""
+    json_file = MetadataCatalog.get(name).get("json_file")
+    key = (function, Categories.of_metadata(MetadataCatalog.get(name)), json_file)
+    dataset = _CACHE.get(key)
+    if dataset is None:
+        records, report = function.read()
+        dataset = _dataset(name, Content(records, report), is_from_users=True)
+        _CACHE[key] = dataset
+    return dataset
+
+
+def _dataset(name: str, content: Content, **fields: Any) -> DataSet:
+    """With what the metadata of the name tells."""
+    metadata = MetadataCatalog.get(name)
+    json_file = metadata.get("json_file")
+    numbers = metadata.get("thing_dataset_id_to_contiguous_id") or {}
+    annotated = content.annotated
+    if annotated is None:
+        annotated = any(record.get("annotations") for record in content.records)
+    if not fields.get("files") and json_file is not None:
+        fields["_truth_file"] = os.fspath(json_file)
+    return DataSet(
+        name=name,
+        records=tuple(content.records),
+        classes=tuple(metadata.get("thing_classes") or ()),
+        category_ids={number: category_id for category_id, number in numbers.items()},
+        categories=Categories.of_metadata(metadata),
+        kind=metadata.get("evaluator_type", "coco"),
+        image_root=os.fspath(metadata.get("image_root") or ""),
+        report=content.report or Report([]),
+        annotated=annotated,
+        **{"files": (), "is_from_users": bool(json_file), **fields},
+    )
+
+
+def _stamp(file: str) -> tuple[str, int, int]:
+    try:
+        status = os.stat(file)
+    except (OSError, ValueError):  # reading it tells why, or Detectron2 fetches it
+        return file, -1, -1
+    return file, status.st_size, status.st_mtime_ns
+
+
+def _copy(record: Record) -> Record:
+    copy = dict(record)
+    if "annotations" in record:
+        copy["annotations"] = [_copy_annotation(entry) for entry in record["annotations"]]
+    return copy
+
+
+def _copy_annotation(annotation: dict[str, Any]) -> dict[str, Any]:
+    """Detectron2 writes into RLEs and keypoints."""
+    copy = dict(annotation)
+    for key, kind in (("segmentation", dict), ("keypoints", list)):
+        if isinstance(copy.get(key), kind):
+            copy[key] = kind(copy[key])
+    return copy

@@ -1,0 +1,113 @@
+"""Metrics by the names that ``TEST.METRICS`` has for them, and by the data sets that ask for them.
+
+A metric is an evaluator of Detectron2 that also derives from :class:`Metric`::
+
+    @register("contest")
+    class ContestEvaluator(Metric, DatasetEvaluator): ...
+"""
+
+import difflib
+from collections.abc import Callable
+from typing import ClassVar, TypeVar
+
+from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluator
+from torch import nn
+
+from instseg.data.dataset import DataSet
+from instseg.errors import ConfigError, short
+
+_COCO = "coco"
+_METRICS: dict[str, type["Metric"]] = {}
+_OF_KIND: dict[str, str] = {}
+"""Kind of a data set → name of the metric that it asks for."""
+
+
+class Metric:
+    """What an evaluation asks of an evaluator before it makes one.
+
+    Attributes:
+        excludes: names of metrics that no model has beside this one.
+        alone: whether data sets that ask for it are evaluated by nothing else.
+    """
+
+    excludes: ClassVar[tuple[str, ...]] = ()
+    alone: ClassVar[bool] = False
+
+    @classmethod
+    def measures(cls, cfg: CfgNode, dataset: DataSet, model: nn.Module) -> list[str]:
+        """All numbers that it may give, ``TASK/METRIC``; not those that no value is the best of."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, dataset: DataSet, folder: str) -> DatasetEvaluator:
+        """The evaluator of ``dataset``; its files go to ``folder``.
+
+        Raises:
+            ConfigError, DatasetError: the data set has nothing for it.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def check(cls, cfg: CfgNode, dataset: DataSet, model: nn.Module) -> None:
+        """Find before a training what would stop the evaluation after it.
+
+        Raises:
+            ConfigError, DatasetError: ``model`` or ``dataset`` has nothing for it.
+        """
+
+
+Class = TypeVar("Class", bound=type[Metric])
+
+
+def register(name: str, *, kind: str | None = None) -> Callable[[Class], Class]:
+    """Give a metric its name for ``TEST.METRICS``.
+
+    Args:
+        kind: of data sets that are always evaluated by it.
+    """
+
+    def add(metric: Class) -> Class:
+        if _METRICS.setdefault(name, metric) is not metric:
+            raise ValueError(f"there is a metric {name!r} already")
+        if kind is not None:
+            _OF_KIND[kind] = name
+        return metric
+
+    return add
+
+
+def metrics_of(cfg: CfgNode, dataset: DataSet) -> list[type[Metric]]:
+    """The metrics that ``TEST.METRICS`` names, and that the data set asks for.
+
+    Raises:
+        ConfigError: unknown names, names that exclude each other, or none at all.
+    """
+    if dataset.kind not in (_COCO, *_OF_KIND):
+        raise ConfigError(
+            f"data set {dataset.name} asks for the evaluator {dataset.kind!r}; there are only "
+            f"{', '.join(map(repr, (_COCO, *_OF_KIND)))}"
+        )
+    asked = _OF_KIND.get(dataset.kind)
+    if asked is not None and _METRICS[asked].alone:
+        return [_METRICS[asked]]
+    names = list(dict.fromkeys(cfg.TEST.METRICS))
+    for name in names:
+        if name not in _METRICS:
+            close = difflib.get_close_matches(str(name), _METRICS, n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(_METRICS)}"
+            raise ConfigError(f"TEST.METRICS has {short(name)}{hint}")
+        excluded = next((other for other in _METRICS[name].excludes if other in names), None)
+        if excluded is not None:
+            raise ConfigError(
+                f"TEST.METRICS has {excluded}, for models without classes, and {name}, which needs "
+                "classes; leave one of them out"
+            )
+    if asked is not None and not set(_METRICS[asked].excludes) & set(names):
+        names = list(dict.fromkeys((*names, asked)))
+    if not names:
+        raise ConfigError(
+            f"TEST.METRICS is empty, so that nothing is measured on {dataset.name}; name a metric, "
+            "e.g. ('coco',)"
+        )
+    return [_METRICS[name] for name in names]

@@ -54,7 +54,7 @@ def stages(model: Any, item: dict[str, Any]) -> list[np.ndarray]:
         here = (found.labels == label).any(dim=0).numpy() & inside
         breaks[here] = 0
         breaks[here, channel] = 255
-    maps = [painted(picture, x) for x in (found.lines, found.components, found.instances)]
+    maps = [painted(picture, x) for x in (found.lines, found.components, found.numbers)]
     return [
         cv2.resize(x[:, :, ::-1], None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_NEAREST)
         for x in (picture, breaks, *maps)

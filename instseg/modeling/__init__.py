@@ -2,14 +2,22 @@
 
 from instseg.modeling.checks import check_finite
 from instseg.modeling.comparison import ComparedModel, Comparison
-from instseg.modeling.dense_decoder import DenseDecoder, conv_relu
-from instseg.modeling.dense_losses import dice_loss, semantic_loss
-from instseg.modeling.dense_maps import at_size, padded_batch, resized_index
+from instseg.modeling.dense import (
+    DenseInstances,
+    DenseModel,
+    at_size,
+    padded_batch,
+    renumbered,
+    resized_index,
+)
+from instseg.modeling.dense_network import DenseDecoder, DenseNetwork, conv_relu
 from instseg.modeling.dense_targets import IGNORED, NONE, DenseTargets, centres, dense_targets
 from instseg.modeling.fast_nms import cross_class_nms, fast_nms
+from instseg.modeling.losses import attached_zero, dice_loss, semantic_loss
 from instseg.modeling.mask_scores import gives_mask_scores
 from instseg.modeling.pixels import PixelModel
 from instseg.modeling.rcnn import is_rcnn, predict_rcnn
+from instseg.modeling.results import result_size
 from instseg.modeling.split import Network, SplitModel, as_split
 from instseg.modeling.stages import now, stage, stage_times
 from instseg.modeling.vgg import VGG, add_vgg_config, build_vgg_backbone
@@ -23,6 +31,9 @@ __all__ = [
     "ComparedModel",
     "Comparison",
     "DenseDecoder",
+    "DenseInstances",
+    "DenseModel",
+    "DenseNetwork",
     "DenseTargets",
     "Network",
     "PixelModel",
@@ -32,6 +43,7 @@ __all__ = [
     "as_split",
     "as_video",
     "at_size",
+    "attached_zero",
     "build_vgg_backbone",
     "centres",
     "check_finite",
@@ -45,7 +57,9 @@ __all__ = [
     "now",
     "padded_batch",
     "predict_rcnn",
+    "renumbered",
     "resized_index",
+    "result_size",
     "semantic_loss",
     "stage",
     "stage_times",

@@ -10,6 +10,7 @@ from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from instseg.modeling.checks import check_finite
+from instseg.modeling.results import result_size
 
 _HEADS = ("rpn_head", "box_predictor")
 """Names of the modules whose outputs Detectron2 drops where they are not finite."""
@@ -48,10 +49,8 @@ def predict_rcnn(
         check_finite(*_floats(list(instances.get_fields().values())))
     results = []
     for instances, item in zip(found, batched_inputs, strict=True):
-        height, width = instances.image_size
-        size = item.get("height", height), item.get("width", width)
         best = instances[: item.get("max_instances")]
-        results.append({"instances": detector_postprocess(best, *size)})
+        results.append({"instances": detector_postprocess(best, *result_size(item))})
     return results
 
 

@@ -16,7 +16,9 @@ from instseg.masks import keep_masks, tight_boxes
 from instseg.modeling import (
     Comparison,
     PixelModel,
+    attached_zero,
     check_finite,
+    result_size,
     stage,
 )
 from instseg.projects.deepmask.comparisons import dense_against_patches
@@ -166,7 +168,10 @@ class DeepMask(PixelModel):
         head = self.head_of(batched_inputs)
         features = self.patch_features(batched_inputs)[self.in_feature]
         vectors = self.embedding(features)
-        losses = {"loss_mask": _nothing(self.mask_head), "loss_score": _nothing(self.score_head)}
+        losses = {
+            f"loss_{name}": attached_zero(part.parameters())
+            for name, part in (("mask", self.mask_head), ("score", self.score_head))
+        }
         # Sums over many pixels need single precision.
         if head == "mask":
             targets = self._stack(batched_inputs, "gt_mask")
@@ -182,7 +187,9 @@ class DeepMask(PixelModel):
             logits = self.score_head(features, vectors)[:, 0, 0]
             losses["loss_score"] = score_loss(logits, labels, self.score_weight)
             if isinstance(self.score_head, PooledScoreHead):
-                losses["loss_mask"] = losses["loss_mask"] + _nothing(self.embedding)
+                losses["loss_mask"] = losses["loss_mask"] + attached_zero(
+                    self.embedding.parameters()
+                )
         return losses
 
     def patch_features(self, batched_inputs: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -231,7 +238,7 @@ class DeepMask(PixelModel):
         """
         image = item["image"].to(self.device, torch.float32)
         height, width = image.shape[-2:]
-        size = (int(item.get("height", height)), int(item.get("width", width)))
+        size = result_size(item)
         found = []
         levels = []
         for scale in pyramid(height, width, self.octaves, self.max_size):
@@ -334,11 +341,6 @@ def _without_border(x: Tensor, cells: int) -> Tensor:
     """``x`` (..., H, W) less ``cells`` on every side."""
     height, width = x.shape[-2:]
     return x[..., cells : height - cells, cells : width - cells]
-
-
-def _nothing(module: nn.Module) -> Tensor:
-    """0, which gives every parameter of ``module`` a gradient of 0."""
-    return torch.stack([parameter.sum() for parameter in module.parameters()]).sum() * 0
 
 
 def _check(cfg: CfgNode, backbone: Backbone) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from instseg.errors import ConfigError
+from instseg.modeling import NONE, DenseInstances, renumbered
 from instseg.ops.mean_shift import nearest_centres, peel_clusters
 
 _NODE = "MODEL.DISCRIMINATIVE_LOSS"
@@ -28,10 +29,10 @@ class ClusterSettings:
         ConfigError: an unknown method or a number out of its range.
     """
 
-    method: str = "mean_shift"
-    bandwidth: float = 1.5
-    min_pixels: int = 11
-    max_instances: int = 100
+    method: str
+    bandwidth: float
+    min_pixels: int
+    max_instances: int
 
     def __post_init__(self) -> None:
         if self.method not in ("mean_shift", "k_means"):
@@ -50,21 +51,17 @@ class ClusterSettings:
 
 
 @dataclass(frozen=True)
-class Clusters:
-    """Instances of one picture, best first.
+class Clusters(DenseInstances):
+    """Instances of one image; none is empty.
+
+    ``scores`` (N,) in 0..1 are the mean probability of the class over the pixels, times
+    ``compactness``.
 
     Attributes:
-        masks: (N, h, w) bool; no two overlap and none is empty.
-        classes: (N,) int64 from 0, without the background.
-        scores: (N,) in 0..1: the mean probability of the class over the pixels, times
-            ``compactness``.
         compactness: (N,) in 0..1: 1 / (1 + (r / bandwidth)^2) with r the root mean square distance
             of the pixels from their mean; 1 if all embeddings are equal.
     """
 
-    masks: Tensor
-    classes: Tensor
-    scores: Tensor
     compactness: Tensor
 
 
@@ -76,9 +73,6 @@ def cluster(
     number: int | None = None,
 ) -> Clusters:
     """Group the pixels of one picture.
-
-    Masks are made for the instances that are kept alone, so memory does not grow with what is
-    dropped.
 
     Args:
         embeddings: (D, h, w), D from 1 to 64.
@@ -206,7 +200,7 @@ def _measured(
     labels: Tensor,
     settings: ClusterSettings,
 ) -> Clusters:
-    """Classes, scores and masks of the labels; the best that are large enough."""
+    """Classes and scores of the labels; the best that are large enough."""
     if not len(pixels):
         return _nothing(probabilities)
     own, shares = points[pixels].double(), probabilities.flatten(1)[:, pixels]
@@ -225,10 +219,10 @@ def _measured(
     scores = semantic.gather(1, classes[:, None])[:, 0] * compactness
     order = scores.argsort(descending=True, stable=True)
     order = order[sizes[order] >= settings.min_pixels][: settings.max_instances]
-    label_map = labels.new_full(probabilities.shape[1:], -1)
+    label_map = labels.new_full(probabilities.shape[1:], NONE)
     label_map.view(-1)[pixels] = labels
     return Clusters(
-        masks=label_map == order[:, None, None],
+        numbers=renumbered(label_map, order, number),
         classes=classes[order],
         scores=scores[order].float(),
         compactness=compactness[order].float(),
@@ -237,5 +231,5 @@ def _measured(
 
 def _nothing(probabilities: Tensor) -> Clusters:
     none = probabilities.new_zeros(0, dtype=torch.float32)
-    masks = probabilities.new_zeros((0, *probabilities.shape[1:]), dtype=torch.bool)
-    return Clusters(masks, none.long(), none, none)
+    numbers = torch.full(probabilities.shape[1:], NONE, device=probabilities.device)
+    return Clusters(numbers, none.long(), none, none)

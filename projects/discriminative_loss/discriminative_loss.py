@@ -6,20 +6,16 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
-from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from instseg.config.rules import check_colour
 from instseg.errors import ConfigError
-from instseg.masks import keep_masks, tight_boxes
 from instseg.modeling import (
-    PixelModel,
-    at_size,
+    DenseInstances,
+    DenseModel,
     check_finite,
-    dense_targets,
     dice_loss,
-    padded_batch,
     resized_index,
     semantic_loss,
     stage,
@@ -40,7 +36,7 @@ _NETWORKS = ("backbone", "enet", "reseg", "hourglass")
 
 
 @META_ARCH_REGISTRY.register()
-class DiscriminativeLoss(PixelModel):
+class DiscriminativeLoss(DenseModel):
     """Semantic instance segmentation with a discriminative loss (De Brabandere, Neven, Van Gool,
     CVPRW 2017, arXiv 1708.02551).
 
@@ -62,36 +58,35 @@ class DiscriminativeLoss(PixelModel):
         network: nn.Module,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        output_stride: int = 1,
-        position_scale: float = 0.0,
-        loss_settings: DiscriminativeSettings | None = None,
-        weights: dict[str, float] | None = None,
-        max_count: int = 20,
-        cluster_settings: ClusterSettings | None = None,
-        give_semantic: bool = False,
+        output_stride: int,
+        position_scale: float,
+        loss_settings: DiscriminativeSettings,
+        weights: dict[str, float],
+        max_count: int,
+        cluster_settings: ClusterSettings,
+        give_semantic: bool,
     ) -> None:
         """
         Args:
             network: see :class:`EmbeddingNetwork`.
             pixel_mean, pixel_std: see :class:`~instseg.modeling.PixelModel`.
-            output_stride: pixels per cell of the maps that losses and clustering see.
+            output_stride, give_semantic: see :class:`~instseg.modeling.DenseModel`.
             position_scale: pixels per unit of the position added to the first two dimensions of the
                 embedding; 0 adds nothing.
-            loss_settings: None for the defaults.
-            weights: of the losses by ``TERMS``; what is not named weighs 1, ``dice`` 0.
+            loss_settings: of the loss.
+            weights: of all losses, by ``TERMS``.
             max_count: number of objects that the network's count calls 1.
-            cluster_settings: None for the defaults.
-            give_semantic: give the semantic probabilities as ``sem_seg`` too.
+            cluster_settings: how instances are found.
         """
-        super().__init__(pixel_mean, pixel_std)
+        super().__init__(
+            pixel_mean, pixel_std, output_stride=output_stride, give_semantic=give_semantic
+        )
         self.network = network
-        self.output_stride = output_stride
         self.position_scale = position_scale
-        self.loss_settings = loss_settings or DiscriminativeSettings()
-        self.weights = {**dict.fromkeys(TERMS, 1.0), "dice": 0.0, **(weights or {})}
+        self.loss_settings = loss_settings
+        self.weights = weights
         self.max_count = max_count
-        self.cluster_settings = cluster_settings or ClusterSettings()
-        self.give_semantic = give_semantic
+        self.cluster_settings = cluster_settings
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -120,31 +115,6 @@ class DiscriminativeLoss(PixelModel):
             "give_semantic": node.SEMANTIC_TEST,
         }
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """
-        Args:
-            batched_inputs: Detectron2's: ``image`` (3, h, w) in 0..255; for training ``instances``
-                with ``gt_classes`` and ``gt_masks``; else optionally ``height`` and ``width`` of
-                the result, ``max_instances`` in it, ``given_semantic`` (H, W) int, labels to use in
-                place of the predicted semantic map (0 background, class + 1; resized to the
-                picture), and ``num_instances`` for k-means.  Detectron2's own ``sem_seg`` is the
-                truth: not used.
-        Returns:
-            in training a dict of scalar losses, else a list of dicts with ``instances``:
-            ``pred_boxes``, ``scores``, ``pred_classes``, ``pred_masks`` (N, height, width) bool,
-            which do not overlap; and ``sem_seg`` (C + 1, height, width) if asked for.
-        Raises:
-            CheckpointError: not in training, the network gives values that are not finite.
-            ValueError: ``given_semantic`` is no map of such labels.
-        """
-        images = self.normalised_images(batched_inputs)
-        if self.training:
-            return self.losses(images, batched_inputs)
-        # One by one: the padding of a batch would change results.
-        return [
-            self.segment(image, item) for image, item in zip(images, batched_inputs, strict=True)
-        ]
-
     def maps(self, images: Sequence[Tensor]) -> Maps:
         """Run the network.
 
@@ -154,11 +124,9 @@ class DiscriminativeLoss(PixelModel):
             maps of the padded batch at ``output_stride``, positions added, in single precision.
         """
         network: EmbeddingNetwork = self.network  # type: ignore[assignment]
-        divisor = max(network.size_divisibility, self.output_stride)
-        batch = padded_batch(images, divisor, network.min_size)
+        batch = self.padded(images, network.size_divisibility, network.min_size)
         semantic, embeddings, counts = network(batch)
-        size = (batch.shape[2] // self.output_stride, batch.shape[3] // self.output_stride)
-        semantic, embeddings = at_size(semantic, size), at_size(embeddings, size)
+        semantic, embeddings = (self.resized(x, batch) for x in (semantic, embeddings))
         if self.position_scale:
             embeddings = add_positions(embeddings, self.output_stride / self.position_scale)
         return Maps(semantic, embeddings, None if counts is None else counts.float())
@@ -168,10 +136,7 @@ class DiscriminativeLoss(PixelModel):
     ) -> dict[str, Tensor]:
         """All losses of a batch, weighted."""
         semantic, embeddings, counts = self.maps(images)
-        stride = self.output_stride
-        size = (semantic.shape[2] * stride, semantic.shape[3] * stride)
-        truth = [item["instances"] for item in batched_inputs]
-        targets = dense_targets(truth, size, stride, self.device)
+        targets = self.targets(semantic, batched_inputs)
         # Sums over many pixels need single precision.
         with torch.autocast(self.device.type, enabled=False):
             terms = discriminative_loss(embeddings, targets, self.loss_settings)
@@ -187,17 +152,23 @@ class DiscriminativeLoss(PixelModel):
                 losses["count"] = count_loss(counts, targets, self.max_count)
         return {f"loss_{name}": loss * self.weights[name] for name, loss in losses.items()}
 
-    def segment(self, image: Tensor, item: dict[str, Any]) -> dict[str, Any]:
-        """Result of one picture.
+    def find(self, image: Tensor, item: dict[str, Any]) -> tuple[DenseInstances, Tensor]:
+        """Instances of one image, and its (C + 1, h, w) semantic probabilities.
 
         Args:
-            image: (3, h, w) normalised.
-            item: see :meth:`forward`.
+            image: (3, h', w') normalised.
+            item: see :meth:`forward`; with ``given_semantic`` (H, W) int, those labels take the
+                place of the predicted semantic map (0 background, class + 1; resized to the image);
+                ``num_instances`` is for k-means.  Detectron2's own ``sem_seg`` is the ground truth
+                and is not used.
+        Raises:
+            CheckpointError: the network gives values that are not finite.
+            ValueError: ``given_semantic`` is no map of such labels.
         """
         with stage("network"):
             logits, embeddings, counts = self.maps([image])
         # What the padding shows is not part of the picture.
-        height, width = (-(-x // self.output_stride) for x in image.shape[1:])
+        height, width = self.cells(image)
         probabilities = logits[0, :, :height, :width].softmax(dim=0)
         embeddings = embeddings[0, :, :height, :width]
         check_finite(probabilities, embeddings, *(() if counts is None else (counts,)))
@@ -213,26 +184,8 @@ class DiscriminativeLoss(PixelModel):
                 "NETWORK reseg or hourglass, or CLUSTERING mean_shift"
             )
         with stage("clustering"):
-            found = cluster(embeddings, probabilities, self.cluster_settings, number)
-        size = int(item.get("height", image.shape[1])), int(item.get("width", image.shape[2]))
-        with stage("masks"):
-            rows, columns = (
-                resized_index(own, other, self.output_stride, self.device)
-                for own, other in zip(image.shape[1:], size, strict=True)
-            )
-            # Both at once: masks of large pictures take gigabytes.
-            masks = found.masks[: item.get("max_instances"), rows[:, None], columns]
-            kept = masks.any(dim=2).any(dim=1)  # a tiny object may vanish in a smaller result
-            masks = keep_masks(masks, kept)
-            instances = Instances(size)
-            instances.pred_boxes = Boxes(tight_boxes(masks))
-            instances.scores = found.scores[: len(kept)][kept]
-            instances.pred_classes = found.classes[: len(kept)][kept]
-            instances.pred_masks = masks
-        result = {"instances": instances}
-        if self.give_semantic:
-            result["sem_seg"] = probabilities[:, rows[:, None], columns]
-        return result
+            clusters = cluster(embeddings, probabilities, self.cluster_settings, number)
+        return clusters, probabilities
 
     def _given(self, labels: Tensor, like: Tensor) -> Tensor:
         """Labels (H, W) of a picture → probabilities 0 and 1 of the shape of ``like``."""

@@ -180,7 +180,7 @@ class MultiBranchENet(nn.Module):
           └─ for each output: section 3 → decoder → (B, outputs, H, W)
     """
 
-    def __init__(self, outputs: Sequence[int], norm: str = "BN") -> None:
+    def __init__(self, outputs: Sequence[int], norm: str) -> None:
         """
         Args:
             outputs: channels of each branch; the companion paper has (20, 8, 1) for semantic

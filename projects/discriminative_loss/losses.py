@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from instseg.errors import ConfigError
-from instseg.modeling import NONE, DenseTargets
+from instseg.modeling import NONE, DenseTargets, attached_zero
 
 NORMS = {"L1": 1, "L2": 2}
 VARIANCES = ("instance", "pixel")
@@ -21,10 +21,10 @@ class DiscriminativeSettings:
         ConfigError: a value that is none of the possible ones.
     """
 
-    delta_var: float = 0.5
-    delta_dist: float = 1.5
-    norm: str = "L2"
-    variance: str = "instance"
+    delta_var: float
+    delta_dist: float
+    norm: str
+    variance: str
 
     def __post_init__(self) -> None:
         _check_one_of("NORM_TYPE", self.norm, tuple(NORMS))
@@ -78,7 +78,7 @@ def discriminative_loss(
     means = x.new_zeros(len(sizes), x.shape[1]).index_add(0, owners, pixels)
     means = means / sizes.clamp(min=1)[:, None]
 
-    nothing = x.sum() * 0
+    nothing = attached_zero([x])
     seen = sizes > 0  # an object may have no cell at a large stride
     groups = _Groups(targets, seen, count)
     far = torch.linalg.vector_norm(pixels - means[owners], order, dim=1)

@@ -2,12 +2,10 @@
 
 from typing import NamedTuple, Protocol
 
-import torch
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from instseg.modeling import DenseDecoder, conv_relu
+from instseg.modeling import DenseNetwork
 
 
 class Maps(NamedTuple):
@@ -39,18 +37,8 @@ class EmbeddingNetwork(Protocol):
         """(B, 3, H, W) normalised → maps."""
 
 
-class BackboneNetwork(nn.Module):
-    """Backbone → decoder → 1x1 convolutions to the semantic map and the embedding.
-
-    ::
-
-        image → backbone: levels → decoder (B, channels, H / s, W / s)
-          └─ 3x3 stride 2 → 3x3 → (B, detail, H / 2, W / 2) ─┐
-                                            decoder, up-sampled → 3x3 → heads
-
-    The second line is there with ``detail_channels`` alone: it brings edges, which the backbone's
-    first levels have lost, to a map of stride 2.
-    """
+class BackboneNetwork(DenseNetwork):
+    """Semantic map and embedding of any backbone; its details have stride 2."""
 
     min_size = 1
 
@@ -63,40 +51,27 @@ class BackboneNetwork(nn.Module):
         channels: int,
         detail_channels: int,
         norm: str,
-        in_channels: int = 3,
+        in_channels: int,
     ) -> None:
         """
         Args:
-            backbone: any; all of its outputs are used.
-            num_classes: C, without the background.
+            backbone, num_classes, channels, detail_channels, norm, in_channels: see
+                :class:`~instseg.modeling.DenseNetwork`.
             embedding_dim: D.
-            channels: of the decoder.
-            detail_channels: of the map of stride 2; 0 leaves the result at the finest stride of the
-                backbone.
-            norm: of the decoder, Detectron2's name, "" for none.
-            in_channels: of the image.
         """
-        super().__init__()
-        self.backbone = backbone
-        self.decoder = DenseDecoder(backbone.output_shape(), channels, norm)
-        self.details: nn.Module | None = None
-        if detail_channels:
-            self.details = nn.Sequential(
-                conv_relu(in_channels, detail_channels, 3, norm, stride=2),
-                conv_relu(detail_channels, detail_channels, 3, norm),
-            )
-            self.join = conv_relu(channels + detail_channels, channels, 3, norm)
-        self.semantic = nn.Conv2d(channels, num_classes + 1, 1)
-        self.embedding = nn.Conv2d(channels, embedding_dim, 1)
-        # The stride of the coarsest level keeps levels aligned where the backbone asks for nothing.
-        coarsest = max(shape.stride or 1 for shape in backbone.output_shape().values())
-        self.size_divisibility = max(backbone.size_divisibility, coarsest)
+        super().__init__(
+            backbone,
+            num_classes=num_classes,
+            channels=channels,
+            detail_channels=detail_channels,
+            detail_stride=2,
+            reduced=False,
+            norm=norm,
+            in_channels=in_channels,
+        )
+        self.embedding = nn.Conv2d(self.semantic.in_channels, embedding_dim, 1)
 
     def forward(self, images: Tensor) -> Maps:
         """(B, 3, H, W) normalised → maps."""
-        x = self.decoder(self.backbone(images))
-        if self.details is not None:
-            fine = self.details(images)
-            coarse = F.interpolate(x, fine.shape[-2:], mode="bilinear", align_corners=False)
-            x = self.join(torch.cat([coarse, fine], dim=1))
+        x = self.features(images)
         return Maps(self.semantic(x), self.embedding(x), None)

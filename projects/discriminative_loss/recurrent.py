@@ -84,7 +84,7 @@ class ReNet(nn.Module):
           → GRU over each column, both ways → (B, 2 units, h, w)
     """
 
-    def __init__(self, inputs: int, units: int, coordinates: bool = False) -> None:
+    def __init__(self, inputs: int, units: int, coordinates: bool) -> None:
         """
         Args:
             inputs: channels C.
@@ -145,7 +145,7 @@ class ReSeg(nn.Module):
     size_divisibility = 4
     min_size = 16
 
-    def __init__(self, num_classes: int, embedding_dim: int, *, coordinates: bool = False) -> None:
+    def __init__(self, num_classes: int, embedding_dim: int, *, coordinates: bool) -> None:
         """
         Args:
             num_classes: C, without the background.
@@ -232,7 +232,7 @@ class StackedRecurrentHourglass(nn.Module):
     size_divisibility = 4
     min_size = 4
 
-    def __init__(self, num_classes: int, embedding_dim: int, *, coordinates: bool = False) -> None:
+    def __init__(self, num_classes: int, embedding_dim: int, *, coordinates: bool) -> None:
         """
         Args:
             num_classes: C, without the background.

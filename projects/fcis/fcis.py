@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from instseg.errors import ConfigError
+from instseg.modeling import result_size
 from instseg.projects.fcis.inference import VOTINGS, Detector
 
 _LEAST_SIDE = 32
@@ -82,6 +83,5 @@ class FCIS(GeneralizedRCNN):
         features: dict[str, Tensor] = self.backbone(images.tensor)
         proposals, _ = self.proposal_generator(images, features, None)
         (found,), _ = self.roi_heads(images, features, proposals)
-        height, width = images.image_sizes[0]
-        size = sample.get("height", height), sample.get("width", width)
-        return self.detector(found, (height, width), size, sample.get("max_instances"))
+        size, limit = result_size(sample), sample.get("max_instances")
+        return self.detector(found, images.image_sizes[0], size, limit)

@@ -16,7 +16,7 @@ from torchvision.ops import nms
 
 from instseg.errors import ConfigError
 from instseg.masks import keep_masks, tight_boxes
-from instseg.modeling import PixelModel, check_finite
+from instseg.modeling import PixelModel, check_finite, result_size
 from instseg.ops.assemble_instances import assemble_instances
 from instseg.projects.instance_fcn.proposals import paste_windows
 from instseg.projects.instance_fcn.targets import (
@@ -231,7 +231,7 @@ class InstanceFCN(PixelModel):
         """
         image = sample["image"].to(self.device)
         height, width = image.shape[-2:]
-        size = (sample.get("height", height), sample.get("width", width))
+        size = result_size(sample)
         # Scales that the limit on the longer side makes equal are searched once.
         shapes = dict.fromkeys(self._shape_at(side, height, width) for side in self.scales)
         windows = Instances.cat([self._search(image, shape, size) for shape in shapes])

@@ -1,6 +1,7 @@
 """After SGN: Sequential Grouping Networks (Liu, Jia, Fidler, Urtasun, ICCV 2017)."""
 
 from instseg.projects.sgn.config import add_sgn_config
+from instseg.projects.sgn.inference import Found
 from instseg.projects.sgn.lines import (
     line_components,
     links_from_breakpoints,
@@ -19,12 +20,10 @@ from instseg.projects.sgn.merging import (
 )
 from instseg.projects.sgn.networks import BreakpointNet, LineNet, MergerNet
 from instseg.projects.sgn.pipeline import (
-    Found,
     LineSettings,
     PictureMaps,
     Truth,
     find_components,
-    keep_large,
 )
 from instseg.projects.sgn.sgn import SGN
 from instseg.projects.sgn.targets import (
@@ -52,7 +51,6 @@ __all__ = [
     "crop_pairs",
     "degrade",
     "find_components",
-    "keep_large",
     "large_components",
     "line_components",
     "link_loss",

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from instseg.modeling import attached_zero
+
 LEAST_WEIGHT, MOST_WEIGHT = 0.1, 10.0
 
 
@@ -22,7 +24,7 @@ def breakpoint_loss(logits: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
     """
     target = labels[counts].long()
     if not len(target):
-        return logits.sum() * 0
+        return attached_zero([logits])
     numbers = target.bincount(minlength=logits.shape[1])
     weights = len(target) / (numbers.count_nonzero() * numbers.clamp(min=1))
     weights = weights.clamp(LEAST_WEIGHT, MOST_WEIGHT).to(logits.dtype)
@@ -41,7 +43,7 @@ def link_loss(logits: Tensor, same: Tensor, counts: Tensor) -> Tensor:
     """
     kinds = [mask for mask in (counts & same, counts & ~same) if mask.any()]
     if not kinds:
-        return logits.sum() * 0
+        return attached_zero([logits])
     means = [
         F.binary_cross_entropy_with_logits(logits[kind], same[kind].to(logits.dtype))
         for kind in kinds

@@ -26,11 +26,11 @@ class MergeSettings:
         threshold: pairs with a probability above it are merged.
     """
 
-    min_area: int = 50
-    most: int = 1000
-    max_gap: float = 0.5
-    partners: int = 10
-    threshold: float = 0.5
+    min_area: int
+    most: int
+    max_gap: float
+    partners: int
+    threshold: float
 
 
 @dataclass

@@ -3,23 +3,16 @@
 import torch
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from instseg.modeling import DenseDecoder, conv_relu
+from instseg.modeling import DenseNetwork, conv_relu
 from instseg.projects.sgn.merging import CROP_CHANNELS
 
 
-class BreakpointNet(nn.Module):
-    """Backbone → decoder → labels of breakpoints in both directions, and a semantic map.
+class BreakpointNet(DenseNetwork):
+    """Labels of breakpoints in both directions, and a semantic map.
 
-    ::
-
-        image → backbone: levels → decoder (B, channels, H / s, W / s)
-          └─ 3x3 → 3x3 → (B, detail, H, W) ─┐
-                     decoder → 1x1, up-sampled → 3x3 → heads
-
-    The second line is there with ``detail_channels`` alone: breakpoints are a pixel or three wide,
-    which the first levels of a backbone do not resolve.
+    Its details have stride 1, as breakpoints are a pixel or three wide, which the first levels of a
+    backbone do not resolve.
     """
 
     def __init__(
@@ -30,36 +23,26 @@ class BreakpointNet(nn.Module):
         channels: int,
         detail_channels: int,
         norm: str,
-        head_lr_factor: float = 1.0,
+        head_lr_factor: float,
     ) -> None:
         """
         Args:
-            backbone: any; all of its outputs are used.
-            num_classes: C, without the background.
-            channels: of the decoder.
-            detail_channels: of the map of stride 1; 0 leaves the result at the finest stride of the
-                backbone.
-            norm: of the decoder, Detectron2's name, "" for none.
+            backbone, num_classes, channels, detail_channels, norm: see
+                :class:`~instseg.modeling.DenseNetwork`.
             head_lr_factor: on the learning rate of all but the backbone.
         """
-        super().__init__()
-        self.backbone = backbone
-        self.decoder = DenseDecoder(backbone.output_shape(), channels, norm)
-        self.details: nn.Module | None = None
-        if detail_channels:
-            self.details = nn.Sequential(
-                conv_relu(3, detail_channels, 3, norm),
-                conv_relu(detail_channels, detail_channels, 3, norm),
-            )
-            self.reduce = conv_relu(channels, detail_channels, 1, norm)
-            channels = 2 * detail_channels
-            self.join = conv_relu(channels, channels, 3, norm)
-        self.semantic = nn.Conv2d(channels, num_classes + 1, 1)
-        self.breakpoints = nn.Conv2d(channels, 2 * 4, 1)
+        super().__init__(
+            backbone,
+            num_classes=num_classes,
+            channels=channels,
+            detail_channels=detail_channels,
+            detail_stride=1,
+            reduced=True,
+            norm=norm,
+            in_channels=3,
+        )
+        self.breakpoints = nn.Conv2d(self.semantic.in_channels, 2 * 4, 1)
         self.head_lr_factor = head_lr_factor
-        # The stride of the coarsest level keeps levels aligned where the backbone asks for nothing.
-        coarsest = max(shape.stride or 1 for shape in backbone.output_shape().values())
-        self.size_divisibility = max(backbone.size_divisibility, coarsest)
 
     def lr_multipliers(self) -> dict[str, float]:
         """For the optimizer: factors on the learning rate by name of a module."""
@@ -71,13 +54,7 @@ class BreakpointNet(nn.Module):
 
         The second are of the labels of ``instseg.ops.sgn_lines`` along rows and along columns.
         """
-        x = self.decoder(self.backbone(images))
-        if self.details is not None:
-            fine = self.details(images)
-            coarse = F.interpolate(
-                self.reduce(x), fine.shape[-2:], mode="bilinear", align_corners=False
-            )
-            x = self.join(torch.cat([coarse, fine], dim=1))
+        x = self.features(images)
         return self.semantic(x), self.breakpoints(x).unflatten(1, (2, 4))
 
 

@@ -1,28 +1,14 @@
-"""What SGN makes of the maps of one picture, stage by stage."""
+"""Maps of one picture, predicted or true, and the components that they give."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from instseg.modeling import DenseTargets, check_finite
-from instseg.ops.sgn_lines import NONE
+from instseg.modeling import DenseTargets
 from instseg.projects.sgn.lines import line_components, links_from_breakpoints
-from instseg.projects.sgn.merging import (
-    Components,
-    MergeSettings,
-    crop_pairs,
-    merge_by_owner,
-    merge_greedily,
-    windows,
-)
-from instseg.projects.sgn.networks import MergerNet
-from instseg.projects.sgn.targets import breakpoint_labels, link_targets, majority_owners
-
-_PAIRS_PER_BATCH = 256
-"""Crops that MergerNet looks at at a time, against running out of memory."""
+from instseg.projects.sgn.targets import breakpoint_labels, link_targets
 
 
 @dataclass(frozen=True)
@@ -36,30 +22,10 @@ class LineSettings:
         direction: "rows" or "columns".
     """
 
-    widening: int = 1
-    breakpoint_threshold: float = 0.5
-    link_threshold: float = 0.5
-    direction: str = "rows"
-
-
-class Found(NamedTuple):
-    """Results of all stages for one picture, (h, w) each.
-
-    Attributes:
-        labels: (2, h, w) uint8 breakpoints along rows and columns.
-        lines: int64, numbered from 0, -1 for none, on the CPU; so are
-        components: those that LineNet makes of lines, and
-        instances: those that MergerNet makes of components.
-        classes: (N,) int64, of the instances, from 0.
-        scores: (N,) mean probability of the class.
-    """
-
-    labels: Tensor
-    lines: Tensor
-    components: Tensor
-    instances: Tensor
-    classes: Tensor
-    scores: Tensor
+    widening: int
+    breakpoint_threshold: float
+    link_threshold: float
+    direction: str
 
 
 @dataclass(frozen=True)
@@ -155,60 +121,7 @@ def breakpoint_links(labels: Tensor, settings: LineSettings) -> Tensor:
     return torch.stack([below, right])
 
 
-@torch.no_grad()
-def merged_by_network(
-    maps: PictureMaps, components: Components, network: MergerNet, settings: MergeSettings
-) -> None:
-    """Merge components that MergerNet calls one object, in place."""
-    pixels = maps.for_crops()
-
-    def score(pairs: Tensor) -> Tensor:
-        found = [
-            network(
-                crop_pairs(pixels, maps.semantic, components, some, windows(components, some))
-            ).sigmoid()
-            for some in pairs.split(_PAIRS_PER_BATCH)
-        ]
-        scores = torch.cat([pixels.new_zeros(0), *found])
-        check_finite(scores)
-        return scores
-
-    merge_greedily(components, settings, score)
-
-
-def merged_by_truth(components: Components, truth: Truth) -> None:
-    """Merge components of which most belongs to one object, in place."""
-    count = len(components.areas)
-    merge_by_owner(components, majority_owners(components.map, truth.owners, count))
-
-
 def foreground(probabilities: Tensor) -> Tensor:
     """(..., C + 1, h, w) probabilities → (..., 2, h, w) of background and of any class."""
     background = probabilities.narrow(-3, 0, 1)
     return torch.cat([background, 1 - background], dim=-3)
-
-
-def classes_and_scores(
-    instances: Tensor, probabilities: Tensor, count: int
-) -> tuple[Tensor, Tensor]:
-    """The class, from 0, that the pixels of each instance have in the mean, and its probability.
-
-    Args:
-        instances: (h, w) int64, 0 ... count - 1, each with a pixel; -1 for none.
-        probabilities: (C + 1, h, w) of the semantic map.
-    """
-    inside = instances >= 0
-    sums = probabilities.new_zeros(count, len(probabilities) - 1, dtype=torch.double)
-    sums.index_add_(0, instances[inside], probabilities[1:, inside].T.double())
-    areas = instances[inside].bincount(minlength=count)
-    scores, classes = (sums / areas[:, None]).max(dim=1)
-    return classes, scores.float()
-
-
-def keep_large(components: Components, min_area: int) -> tuple[Tensor, Tensor]:
-    """(h, w) map of the large components, renumbered, and their (N,) old numbers."""
-    kept = (components.areas >= max(min_area, 1)).nonzero()[:, 0]
-    names = torch.full((len(components.areas) + 1,), NONE, device=kept.device)
-    names[kept] = torch.arange(len(kept), device=kept.device)
-    # The last name is for pixels of none, whose number is -1.
-    return names[components.map], kept

@@ -1,14 +1,16 @@
-"""What LineNet and MergerNet are trained on (sections 4, 5 and 7)."""
+"""Training: the losses, and what LineNet and MergerNet learn from (sections 4, 5 and 7)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from instseg.modeling import DenseTargets
+from instseg.modeling import DenseTargets, attached_zero, dice_loss, semantic_loss
 from instseg.projects.sgn.lines import most_likely_labels
-from instseg.projects.sgn.losses import link_loss
+from instseg.projects.sgn.losses import breakpoint_loss, link_loss
 from instseg.projects.sgn.merging import (
     Components,
     MergeSettings,
@@ -23,6 +25,7 @@ from instseg.projects.sgn.pipeline import (
     PictureMaps,
     Truth,
     find_components,
+    foreground,
     one_hot,
 )
 from instseg.projects.sgn.targets import (
@@ -31,6 +34,78 @@ from instseg.projects.sgn.targets import (
     link_targets,
     majority_owners,
 )
+
+if TYPE_CHECKING:
+    from instseg.projects.sgn.sgn import SGN
+
+
+def losses(
+    model: "SGN", images: Sequence[Tensor], batched_inputs: Sequence[dict[str, Any]]
+) -> dict[str, Tensor]:
+    """See :meth:`SGN.losses`."""
+    with torch.set_grad_enabled("breakpoints" in model.stages):
+        semantic, breakpoints = model.breakpoint_logits(images)
+    targets = model.targets(semantic, batched_inputs)
+    losses: dict[str, Tensor] = {}
+    # Sums over many pixels need single precision.
+    with torch.autocast(model.device.type, enabled=False):
+        if "breakpoints" in model.stages:
+            losses.update(_breakpoint_losses(model, semantic, breakpoints, targets))
+        probabilities = semantic.detach().softmax(dim=1)
+        if model.sources["SEMANTIC"] != "own":
+            size = (semantic.shape[2], semantic.shape[3])
+            probabilities = model.given_semantic(images, batched_inputs, targets, size)
+        if not model.class_aware:
+            probabilities = foreground(probabilities)
+            targets = replace(targets, semantic=targets.semantic.clamp(max=1))
+        breakpoints = breakpoints.detach().softmax(dim=2)
+        if "lines" in model.stages:
+            losses["loss_links"] = line_loss(
+                model.lines,
+                breakpoints,
+                probabilities.amax(dim=1),
+                targets,
+                model.line_settings.widening,
+            )
+        if "merger" in model.stages:
+            losses["loss_merger"] = merger_loss(
+                model.merger,
+                list(_pictures(model, images, probabilities, breakpoints, targets)),
+                model.line_settings,
+                model.merge_settings,
+                model.merge_pairs,
+            )
+    return losses
+
+
+def _breakpoint_losses(
+    model: "SGN", semantic: Tensor, breakpoints: Tensor, targets: DenseTargets
+) -> dict[str, Tensor]:
+    horizontal, vertical = breakpoint_labels(targets.owners, model.line_settings.widening)
+    inside = targets.owners >= 0
+    losses = {
+        "loss_horizontal": breakpoint_loss(breakpoints[:, 0], horizontal, inside),
+        "loss_vertical": breakpoint_loss(breakpoints[:, 1], vertical, inside),
+        "loss_semantic": model.semantic_weight * semantic_loss(semantic, targets.semantic),
+    }
+    if model.dice_weight:
+        losses["loss_dice"] = model.dice_weight * dice_loss(semantic, targets.semantic)
+    return losses
+
+
+def _pictures(
+    model: "SGN",
+    images: Sequence[Tensor],
+    probabilities: Tensor,
+    breakpoints: Tensor,
+    targets: DenseTargets,
+) -> Iterator[tuple[PictureMaps, Truth]]:
+    """Maps and truth of each picture, without the padding of the batch."""
+    for number, image in enumerate(images):
+        rows, columns = size = model.cells(image)
+        truth = Truth.of_picture(targets, number, size, model.line_settings.widening)
+        semantic, breaks = (x[number, ..., :rows, :columns] for x in (probabilities, breakpoints))
+        yield model.picture_maps(image, semantic, breaks), truth
 
 
 def line_loss(
@@ -62,7 +137,7 @@ def merger_loss(
     lines: LineSettings,
     settings: MergeSettings,
     most: int,
-) -> Tensor | None:
+) -> Tensor:
     """MergerNet's loss on components that the first stages find and on true fragments.
 
     Args:
@@ -72,7 +147,7 @@ def merger_loss(
         settings: which of their pairs are candidates.
         most: pairs, half of each kind at most.
     Returns:
-        a scalar; None if there is no pair.
+        a scalar; 0 if there is no pair.
     """
     sources: list[tuple[Tensor, Tensor, Components]] = []
     pairs, labels, numbers = [], [], []
@@ -96,7 +171,7 @@ def merger_loss(
     pair, label, number = torch.cat(pairs), torch.cat(labels), torch.cat(numbers)
     chosen = _half_of_each(label, most)
     if not len(chosen):
-        return None
+        return attached_zero(network.parameters())
     crops, targets = [], []
     for index, (pixels, semantic, components) in enumerate(sources):
         own = chosen[number[chosen] == index]

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from instseg.masks import gt_masks_of
+from instseg.modeling import attached_zero
 from instseg.ops.assemble_masks import mask_probabilities
 from instseg.projects.yolact.boxes import encode
 from instseg.projects.yolact.targets import match
@@ -173,7 +174,7 @@ def _mask_loss(
     """Sum over positive anchors, without weight; see :func:`mask_bce`."""
     size = predictions.prototypes.shape[1:3]
     # Attached to the graph also where no picture has an object.
-    total = (predictions.prototypes.sum() + predictions.coefficients.sum()) * 0
+    total = attached_zero([predictions.prototypes, predictions.coefficients])
     probabilities = [predictions.prototypes.new_zeros(0, *size)]
     targets = [predictions.prototypes.new_zeros(0, *size)]
     classes = [torch.zeros(0, dtype=torch.int64, device=total.device)]

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from instseg.errors import ConfigError
-from instseg.modeling import PixelModel, check_finite, cross_class_nms, fast_nms, stage
+from instseg.modeling import (
+    PixelModel,
+    check_finite,
+    cross_class_nms,
+    fast_nms,
+    result_size,
+    stage,
+)
 from instseg.ops.assemble_masks import assemble_masks
 from instseg.projects.yolact.boxes import anchors_by_level, decode, level_sizes, make_priors
 from instseg.projects.yolact.layers import (
@@ -297,8 +304,7 @@ class YOLACT(PixelModel):
         for item, deltas, logits, coefficients, prototypes in zip(
             batched_inputs, *outputs, strict=True
         ):
-            height, width = item["image"].shape[-2:]
-            size = int(item.get("height", height)), int(item.get("width", width))
+            size = result_size(item)
             with stage("post-processing"):
                 detections = self.detect(deltas, logits, coefficients)
                 detections = detections[self.pixel_boxes(detections, size).nonempty()]

@@ -9,6 +9,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from torch import Tensor, nn
 
 from instseg.errors import ConfigError, DatasetError
+from instseg.modeling import attached_zero
 from instseg.projects.yolact import YOLACT, truth_of
 from instseg.projects.yolact_edge.flow import FeatFlowNet, Refinement, relative_flow
 from instseg.projects.yolact_edge.losses import flow_loss, warp_loss
@@ -199,8 +200,8 @@ class YolactEdge(YOLACT):
         losses = self.detection_losses(self.fpn.outputs(sums), truths)
         rows = [i for i, item in enumerate(batched_inputs) if "reference_image" in item]
         if not rows:
-            own = [p.sum() for p in self._video_parameters() if p.requires_grad]
-            return {**losses, "loss_warp": torch.stack(own).sum() * 0}
+            trained = [p for p in self._video_parameters() if p.requires_grad]
+            return {**losses, "loss_warp": attached_zero(trained)}
         laterals, sums = ([x[rows] for x in part] for part in (laterals, sums))
         state = self._reference_state([batched_inputs[i] for i in rows])
         transformed = self.transform(laterals, state)

@@ -10,9 +10,12 @@ from instseg.modeling import (
     NONE,
     DenseDecoder,
     at_size,
+    attached_zero,
     dense_targets,
     padded_batch,
+    renumbered,
     resized_index,
+    result_size,
 )
 from tests.support.dense_common import rectangles
 
@@ -119,3 +122,23 @@ def test_a_resized_side_takes_the_nearest_pixels() -> None:
     assert resized_index(4, 8, 1, CPU).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert resized_index(6, 2, 1, CPU).tolist() == [1, 4]
     assert resized_index(6, 6, 4, CPU).tolist() == [0, 0, 0, 0, 1, 1]
+
+
+def test_the_chosen_numbers_are_counted_anew_in_their_order() -> None:
+    numbers = torch.tensor([[0, 1, 1, NONE, 2, 3]])
+    assert renumbered(numbers, torch.tensor([2, 1]), 4).tolist() == [[NONE, 1, 1, NONE, 0, NONE]]
+    assert (renumbered(numbers, torch.tensor([], dtype=torch.int64), 4) == NONE).all()
+
+
+def test_a_result_has_the_size_that_its_input_asks_for() -> None:
+    image = torch.zeros(3, 4, 6)
+    assert result_size({"image": image}) == (4, 6)
+    assert result_size({"image": image, "height": 8, "width": 9}) == (8, 9)
+
+
+def test_an_attached_zero_gives_a_gradient_of_0() -> None:
+    tensors = [torch.ones(2, requires_grad=True), torch.ones(3, 1, requires_grad=True)]
+    zero = attached_zero(tensors)
+    zero.backward()
+    assert zero == 0
+    assert all(x.grad is not None and not x.grad.any() for x in tensors)

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from instseg.errors import ConfigError
+from instseg.modeling import NONE
 from instseg.projects.discriminative_loss.clustering import (
     Clusters,
-    ClusterSettings,
     cluster,
     k_means,
 )
 from tests.conftest import GOLDEN, load_module
+from tests.support.dense_common import cluster_settings
 from tests.support.ops import CUDA, DEVICES
 
 
@@ -38,16 +39,17 @@ def scene(
     return embeddings, labels
 
 
-def label_map(found: Clusters) -> Tensor:
-    return (found.masks.long() * torch.arange(1, len(found.masks) + 1)[:, None, None]).sum(0)
+def masks_of(found: Clusters) -> Tensor:
+    """(N, h, w) bool, in the order of the instances."""
+    return found.numbers.cpu() == torch.arange(len(found.scores))[:, None, None]
 
 
 def assert_recovers(found: Clusters, labels: Tensor) -> None:
     """Every label is a mask of its own, and nothing else is."""
     truth = [labels == i for i in labels.unique() if i > 0]
-    assert len(found.masks) == len(truth)
+    assert len(found.scores) == len(truth)
     for mask in truth:
-        assert (found.masks.cpu() == mask).all(dim=(1, 2)).sum() == 1
+        assert (masks_of(found) == mask).all(dim=(1, 2)).sum() == 1
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -55,9 +57,9 @@ def assert_recovers(found: Clusters, labels: Tensor) -> None:
 def test_separate_instances_are_recovered(instances: int, device: str) -> None:
     embeddings, labels = scene(instances)
     probabilities = semantic_of((labels > 0).long(), 1)
-    found = cluster(embeddings.to(device), probabilities.to(device), ClusterSettings())
+    found = cluster(embeddings.to(device), probabilities.to(device), cluster_settings())
     assert_recovers(found, labels)
-    assert found.classes.tolist() == [0] * instances and found.masks.device.type == device
+    assert found.classes.tolist() == [0] * instances and found.numbers.device.type == device
 
 
 def test_the_golden_map_is_recovered() -> None:
@@ -70,7 +72,7 @@ def test_the_golden_map_is_recovered() -> None:
     ):
         probabilities = semantic_of(labels.long().clamp(max=1), 1)
         smallest = int(labels[labels > 0].unique(return_counts=True)[1].min())
-        settings = ClusterSettings(bandwidth=1.0, min_pixels=smallest)
+        settings = cluster_settings(bandwidth=1.0, min_pixels=smallest)
         assert_recovers(cluster(embeddings, probabilities, settings), labels)
 
 
@@ -78,11 +80,11 @@ def test_a_map_of_the_golden_recipe_with_an_instance_of_nine_pixels_is_recovered
     inputs = load_module(GOLDEN / "discriminative_loss" / "inputs.py").make("d", seed=1)
     embeddings, labels = (torch.as_tensor(x)[0] for x in (inputs[0], inputs[3]))
     sizes = labels[labels > 0].unique(return_counts=True)[1]
-    assert sizes.min() == 9 < ClusterSettings().min_pixels
+    assert sizes.min() == 9 < cluster_settings().min_pixels
     probabilities = semantic_of(labels.clamp(max=1), 1)
-    found = cluster(embeddings, probabilities, ClusterSettings(bandwidth=1.0))
-    assert len(found.masks) == len(sizes) - 1
-    settings = ClusterSettings(bandwidth=1.0, min_pixels=9)
+    found = cluster(embeddings, probabilities, cluster_settings(bandwidth=1.0))
+    assert len(found.scores) == len(sizes) - 1
+    settings = cluster_settings(bandwidth=1.0, min_pixels=9)
     assert_recovers(cluster(embeddings, probabilities, settings), labels)
 
 
@@ -92,7 +94,7 @@ def test_four_hundred_instances_are_recovered() -> None:
     means = torch.stack([4.0 * (labels % 20), 4.0 * (labels // 20)])
     embeddings = means + 0.1 * torch.randn(2, 80, 80, generator=generator)
     found = cluster(
-        embeddings, semantic_of(labels.clamp(max=1), 1), ClusterSettings(max_instances=500)
+        embeddings, semantic_of(labels.clamp(max=1), 1), cluster_settings(max_instances=500)
     )
     assert_recovers(found, labels)
 
@@ -100,7 +102,7 @@ def test_four_hundred_instances_are_recovered() -> None:
 def test_equal_embeddings_of_two_classes_are_two_instances() -> None:
     """The semantic map separates classes: those at the left are 1, those at the right 3."""
     classes = torch.tensor([[1] * 5 + [3] * 5] * 4)
-    found = cluster(torch.ones(2, 4, 10), semantic_of(classes, 3), ClusterSettings())
+    found = cluster(torch.ones(2, 4, 10), semantic_of(classes, 3), cluster_settings())
     assert sorted(found.classes.tolist()) == [0, 2]
     assert_recovers(found, classes)
 
@@ -109,7 +111,7 @@ def test_the_score_is_probability_times_compactness() -> None:
     """Half of the pixels at 0, half at 0.6: r = 0.3, and 1 / (1 + 0.09 / 2.25) = 1 / 1.04."""
     embeddings = torch.tensor([0.0, 0.6]).repeat(8)[None, None]
     probabilities = semantic_of(torch.ones(1, 16, dtype=torch.long), 1, 0.8)
-    found = cluster(embeddings, probabilities, ClusterSettings(bandwidth=1.5))
+    found = cluster(embeddings, probabilities, cluster_settings(bandwidth=1.5))
     assert found.compactness.tolist() == pytest.approx([1 / 1.04])
     assert found.scores.tolist() == pytest.approx([0.8 / 1.04])
 
@@ -119,29 +121,31 @@ def test_instances_come_by_falling_score() -> None:
     certainty = torch.where(labels == 3, 0.9, 0.7)
     probabilities = torch.stack([1 - certainty, certainty])
     probabilities[:, labels == 0] = torch.tensor([1.0, 0.0])[:, None]
-    found = cluster(embeddings, probabilities, ClusterSettings())
-    assert torch.equal(found.masks[0], labels == 3)
+    found = cluster(embeddings, probabilities, cluster_settings())
+    assert torch.equal(found.numbers == 0, labels == 3)
     assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
 
 
 def test_the_best_of_too_many_instances_are_kept() -> None:
     embeddings, labels = scene(6)
     probabilities = semantic_of((labels > 0).long() * (1 + labels % 2), 2)
-    settings = ClusterSettings(max_instances=3)
+    settings = cluster_settings(max_instances=3)
     some, every = (
-        cluster(embeddings, probabilities, option) for option in (settings, ClusterSettings())
+        cluster(embeddings, probabilities, option) for option in (settings, cluster_settings())
     )
-    assert len(some.masks) == 3 and len(every.masks) == 6
-    assert len(cluster(embeddings, probabilities, ClusterSettings(max_instances=0)).masks) == 0
+    assert len(some.scores) == 3 and len(every.scores) == 6
+    assert not len(cluster(embeddings, probabilities, cluster_settings(max_instances=0)).scores)
 
 
 def test_small_instances_are_dropped() -> None:
     embeddings, labels = scene(3)
     embeddings[:, 20, 20:24] = 99.0
     probabilities = semantic_of(labels.clamp(max=1), 1)
-    sizes = cluster(embeddings, probabilities, ClusterSettings(min_pixels=5)).masks.sum((1, 2))
+    found = cluster(embeddings, probabilities, cluster_settings(min_pixels=5))
+    sizes = masks_of(found).sum((1, 2))
     assert sizes.min() > 100
-    sizes = cluster(embeddings, probabilities, ClusterSettings(min_pixels=4)).masks.sum((1, 2))
+    found = cluster(embeddings, probabilities, cluster_settings(min_pixels=4))
+    sizes = masks_of(found).sum((1, 2))
     assert sizes.min() == 4
 
 
@@ -149,28 +153,28 @@ def test_small_instances_are_dropped() -> None:
 @pytest.mark.parametrize("size", [(0, 0), (1, 1), (3, 7)])
 def test_a_picture_without_objects_has_no_instances(method: str, size: tuple[int, int]) -> None:
     background = semantic_of(torch.zeros(size, dtype=torch.long), 2)
-    found = cluster(torch.zeros(4, *size), background, ClusterSettings(method), 3)
-    assert found.masks.shape == (0, *size) and found.masks.dtype == torch.bool
+    found = cluster(torch.zeros(4, *size), background, cluster_settings(method), 3)
+    assert found.numbers.shape == size and (found.numbers == NONE).all()
     assert found.classes.dtype == torch.int64 and found.scores.shape == (0,)
 
 
 @pytest.mark.parametrize("method", ["mean_shift", "k_means"])
 def test_a_picture_of_one_pixel_can_be_an_instance(method: str) -> None:
-    settings = ClusterSettings(method, min_pixels=1)
+    settings = cluster_settings(method, min_pixels=1)
     found = cluster(torch.zeros(4, 1, 1), torch.tensor([0.2, 0.8]).view(2, 1, 1), settings, 3)
-    assert found.masks.tolist() == [[[True]]] and found.scores.tolist() == pytest.approx([0.8])
+    assert found.numbers.tolist() == [[0]] and found.scores.tolist() == pytest.approx([0.8])
 
 
 def test_nothing_but_background_among_the_classes_gives_nothing() -> None:
-    found = cluster(torch.zeros(4, 3, 3), torch.ones(1, 3, 3), ClusterSettings())
-    assert found.masks.shape == (0, 3, 3)
+    found = cluster(torch.zeros(4, 3, 3), torch.ones(1, 3, 3), cluster_settings())
+    assert (found.numbers == NONE).all() and found.scores.shape == (0,)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_k_means_with_the_true_number_recovers_instances(device: str) -> None:
     embeddings, labels = scene(6)
     probabilities = semantic_of((labels > 0).long(), 1).to(device)
-    found = cluster(embeddings.to(device), probabilities, ClusterSettings("k_means"), 6)
+    found = cluster(embeddings.to(device), probabilities, cluster_settings("k_means"), 6)
     assert_recovers(found, labels)
 
 
@@ -178,9 +182,9 @@ def test_the_class_of_a_k_means_instance_is_by_vote() -> None:
     """Ten pixels at 0, six of them of class 2; eight at 9, all of class 1."""
     classes = torch.tensor([[1] * 4 + [2] * 6 + [1] * 8])
     embeddings = torch.tensor([0.0] * 10 + [9.0] * 8)[None, None]
-    settings = ClusterSettings("k_means", min_pixels=1)
+    settings = cluster_settings("k_means", min_pixels=1)
     found = cluster(embeddings, semantic_of(classes, 2), settings, 2)
-    votes = {int(m.sum()): int(c) for m, c in zip(found.masks, found.classes, strict=True)}
+    votes = {int(m.sum()): int(c) for m, c in zip(masks_of(found), found.classes, strict=True)}
     assert votes == {10: 1, 8: 0}
     assert sorted(found.scores.tolist()) == pytest.approx([0.6, 1.0])
 
@@ -216,12 +220,10 @@ def test_k_means_gives_the_same_twice() -> None:
 def test_both_devices_give_the_same(method: str, device: str) -> None:
     embeddings, labels = scene(6, noise=0.3)
     probabilities = semantic_of(labels.clamp(max=1), 1)
-    settings = ClusterSettings(method)
+    settings = cluster_settings(method)
     found = cluster(embeddings, probabilities, settings, 6)
     other = cluster(embeddings.to(device), probabilities.to(device), settings, 6)
-    assert torch.equal(
-        label_map(found), label_map(Clusters(other.masks.cpu(), *[found.scores] * 3))
-    )
+    assert torch.equal(found.numbers, other.numbers.cpu())
     torch.testing.assert_close(other.scores.cpu(), found.scores)
 
 
@@ -237,7 +239,7 @@ def test_both_devices_give_the_same(method: str, device: str) -> None:
 )
 def test_settings_out_of_range_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        ClusterSettings(**options)
+        cluster_settings(**options)
 
 
 @pytest.mark.parametrize(
@@ -248,9 +250,9 @@ def test_maps_that_do_not_belong_together_are_an_error(
     embeddings: tuple[int, ...], probabilities: tuple[int, ...]
 ) -> None:
     with pytest.raises(ValueError, match="; expected"):
-        cluster(torch.zeros(embeddings), torch.zeros(probabilities), ClusterSettings())
+        cluster(torch.zeros(embeddings), torch.zeros(probabilities), cluster_settings())
 
 
 def test_k_means_without_a_number_is_an_error() -> None:
     with pytest.raises(ValueError, match="k-means needs the number of instances"):
-        cluster(torch.zeros(4, 3, 3), torch.ones(2, 3, 3), ClusterSettings("k_means"))
+        cluster(torch.zeros(4, 3, 3), torch.ones(2, 3, 3), cluster_settings("k_means"))

@@ -16,7 +16,6 @@ from instseg.data.synthetic import shapes
 from instseg.errors import CheckpointError, ConfigError
 from instseg.projects.discriminative_loss import (
     BackboneNetwork,
-    ClusterSettings,
     DiscriminativeLoss,
     ENet,
     Maps,
@@ -27,7 +26,14 @@ from instseg.projects.discriminative_loss import (
     with_coordinates,
 )
 from tests.conftest import close
-from tests.support.dense_common import PIXELS, Rectangle, edge_batches, rectangles
+from tests.support.dense_common import (
+    PIXELS,
+    Rectangle,
+    cluster_settings,
+    discriminative_settings,
+    edge_batches,
+    rectangles,
+)
 
 SHAPES = "discriminative_loss/discriminative_loss_shapes.yaml"
 NODE = "MODEL.DISCRIMINATIVE_LOSS"
@@ -64,7 +70,15 @@ def perfect(stride: int = 1, **settings: Any) -> DiscriminativeLoss:
         pixel_mean=[0.0, 0, 0],
         pixel_std=[1.0, 1, 1],
         output_stride=stride,
-        **{"cluster_settings": ClusterSettings(min_pixels=1), **settings},
+        **{
+            "position_scale": 0.0,
+            "loss_settings": discriminative_settings(),
+            "weights": {},
+            "max_count": 20,
+            "cluster_settings": cluster_settings(min_pixels=1),
+            "give_semantic": False,
+            **settings,
+        },
     ).eval()
 
 
@@ -193,7 +207,7 @@ def test_a_step_reaches_every_parameter(batch: list[Any]) -> None:
 
 def test_four_hundred_objects_are_found() -> None:
     item = picture((64, 64), *PIXELS)
-    settings = ClusterSettings(min_pixels=1, max_instances=400)
+    settings = cluster_settings(min_pixels=1, max_instances=400)
     found = perfect(cluster_settings=settings)([item])[0]["instances"]
     assert len(found) == 400
     assert (found.pred_masks.sum(dim=(1, 2)) == 1).all()
@@ -234,7 +248,7 @@ def test_coordinates_go_from_minus_one_to_one_with_the_radius() -> None:
 
 def test_new_weights_for_coordinates_change_nothing_at_first() -> None:
     torch.manual_seed(0)
-    plain = ReSeg(1, 4)
+    plain = ReSeg(1, 4, coordinates=False)
     torch.manual_seed(0)
     seeing = ReSeg(1, 4, coordinates=True)
     x = torch.randn(1, 3, 16, 16)
@@ -244,7 +258,7 @@ def test_new_weights_for_coordinates_change_nothing_at_first() -> None:
 
 def test_the_recurrent_networks_train_on_current_torch() -> None:
     """The public code's hourglass fails in its backward pass."""
-    network = StackedRecurrentHourglass(1, 4)
+    network = StackedRecurrentHourglass(1, 4, coordinates=False)
     maps = network(torch.randn(1, 3, 16, 16))
     assert maps.counts is not None
     (maps.semantic.sum() + maps.embeddings.sum() + maps.counts.sum()).backward()
@@ -253,7 +267,7 @@ def test_the_recurrent_networks_train_on_current_torch() -> None:
 
 def test_enet_has_a_branch_for_each_output() -> None:
     """Twenty classes, eight dimensions and depth, as in arXiv 1708.02550."""
-    network = MultiBranchENet((20, 8, 1)).eval()
+    network = MultiBranchENet((20, 8, 1), "BN").eval()
     outputs = network(torch.randn(1, 3, 32, 48))
     assert [tuple(x.shape) for x in outputs] == [(1, n, 32, 48) for n in (20, 8, 1)]
 
@@ -285,7 +299,13 @@ class OneLevel(Backbone):
 @pytest.mark.parametrize(("details", "stride"), [(0, 8), (4, 2)])
 def test_a_backbone_with_one_level_is_enough(details: int, stride: int) -> None:
     network = BackboneNetwork(
-        OneLevel(), num_classes=2, embedding_dim=5, channels=8, detail_channels=details, norm=""
+        OneLevel(),
+        num_classes=2,
+        embedding_dim=5,
+        channels=8,
+        detail_channels=details,
+        norm="",
+        in_channels=3,
     )
     assert network.size_divisibility == 8
     maps = network(torch.randn(1, 3, 16, 24))
@@ -332,7 +352,7 @@ def test_values_that_are_not_finite_are_an_error() -> None:
 
 
 def test_k_means_takes_the_number_that_an_input_gives() -> None:
-    model = perfect(cluster_settings=ClusterSettings(method="k_means", min_pixels=1))
+    model = perfect(cluster_settings=cluster_settings(method="k_means", min_pixels=1))
     item = picture((8, 8), (0, 0, 0, 8, 3), (0, 0, 3, 8, 8))
     assert len(model([item | {"num_instances": 2}])[0]["instances"]) == 2
     with pytest.raises(ConfigError, match="give it as num_instances"):

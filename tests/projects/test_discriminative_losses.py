@@ -17,6 +17,7 @@ from instseg.projects.discriminative_loss import (
     discriminative_loss,
 )
 from tests.conftest import GOLDEN, close, load_module
+from tests.support.dense_common import discriminative_settings
 
 FOLDER = GOLDEN / "discriminative_loss"
 CASES = "abcde"
@@ -160,15 +161,15 @@ def labelled(*numbers: int) -> Tensor:
 
 def test_two_means_closer_than_both_margins_are_pushed_by_the_exact_amount() -> None:
     # Means 0 and 2, 2 delta_d = 3: (3 - 2)^2 for both ordered pairs, over 2.
-    terms = discriminative_loss(line(0, 2), targets_of(labelled(1, 2)), DiscriminativeSettings())
+    terms = discriminative_loss(line(0, 2), targets_of(labelled(1, 2)), discriminative_settings())
     assert values(terms)[:3] == pytest.approx([0, 1, 1])
 
 
 def test_variance_by_hand() -> None:
     # Object 1: mean 0, pixels 2 away: (2 - 0.5)^2.  Object 2: one pixel, 0.
     x, labels = line(-2, 2, 50), labelled(1, 1, 2)
-    by_object = discriminative_loss(x, targets_of(labels), DiscriminativeSettings())
-    by_pixel = discriminative_loss(x, targets_of(labels), DiscriminativeSettings(variance="pixel"))
+    by_object = discriminative_loss(x, targets_of(labels), discriminative_settings())
+    by_pixel = discriminative_loss(x, targets_of(labels), discriminative_settings(variance="pixel"))
     assert float(by_object.variance) == pytest.approx(2.25 / 2)
     assert float(by_pixel.variance) == pytest.approx(4.5 / 3)
 
@@ -176,7 +177,7 @@ def test_variance_by_hand() -> None:
 def test_objects_of_different_classes_do_not_see_each_other() -> None:
     # The same place in the embedding, but classes 0 and 1; terms are means over the two classes.
     targets = targets_of(labelled(1, 2, 3), {1: 0, 2: 1, 3: 1})
-    terms = discriminative_loss(line(0, 0, 2), targets, DiscriminativeSettings())
+    terms = discriminative_loss(line(0, 0, 2), targets, discriminative_settings())
     assert float(terms.distance) == pytest.approx((0 + 1) / 2)
     assert float(terms.regulariser) == pytest.approx((0 + 1) / 2)
 
@@ -184,7 +185,7 @@ def test_objects_of_different_classes_do_not_see_each_other() -> None:
 def test_pictures_do_not_see_each_other_and_one_without_objects_counts_zero() -> None:
     x = line(0, 2, 5).repeat(2, 1, 1, 1)
     labels = torch.cat([labelled(1, 2, 0), labelled(0, 0, 0)])
-    terms = discriminative_loss(x, targets_of(labels), DiscriminativeSettings())
+    terms = discriminative_loss(x, targets_of(labels), discriminative_settings())
     assert float(terms.distance) == pytest.approx(1 / 2)
 
 
@@ -196,7 +197,7 @@ def test_an_object_without_a_cell_counts_nowhere() -> None:
         torch.cat([targets.images, torch.zeros(1, dtype=torch.int64)]),
         torch.cat([targets.classes, torch.zeros(1, dtype=torch.int64)]),
     )
-    settings = DiscriminativeSettings()
+    settings = discriminative_settings()
     assert values(discriminative_loss(line(0, 2), more, settings)) == values(
         discriminative_loss(line(0, 2), targets, settings)
     )
@@ -207,14 +208,14 @@ def test_an_object_without_a_cell_counts_nowhere() -> None:
 def test_a_collapsed_embedding_has_a_finite_gradient(labels: Tensor, norm: str) -> None:
     """No object, one and two, everything at 0, where norms have no derivative."""
     x = torch.zeros(1, 4, 1, 2, requires_grad=True)
-    terms = discriminative_loss(x, targets_of(labels), DiscriminativeSettings(norm=norm))
+    terms = discriminative_loss(x, targets_of(labels), discriminative_settings(norm=norm))
     assert gradient(terms, x).isfinite().all()
 
 
 def test_no_object_gives_zero_attached_to_the_graph() -> None:
     x = torch.randn(2, 3, 4, 5, requires_grad=True)
     targets = targets_of(torch.zeros(2, 4, 5, dtype=torch.int64))
-    terms = discriminative_loss(x, targets, DiscriminativeSettings())
+    terms = discriminative_loss(x, targets, discriminative_settings())
     assert values(terms) == [0, 0, 0, 0]
     assert not gradient(terms, x).any()
 
@@ -222,7 +223,7 @@ def test_no_object_gives_zero_attached_to_the_graph() -> None:
 def test_hundreds_of_objects_of_one_pixel_equal_a_sum_over_pairs() -> None:
     x = torch.randn(1, 4, 20, 20, dtype=torch.float64)
     labels = torch.arange(1, 401).view(1, 20, 20)
-    terms = discriminative_loss(x, targets_of(labels), DiscriminativeSettings())
+    terms = discriminative_loss(x, targets_of(labels), discriminative_settings())
     points = x[0].flatten(1).T
     apart = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
     hinges = (3 - apart).clamp(min=0).square().fill_diagonal_(0)
@@ -235,7 +236,7 @@ def test_half_precision_is_summed_in_single(dtype: torch.dtype) -> None:
     """4096 pixels at 100 would overflow a sum in half precision."""
     x = torch.full((1, 2, 64, 64), 100.0, dtype=dtype, requires_grad=True)
     targets = targets_of(torch.ones(1, 64, 64, dtype=torch.int64))
-    terms = discriminative_loss(x, targets, DiscriminativeSettings())
+    terms = discriminative_loss(x, targets, discriminative_settings())
     assert terms.regulariser.dtype == torch.float32
     assert float(terms.regulariser) == pytest.approx(100 * 2**0.5, rel=1e-5)
 
@@ -258,7 +259,7 @@ def test_the_gradient_is_that_of_the_values(norm: str, variance: str) -> None:
 def test_maps_of_another_size_are_refused() -> None:
     targets = targets_of(labelled(1, 2, 0))
     with pytest.raises(ValueError, match=r"\(1, 1, 3\); expected the same batch"):
-        discriminative_loss(line(0, 2), targets, DiscriminativeSettings())
+        discriminative_loss(line(0, 2), targets, discriminative_settings())
 
 
 def test_the_count_is_compared_in_units_of_the_largest() -> None:
@@ -277,4 +278,4 @@ def test_the_count_is_compared_in_units_of_the_largest() -> None:
 )
 def test_impossible_settings_are_refused(settings: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        DiscriminativeSettings(**settings)
+        discriminative_settings(**settings)

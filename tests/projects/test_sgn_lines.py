@@ -18,7 +18,6 @@ from instseg.modeling import dense_targets
 from instseg.ops.sgn_lines import BACKGROUND, END, INTERIOR, NONE, START
 from instseg.projects.sgn import (
     Components,
-    LineSettings,
     Truth,
     breakpoint_labels,
     degrade,
@@ -30,6 +29,7 @@ from instseg.projects.sgn import (
     merge_by_owner,
     most_likely_labels,
 )
+from tests.support.dense_common import line_settings
 
 CPU = torch.device("cpu")
 
@@ -161,7 +161,7 @@ def test_true_breakpoints_and_links_give_the_connected_components(
     seed: int, direction: str
 ) -> None:
     truth = truth_of(*scene(seed), widening=0)
-    lines = LineSettings(widening=0, direction=direction)
+    lines = line_settings(widening=0, direction=direction)
     _, found = find_components(truth.labels, truth.semantic, truth.links, lines)
     assert same_partition(found, connected(truth.owners))
 
@@ -173,7 +173,7 @@ def test_any_instance_map_is_found_again(height: int, width: int, count: int, se
     owners = torch.randint(-1, count, (height, width), generator=generator)
     kinds = torch.randint(1, 3, (count + 1,), generator=generator)
     truth = truth_of(owners, torch.where(owners >= 0, kinds[owners], 0), widening=0)
-    _, found = find_components(truth.labels, truth.semantic, truth.links, LineSettings(widening=0))
+    _, found = find_components(truth.labels, truth.semantic, truth.links, line_settings(widening=0))
     components = Components.from_map(found, truth.semantic)
     merge_by_owner(components, majority_owners(found, owners, len(components.areas)))
     assert same_partition(components.map, owners)
@@ -187,7 +187,7 @@ def ious(record: dict[str, Any], widening: int) -> list[float]:
     instances.gt_masks = BitMasks(torch.from_numpy(masks.astype(bool)))
     targets = dense_targets([instances], masks.shape[1:], 1, CPU)
     truth = Truth.of_picture(targets, 0, masks.shape[1:], widening)
-    lines = LineSettings(widening=widening)
+    lines = line_settings(widening=widening)
     _, found = find_components(truth.labels, truth.semantic, truth.links, lines)
     components = Components.from_map(found, truth.semantic)
     owners = majority_owners(found, truth.owners, len(components.areas))
@@ -232,7 +232,7 @@ def test_an_object_that_another_one_breaks_up_comes_back_in_one_piece() -> None:
     owners[:, 4] = 1
     owners[4] = 1
     truth = truth_of(owners, torch.ones_like(owners), widening=0)
-    _, found = find_components(truth.labels, truth.semantic, truth.links, LineSettings(widening=0))
+    _, found = find_components(truth.labels, truth.semantic, truth.links, line_settings(widening=0))
     assert int(found.max()) + 1 == 5
     components = Components.from_map(found, truth.semantic)
     merge_by_owner(components, majority_owners(found, owners, 5))

@@ -7,7 +7,6 @@ from torch import Tensor
 from instseg.projects.sgn import (
     Components,
     LineNet,
-    LineSettings,
     MergerNet,
     MergeSettings,
     PictureMaps,
@@ -15,7 +14,6 @@ from instseg.projects.sgn import (
     breakpoint_loss,
     candidate_pairs,
     crop_pairs,
-    keep_large,
     large_components,
     link_loss,
     merge_by_owner,
@@ -24,6 +22,7 @@ from instseg.projects.sgn import (
 )
 from instseg.projects.sgn.training import merger_loss
 from tests.conftest import close
+from tests.support.dense_common import line_settings, merge_settings
 
 
 def components(*rows: list[int], classes: list[list[int]] | None = None) -> Components:
@@ -97,17 +96,17 @@ def test_candidates_are_large_near_and_of_one_class_and_the_larger_comes_first()
     row = [0, 0, 1, 1, 1, -1, 2, 2, -1, -1, -1, 3, 3, 4]
     kinds = [1, 1, 1, 1, 1, 0, 2, 2, 0, 0, 0, 1, 1, 1]
     found = components(row, classes=[kinds])
-    near = MergeSettings(min_area=2, max_gap=0.5)
+    near = merge_settings(min_area=2, max_gap=0.5)
     assert pairs_of(found, near) == [[1, 0]]
-    far = MergeSettings(min_area=2, max_gap=9.0)
+    far = merge_settings(min_area=2, max_gap=9.0)
     assert pairs_of(found, far) == [[1, 0], [0, 3], [1, 3]]
-    one = MergeSettings(min_area=1, max_gap=9.0, partners=1)
+    one = merge_settings(min_area=1, max_gap=9.0, partners=1)
     assert pairs_of(found, one) == [[1, 0], [3, 4]]
 
 
 def test_only_the_largest_components_are_candidates() -> None:
     found = components([0, 0, 1, 2, 2, 2, 3, 3])
-    settings = MergeSettings(min_area=1, max_gap=9.0, most=3)
+    settings = merge_settings(min_area=1, max_gap=9.0, most=3)
     assert pairs_of(found, settings) == [[2, 0], [0, 3], [2, 3]]
 
 
@@ -153,7 +152,7 @@ def test_the_likeliest_pair_is_merged_first_and_then_looked_at_anew() -> None:
         first = len(asked) == 1
         return torch.tensor([likely[tuple(sorted(p))] if first else 0.2 for p in pairs.tolist()])
 
-    merge_greedily(found, MergeSettings(min_area=1, max_gap=1.0), score)
+    merge_greedily(found, merge_settings(min_area=1, max_gap=1.0), score)
     assert found.map.tolist() == [[0, 0, 2]]
     assert [len(pairs) for pairs in asked] == [3, 1]
     assert found.areas.tolist() == [2, 0, 1] and found.boxes[0].tolist() == [0, 0, 2, 1]
@@ -170,13 +169,13 @@ def test_pairs_likeliest_for_both_their_components_are_merged_in_one_round() -> 
         scores = [likely.get(tuple(sorted(p)), 0.1) for p in pairs.tolist()]
         return torch.tensor(scores if len(asked) == 1 else [0.1] * len(pairs))
 
-    merge_greedily(found, MergeSettings(min_area=1, max_gap=9.0), score)
+    merge_greedily(found, merge_settings(min_area=1, max_gap=9.0), score)
     assert found.map.tolist() == [[0, 0, 2, 2]] and asked == [6, 1]
 
 
 def test_everything_likely_becomes_one() -> None:
     found = components([0, 1, 2, 3, 4])
-    settings = MergeSettings(min_area=1, max_gap=9.0)
+    settings = merge_settings(min_area=1, max_gap=9.0)
     merge_greedily(found, settings, lambda pairs: torch.ones(len(pairs)))
     assert len(found.map.unique()) == 1 and found.areas.sum() == 5
 
@@ -194,13 +193,7 @@ def test_a_picture_without_components_has_nothing_to_merge() -> None:
     assert found.map.tolist() == [[-1, -1]]
 
 
-def test_small_components_are_dropped_and_the_others_renumbered() -> None:
-    found = components([0, 1, 1, -1, 2, 2])
-    instances, kept = keep_large(found, 2)
-    assert instances.tolist() == [[-1, 0, 0, -1, 1, 1]] and kept.tolist() == [1, 2]
-
-
-def test_a_picture_without_a_pair_gives_no_merger_loss() -> None:
+def test_a_picture_without_a_pair_gives_a_merger_loss_of_0() -> None:
     nothing = torch.zeros(4, 5, dtype=torch.int64)
     labels = torch.zeros(2, 4, 5, dtype=torch.uint8)
     maps = PictureMaps(
@@ -212,4 +205,8 @@ def test_a_picture_without_a_pair_gives_no_merger_loss() -> None:
         torch.ones(2, 4, 5),
     )
     truth = Truth(nothing - 1, nothing, labels, labels.bool())
-    assert merger_loss(MergerNet(), [(maps, truth)], LineSettings(), MergeSettings(), 8) is None
+    network = MergerNet()
+    loss = merger_loss(network, [(maps, truth)], line_settings(), merge_settings(), 8)
+    loss.backward()
+    assert float(loss) == 0
+    assert all(p.grad is not None and not p.grad.any() for p in network.parameters())

@@ -1,8 +1,14 @@
-"""Pictures of rectangles, for tests of bottom-up methods."""
+"""Pictures of rectangles and settings of every stage, for tests of bottom-up methods."""
+
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from detectron2.structures import BitMasks, Instances
+
+from instseg.projects.discriminative_loss import ClusterSettings, DiscriminativeSettings
+from instseg.projects.sgn import LineSettings, MergeSettings
 
 Rectangle = tuple[int, int, int, int, int]  # class, y1, x1, y2, x2
 
@@ -34,3 +40,21 @@ def rectangles(size: tuple[int, int], *objects: Rectangle) -> Instances:
     instances.gt_classes = torch.tensor([kind for kind, *_ in objects], dtype=torch.int64)
     instances.gt_masks = BitMasks(masks)
     return instances
+
+
+def cluster_settings(method: str = "mean_shift", **changes: Any) -> ClusterSettings:
+    settings = ClusterSettings(method, bandwidth=1.5, min_pixels=11, max_instances=100)
+    return replace(settings, **changes)
+
+
+def discriminative_settings(**changes: Any) -> DiscriminativeSettings:
+    return replace(DiscriminativeSettings(0.5, 1.5, "L2", "instance"), **changes)
+
+
+def line_settings(**changes: Any) -> LineSettings:
+    return replace(LineSettings(1, 0.5, 0.5, "rows"), **changes)
+
+
+def merge_settings(**changes: Any) -> MergeSettings:
+    settings = MergeSettings(min_area=50, most=1000, max_gap=0.5, partners=10, threshold=0.5)
+    return replace(settings, **changes)

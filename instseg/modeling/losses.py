@@ -1,10 +1,20 @@
-"""Losses of a semantic map beside which objects are found bottom-up."""
+"""Losses that several papers share."""
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from instseg.modeling.dense_targets import IGNORED
+
+
+def attached_zero(tensors: Iterable[Tensor]) -> Tensor:
+    """0 that gives each of ``tensors``, one at least, a gradient of 0.
+
+    A loss that has nothing to count adds it, so that every parameter has a gradient in every step.
+    """
+    return torch.stack([x.sum() for x in tensors]).sum() * 0
 
 
 def semantic_loss(logits: Tensor, semantic: Tensor) -> Tensor:

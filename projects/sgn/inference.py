@@ -1,0 +1,135 @@
+"""Prediction: what the three networks, or the truth in their place, make of one image."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from instseg.modeling import DenseInstances, check_finite, renumbered, stage
+from instseg.projects.sgn.inputs import true_targets
+from instseg.projects.sgn.lines import most_likely_labels
+from instseg.projects.sgn.merging import (
+    Components,
+    MergeSettings,
+    crop_pairs,
+    merge_by_owner,
+    merge_greedily,
+    windows,
+)
+from instseg.projects.sgn.networks import MergerNet
+from instseg.projects.sgn.pipeline import PictureMaps, Truth, find_components, foreground
+from instseg.projects.sgn.targets import majority_owners
+
+if TYPE_CHECKING:
+    from instseg.projects.sgn.sgn import SGN
+
+_PAIRS_PER_BATCH = 256
+"""Crops that MergerNet looks at at a time, against running out of memory."""
+
+
+@dataclass(frozen=True)
+class Found(DenseInstances):
+    """Instances of one image, those that MergerNet makes of components, and the stages before.
+
+    ``scores`` are the mean probability of the class.
+
+    Attributes:
+        labels: (2, h, w) uint8 breakpoints along rows and columns.
+        lines: (h, w) int64, numbered from 0, -1 for none, on the CPU; so are
+        components: those that LineNet makes of lines.
+    """
+
+    labels: Tensor
+    lines: Tensor
+    components: Tensor
+
+
+@torch.no_grad()
+def find(model: "SGN", image: Tensor, item: dict[str, Any]) -> tuple[Found, Tensor]:
+    """See :meth:`SGN.find`."""
+    rows, columns = size = model.cells(image)
+    with stage("breakpoints"):
+        semantic, logits = model.breakpoint_logits([image])
+    # What the padding shows is not part of the picture.
+    probabilities = semantic[0, :, :rows, :columns].softmax(dim=0)
+    breakpoints = logits[0, :, :, :rows, :columns].softmax(dim=1)
+    check_finite(probabilities, breakpoints)
+    truth, targets = None, None
+    if "truth" in model.sources.values():
+        truths = [key for key, source in model.sources.items() if source == "truth"]
+        targets = true_targets(item, size, model.output_stride, truths, model.device)
+        truth = Truth.of_picture(targets, 0, size, model.line_settings.widening)
+        if not model.class_aware:
+            truth = replace(truth, semantic=truth.semantic.clamp(max=1))
+    if model.sources["SEMANTIC"] != "own":
+        probabilities = model.given_semantic([image], [item], targets, size)[0]
+    with stage("links"):
+        grouped = probabilities if model.class_aware else foreground(probabilities)
+        maps = model.picture_maps(image, grouped, breakpoints, truth)
+    check_finite(maps.links)
+    return _grouped(model, maps, probabilities, truth), probabilities
+
+
+def _grouped(model: "SGN", maps: PictureMaps, probabilities: Tensor, truth: Truth | None) -> Found:
+    """Lines, components and instances of one picture."""
+    with stage("lines"):
+        threshold = model.line_settings.breakpoint_threshold
+        labels = most_likely_labels(maps.breakpoints, threshold)
+        lines, first = find_components(labels, maps.semantic, maps.links, model.line_settings)
+        components = Components.from_map(first.to(model.device), maps.semantic)
+    with stage("merging"):
+        if model.sources["MERGES_TEST"] == "own":
+            merged_by_network(maps, components, model.merger, model.merge_settings)
+        elif truth is not None and model.sources["MERGES_TEST"] == "truth":
+            merged_by_truth(components, truth)
+        large = (components.areas >= max(model.min_area, 1)).nonzero()[:, 0]
+        instances = renumbered(components.map, large, len(components.areas))
+        classes, scores = classes_and_scores(instances, probabilities, len(large))
+        best = scores.argsort(descending=True, stable=True)[: model.max_instances]
+        numbers = renumbered(instances, best, len(large))
+    return Found(numbers, classes[best], scores[best], labels, lines, first)
+
+
+@torch.no_grad()
+def merged_by_network(
+    maps: PictureMaps, components: Components, network: MergerNet, settings: MergeSettings
+) -> None:
+    """Merge components that MergerNet calls one object, in place."""
+    pixels = maps.for_crops()
+
+    def score(pairs: Tensor) -> Tensor:
+        found = [
+            network(
+                crop_pairs(pixels, maps.semantic, components, some, windows(components, some))
+            ).sigmoid()
+            for some in pairs.split(_PAIRS_PER_BATCH)
+        ]
+        scores = torch.cat([pixels.new_zeros(0), *found])
+        check_finite(scores)
+        return scores
+
+    merge_greedily(components, settings, score)
+
+
+def merged_by_truth(components: Components, truth: Truth) -> None:
+    """Merge components of which most belongs to one object, in place."""
+    count = len(components.areas)
+    merge_by_owner(components, majority_owners(components.map, truth.owners, count))
+
+
+def classes_and_scores(
+    instances: Tensor, probabilities: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """The class, from 0, that the pixels of each instance have in the mean, and its probability.
+
+    Args:
+        instances: (h, w) int64, 0 ... count - 1, each with a pixel; -1 for none.
+        probabilities: (C + 1, h, w) of the semantic map.
+    """
+    inside = instances >= 0
+    sums = probabilities.new_zeros(count, len(probabilities) - 1, dtype=torch.double)
+    sums.index_add_(0, instances[inside], probabilities[1:, inside].T.double())
+    areas = instances[inside].bincount(minlength=count)
+    scores, classes = (sums / areas[:, None]).max(dim=1)
+    return classes, scores.float()

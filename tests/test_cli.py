@@ -10,7 +10,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from instseg import cli
-from instseg.checkpoint.convert import FORMATS
+from instseg.projects import converters
 
 
 def test_the_command_leaves_logging_as_it_was(tmp_path: Path) -> None:
@@ -134,4 +134,23 @@ def test_the_help_of_convert_names_every_format(capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit):
         cli.main(["convert", "--help"])
     words = capsys.readouterr().out.replace(",", " ").split()
-    assert set(FORMATS) <= set(words)
+    assert set(converters()) <= set(words)
+
+
+def test_no_help_needs_torch() -> None:
+    """Formats of weights are named without importing the projects, which takes seconds."""
+    code = (
+        "import sys; from instseg import cli\n"
+        "try: cli.main(['convert', '--help'])\n"
+        "finally: print({'torch', 'detectron2', 'cv2'} & set(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "set()"
+
+
+def test_an_unknown_format_is_one_line_with_those_there_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["convert", "paper", "in.pth", "out"]) == 2
+    words = f"there is no converter for 'paper'; choose one of {', '.join(converters())}"
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {words}"

@@ -285,7 +285,7 @@ COMPARISONS: dict[str, OperatorComparison] = {
         ours=vote_masks,
         theirs=vote_masks_reference,
     ),
-    "yolact_mask_assembly": OperatorComparison(
+    "mask_assembly": OperatorComparison(
         peer="matmul, sigmoid, crop, interpolate, threshold",
         inputs=_mask_inputs,
         ours=assemble_masks,
@@ -312,7 +312,7 @@ COMPARISONS: dict[str, OperatorComparison] = {
         slow=True,
         needs="sklearn",
     ),
-    "sgn_line_decoding": OperatorComparison(
+    "line_decoding": OperatorComparison(
         peer="plain Python",
         inputs=_breakpoint_inputs,
         ours=_decode_widened,

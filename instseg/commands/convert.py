@@ -3,6 +3,7 @@
 import argparse
 
 from instseg.commands.arguments import add_classes_argument, path
+from instseg.projects import converters
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,11 +13,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "became of every tensor and what the file does not tell. Runs no code."
     )
     add = parser.add_argument
+    *formats, last = converters()
     add(
         "format",
         metavar="FORMAT",
-        help="whose weights: deepmask, discriminative_loss, fcis, maskscoring_rcnn, matterport, "
-        "yolact or yolact_edge",
+        help=f"whose weights: {', '.join(formats)} or {last}",
     )
     add("input", metavar="IN", help="the file as its authors released it")
     add("output", metavar="OUT", type=path, help="NAME.safetensors (the default) or NAME.pth")

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from instseg.checkpoint.convert.configuration import Choice, Options, choose
-from instseg.checkpoint.convert.yolact_layout import layout_of
 from instseg.errors import CheckpointError, ConfigError
+from instseg.projects.yolact.weights_layout import layout_of
 from tests.support.yolact_common import keys
 
 NODE = "MODEL.YOLACT"

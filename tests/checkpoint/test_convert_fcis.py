@@ -20,9 +20,10 @@ from torch import nn
 
 import instseg
 from instseg.checkpoint import Checkpointer
-from instseg.checkpoint.convert import Options, fcis
+from instseg.checkpoint.convert import Options
 from instseg.cli import main
 from instseg.errors import CheckpointError
+from instseg.projects.fcis import convert as fcis
 from instseg.projects.fcis import refine_boxes, to_rois
 from instseg.projects.fcis.roi_heads import Maps, Regions
 from tests.conftest import GOLDEN

@@ -24,10 +24,11 @@ from torch.nn import functional as F
 
 import instseg
 from instseg.checkpoint import Checkpointer
-from instseg.checkpoint.convert import Options, matterport
+from instseg.checkpoint.convert import Options
 from instseg.cli import main
 from instseg.errors import CheckpointError
 from instseg.projects.mask_rcnn import SamePaddingStem
+from instseg.projects.mask_rcnn import convert_matterport as matterport
 from tests.conftest import GOLDEN, close, load_module
 
 FOLDER = GOLDEN / "mask_rcnn"

@@ -17,8 +17,9 @@ import torch
 from detectron2.engine import DefaultPredictor
 
 import instseg
-from instseg.checkpoint.convert import Options, yolact
+from instseg.checkpoint.convert import Options
 from instseg.errors import CheckpointError
+from instseg.projects.yolact import convert as yolact
 from instseg.projects.yolact import level_sizes, mask_probabilities
 from tests.conftest import close
 from tests.support.yolact_common import (

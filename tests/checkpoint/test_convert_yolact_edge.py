@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from instseg.checkpoint.convert import Options, yolact_edge
+from instseg.checkpoint.convert import Options
 from instseg.errors import CheckpointError
 from instseg.projects.yolact import mask_probabilities
+from instseg.projects.yolact_edge import convert as yolact_edge
 from instseg.projects.yolact_edge import flow_loss, warp_loss
 from tests.conftest import close
 from tests.support.yolact_common import (

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from instseg.checkpoint.convert import yolact as converter
 from instseg.projects.yolact import (
     LossSettings,
     Predictions,
@@ -22,6 +21,7 @@ from instseg.projects.yolact import (
     semantic_loss,
     yolact_losses,
 )
+from instseg.projects.yolact import convert as converter
 from tests.support.yolact_common import (
     SEED,
     convert,

@@ -19,9 +19,10 @@ from detectron2.data import detection_utils
 from PIL import Image
 
 import instseg
-from instseg.checkpoint.convert import FORMATS, convert_file
+from instseg.checkpoint.convert import convert_file
 from instseg.data.images import read_image
 from instseg.errors import CheckpointError, ConfigError, ImageError
+from instseg.projects import converters
 from tests.conftest import ROOT
 
 EXECUTING = {
@@ -104,7 +105,7 @@ class Payload:
         return os.mkdir, (str(self.marker),)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", converters())
 @pytest.mark.parametrize("in_zip", [False, True], ids=["pickle", "zip"])
 def test_a_payload_for_a_converter_is_refused_and_not_executed(
     name: str, in_zip: bool, tmp_path: Path
@@ -127,7 +128,7 @@ STARTS = [
 ]
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", converters())
 def test_noise_for_a_converter_is_refused_with_the_name_of_the_file(
     name: str, tmp_path: Path
 ) -> None:

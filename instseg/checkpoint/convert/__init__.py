@@ -1,43 +1,27 @@
 """Weights released by the authors of a paper, made into checkpoints for our models.
 
-One module per authors' format; each has a function ``convert`` (see :class:`Converter`).  Reading
-executes nothing that a file contains.
+Each authors' format has a module in the project of the paper, whose function ``convert`` is a
+:class:`Converter`; what they share and the readers of file formats are here.  Reading executes
+nothing that a file contains.
 """
 
 import os
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from instseg.categories import Categories
-from instseg.checkpoint.convert import (
-    deepmask,
-    discriminative_loss,
-    fcis,
-    maskscoring_rcnn,
-    matterport,
-    yolact,
-    yolact_edge,
-)
-from instseg.checkpoint.convert.common import CLASS_LAYERS, Converter, Report
+from instseg.checkpoint.convert.common import Converter, Report, class_tensors
 from instseg.checkpoint.convert.configuration import Options, config_text
 from instseg.checkpoint.writing import save_safetensors
 from instseg.config.classes import model_categories
 from instseg.errors import ConfigError
 from instseg.files import atomic_write
+from instseg.projects import converters
 
-FORMATS: dict[str, Converter] = {
-    "deepmask": deepmask.convert,
-    "discriminative_loss": discriminative_loss.convert,
-    "fcis": fcis.convert,
-    "maskscoring_rcnn": maskscoring_rcnn.convert,
-    "matterport": matterport.convert,
-    "yolact": yolact.convert,
-    "yolact_edge": yolact_edge.convert,
-}
-
-__all__ = ["FORMATS", "Converter", "Options", "Report", "convert_file"]
+__all__ = ["Converter", "Options", "Report", "convert_file"]
 
 
 def convert_file(
@@ -46,7 +30,7 @@ def convert_file(
     """Convert the file ``source``; write the result and, as ``.yaml`` beside it, its configuration.
 
     Args:
-        format_name: a key of :data:`FORMATS`.
+        format_name: a key of :func:`instseg.projects.converters`.
         source: path or URL of the authors' file.
         target: file to write: ``.safetensors``, which is appended if there is no extension, or
             ``.pth``.
@@ -59,9 +43,10 @@ def convert_file(
         CheckpointError: see :class:`Converter`.
         OutputError: the target cannot be written.
     """
-    if format_name not in FORMATS:
+    modules = converters()
+    if format_name not in modules:
         raise ConfigError(
-            f"there is no converter for {format_name!r}; choose one of {', '.join(FORMATS)}"
+            f"there is no converter for {format_name!r}; choose one of {', '.join(modules)}"
         )
     path = Path(target)
     path = path if path.suffix else path.with_name(f"{path.name}.safetensors")
@@ -74,7 +59,8 @@ def convert_file(
     given = options.config
     if given and os.path.exists(config) and os.path.exists(given) and config.samefile(given):
         raise ConfigError(f"{config} is the --config-file; give the result another name")
-    state, report = FORMATS[format_name](source, options)
+    convert: Converter = import_module(modules[format_name]).convert
+    state, report = convert(source, options)
     origin: dict[str, Any] = {"converted_from": format_name}
     if (categories := _categories(path, report, options)) is not None:
         origin["categories"] = categories.as_coco()
@@ -97,7 +83,7 @@ def _categories(path: Path, report: Report, options: Options) -> Categories | No
     Raises:
         ConfigError: those of the user do not fit the file.
     """
-    if not any(CLASS_LAYERS.match(name) for name in report.mapped):
+    if not class_tensors(report.choice.cfg) & report.mapped.keys():
         if options.classes is not None:
             raise ConfigError(f"--classes: {path} gets no layer for classes; leave --classes out")
         return None

@@ -1,27 +1,22 @@
 """What the converters share: checking a file against the model it is for, and the report."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor
 
 from instseg.checkpoint.convert.configuration import Choice, Layout, Options, choose
 from instseg.checkpoint.fit import few
+from instseg.config.classes import class_count
 from instseg.errors import CheckpointError
 from instseg.modeling.building import building
 
 Shape = tuple[int, ...]
 
-CLASS_LAYERS = re.compile(
-    r"(roi_heads\.(box_predictor\.(cls_score|bbox_pred)|mask_head\.predictor|cls_seg"
-    r"|maskiou_head\.maskiou)|head\.(\d\.)?class_logits|(network\.)?semantic"
-    r"|maskiou_net\.predictor)\."
-)
-"""Layers whose size depends on the number of classes."""
 _NAMED = 8
 """How many names an error lists."""
 
@@ -97,13 +92,7 @@ class Conversion:
         self.path = path
         self.options = options
         self.choice = choose(path, layout, options)
-        cfg = self.choice.cfg.clone()
-        cfg.MODEL.DEVICE = "meta"  # shapes alone are wanted
-        with torch.device("meta"), building():
-            model = build_model(cfg)
-        self.expected: dict[str, Shape] = {
-            name: tuple(value.shape) for name, value in model.state_dict().items()
-        }
+        self.expected = _shapes(self.choice.cfg)
         self._values: dict[str, Tensor] = {}
         self._sources: dict[str, tuple[str, ...]] = {}
         self._ignored: dict[str, str] = {}
@@ -147,9 +136,8 @@ class Conversion:
                 f"{self._model()}: {few(unknown, _NAMED)}; expected names like {example}"
             )
         missing = [name for name in self.expected if name not in self._values]
-        leave_out = self.options.leave_out_classes
-        if leave_out:
-            missing = [name for name in missing if not CLASS_LAYERS.match(name)]
+        unwanted = class_tensors(self.choice.cfg) if self.options.leave_out_classes else set()
+        missing = [name for name in missing if name not in unwanted]
         if not self._values or (missing and not self.options.allow_partial):
             raise CheckpointError(
                 f"{self.path} holds {len(self._values)} of the {len(self.expected)} tensors of "
@@ -161,15 +149,32 @@ class Conversion:
             raise CheckpointError(
                 f"{self.path} has values that are not finite for {few(broken, _NAMED)}"
             )
-        dropped = {name for name in self._values if leave_out and CLASS_LAYERS.match(name)}
         report = Report(
             choice=self.choice,
-            mapped={k: v for k, v in self._sources.items() if k not in dropped},
+            mapped={k: v for k, v in self._sources.items() if k not in unwanted},
             ignored=self._ignored,
-            left_out={k: v for k, v in self._sources.items() if k in dropped},
+            left_out={k: v for k, v in self._sources.items() if k in unwanted},
             missing=tuple(missing),
         )
-        return {k: v for k, v in self._values.items() if k not in dropped}, report
+        return {k: v for k, v in self._values.items() if k not in unwanted}, report
+
+
+def class_tensors(cfg: CfgNode) -> set[str]:
+    """Names of the tensors of ``cfg``'s model whose shape depends on the number of classes."""
+    classes = class_count(cfg)
+    if classes is None:
+        return set()
+    other = cfg.clone()
+    other.merge_from_list([classes.key, classes.count + 1])
+    return {name for name, _ in _shapes(cfg).items() - _shapes(other).items()}
+
+
+def _shapes(cfg: CfgNode) -> dict[str, Shape]:
+    cfg = cfg.clone()
+    cfg.MODEL.DEVICE = "meta"  # shapes alone are wanted
+    with torch.device("meta"), building():
+        model = build_model(cfg)
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
 def background_last(rows: Tensor) -> Tensor:

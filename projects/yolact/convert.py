@@ -12,13 +12,13 @@ from torch import Tensor
 
 from instseg.checkpoint.convert.common import Conversion, Report
 from instseg.checkpoint.convert.configuration import Options
-from instseg.checkpoint.convert.yolact_layout import (
+from instseg.checkpoint.reading import read_released
+from instseg.projects.yolact.weights_layout import (
     is_shared,
     layout_of,
     maskiou_ids,
     proto_ids,
 )
-from instseg.checkpoint.reading import read_released
 
 _EXAMPLE = "prediction_layers.0.bbox_layer.weight"
 _LEVELS = {"0": "5", "1": "4", "2": "3"}

@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterator
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from instseg.checkpoint.convert import yolact
 from instseg.checkpoint.convert.common import Conversion, Report
 from instseg.checkpoint.convert.configuration import Fact, Layout, Options, size
-from instseg.checkpoint.convert.yolact_layout import (
+from instseg.checkpoint.reading import read_released
+from instseg.errors import CheckpointError
+from instseg.projects.yolact import convert as yolact
+from instseg.projects.yolact.weights_layout import (
     UNTOLD,
     architecture_facts,
     backbone_facts,
     facts_of,
 )
-from instseg.checkpoint.reading import read_released
-from instseg.errors import CheckpointError
 
 _FIRST_BLOCKS = (0, 1, 2, 4, 7, 11, 14)
 """Where the stages of MobileNetV2 begin in torchvision's numbering; later ones are not used."""

@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
 from detectron2.structures import Instances
+from torchvision.utils import make_grid
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -97,7 +100,7 @@ def gallery(images: Sequence[Pixels], columns: int) -> Pixels:
     Args:
         images: (H, W, 3) uint8 pictures, possibly of different sizes; each is centred in a cell as
             large as the largest height and the largest width, and never scaled.
-        columns: cells per row; fewer where there are fewer pictures.
+        columns: cells per row; fewer where there are fewer pictures.  One alone has no margin.
     Returns:
         (H', W', 3) uint8.
     Raises:
@@ -105,17 +108,19 @@ def gallery(images: Sequence[Pixels], columns: int) -> Pixels:
     """
     if not len(images) or columns < 1:
         raise ValueError(f"a gallery of {len(images)} pictures in {columns} columns is empty")
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    cell_height = max(image.shape[0] for image in images) + _GALLERY_GAP
-    cell_width = max(image.shape[1] for image in images) + _GALLERY_GAP
-    canvas = np.full(
-        (rows * cell_height + _GALLERY_GAP, columns * cell_width + _GALLERY_GAP, 3), 255, np.uint8
+    height = max(image.shape[0] for image in images)
+    width = max(image.shape[1] for image in images)
+    cells = [torch.from_numpy(_centred(image, height, width)) for image in images]
+    grid = make_grid(
+        torch.stack(cells).permute(0, 3, 1, 2), columns, padding=_GALLERY_GAP, pad_value=255
     )
-    for index, image in enumerate(images):
-        row, column = divmod(index, columns)
-        height, width = image.shape[:2]
-        top = row * cell_height + _GALLERY_GAP + (cell_height - _GALLERY_GAP - height) // 2
-        left = column * cell_width + _GALLERY_GAP + (cell_width - _GALLERY_GAP - width) // 2
-        canvas[top : top + height, left : left + width] = image
-    return canvas
+    return np.ascontiguousarray(grid.permute(1, 2, 0).numpy())
+
+
+def _centred(image: Pixels, height: int, width: int) -> Pixels:
+    """``image`` in the middle of a white one of this size."""
+    top, left = (height - image.shape[0]) // 2, (width - image.shape[1]) // 2
+    bottom, right = height - image.shape[0] - top, width - image.shape[1] - left
+    white = (255, 255, 255)
+    framed = cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=white)
+    return np.asarray(framed, dtype=np.uint8)

@@ -25,8 +25,6 @@ SIZE = (240, 320)
 # A network so small that decoding, drawing and recording are a good part of the work.
 SMALL = ["MODEL.DEVICE", "cpu", "INPUT.SQUARE_SIZE", "64", "TEST.DETECTIONS_PER_IMAGE", "5"]
 SMALL += ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
-# Records of pictures are counted as the pictures.
-ONE_EACH = ["TEST.DETECTIONS_PER_IMAGE", "1", "MODEL.YOLACT.SCORE_THRESH_TEST", "0.0"]
 
 
 def write_clip(path: Path, frames: int) -> None:
@@ -105,11 +103,10 @@ def measure(
         (frames or pictures done, megabytes) about every ``step``.
     """
     if pictures:
-        overrides = [*overrides, *ONE_EACH]
-        given, written = folder / "pictures", folder / "results" / "predictions.json"
+        given, written = folder / "pictures", folder / "results" / "categories.jsonl"
         write_pictures(given, frames)
     else:
-        given, written = folder / "clip.mp4", folder / "results" / "clip.json"
+        given, written = folder / "clip.mp4", folder / "results" / "clip.jsonl"
         write_clip(given, frames)
     torch.manual_seed(0)
     model = Predictor(config, overrides=overrides).model

@@ -35,7 +35,9 @@ as COCO itself publishes them for its test images::
 
 It names every class of the model and every picture that was predicted on, also those without
 objects, so ``COCO("categories.json").loadRes("predictions.json")`` knows all there is to know.
-Both files are complete after every picture.
+While a run goes on, and after it was killed, both are ``predictions.jsonl`` and
+``categories.jsonl``, with a line for each object in the lists, complete after every picture; every
+other end joins the lines into the files.
 
 ``--images-of NAME`` predicts on the images of a data set; NAME is one of ``DATASETS.TEST``, such as
 ``coco:PATH.json:FOLDER``.  ``image_id`` and ``file_name`` are those of its file, so pycocotools can
@@ -73,12 +75,13 @@ shows a track in one colour, with ``#`` and its number.
 of their files, whether it succeeds with them or not; with ``--resume`` videos go on.  Results of
 inputs that are not in the run are named and stay, as does every file that no run wrote.
 
-Every frame is one line, written as soon as it is done.  A process that is killed outright loses
-the frames in work (one, or a batch of pictures on a GPU) and leaves the file without its last
-line.  ``--resume`` mends it: frames before the last key frame of the file are kept, prediction
-goes on from there with what an uninterrupted run gives, and the overlay ``NAME.mp4`` is drawn anew
-from the file's records, from the beginning.  Polygons would not give the same masks again, so a
-video with ``--polygons`` cannot be resumed.
+Every frame is one line, written to ``NAME.jsonl`` as soon as it is done; the first line is what
+stands before the frames.  The end of the run, also by an error, joins the lines into ``NAME.json``.
+A process that is killed outright loses the frames in work (one, or a batch of pictures on a GPU)
+and leaves the lines.  ``--resume`` goes on with either file: frames before its last key frame are
+kept, prediction goes on from there with what an uninterrupted run gives, and the overlay
+``NAME.mp4`` is drawn anew from the file's records, from the beginning.  Polygons would not give the
+same masks again, so a video with ``--polygons`` cannot be resumed.
 """
 
 import logging
@@ -104,7 +107,7 @@ from instseg.inference.video import VideoPredictor
 from instseg.modeling import gives_mask_scores
 from instseg.predict.earlier import remove_earlier, tell_others
 from instseg.predict.pictures import predict_pictures
-from instseg.predict.records import json_list, writing
+from instseg.predict.records import JsonLines, writing
 from instseg.predict.results import Results
 from instseg.predict.sources import Source, dataset_sources, find_sources, prepare_output
 from instseg.predict.videos import VideoRun
@@ -217,10 +220,10 @@ def _run(
         about: dict[str, object] = {"info": info | {"images_of": options.images_of}}
         about["categories"] = results.categories()
         with (
-            json_list(options.output / "categories.json", about, "images") as add_images,
-            json_list(options.output / "predictions.json") as add_records,
+            JsonLines(options.output / "categories.json", about, "images") as images,
+            JsonLines(options.output / "predictions.json") as records,
         ):
-            predict_pictures(results, pictures, add_records, add_images)
+            predict_pictures(results, pictures, records, images)
     info |= {"keyframe_interval": frames.keyframe_interval, "track": options.track}
     info |= tracker().settings if tracker else {}
     run = VideoRun(

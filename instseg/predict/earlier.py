@@ -20,7 +20,11 @@ logger = logging.getLogger(__name__)
 MARK = "instseg predict"
 _HEAD = 200
 """Bytes of a file among which its mark or beginning is."""
-_RESULTS = (b'{"info": {"config": ', b'[\n{"image_id": ', b"[\n]")
+_HEADER = b'{"info": {"config": '
+_RESULTS = {
+    ".json": (_HEADER, b'[\n{"image_id": ', b"[\n]"),
+    ".jsonl": (_HEADER, b'{"image_id": '),
+}
 _MASK = re.compile(r"(frame\d{6,}_)?\d{3,}_.*\.png")
 _TOLD = 5
 
@@ -66,7 +70,8 @@ def tell_others(output: Path, sources: Sequence[Source]) -> None:
     """Log what earlier runs wrote for inputs that are not among these; it stays."""
     expected = {name.lower() for source in sources for name in _names(source)}
     if any(source.kind == "picture" for source in sources):
-        expected |= {"predictions.json", "categories.json"}
+        for name in ("predictions", "categories"):
+            expected |= {f"{name}{suffix}" for suffix in _RESULTS}
     others = []
     for name in sorted(os.listdir(output)):
         path = output / name
@@ -83,7 +88,7 @@ def tell_others(output: Path, sources: Sequence[Source]) -> None:
 
 def _names(source: Source) -> list[str]:
     """Files and folders that a run may write for an input alone."""
-    suffixes = (".png", ".jpg") if source.kind == "picture" else (".json", ".mp4")
+    suffixes = (".png", ".jpg") if source.kind == "picture" else (*_RESULTS, ".mp4")
     return [f"{source.stem}{suffix}" for suffix in (*suffixes, "_masks")]
 
 
@@ -106,8 +111,8 @@ def _is_ours(path: Path) -> bool:
             head = file.read(_HEAD)
         if path.suffix in (".png", ".jpg"):
             return MARK.encode() in head
-        if path.suffix == ".json":
-            return head.startswith(_RESULTS)
+        if path.suffix in _RESULTS:
+            return head.startswith(_RESULTS[path.suffix])
         return path.suffix == ".mp4" and _comment(path) == MARK
     except (OSError, av.FFmpegError):  # no file that can be read is one that was written
         return False

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from instseg.data.images import Array, read_image
 from instseg.errors import ImageError
-from instseg.predict.records import AddRecords, write_picture
+from instseg.predict.records import JsonLines, write_picture
 from instseg.predict.results import Results
 from instseg.predict.sources import Source
 
@@ -17,15 +17,15 @@ _JPEG_SUFFIXES = frozenset((".jfif", ".jpe", ".jpeg", ".jpg"))
 
 
 def predict_pictures(
-    results: Results, sources: Sequence[Source], add_records: AddRecords, add_images: AddRecords
+    results: Results, sources: Sequence[Source], records: JsonLines, images: JsonLines
 ) -> None:
     """Predict on pictures, batched as the predictor does, and write what belongs to each.
 
     Args:
         results: where a picture that cannot be used is counted.
         sources: pictures.
-        add_records: takes the records for ``predictions.json``.
-        add_images: takes those of the pictures for ``categories.json``.
+        records: ``predictions.json``.
+        images: ``categories.json``, which lists the pictures.
     Raises:
         OutputError: a result cannot be written.
     """
@@ -51,10 +51,10 @@ def predict_pictures(
         head = {"image_id": image_id, "file_name": name}
         height, width = image.shape[:2]
         try:
-            records = results.describe(kept, source.stem)
+            instances = results.describe(kept, source.stem)
             # The image first: whenever the run ends, all that is said of images can be looked up.
-            add_images([{"id": image_id, "file_name": name, "width": width, "height": height}])
-            add_records(head | record for record in records)
+            images.add({"id": image_id, "file_name": name, "width": width, "height": height})
+            records.add(*(head | instance for instance in instances))
             if results.overlay:
                 suffix = ".jpg" if Path(source.name).suffix.lower() in _JPEG_SUFFIXES else ".png"
                 path = results.output / f"{source.stem}{suffix}"

@@ -1,13 +1,14 @@
-"""The files of ``instseg predict``, complete up to the last result if it is interrupted."""
+"""The files of ``instseg predict``: lines while they grow, joined into JSON at the end."""
 
 import errno
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+import secrets
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 
@@ -19,60 +20,90 @@ from instseg.predict.earlier import marked
 _LARGEST = 1e12
 _UNUSABLE = (ValueError, KeyError, TypeError, RecursionError)
 
-AddRecords = Callable[[Iterable[dict[str, Any]]], None]
 
+class JsonLines:
+    """A JSON file whose list grows: one line per record in ``NAME.jsonl``, joined at the end.
 
-@contextmanager
-def json_list(
-    path: Path, head: dict[str, Any] | None = None, key: str = ""
-) -> Iterator[AddRecords]:
-    """A JSON list in the file ``path``, closed anew whenever it grows.
+    Every line is handed to the operating system as a whole.  A process that is killed leaves
+    ``NAME.jsonl`` and no ``NAME.json``; any other end makes ``NAME.json`` and removes the lines.
 
-    What a process leaves that is interrupted or killed is valid JSON.
-
-    Args:
-        path: of the file.
-        head: the file is this object, with the list as its last value; None: it is the list.
-        key: of the list in that object.
-    Yields:
-        the function that appends records and hands them to the operating system.
+    Attributes:
+        path: ``NAME.json``; it is removed at the beginning.
+        lines: ``NAME.jsonl``: the head, where there is one, and the records.
+        tail: what the file says after the list; to be set before leaving.
     """
-    begin, close = ("[", "\n]\n")
-    if head is not None:
-        begin = f"{json.dumps(head)[:-1]}{', ' if head else ''}{json.dumps(key)}: ["
-        close = "\n]}\n"
-    with writing(path):
-        file = path.open("wb")
-        end = file.write(begin.encode())
-        file.write(close.encode())
-        file.flush()
-    separator = "\n"
 
-    def add(records: Iterable[dict[str, Any]]) -> None:
-        nonlocal end, separator
-        text = ",\n".join(map(json.dumps, records))
-        if not text:
-            return
-        with writing(path):
-            file.seek(end)
-            end += file.write((separator + text).encode())
-            file.write(close.encode())
-            file.flush()
-        separator = ",\n"
+    def __init__(self, path: Path, head: dict[str, Any] | None = None, key: str = "") -> None:
+        """
+        Args:
+            path: of the file that is made.
+            head: the file is this object, with the list as its last value; None: it is the list.
+            key: of the list in that object.
+        """
+        self.path = path
+        self.lines = path.with_suffix(".jsonl")
+        self.tail: dict[str, Any] = {}
+        self._head = head
+        self._key = key
 
-    try:
-        yield add
-    finally:
-        with writing(path):
-            file.close()
+    def __enter__(self) -> "JsonLines":
+        with writing(self.lines):
+            self._begin()
+            self._file = self.lines.open("ab")
+        with writing(self.path):
+            self.path.unlink(missing_ok=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with writing(self.lines):
+            self._file.close()
+        with writing(self.path):
+            self._join()
+            self.lines.unlink()
+
+    def add(self, *records: dict[str, Any]) -> None:
+        """Append records.
+
+        Raises:
+            OutputError: the disk is full, or the like.
+        """
+        with writing(self.lines):
+            self._file.write("".join(f"{json.dumps(record)}\n" for record in records).encode())
+            self._file.flush()
+
+    def _begin(self) -> None:
+        """Make the file of lines as it is before the first record is added."""
+        head = "" if self._head is None else f"{json.dumps(self._head)}\n"
+        with self.lines.open("wb") as file:
+            file.write(head.encode())
+
+    def _join(self) -> None:
+        """Make the JSON file of the lines, all or nothing."""
+        begin, end = "[", "\n]\n"
+        if self._head is not None:
+            begin, end = json.dumps({**self._head, self._key: [], **self.tail}).rsplit("[]", 1)
+            begin, end = f"{begin}[", f"\n]{end}\n"
+        with self.lines.open("rb") as lines, _replacing(self.path) as file:
+            if self._head is not None:
+                lines.readline()
+            file.write(begin.encode())
+            separator = b"\n"
+            for line in lines:
+                file.write(separator + line[:-1])
+                separator = b",\n"
+            file.write(end.encode())
 
 
-class VideoRecords:
-    """The file of a video: a header and one record per frame, written as they come.
+class VideoRecords(JsonLines):
+    """The file of a video: a header and one record per frame.
 
-    The layout is in the documentation of :mod:`instseg.predict`.  Every frame is one line, handed
-    to the operating system as a whole, so that a process that is killed loses the frame in work
-    and leaves a file without its last line, which :class:`VideoRecords` can continue.
+    The layout is in the documentation of :mod:`instseg.predict`.  What a run left that was killed
+    (``NAME.jsonl``) or ended (``NAME.json``) can be continued.
 
     Attributes:
         kept: number of frames taken over from an earlier run.
@@ -82,85 +113,83 @@ class VideoRecords:
     def __init__(self, path: Path, header: dict[str, Any], *, resume: bool) -> None:
         """
         Args:
-            path: of the file.
+            path: of the file that is made.
             header: what stands before the frames; JSON.
-            resume: continue the file if there is one.  It is cut before its last key frame, from
-                which a video model has to start.
+            resume: continue what there is.  It is cut before its last key frame, from which a
+                video model has to start.
         Raises:
-            ConfigError: the file to be continued has another header.
+            ConfigError: what is to be continued has another header.
             OutputError: it is no file.
         """
-        self._path = path
-        self._header = json.dumps(header)[:-1] + ', "frames": ['
-        self.kept, self._size, self.complete = 0, 0, False
-        if resume and os.path.exists(path):
-            with writing(path):
+        super().__init__(path, header, "frames")
+        self.kept, self.complete = 0, False
+        self._earlier = self.lines if self.lines.exists() else path
+        if resume and self._earlier.exists():
+            with writing(self._earlier):
                 self._scan(header)
 
-    def __enter__(self) -> "VideoRecords":
-        with writing(self._path):
-            self._file = self._path.open("r+b" if self._size else "wb")
-            self._file.truncate(self._size)
-            self._file.seek(self._size)
-            if not self._size:
-                self._file.write(self._header.encode())
-        self._separator = ",\n" if self.kept else "\n"
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        with writing(self._path), self._file:
-            self._file.write(f'\n], "complete": {json.dumps(self.complete)}}}\n'.encode())
+    def __exit__(self, *error: Any) -> None:
+        self.tail = {"complete": self.complete}
+        super().__exit__(*error)
 
     def earlier(self) -> Iterator[dict[str, Any]]:
         """The records that were kept, one at a time."""
-        with self._path.open("rb") as file:
+        with self.lines.open("rb") as file:
             file.readline()
             for _ in range(self.kept):
-                yield json.loads(file.readline().rstrip(b",\n"))
+                yield json.loads(file.readline())
 
-    def add(self, record: dict[str, Any]) -> None:
-        """Append the record of a frame.
-
-        Raises:
-            OutputError: the disk is full, or the like.
-        """
-        with writing(self._path):
-            self._file.write((self._separator + json.dumps(record)).encode())
-            self._file.flush()
-        self._separator = ",\n"
+    def _begin(self) -> None:
+        if not self.kept:
+            super()._begin()
+            return
+        with self._earlier.open("rb") as earlier, _replacing(self.lines) as file:
+            earlier.readline()
+            file.write(f"{json.dumps(self._head)}\n".encode())
+            for _ in range(self.kept):
+                file.write(earlier.readline().rstrip(b",\n") + b"\n")
 
     def _scan(self, header: dict[str, Any]) -> None:
-        """Find what of the file can be kept."""
+        """Find what can be kept of an earlier run."""
         ids = {category["id"] for category in header["categories"]}
-        with self._path.open("rb") as file:
-            first = file.readline()
+        with self._earlier.open("rb") as file:
+            first = file.readline().rstrip()
+            if first.endswith(b"["):  # of the joined file
+                first += b"]}"
             try:
-                found = json.loads(first.rstrip() + b"]}")
+                found = json.loads(first)
             except (ValueError, RecursionError):  # killed before the header was written
                 return
-            if {**header, "frames": []} != found:
+            if not isinstance(found, dict):
+                found = {}
+            if {**header, "frames": []} != {**found, "frames": []}:
                 raise ConfigError(
-                    f"{self._path} was written with {_difference(found, header)}; it cannot be "
+                    f"{self._earlier} was written with {_difference(found, header)}; it cannot be "
                     "resumed: repeat that, or choose another --output"
                 )
-            end, position, number = len(first.rstrip()), len(first), 0
-            self._size = end
-            for line in file:
+            for number, line in enumerate(file):
                 try:
                     record = _record(line, number, ids)
                 except _UNUSABLE:  # the line that closes the file, or one that was torn
                     self.complete = line.startswith(b'], "complete": true')
                     return
                 if record["keyframe"]:
-                    self.kept, self._size = number, end
-                end = position + len(line.rstrip(b",\n"))
-                position += len(line)
-                number += 1
+                    self.kept = number
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of ``path`` once it is complete."""
+    # Its name is short: that of ``path`` may be as long as names can be.
+    temporary = path.with_name(f".{secrets.token_hex(4)}{path.suffix}")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ import difflib
 import itertools
 import logging
 import math
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
+from detectron2.engine.hooks import BestCheckpointer
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
@@ -27,11 +27,14 @@ logger = logging.getLogger(__name__)
 _TOTAL = "val/total_loss"
 
 
-class BestCheckpoint(HookBase):
+class BestCheckpoint(BestCheckpointer):
     """Keeps the weights with the best ``metric`` in ``FOLDER/model_best.pth``.
 
+    Detectron2's, except that it looks after every step, since losses and evaluations have periods
+    of their own, and that the file holds its value, with which a resumed training goes on.
+
     The folder is not the one that training resumes from, so the best checkpoint never passes for
-    the last one.  Must run after the evaluation; a resumed training goes on with the value so far.
+    the last one.  Must run after the evaluation.
     """
 
     def __init__(
@@ -40,48 +43,43 @@ class BestCheckpoint(HookBase):
         """
         Args:
             checkpointer: saves the weights, into a folder of its own.
-            metric: name in the event storage, e.g. ``segm/AP``; NaN never is the best.
+            metric: name in the event storage, e.g. ``segm/AP``; only a finite value is the best.
             lower_is_better: keep the lowest value, as of losses.
         """
-        self._checkpointer = checkpointer
-        self._metric = metric
-        self._lower_is_better = lower_is_better
-        self._best: float | None = None
-        self._seen = -1
+        super().__init__(0, checkpointer, metric, "min" if lower_is_better else "max")
+        self._measured = -1  # the iteration of the latest value
 
     def before_train(self) -> None:
-        path = Path(self._checkpointer.save_dir, "model_best.pth")
+        path = Path(self._checkpointer.save_dir, f"{self._file_prefix}.pth")
         if self.trainer.start_iter > 0 and path.is_file():
             try:
-                self._best = read_weights(str(path))["best_value"]
+                self.best_metric = read_weights(str(path))["best_value"]
             except (CheckpointError, KeyError) as error:
                 # Raised on the main process alone, it would leave the others waiting.
                 logger.warning(f"{path} is not compared with: {error}")
 
     def after_step(self) -> None:
-        self._check()
+        self._best_checking()
 
     def after_train(self) -> None:
-        self._check()
-        if self._seen < 0 and self.trainer.iter >= self.trainer.max_iter:  # not when interrupted
+        self._best_checking()
+        interrupted = self.trainer.iter < self.trainer.max_iter
+        if self._measured < 0 and not interrupted:
             known = ", ".join(sorted(name for name in self.trainer.storage.latest() if "/" in name))
             logger.error(
-                f"TEST.BEST_METRIC {self._metric} was never measured, so no best checkpoint was "
-                f"kept; there are {known}"
+                f"TEST.BEST_METRIC {self._val_metric} was never measured, so no best checkpoint "
+                f"was kept; there are {known}"
             )
 
-    def _check(self) -> None:
-        value, iteration = self.trainer.storage.latest().get(self._metric, (math.nan, -1))
-        if iteration == self._seen:
+    def _best_checking(self) -> None:
+        value, iteration = self.trainer.storage.latest().get(self._val_metric, (math.nan, -1))
+        if iteration == self._measured:
             return
-        self._seen = iteration
-        if math.isnan(value):
-            return
-        better = operator.lt if self._lower_is_better else operator.gt
-        if self._best is None or better(value, self._best):
-            self._best = float(value)
-            logger.info(f"best {self._metric} so far: {value:.4f} at iteration {iteration}")
-            self._checkpointer.save("model_best", iteration=iteration, best_value=self._best)
+        self._measured = iteration
+        better = self.best_metric is None or self._compare(value, self.best_metric)
+        if better and self._update_best(value, iteration):
+            logger.info(f"best {self._val_metric} so far: {value:.4f} at iteration {iteration}")
+            self._checkpointer.save(self._file_prefix, iteration=iteration, best_value=value)
 
 
 class ValidationLoss(HookBase):

@@ -11,7 +11,7 @@ from PIL import Image
 from instseg import cli
 from instseg.data.videos import VideoFile
 from tests.data.test_streams import served
-from tests.support.predict_common import arguments_for_tiny_model, results
+from tests.support.predict_common import arguments_for_tiny_model, as_lines, results
 from tests.support.video_common import pictures, write_clip
 
 pytest.importorskip("trackers", reason="needs the extra 'video'")
@@ -61,7 +61,7 @@ def test_a_sequence_is_resumed_to_what_an_uninterrupted_run_gives(
     arguments = [*model, "--input", str(walk / "f_%d.png"), "--output", str(tmp_path), "--track"]
     assert cli.main(arguments) == 0
     text = (tmp_path / "f.json").read_text()
-    (tmp_path / "f.json").write_text("\n".join(text.splitlines()[:3]))
+    (tmp_path / "f.jsonl").write_text("\n".join(as_lines(text).splitlines()[:3]))
     assert cli.main([*arguments, "--resume"]) == 0
     assert (tmp_path / "f.json").read_text() == text
 

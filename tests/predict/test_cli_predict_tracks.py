@@ -12,7 +12,7 @@ from instseg.errors import DatasetError
 from instseg.predict import as_youtube_vis
 from instseg.tracking import Tracker
 from tests.inference.test_predictor import tiny_cfg
-from tests.support.predict_common import arguments_for_tiny_model
+from tests.support.predict_common import arguments_for_tiny_model, as_lines
 from tests.support.video_common import pictures, write_clip
 
 pytest.importorskip("trackers", reason="needs the extra 'video'")
@@ -57,7 +57,7 @@ def test_a_resumed_run_goes_on_with_the_same_tracks(
     model: list[str], clip: Path, written: Path, tmp_path: Path, frames: int
 ) -> None:
     text = written.read_text()
-    (tmp_path / "v.json").write_text("\n".join(text.splitlines()[: frames + 1]))
+    (tmp_path / "v.jsonl").write_text("\n".join(as_lines(text).splitlines()[: frames + 1]))
     arguments = [*model, "--input", str(clip), "--output", str(tmp_path), "--resume"]
     assert cli.main(arguments) == 0
     assert (tmp_path / "v.json").read_text() == text

@@ -20,7 +20,7 @@ from instseg.predict.results import Results
 from instseg.predict.sources import Source
 from instseg.predict.videos import VideoRun
 from tests.inference.test_predictor import PHOTO, assert_same, tiny_cfg
-from tests.support.predict_common import arguments_for_tiny_model, results
+from tests.support.predict_common import arguments_for_tiny_model, as_lines, results
 from tests.support.video_common import VideoStub, pictures, turned, write_clip
 
 
@@ -250,10 +250,13 @@ def test_a_killed_run_resumes_to_what_an_uninterrupted_one_gives(
     model: list[str], clip: Path, uninterrupted: dict[str, Any], tmp_path: Path, left: float
 ) -> None:
     text = uninterrupted["text"]
-    (tmp_path / "v.json").write_text(text[: int(len(text) * left)])
+    lines = as_lines(text)
+    (tmp_path / "v.jsonl").write_text(lines[: int(len(lines) * left)])
+    (tmp_path / "v.json").write_text('{"info": {}, "frames": [')  # the lines are newer
     arguments = [*model, "--input", str(clip), "--output", str(tmp_path), "--resume"]
     assert cli.main(arguments) == 0
     assert (tmp_path / "v.json").read_text() == text
+    assert not (tmp_path / "v.jsonl").exists()
     overlay = [frame.image for frame in VideoFile(tmp_path / "v.mp4")]
     assert np.array_equal(overlay, uninterrupted["overlay"])
 
@@ -274,8 +277,8 @@ def test_frames_that_are_kept_are_not_predicted_on_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    lines = uninterrupted["text"].splitlines()
-    (tmp_path / "v.json").write_text("\n".join(lines[:5]))
+    lines = as_lines(uninterrupted["text"]).splitlines()
+    (tmp_path / "v.jsonl").write_text("\n".join(lines[:5]))
     predicted = []
     keep = Results.keep
     monkeypatch.setattr(
@@ -402,8 +405,8 @@ def test_a_resumed_video_model_starts_from_its_last_key_frame(
 ) -> None:
     runs = Runs(tiny, tmp_path)
     text, _ = runs.run(clip, resume=False)
-    lines = text.splitlines()
-    (tmp_path / "v.json").write_text("\n".join(lines[: frames + 1]))
+    lines = as_lines(text).splitlines()
+    (tmp_path / "v.jsonl").write_text("\n".join(lines[: frames + 1]))
     resumed, calls = runs.run(clip, resume=True)
     assert resumed == text
     assert calls == ("KBBKBB" if frames < 4 else "KBB")

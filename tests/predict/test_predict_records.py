@@ -1,13 +1,18 @@
 """The file of a video that ``instseg predict --resume`` is to go on with, damaged."""
 
+import errno
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from instseg.errors import ConfigError, OutputError
-from instseg.predict.records import VideoRecords, json_list
+from instseg.predict.records import JsonLines, VideoRecords
 
 HEADER: dict[str, Any] = {"info": {"confidence": 0.5}, "videos": [{"id": 1}], "categories": []}
 
@@ -23,13 +28,18 @@ def frame(number: int) -> dict[str, Any]:
         ('{"info": [], "videos": {}, "frames": [', "written with confidence None"),
         ('{"info": {"confidence": 0.5}, "videos": 7, "frames": [', "written with video 7, not"),
         ('{"frames": [', "written with confidence None"),
+        ("5", "written with confidence None"),
+        ("[]", "written with confidence None"),
+        ('{"info": 5}', "written with confidence None"),
     ],
 )
-def test_a_header_of_another_kind_is_refused(tmp_path: Path, first_line: str, message: str) -> None:
-    path = tmp_path / "v.json"
-    path.write_text(f"{first_line}\n")
+@pytest.mark.parametrize("name", ["v.json", "v.jsonl"])
+def test_a_header_of_another_kind_is_refused(
+    tmp_path: Path, name: str, first_line: str, message: str
+) -> None:
+    (tmp_path / name).write_text(f"{first_line}\n")
     with pytest.raises(ConfigError, match=message):
-        VideoRecords(path, HEADER, resume=True)
+        VideoRecords(tmp_path / "v.json", HEADER, resume=True)
 
 
 FOUND: dict[str, Any] = {"category_id": 1, "bbox": [0, 0, 2.5, 3], "score": 0.5}
@@ -91,24 +101,78 @@ def test_a_folder_in_place_of_the_file_is_an_output_error(tmp_path: Path) -> Non
         VideoRecords(tmp_path, HEADER, resume=True)
 
 
-def test_the_results_of_pictures_are_valid_json_at_every_moment(tmp_path: Path) -> None:
-    path = tmp_path / "predictions.json"
+def test_while_results_grow_each_is_a_line_and_then_they_are_a_list(tmp_path: Path) -> None:
+    path, lines = tmp_path / "predictions.json", tmp_path / "predictions.jsonl"
+    path.write_text("of an earlier run")
     added: list[dict[str, Any]] = []
-    with json_list(path) as add:
-        assert json.loads(path.read_text()) == []
+    with JsonLines(path) as file:
         for records in ([], [FOUND, {"category_name": "å"}], [], [FOUND] * 1000):
-            add(iter(records))
+            file.add(*records)
             added += records
-            assert json.loads(path.read_text()) == added
+            assert [json.loads(line) for line in lines.open()] == added
+            assert not path.exists()
     assert json.loads(path.read_text()) == added
+    assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_list_of_images_is_valid_json_at_every_moment(tmp_path: Path) -> None:
+@pytest.mark.parametrize("head", [{}, {"info": {"rank_by": "[]"}, "categories": [{"id": 7}]}])
+def test_the_list_of_images_follows_what_is_said_of_all(
+    tmp_path: Path, head: dict[str, Any]
+) -> None:
     path = tmp_path / "categories.json"
-    head = {"info": {"rank_by": "class"}, "categories": [{"id": 7, "name": "å"}]}
-    with json_list(path, head, "images") as add:
-        assert json.loads(path.read_text()) == head | {"images": []}
+    with JsonLines(path, head, "images") as file:
         for number in range(3):
-            add([{"id": number}])
             images = [{"id": n} for n in range(number + 1)]
-            assert json.loads(path.read_text()) == head | {"images": images}
+            file.add(images[-1])
+            lines = path.with_suffix(".jsonl").read_text().splitlines()
+            assert [json.loads(line) for line in lines] == [head, *images]
+    assert json.loads(path.read_text()) == head | {"images": images}
+
+
+def test_an_error_joins_the_lines_too(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), JsonLines(tmp_path / "a.json") as file:
+        file.add(FOUND)
+        raise KeyboardInterrupt
+    assert json.loads((tmp_path / "a.json").read_text()) == [FOUND]
+
+
+def test_a_join_that_fails_leaves_the_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(number: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OutputError, match="a.json cannot be written: No space left"):
+        with JsonLines(tmp_path / "a.json") as file:
+            file.add(FOUND)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+    assert json.loads((tmp_path / "a.jsonl").read_text()) == FOUND
+
+
+def test_a_name_may_be_as_long_as_names_can_be(tmp_path: Path) -> None:
+    path = tmp_path / f"{'n' * 249}.json"
+    with JsonLines(path) as file:
+        file.add(FOUND)
+    assert json.loads(path.read_text()) == [FOUND]
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from instseg.predict.records import JsonLines
+with JsonLines(Path(sys.argv[1])) as file:
+    for number in range(3):
+        file.add({"id": number})
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_process_leaves_a_line_for_each_result(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.json"
+    path.write_text("[]")  # of an earlier run, not to be taken for that of the killed one
+    done = subprocess.run([sys.executable, "-c", _KILLED, str(path)])
+    assert done.returncode == -signal.SIGKILL
+    lines = (tmp_path / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"id": number} for number in range(3)]
+    assert not path.exists()

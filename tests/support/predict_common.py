@@ -23,3 +23,11 @@ def results(output: Path) -> list[dict[str, Any]]:
     loaded = json.loads((output / "predictions.json").read_text())
     assert isinstance(loaded, list)
     return loaded
+
+
+def as_lines(text: str) -> str:
+    """The ``NAME.jsonl`` that was joined into the file of a video with this text."""
+    content = json.loads(text)
+    frames = content.pop("frames")
+    del content["complete"]
+    return "".join(f"{json.dumps(line)}\n" for line in (content, *frames))

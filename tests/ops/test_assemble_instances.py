@@ -159,18 +159,6 @@ def test_gradient_of_halves_is_summed_in_float32(dtype: torch.dtype, device: str
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("windows", [windows_at_every_border(6), None])
-def test_any_layout_gives_the_same(windows: Tensor | None, device: str) -> None:
-    maps = random_maps(3).to(device)
-    rows = None if windows is None else windows.to(device)
-    strided = None if rows is None else rows.t().contiguous().t()
-    expected = assemble_instances(maps, rows, 3, 6)
-    last = maps.to(memory_format=torch.channels_last)
-    assert torch.equal(assemble_instances(last, strided, 3, 6), expected)
-    assert torch.equal(assemble_instances(maps.mT.contiguous().mT, strided, 3, 6), expected)
-
-
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     ("shape", "windows", "count"),
     [

@@ -153,13 +153,6 @@ def test_a_prototype_without_a_number_empties_the_pixels_that_read_it(device: st
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_no_detections_give_no_masks(device: str) -> None:
-    inputs = on(device, scene(0, 9, 7))
-    masks = assemble_masks(*inputs, (9, 7))
-    assert masks.shape == (0, 9, 7) and masks.dtype == torch.bool and masks.device.type == device
-
-
-@pytest.mark.parametrize("device", DEVICES)
 def test_boxes_beside_the_picture_give_empty_masks(device: str) -> None:
     prototypes = torch.ones(8, 8, 1, device=device)
     boxes = torch.tensor([[-90.0, 0, -60, 32], [60, 0, 90, 32], [0, 60, 32, 90]], device=device)

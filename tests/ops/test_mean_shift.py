@@ -273,13 +273,6 @@ def test_a_point_belongs_to_the_first_of_its_nearest_centres(device: str) -> Non
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("method", METHODS)
-def test_no_points_give_no_clusters(method: Method, device: str) -> None:
-    labels, centres = method(torch.zeros(0, 4, device=device), bandwidth=1.0)
-    assert labels.shape == (0,) and labels.dtype == torch.int64 and centres.shape == (0, 4)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("count", [1, 64, 65, 1000])
 def test_equal_points_are_one_cluster(count: int, method: Method, device: str) -> None:
     points = torch.full((count, 3), 1.25, device=device)

@@ -12,13 +12,9 @@ from torch import nn
 
 from instseg.errors import ConfigError
 from instseg.masks import decode
+from instseg.modeling.contract import SemanticModel, architectures, offers
 
 BACKGROUND = "background"
-_NO_MAP = (
-    "TEST.SEMANTIC_METRIC is set, but the model gives no semantic map; set TEST.SEMANTIC_METRIC "
-    "False (DiscriminativeLoss gives one with MODEL.DISCRIMINATIVE_LOSS.SEMANTIC_TEST True, SGN "
-    "with MODEL.SGN.SEMANTIC_TEST True)"
-)
 
 
 class SemanticEvaluator(DatasetEvaluator):
@@ -58,7 +54,7 @@ class SemanticEvaluator(DatasetEvaluator):
         """
         for image, output in zip(inputs, outputs, strict=True):
             if "sem_seg" not in output:
-                raise ConfigError(_NO_MAP)
+                raise _no_map()
             if len(output["sem_seg"]) != len(self._names):
                 raise ConfigError(
                     f"the semantic map has {len(output['sem_seg'])} channels; expected background "
@@ -90,12 +86,18 @@ class SemanticEvaluator(DatasetEvaluator):
 
 
 def check_gives_semantic(model: nn.Module) -> None:
-    """Raise a ConfigError for a model without a semantic map.
+    """Raise a ConfigError for a model without a semantic map."""
+    if not any(module.give_semantic for _, module in offers(model, SemanticModel)):
+        raise _no_map()
 
-    A module that gives one says so by its attribute ``give_semantic``.
-    """
-    if not any(getattr(module, "give_semantic", False) for module in model.modules()):
-        raise ConfigError(_NO_MAP)
+
+def _no_map() -> ConfigError:
+    known = architectures(lambda kind: hasattr(kind, "semantic_key"))
+    keys = [f"{name} gives one with {kind.semantic_key} True" for name, kind in known.items()]
+    return ConfigError(
+        "TEST.SEMANTIC_METRIC is set, but the model gives no semantic map; set "
+        f"TEST.SEMANTIC_METRIC False ({', '.join(keys)})"
+    )
 
 
 def semantic_map(record: Mapping[str, Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:

@@ -16,6 +16,7 @@ from instseg.data.datasets import reading_datasets
 from instseg.errors import ConfigError
 from instseg.inference.keyframes import KeyFrames
 from instseg.modeling import VideoModel, as_video
+from instseg.modeling.contract import architectures
 
 
 class Stream(nn.Module):
@@ -63,9 +64,10 @@ def build_streams(cfg: CfgNode, model: nn.Module) -> list[Stream]:
     bare = model.module if isinstance(model, DistributedDataParallel) else model
     video = as_video(bare)
     if video is None:
+        known = architectures(lambda kind: hasattr(kind, "keyframe"))
         raise ConfigError(
             f"TEST.VIDEO is on, but {type(bare).__name__} sees every frame alone; set TEST.VIDEO "
-            "False, or take a model whose frames share work, such as YolactEdge"
+            f"False, or take a model whose frames share work, such as {', '.join(known)}"
         )
     interval = cfg.TEST.KEYFRAME_INTERVAL or video.keyframe_interval
     passes = cfg.TEST.KEYFRAME_PASSES

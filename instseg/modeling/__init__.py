@@ -1,19 +1,25 @@
 """Parts of networks that several papers share."""
 
 from instseg.modeling.checks import check_finite
-from instseg.modeling.comparison import ComparedModel, Comparison
+from instseg.modeling.contract import (
+    ComparedModel,
+    Comparison,
+    Network,
+    SplitModel,
+    VideoModel,
+    as_split,
+    as_video,
+    gives_mask_scores,
+)
 from instseg.modeling.dense_decoder import DenseDecoder, conv_relu
 from instseg.modeling.dense_losses import dice_loss, semantic_loss
 from instseg.modeling.dense_maps import at_size, padded_batch, resized_index
 from instseg.modeling.dense_targets import IGNORED, NONE, DenseTargets, centres, dense_targets
 from instseg.modeling.fast_nms import cross_class_nms, fast_nms
-from instseg.modeling.mask_scores import gives_mask_scores
 from instseg.modeling.pixels import PixelModel
 from instseg.modeling.rcnn import is_rcnn, predict_rcnn
-from instseg.modeling.split import Network, SplitModel, as_split
 from instseg.modeling.stages import now, stage, stage_times
 from instseg.modeling.vgg import VGG, add_vgg_config, build_vgg_backbone
-from instseg.modeling.video import VideoModel, as_video
 from instseg.modeling.warp import warp
 
 __all__ = [

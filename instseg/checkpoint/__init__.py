@@ -1,7 +1,7 @@
 """Weight files: reading them safely, writing them atomically, fitting them to models."""
 
 from instseg.checkpoint.checkpointer import Checkpointer
-from instseg.checkpoint.fit import Fit, unused_in_inference
+from instseg.checkpoint.fit import Fit
 from instseg.checkpoint.reading import local_path, read_weights
 from instseg.checkpoint.writing import save_safetensors
 
@@ -11,5 +11,4 @@ __all__ = [
     "local_path",
     "read_weights",
     "save_safetensors",
-    "unused_in_inference",
 ]

@@ -8,6 +8,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 
 from instseg.categories import ClassCount
+from instseg.modeling.contract import unused_in_inference
 
 Shape = tuple[int, ...]
 
@@ -59,7 +60,8 @@ class Fit:
             model: its state dict gives the names and shapes asked for.
             weights: named as in the model.
             by_suffix: names were matched by suffix, so a tensor of another shape kept its own.
-            inference: do not ask for what :func:`unused_in_inference` names.
+            inference: do not ask for what
+                :func:`~instseg.modeling.contract.unused_in_inference` names.
             classes: of the model, for messages.
         """
         tensors = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
@@ -163,21 +165,6 @@ class Fit:
             shapes = [f"{k} {a} in the file, {b} here" for k, (a, b) in self.reshaped.items()]
             texts.append(f"other shape: {few(shapes)}")
         return "; ".join(texts)
-
-
-def unused_in_inference(model: nn.Module) -> list[str]:
-    """Names of the tensors of ``model`` that inference does without.
-
-    A module says so by a method ``unused_in_inference()``, which returns the names of parameters,
-    or of modules that hold them, relative to itself.  A file need not have these, and may have
-    them in another shape.
-    """
-    declared = [
-        f"{prefix}.{name}.".lstrip(".")
-        for prefix, module in model.named_modules()
-        for name in getattr(module, "unused_in_inference", tuple)()
-    ]
-    return [name for name in model.state_dict() if f"{name}.".startswith(tuple(declared))]
 
 
 def parts(names: Sequence[str], among: Collection[str]) -> str:

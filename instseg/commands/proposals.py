@@ -8,9 +8,8 @@ from instseg.commands.arguments import add_model_arguments, path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give ``parser`` the arguments of the command and what it runs."""
     parser.description = (
-        "Writes the boxes that a model without classes (deepmask, sharpmask, instance_fcn) finds "
-        "in a data set, for DATASETS.PROPOSAL_FILES_TRAIN and _TEST of a detector with "
-        "MODEL.LOAD_PROPOSALS."
+        "Writes the boxes that a model without classes finds in a data set, for "
+        "DATASETS.PROPOSAL_FILES_TRAIN and _TEST of a detector with MODEL.LOAD_PROPOSALS."
     )
     add_model_arguments(parser)
     add = parser.add_argument

@@ -14,6 +14,7 @@ from instseg.data.categories import known_categories
 from instseg.data.dataset import DataSet
 from instseg.data.readers.json_files import read_json
 from instseg.errors import ConfigError, DatasetError, short
+from instseg.modeling.contract import declared_num_classes_key
 
 logger = logging.getLogger(__name__)
 
@@ -43,21 +44,12 @@ def check_classes(cfg: CfgNode, datasets: Iterable[DataSet]) -> None:
 
 
 def num_classes_key(cfg: CfgNode) -> str | None:
-    """The key that holds the number of classes of ``cfg``'s model; None for class-agnostic ones."""
-    from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+    """The key that holds the number of classes of ``cfg``'s model; None for class-agnostic ones.
 
-    name = cfg.MODEL.META_ARCHITECTURE
-    known = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else object
-    # A class whose own node has no such key has that of its ancestor: YOLACTPlus that of YOLACT.
-    names = (name, *(ancestor.__name__ for ancestor in known.__mro__))
-    nodes = {key.replace("_", "").lower(): key for key in cfg.MODEL}
-    own = [nodes[each.lower()] for each in names if each.lower() in nodes]
-    for key in own:
-        if "NUM_CLASSES" in cfg.MODEL[key]:
-            return f"MODEL.{key}.NUM_CLASSES"
-    if own and not issubclass(known, GeneralizedRCNN):
-        return None
-    return "MODEL.ROI_HEADS.NUM_CLASSES"
+    Raises:
+        ConfigError: the architecture does not declare it.
+    """
+    return declared_num_classes_key(cfg.MODEL.META_ARCHITECTURE)
 
 
 def class_count(cfg: CfgNode) -> ClassCount | None:

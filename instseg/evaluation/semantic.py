@@ -14,12 +14,9 @@ from instseg.data.dataset import DataSet
 from instseg.errors import ConfigError
 from instseg.evaluation.registry import Metric, register
 from instseg.masks import decode
+from instseg.modeling.contract import SemanticModel, architectures, offers
 
 BACKGROUND = "background"
-_NO_MAP = (
-    "TEST.METRICS has semantic, but the model gives no semantic map; leave semantic out (a model "
-    "that can give one has a key SEMANTIC_TEST)"
-)
 
 
 @register("semantic")
@@ -53,9 +50,8 @@ class SemanticEvaluator(Metric, DatasetEvaluator):
 
     @classmethod
     def check(cls, cfg: CfgNode, dataset: DataSet, model: nn.Module) -> None:
-        """A module that gives a semantic map says so by its attribute ``give_semantic``."""
-        if not any(getattr(module, "give_semantic", False) for module in model.modules()):
-            raise ConfigError(_NO_MAP)
+        if not any(module.give_semantic for _, module in offers(model, SemanticModel)):
+            raise _no_map()
 
     def reset(self) -> None:
         self._confusion = np.zeros((len(self._names), len(self._names)), dtype=np.int64)
@@ -69,7 +65,7 @@ class SemanticEvaluator(Metric, DatasetEvaluator):
         """
         for image, output in zip(inputs, outputs, strict=True):
             if "sem_seg" not in output:
-                raise ConfigError(_NO_MAP)
+                raise _no_map()
             if len(output["sem_seg"]) != len(self._names):
                 raise ConfigError(
                     f"the semantic map has {len(output['sem_seg'])} channels; expected background "
@@ -98,6 +94,15 @@ class SemanticEvaluator(Metric, DatasetEvaluator):
         for name, value in zip(self._names, iou, strict=True):
             result[f"IoU-{name}"] = float(value)
         return {"sem_seg": result}
+
+
+def _no_map() -> ConfigError:
+    known = architectures(lambda kind: hasattr(kind, "semantic_key"))
+    keys = [f"{name} gives one with {kind.semantic_key} True" for name, kind in known.items()]
+    return ConfigError(
+        "TEST.METRICS has semantic, but the model gives no semantic map; leave semantic out "
+        f"({', '.join(keys)})"
+    )
 
 
 def semantic_map(record: Mapping[str, Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:

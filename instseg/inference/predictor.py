@@ -37,6 +37,7 @@ from instseg.modeling import (
 )
 from instseg.modeling.augmented import AugmentedRCNN
 from instseg.modeling.building import building
+from instseg.modeling.contract import padded_shape
 
 logger = logging.getLogger(__name__)
 
@@ -283,7 +284,7 @@ class Predictor:
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
         for index, item in enumerate(window):
             if item.image is not None:
-                groups[self._padded_shape(*item.image.shape[-2:])].append(index)
+                groups[padded_shape(self.model, *item.image.shape[-2:])].append(index)
         for indices in groups.values():
             inputs = [
                 {
@@ -315,18 +316,6 @@ class Predictor:
         with stage("network"):
             outputs = self._network(images)
         return model.postprocess(outputs, inputs)
-
-    def _padded_shape(self, height: int, width: int) -> tuple[int, int]:
-        """Shape that a picture has in the network when it is alone there."""
-        backbone = getattr(self.model, "backbone", None)
-        stride = getattr(backbone, "size_divisibility", None)
-        if not isinstance(stride, int):
-            return height, width  # a model that pads by rules of its own
-        constraints = getattr(backbone, "padding_constraints", {})
-        if constraints.get("square_size", 0) > 0:
-            height = width = constraints["square_size"]
-        stride = max(constraints.get("size_divisibility", stride), 1)
-        return -(-height // stride) * stride, -(-width // stride) * stride
 
     def _nothing(self, item: _Prepared) -> dict[str, Any]:
         """A result without objects, for a picture so thin that the network would see nothing."""

@@ -12,6 +12,7 @@ from instseg.data.dataset import check_name, load
 from instseg.data.proposal_files import Array, write_proposals
 from instseg.errors import ConfigError, DatasetError
 from instseg.inference.predictor import Predictor, require_weights
+from instseg.modeling.contract import architectures
 
 _LEAST = 1e-6
 """Scores are kept so far from 0 and 1, that their logits are finite."""
@@ -49,9 +50,10 @@ def propose(
         allow_partial=allow_partial,
     )
     if classes := class_count(predictor.cfg):
+        known = architectures(lambda kind: getattr(kind, "num_classes_key", "") is None)
         raise ConfigError(
             f"{config_file} is a model with classes ({classes.key}); proposals come from one "
-            "without, such as deepmask, sharpmask or instance_fcn"
+            f"without, such as {', '.join(known)}"
         )
     check_name(dataset)
     if not allow_partial:

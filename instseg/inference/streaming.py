@@ -15,6 +15,7 @@ from instseg.data.dataset import DataSet
 from instseg.errors import ConfigError
 from instseg.inference.keyframes import KeyFrames
 from instseg.modeling import VideoModel, as_video
+from instseg.modeling.contract import architectures
 
 
 class Stream(nn.Module):
@@ -64,9 +65,10 @@ def build_streams(cfg: CfgNode, model: nn.Module, datasets: Sequence[DataSet]) -
     bare = model.module if isinstance(model, DistributedDataParallel) else model
     video = as_video(bare)
     if video is None:
+        known = architectures(lambda kind: hasattr(kind, "keyframe"))
         raise ConfigError(
             f"TEST.VIDEO is on, but {type(bare).__name__} sees every frame alone; set TEST.VIDEO "
-            "False, or take a model whose frames share work, such as YolactEdge"
+            f"False, or take a model whose frames share work, such as {', '.join(known)}"
         )
     interval = cfg.TEST.KEYFRAME_INTERVAL or video.keyframe_interval
     passes = cfg.TEST.KEYFRAME_PASSES

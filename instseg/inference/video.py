@@ -12,6 +12,7 @@ from instseg.errors import ConfigError
 from instseg.inference.keyframes import KeyFrames
 from instseg.inference.predictor import Predictor
 from instseg.modeling import VideoModel
+from instseg.modeling.contract import architectures
 
 
 class VideoPredictor:
@@ -73,9 +74,10 @@ class VideoPredictor:
         if model is not None:
             return model.keyframe_interval if wanted is None else wanted
         if wanted is not None and wanted > 1:
+            known = architectures(lambda kind: hasattr(kind, "keyframe"))
             raise ConfigError(
                 f"{type(self.predictor.model).__name__} sees every frame alone; a key frame "
-                f"interval of {wanted} needs a video model such as YolactEdge"
+                f"interval of {wanted} needs a video model such as {', '.join(known)}"
             )
         return 1
 

@@ -1,7 +1,16 @@
 """Parts of networks that several papers share."""
 
 from instseg.modeling.checks import check_finite
-from instseg.modeling.comparison import ComparedModel, Comparison
+from instseg.modeling.contract import (
+    ComparedModel,
+    Comparison,
+    Network,
+    SplitModel,
+    VideoModel,
+    as_split,
+    as_video,
+    gives_mask_scores,
+)
 from instseg.modeling.dense import (
     DenseInstances,
     DenseModel,
@@ -14,14 +23,11 @@ from instseg.modeling.dense_network import DenseDecoder, DenseNetwork, conv_relu
 from instseg.modeling.dense_targets import IGNORED, NONE, DenseTargets, centres, dense_targets
 from instseg.modeling.fast_nms import cross_class_nms, fast_nms
 from instseg.modeling.losses import attached_zero, dice_loss, semantic_loss
-from instseg.modeling.mask_scores import gives_mask_scores
 from instseg.modeling.pixels import PixelModel
 from instseg.modeling.rcnn import is_rcnn, predict_rcnn
 from instseg.modeling.results import result_size
-from instseg.modeling.split import Network, SplitModel, as_split
 from instseg.modeling.stages import now, stage, stage_times
 from instseg.modeling.vgg import VGG, add_vgg_config, build_vgg_backbone
-from instseg.modeling.video import VideoModel, as_video
 from instseg.modeling.warp import warp
 
 __all__ = [

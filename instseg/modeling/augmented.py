@@ -26,7 +26,7 @@ def check_augmentation(cfg: CfgNode) -> None:
         return
     name = cfg.MODEL.META_ARCHITECTURE
     if name in META_ARCH_REGISTRY and not predicts_as_rcnn(META_ARCH_REGISTRY.get(name)):
-        reason = f"{name} cannot be tested on several sizes; Mask R-CNN and Mask Scoring R-CNN can"
+        reason = f"{name} cannot be tested on several sizes; GeneralizedRCNN can"
     elif cfg.MODEL.KEYPOINT_ON:
         reason = "it cannot merge keypoints (MODEL.KEYPOINT_ON)"
     elif cfg.MODEL.LOAD_PROPOSALS:

@@ -104,7 +104,7 @@ from instseg.data.sequences import DEFAULT_FPS
 from instseg.errors import ConfigError
 from instseg.inference.predictor import Predictor, require_weights
 from instseg.inference.video import VideoPredictor
-from instseg.modeling import gives_mask_scores
+from instseg.modeling.contract import architectures, gives_mask_scores
 from instseg.predict.earlier import remove_earlier, tell_others
 from instseg.predict.pictures import predict_pictures
 from instseg.predict.records import JsonLines, writing
@@ -183,9 +183,10 @@ def predict(options: PredictOptions) -> int:
         classes=classes,
     )
     if options.rank_by == "mask" and not gives_mask_scores(predictor.model):
+        known = architectures(lambda kind: hasattr(kind, "gives_mask_scores"))
         raise ConfigError(
-            "--rank-by mask needs a model that scores its masks, such as Mask Scoring R-CNN and "
-            f"YOLACT++; {options.config_file} does not, leave --rank-by out"
+            f"--rank-by mask needs a model that scores its masks, such as {', '.join(known)}; "
+            f"{options.config_file} does not, leave --rank-by out"
         )
     frames = VideoPredictor(predictor, keyframe_interval=options.keyframe_interval)
     if options.images_of is not None:

@@ -35,6 +35,7 @@ from instseg.evaluation import build_evaluator, check_evaluation
 from instseg.inference.streaming import build_streams, mean_result
 from instseg.modeling.augmented import AugmentedRCNN, check_augmentation
 from instseg.modeling.building import building
+from instseg.modeling.contract import lr_multipliers
 from instseg.training.hooks import (
     BestCheckpoint,
     ValidationLoss,
@@ -122,8 +123,8 @@ class Trainer(DefaultTrainer):
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         """``SOLVER.OPTIMIZER`` over parameter groups with Detectron2's norm and bias rules.
 
-        A module may train parts of it at another rate: its method ``lr_multipliers()`` returns
-        {name of a parameter, or of the module that holds it: factor}.
+        A module may train parts of it at another rate, see
+        :class:`instseg.modeling.contract.OwnRatesModule`.
         """
         parameters = get_default_optimizer_params(
             model,
@@ -256,12 +257,8 @@ def _add_augmented(results: dict[str, Any], augmented: dict[str, Any]) -> None:
 
 def _lr_factors(model: nn.Module) -> Callable[[str], float]:
     """Name of a parameter → product of the factors that modules of ``model`` declare for it."""
-    factors = []
-    for prefix, module in model.named_modules():
-        declared = getattr(module, "lr_multipliers", dict)
-        for name, factor in declared().items():
-            factors.append((f"{prefix}.{name}.".lstrip("."), factor))
-    return lambda name: math.prod(f for own, f in factors if f"{name}.".startswith(own))
+    factors = [(f"{part}.", factor) for part, factor in lr_multipliers(model)]
+    return lambda name: math.prod(f for part, f in factors if f"{name}.".startswith(part))
 
 
 def _distribute(model: nn.Module) -> nn.Module:

@@ -53,6 +53,8 @@ class DeepMask(PixelModel):
     have no class: ``pred_classes`` is 0 everywhere.
     """
 
+    num_classes_key = None
+
     @configurable
     def __init__(
         self,

@@ -51,6 +51,9 @@ class DiscriminativeLoss(DenseModel):
           training: losses; else: clustering of each class → masks
     """
 
+    num_classes_key = "MODEL.DISCRIMINATIVE_LOSS.NUM_CLASSES"
+    semantic_key = "MODEL.DISCRIMINATIVE_LOSS.SEMANTIC_TEST"
+
     @configurable
     def __init__(
         self,

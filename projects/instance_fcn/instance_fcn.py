@@ -44,6 +44,8 @@ class InstanceFCN(PixelModel):
     learnt or resampled there.  Proposals have no class: ``pred_classes`` is 0 everywhere.
     """
 
+    num_classes_key = None
+
     @configurable
     def __init__(
         self,

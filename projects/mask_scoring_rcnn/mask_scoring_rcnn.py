@@ -140,6 +140,8 @@ class MaskScoringROIHeads(StandardROIHeads):
     of the MaskIoU head also trains the mask head, through the mask, and the backbone.
     """
 
+    gives_mask_scores = True
+
     @configurable
     def __init__(
         self,

@@ -33,6 +33,9 @@ class SGN(DenseModel):
     Each network is trained on what those before it give, without a gradient into them.
     """
 
+    num_classes_key = "MODEL.SGN.NUM_CLASSES"
+    semantic_key = "MODEL.SGN.SEMANTIC_TEST"
+
     @configurable
     def __init__(
         self,

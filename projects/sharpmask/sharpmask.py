@@ -88,7 +88,7 @@ class SharpMask(DeepMask):
         }
 
     def unused_in_inference(self) -> tuple[str, ...]:
-        """DeepMask's masks, see :func:`instseg.checkpoint.unused_in_inference`."""
+        """DeepMask's masks, see :class:`instseg.modeling.contract.TrainingOnlyModule`."""
         return ("mask_head",)
 
     def train(self, mode: bool = True) -> "SharpMask":

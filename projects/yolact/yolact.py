@@ -101,6 +101,7 @@ class YOLACT(PixelModel):
     The network can be compiled and exported, see :class:`instseg.modeling.SplitModel`.
     """
 
+    num_classes_key = "MODEL.YOLACT.NUM_CLASSES"
     raw_names = ("deltas", "logits", "coefficients", "prototypes")
 
     @configurable
@@ -201,7 +202,7 @@ class YOLACT(PixelModel):
         }
 
     def unused_in_inference(self) -> tuple[str, ...]:
-        """See :func:`instseg.checkpoint.unused_in_inference`."""
+        """See :class:`instseg.modeling.contract.TrainingOnlyModule`."""
         return ("semantic",)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:

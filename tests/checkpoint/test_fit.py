@@ -17,9 +17,10 @@ from torch.utils._pytree import tree_leaves
 import instseg
 import train_net
 from instseg import Predictor, VideoPredictor, cli
-from instseg.checkpoint import Checkpointer, Fit, unused_in_inference
+from instseg.checkpoint import Checkpointer, Fit
 from instseg.config.classes import class_count
 from instseg.errors import CheckpointError
+from instseg.modeling.contract import unused_in_inference
 from tests.inference.test_predictor import tiny_cfg
 from tests.support.yolact_tiny import tiny_cfg as yolact_cfg
 from tests.test_systems import PHOTO, SMALL, SYSTEMS, build

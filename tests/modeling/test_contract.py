@@ -1,0 +1,102 @@
+"""What models declare about themselves, and what becomes of those that do not."""
+
+import pytest
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from torch import nn
+
+import instseg
+from instseg.config.classes import num_classes_key
+from instseg.errors import ConfigError
+from instseg.modeling.contract import architectures, as_split, lr_multipliers, padded_shape
+
+
+class Silent(nn.Module):
+    """An architecture of somebody else that declares nothing."""
+
+
+class Heir(GeneralizedRCNN):
+    """One that descends from Detectron2's."""
+
+
+class Own(GeneralizedRCNN):
+    """One with a key of its own."""
+
+    num_classes_key = "MODEL.OWN.NUM_CLASSES"
+
+
+class Heirs(Own):
+    """One that inherits it."""
+
+
+def silent_function(cfg: object) -> None:
+    """Anything that can be called may be registered."""
+
+
+def key_of(kind: object, monkeypatch: pytest.MonkeyPatch) -> str | None:
+    monkeypatch.setitem(META_ARCH_REGISTRY._obj_map, "Tested", kind)
+    cfg = instseg.get_cfg()
+    cfg.MODEL.META_ARCHITECTURE = "Tested"
+    return num_classes_key(cfg)
+
+
+@pytest.mark.parametrize("kind", [Silent, silent_function])
+def test_an_architecture_that_says_nothing_of_its_classes_is_told_what_to_declare(
+    kind: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="MODEL.META_ARCHITECTURE Tested .* num_classes_key"):
+        key_of(kind, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        (Heir, "MODEL.ROI_HEADS.NUM_CLASSES"),
+        (Own, "MODEL.OWN.NUM_CLASSES"),
+        (Heirs, "MODEL.OWN.NUM_CLASSES"),
+    ],
+)
+def test_the_nearest_ancestor_says_which_key_has_the_number_of_classes(
+    kind: object, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert key_of(kind, monkeypatch) == key
+
+
+def test_every_registered_architecture_says_which_key_has_its_number_of_classes() -> None:
+    for name in architectures(lambda kind: issubclass(kind, nn.Module)):
+        cfg = instseg.get_cfg()
+        cfg.MODEL.META_ARCHITECTURE = name
+        if name in META_ARCH_REGISTRY and (key := num_classes_key(cfg)) is not None:
+            node = cfg
+            for part in key.split("."):
+                node = node[part]
+            assert isinstance(node, int)
+
+
+def test_a_message_names_the_architectures_that_can_do_it() -> None:
+    instseg.get_cfg()
+    with pytest.raises(ConfigError, match="Silent cannot be exported: .*YOLACT, .*YolactEdge do"):
+        as_split(Silent(), "exported")
+
+
+def test_rates_are_declared_below_any_parent() -> None:
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fast = nn.Linear(1, 1)
+
+        def lr_multipliers(self) -> dict[str, float]:
+            return {"fast": 3.0}
+
+    assert lr_multipliers(nn.ModuleDict({"head": Head()})) == [("head.fast", 3.0)]
+    assert lr_multipliers(Head()) == [("fast", 3.0)]
+
+
+def test_a_model_without_a_backbone_is_taken_to_pad_as_it_likes() -> None:
+    model = Silent()
+    assert padded_shape(model, 5, 7) == (5, 7)
+    model.backbone = nn.Identity()
+    assert padded_shape(model, 5, 7) == (5, 7)
+    model.backbone.size_divisibility = 4  # type: ignore[assignment]
+    assert padded_shape(model, 5, 7) == (8, 8)
+    model.backbone.padding_constraints = {"square_size": 10}  # type: ignore[assignment]
+    assert padded_shape(model, 5, 7) == (12, 12)

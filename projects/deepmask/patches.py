@@ -32,7 +32,7 @@ _LEAST_OBJECT_SIDE = 5.0
 
 @dataclass(frozen=True)
 class Rules:
-    """Sizes in pixels of the network's input; the defaults are the released network's.
+    """Sizes in pixels of the network's input.
 
     Attributes:
         patch_size: side of the window that is to be segmented.
@@ -43,12 +43,12 @@ class Rules:
         scale_jitter: the same of its scale, in octaves.
     """
 
-    patch_size: int = 160
-    context: int = 16
-    object_size: int = 92
-    mask_size: int = 112
-    shift: float = 16.0
-    scale_jitter: float = 0.25
+    patch_size: int
+    context: int
+    object_size: int
+    mask_size: int
+    shift: float
+    scale_jitter: float
 
     @property
     def input_size(self) -> int:

@@ -69,13 +69,13 @@ class SymmetricResNet(Backbone):
     def __init__(
         self,
         *,
-        depth: int = 50,
-        in_channels: int = 3,
-        stem_channels: int = 64,
-        width: int = 64,
-        out_channels: int = 256,
-        norm: str = "FrozenBN",
-        out_features: Sequence[str] = ("res4",),
+        depth: int,
+        in_channels: int,
+        stem_channels: int,
+        width: int,
+        out_channels: int,
+        norm: str,
+        out_features: Sequence[str],
     ) -> None:
         """
         Args:

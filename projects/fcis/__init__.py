@@ -6,6 +6,7 @@ from instseg.projects.fcis.config import add_fcis_config
 from instseg.projects.fcis.fcis import FCIS
 from instseg.projects.fcis.inference import Detector, paste_masks
 from instseg.projects.fcis.losses import fcis_losses
+from instseg.projects.fcis.regions import Detections, Maps, Regions, Samples
 from instseg.projects.fcis.roi_heads import FCISROIHeads
 from instseg.projects.fcis.rpn import FCISRPN, RoundedAnchorGenerator
 from instseg.projects.fcis.targets import (
@@ -20,9 +21,13 @@ __all__ = [
     "FCIS",
     "FCISRPN",
     "CeilPoolStem",
+    "Detections",
     "Detector",
     "FCISROIHeads",
+    "Maps",
+    "Regions",
     "RoundedAnchorGenerator",
+    "Samples",
     "add_fcis_config",
     "assign_labels",
     "build_fcis_resnet_backbone",

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from instseg.ops.vote_masks import vote_masks
-from instseg.projects.fcis.roi_heads import Detections
+from instseg.projects.fcis.regions import Detections
 
 VOTINGS = ("image", "box", "none")
 
@@ -29,13 +29,13 @@ class Detector:
         score_threshold: least class probability of a detection.
     """
 
-    voting: str = "image"
-    min_size: float = 2
-    nms_threshold: float = 0.3
-    merge_threshold: float = 0.5
-    mask_threshold: float = 0.4
-    max_detections: int = 100
-    score_threshold: float = 0.001
+    voting: str
+    min_size: float
+    nms_threshold: float
+    merge_threshold: float
+    mask_threshold: float
+    max_detections: int
+    score_threshold: float
 
     def __call__(
         self,

@@ -1,6 +1,6 @@
 """The head of FCIS: score maps, the joint scores and masks of regions, and their training."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -20,6 +20,7 @@ from instseg.ops.fcis_head import fcis_head
 from instseg.ops.psroi_pool import psroi_pool
 from instseg.projects.fcis.boxes import refine_boxes, to_rois
 from instseg.projects.fcis.losses import fcis_losses
+from instseg.projects.fcis.regions import Detections, Maps, Regions, Samples
 from instseg.projects.fcis.targets import (
     assign_labels,
     every_candidate,
@@ -29,57 +30,6 @@ from instseg.projects.fcis.targets import (
 )
 
 SAMPLINGS = ("ohem", "random")
-
-
-class Maps(NamedTuple):
-    """Position-sensitive maps of a batch, at the stride of the features.
-
-    Attributes:
-        scores: (B, 2 G² C, H, W) in channels-last memory, in the order of ``fcis_head``.
-        boxes: (B, 8 G², H, W).
-    """
-
-    scores: Tensor
-    boxes: Tensor
-
-
-class Regions(NamedTuple):
-    """What the head says about R regions.
-
-    Attributes:
-        scores: (R, C) class logits, background first.
-        mask_logits: (R, 2, P, P) outside and inside logits of the class in ``classes``.
-        classes: (R,) int64, the asked class or the best one of the foreground (1 .. C - 1).
-        deltas: (R, 8) box deltas over their standard deviations; the last four belong to objects.
-    """
-
-    scores: Tensor
-    mask_logits: Tensor
-    classes: Tensor
-    deltas: Tensor
-
-
-class Detections(NamedTuple):
-    """Regions of one image at test time, before anything is thrown away.
-
-    Attributes:
-        boxes: (R, 4) continuous corners in pixels of the network input.
-        probabilities: (R, C), background first.
-        masks: (R, P, P) foreground probability for the region's own best class.
-    """
-
-    boxes: Tensor
-    probabilities: Tensor
-    masks: Tensor
-
-
-class _Sample(NamedTuple):
-    """Regions of one image that are trained on: (R, 4), (R,), (R, P, P), (R, 4)."""
-
-    boxes: Tensor
-    labels: Tensor
-    masks: Tensor
-    deltas: Tensor
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -106,15 +56,15 @@ class FCISROIHeads(nn.Module):
         num_classes: int,
         box_transform: Box2BoxTransform,
         matcher: Matcher,
-        conv_dim: int = 1024,
-        conv_lr_factor: float = 3.0,
-        group_size: int = 7,
-        pooled_size: int = 21,
-        sampling: str = "ohem",
-        regions_per_image: int = 128,
-        positive_fraction: float = 0.25,
-        mask_weight: float = 10.0,
-        mask_threshold: float = 0.4,
+        conv_dim: int,
+        conv_lr_factor: float,
+        group_size: int,
+        pooled_size: int,
+        sampling: str,
+        regions_per_image: int,
+        positive_fraction: float,
+        mask_weight: float,
+        mask_threshold: float,
     ) -> None:
         """
         Args:
@@ -227,7 +177,10 @@ class FCISROIHeads(nn.Module):
             return self._detect(maps, boxes, images.image_sizes), {}
         if targets is None:
             raise ValueError("FCISROIHeads needs gt_boxes, gt_classes and gt_masks in training")
-        samples = [self._sample(own, image) for own, image in zip(boxes, targets, strict=True)]
+        samples = [
+            self._sample(number, own, image)
+            for number, (own, image) in enumerate(zip(boxes, targets, strict=True))
+        ]
         return proposals, self._losses(maps, samples)
 
     def maps(self, features: Tensor) -> Maps:
@@ -280,8 +233,8 @@ class FCISROIHeads(nn.Module):
         ]
 
     @torch.no_grad()
-    def _sample(self, proposals: Tensor, image: Instances) -> _Sample:
-        """Regions of one image with their targets; the objects' own boxes are candidates too."""
+    def _sample(self, number: int, proposals: Tensor, image: Instances) -> Samples:
+        """Regions of image ``number``; the objects' own boxes are candidates too."""
         gt_boxes = image.gt_boxes.tensor
         boxes = torch.cat([proposals, gt_boxes])
         labels, matched = assign_labels(boxes, gt_boxes, image.gt_classes, self.matcher)
@@ -304,58 +257,28 @@ class FCISROIHeads(nn.Module):
                 boxes[objects], own, gt_boxes, gt_masks, size, self.mask_threshold
             )
             deltas[objects] = self.box_transform.get_deltas(boxes[objects], gt_boxes[own])
-        return _Sample(boxes, labels, masks, deltas)
+        return Samples(torch.full_like(labels, number), boxes, labels, masks, deltas)
 
-    def _losses(self, maps: Maps, samples: list[_Sample]) -> dict[str, Tensor]:
-        counts = [len(sample.labels) for sample in samples]
-        rois = to_rois([sample.boxes for sample in samples])
-        labels = torch.cat([sample.labels for sample in samples])
-        masks = torch.cat([sample.masks for sample in samples])
-        deltas = torch.cat([sample.deltas for sample in samples])
+    def _losses(self, maps: Maps, samples_by_image: list[Samples]) -> dict[str, Tensor]:
+        num_images = len(samples_by_image)
+        rois = to_rois([own.boxes for own in samples_by_image])
+        counts = [len(own.labels) for own in samples_by_image]
+        samples = Samples(*(torch.cat(parts) for parts in zip(*samples_by_image, strict=True)))
         # Masks of background regions are ignored.
-        regions = self.regions(maps, rois, torch.where(labels > 0, labels, -1))
-        images = rois[:, 0].to(torch.int64)
+        regions = self.regions(maps, rois, torch.where(samples.labels > 0, samples.labels, -1))
         if self.sampling == "ohem":
-            kept = self._hard(regions, labels, masks, deltas, counts)
-        else:
-            kept = torch.arange(len(labels), device=labels.device)
-        self._log(regions.scores[kept], labels[kept], len(samples))
-        return fcis_losses(
-            regions.scores[kept],
-            regions.mask_logits[kept],
-            regions.deltas[kept],
-            labels[kept],
-            masks[kept],
-            deltas[kept],
-            images[kept],
-            len(samples),
-            self.regions_per_image,
-            self.mask_weight,
-        )
-
-    def _hard(
-        self, regions: Regions, labels: Tensor, masks: Tensor, deltas: Tensor, counts: list[int]
-    ) -> Tensor:
-        """Indices of the hardest regions of every image."""
-        targets = torch.cat([torch.zeros_like(deltas), deltas], dim=1)
-        weights = (labels > 0)[:, None] * (torch.arange(8, device=labels.device) >= 4)
-        kept, start = [], 0
-        for count in counts:
-            rows = slice(start, start + count)
-            hardest = hard_examples(
-                regions.scores[rows],
-                regions.mask_logits[rows],
-                regions.deltas[rows],
-                labels[rows],
-                masks[rows],
-                targets[rows],
-                weights[rows],
-                self.regions_per_image,
-                self.mask_weight,
-            )
-            kept.append(hardest + start)
-            start += count
-        return torch.cat(kept)
+            hardest = [
+                rows[
+                    hard_examples(
+                        regions.at(rows), samples.at(rows), self.regions_per_image, self.mask_weight
+                    )
+                ]
+                for rows in torch.arange(len(rois), device=rois.device).split(counts)
+            ]
+            kept = torch.cat(hardest)
+            regions, samples = regions.at(kept), samples.at(kept)
+        self._log(regions.scores, samples.labels, num_images)
+        return fcis_losses(regions, samples, num_images, self.regions_per_image, self.mask_weight)
 
     @staticmethod
     @torch.no_grad()

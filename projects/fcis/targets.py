@@ -6,6 +6,8 @@ from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
 from torch.nn import functional as F
 
+from instseg.projects.fcis.regions import Regions, Samples
+
 
 def assign_labels(
     boxes: Tensor, gt_boxes: Tensor, gt_classes: Tensor, matcher: Matcher
@@ -122,37 +124,27 @@ def _samples(first: Tensor, last: Tensor, size: int) -> list[tuple[Tensor, Tenso
 
 
 @torch.no_grad()
-def hard_examples(
-    scores: Tensor,
-    mask_logits: Tensor,
-    deltas: Tensor,
-    labels: Tensor,
-    targets: Tensor,
-    box_targets: Tensor,
-    box_weights: Tensor,
-    count: int,
-    mask_weight: float = 10.0,
-) -> Tensor:
+def hard_examples(regions: Regions, samples: Samples, count: int, mask_weight: float) -> Tensor:
     """The regions of one image with the largest loss (OHEM, section 3; authors' code).
 
     Args:
-        scores: (R, C) class logits, background first.
-        mask_logits: (R, 2, P, P) outside and inside logits of the labelled class.
-        deltas: (R, D) output of the box branch.
-        labels: (R,) int64, 0 for the background.
-        targets: (R, P, P) int64, 1 inside, 0 outside, -1 ignored.
-        box_targets: (R, D).
-        box_weights: (R, D), 0 where a delta has no target.
+        regions: with the masks of the labelled classes.
+        samples: the same regions, in the same order.
         count: how many regions are kept.
         mask_weight: weight of the mask's cross-entropy, a mean over all P x P bins in which ignored
             ones count as 0.
     Returns:
         (min(count, R),) indices, by descending loss.
     """
-    probability = scores.float().softmax(dim=1).gather(1, labels[:, None])[:, 0]
+    labels = samples.labels
+    probability = regions.scores.float().softmax(dim=1).gather(1, labels[:, None])[:, 0]
     loss = -(probability + 1e-14).log()
-    errors = F.cross_entropy(mask_logits.float(), targets, ignore_index=-1, reduction="none")
+    logits = regions.mask_logits.float()
+    errors = F.cross_entropy(logits, samples.masks, ignore_index=-1, reduction="none")
     loss = loss + mask_weight * errors.mean(dim=(1, 2))
-    errors = F.smooth_l1_loss(deltas.float(), box_targets, reduction="none")
-    loss = loss + (errors * box_weights).sum(dim=1)
+    # The first four deltas, of the background, have no target.
+    box_targets = torch.cat([torch.zeros_like(samples.deltas), samples.deltas], dim=1)
+    counted = (labels > 0)[:, None] * (torch.arange(8, device=labels.device) >= 4)
+    errors = F.smooth_l1_loss(regions.deltas.float(), box_targets, reduction="none")
+    loss = loss + (errors * counted).sum(dim=1)
     return loss.sort(descending=True, stable=True).indices[:count]

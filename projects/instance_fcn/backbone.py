@@ -66,7 +66,7 @@ class FinestLevel(Backbone):
     get no gradient.
     """
 
-    def __init__(self, bottom_up: Backbone, channels: int, norm: str = "") -> None:
+    def __init__(self, bottom_up: Backbone, channels: int, norm: str) -> None:
         """
         Args:
             bottom_up: gives two or more maps, each with twice the stride of the one before it.

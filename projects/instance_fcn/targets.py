@@ -30,13 +30,13 @@ class WindowRule:
         negative_octaves: likewise for the size.
     """
 
-    size: int = 21
-    stride: int = 8
-    canonical_size: float = 128.0
-    positive_offset: float = 16.0
-    positive_octaves: float = 0.3
-    negative_offset: float = 32.0
-    negative_octaves: float = 1.0
+    size: int
+    stride: int
+    canonical_size: float
+    positive_offset: float
+    positive_octaves: float
+    negative_offset: float
+    negative_octaves: float
 
 
 def match_cells(boxes: Tensor, grid: tuple[int, int], rule: WindowRule) -> Tensor:

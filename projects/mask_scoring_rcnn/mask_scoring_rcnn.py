@@ -49,9 +49,9 @@ class MaskIoUHead(nn.Module):
         input_shape: ShapeSpec,
         *,
         num_classes: int,
-        num_conv: int = 4,
-        conv_dim: int = 256,
-        fc_dim: int = 1024,
+        num_conv: int,
+        conv_dim: int,
+        fc_dim: int,
     ) -> None:
         """
         Args:
@@ -146,9 +146,9 @@ class MaskScoringROIHeads(StandardROIHeads):
     def __init__(
         self,
         *,
-        maskiou_head: nn.Module | None = None,
-        maskiou_loss_weight: float = 1.0,
-        stop_gradient: bool = False,
+        maskiou_head: nn.Module | None,
+        maskiou_loss_weight: float,
+        stop_gradient: bool,
         **kwargs: Any,
     ) -> None:
         """
@@ -168,7 +168,12 @@ class MaskScoringROIHeads(StandardROIHeads):
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         if cfg.MODEL.MASKIOU_ON:
             _check_mask_head(cfg)
-        arguments: dict[str, Any] = super().from_config(cfg, input_shape)
+        arguments: dict[str, Any] = {
+            **super().from_config(cfg, input_shape),
+            "maskiou_head": None,
+            "maskiou_loss_weight": cfg.MODEL.MASKIOU_LOSS_WEIGHT,
+            "stop_gradient": cfg.MODEL.ROI_MASKIOU_HEAD.STOP_GRADIENT,
+        }
         if not cfg.MODEL.MASKIOU_ON:
             return arguments
         size = cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION
@@ -177,8 +182,6 @@ class MaskScoringROIHeads(StandardROIHeads):
         # The random numbers that follow, in training, are those of Mask R-CNN at the same seed.
         with torch.random.fork_rng():
             arguments["maskiou_head"] = build_maskiou_head(cfg, shape)
-        arguments["maskiou_loss_weight"] = cfg.MODEL.MASKIOU_LOSS_WEIGHT
-        arguments["stop_gradient"] = cfg.MODEL.ROI_MASKIOU_HEAD.STOP_GRADIENT
         return arguments
 
     def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:

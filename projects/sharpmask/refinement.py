@@ -35,9 +35,9 @@ class Refinement(nn.Module):
         embedding_dim: int,
         window: int,
         feature_channels: Sequence[int],
-        mask_dim: int = 32,
-        skip_dim: int = 32,
-        reduced_dims: Sequence[int] = (64, 64, 64, 32),
+        mask_dim: int,
+        skip_dim: int,
+        reduced_dims: Sequence[int],
     ) -> None:
         """
         Args:

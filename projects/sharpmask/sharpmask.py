@@ -37,12 +37,12 @@ class SharpMask(DeepMask):
         *,
         backbone: Backbone,
         in_feature: str,
-        embedding_dim: int = 512,
-        patch_size: int = 160,
-        mask_dim: int = 32,
-        skip_dim: int = 32,
-        reduced_dims: Sequence[int] = (64, 64, 64, 32),
-        refactored: bool = True,
+        embedding_dim: int,
+        patch_size: int,
+        mask_dim: int,
+        skip_dim: int,
+        reduced_dims: Sequence[int],
+        refactored: bool,
         **settings: Any,
     ) -> None:
         """

@@ -23,10 +23,10 @@ class DarkNet(Backbone):
 
     def __init__(
         self,
-        in_channels: int = 3,
-        stem_channels: int = 32,
-        depths: Sequence[int] = (1, 2, 8, 8, 4),
-        norm: str = "BN",
+        in_channels: int,
+        stem_channels: int,
+        depths: Sequence[int],
+        norm: str,
     ) -> None:
         """
         Args:

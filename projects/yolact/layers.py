@@ -50,7 +50,7 @@ class FeaturePyramid(nn.Module):
 
     strides = (8, 16, 32, 64, 128)
 
-    def __init__(self, in_channels: Sequence[int], channels: int = 256, norm: str = "") -> None:
+    def __init__(self, in_channels: Sequence[int], channels: int, norm: str) -> None:
         """
         Args:
             in_channels: of C3, C4, C5.
@@ -113,9 +113,7 @@ class ProtoNet(nn.Module):
           → 3x3 convolution + ReLU → 1x1 convolution + ReLU → (138, 138, 32)
     """
 
-    def __init__(
-        self, channels: int = 256, num_convs: int = 3, num_prototypes: int = 32, norm: str = ""
-    ) -> None:
+    def __init__(self, channels: int, num_convs: int, num_prototypes: int, norm: str) -> None:
         super().__init__()
         self.convs = nn.Sequential(
             *(conv(channels, channels, norm=norm, relu=True) for _ in range(num_convs))
@@ -141,9 +139,9 @@ class PredictionHead(nn.Module):
         self,
         num_classes: int,
         num_anchors: int,
-        num_prototypes: int = 32,
-        channels: int = 256,
-        norm: str = "",
+        num_prototypes: int,
+        channels: int,
+        norm: str,
     ) -> None:
         """
         Args:

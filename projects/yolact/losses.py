@@ -20,15 +20,15 @@ from instseg.projects.yolact.targets import match
 class LossSettings:
     """See the keys of the same names under ``MODEL.YOLACT``."""
 
-    positive_iou: float = 0.5
-    negative_iou: float = 0.4
-    crowd_iou: float = 0.7
-    negative_ratio: int = 3
-    box_weight: float = 1.5
-    class_weight: float = 1.0
-    mask_weight: float = 6.125
-    semantic_weight: float = 1.0
-    max_masks: int = 100
+    positive_iou: float
+    negative_iou: float
+    crowd_iou: float
+    negative_ratio: int
+    box_weight: float
+    class_weight: float
+    mask_weight: float
+    semantic_weight: float
+    max_masks: int
 
 
 @dataclass(frozen=True)

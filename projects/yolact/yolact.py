@@ -46,14 +46,14 @@ _NMS = {"fast": fast_nms, "cross_class": cross_class_nms}
 class DetectionSettings:
     """See the keys ``*_TEST`` and ``NMS`` under ``MODEL.YOLACT``, and ``TEST``."""
 
-    score_threshold: float = 0.05
-    nms: str = "fast"
-    nms_threshold: float = 0.5
-    nms_top_k: int = 200
-    detection_score_threshold: float = 0.0
-    max_detections: int = 100
-    truncate_boxes: bool = True
-    crop_masks: bool = True
+    score_threshold: float
+    nms: str
+    nms_threshold: float
+    nms_top_k: int
+    detection_score_threshold: float
+    max_detections: int
+    truncate_boxes: bool
+    crop_masks: bool
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,8 @@ class YOLACT(PixelModel):
         image_size: int,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        loss_settings: LossSettings | None = None,
-        detection_settings: DetectionSettings | None = None,
+        loss_settings: LossSettings,
+        detection_settings: DetectionSettings,
     ) -> None:
         """
         Args:
@@ -130,8 +130,7 @@ class YOLACT(PixelModel):
             priors: (P, 4) anchors, see :func:`~instseg.projects.yolact.boxes.make_priors`.
             image_size: side S of the square.
             pixel_mean, pixel_std: see :class:`~instseg.modeling.PixelModel`.
-            loss_settings: None for the defaults.
-            detection_settings: None for the defaults.
+            loss_settings, detection_settings: see their classes.
         """
         super().__init__(pixel_mean, pixel_std)
         self.backbone = backbone
@@ -140,8 +139,8 @@ class YOLACT(PixelModel):
         self.head = head
         self.semantic = semantic
         self.image_size = image_size
-        self.loss_settings = loss_settings or LossSettings()
-        self.detection_settings = detection_settings or DetectionSettings()
+        self.loss_settings = loss_settings
+        self.detection_settings = detection_settings
         self._levels = in_order(backbone.output_shape())
         self.priors: Tensor
         self.register_buffer("priors", priors, persistent=False)

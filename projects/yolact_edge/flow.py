@@ -58,9 +58,9 @@ class FeatFlowNet(nn.Module):
 
     def __init__(
         self,
-        channels: int = 256,
-        width: int = 64,
-        layers: Sequence[Sequence[int]] = ((1,), (2,), (4,)),
+        channels: int,
+        width: int,
+        layers: Sequence[Sequence[int]],
     ) -> None:
         """
         Args:
@@ -140,7 +140,7 @@ class Refinement(nn.Module):
     To every level is added a 3x3 convolution with leaky ReLU of it beside L3 of the frame.
     """
 
-    def __init__(self, levels: int, channels: int = 256) -> None:
+    def __init__(self, levels: int, channels: int) -> None:
         """
         Args:
             levels: how many, neighbours in the pyramid.

@@ -32,7 +32,7 @@ class MobileNetV2(Backbone):
 
     stage_names = tuple(_ENDS)
 
-    def __init__(self, width: float = 1.0, norm: str = "BN") -> None:
+    def __init__(self, width: float, norm: str) -> None:
         """
         Args:
             width: factor on all channels.

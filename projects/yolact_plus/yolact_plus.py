@@ -24,7 +24,7 @@ class FastMaskIoUNet(nn.Module):
           → 1x1 convolution, ReLU → (N, C, 3, 3) → maximum → (N, C)
     """
 
-    def __init__(self, num_classes: int, channels: Sequence[int] = (8, 16, 32, 64, 128)) -> None:
+    def __init__(self, num_classes: int, channels: Sequence[int]) -> None:
         """
         Args:
             num_classes: outputs; only that of the mask's class means anything.
@@ -65,8 +65,8 @@ class YOLACTPlus(YOLACT):
         self,
         *,
         maskiou_net: FastMaskIoUNet,
-        maskiou_weight: float = 25.0,
-        maskiou_min_area: int = 25,
+        maskiou_weight: float,
+        maskiou_min_area: int,
         **kwargs: Any,
     ) -> None:
         """

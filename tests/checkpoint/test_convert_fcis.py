@@ -23,9 +23,8 @@ from instseg.checkpoint import Checkpointer
 from instseg.checkpoint.convert import Options
 from instseg.cli import main
 from instseg.errors import CheckpointError
+from instseg.projects.fcis import Maps, Regions, refine_boxes, to_rois
 from instseg.projects.fcis import convert as fcis
-from instseg.projects.fcis import refine_boxes, to_rois
-from instseg.projects.fcis.roi_heads import Maps, Regions
 from tests.conftest import GOLDEN
 
 FOLDER = GOLDEN / "fcis_forward"

@@ -21,7 +21,7 @@ from instseg.errors import ConfigError, DatasetError, ImageError
 from instseg.projects.deepmask.data import PatchSamples
 from instseg.projects.deepmask.patches import Rules
 
-RULES = Rules(patch_size=64, context=8, object_size=32, mask_size=64, shift=8.0)
+RULES = Rules(64, 8, 32, mask_size=64, shift=8.0, scale_jitter=0.25)
 Box = tuple[int, int, int, int]
 
 

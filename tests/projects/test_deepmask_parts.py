@@ -53,7 +53,15 @@ def test_a_symmetric_convolution_keeps_the_size_and_mirrors_the_border() -> None
 
 
 def test_the_trunk_is_torchvisions_but_for_the_border() -> None:
-    ours = SymmetricResNet(norm="BN", out_features=["conv1", "res2", "res3", "res4"]).eval()
+    ours = SymmetricResNet(
+        depth=50,
+        in_channels=3,
+        stem_channels=64,
+        width=64,
+        out_channels=256,
+        norm="BN",
+        out_features=["conv1", "res2", "res3", "res4"],
+    ).eval()
     theirs = resnet50().eval()
     missing, unexpected = ours.load_state_dict(theirs.state_dict(), strict=False)
     assert not missing

@@ -17,8 +17,7 @@ from torch import nn
 import instseg
 from instseg.config.classes import num_classes_key
 from instseg.errors import ConfigError
-from instseg.projects.fcis import CeilPoolStem, Detector, FCISROIHeads, paste_masks
-from instseg.projects.fcis.roi_heads import Detections
+from instseg.projects.fcis import CeilPoolStem, Detections, Detector, FCISROIHeads, paste_masks
 from instseg.training.trainer import Trainer
 
 CONFIG = "fcis/fcis_shapes.yaml"
@@ -72,9 +71,14 @@ def heads(**changes: Any) -> FCISROIHeads:
         box_transform=Box2BoxTransform(weights=(5.0, 5.0, 2.0, 2.0)),
         matcher=Matcher([0.5], [0, 1]),
         conv_dim=12,
+        conv_lr_factor=3.0,
         group_size=1,
         pooled_size=1,
+        sampling="ohem",
         regions_per_image=2,
+        positive_fraction=0.25,
+        mask_weight=10.0,
+        mask_threshold=0.4,
     )
     module = FCISROIHeads(**{**settings, **changes})
     for layer, first in ((module.conv_new_1, 0), (module.cls_seg, 0), (module.bbox, 4)):
@@ -186,11 +190,24 @@ def found(boxes: list[list[float]], scores: list[list[float]], inside: float = 1
     )
 
 
+def detector(**changes: Any) -> Detector:
+    settings: dict[str, Any] = dict(
+        voting="image",
+        min_size=2,
+        nms_threshold=0.3,
+        merge_threshold=0.5,
+        mask_threshold=0.4,
+        max_detections=100,
+        score_threshold=0.001,
+    )
+    return Detector(**{**settings, **changes})
+
+
 @pytest.mark.parametrize("voting", ["image", "box", "none"])
 def test_a_region_becomes_a_detection_at_the_size_of_the_picture(voting: str) -> None:
     """Network pixels 20..59 are inclusive 10..29.5 of the picture, rounded to 30 (half to even)."""
     regions = found([[20.0, 20, 60, 60]], [[0.1, 0.2, 0.7]])
-    result = Detector(voting=voting, score_threshold=0.3)(regions, (100, 100), (50, 50))
+    result = detector(voting=voting, score_threshold=0.3)(regions, (100, 100), (50, 50))
     assert result.pred_classes.tolist() == [1]
     assert result.scores.tolist() == pytest.approx([0.7])
     mask = torch.zeros(50, 50, dtype=torch.bool)
@@ -200,7 +217,7 @@ def test_a_region_becomes_a_detection_at_the_size_of_the_picture(voting: str) ->
 
 @pytest.mark.parametrize("voting", ["image", "box", "none"])
 def test_no_region_is_no_detection(voting: str) -> None:
-    result = Detector(voting=voting)(
+    result = detector(voting=voting)(
         Detections(torch.zeros(0, 4), torch.zeros(0, 3), torch.zeros(0, 21, 21)), (64, 64), (32, 40)
     )
     assert len(result) == 0 and result.pred_masks.shape == (0, 32, 40)
@@ -208,14 +225,14 @@ def test_no_region_is_no_detection(voting: str) -> None:
 
 def test_regions_below_the_least_side_are_dropped() -> None:
     regions = found([[10.0, 10, 11.5, 40], [10, 10, 12, 40]], [[0.1, 0.9], [0.2, 0.8]])
-    result = Detector(voting="none", min_size=2)(regions, (64, 64), (64, 64))
+    result = detector(voting="none", min_size=2)(regions, (64, 64), (64, 64))
     assert result.scores.tolist() == pytest.approx([0.8])
 
 
 def test_without_voting_classes_are_suppressed_apart() -> None:
     """Two equal regions, both of both classes: one detection in each class."""
     regions = found([[0.0, 0, 20, 20]] * 2, [[0.1, 0.5, 0.4], [0.1, 0.3, 0.6]])
-    result = Detector(voting="none")(regions, (64, 64), (64, 64))
+    result = detector(voting="none")(regions, (64, 64), (64, 64))
     assert list(zip(result.pred_classes.tolist(), result.scores.tolist(), strict=True)) == [
         (1, pytest.approx(0.6)),
         (0, pytest.approx(0.5)),
@@ -224,7 +241,7 @@ def test_without_voting_classes_are_suppressed_apart() -> None:
 
 def test_without_voting_at_most_the_asked_number_is_kept() -> None:
     regions = found([[0.0, 0, 9, 9], [20, 20, 29, 29], [40, 40, 49, 49]], [[0.5, 0.5]] * 3)
-    assert len(Detector(voting="none", max_detections=2)(regions, (64, 64), (64, 64))) == 2
+    assert len(detector(voting="none", max_detections=2)(regions, (64, 64), (64, 64))) == 2
 
 
 def test_a_pasted_mask_is_resized_linearly_and_cut_at_the_threshold() -> None:

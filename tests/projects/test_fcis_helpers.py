@@ -21,7 +21,9 @@ import instseg
 from instseg.errors import CheckpointError, ConfigError
 from instseg.projects.fcis import (
     FCISRPN,
+    Regions,
     RoundedAnchorGenerator,
+    Samples,
     assign_labels,
     clip_boxes,
     every_candidate,
@@ -252,15 +254,15 @@ def test_hard_examples_equal_the_authors(golden: Any) -> None:
         return torch.from_numpy(golden[f"ohem_{name}"])
 
     masks = tensor("mask_targets")[:, 0].to(torch.int64)
+    labels, targets = tensor("labels"), tensor("bbox_targets")
+    # The head trains the last four deltas of objects and no others.
+    assert torch.equal(tensor("bbox_weights").bool(), (targets != 0) & (labels > 0)[:, None])
+    zeros = torch.zeros_like(labels)
     kept = hard_examples(
-        tensor("cls_score"),
-        tensor("seg_pred"),
-        tensor("bbox_pred"),
-        tensor("labels"),
-        masks,
-        tensor("bbox_targets"),
-        tensor("bbox_weights"),
+        Regions(tensor("cls_score"), tensor("seg_pred"), labels, tensor("bbox_pred")),
+        Samples(zeros, targets[:, 4:], labels, masks, targets[:, 4:]),
         count=int(golden["ohem_keep"]),
+        mask_weight=10.0,
     )
     dropped = torch.ones(len(masks), dtype=torch.bool)
     dropped[kept] = False
@@ -276,8 +278,9 @@ def test_fewer_regions_than_hard_examples_are_all_kept() -> None:
     labels = torch.zeros(3, dtype=torch.int64)
     scores = torch.tensor([[0.0, 1], [0, 3], [0, 2]])
     masks = torch.full((3, 2, 2), -1)
-    zeros = torch.zeros(3, 8)
-    kept = hard_examples(scores, torch.zeros(3, 2, 2, 2), zeros, labels, masks, zeros, zeros, 128)
+    regions = Regions(scores, torch.zeros(3, 2, 2, 2), labels, torch.zeros(3, 8))
+    samples = Samples(labels, torch.zeros(3, 4), labels, masks, torch.zeros(3, 4))
+    kept = hard_examples(regions, samples, 128, 10.0)
     assert kept.tolist() == [1, 2, 0], "by descending loss"
 
 

@@ -1,29 +1,21 @@
 """Losses of the FCIS head against the authors' gradients and numbers worked out by hand."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 
-from instseg.projects.fcis import fcis_losses
+from instseg.projects.fcis import Regions, Samples, fcis_losses
 from tests.conftest import GOLDEN, close
 
 
-def losses(**changes: Any) -> dict[str, float]:
+def losses(deltas: torch.Tensor | None = None) -> dict[str, float]:
     """Of two regions, an object and background, in the second of two images."""
-    settings: dict[str, Any] = dict(
-        scores=torch.tensor([[0.0, 0.0], [0.0, 0.0]]),
-        mask_logits=torch.zeros(2, 2, 2, 2),
-        deltas=torch.zeros(2, 8),
-        labels=torch.tensor([1, 0]),
-        targets=torch.tensor([[[1, 0], [0, -1]], [[-1, -1], [-1, -1]]]),
-        box_targets=torch.zeros(2, 4),
-        images=torch.tensor([1, 1]),
-        num_images=2,
-        regions_per_image=128,
-    )
-    return {name: loss.item() for name, loss in fcis_losses(**{**settings, **changes}).items()}
+    labels = torch.tensor([1, 0])
+    zeros = torch.zeros(2, 8) if deltas is None else deltas
+    regions = Regions(torch.zeros(2, 2), torch.zeros(2, 2, 2, 2), labels, zeros)
+    masks = torch.tensor([[[1, 0], [0, -1]], [[-1, -1], [-1, -1]]])
+    samples = Samples(torch.tensor([1, 1]), torch.zeros(2, 4), labels, masks, torch.zeros(2, 4))
+    return {name: loss.item() for name, loss in fcis_losses(regions, samples, 2, 128, 10.0).items()}
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("f32", 1e-5), ("f64", 1e-7)])
@@ -36,16 +28,14 @@ def test_gradients_of_the_losses_equal_the_authors(dtype: str, tolerance: float)
     targets = torch.from_numpy(golden["mask_targets"])[:, 0].long()
     chosen = labels >= 0
     count = int(chosen.sum())
+    zeros, labels = torch.zeros(count, 8), labels[chosen]
+    images = torch.zeros_like(labels)
     found = fcis_losses(
-        scores[chosen],
-        logits[chosen],
-        torch.zeros(count, 8),
-        labels[chosen],
-        targets[chosen],
-        box_targets=torch.zeros(count, 4),
-        images=torch.zeros(count, dtype=torch.int64),
+        Regions(scores[chosen], logits[chosen], labels, zeros),
+        Samples(images, zeros[:, 4:], labels, targets[chosen], zeros[:, 4:]),
         num_images=1,
         regions_per_image=128,
+        mask_weight=10.0,
     )
     (found["loss_cls"] + found["loss_mask"]).backward()
     for name, leaf in (("cls_score", scores), ("seg_logits", logits)):
@@ -71,16 +61,14 @@ def test_the_box_loss_takes_the_last_four_deltas_of_objects() -> None:
 
 def test_losses_without_regions_are_zero_and_attached() -> None:
     weight = torch.ones(8, requires_grad=True)
+    none, boxes = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4)
+    scores, logits = torch.zeros(0, 8) * weight, torch.zeros(0, 2, 2, 8) * weight
     found = fcis_losses(
-        scores=torch.zeros(0, 8) * weight,
-        mask_logits=torch.zeros(0, 2, 2, 8) * weight,
-        deltas=torch.zeros(0, 8) * weight,
-        labels=torch.zeros(0, dtype=torch.int64),
-        targets=torch.zeros(0, 2, 8, dtype=torch.int64),
-        box_targets=torch.zeros(0, 4),
-        images=torch.zeros(0, dtype=torch.int64),
+        Regions(scores, logits, none, torch.zeros(0, 8) * weight),
+        Samples(none, boxes, none, torch.zeros(0, 2, 8, dtype=torch.int64), boxes),
         num_images=1,
         regions_per_image=128,
+        mask_weight=10.0,
     )
     total = torch.stack(list(found.values())).sum()
     total.backward()

@@ -25,6 +25,7 @@ from instseg.projects.instance_fcn import (
     InstanceFCN,
     WindowRule,
 )
+from tests.support.instance_fcn_common import window_rule
 
 SHAPES = "instance_fcn/instance_fcn_shapes.yaml"
 # Narrow enough for a pass in milliseconds.
@@ -56,14 +57,26 @@ class Plain(Backbone):
 
 
 def network(**settings: Any) -> InstanceFCN:
-    rule = settings.pop("rule", WindowRule())
+    rule = settings.pop("rule", window_rule())
     return InstanceFCN(
         backbone=Plain(),
         in_feature="cells",
         pixel_mean=[0.0, 0, 0],
         pixel_std=[1.0, 1, 1],
         rule=rule,
-        **{"conv_dim": 4, "scales": (128,), **settings},
+        **{
+            "conv_dim": 4,
+            "parts": 5,
+            "windows_per_image": 256,
+            "positive_fraction": 0.5,
+            "scales": (128,),
+            "max_size": 1500,
+            "pre_nms_topk": 2000,
+            "nms_threshold": 0.8,
+            "mask_threshold": 0.5,
+            "max_proposals": 1000,
+            **settings,
+        },
     )
 
 
@@ -109,7 +122,7 @@ def test_windows_are_never_drawn_from_the_padding() -> None:
 
 def test_the_targets_belong_to_the_windows_they_are_compared_with() -> None:
     """A map that is 1 on the object makes every assembled mask equal to its target."""
-    model = network(parts=1, rule=WindowRule(size=7, canonical_size=40, positive_offset=8))
+    model = network(parts=1, rule=window_rule(size=7, canonical_size=40, positive_offset=8))
     boxes = [centred(36, 60, 40), centred(100, 28, 40)]
     group = [sample((160, 120), boxes[:1]), sample((160, 120), boxes[1:])]
     maps = torch.stack([x["instances"].gt_masks.tensor.any(0)[3::8, 3::8] for x in group])
@@ -171,7 +184,7 @@ def test_proposals_have_the_size_asked_for() -> None:
 
 def test_of_two_masks_with_one_box_the_better_scored_stays() -> None:
     """The windows are one cell apart, their masks are the same; a third is another object."""
-    model = network(parts=1, rule=WindowRule(size=5), scales=(64,), pre_nms_topk=3)
+    model = network(parts=1, rule=window_rule(size=5), scales=(64,), pre_nms_topk=3)
     maps, scores = torch.full((1, 1, 8, 16), -5.0), torch.full((1, 8, 16), -9.0)
     maps[0, 0, 3, 3] = maps[0, 0, 3, 12] = 5
     scores[0, 3, 3], scores[0, 3, 4], scores[0, 3, 12] = 1, 2, 0
@@ -244,7 +257,7 @@ def test_the_branches_have_the_layers_of_the_paper() -> None:
         "score_branch.2.bias": (1,),
     }
     assert model.mask_branch[2].weight.numel() == 115_200
-    assert model.rule == WindowRule()
+    assert model.rule == window_rule()
 
 
 def test_new_convolutions_start_from_a_narrow_gaussian() -> None:

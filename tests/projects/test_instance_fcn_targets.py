@@ -9,7 +9,6 @@ from torch import Tensor
 
 from instseg.masks import tight_boxes
 from instseg.projects.instance_fcn import (
-    WindowRule,
     mask_loss,
     mask_targets,
     match_cells,
@@ -18,6 +17,7 @@ from instseg.projects.instance_fcn import (
     top_left,
 )
 from instseg.projects.instance_fcn.targets import inside
+from tests.support.instance_fcn_common import window_rule
 
 
 def centred(y: float, x: float, side: float) -> list[float]:
@@ -26,7 +26,7 @@ def centred(y: float, x: float, side: float) -> list[float]:
 
 def test_windows_within_two_cells_are_positive_and_from_four_cells_on_negative() -> None:
     """The object is centred on cell 20 (8 * 20 + 4 = 164): 16 pixels are 2 cells, 32 are 4."""
-    owners = match_cells(torch.tensor([centred(164, 164, 128)]), (41, 41), WindowRule())
+    owners = match_cells(torch.tensor([centred(164, 164, 128)]), (41, 41), window_rule())
     expected = torch.full((41, 41), 1)
     expected[17:24, 17:24] = -1
     expected[18:23, 18:23] = 0
@@ -41,23 +41,23 @@ def test_the_longer_side_decides_which_scale_an_object_belongs_to(
 ) -> None:
     box = centred(164, 164, 128 * 2**octaves)
     box[0], box[2] = 164 - 8, 164 + 8
-    owners = match_cells(torch.tensor([box]), (41, 41), WindowRule())
+    owners = match_cells(torch.tensor([box]), (41, 41), window_rule())
     assert owners.view(41, 41)[20, 20] == at_centre
 
 
 def test_a_window_near_two_objects_shows_the_nearer_one() -> None:
     boxes = torch.tensor([centred(164, 164, 128), centred(164, 188, 128)])
-    row = match_cells(boxes, (41, 41), WindowRule()).view(41, 41)[20]
+    row = match_cells(boxes, (41, 41), window_rule()).view(41, 41)[20]
     # Cells 20 and 23 are the centres; 21 and 22 lie between.
     assert row[18:26].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
 
 
 def test_without_objects_every_window_is_negative() -> None:
-    assert match_cells(torch.zeros(0, 4), (3, 5), WindowRule()).tolist() == [0] * 15
+    assert match_cells(torch.zeros(0, 4), (3, 5), window_rule()).tolist() == [0] * 15
 
 
 def test_an_even_window_is_centred_on_a_corner_of_its_cell() -> None:
-    rule = WindowRule(size=4, positive_offset=0.0)
+    rule = window_rule(size=4, positive_offset=0.0)
     owners = match_cells(torch.tensor([centred(80, 88, 128)]), (41, 41), rule)
     assert (owners == 0).nonzero().tolist() == [[10 * 41 + 11]]
 
@@ -71,7 +71,7 @@ def test_the_top_left_cell_of_a_window_may_lie_outside_the_map(
 
 def test_a_cell_belongs_to_the_target_if_half_of_it_is_covered() -> None:
     """13 columns of 4-pixel cells are three cells and a quarter, 14 are three and a half."""
-    rule = WindowRule(size=5, stride=4)
+    rule = window_rule(size=5, stride=4)
     masks = torch.zeros(2, 20, 20, dtype=torch.bool)
     masks[0, :, :13] = True
     masks[1, :, :14] = True
@@ -82,7 +82,7 @@ def test_a_cell_belongs_to_the_target_if_half_of_it_is_covered() -> None:
 
 
 def test_the_target_has_the_windows_own_object_alone_and_nothing_outside_the_map() -> None:
-    rule = WindowRule(size=3, stride=4)
+    rule = window_rule(size=3, stride=4)
     masks = torch.zeros(3, 10, 10, dtype=torch.bool)  # 3 x 3 cells, the last ones half outside
     masks[0, :4, :4] = True
     masks[1, :4, 4:8] = True

@@ -49,10 +49,15 @@ def inputs() -> ModuleType:
     return load_module(FOLDER / "inputs.py")
 
 
+def of_the_paper(channels: int) -> MaskIoUHead:
+    shape = ShapeSpec(channels=channels, height=14, width=14)
+    return MaskIoUHead(shape, num_classes=80, num_conv=4, conv_dim=256, fc_dim=1024)
+
+
 @pytest.fixture(scope="module")
 def head(golden_weights: ModuleType) -> MaskIoUHead:
     """The head filled as the golden one, without the background's output."""
-    head = MaskIoUHead(ShapeSpec(channels=256, height=14, width=14), num_classes=80)
+    head = of_the_paper(256)
     state = {}
     for name, entry in json.loads((FOLDER / "keys.json").read_text()).items():
         ours = name.removeprefix(PREFIXES[0]).removeprefix(PREFIXES[1])
@@ -98,6 +103,8 @@ def roi_heads(head: nn.Module, features: torch.Tensor, logits: torch.Tensor) -> 
         mask_pooler=Pooler(features),
         mask_head=MaskHead(logits),
         maskiou_head=head,
+        maskiou_loss_weight=1.0,
+        stop_gradient=False,
     )
 
 
@@ -349,7 +356,7 @@ def test_the_head_learns_the_quality_of_eight_masks() -> None:
 
 
 def test_a_new_head_predicts_little_and_has_no_biases() -> None:
-    head = MaskIoUHead(ShapeSpec(channels=8, height=14, width=14), num_classes=80)
+    head = of_the_paper(8)
     assert all(not value.any() for name, value in head.named_parameters() if "bias" in name)
     assert head.maskiou.weight.std().item() == pytest.approx(0.01, rel=0.05)
 

@@ -25,7 +25,7 @@ def small(**changed: Any) -> SharpMask:
     torch.manual_seed(0)
     trunk = narrow_resnet(norm=changed.pop("norm", ""), out_features=MAPS)
     sizes = {"mask_dim": 16, "skip_dim": 16, "reduced_dims": (8, 8, 8, 8)}
-    return SharpMask(backbone=trunk, **settings(**{**sizes, **changed}))
+    return SharpMask(backbone=trunk, **settings(refactored=True) | sizes | changed)
 
 
 def released() -> SharpMask:

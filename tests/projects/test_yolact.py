@@ -200,12 +200,12 @@ def test_no_detections_give_no_probabilities() -> None:
 
 
 def test_the_prototypes_have_twice_the_cells_of_p3_and_are_not_negative() -> None:
-    prototypes = ProtoNet(8, 1, 4)(torch.randn(2, 8, 5, 7))
+    prototypes = ProtoNet(8, 1, 4, "")(torch.randn(2, 8, 5, 7))
     assert prototypes.shape == (2, 10, 14, 4) and prototypes.min() == 0
 
 
 def test_darknet_has_the_outputs_that_it_tells() -> None:
-    backbone = DarkNet(3, 4, [1, 1, 1, 1, 1])
+    backbone = DarkNet(3, 4, [1, 1, 1, 1, 1], "BN")
     outputs = backbone(torch.randn(1, 3, 64, 64))
     expected = {"stage3": (32, 8), "stage4": (64, 16), "stage5": (128, 32)}
     assert {k: (v.channels, v.stride) for k, v in backbone.output_shape().items()} == expected

@@ -92,7 +92,7 @@ def test_half_the_width_in_pixels_is_eight() -> None:
 
 
 def test_at_first_every_motion_is_none() -> None:
-    net = FeatFlowNet(16, 4)
+    net = FeatFlowNet(16, 4, [[1], [2], [4]])
     frame, reference = (net.reduce(torch.randn(1, 16, 9, 9)) for _ in range(2))
     motions = net(frame, reference)
     assert [tuple(m.flow.shape[2:]) for m in motions] == [(9, 9), (5, 5), (3, 3)]
@@ -102,7 +102,7 @@ def test_at_first_every_motion_is_none() -> None:
 
 
 def test_coarse_motions_do_not_depend_on_whether_finer_ones_are_wanted() -> None:
-    net = FeatFlowNet(16, 4)
+    net = FeatFlowNet(16, 4, [[1], [2], [4]])
     for predictor in net.predictors:
         nn.init.normal_(predictor.flow.weight)
     frame, reference = torch.randn(2, 1, 4, 9, 9)
@@ -359,7 +359,7 @@ def test_keys_that_cannot_be_used_are_refused(overrides: list[Any], message: str
 
 
 def test_mobilenet_has_the_outputs_of_the_authors() -> None:
-    backbone = MobileNetV2().eval()
+    backbone = MobileNetV2(1.0, "BN").eval()
     with torch.no_grad():
         outputs = backbone(torch.randn(1, 3, 96, 96))
     expected = {"stage3": (32, 8), "stage4": (64, 16), "stage5": (160, 32)}
@@ -380,7 +380,7 @@ def test_a_video_model_on_mobilenet_trains_and_predicts() -> None:
 
 
 def test_the_normalisations_of_mobilenet_are_folded() -> None:
-    backbone = MobileNetV2(0.25)
+    backbone = MobileNetV2(0.25, "BN")
     for module in backbone.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.1, 0.1)

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from instseg.projects.yolact import (
-    LossSettings,
     Predictions,
     Truth,
     crop,
@@ -28,6 +27,7 @@ from tests.support.yolact_common import (
     gradients_agree,
     keys,
     load,
+    loss_settings,
     matching_agrees,
     synthetic,
     terms_agree,
@@ -81,7 +81,7 @@ def test_losses_and_gradients_equal_the_authors(
     golden: Any, priors: torch.Tensor, golden_weights: ModuleType
 ) -> None:
     predictions = synthetic(golden_weights, len(priors))
-    losses, _ = yolact_losses(predictions, truths(golden), priors, LossSettings())
+    losses, _ = yolact_losses(predictions, truths(golden), priors, loss_settings())
     terms_agree(losses, golden, "synthetic", rel=1e-5)
     sum(losses.values()).backward()
     gradients_agree(predictions, golden)
@@ -149,8 +149,8 @@ def test_only_some_masks_of_many_are_trained_but_count_for_all(priors: torch.Ten
         *(torch.zeros(1, 4, 4), torch.zeros(1, 4, 3), torch.ones(1, 4, 2)),
         *(torch.rand(1, 8, 8, 2), torch.zeros(1, 2, 4, 4)),
     )
-    every, _ = yolact_losses(predictions, [truth], anchors, LossSettings())
-    some, samples = yolact_losses(predictions, [truth], anchors, LossSettings(max_masks=2))
+    every, _ = yolact_losses(predictions, [truth], anchors, loss_settings())
+    some, samples = yolact_losses(predictions, [truth], anchors, loss_settings(max_masks=2))
     assert len(samples.classes) == 2
     torch.testing.assert_close(some["loss_mask"], every["loss_mask"])
 

@@ -17,7 +17,6 @@ import instseg
 from instseg.config.classes import num_classes_key
 from instseg.errors import ConfigError
 from instseg.projects.yolact import (
-    LossSettings,
     MaskSamples,
     level_sizes,
     make_priors,
@@ -36,6 +35,7 @@ from tests.support.yolact_common import (
     filled,
     gradients_agree,
     load,
+    loss_settings,
     matching_agrees,
     picture,
     synthetic,
@@ -45,6 +45,7 @@ from tests.support.yolact_common import (
 )
 
 CONFIG = "yolact_plus/yolact_plus_resnet50.yaml"
+CHANNELS = (8, 16, 32, 64, 128)
 SMALL_PLUS = [*SMALL, "MODEL.YOLACT_PLUS.MASKIOU_CHANNELS", [4, 8]]
 
 
@@ -76,7 +77,7 @@ def test_matching_of_nine_anchors_a_cell_equals_the_authors(
 def test_losses_and_gradients_equal_the_authors(
     golden: Any, priors: torch.Tensor, golden_weights: ModuleType
 ) -> None:
-    net = FastMaskIoUNet(80)
+    net = FastMaskIoUNet(80, CHANNELS)
     names = {}
     for place, layer in zip((0, 2, 4, 6, 8, 10), (*net.convs, net.predictor), strict=True):
         for kind, parameter in layer.named_parameters():
@@ -84,7 +85,7 @@ def test_losses_and_gradients_equal_the_authors(
             key = f"maskiou_net.maskiou_net.{place}.{kind}"
             parameter.data = filled(golden_weights, golden, key, parameter.shape)
     predictions = synthetic(golden_weights, len(priors))
-    losses, samples = yolact_losses(predictions, truths(golden), priors, LossSettings())
+    losses, samples = yolact_losses(predictions, truths(golden), priors, loss_settings())
     model = SimpleNamespace(maskiou_net=net, maskiou_weight=25.0, maskiou_min_area=25)
     losses |= YOLACTPlus.extra_losses(model, samples)  # type: ignore[arg-type]
     terms_agree(losses, golden, "synthetic", rel=1e-5)
@@ -170,7 +171,7 @@ def test_small_masks_do_not_train_the_rescoring() -> None:
     targets = torch.zeros(2, 63, 63)
     targets[0, :5, :5], targets[1, :5, :6] = 1, 1
     seen = []
-    net = FastMaskIoUNet(3)
+    net = FastMaskIoUNet(3, CHANNELS)
     net.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     model = SimpleNamespace(maskiou_net=net, maskiou_weight=25.0, maskiou_min_area=25)
     samples = MaskSamples(torch.rand(2, 63, 63), targets, torch.tensor([0, 1]), 2)

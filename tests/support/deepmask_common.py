@@ -29,7 +29,15 @@ class NearSighted(Backbone):
 
 
 def narrow_resnet(**settings: Any) -> SymmetricResNet:
-    sizes = {"depth": 18, "stem_channels": 8, "width": 8, "out_channels": 8, "norm": ""}
+    sizes: dict[str, Any] = {
+        "depth": 18,
+        "in_channels": 3,
+        "stem_channels": 8,
+        "width": 8,
+        "out_channels": 8,
+        "norm": "",
+        "out_features": ["res4"],
+    }
     return SymmetricResNet(**{**sizes, **settings})
 
 
@@ -40,11 +48,18 @@ def settings(**changed: Any) -> dict[str, Any]:
         "pixel_mean": [118.0, 118.0, 118.0],
         "pixel_std": [60.0, 60.0, 60.0],
         "patch_size": 64,
+        "context": 16,
         "mask_size": 16,
         "feature_dim": 8,
         "embedding_dim": 32,
+        "score_branch": "shared",
         "score_dim": 16,
+        "dropout": 0.5,
+        "score_weight": 1 / 32,
         "octaves": (-0.5, 0.0),
+        "max_size": 2000,
+        "mask_threshold": 0.2,
+        "max_proposals": 1000,
         **changed,
     }
 

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +20,15 @@ from torchvision.ops import box_iou
 import instseg
 from instseg.checkpoint import Checkpointer
 from instseg.cli import main
-from instseg.projects.yolact import Detections, Predictions, Truth, encode, match, to_corners
+from instseg.projects.yolact import (
+    Detections,
+    LossSettings,
+    Predictions,
+    Truth,
+    encode,
+    match,
+    to_corners,
+)
 from tests.conftest import GOLDEN, close
 
 FOLDER = GOLDEN / "yolact"
@@ -42,6 +50,22 @@ SMALL = [
     *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16),
     *("MODEL.RESNETS.WIDTH_PER_GROUP", 8, "MODEL.YOLACT.CHANNELS", 16, "MODEL.WEIGHTS", ""),
 ]
+
+
+def loss_settings(**changes: Any) -> LossSettings:
+    """Those of the paper."""
+    settings = LossSettings(
+        positive_iou=0.5,
+        negative_iou=0.4,
+        crowd_iou=0.7,
+        negative_ratio=3,
+        box_weight=1.5,
+        class_weight=1.0,
+        mask_weight=6.125,
+        semantic_weight=1.0,
+        max_masks=100,
+    )
+    return replace(settings, **changes)
 
 
 @dataclass

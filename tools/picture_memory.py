@@ -13,23 +13,10 @@ import torch
 
 from instseg import Predictor
 from instseg.benchmark.rows import forget_peak, in_fresh_process, peak_resident
+from instseg.projects import projects
 
-SYSTEMS = (
-    "deepmask/deepmask_resnet50_coco.yaml",
-    "sharpmask/sharpmask_resnet50_coco.yaml",
-    "instance_fcn/instance_fcn_VGG16_coco.yaml",
-    "fcis/fcis_R_101_coco.yaml",
-    "mask_rcnn/mask_rcnn_R_50_FPN_coco.yaml",
-    "mask_scoring_rcnn/mask_scoring_rcnn_R_50_FPN_coco.yaml",
-    "yolact/yolact_resnet50.yaml",
-    "yolact_plus/yolact_plus_resnet50.yaml",
-    "yolact_edge/yolact_edge_resnet50.yaml",
-    "sgn/sgn_VGG16_cityscapes.yaml",
-    "discriminative_loss/discriminative_loss_cityscapes.yaml",
-)
 # A score threshold that no random network stays below.
-ANY = ["MODEL.WEIGHTS", "", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0]
-ANY += ["MODEL.YOLACT.SCORE_THRESH_TEST", 0.0]
+ANY = ["MODEL.WEIGHTS", "", *(word for project in projects() for word in project.any_score)]
 
 
 def picture(megapixels: float) -> np.ndarray:
@@ -58,7 +45,8 @@ def measure(config: str, overrides: Sequence[str], megapixels: float) -> float |
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config-file", nargs="+", default=SYSTEMS, metavar="FILE")
+    references = [project.reference for project in projects()]
+    parser.add_argument("--config-file", nargs="+", default=references, metavar="FILE")
     parser.add_argument("--megapixels", type=float, default=4, metavar="N")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE")
     args = parser.parse_args()

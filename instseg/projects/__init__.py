@@ -1,37 +1,110 @@
-"""The registration module: the list of projects, and the only place where instseg imports them."""
+"""The registration module: finds the projects, and is the only place where instseg imports them.
 
+A project is one paper: a package with an object ``PROJECT`` (:class:`Project`) that says what the
+rest has to know of it.  Its import registers its classes.  Found are the folders of ``projects/``,
+installed as ``instseg.projects.<name>``, and installed packages that name their ``PROJECT`` in an
+entry point of the group ``instseg.projects``::
+
+    [project.entry-points."instseg.projects"]
+    my_paper = "my_package:PROJECT"
+"""
+
+import functools
+import logging
 import pkgutil
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
-#: Every paper, in the order of the README's table.
-PROJECTS: tuple[str, ...] = (
-    "mask_rcnn",
-    "mask_scoring_rcnn",
-    "instance_fcn",
-    "fcis",
-    "yolact",
-    "yolact_plus",
-    "yolact_edge",
-    "discriminative_loss",
-    "deepmask",
-    "sharpmask",
-    "sgn",
-)
+logger = logging.getLogger(__name__)
+
+if not any(package.ispkg for package in pkgutil.iter_modules(__path__)):
+    # A checkout keeps projects/ beside instseg/, also what was added after its installation.
+    __path__.append(str(Path(__file__).parents[2] / "projects"))
+
+
+@dataclass(frozen=True)
+class Project:
+    """What a paper declares about itself.
+
+    Configurations are named by path or by their name inside ``configs/``; overrides are
+    ``(KEY, VALUE, ...)``.
+
+    Attributes:
+        name: of its folder, or of its entry point.
+        title, paper, family, best_at, ap, milliseconds, weights: cells of its row in the README's
+            table; ``ap`` is what a short training with ``example`` gave.
+        order: place in that table, from 1; those without one come last.
+        add_config: adds its keys to a configuration.
+        ancestors: names of the projects that it builds on and may import.
+        example: a configuration that trains on synthetic data in minutes on a CPU.
+        reference: the paper's own configuration.
+        any_score: overrides by which no instance is dropped for its score.
+        fast: overrides by which any of its configurations searches a small image quickly.
+        narrow: overrides that make ``example`` as small as tests want it, and have its network find
+            something with random weights.
+    """
+
+    name: str
+    title: str
+    paper: str
+    family: str
+    best_at: str
+    example: str
+    reference: str
+    ap: str = ""
+    milliseconds: str = ""
+    weights: str = "-"
+    order: float = float("inf")
+    add_config: "Callable[[CfgNode], None] | None" = None
+    ancestors: tuple[str, ...] = ()
+    any_score: tuple[Any, ...] = ()
+    fast: tuple[Any, ...] = ()
+    narrow: tuple[Any, ...] = ()
+
+    @property
+    def row(self) -> str:
+        """Its line of the README's table of systems."""
+        link = f"[{self.title}](projects/{self.name}/README.md)"
+        cells = (link, self.paper, self.family, self.best_at, self.ap, self.milliseconds)
+        return f"| {' | '.join((*cells, self.weights))} |".replace("|  |", "| |")
+
+
+def folders() -> list[str]:
+    """Names of the folders of ``projects/``; imports none."""
+    return sorted(package.name for package in pkgutil.iter_modules(__path__) if package.ispkg)
+
+
+@functools.cache
+def projects() -> tuple[Project, ...]:
+    """Every project, in the order of the README's table; their classes are registered.
+
+    A project of somebody else that cannot be used is left out with a warning that names the
+    distribution.
+    """
+    found = [import_module(f"{__name__}.{name}").PROJECT for name in folders()]
+    for entry in entry_points(group=__name__):
+        project = _installed(entry)
+        if project is not None and project.name in [known.name for known in found]:
+            _leave_out(entry, f"there is another project {project.name}")
+        elif project is not None:
+            found.append(project)
+    return tuple(sorted(found, key=lambda project: (project.order, project.name)))
 
 
 def add_project_configs(cfg: "CfgNode") -> None:
     """Import every project, which registers its classes, and add the keys it defines to ``cfg``."""
-    for name in PROJECTS:
-        project = import_module(f"instseg.projects.{name}")
-        # Mask R-CNN is Detectron2's own and defines no key.
-        add_config = getattr(project, f"add_{name}_config", None)
-        if add_config is not None:
-            add_config(cfg)
+    for project in projects():
+        if project.add_config is not None:
+            project.add_config(cfg)
 
 
 def converters() -> dict[str, str]:
@@ -40,12 +113,37 @@ def converters() -> dict[str, str]:
     A project declares a format by a module: ``convert_<format>``, or ``convert`` for the format
     that has the name of the project.  No project is imported: a command's help names the formats.
     """
+    packages = {name: f"{__name__}.{name}" for name in folders()}
+    packages |= {entry.name: entry.module for entry in entry_points(group=__name__)}
     found: dict[str, str] = {}
-    for project in PROJECTS:
-        spec = find_spec(f"{__name__}.{project}")
-        folders = spec.submodule_search_locations if spec else None
-        for module in pkgutil.iter_modules(folders or []):
+    for project, package in packages.items():
+        spec = find_spec(package)
+        for module in pkgutil.iter_modules(spec and spec.submodule_search_locations or []):
             first, _, format_name = module.name.partition("_")
             if first == "convert":
-                found[format_name or project] = f"{__name__}.{project}.{module.name}"
+                found[format_name or project] = f"{package}.{module.name}"
     return dict(sorted(found.items()))
+
+
+def _installed(entry: EntryPoint) -> Project | None:
+    """The project that an entry point names; None if there is none that can be used."""
+    try:
+        project = entry.load()
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        _leave_out(
+            entry, f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+        )
+        logger.debug("its traceback", exc_info=error)
+        return None
+    if not isinstance(project, Project):
+        _leave_out(entry, f"{entry.value} is no instseg.projects.Project")
+        return None
+    return project
+
+
+def _leave_out(entry: EntryPoint, reason: str) -> None:
+    distribution = entry.dist.name if entry.dist is not None else "unknown"
+    logger.warning(
+        "project %s of the distribution %s is left out: %s", entry.name, distribution, reason
+    )

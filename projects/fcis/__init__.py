@@ -1,5 +1,6 @@
 """FCIS: Fully Convolutional Instance-aware Semantic Segmentation (Li et al., CVPR 2017)."""
 
+from instseg.projects import Project
 from instseg.projects.fcis.backbone import CeilPoolStem, build_fcis_resnet_backbone
 from instseg.projects.fcis.boxes import clip_boxes, refine_boxes, to_rois
 from instseg.projects.fcis.config import add_fcis_config
@@ -18,6 +19,7 @@ from instseg.projects.fcis.targets import (
 )
 
 __all__ = [
+    "PROJECT",
     "FCIS",
     "FCISRPN",
     "CeilPoolStem",
@@ -41,3 +43,19 @@ __all__ = [
     "refine_boxes",
     "to_rois",
 ]
+
+PROJECT = Project(
+    name="fcis",
+    title="FCIS",
+    paper="Li et al., CVPR 2017",
+    family="top-down",
+    best_at="a head without weights per region",
+    ap="63.4",
+    weights="authors'",
+    order=4,
+    add_config=add_fcis_config,
+    example="fcis/fcis_shapes.yaml",
+    reference="fcis/fcis_R_101_coco.yaml",
+    any_score=("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0),
+    narrow=("INPUT.MIN_SIZE_TEST", 64),
+)

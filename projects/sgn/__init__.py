@@ -1,5 +1,6 @@
 """After SGN: Sequential Grouping Networks (Liu, Jia, Fidler, Urtasun, ICCV 2017)."""
 
+from instseg.projects import Project
 from instseg.projects.sgn.config import add_sgn_config
 from instseg.projects.sgn.inference import Found
 from instseg.projects.sgn.lines import (
@@ -34,6 +35,7 @@ from instseg.projects.sgn.targets import (
 )
 
 __all__ = [
+    "PROJECT",
     "SGN",
     "BreakpointNet",
     "Components",
@@ -62,3 +64,25 @@ __all__ = [
     "most_likely_labels",
     "windows",
 ]
+
+PROJECT = Project(
+    name="sgn",
+    title="after SGN",
+    paper="Liu et al., ICCV 2017",
+    family="bottom-up",
+    best_at="instances that others cut in parts",
+    ap="72.4",
+    order=11,
+    add_config=add_sgn_config,
+    example="sgn/sgn_shapes.yaml",
+    reference="sgn/sgn_VGG16_cityscapes.yaml",
+    fast=("MODEL.SGN.MERGE_PARTNERS", 1),
+    narrow=(
+        *("MODEL.SGN.MIN_AREA_TEST", 4),
+        *("MODEL.SGN.MERGE_MIN_AREA", 4),
+        *("MODEL.SGN.OUTPUT_STRIDE", 4),
+        *("INPUT.MIN_SIZE_TEST", 64),
+        *("MODEL.RESNETS.DEPTH", 18),
+        *("MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
+    ),
+)

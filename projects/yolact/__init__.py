@@ -2,6 +2,7 @@
 
 from instseg.modeling import cross_class_nms, fast_nms
 from instseg.ops.assemble_masks import assemble_masks, crop, mask_probabilities
+from instseg.projects import Project
 from instseg.projects.yolact.boxes import decode, encode, level_sizes, make_priors, to_corners
 from instseg.projects.yolact.config import add_yolact_config
 from instseg.projects.yolact.darknet import DarkNet, build_darknet_backbone
@@ -28,6 +29,7 @@ from instseg.projects.yolact.targets import match
 from instseg.projects.yolact.yolact import YOLACT, Detections, DetectionSettings
 
 __all__ = [
+    "PROJECT",
     "YOLACT",
     "DarkNet",
     "DetectionSettings",
@@ -61,3 +63,22 @@ __all__ = [
     "truth_of",
     "yolact_losses",
 ]
+
+PROJECT = Project(
+    name="yolact",
+    title="YOLACT",
+    paper="Bolya et al., ICCV 2019",
+    family="top-down",
+    best_at="speed on images",
+    ap="35.3",
+    weights="authors'",
+    order=5,
+    add_config=add_yolact_config,
+    example="yolact/yolact_shapes.yaml",
+    reference="yolact/yolact_resnet50.yaml",
+    any_score=("MODEL.YOLACT.SCORE_THRESH_TEST", 0.0),
+    narrow=(
+        *("MODEL.RESNETS.DEPTH", 18),
+        *("MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
+    ),
+)

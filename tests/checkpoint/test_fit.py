@@ -21,9 +21,10 @@ from instseg.checkpoint import Checkpointer, Fit
 from instseg.config.classes import class_count
 from instseg.errors import CheckpointError
 from instseg.modeling.contract import unused_in_inference
+from instseg.testing import PHOTO, SMALL
 from tests.inference.test_predictor import tiny_cfg
 from tests.support.yolact_tiny import tiny_cfg as yolact_cfg
-from tests.test_systems import PHOTO, SMALL, SYSTEMS, build
+from tests.test_systems import SYSTEMS, build
 
 State = dict[str, Tensor]
 

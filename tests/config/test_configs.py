@@ -1,25 +1,17 @@
 """Every published configuration builds; one of each kind trains, evaluates and is reloaded."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 import yaml
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetMapper
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
-from detectron2.structures import BoxMode
-from detectron2.utils.events import EventStorage
-from torch import nn
 
 import instseg
-from instseg.checkpoint import Checkpointer
-from instseg.config.classes import num_classes_key
-from instseg.data.mappers import build_train_mapper
-from instseg.data.samples import build_samples
+from instseg.projects import projects
+from instseg.testing import assert_valid, batch_of, check_saving_of, check_training_on
 from tests.conftest import ROOT
 
 CONFIGS = sorted(
@@ -35,11 +27,7 @@ SMALL = [
     *("INPUT.CROP.ENABLED", False),
     *("INPUT.SQUARE_SIZE", 160),
     *("TEST.DETECTIONS_PER_IMAGE", 20),
-    *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0),
-    *("MODEL.DEEPMASK.OCTAVES_TEST", "(0.0,)"),
-    *("MODEL.INSTANCE_FCN.SCALES_TEST", "(48, 96)"),
-    *("MODEL.SGN.MERGE_PARTNERS", 1),
-    *("MODEL.YOLACT.SCORE_THRESH_TEST", 0.0),
+    *(word for project in projects() for word in project.any_score + project.fast),
 ]
 
 
@@ -55,45 +43,6 @@ def records(data_root: Path) -> list[dict[str, Any]]:
     full = next(r for r in every if sum(not a["iscrowd"] for a in r["annotations"]) >= 4)
     empty = next(r for r in every if not r["annotations"])
     return [full, empty]
-
-
-def train_batches(cfg: CfgNode, records: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """A batch of each record; where a project draws samples, some of those, of every kind."""
-    if not cfg.INPUT.SAMPLES:
-        yield from (batch_of(cfg, record, training=True) for record in records)
-        return
-    samples = iter(build_samples(cfg, records, batch_size=2))
-    for _ in range(4):
-        yield [next(samples), next(samples)]
-
-
-def batch_of(cfg: CfgNode, record: dict[str, Any], training: bool) -> list[dict[str, Any]]:
-    if cfg.MODEL.LOAD_PROPOSALS:
-        record = with_proposals(record)
-    # To a mapper of videos a still picture is a clip of one frame.
-    video = training and cfg.INPUT.VIDEO_REFERENCE
-    mapper = build_train_mapper(cfg, augment=True) if video else DatasetMapper(cfg, training)
-    sample = mapper(record)
-    key = num_classes_key(cfg)
-    if training and key is not None:
-        node: Any = cfg
-        for part in key.split("."):
-            node = node[part]
-        sample["instances"].gt_classes %= node
-    return [sample]
-
-
-def with_proposals(record: dict[str, Any]) -> dict[str, Any]:
-    """The whole picture and its quarters, as read from a proposal file."""
-    width, height = record["width"], record["height"]
-    x, y = width / 2, height / 2
-    corners = [[0, 0, width, height], [0, 0, x, y], [x, 0, width, y], [0, y, x, height]]
-    return {
-        **record,
-        "proposal_boxes": np.array(corners, dtype=np.float32),
-        "proposal_objectness_logits": np.zeros(len(corners), dtype=np.float32),
-        "proposal_bbox_mode": BoxMode.XYXY_ABS,
-    }
 
 
 def kind(name: str) -> tuple[str, ...]:
@@ -125,35 +74,10 @@ def test_a_config_trains_a_step_with_and_without_objects_evaluates_and_round_tri
     stepped: str, records: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     cfg = small_cfg(stepped)
-    model = build_model(cfg).train()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):  # without statistics 100 random layers overflow
-            nn.init.constant_(module.weight, 0.5)
-    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    for batch in train_batches(cfg, records):
-        model.zero_grad()
-        with EventStorage(0):
-            losses = model(batch)
-        assert all(torch.isfinite(loss) and loss.ndim == 0 for loss in losses.values()), losses
-        sum(losses.values()).backward()
-        without = [n for n, p in trainable.items() if p.grad is None]
-        assert not without, f"no gradient reaches {without} for {batch[0]['file_name']}"
-
-    model.eval()
+    model = check_training_on(cfg, records).eval()
     sample = batch_of(cfg, records[0], training=False)
-    with torch.no_grad():
-        before = model(sample)[0]["instances"]
-        Checkpointer(model, str(tmp_path)).save("weights")
-        other = build_model(cfg).eval()
-        Checkpointer(other).load(str(tmp_path / "weights.pth"))
-        after = other(sample)[0]["instances"]
-    height, width = records[0]["height"], records[0]["width"]
-    assert before.image_size == (height, width)
-    assert before.pred_masks.shape == (len(before), height, width)
-    assert before.pred_masks.dtype == torch.bool
-    for field in ("scores", "pred_classes", "pred_masks"):
-        assert torch.equal(before.get(field), after.get(field))
-    assert torch.equal(before.pred_boxes.tensor, after.pred_boxes.tensor)
+    found = check_saving_of(model, cfg, tmp_path, sample)
+    assert_valid(found, records[0]["height"], records[0]["width"], most=len(found))
 
 
 def test_a_config_states_differences_only() -> None:

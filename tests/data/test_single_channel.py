@@ -19,10 +19,11 @@ from instseg.data.samples import build_sample_loader
 from instseg.data.synthetic import shapes
 from instseg.errors import ConfigError
 from instseg.export import exporting
+from instseg.testing import PHOTO, SMALL, assert_same
 from instseg.training.trainer import Trainer
 from tests.inference.test_predictor import save_weights
 from tests.support.predict_common import results
-from tests.test_systems import PHOTO, SMALL, SYSTEMS, assert_same
+from tests.test_systems import SYSTEMS
 
 ONE = [
     *("INPUT.FORMAT", "L", "MODEL.PIXEL_MEAN", [110.0], "MODEL.PIXEL_STD", [50.0]),

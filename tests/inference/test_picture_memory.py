@@ -14,8 +14,9 @@ from PIL import Image
 from instseg import Predictor, cli
 from instseg.benchmark.rows import forget_peak, peak_resident
 from instseg.data.videos import Frame, VideoWriter
+from instseg.testing import PHOTO
 from tests.support.predict_common import arguments_for_tiny_model
-from tests.test_systems import PHOTO, SYSTEMS, build
+from tests.test_systems import SYSTEMS, build
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (25, 40, 3), dtype=np.uint8)
 PICTURE = PICTURE.repeat(40, axis=0).repeat(40, axis=1)  # 1.6 megapixels

@@ -20,13 +20,13 @@ SYSTEMS = sorted(
 
 
 def run_both(module: str, *words: str) -> Outcomes:
-    """The lines that two processes of ``tests.MODULE`` print, by their first words."""
+    """The lines that two processes of ``tests.support.MODULE`` print, by their first words."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-m", f"tests.{module}", str(rank), port, *words],
+            [sys.executable, "-m", f"tests.support.{module}", str(rank), port, *words],
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,

@@ -1,0 +1,120 @@
+"""Projects are found where they are, and the README's table is what they declare."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import instseg
+from instseg.projects import Project, folders, projects
+from tests.conftest import ROOT
+
+LIST = "import instseg.projects as p; print(*(x.name for x in p.projects()))"
+DECLARATION = """
+from instseg.projects import Project
+
+PROJECT = Project(
+    name="{name}", title="{name}", paper="", family="", best_at="", example="", reference=""
+)
+"""
+
+
+def run(code: str, *folders: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a process of its own, with ``folders`` on its path."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=200
+    )
+
+
+def install(folder: Path, name: str, value: str, source: str) -> None:
+    """Install a package as pip does, with an entry point for instseg.
+
+    Args:
+        folder: on the path.
+        name: of the package and of the entry point.
+        value: of the entry point.
+        source: of the package.
+    """
+    (folder / name).mkdir()
+    (folder / name / "__init__.py").write_text(source)
+    metadata = folder / f"{name}-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[instseg.projects]\n{name} = {value}\n")
+
+
+def test_the_table_of_the_readme_is_what_the_projects_declare() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    table = [line for line in lines if "](projects/" in line and line.startswith("| [")]
+    assert table == [project.row for project in projects()]
+
+
+def test_a_project_is_called_as_its_folder_and_has_the_files_that_it_names() -> None:
+    assert sorted(project.name for project in projects()) == folders()
+    for project in projects():
+        assert (ROOT / "projects" / project.name / "README.md").is_file()
+        for config in (project.example, project.reference):
+            instseg.load_cfg(config, [*project.any_score, *project.fast])
+        instseg.load_cfg(project.example, project.narrow)
+
+
+def test_a_folder_is_found_without_another_installation(tmp_path: Path) -> None:
+    """Beside instseg/ as in a checkout, and inside it as in a wheel."""
+    papers = ("mask_rcnn", "yolact")
+    for name, inside in (("checkout", "projects"), ("site", "instseg/projects")):
+        root = tmp_path / name
+        shutil.copytree(ROOT / "instseg", root / "instseg")
+        for paper in papers:
+            shutil.copytree(ROOT / "projects" / paper, root / inside / paper)
+        fresh = root / inside / "fresh"
+        fresh.mkdir()
+        (fresh / "__init__.py").write_text(DECLARATION.format(name="fresh"))
+        (root / inside / "leftover").mkdir()
+        done = run(LIST, root)
+        assert done.stdout.split() == [*papers, "fresh"], done.stderr
+    # What a wheel has beside instseg/ is not its own.
+    (tmp_path / "site" / "projects" / "foreign").mkdir(parents=True)
+    (tmp_path / "site" / "projects" / "foreign" / "__init__.py").touch()
+    assert run(LIST, tmp_path / "site").stdout.split() == [*papers, "fresh"]
+
+
+def test_an_installed_package_is_found_by_its_entry_point(tmp_path: Path) -> None:
+    install(tmp_path, "toy_paper", "toy_paper:PROJECT", DECLARATION.format(name="toy_paper"))
+    done = run(LIST, tmp_path)
+    assert done.stdout.split() == [*(project.name for project in projects()), "toy_paper"]
+    assert not done.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "source", "reason"),
+    [
+        ("toy:PROJECT", "import nothing_such", "No module named 'nothing_such'"),
+        ("toy:PROJECT", "def f(:", "SyntaxError"),
+        ("toy:PROJECT", "raise ValueError('sorry')", "ValueError: sorry"),
+        ("toy:PROJECT", "", "has no attribute 'PROJECT'"),
+        ("toy", "", "toy is no instseg.projects.Project"),
+        ("toy:PROJECT", DECLARATION.format(name="yolact"), "there is another project yolact"),
+    ],
+)
+def test_a_broken_package_is_left_out_with_a_line_that_names_it(
+    value: str, source: str, reason: str, tmp_path: Path
+) -> None:
+    install(tmp_path, "toy", value, source)
+    done = run(LIST, tmp_path)
+    assert done.stdout.split() == [project.name for project in projects()]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("project toy of the distribution toy is left out: ") and reason in line
+
+
+def test_the_names_of_the_folders_are_known_without_torch() -> None:
+    done = run("import sys, instseg.projects as p; print(p.folders(), 'torch' in sys.modules)")
+    assert done.stdout == f"{folders()} False\n", done.stderr
+
+
+def test_a_row_has_a_cell_for_each_column() -> None:
+    project = Project("a", "A", "B et al.", "top-down", "c", "e.yaml", "r.yaml", ap="1.0")
+    assert project.row == "| [A](projects/a/README.md) | B et al. | top-down | c | 1.0 | | - |"

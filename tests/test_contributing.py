@@ -1,0 +1,78 @@
+"""The recipe of CONTRIBUTING.md is followed to the letter, with no line of instseg changed."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from instseg.data.synthetic import shapes
+from tests.conftest import ROOT
+
+SHORT = ["SOLVER.MAX_ITER", "3", "DATALOADER.NUM_WORKERS", "0", "MODEL.DEVICE", "cpu"]
+
+
+def files() -> dict[str, str]:
+    """Path → content of what the page tells to write."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    return dict(re.findall(r"^`([\w./]+)`\n\n```\w+\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package outside of the repository, installed as pip leaves it."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    for name, content in files().items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content)
+    project = (folder / "pyproject.toml").read_text()
+    name, version = re.findall(r'^(?:name|version) = "(.*)"$', project, re.MULTILINE)
+    group, entry, value = re.findall(r'entry-points."(.*)"\]\n(\w+) = "(.*)"', project)[0]
+    metadata = folder / f"{name}-{version}.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (metadata / "entry_points.txt").write_text(f"[{group}]\n{entry} = {value}\n")
+    return folder
+
+
+def run(folder: Path, *words: str) -> str:
+    """The output of a command in ``folder``, whose packages are installed."""
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def test_the_paper_of_the_recipe_keeps_the_contract(folder: Path) -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    (code,) = re.findall(r"^python -c '(.*)'$", page, re.MULTILINE)
+    assert "left out" not in run(folder, "-c", code)
+
+
+def test_the_paper_of_the_recipe_trains_goes_on_and_is_evaluated(folder: Path) -> None:
+    shapes.export("shapes_val", folder / "tiny", limit=4)
+    data = f"('coco:{folder}/tiny/shapes_val.json:{folder}/tiny/shapes_val',)"
+    command = [str(ROOT / "train_net.py"), "--config-file", "cells.yaml"]
+    overrides = [*SHORT, "DATASETS.TRAIN", data, "DATASETS.TEST", data, "OUTPUT_DIR", "out"]
+    run(folder, *command, *overrides)
+    assert (folder / "out" / "model_final.pth").is_file()
+    overrides[1] = "5"
+    assert "Starting training from iteration 3" in run(folder, *command, "--resume", *overrides)
+    assert "segm" in run(folder, *command, "--eval-only", "--resume", *overrides)
+
+
+def test_the_code_of_the_recipe_is_formatted_and_has_no_unused_name(folder: Path) -> None:
+    pytest.importorskip("ruff")
+    for words in (["check", "--no-cache"], ["format", "--check", "--no-cache"]):
+        options = ["--config", str(ROOT / "pyproject.toml")]
+        subprocess.run(
+            [sys.executable, "-m", "ruff", *words, *options, "cells"], cwd=folder, check=True
+        )

@@ -6,6 +6,7 @@ in JSON, or a list of the lengths.  pycocotools reads and writes beyond its memo
 not fit the size, so what comes from outside passes :func:`check_rle` first.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -63,6 +64,21 @@ def rle_box(rle: RLE) -> list[float]:
     """The smallest box around a compressed RLE: x, y, width, height; zeros if it is empty."""
     box: list[float] = mask_util.toBbox(rle).tolist()
     return box
+
+
+def ious(
+    predicted: list[Any] | Pixels, truth: list[Any] | Pixels, crowds: Sequence[int] = ()
+) -> npt.NDArray[np.float64]:
+    """Intersection over union of every prediction with every true instance.
+
+    Args:
+        predicted, truth: P and T compressed RLEs of one size, or boxes x, y, width, height.
+        crowds: (T,) 1 divides by the area of the prediction alone; empty means all 0.
+    Returns:
+        (P, T).
+    """
+    overlaps = mask_util.iou(predicted, truth, crowds or [0] * len(truth))
+    return np.asarray(overlaps, dtype=np.float64).reshape(len(predicted), len(truth))
 
 
 def annotation_of(mask: Tensor | Pixels | RLE, category: int, **more: Any) -> dict[str, Any]:

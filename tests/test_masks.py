@@ -1,5 +1,7 @@
 """Masks: every form says the same, and the odd ones neither crash nor read beyond their memory."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from instseg.masks import (
     decode,
     encode,
     gt_masks_of,
+    ious,
     keep_masks,
     outlines,
     rle_area,
@@ -66,6 +69,24 @@ def test_every_form_of_segmentation_is_read() -> None:
     polygons = [[4, 0, 6, 0, 6, 1, 4, 1], [5, 0, 9, 0, 9, 1, 5, 1]]
     for form in (rle, as_text(rle), {"size": [1, 20], "counts": [4, 5, 11]}, polygons):
         np.testing.assert_array_equal(decode(form, 1, 20), mask)
+
+
+def test_overlaps_are_those_of_pixels_and_no_prediction_has_none() -> None:
+    left, all_of_it = encode(np.eye(2, dtype=bool)[:1]), encode(np.ones((1, 2), dtype=bool))
+    assert ious([left, all_of_it], [all_of_it]).tolist() == [[0.5], [1]]
+    assert ious([left], [all_of_it], [1]).tolist() == [[1]]
+    assert ious([[0, 0, 1, 2]], [[0, 0, 2, 2]]).tolist() == [[0.5]]
+    shapes = [ious([], [left]).shape, ious([left], []).shape, ious([], []).shape]
+    assert shapes == [(0, 1), (1, 0), (0, 0)]
+
+
+def test_nothing_else_imports_the_masks_of_pycocotools() -> None:
+    root = Path(__file__).parents[1]
+    folders = ("instseg", "projects", "tools")
+    files = [path for folder in folders for path in (root / folder).rglob("*.py")]
+    pattern = re.compile(r"pycocotools(\.| import )mask")
+    users = [path.name for path in files if pattern.search(path.read_text("utf-8"))]
+    assert users == ["masks.py"]
 
 
 def test_a_huge_mask_keeps_its_area_and_box() -> None:

@@ -12,12 +12,12 @@ from typing import Any
 import cv2
 import matplotlib
 import numpy as np
-import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Instances
 
 from instseg import Predictor
 from instseg.data.images import read_image
+from instseg.masks import encode, ious
 from instseg.visualize import draw_instances, gallery
 
 MIN_SCORE = 0.5
@@ -68,10 +68,8 @@ def draw_gallery(predictor: Predictor, count: int = 8, proposals: bool = False) 
 
 def best_for_objects(instances: Instances, record: dict[str, Any]) -> Instances:
     """For each object of ``record`` the instance whose mask overlaps it most, at twice the size."""
-    masks = instances.pred_masks[:, ::2, ::2].numpy().astype(np.uint8)
-    found = mask_util.encode(np.asfortranarray(masks.transpose(1, 2, 0)))
-    objects = [annotation["segmentation"] for annotation in record["annotations"]]
-    overlaps = np.asarray(mask_util.iou(found, objects, [0] * len(objects)))
+    masks = [encode(mask) for mask in instances.pred_masks[:, ::2, ::2]]
+    overlaps = ious(masks, [annotation["segmentation"] for annotation in record["annotations"]])
     return instances[sorted(set(overlaps.argmax(axis=0).tolist()))]
 
 

@@ -101,17 +101,25 @@ def label_map(masks: torch.Tensor, scores: torch.Tensor) -> np.ndarray:
     return labels
 
 
+def common_pixels(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """(T + 1, P + 1) pixels that have one label in ``truth`` and one in ``predicted``.
+
+    Args:
+        truth, predicted: (H, W) integers 0 ... T and 0 ... P, none of them negative.
+    """
+    columns = int(predicted.max()) + 1
+    pairs = truth.ravel().astype(np.int64) * columns + predicted.ravel()
+    counts = np.bincount(pairs, minlength=(int(truth.max()) + 1) * columns)
+    return counts.reshape(-1, columns)
+
+
 def image_scores(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """(10,) TP / (TP + FP + FN) of one image at ``THRESHOLDS``.
 
     Args:
         truth, predicted: (H, W) label maps, 0 for background; labels need not be consecutive.
     """
-    num_columns = int(predicted.max()) + 1
-    overlap = np.bincount(
-        (truth.ravel().astype(np.int64) * num_columns + predicted.ravel()),
-        minlength=(int(truth.max()) + 1) * num_columns,
-    ).reshape(-1, num_columns)
+    overlap = common_pixels(truth, predicted)
     truth_areas, predicted_areas = overlap.sum(axis=1), overlap.sum(axis=0)
     inside = overlap[1:, 1:]
     union = truth_areas[1:, None] + predicted_areas[None, 1:] - inside

@@ -13,7 +13,7 @@ from torch import nn
 
 from instseg.data.dataset import DataSet
 from instseg.data.readers.cvppp import EVALUATOR_TYPE
-from instseg.evaluation.contest import label_map, true_label_map
+from instseg.evaluation.contest import common_pixels, label_map, true_label_map
 from instseg.evaluation.matching import mask_ranking
 from instseg.evaluation.registry import Metric, register
 
@@ -102,11 +102,7 @@ def symmetric_best_dice(truth: Labels, predicted: Labels) -> float:
         truth: (H, W) label map, 0 for background; labels need not be consecutive.
         predicted: as ``truth``.
     """
-    columns = int(predicted.max()) + 1
-    overlap = np.bincount(
-        truth.ravel().astype(np.int64) * columns + predicted.ravel(),
-        minlength=(int(truth.max()) + 1) * columns,
-    ).reshape(-1, columns)
+    overlap = common_pixels(truth, predicted)
     areas = overlap.sum(axis=1)[1:, None] + overlap.sum(axis=0)[None, 1:]
     dice = 2 * overlap[1:, 1:] / np.maximum(areas, 1)
     true, found = overlap.sum(axis=1)[1:] > 0, overlap.sum(axis=0)[1:] > 0

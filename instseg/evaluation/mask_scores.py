@@ -5,7 +5,6 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
 from pycocotools.cocoeval import COCOeval
@@ -15,6 +14,7 @@ from torch import nn
 from instseg.data.dataset import DataSet
 from instseg.evaluation.registry import Metric, register
 from instseg.evaluation.truth import TruthEvaluator
+from instseg.masks import ious
 from instseg.modeling import gives_mask_scores
 
 
@@ -121,7 +121,7 @@ def score_iou_correlation(coco_eval: COCOeval, field: str = "score") -> float:
         detections = sorted(coco_eval._dts[key], key=lambda record: -record["score"])
         detections = detections[: coco_eval.params.maxDets[-1]]
         boxes = [np.array([record["bbox"] for record in side]) for side in (detections, objects)]
-        box_ious = mask_util.iou(*boxes, [0] * len(objects))
+        box_ious = ious(*boxes)
         for record, own_boxes, own_masks in zip(detections, box_ious, mask_ious, strict=True):
             nearest = own_boxes.argmax()
             if own_boxes[nearest] >= 0.5:

@@ -7,8 +7,8 @@ import numpy.typing as npt
 import torch
 from detectron2.structures import Instances
 
-HIT, MISS, IGNORED = 1, 0, -1
-"""Outcomes of a detection: true positive, false positive, not counted."""
+HIT, MISS, UNCOUNTED = 1, 0, -1
+"""Outcomes of a detection: true positive, false positive, neither."""
 
 
 def match(
@@ -25,7 +25,7 @@ def match(
         ignored: (G,) objects that neither count nor make a detection false.
         thresholds: T values; an IoU equal to one reaches it.
     Returns:
-        (T, D) of ``HIT``, ``MISS``, ``IGNORED``.
+        (T, D) of ``HIT``, ``MISS``, ``UNCOUNTED``.
     Source: VOC development kit (Everingham et al., IJCV 2010, section 4.2.2).
     """
     outcomes = np.full((len(thresholds), len(ious)), MISS, dtype=np.int8)
@@ -36,7 +36,7 @@ def match(
         reached = np.flatnonzero(overlaps >= threshold)
         _, first = np.unique(best[reached], return_index=True)
         row[reached[first]] = HIT
-        row[reached[ignored[best[reached]]]] = IGNORED
+        row[reached[ignored[best[reached]]]] = UNCOUNTED
     return outcomes
 
 

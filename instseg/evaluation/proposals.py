@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pycocotools.mask as mask_util
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode, Instances
@@ -23,7 +22,7 @@ from instseg.data.dataset import DataSet
 from instseg.evaluation.matching import mask_ranking
 from instseg.evaluation.registry import Metric, register
 from instseg.evaluation.truth import TruthEvaluator
-from instseg.masks import encode, to_rle
+from instseg.masks import encode, ious, to_rle
 
 logger = logging.getLogger(__name__)
 
@@ -233,9 +232,8 @@ def _near(
 ) -> list[int]:
     """Indices of the proposals that can match: COCOeval's loops take a second for a thousand."""
     sides = [[item[key] for item in side] for side in (proposals, objects)]
-    ious = mask_util.iou(*sides, [int(item.get("iscrowd", 0)) for item in objects])
-    ious = np.asarray(ious).reshape(len(proposals), len(objects))
-    near: list[int] = np.flatnonzero(ious.max(axis=1, initial=0) >= _LEAST_IOU).tolist()
+    overlaps = ious(*sides, [int(item.get("iscrowd", 0)) for item in objects])
+    near: list[int] = np.flatnonzero(overlaps.max(axis=1, initial=0) >= _LEAST_IOU).tolist()
     return near
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pycocotools.mask as mask_util
 import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
@@ -21,9 +20,9 @@ from instseg.data.build import check_masks
 from instseg.data.dataset import DataSet
 from instseg.data.readers.voc import EVALUATOR_TYPE
 from instseg.errors import ConfigError
-from instseg.evaluation.matching import HIT, IGNORED, mask_ranking, match
+from instseg.evaluation.matching import HIT, UNCOUNTED, mask_ranking, match
 from instseg.evaluation.registry import Metric, register
-from instseg.masks import encode, to_rle
+from instseg.masks import encode, ious, to_rle
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +156,7 @@ def average_precision(outcomes: Outcomes, num_objects: int, interpolation: str) 
     The precision at a recall is the best one at this or any higher recall.
 
     Args:
-        outcomes: (D,) of ``HIT``, ``MISS``, ``IGNORED`` for all detections of a class, best score
+        outcomes: (D,) of ``HIT``, ``MISS``, ``UNCOUNTED`` for all detections of a class, best score
             first.
         num_objects: of the class, without ignored ones.
         interpolation: ``"11-point"``: mean of the precision at the recalls 0, 0.1 ... 1;
@@ -169,7 +168,7 @@ def average_precision(outcomes: Outcomes, num_objects: int, interpolation: str) 
     """
     if not num_objects:
         return float("nan")
-    counted = outcomes[outcomes != IGNORED]
+    counted = outcomes[outcomes != UNCOUNTED]
     hits = np.cumsum(counted == HIT)
     precision = hits / np.arange(1, len(counted) + 1)
     best = np.maximum.accumulate(precision[::-1])[::-1]
@@ -186,7 +185,5 @@ def _matched(
     """Outcomes of the detections of one class in one image."""
     scores, order = torch.sort(mask_ranking(found), descending=True, stable=True)
     masks = [encode(found.pred_masks[index]) for index in order.tolist()]
-    ious = np.zeros((len(masks), len(truth)))
-    if ious.size:
-        ious[:] = mask_util.iou(masks, list(truth), [0] * len(truth))
-    return list(zip(scores.tolist(), match(ious, ignored, THRESHOLDS).T, strict=True))
+    outcomes = match(ious(masks, truth), ignored, THRESHOLDS)
+    return list(zip(scores.tolist(), outcomes.T, strict=True))

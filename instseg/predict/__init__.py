@@ -22,7 +22,7 @@ upright picture.  ``area`` is the number of pixels of the mask, or the area of t
 without masks.  ``mask_score`` is there for models that score their masks.  With ``--rank-by mask``
 ``score`` is that as well, and ``class_score`` is what ``score`` would have been.  ``segmentation``
 is compressed RLE, left out for models without masks.  With ``--polygons`` it is a list of polygons,
-``[[x, y, x, y, ...], ...]``, in which holes are filled (:func:`instseg.predict.polygons.outlines`);
+``[[x, y, x, y, ...], ...]``, in which holes are filled (:func:`instseg.masks.outlines`);
 a mask without pixels stays an RLE.
 
 ``categories.json`` is what belongs to that list: a file in the format of COCO without annotations,

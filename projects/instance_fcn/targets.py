@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from instseg.ops.assemble_instances import assemble_instances
 
-IGNORED = -1
+UNDECIDED = -1
+"""In :func:`match_cells`: the window neither shows an object nor clearly none."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def match_cells(boxes: Tensor, grid: tuple[int, int], rule: WindowRule) -> Tenso
         rule: see :class:`WindowRule`.
     Returns:
         (rows * columns,) int64: the index of the object, of the nearest one if there are several;
-        G for a window that shows none, ``IGNORED`` for one in between.
+        G for a window that shows none, ``UNDECIDED`` for one in between.
     """
     rows, columns = grid
     count = len(boxes)
@@ -67,7 +68,7 @@ def match_cells(boxes: Tensor, grid: tuple[int, int], rule: WindowRule) -> Tenso
     shown = (offsets <= rule.positive_offset) & (octaves <= rule.positive_octaves)
     absent = (offsets >= rule.negative_offset) | (octaves >= rule.negative_octaves)
     nearest = torch.where(shown, offsets, torch.inf).argmin(dim=1)
-    others = torch.where(absent.all(dim=1), count, IGNORED)
+    others = torch.where(absent.all(dim=1), count, UNDECIDED)
     return torch.where(shown.any(dim=1), nearest, others)
 
 

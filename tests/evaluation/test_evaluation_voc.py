@@ -18,7 +18,7 @@ import instseg
 from instseg.data.dataset import DataSet
 from instseg.errors import ConfigError
 from instseg.evaluation import build_evaluator
-from instseg.evaluation.matching import HIT, IGNORED, MISS, match
+from instseg.evaluation.matching import HIT, MISS, UNCOUNTED, match
 from instseg.evaluation.voc import VOCEvaluator, average_precision
 from tests.support.data_sets import data_set
 
@@ -53,7 +53,7 @@ def test_an_overlap_equal_to_the_threshold_reaches_it() -> None:
 
 def test_detections_of_an_ignored_object_are_not_counted() -> None:
     ious = [[0.9, 0.0], [0.8, 0.0], [0.4, 0.3]]
-    assert matched(ious, 0.5, [True, False]) == [IGNORED, IGNORED, MISS]
+    assert matched(ious, 0.5, [True, False]) == [UNCOUNTED, UNCOUNTED, MISS]
 
 
 def test_nothing_to_match() -> None:
@@ -74,7 +74,7 @@ def test_matching_equals_a_loop_over_detections(ious: np.ndarray, ignored: np.nd
             if row[best] < threshold:
                 expected.append(MISS)
             elif ignored[best]:
-                expected.append(IGNORED)
+                expected.append(UNCOUNTED)
             else:
                 expected.append(MISS if best in taken else HIT)
                 taken.add(best)
@@ -110,7 +110,7 @@ def test_precision_is_the_best_at_this_or_higher_recall() -> None:
 
 def test_ignored_detections_are_as_if_they_were_not_there() -> None:
     for interpolation in ("11-point", "all-point"):
-        assert precision_of([IGNORED, HIT, IGNORED], 1, interpolation) == 1
+        assert precision_of([UNCOUNTED, HIT, UNCOUNTED], 1, interpolation) == 1
         assert precision_of([], 3, interpolation) == precision_of([MISS], 3, interpolation) == 0
         assert math.isnan(precision_of([MISS], 0, interpolation))
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+import cv2
 import numpy as np
 
 
@@ -37,11 +38,9 @@ def render(
         _strew(canvas, rng, size, grey)
     for shape in shapes:
         colours.append(colour_of(rng, colours, grey))
-        rows = np.flatnonzero(shape.mask.any(axis=1))
-        columns = np.flatnonzero(shape.mask.any(axis=0))
-        window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        x, y, width, height = cv2.boundingRect(shape.mask.view(np.uint8))
+        window = np.s_[y : y + height, x : x + width]
         mask = shape.mask[window]
-        height, width = mask.shape
         paint = texture(rng, colours[-1], height, width, size)
         canvas[window] = np.where(mask[:, :, None], paint, canvas[window])
     light = rng.random(2) * 60 - 30

@@ -117,7 +117,10 @@ def converters() -> dict[str, str]:
     packages |= {entry.name: entry.module for entry in entry_points(group=__name__)}
     found: dict[str, str] = {}
     for project, package in packages.items():
-        spec = find_spec(package)
+        try:
+            spec = find_spec(package)
+        except Exception:  # of a parent package: projects() tells, where it is used
+            continue
         for module in pkgutil.iter_modules(spec and spec.submodule_search_locations or []):
             first, _, format_name = module.name.partition("_")
             if first == "convert":

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pycocotools.mask as mask_util
 import torch
-from detectron2.structures import BitMasks, BoxMode, Instances
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 from torch import Tensor
 
 RLE = dict[str, Any]
@@ -174,20 +174,32 @@ def tight_boxes(masks: Tensor) -> Tensor:
     return torch.stack([x1, y1, x2, y2], dim=1).float()
 
 
-def keep_masks(masks: Tensor, kept: Tensor) -> Tensor:
-    """``masks[kept]`` without a copy: hundreds of masks of a large image take gigabytes.
+def instances_from_masks(masks: Tensor, scores: Tensor, classes: Tensor) -> Instances:
+    """Instances of an image without those whose mask has no pixel.
+
+    Hundreds of masks of a large image take gigabytes, so they are not copied: those that are kept
+    move to the front of ``masks``.
 
     Args:
-        masks: (N, H, W); those that are kept move to the front in place.
-        kept: (N,) bool.
+        masks: (N, H, W) bool, written to.
+        scores, classes: (N,).
     Returns:
-        (M, H, W), a view of ``masks``.
+        ``pred_boxes`` (tight), ``scores``, ``pred_classes`` and ``pred_masks``, a view of
+        ``masks``.
     """
-    rows = kept.nonzero()[:, 0].tolist()
+    boxes = tight_boxes(masks)
+    filled = boxes[:, 2] > boxes[:, 0]
+    rows = filled.nonzero()[:, 0].tolist()
     for target, row in enumerate(rows):
         if target != row:
             masks[target] = masks[row]
-    return masks[: len(rows)]
+    height, width = masks.shape[1:]
+    instances = Instances((height, width))
+    instances.pred_boxes = Boxes(boxes[filled])
+    instances.scores = scores[filled]
+    instances.pred_classes = classes[filled]
+    instances.pred_masks = masks[: len(rows)]
+    return instances
 
 
 def check_rle(mask: Any, height: int, width: int) -> list[int]:

@@ -22,8 +22,8 @@ from instseg.masks import (
     decode,
     encode,
     gt_masks_of,
+    instances_from_masks,
     ious,
-    keep_masks,
     outlines,
     rle_area,
     rle_box,
@@ -167,14 +167,19 @@ def test_boxes_are_tight_and_half_open() -> None:
     assert tight_boxes(masks[:0]).shape == (0, 4)
 
 
-@pytest.mark.parametrize("kept", [[0, 1, 0, 1, 1], [0] * 5, [1] * 5])
-def test_masks_that_are_kept_are_no_copy(kept: list[int]) -> None:
-    masks = torch.eye(5).bool()[:, None]
-    expected = masks[torch.tensor(kept).bool()]
-    remaining = keep_masks(masks, torch.tensor(kept).bool())
-    assert torch.equal(remaining, expected)
-    assert remaining.untyped_storage().data_ptr() == masks.untyped_storage().data_ptr()
-    assert keep_masks(masks[:0], torch.zeros(0).bool()).shape == (0, 1, 5)
+@pytest.mark.parametrize("filled", [[0, 1, 0, 1, 1], [0] * 5, [1] * 5, []])
+def test_instances_have_pixels_and_their_masks_are_no_copy(filled: list[int]) -> None:
+    rows = torch.tensor(filled, dtype=torch.bool)
+    masks = torch.eye(5)[:, None, :][: len(rows)].bool() & rows[:, None, None]
+    expected = masks[rows]
+    instances = instances_from_masks(masks, torch.arange(len(rows)) / 8, torch.arange(len(rows)))
+    assert instances.image_size == (1, 5)
+    assert torch.equal(instances.pred_masks, expected)
+    assert torch.equal(instances.pred_boxes.tensor, tight_boxes(expected))
+    assert instances.pred_classes.tolist() == rows.nonzero()[:, 0].tolist()
+    assert torch.equal(instances.scores, instances.pred_classes / 8)
+    own, given = (x.untyped_storage().data_ptr() for x in (instances.pred_masks, masks))
+    assert own == given
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torch.nn import functional as F
 
-from instseg.masks import keep_masks, tight_boxes
+from instseg.masks import instances_from_masks
 from instseg.modeling.dense_targets import NONE, DenseTargets, dense_targets
 from instseg.modeling.pixels import PixelModel
 from instseg.modeling.results import result_size
@@ -105,13 +104,8 @@ class DenseModel(PixelModel):
             )
             best = torch.arange(len(found.scores), device=self.device)[: item.get("max_instances")]
             masks = found.numbers[rows[:, None], columns] == best[:, None, None]
-            kept = masks.any(dim=2).any(dim=1)  # a tiny instance may vanish in a smaller result
-            masks = keep_masks(masks, kept)
-            instances = Instances(size)
-            instances.pred_boxes = Boxes(tight_boxes(masks))
-            instances.scores = found.scores[best][kept]
-            instances.pred_classes = found.classes[best][kept]
-            instances.pred_masks = masks
+            # A tiny instance may vanish in a smaller result.
+            instances = instances_from_masks(masks, found.scores[best], found.classes[best])
         result: dict[str, Any] = {"instances": instances}
         if self.give_semantic:
             result["sem_seg"] = probabilities[:, rows[:, None], columns]

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from instseg.errors import ConfigError
-from instseg.masks import keep_masks, tight_boxes
+from instseg.masks import instances_from_masks
 from instseg.modeling import (
     Comparison,
     PixelModel,
@@ -258,14 +258,7 @@ class DeepMask(PixelModel):
             for windows, level, own in zip(found, levels, places, strict=True):
                 canvases = [masks[place] for place in own.tolist()]
                 self._draw(windows, level, canvases, (size[0] / height, size[1] / width))
-        boxes = Boxes(tight_boxes(masks))
-        filled = boxes.nonempty()
-        result = Instances(size)
-        result.pred_boxes = boxes[filled]
-        result.scores = scores[order][filled]
-        result.pred_classes = torch.zeros_like(order[filled])
-        result.pred_masks = keep_masks(masks, filled)
-        return result
+        return instances_from_masks(masks, scores[order], torch.zeros_like(order))
 
     def search(self, image: Tensor, scale: Scale) -> tuple[Windows, Any]:
         """The best windows at one scale.

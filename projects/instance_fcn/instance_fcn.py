@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torchvision.ops import nms
 
 from instseg.errors import ConfigError
-from instseg.masks import keep_masks, tight_boxes
+from instseg.masks import instances_from_masks, tight_boxes
 from instseg.modeling import PixelModel, check_finite, result_size
 from instseg.ops.assemble_instances import assemble_instances
 from instseg.projects.instance_fcn.proposals import paste_windows
@@ -243,15 +243,8 @@ class InstanceFCN(PixelModel):
         masks = paste_windows(
             windows.logits - self.mask_logit, windows.corners, windows.cells, windows.grids, size
         )
-        boxes = tight_boxes(masks)
-        # An enlarged mask can lose its last pixel.
-        filled = boxes[:, 2] > boxes[:, 0]
-        result = Instances(size)
-        result.pred_boxes = Boxes(boxes[filled])
-        result.scores = windows.scores[filled]
-        result.pred_classes = torch.zeros_like(kept[filled])
-        result.pred_masks = keep_masks(masks, filled)
-        return result
+        # An enlarged mask can lose its last pixel, and its instance goes with it.
+        return instances_from_masks(masks, windows.scores, torch.zeros_like(kept))
 
     def _shape_at(self, side: int, height: int, width: int) -> tuple[int, int]:
         """Size of a picture whose shorter side becomes ``side``, if ``max_size`` allows it."""

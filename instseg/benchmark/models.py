@@ -18,8 +18,7 @@ from yaml import safe_load
 from instseg.benchmark.rows import Row, in_fresh_process, peak_resident, seconds
 from instseg.config.nodes import CfgNode as SafeCfgNode
 from instseg.config.nodes import get_cfg, load_cfg
-from instseg.config.rules import check_colour
-from instseg.data.images import check_image, read_image
+from instseg.data.images import check_colour, check_image, read_image
 from instseg.data.synthetic import shapes
 from instseg.errors import ConfigError
 from instseg.inference.predictor import Predictor

@@ -8,7 +8,6 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from instseg.categories import OBJECT, Categories, ClassCount
-from instseg.config.rules import configured_categories
 from instseg.data.build import class_difference
 from instseg.data.categories import known_categories
 from instseg.data.dataset import DataSet
@@ -118,6 +117,21 @@ def _told(cfg: CfgNode, checkpoint: Mapping[str, Any]) -> Iterator[tuple[str, Ca
         yield "MODEL.CATEGORIES", configured
     if saved is None and test is not None:
         yield "", test
+
+
+def configured_categories(cfg: CfgNode) -> Categories | None:
+    """``MODEL.CATEGORIES``; None where it is empty, or ``cfg`` is one of stock Detectron2.
+
+    Raises:
+        ConfigError: it is no list of categories.
+    """
+    entries = cfg.MODEL.get("CATEGORIES")
+    if entries is None or entries == [] or entries == ():
+        return None
+    try:
+        return Categories.of_coco(entries)
+    except ValueError as error:
+        raise ConfigError(f"MODEL.CATEGORIES: {error}") from None
 
 
 def training_categories(cfg: CfgNode, dataset: DataSet) -> Categories | None:

@@ -1,8 +1,29 @@
-"""The keys of instseg itself, which every paper may use; each says what it means."""
+"""The keys of instseg itself, which every paper may use, and what they and Detectron2's may be."""
+
+import re
 
 from detectron2.config import CfgNode
 
+from instseg.config.classes import configured_categories
+from instseg.config.rules import (
+    COUNT,
+    FRACTION,
+    POSITIVE,
+    Rule,
+    declare,
+    is_number,
+    is_whole,
+    number,
+    one_of,
+    ordered,
+    several,
+    some_of,
+    whole,
+)
+from instseg.data.images import CHANNELS
 from instseg.data.synthetic import shapes
+from instseg.data.video_mapper import NUM_REFERENCES
+from instseg.modeling.augmented import check_augmentation
 
 _OLD_METRICS = {
     "PROPOSALS": "proposals",
@@ -117,3 +138,177 @@ def add_shared_config(cfg: CfgNode) -> None:
     cfg.TEST.CONTEST_SCORE_THRESH = 0.5
     # Precision in "voc": "11-point" (VOC 2007, what papers report) or "all-point" (VOC 2010).
     cfg.TEST.VOC_INTERPOLATION = "11-point"
+
+    cfg.MODEL.VGG = CfgNode()
+    # Layers with weights, of which three are not part of the backbone: 11, 13, 16 or 19.
+    cfg.MODEL.VGG.DEPTH = 16
+    # Normalisation after each convolution, "" for none; "BN" is torchvision's vgg16_bn.
+    cfg.MODEL.VGG.NORM = ""
+    # Pixels per cell of conv5: 16, or 8 by the hole algorithm (pool4 with stride 1, conv5 dilated).
+    cfg.MODEL.VGG.OUTPUT_STRIDE = 16
+    # Stages whose outputs are used, conv1 ... conv5; the last one ends the network.
+    cfg.MODEL.VGG.OUT_FEATURES = ["conv5"]
+
+
+def _categories(cfg: CfgNode) -> None:
+    configured_categories(cfg)
+
+
+def _per_channel(cfg: CfgNode) -> Rule:
+    channels = CHANNELS[cfg.INPUT.FORMAT]
+    expected = f"{channels} numbers, as INPUT.FORMAT is {cfg.INPUT.FORMAT}"
+    return Rule(lambda x: len(x) == channels, expected)
+
+
+def _sizes_to_train_on(cfg: CfgNode) -> Rule | None:
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING != "range":
+        return None
+    return ordered(_SIZE, "(smallest, largest) side, as INPUT.MIN_SIZE_TRAIN_SAMPLING is range")
+
+
+def _crop_size(cfg: CfgNode) -> Rule | None:
+    """What ``INPUT.CROP.SIZE`` has to be for this ``INPUT.CROP.TYPE``."""
+    if not cfg.INPUT.CROP.ENABLED:
+        return None
+    kind = cfg.INPUT.CROP.TYPE
+    if kind.startswith("relative"):
+        part = Rule(lambda x: is_number(x) and 0 < x <= 1, "")
+        expected = "[height, width], each above 0 and at most 1 of the picture's"
+    else:
+        part = COUNT
+        expected = "two whole numbers of pixels"
+        if kind == "absolute_range":
+            expected += ", in ascending order"
+    expected += f", as INPUT.CROP.TYPE is {kind}"
+    return ordered(part, expected) if kind == "absolute_range" else several(part, expected, 2, 2)
+
+
+def _augmentation(cfg: CfgNode) -> Rule | None:
+    if not cfg.INPUT.VIDEO_REFERENCE:
+        return None
+    return Rule(lambda x: x == "ssd", "ssd, which INPUT.VIDEO_REFERENCE needs")
+
+
+def _square_size(cfg: CfgNode) -> Rule | None:
+    if cfg.INPUT.AUGMENTATION != "ssd":
+        return None
+    expected = (
+        "a side in pixels, e.g. 550, as INPUT.AUGMENTATION ssd stretches pictures to a square"
+    )
+    return whole(1, expected=expected)
+
+
+def _vgg_freezes(cfg: CfgNode) -> Rule | None:
+    return whole(0, 5, "0 to 5") if cfg.MODEL.BACKBONE.NAME == "build_vgg_backbone" else None
+
+
+def _base_lr(cfg: CfgNode) -> Rule | None:
+    if cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupCosineLR":
+        return None
+    least = cfg.SOLVER.BASE_LR_END
+    expected = f"above 0 and at least SOLVER.BASE_LR_END {least:g} for WarmupCosineLR"
+    return Rule(lambda x: x > 0 and x >= least, expected)
+
+
+def _momentum(cfg: CfgNode) -> Rule | None:
+    return Rule(lambda x: x > 0, "above 0 with SOLVER.NESTEROV") if cfg.SOLVER.NESTEROV else None
+
+
+_NOT_NEGATIVE = number(0)
+_SIZE = whole(0)
+_BOX_LOSS = one_of("smooth_l1", "giou", "diou", "ciou")
+_DISTANCES = ordered(
+    whole(1, NUM_REFERENCES), f"(fewest, most) frames between 1 and {NUM_REFERENCES}"
+)
+
+declare(
+    "",
+    {
+        "MODEL.DEVICE": Rule(
+            lambda x: isinstance(x, str) and re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", x) is not None,
+            "cpu, cuda or cuda:NUMBER",
+        ),
+        "MODEL.PIXEL_MEAN": (several(number(), "a list of numbers, one per channel"), _per_channel),
+        "MODEL.PIXEL_STD": (
+            several(POSITIVE, "a list of numbers above 0, one per channel"),
+            _per_channel,
+        ),
+        "MODEL.RESNETS.DEPTH": one_of(18, 34, 50, 101, 152),
+        "MODEL.RPN.BATCH_SIZE_PER_IMAGE": COUNT,
+        "MODEL.RPN.POSITIVE_FRACTION": FRACTION,
+        "MODEL.RPN.BBOX_REG_LOSS_TYPE": _BOX_LOSS,
+        "MODEL.RPN.PRE_NMS_TOPK_TRAIN": COUNT,
+        "MODEL.RPN.PRE_NMS_TOPK_TEST": COUNT,
+        "MODEL.RPN.POST_NMS_TOPK_TRAIN": COUNT,
+        "MODEL.RPN.POST_NMS_TOPK_TEST": COUNT,
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": COUNT,
+        "MODEL.ROI_HEADS.POSITIVE_FRACTION": FRACTION,
+        "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSS,
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": COUNT,
+        "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": COUNT,
+        "INPUT.FORMAT": one_of(*CHANNELS),
+        "INPUT.MASK_FORMAT": one_of("polygon", "bitmask"),
+        "INPUT.RANDOM_FLIP": one_of("horizontal", "vertical", "none"),
+        # A side of 0 leaves pictures as they are.
+        "INPUT.MIN_SIZE_TRAIN": (
+            several(_SIZE, "one or more sides in pixels, such as (640, 800)"),
+            _sizes_to_train_on,
+        ),
+        "INPUT.MIN_SIZE_TRAIN_SAMPLING": one_of("choice", "range"),
+        "INPUT.MAX_SIZE_TRAIN": COUNT,
+        "INPUT.MIN_SIZE_TEST": _SIZE,
+        "INPUT.MAX_SIZE_TEST": COUNT,
+        "INPUT.CROP.TYPE": one_of("relative", "relative_range", "absolute", "absolute_range"),
+        "INPUT.CROP.SIZE": _crop_size,
+        "DATALOADER.NUM_WORKERS": whole(0),
+        # Detectron2's others need keys that it does not define.
+        "DATALOADER.SAMPLER_TRAIN": one_of("TrainingSampler", "RepeatFactorTrainingSampler"),
+        "DATALOADER.REPEAT_THRESHOLD": FRACTION,
+        "SOLVER.IMS_PER_BATCH": COUNT,
+        "SOLVER.MAX_ITER": COUNT,
+        "SOLVER.CHECKPOINT_PERIOD": COUNT,
+        "SOLVER.BASE_LR": (_NOT_NEGATIVE, _base_lr),
+        "SOLVER.BASE_LR_END": _NOT_NEGATIVE,
+        "SOLVER.LR_SCHEDULER_NAME": one_of(
+            "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"
+        ),
+        "SOLVER.STEPS": Rule(
+            lambda x: several(COUNT, "", 0).fits(x) and list(x) == sorted(set(x)),
+            "iterations in ascending order, such as (6000, 8000)",
+        ),
+        "SOLVER.GAMMA": POSITIVE,
+        "SOLVER.NUM_DECAYS": COUNT,
+        "SOLVER.WARMUP_METHOD": one_of("linear", "constant"),
+        "SOLVER.WARMUP_ITERS": whole(0),
+        "SOLVER.WARMUP_FACTOR": _NOT_NEGATIVE,
+        "SOLVER.MOMENTUM": (_NOT_NEGATIVE, _momentum),
+        "SOLVER.WEIGHT_DECAY": _NOT_NEGATIVE,
+        "SOLVER.BIAS_LR_FACTOR": _NOT_NEGATIVE,
+        "SOLVER.REFERENCE_WORLD_SIZE": whole(0),
+        "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("value", "norm"),
+        "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": POSITIVE,
+        "TEST.DETECTIONS_PER_IMAGE": whole(0),
+        "TEST.PRECISE_BN.NUM_ITER": COUNT,
+        "TEST.AUG.ENABLED": check_augmentation,
+        "TEST.AUG.MIN_SIZES": several(COUNT, "one or more sides in pixels, such as (400, 800)"),
+        "TEST.AUG.MAX_SIZE": COUNT,
+        # Each process adds its number to it; NumPy takes 32 bits.
+        "SEED": Rule(lambda x: is_whole(x) and x < 2**31, f"a whole number below {2**31}"),
+        "MODEL.CATEGORIES": _categories,
+        "MODEL.BACKBONE.FREEZE_AT": _vgg_freezes,
+        "MODEL.VGG.DEPTH": one_of(11, 13, 16, 19),
+        "MODEL.VGG.OUTPUT_STRIDE": one_of(8, 16),
+        "MODEL.VGG.OUT_FEATURES": some_of("conv1", "conv2", "conv3", "conv4", "conv5"),
+        "INPUT.RANDOM_BRIGHTNESS": ordered(_NOT_NEGATIVE, "(smallest, largest) factor"),
+        "INPUT.AUGMENTATION": (one_of("detectron2", "ssd"), _augmentation),
+        "INPUT.SQUARE_SIZE": _square_size,
+        "INPUT.VIDEO_REFERENCE": Rule(
+            lambda x: not x or _DISTANCES.fits(x), f"{_DISTANCES.expected}, or () for none"
+        ),
+        "SOLVER.OPTIMIZER": one_of("SGD", "AdamW"),
+        "SOLVER.AMP.DTYPE": one_of("float16", "bfloat16"),
+        "SOLVER.ACCUMULATE_BATCHES": COUNT,
+        "TEST.KEYFRAME_INTERVAL": whole(0, expected="at least 1, 0 for auto"),
+        "TEST.VOC_INTERPOLATION": one_of("11-point", "all-point"),
+    },
+)

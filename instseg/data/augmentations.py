@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from PIL import Image
 
-from instseg.config.rules import check_colour
+from instseg.data.images import check_colour
 from instseg.errors import ConfigError
 
 _CROP_TRIES = 50
@@ -28,11 +28,6 @@ def build_ssd_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     Raises:
         ConfigError: the keys ``INPUT.*`` do not fit it.
     """
-    if cfg.INPUT.SQUARE_SIZE < 1:
-        raise ConfigError(
-            f"INPUT.AUGMENTATION ssd stretches pictures to a square, but INPUT.SQUARE_SIZE is "
-            f"{cfg.INPUT.SQUARE_SIZE}; set it to a side in pixels, e.g. 550"
-        )
     if not cfg.MODEL.MASK_ON or cfg.INPUT.MASK_FORMAT != "bitmask":
         raise ConfigError(
             "INPUT.AUGMENTATION ssd crops masks as pictures; set MODEL.MASK_ON True and "

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 from PIL import EpsImagePlugin, ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -29,7 +30,7 @@ from instseg.data.image_headers import (
 )
 from instseg.data.presence import file_problem
 from instseg.data.synthetic.files import is_elsewhere, served
-from instseg.errors import ImageError
+from instseg.errors import ConfigError, ImageError
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,19 @@ EpsImagePlugin.gs_binary = False
 _STILL = ("MPO", "TIFF")
 _LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B")
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
+
+
+def check_colour(cfg: CfgNode, what: str) -> None:
+    """Refuse images of one channel for what takes three.
+
+    Args:
+        what: takes them; the subject of the message.
+    Raises:
+        ConfigError: ``INPUT.FORMAT`` is not one of colour.
+    """
+    if CHANNELS.get(cfg.INPUT.FORMAT) != 3:
+        colour = " or ".join(name for name, channels in CHANNELS.items() if channels == 3)
+        raise ConfigError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; {what} needs {colour}")
 
 
 def read_image(path: str | os.PathLike[str], *, format: str = "BGR") -> Array:

@@ -13,8 +13,8 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
 from instseg.data.flow import read_flow, transform_flow
+from instseg.data.image_mapper import SSDMapper
 from instseg.data.images import read_image
-from instseg.data.mappers import SSDMapper
 from instseg.errors import ConfigError, DatasetError
 
 NUM_REFERENCES = 10
@@ -78,22 +78,6 @@ class VideoMapper(SSDMapper):
         record["reference_image"] = _channels_first(reference)
         if self.with_flow:
             record["flow"] = _channels_first(transform_flow(record["flow"], transforms))
-
-
-def video_settings(cfg: CfgNode) -> dict[str, Any]:
-    """What :class:`VideoMapper` takes in addition, from ``INPUT.VIDEO_*``.
-
-    Raises:
-        ConfigError: values that cannot be used.
-    """
-    distances = tuple(cfg.INPUT.VIDEO_REFERENCE)
-    whole = all(isinstance(distance, int) for distance in distances)
-    if len(distances) != 2 or not whole or not 1 <= distances[0] <= distances[1] <= NUM_REFERENCES:
-        raise ConfigError(
-            f"INPUT.VIDEO_REFERENCE is {distances}; expected (fewest, most) frames between 1 and "
-            f"{NUM_REFERENCES}, or () for none"
-        )
-    return {"reference_range": distances, "with_flow": cfg.INPUT.VIDEO_FLOW}
 
 
 def check_video(cfg: CfgNode, names: str, records: list[dict[str, Any]]) -> None:

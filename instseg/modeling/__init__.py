@@ -27,7 +27,7 @@ from instseg.modeling.pixels import PixelModel
 from instseg.modeling.rcnn import is_rcnn, predict_rcnn
 from instseg.modeling.results import result_size
 from instseg.modeling.stages import now, stage, stage_times
-from instseg.modeling.vgg import VGG, add_vgg_config, build_vgg_backbone
+from instseg.modeling.vgg import VGG, build_vgg_backbone
 from instseg.modeling.warp import warp
 
 __all__ = [
@@ -45,7 +45,6 @@ __all__ = [
     "PixelModel",
     "SplitModel",
     "VideoModel",
-    "add_vgg_config",
     "as_split",
     "as_video",
     "at_size",

@@ -5,15 +5,12 @@ ImageNet weights load by their names (``MODEL.WEIGHTS FILE?matching_heuristics=T
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import fvcore.nn.weight_init as weight_init
 from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
-
-from instseg.errors import ConfigError
 
 # Depth -> convolutions in each of the five stages (table 1 of the paper: A, B, D, E).
 _CONVS = {
@@ -24,19 +21,6 @@ _CONVS = {
 }
 _CHANNELS = (64, 128, 256, 512, 512)
 _STAGES = tuple(f"conv{number}" for number in range(1, 6))
-
-
-def add_vgg_config(cfg: CfgNode) -> None:
-    """Add the keys of :func:`build_vgg_backbone`; projects that offer VGG call this."""
-    cfg.MODEL.VGG = CfgNode()
-    # Layers with weights, of which three are not part of the backbone: 11, 13, 16 or 19.
-    cfg.MODEL.VGG.DEPTH = 16
-    # Normalisation after each convolution, "" for none; "BN" is torchvision's vgg16_bn.
-    cfg.MODEL.VGG.NORM = ""
-    # Pixels per cell of conv5: 16, or 8 by the hole algorithm (pool4 with stride 1, conv5 dilated).
-    cfg.MODEL.VGG.OUTPUT_STRIDE = 16
-    # Stages whose outputs are used, conv1 ... conv5; the last one ends the network.
-    cfg.MODEL.VGG.OUT_FEATURES = ["conv5"]
 
 
 class VGG(Backbone):
@@ -72,11 +56,8 @@ class VGG(Backbone):
             output_stride: pixels per cell of conv5, 16 or 8.
             out_features: stages to return, of conv1 ... conv5.
             freeze_at: the first so many stages are not trained.
-        Raises:
-            ConfigError: a value that is none of these.
         """
         super().__init__()
-        _check(depth, output_stride, out_features, freeze_at)
         last = max(_STAGES.index(name) for name in out_features)
         self._out_features = [name for name in _STAGES if name in out_features]
         self._out_feature_channels = dict(zip(_STAGES, _CHANNELS, strict=True))
@@ -153,19 +134,3 @@ def _frozen(layer: nn.Module) -> nn.Module:
         parameter.requires_grad = False
     frozen: nn.Module = FrozenBatchNorm2d.convert_frozen_batchnorm(layer)
     return frozen
-
-
-def _check(depth: int, output_stride: int, out_features: Sequence[str], freeze_at: int) -> None:
-    """Raise a ConfigError unless a network of this kind exists."""
-
-    def refuse(key: str, found: Any, expected: str) -> None:
-        raise ConfigError(f"{key} is {found!r}; expected {expected}")
-
-    if depth not in _CONVS:
-        refuse("MODEL.VGG.DEPTH", depth, ", ".join(map(str, _CONVS)))
-    if output_stride not in (8, 16):
-        refuse("MODEL.VGG.OUTPUT_STRIDE", output_stride, "8 or 16")
-    if not out_features or not set(out_features) <= set(_STAGES):
-        refuse("MODEL.VGG.OUT_FEATURES", list(out_features), f"some of {', '.join(_STAGES)}")
-    if not 0 <= freeze_at <= len(_STAGES):
-        refuse("MODEL.BACKBONE.FREEZE_AT", freeze_at, f"0 to {len(_STAGES)}")

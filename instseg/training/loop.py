@@ -70,21 +70,17 @@ class TrainLoop(SimpleTrainer):
             amp_dtype: None for float32, else ``float16`` (CUDA only) or ``bfloat16``.
             accumulate: batches per step; their gradients are averaged.
         Raises:
-            ConfigError: unknown ``amp_dtype``, float16 on a CPU, ``accumulate`` below 1.
+            ConfigError: float16 on a CPU.
         """
         super().__init__(model, data_loader, optimizer)
         self._data_loader_iter_obj: Iterator[list[dict[str, Any]]] | None = None
         self._is_ddp = isinstance(model, DistributedDataParallel)
         self.device = next(model.parameters()).device
-        if amp_dtype is not None and amp_dtype not in _DTYPES:
-            raise ConfigError(f"SOLVER.AMP.DTYPE is {amp_dtype!r}; expected float16 or bfloat16")
         if amp_dtype == "float16" and self.device.type != "cuda":
             raise ConfigError(
                 f"SOLVER.AMP.DTYPE float16 needs a GPU, the model is on {self.device.type}; "
                 "set SOLVER.AMP.DTYPE bfloat16 or SOLVER.AMP.ENABLED False"
             )
-        if accumulate < 1:
-            raise ConfigError(f"SOLVER.ACCUMULATE_BATCHES is {accumulate}; expected at least 1")
         self.accumulate = accumulate
         self.amp_dtype = _DTYPES[amp_dtype] if amp_dtype else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype == "float16")

@@ -107,6 +107,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Detectron2's; what parts of it have against the configuration is a ConfigError."""
+        check_values(cfg)
         with building():
             model: nn.Module = super().build_model(cfg)
         return model
@@ -143,10 +144,8 @@ class Trainer(DefaultTrainer):
                 nesterov=cfg.SOLVER.NESTEROV,
                 **settings,
             )
-        if cfg.SOLVER.OPTIMIZER == "AdamW":
-            adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
-            return adamw(parameters, fused=True, **settings)
-        raise ConfigError(f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; expected SGD or AdamW")
+        adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
+        return adamw(parameters, fused=True, **settings)
 
     def build_hooks(self) -> list[HookBase | None]:
         """Detectron2's hooks plus those that the configuration switches on."""

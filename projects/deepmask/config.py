@@ -2,15 +2,14 @@
 
 from detectron2.config import CfgNode
 
-from instseg.modeling import add_vgg_config
+from instseg.config.rules import FRACTION, Rule, declare, number, one_of, several, whole
 
 
 def add_deepmask_config(cfg: CfgNode) -> None:
-    """Add ``MODEL.DEEPMASK``, and ``MODEL.VGG`` for the trunk of the first paper.
+    """Add ``MODEL.DEEPMASK``; the trunk of the first paper is ``MODEL.VGG``.
 
     "Pixels" are those of a resized patch or picture, as the network sees it.
     """
-    add_vgg_config(cfg)
     cfg.MODEL.DEEPMASK = CfgNode()
     # Side in pixels of the window that a mask is predicted for (224 in DeepMask, section 3; 160 in
     # SharpMask, section 4); a multiple of the stride of IN_FEATURE.
@@ -51,3 +50,19 @@ def add_deepmask_config(cfg: CfgNode) -> None:
     cfg.MODEL.DEEPMASK.OCTAVES_TEST = (-2.5, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5)
     # Probability above which a pixel belongs to the mask (section 5: 0.2 on COCO, 0.1 on PASCAL).
     cfg.MODEL.DEEPMASK.MASK_THRESH_TEST = 0.2
+
+
+declare(
+    "MODEL.DEEPMASK",
+    {
+        "OBJECT_SIZE": whole(0, expected="pixels, or 0 for the share of PATCH_SIZE"),
+        "MASK_SIZE": whole(2),
+        "TRAIN_MASK_SIZE": whole(2),
+        "SCORE_BRANCH": one_of("shared", "pooled"),
+        "SCORE_FRACTION": FRACTION,
+        "SHIFT": number(0, expected="pixels, at least 0"),
+        "SCALE_JITTER": number(0, expected="octaves, at least 0"),
+        "OCTAVES_TEST": several(number(), "one number or more"),
+        "MASK_THRESH_TEST": Rule(lambda x: 0 < x < 1, "a probability between 0 and 1"),
+    },
+)

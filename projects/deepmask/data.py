@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from instseg.data.mappers import read_recorded
+from instseg.data.image_mapper import read_recorded
 from instseg.data.samples import SAMPLES_REGISTRY
 from instseg.errors import ConfigError, DatasetError
 from instseg.masks import decode, rle_area, to_rle
@@ -118,10 +118,6 @@ class PatchSamples(IterableDataset[Sample]):
         if cfg.INPUT.RANDOM_FLIP not in _FLIPS:
             raise ConfigError(
                 f"INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP!r}; patches know {', '.join(_FLIPS)}"
-            )
-        if not 0 <= node.SCORE_FRACTION <= 1:
-            raise ConfigError(
-                f"MODEL.DEEPMASK.SCORE_FRACTION is {node.SCORE_FRACTION}; expected 0 to 1"
             )
         return {
             "records": records,

@@ -358,21 +358,12 @@ def _check(cfg: CfgNode, backbone: Backbone) -> None:
             node.CONTEXT >= 0 and node.CONTEXT % stride == 0,
             f"a multiple of {stride}, the stride of {node.IN_FEATURE}",
         ),
-        "OBJECT_SIZE": (node.OBJECT_SIZE >= 0, "pixels, or 0 for the share of PATCH_SIZE"),
-        "MASK_SIZE": (node.MASK_SIZE >= 2, "at least 2"),
-        "TRAIN_MASK_SIZE": (node.TRAIN_MASK_SIZE >= 2, "at least 2"),
-        "SHIFT": (node.SHIFT >= 0, "pixels, at least 0"),
-        "SCALE_JITTER": (node.SCALE_JITTER >= 0, "octaves, at least 0"),
-        "SCORE_BRANCH": (node.SCORE_BRANCH in ("shared", "pooled"), "shared or pooled"),
-        "OCTAVES_TEST": (len(node.OCTAVES_TEST) > 0, "one number or more"),
-        "MASK_THRESH_TEST": (0 < node.MASK_THRESH_TEST < 1, "a probability between 0 and 1"),
     }
     for key, (fits, expected) in rules.items():
         if not fits:
             raise ConfigError(f"MODEL.DEEPMASK.{key} is {node[key]!r}; expected {expected}")
-    for key, value in (
-        ("INPUT.MAX_SIZE_TEST", cfg.INPUT.MAX_SIZE_TEST),
-        ("TEST.DETECTIONS_PER_IMAGE", cfg.TEST.DETECTIONS_PER_IMAGE),
-    ):
-        if value < 1:
-            raise ConfigError(f"{key} is {value}; {cfg.MODEL.META_ARCHITECTURE} needs at least 1")
+    if cfg.TEST.DETECTIONS_PER_IMAGE < 1:
+        raise ConfigError(
+            f"TEST.DETECTIONS_PER_IMAGE is {cfg.TEST.DETECTIONS_PER_IMAGE}; "
+            f"{cfg.MODEL.META_ARCHITECTURE} needs at least 1"
+        )

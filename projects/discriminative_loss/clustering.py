@@ -5,11 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from instseg.errors import ConfigError
 from instseg.modeling import NONE, DenseInstances, renumbered
 from instseg.ops.mean_shift import nearest_centres, peel_clusters
 
-_NODE = "MODEL.DISCRIMINATIVE_LOSS"
 _STARTS, _SAMPLE, _MOST_STEPS = 8, 8192, 100
 """Of k-means: the best of so many starts on so many points goes on with all of them."""
 
@@ -25,29 +23,12 @@ class ClusterSettings:
         min_pixels: instances with fewer pixels are dropped.
         max_instances: of more instances those with the best scores are kept; mean shift looks for
             no more than so many per class, the fullest first.
-    Raises:
-        ConfigError: an unknown method or a number out of its range.
     """
 
     method: str
     bandwidth: float
     min_pixels: int
     max_instances: int
-
-    def __post_init__(self) -> None:
-        if self.method not in ("mean_shift", "k_means"):
-            raise ConfigError(
-                f"{_NODE}.CLUSTERING is {self.method!r}; expected 'mean_shift' or 'k_means'"
-            )
-        if not 0 < self.bandwidth < float("inf"):
-            raise ConfigError(
-                f"{_NODE}.BANDWIDTH_TEST is {self.bandwidth}; expected a finite number above 0"
-            )
-        if self.min_pixels < 1 or self.max_instances < 0:
-            raise ConfigError(
-                f"{_NODE}.MIN_PIXELS_TEST is {self.min_pixels}, TEST.DETECTIONS_PER_IMAGE "
-                f"{self.max_instances}; expected at least 1 and 0"
-            )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from detectron2.config import CfgNode
 
+from instseg.config.rules import COUNT, POSITIVE, declare, number, one_of, whole
+
 
 def add_discriminative_loss_config(cfg: CfgNode) -> None:
     """Add the keys of :class:`DiscriminativeLoss`; ``TEST.DETECTIONS_PER_IMAGE`` is used too."""
@@ -60,3 +62,23 @@ def add_discriminative_loss_config(cfg: CfgNode) -> None:
     node.MIN_PIXELS_TEST = 11
     # Give the semantic probabilities as "sem_seg" too; "semantic" in TEST.METRICS needs them.
     node.SEMANTIC_TEST = False
+
+
+declare(
+    "MODEL.DISCRIMINATIVE_LOSS",
+    {
+        "NUM_CLASSES": COUNT,
+        "NETWORK": one_of("backbone", "enet", "reseg", "hourglass"),
+        "EMBEDDING_DIM": whole(2),
+        "POSITION_SCALE": number(0, expected="pixels per unit, or 0"),
+        "OUTPUT_STRIDE": one_of(1, 2, 4, 8),
+        "DELTA_VAR": number(0),
+        "DELTA_DIST": POSITIVE,
+        "NORM_TYPE": one_of("L1", "L2"),
+        "VARIANCE_MEAN": one_of("instance", "pixel"),
+        "MAX_COUNT": COUNT,
+        "CLUSTERING": one_of("mean_shift", "k_means"),
+        "BANDWIDTH_TEST": number(0),
+        "MIN_PIXELS_TEST": COUNT,
+    },
+)

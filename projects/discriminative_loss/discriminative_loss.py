@@ -9,7 +9,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from instseg.config.rules import check_colour
+from instseg.data.images import check_colour
 from instseg.errors import ConfigError
 from instseg.modeling import (
     DenseInstances,
@@ -32,7 +32,6 @@ from instseg.projects.discriminative_loss.recurrent import ReSeg, StackedRecurre
 
 TERMS = ("variance", "distance", "regulariser", "semantic", "dice", "count")
 """Losses, each with a weight ``MODEL.DISCRIMINATIVE_LOSS.<TERM>_WEIGHT``."""
-_NETWORKS = ("backbone", "enet", "reseg", "hourglass")
 
 
 @META_ARCH_REGISTRY.register()
@@ -94,7 +93,6 @@ class DiscriminativeLoss(DenseModel):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         node = cfg.MODEL.DISCRIMINATIVE_LOSS
-        _check(cfg)
         return {
             "network": build_network(cfg),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
@@ -244,24 +242,3 @@ def build_network(cfg: CfgNode) -> nn.Module:
         norm=node.NORM,
         in_channels=len(cfg.MODEL.PIXEL_MEAN),
     )
-
-
-def _check(cfg: CfgNode) -> None:
-    """Raise a ConfigError for keys that do not fit together."""
-    prefix = "MODEL.DISCRIMINATIVE_LOSS"
-    node = cfg.MODEL.DISCRIMINATIVE_LOSS
-    if node.NETWORK not in _NETWORKS:
-        raise ConfigError(
-            f"{prefix}.NETWORK is {node.NETWORK!r}; expected one of {', '.join(_NETWORKS)}"
-        )
-    if node.OUTPUT_STRIDE not in (1, 2, 4, 8):
-        raise ConfigError(f"{prefix}.OUTPUT_STRIDE is {node.OUTPUT_STRIDE}; expected 1, 2, 4 or 8")
-    if node.NUM_CLASSES < 1 or node.EMBEDDING_DIM < 2 or node.MAX_COUNT < 1:
-        raise ConfigError(
-            f"{prefix}: NUM_CLASSES is {node.NUM_CLASSES}, EMBEDDING_DIM {node.EMBEDDING_DIM}, "
-            f"MAX_COUNT {node.MAX_COUNT}; expected at least 1, 2 and 1"
-        )
-    if node.POSITION_SCALE < 0:
-        raise ConfigError(
-            f"{prefix}.POSITION_SCALE is {node.POSITION_SCALE}; expected pixels per unit, or 0"
-        )

@@ -6,34 +6,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from instseg.errors import ConfigError
 from instseg.modeling import NONE, DenseTargets, attached_zero
 
 NORMS = {"L1": 1, "L2": 2}
-VARIANCES = ("instance", "pixel")
 
 
 @dataclass(frozen=True)
 class DiscriminativeSettings:
-    """See the keys of the same names under ``MODEL.DISCRIMINATIVE_LOSS``.
-
-    Raises:
-        ConfigError: a value that is none of the possible ones.
-    """
+    """See the keys of the same names under ``MODEL.DISCRIMINATIVE_LOSS``."""
 
     delta_var: float
     delta_dist: float
     norm: str
     variance: str
-
-    def __post_init__(self) -> None:
-        _check_one_of("NORM_TYPE", self.norm, tuple(NORMS))
-        _check_one_of("VARIANCE_MEAN", self.variance, VARIANCES)
-        if self.delta_var < 0 or self.delta_dist <= 0:
-            raise ConfigError(
-                f"MODEL.DISCRIMINATIVE_LOSS.DELTA_VAR is {self.delta_var}, DELTA_DIST "
-                f"{self.delta_dist}; expected margins of at least 0 and above 0"
-            )
 
 
 @dataclass(frozen=True)
@@ -154,10 +139,3 @@ def count_loss(counts: Tensor, targets: DenseTargets, max_count: int) -> Tensor:
     """
     true = torch.bincount(targets.images, minlength=len(counts)).to(counts.dtype)
     return F.mse_loss(counts, true / max_count)
-
-
-def _check_one_of(key: str, found: str, known: tuple[str, ...]) -> None:
-    if found not in known:
-        raise ConfigError(
-            f"MODEL.DISCRIMINATIVE_LOSS.{key} is {found!r}; expected one of {', '.join(known)}"
-        )

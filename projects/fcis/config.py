@@ -2,6 +2,8 @@
 
 from detectron2.config import CfgNode
 
+from instseg.config.rules import Rule, declare, one_of, whole
+
 
 def add_fcis_config(cfg: CfgNode) -> None:
     """Add the keys of ``META_ARCHITECTURE`` FCIS.
@@ -33,3 +35,18 @@ def add_fcis_config(cfg: CfgNode) -> None:
     cfg.MODEL.FCIS.VOTING_TEST = "image"
     # Least box IoU with a detection at which a region votes on its mask.
     cfg.MODEL.FCIS.MERGE_THRESH_TEST = 0.5
+
+
+def _group_size(cfg: CfgNode) -> Rule:
+    bins = cfg.MODEL.FCIS.POOLED_SIZE
+    return whole(1, bins, f"1 to POOLED_SIZE, which is {bins}, since each part needs a bin")
+
+
+declare(
+    "MODEL.FCIS",
+    {
+        "GROUP_SIZE": _group_size,
+        "SAMPLING": one_of("ohem", "random"),
+        "VOTING_TEST": one_of("image", "box", "none"),
+    },
+)

@@ -8,9 +8,8 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor
 from torch.nn import functional as F
 
-from instseg.errors import ConfigError
 from instseg.modeling import result_size
-from instseg.projects.fcis.inference import VOTINGS, Detector
+from instseg.projects.fcis.inference import Detector
 
 _LEAST_SIDE = 32
 """Pixels that a batch is padded to, so that every stage has a cell."""
@@ -38,11 +37,6 @@ class FCIS(GeneralizedRCNN):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         node = cfg.MODEL.FCIS
-        if node.VOTING_TEST not in VOTINGS:
-            raise ConfigError(
-                f"MODEL.FCIS.VOTING_TEST is {node.VOTING_TEST!r}; expected one of "
-                f"{', '.join(VOTINGS)}"
-            )
         arguments: dict[str, Any] = super().from_config(cfg)
         arguments["detector"] = Detector(
             voting=node.VOTING_TEST,

@@ -11,8 +11,6 @@ from torch.nn import functional as F
 from instseg.ops.vote_masks import vote_masks
 from instseg.projects.fcis.regions import Detections
 
-VOTINGS = ("image", "box", "none")
-
 
 @dataclass(frozen=True)
 class Detector:

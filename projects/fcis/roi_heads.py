@@ -29,8 +29,6 @@ from instseg.projects.fcis.targets import (
     random_candidates,
 )
 
-SAMPLINGS = ("ohem", "random")
-
 
 @ROI_HEADS_REGISTRY.register()
 class FCISROIHeads(nn.Module):
@@ -108,15 +106,6 @@ class FCISROIHeads(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         node, heads = cfg.MODEL.FCIS, cfg.MODEL.ROI_HEADS
-        if node.SAMPLING not in SAMPLINGS:
-            raise ConfigError(
-                f"MODEL.FCIS.SAMPLING is {node.SAMPLING!r}; expected {' or '.join(SAMPLINGS)}"
-            )
-        if not 1 <= node.GROUP_SIZE <= node.POOLED_SIZE:
-            raise ConfigError(
-                f"MODEL.FCIS.GROUP_SIZE is {node.GROUP_SIZE} and POOLED_SIZE {node.POOLED_SIZE}; "
-                "expected 1 <= GROUP_SIZE <= POOLED_SIZE, since each part needs a bin"
-            )
         if len(heads.IN_FEATURES) != 1:
             raise ConfigError(
                 f"MODEL.ROI_HEADS.IN_FEATURES is {heads.IN_FEATURES}; FCIS works on one feature map"

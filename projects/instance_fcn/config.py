@@ -2,15 +2,14 @@
 
 from detectron2.config import CfgNode
 
-from instseg.modeling import add_vgg_config
+from instseg.config.rules import COUNT, FRACTION, POSITIVE, Rule, declare, number, several, whole
 
 
 def add_instance_fcn_config(cfg: CfgNode) -> None:
-    """Add ``MODEL.INSTANCE_FCN``, and ``MODEL.VGG`` for its backbone.
+    """Add ``MODEL.INSTANCE_FCN``; its backbone is ``MODEL.VGG``.
 
     "Pixels" are those of the resized picture that the network sees.
     """
-    add_vgg_config(cfg)
     cfg.MODEL.INSTANCE_FCN = CfgNode()
     # Output of the backbone that both branches work on; its stride is the size of a cell in pixels.
     cfg.MODEL.INSTANCE_FCN.IN_FEATURE = "conv5"
@@ -45,3 +44,22 @@ def add_instance_fcn_config(cfg: CfgNode) -> None:
     cfg.MODEL.INSTANCE_FCN.NMS_THRESH_TEST = 0.8
     # Probability from which on a pixel belongs to the mask.
     cfg.MODEL.INSTANCE_FCN.MASK_THRESH_TEST = 0.5
+
+
+def _window_size(cfg: CfgNode) -> Rule:
+    parts = cfg.MODEL.INSTANCE_FCN.PARTS
+    return whole(parts, expected=f"at least PARTS, which is {parts}")
+
+
+declare(
+    "MODEL.INSTANCE_FCN",
+    {
+        "PARTS": COUNT,
+        "WINDOW_SIZE": _window_size,
+        "CANONICAL_SIZE": Rule(POSITIVE.fits, "a length in pixels"),
+        "POSITIVE_FRACTION_TRAIN": FRACTION,
+        "SCALES_TEST": several(number(1), "one or more lengths in pixels"),
+        # Cells outside the map have the logit -10 and must stay outside every mask.
+        "MASK_THRESH_TEST": number(0.001, 0.999, "a probability, 0.001 to 0.999"),
+    },
+)

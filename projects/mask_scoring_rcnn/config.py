@@ -2,6 +2,8 @@
 
 from detectron2.config import CfgNode
 
+from instseg.config.rules import COUNT, declare
+
 
 def add_mask_scoring_rcnn_config(cfg: CfgNode) -> None:
     """Add the keys of the MaskIoU head, which ``ROI_HEADS.NAME`` MaskScoringROIHeads reads.
@@ -24,3 +26,6 @@ def add_mask_scoring_rcnn_config(cfg: CfgNode) -> None:
     # Whether the loss of the head trains the head alone.  The paper's also trains the mask head and
     # the backbone (section 3.3); stopped, the rest of the network is that of Mask R-CNN.
     cfg.MODEL.ROI_MASKIOU_HEAD.STOP_GRADIENT = False
+
+
+declare("MODEL.ROI_MASKIOU_HEAD", {"NUM_CONV": COUNT})

@@ -81,10 +81,6 @@ class MaskIoUHead(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         node = cfg.MODEL.ROI_MASKIOU_HEAD
-        if node.NUM_CONV < 1:
-            raise ConfigError(
-                f"MODEL.ROI_MASKIOU_HEAD.NUM_CONV is {node.NUM_CONV}; expected at least 1"
-            )
         return {
             "input_shape": input_shape,
             "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,

@@ -2,9 +2,7 @@
 
 from detectron2.config import CfgNode
 
-from instseg.config.rules import check_colour
-from instseg.errors import ConfigError
-from instseg.modeling import add_vgg_config
+from instseg.config.rules import COUNT, declare, number, one_of, some_of, whole
 
 STAGES = ("breakpoints", "lines", "merger")
 SOURCES = {
@@ -18,8 +16,6 @@ SOURCES = {
 
 def add_sgn_config(cfg: CfgNode) -> None:
     """Add the keys of :class:`SGN`; ``TEST.DETECTIONS_PER_IMAGE`` is used too."""
-    if "VGG" not in cfg.MODEL:
-        add_vgg_config(cfg)
     cfg.MODEL.SGN = CfgNode()
     node = cfg.MODEL.SGN
     # Classes, without the background.
@@ -86,30 +82,28 @@ def add_sgn_config(cfg: CfgNode) -> None:
     node.SEMANTIC_TEST = False
 
 
-def check_sgn_config(cfg: CfgNode) -> None:
-    """Raise a ConfigError for values that cannot be used."""
-    check_colour(cfg, "SGN")
-    node = cfg.MODEL.SGN
+_PROBABILITY = number(0, 1, "a probability")
 
-    def refuse(key: str, expected: str) -> None:
-        raise ConfigError(f"MODEL.SGN.{key} is {node[key]!r}; expected {expected}")
-
-    for key, known in {**SOURCES, "LINES": ("rows", "columns")}.items():
-        if node[key] not in known:
-            refuse(key, f"one of {', '.join(known)}")
-    if not node.STAGES or not set(node.STAGES) <= set(STAGES):
-        refuse("STAGES", f"some of {', '.join(STAGES)}")
-    if node.OUTPUT_STRIDE not in (1, 2, 4, 8):
-        refuse("OUTPUT_STRIDE", "1, 2, 4 or 8")
-    ones = ("NUM_CLASSES", "CHANNELS", "LINE_CHANNELS", "MERGE_MAX_COMPONENTS", "MERGE_PARTNERS")
-    for key in ones:
-        if node[key] < 1:
-            refuse(key, "at least 1")
-    for key in ("DETAIL_CHANNELS", "WIDENING", "MERGE_MIN_AREA", "MERGE_MAX_GAP", "MIN_AREA_TEST"):
-        if node[key] < 0:
-            refuse(key, "at least 0")
-    if node.MERGE_PAIRS_TRAIN < 2:
-        refuse("MERGE_PAIRS_TRAIN", "at least 2, one of each kind")
-    for key in ("BREAKPOINT_THRESH_TEST", "LINK_THRESH_TEST", "MERGE_THRESH_TEST"):
-        if not 0 <= node[key] <= 1:
-            refuse(key, "a probability")
+declare("MODEL.SGN", {key: one_of(*values) for key, values in SOURCES.items()})
+declare(
+    "MODEL.SGN",
+    {
+        "NUM_CLASSES": COUNT,
+        "STAGES": some_of(*STAGES),
+        "CHANNELS": COUNT,
+        "DETAIL_CHANNELS": whole(0),
+        "OUTPUT_STRIDE": one_of(1, 2, 4, 8),
+        "WIDENING": whole(0),
+        "BREAKPOINT_THRESH_TEST": _PROBABILITY,
+        "LINE_CHANNELS": COUNT,
+        "LINES": one_of("rows", "columns"),
+        "LINK_THRESH_TEST": _PROBABILITY,
+        "MERGE_MIN_AREA": whole(0),
+        "MERGE_MAX_COMPONENTS": COUNT,
+        "MERGE_MAX_GAP": number(0),
+        "MERGE_PARTNERS": COUNT,
+        "MERGE_PAIRS_TRAIN": whole(2, expected="at least 2, one of each kind"),
+        "MERGE_THRESH_TEST": _PROBABILITY,
+        "MIN_AREA_TEST": whole(0),
+    },
+)

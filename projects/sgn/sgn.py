@@ -9,10 +9,11 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from instseg.data.images import check_colour
 from instseg.modeling import DenseModel, DenseTargets
 from instseg.ops.sgn_lines import START
 from instseg.projects.sgn import inference, training
-from instseg.projects.sgn.config import SOURCES, STAGES, check_sgn_config
+from instseg.projects.sgn.config import SOURCES, STAGES
 from instseg.projects.sgn.inputs import given_probabilities
 from instseg.projects.sgn.lines import most_likely_labels
 from instseg.projects.sgn.merging import MergeSettings
@@ -97,7 +98,7 @@ class SGN(DenseModel):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         node = cfg.MODEL.SGN
-        check_sgn_config(cfg)
+        check_colour(cfg, "SGN")
         return {
             "breakpoints": BreakpointNet(
                 build_backbone(cfg),

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from instseg.errors import ConfigError
-
 _CENTRE_VARIANCE = 0.1
 _SIZE_VARIANCE = 0.2
 """Units of encoded boxes, those of SSD."""
@@ -76,38 +74,15 @@ def ratios_by_level(
     return lists or [plain] * num_levels
 
 
-def anchors_by_level(
-    scales: Sequence[Any], ratios: Sequence[Any], num_levels: int, equal: bool
-) -> list[int]:
+def anchors_by_level(scales: Sequence[Any], ratios: Sequence[Any]) -> list[int]:
     """Anchors per cell of every level.
 
     Args:
         scales: ``MODEL.YOLACT.ANCHOR_SCALES``.
         ratios: ``MODEL.YOLACT.ANCHOR_RATIOS``.
-        num_levels: of the pyramid.
-        equal: whether all levels must have the same number, as they share one head.
-    Raises:
-        ConfigError: keys that do not fit together.
     """
-    if len(scales) != num_levels or not all(isinstance(x, list | tuple) and x for x in scales):
-        raise ConfigError(
-            f"MODEL.YOLACT.ANCHOR_SCALES is {scales}; expected {num_levels} lists, for P3..P7"
-        )
-    nested = [isinstance(x, list | tuple) for x in ratios]
-    if not ratios or (any(nested) and not (all(nested) and len(ratios) == num_levels)):
-        raise ConfigError(
-            f"MODEL.YOLACT.ANCHOR_RATIOS is {ratios}; expected numbers, or {num_levels} lists of "
-            "numbers, for P3..P7"
-        )
-    pairs = zip(scales, ratios_by_level(ratios, num_levels), strict=True)
-    counts = [len(own_scales) * len(own_ratios) for own_scales, own_ratios in pairs]
-    if 0 in counts or (equal and len(set(counts)) != 1):
-        raise ConfigError(
-            f"MODEL.YOLACT.ANCHOR_SCALES {scales} and ANCHOR_RATIOS {ratios} give P3..P7 {counts} "
-            "anchors a cell; as all levels share one head, give them lists of equal length, or set "
-            "MODEL.YOLACT.SHARE_HEAD False"
-        )
-    return counts
+    pairs = zip(scales, ratios_by_level(ratios, len(scales)), strict=True)
+    return [len(own_scales) * len(own_ratios) for own_scales, own_ratios in pairs]
 
 
 def to_corners(priors: Tensor) -> Tensor:

@@ -2,6 +2,9 @@
 
 from detectron2.config import CfgNode
 
+from instseg.config.rules import POSITIVE, Rule, declare, one_of, several
+from instseg.projects.yolact.boxes import anchors_by_level
+
 
 def add_yolact_config(cfg: CfgNode) -> None:
     """Add the keys of YOLACT and of its DarkNet-53.
@@ -77,3 +80,34 @@ def add_yolact_config(cfg: CfgNode) -> None:
     cfg.MODEL.DARKNET.STEM_CHANNELS = 32
     # Normalisation after every convolution; "FrozenBN" for batches of few pictures.
     cfg.MODEL.DARKNET.NORM = "BN"
+
+
+_LEVELS = 5
+_NUMBERS = several(POSITIVE, "numbers")
+_EACH = several(_NUMBERS, "", _LEVELS, _LEVELS)
+
+
+def _anchors(cfg: CfgNode) -> Rule | None:
+    """As many for every level, if all of them share one head."""
+    node = cfg.MODEL.YOLACT
+    if not node.SHARE_HEAD:
+        return None
+    counts = anchors_by_level(node.ANCHOR_SCALES, node.ANCHOR_RATIOS)
+    return Rule(
+        lambda x: len(set(counts)) == 1,
+        f"lists of equal length, as all levels share one head and ANCHOR_RATIOS "
+        f"{node.ANCHOR_RATIOS} gives P3..P7 {counts} anchors a cell; or set SHARE_HEAD False",
+    )
+
+
+declare(
+    "MODEL.YOLACT",
+    {
+        "ANCHOR_SCALES": (Rule(_EACH.fits, f"{_LEVELS} lists, for P3..P7"), _anchors),
+        "ANCHOR_RATIOS": Rule(
+            lambda x: _NUMBERS.fits(x) or _EACH.fits(x),
+            f"numbers, or {_LEVELS} lists of numbers, for P3..P7",
+        ),
+        "NMS": one_of("fast", "cross_class"),
+    },
+)

@@ -153,9 +153,7 @@ class YOLACT(PixelModel):
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
         levels = in_order(shapes)
-        anchors = anchors_by_level(
-            node.ANCHOR_SCALES, node.ANCHOR_RATIOS, len(FeaturePyramid.strides), node.SHARE_HEAD
-        )
+        anchors = anchors_by_level(node.ANCHOR_SCALES, node.ANCHOR_RATIOS)
         channels = node.CHANNELS
         heads = [
             PredictionHead(node.NUM_CLASSES, count, node.NUM_PROTOTYPES, channels, node.HEAD_NORM)
@@ -391,12 +389,9 @@ def in_order(shapes: dict[str, ShapeSpec]) -> list[str]:
 
 
 def _check(cfg: CfgNode) -> None:
-    """Raise a ConfigError for keys that do not fit together."""
-    node = cfg.MODEL.YOLACT
+    """Raise a ConfigError without the size of the images."""
     if cfg.INPUT.SQUARE_SIZE < 1:
         raise ConfigError(
             f"INPUT.SQUARE_SIZE is {cfg.INPUT.SQUARE_SIZE}; YOLACT needs the side of the square "
             "that pictures are stretched to, e.g. 550"
         )
-    if node.NMS not in _NMS:
-        raise ConfigError(f"MODEL.YOLACT.NMS is {node.NMS!r}; expected one of {', '.join(_NMS)}")

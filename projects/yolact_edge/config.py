@@ -2,6 +2,8 @@
 
 from detectron2.config import CfgNode
 
+from instseg.config.rules import COUNT, Rule, declare, one_of, several
+
 
 def add_yolact_edge_config(cfg: CfgNode) -> None:
     """Add what YolactEdge has beyond ``MODEL.YOLACT``, and its MobileNetV2."""
@@ -34,3 +36,19 @@ def add_yolact_edge_config(cfg: CfgNode) -> None:
     cfg.MODEL.MOBILENET.WIDTH = 1.0
     # Normalisation after every convolution; "FrozenBN" for batches of few pictures.
     cfg.MODEL.MOBILENET.NORM = "BN"
+
+
+_LEVELS = ("p3", "p4", "p5")
+
+declare(
+    "MODEL.YOLACT_EDGE",
+    {
+        "STAGE": one_of("image", "flow", "joint"),
+        "KEYFRAME_INTERVAL": COUNT,
+        "WARPED": Rule(
+            lambda x: len(x) > 0 and tuple(x) == _LEVELS[-len(x) :],
+            "the coarsest levels: ['p5'], ['p4', 'p5'] or ['p3', 'p4', 'p5']",
+        ),
+        "FLOW_LAYERS": several(several(COUNT, "", 0), "3 lists, for P3, P4, P5", 3, 3),
+    },
+)

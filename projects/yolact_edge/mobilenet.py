@@ -12,7 +12,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
-from instseg.config.rules import check_colour
+from instseg.data.images import check_colour
 
 _ENDS = {"stage3": 7, "stage4": 11, "stage5": 17}
 """Outputs, and where in torchvision's network they end."""

@@ -14,7 +14,6 @@ from instseg.projects.yolact import YOLACT, truth_of
 from instseg.projects.yolact_edge.flow import FeatFlowNet, Refinement, relative_flow
 from instseg.projects.yolact_edge.losses import flow_loss, warp_loss
 
-_STAGES = ("image", "flow", "joint")
 _LEVELS = ("p3", "p4", "p5")
 
 
@@ -77,7 +76,6 @@ class YolactEdge(YOLACT):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         node = cfg.MODEL.YOLACT_EDGE
-        _check(node)
         arguments: dict[str, Any] = super().from_config(cfg)
         _check_backbone(arguments["backbone"])
         channels = cfg.MODEL.YOLACT.CHANNELS
@@ -252,29 +250,6 @@ class YolactEdge(YOLACT):
     def _video_parameters(self) -> list[nn.Parameter]:
         parts = [x for x in (self.flow_net, self.refinement) if x is not None]
         return [parameter for part in parts for parameter in part.parameters()]
-
-
-def _check(node: CfgNode) -> None:
-    """Raise a ConfigError for keys ``MODEL.YOLACT_EDGE`` that cannot be used."""
-    if node.STAGE not in _STAGES:
-        raise ConfigError(
-            f"MODEL.YOLACT_EDGE.STAGE is {node.STAGE!r}; expected one of {', '.join(_STAGES)}"
-        )
-    if node.KEYFRAME_INTERVAL < 1:
-        raise ConfigError(
-            f"MODEL.YOLACT_EDGE.KEYFRAME_INTERVAL is {node.KEYFRAME_INTERVAL}; expected at least 1"
-        )
-    warped = tuple(node.WARPED)
-    if not warped or warped != _LEVELS[-len(warped) :]:
-        raise ConfigError(
-            f"MODEL.YOLACT_EDGE.WARPED is {node.WARPED}; expected the coarsest levels: ['p5'], "
-            "['p4', 'p5'] or ['p3', 'p4', 'p5']"
-        )
-    if len(node.FLOW_LAYERS) != len(_LEVELS):
-        raise ConfigError(
-            f"MODEL.YOLACT_EDGE.FLOW_LAYERS is {node.FLOW_LAYERS}; expected {len(_LEVELS)} lists, "
-            "for P3, P4, P5"
-        )
 
 
 def _check_backbone(backbone: Backbone) -> None:

@@ -2,6 +2,8 @@
 
 from detectron2.config import CfgNode
 
+from instseg.config.rules import COUNT, declare, several, whole
+
 
 def add_yolact_plus_config(cfg: CfgNode) -> None:
     """Add what YOLACT++ has beyond ``MODEL.YOLACT``."""
@@ -17,3 +19,12 @@ def add_yolact_plus_config(cfg: CfgNode) -> None:
     node.MASKIOU_WEIGHT = 25.0
     # It trains on masks of more than so many prototype pixels.
     node.MASKIOU_MIN_AREA = 25
+
+
+declare(
+    "MODEL.YOLACT_PLUS",
+    {
+        "DEFORMABLE_BLOCKS": several(whole(0), "a number for each of res2..res5", 4, 4),
+        "DEFORMABLE_INTERVAL": COUNT,
+    },
+)

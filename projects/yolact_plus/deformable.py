@@ -69,12 +69,6 @@ def build_deformable_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Re
         ConfigError: the keys do not fit the network.
     """
     node = cfg.MODEL.YOLACT_PLUS
-    if len(node.DEFORMABLE_BLOCKS) != 4 or node.DEFORMABLE_INTERVAL < 1:
-        raise ConfigError(
-            f"MODEL.YOLACT_PLUS.DEFORMABLE_BLOCKS is {node.DEFORMABLE_BLOCKS} with an interval of "
-            f"{node.DEFORMABLE_INTERVAL}; expected a number for each of res2..res5 and an interval "
-            "of at least 1"
-        )
     if cfg.MODEL.RESNETS.DEPTH < 50 or cfg.MODEL.RESNETS.RES5_DILATION != 1:
         raise ConfigError(
             "build_deformable_resnet_backbone needs bottleneck blocks without dilation: "

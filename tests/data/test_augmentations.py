@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import instseg
+from instseg.config.rules import check_values
 from instseg.data.augmentations import (
     ExpandTransform,
     PhotometricDistortion,
@@ -23,7 +24,8 @@ from instseg.data.augmentations import (
     RandomExpansion,
     build_ssd_augmentations,
 )
-from instseg.data.mappers import SSDMapper, build_train_mapper
+from instseg.data.image_mapper import SSDMapper
+from instseg.data.mappers import build_train_mapper
 from instseg.errors import ConfigError
 
 
@@ -254,11 +256,12 @@ def test_without_augmentation_pictures_keep_their_size() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["INPUT.AUGMENTATION", "sdd"], "'sdd'; expected one of detectron2, ssd"),
+        (["INPUT.AUGMENTATION", "sdd"], "'sdd'; expected detectron2 or ssd"),
         (["INPUT.SQUARE_SIZE", 0], "INPUT.SQUARE_SIZE is 0"),
         (["INPUT.MASK_FORMAT", "polygon"], "INPUT.MASK_FORMAT bitmask"),
     ],
 )
 def test_keys_that_do_not_fit_the_pipeline_are_refused(overrides: list[Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
+        check_values(cfg_with(*overrides))
         build_train_mapper(cfg_with(*overrides), augment=True)

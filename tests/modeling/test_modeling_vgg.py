@@ -12,6 +12,7 @@ from torch import nn
 
 import instseg
 from instseg.checkpoint import Checkpointer
+from instseg.config.rules import check_values
 from instseg.errors import ConfigError
 from instseg.modeling import VGG
 
@@ -137,15 +138,18 @@ def test_a_configuration_builds_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("key", "value", "message"),
     [
-        ({"depth": 17}, "MODEL.VGG.DEPTH is 17; expected 11, 13, 16, 19"),
-        ({"output_stride": 4}, "MODEL.VGG.OUTPUT_STRIDE is 4; expected 8 or 16"),
-        ({"out_features": []}, "expected some of conv1, conv2"),
-        ({"out_features": ["res4"]}, "MODEL.VGG.OUT_FEATURES is ..res4..; expected"),
-        ({"freeze_at": 6}, "MODEL.BACKBONE.FREEZE_AT is 6; expected 0 to 5"),
+        ("VGG.DEPTH", 17, "MODEL.VGG.DEPTH is 17; expected 11, 13, 16 or 19"),
+        ("VGG.OUTPUT_STRIDE", 4, "MODEL.VGG.OUTPUT_STRIDE is 4; expected 8 or 16"),
+        ("VGG.OUT_FEATURES", [], "expected some of conv1, conv2"),
+        ("VGG.OUT_FEATURES", ["res4"], "MODEL.VGG.OUT_FEATURES is ..res4..; expected"),
+        ("BACKBONE.FREEZE_AT", 6, "MODEL.BACKBONE.FREEZE_AT is 6; expected 0 to 5"),
     ],
 )
-def test_settings_that_make_no_network_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_settings_that_make_no_network_are_refused(key: str, value: Any, message: str) -> None:
+    overrides = ["MODEL.BACKBONE.NAME", "build_vgg_backbone", f"MODEL.{key}", value]
+    cfg = instseg.get_cfg()
+    cfg.merge_from_list(overrides)
     with pytest.raises(ConfigError, match=message):
-        VGG(**settings)
+        check_values(cfg)

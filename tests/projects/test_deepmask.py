@@ -15,6 +15,7 @@ from instseg.config.classes import num_classes_key
 from instseg.errors import CheckpointError, ConfigError
 from instseg.inference.predictor import Predictor
 from instseg.projects.deepmask import FILL, DeepMask, Scale, pyramid
+from instseg.training.trainer import Trainer
 from tests.support.deepmask_common import NearSighted, mask_patch, narrow_resnet, score_patch, small
 
 RELEASED = "deepmask/deepmask_resnet50_coco.yaml"
@@ -343,22 +344,26 @@ def test_the_model_is_class_agnostic() -> None:
         ("DEEPMASK.PATCH_SIZE", 100, "PATCH_SIZE is 100; expected a multiple of 32"),
         ("DEEPMASK.CONTEXT", 8, "CONTEXT is 8; expected a multiple of 16"),
         ("DEEPMASK.OBJECT_SIZE", -1, "OBJECT_SIZE is -1; expected pixels"),
-        ("DEEPMASK.TRAIN_MASK_SIZE", 0, "TRAIN_MASK_SIZE is 0; expected at least 2"),
+        (
+            "DEEPMASK.TRAIN_MASK_SIZE",
+            0,
+            "TRAIN_MASK_SIZE is 0; expected a whole number of at least 2",
+        ),
         ("DEEPMASK.SHIFT", -1.0, "SHIFT is -1.0; expected pixels, at least 0"),
         ("DEEPMASK.SCALE_JITTER", -0.1, "SCALE_JITTER is -0.1; expected octaves"),
         ("DEEPMASK.SCORE_BRANCH", "both", "SCORE_BRANCH is 'both'; expected shared or pooled"),
         ("DEEPMASK.MASK_THRESH_TEST", 1.0, "MASK_THRESH_TEST is 1.0; expected a probability"),
         ("DEEPMASK.IN_FEATURE", "res5", "IN_FEATURE is 'res5'; the backbone gives res4"),
         ("DEEPMASK.OCTAVES_TEST", "()", "OCTAVES_TEST is \\(\\); expected one number or more"),
-        ("INPUT.MAX_SIZE_TEST", 0, "INPUT.MAX_SIZE_TEST is 0; DeepMask needs at least 1"),
-        ("TEST.DETECTIONS_PER_IMAGE", -1, "DETECTIONS_PER_IMAGE is -1; DeepMask needs"),
+        ("DEEPMASK.SCORE_FRACTION", 1.5, "SCORE_FRACTION is 1.5; expected a number from 0 to 1"),
+        ("TEST.DETECTIONS_PER_IMAGE", 0, "DETECTIONS_PER_IMAGE is 0; DeepMask needs"),
     ],
 )
 def test_values_that_make_no_network_are_refused(key: str, value: Any, message: str) -> None:
     key = f"MODEL.{key}" if key.startswith("DEEPMASK.") else key
     cfg = instseg.load_cfg(SHAPES, ["MODEL.DEVICE", "cpu", key, value])
     with pytest.raises(ConfigError, match=message):
-        build_model(cfg)
+        Trainer.build_model(cfg)
 
 
 def test_both_predictors_agree(tmp_path: Path) -> None:

@@ -278,12 +278,9 @@ def test_a_loader_gives_batches_of_samples(folder: Path) -> None:
     assert len(batch) == 6 and batch[0]["image"].shape == (3, 192, 192)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("INPUT.RANDOM_FLIP", "vertical"), ("MODEL.DEEPMASK.SCORE_FRACTION", 1.5)]
-)
-def test_values_that_patches_cannot_follow_are_refused(folder: Path, key: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=key):
-        build_sample_loader(small_cfg(key, value), [record(folder)])
+def test_flips_that_patches_cannot_follow_are_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="INPUT.RANDOM_FLIP is 'vertical'"):
+        build_sample_loader(small_cfg("INPUT.RANDOM_FLIP", "vertical"), [record(folder)])
 
 
 def test_the_synthetic_shapes_are_drawn_from_too() -> None:

@@ -1,14 +1,10 @@
 """Instances from embeddings: golden maps, classes and scores by hand, limits, k-means."""
 
-import math
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from instseg.errors import ConfigError
 from instseg.modeling import NONE
 from instseg.projects.discriminative_loss.clustering import (
     Clusters,
@@ -225,21 +221,6 @@ def test_both_devices_give_the_same(method: str, device: str) -> None:
     other = cluster(embeddings.to(device), probabilities.to(device), settings, 6)
     assert torch.equal(found.numbers, other.numbers.cpu())
     torch.testing.assert_close(other.scores.cpu(), found.scores)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"method": "dbscan"}, "CLUSTERING is 'dbscan'; expected 'mean_shift' or 'k_means'"),
-        ({"bandwidth": 0.0}, "BANDWIDTH_TEST is 0.0"),
-        ({"bandwidth": math.nan}, "BANDWIDTH_TEST is nan"),
-        ({"min_pixels": 0}, "MIN_PIXELS_TEST is 0"),
-        ({"max_instances": -1}, "TEST.DETECTIONS_PER_IMAGE -1"),
-    ],
-)
-def test_settings_out_of_range_are_named(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        cluster_settings(**options)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The discriminative loss as a whole; its loss is in ``test_discriminative_losses.py``."""
 
+import math
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from instseg.projects.discriminative_loss import (
     add_positions,
     with_coordinates,
 )
+from instseg.training.trainer import Trainer
 from tests.conftest import close
 from tests.support.dense_common import (
     PIXELS,
@@ -93,7 +95,7 @@ def picture(size: tuple[int, int], *objects: Rectangle) -> dict[str, Any]:
 
 def small(*overrides: Any) -> DiscriminativeLoss:
     torch.manual_seed(0)
-    model = build_model(instseg.load_cfg(SHAPES, [*SMALL, *overrides]))
+    model = Trainer.build_model(instseg.load_cfg(SHAPES, [*SMALL, *overrides]))
     assert isinstance(model, DiscriminativeLoss)
     return model
 
@@ -366,12 +368,18 @@ def test_the_class_count_is_found_by_name() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("NETWORK", "unet", "NETWORK is 'unet'; expected one of backbone, enet, reseg, hourglass"),
+        ("NETWORK", "unet", "NETWORK is 'unet'; expected backbone, enet, reseg or hourglass"),
         ("OUTPUT_STRIDE", 3, "OUTPUT_STRIDE is 3; expected 1, 2, 4 or 8"),
-        ("EMBEDDING_DIM", 1, "EMBEDDING_DIM 1"),
+        ("EMBEDDING_DIM", 1, "EMBEDDING_DIM is 1"),
         ("POSITION_SCALE", -1.0, "POSITION_SCALE is -1.0"),
-        ("CLUSTERING", "dbscan", "dbscan"),
-        ("NORM_TYPE", "L3", "NORM_TYPE is 'L3'"),
+        ("CLUSTERING", "dbscan", "CLUSTERING is 'dbscan'; expected mean_shift or k_means"),
+        ("BANDWIDTH_TEST", -1.0, "BANDWIDTH_TEST is -1.0"),
+        ("BANDWIDTH_TEST", math.nan, "BANDWIDTH_TEST is nan"),
+        ("MIN_PIXELS_TEST", 0, "MIN_PIXELS_TEST is 0"),
+        ("NORM_TYPE", "L3", "NORM_TYPE is 'L3'; expected L1 or L2"),
+        ("VARIANCE_MEAN", "mean", "VARIANCE_MEAN is 'mean'; expected instance or pixel"),
+        ("DELTA_VAR", -1.0, "DELTA_VAR is -1.0"),
+        ("DELTA_DIST", 0.0, "DELTA_DIST is 0.0; expected a number above 0"),
     ],
 )
 def test_impossible_keys_are_refused(key: str, value: Any, message: str) -> None:

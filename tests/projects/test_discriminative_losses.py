@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from instseg.errors import ConfigError
 from instseg.modeling import IGNORED, NONE, DenseTargets, dice_loss, semantic_loss
 from instseg.projects.discriminative_loss import (
     DiscriminativeSettings,
@@ -266,16 +265,3 @@ def test_the_count_is_compared_in_units_of_the_largest() -> None:
     labels = torch.cat([labelled(1, 2, 3), labelled(0, 0, 0)])
     loss = count_loss(torch.tensor([0.5, 0.1]), targets_of(labels), max_count=10)
     assert float(loss) == pytest.approx(((0.5 - 0.3) ** 2 + 0.1**2) / 2)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"norm": "L3"}, "NORM_TYPE is 'L3'; expected one of L1, L2"),
-        ({"variance": "mean"}, "VARIANCE_MEAN is 'mean'; expected one of instance, pixel"),
-        ({"delta_var": -1.0}, "DELTA_VAR is -1.0"),
-    ],
-)
-def test_impossible_settings_are_refused(settings: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        discriminative_settings(**settings)

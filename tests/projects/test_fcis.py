@@ -25,7 +25,7 @@ SETTINGS = ["MODEL.DEVICE", "cpu"]
 
 
 def build(*overrides: Any) -> nn.Module:
-    return build_model(instseg.load_cfg(CONFIG, [*SETTINGS, *overrides]))
+    return Trainer.build_model(instseg.load_cfg(CONFIG, [*SETTINGS, *overrides]))
 
 
 def picture(height: int, width: int) -> dict[str, Any]:
@@ -366,10 +366,11 @@ def test_the_model_learns_one_picture() -> None:
     ("overrides", "message"),
     [
         (("MODEL.FCIS.SAMPLING", "hard"), "SAMPLING is 'hard'; expected ohem or random"),
-        (("MODEL.FCIS.VOTING_TEST", "off"), "'off'; expected one of image, box, none"),
-        (("MODEL.FCIS.GROUP_SIZE", 22), "GROUP_SIZE is 22 and POOLED_SIZE 21"),
-        (("MODEL.FCIS.GROUP_SIZE", 0), "expected 1 <= GROUP_SIZE"),
+        (("MODEL.FCIS.VOTING_TEST", "off"), "'off'; expected image, box or none"),
+        (("MODEL.FCIS.GROUP_SIZE", 22), "GROUP_SIZE is 22; expected 1 to POOLED_SIZE, which is 21"),
+        (("MODEL.FCIS.GROUP_SIZE", 0), "GROUP_SIZE is 0; expected 1 to"),
         (("MODEL.ROI_HEADS.IN_FEATURES", "('res4', 'res5')"), "works on one feature map"),
+        (("MODEL.ROI_HEADS.IN_FEATURES", "('res9',)"), "'res9'.*; the backbone gives res4"),
     ],
 )
 def test_a_configuration_that_cannot_work_says_what_to_change(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from detectron2.engine import DefaultPredictor
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import Backbone, build_backbone, build_model
+from detectron2.modeling import Backbone, build_backbone
 from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
@@ -25,7 +25,11 @@ from instseg.projects.instance_fcn import (
     InstanceFCN,
     WindowRule,
 )
+<<<<<<< HEAD
 from tests.support.instance_fcn_common import window_rule
+=======
+from instseg.training.trainer import Trainer
+>>>>>>> rules
 
 SHAPES = "instance_fcn/instance_fcn_shapes.yaml"
 # Narrow enough for a pass in milliseconds.
@@ -82,7 +86,7 @@ def network(**settings: Any) -> InstanceFCN:
 
 def small(*overrides: Any) -> InstanceFCN:
     torch.manual_seed(0)
-    model = build_model(instseg.load_cfg(SHAPES, [*SMALL, *overrides]))
+    model = Trainer.build_model(instseg.load_cfg(SHAPES, [*SMALL, *overrides]))
     assert isinstance(model, InstanceFCN)
     return model
 
@@ -385,13 +389,16 @@ def test_both_predictors_agree(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("MODEL.INSTANCE_FCN.IN_FEATURE", "p7"), "IN_FEATURE 'p7' .* expected one of p2"),
-        (("MODEL.INSTANCE_FCN.PARTS", 0), "PARTS 0 .* expected at least 1"),
-        (("MODEL.INSTANCE_FCN.WINDOW_SIZE", 3), "WINDOW_SIZE 3 .* at least PARTS, which is 5"),
-        (("MODEL.INSTANCE_FCN.CANONICAL_SIZE", 0.0), "CANONICAL_SIZE 0.0 .* a length in pixels"),
-        (("MODEL.INSTANCE_FCN.POSITIVE_FRACTION_TRAIN", 2.0), "FRACTION_TRAIN 2.0 .* 0 to 1"),
+        (("MODEL.INSTANCE_FCN.IN_FEATURE", "p7"), "IN_FEATURE is 'p7'; expected one of p2"),
+        (("MODEL.INSTANCE_FCN.PARTS", 0), "PARTS is 0; expected a whole number of at least 1"),
+        (("MODEL.INSTANCE_FCN.WINDOW_SIZE", 3), "WINDOW_SIZE is 3; .* at least PARTS, which is 5"),
+        (
+            ("MODEL.INSTANCE_FCN.CANONICAL_SIZE", 0.0),
+            "CANONICAL_SIZE is 0.0; .* a length in pixels",
+        ),
+        (("MODEL.INSTANCE_FCN.POSITIVE_FRACTION_TRAIN", 2.0), "FRACTION_TRAIN is 2.0; .* 0 to 1"),
         (("MODEL.INSTANCE_FCN.SCALES_TEST", ()), "expected one or more lengths"),
-        (("MODEL.INSTANCE_FCN.MASK_THRESH_TEST", 0.0), "MASK_THRESH_TEST 0.0 .* a probability"),
+        (("MODEL.INSTANCE_FCN.MASK_THRESH_TEST", 0.0), "MASK_THRESH_TEST is 0.0; .* a probability"),
         (("INPUT.MASK_FORMAT", "polygon"), "set INPUT.MASK_FORMAT bitmask"),
     ],
 )

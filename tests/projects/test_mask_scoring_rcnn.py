@@ -31,6 +31,7 @@ from instseg.projects.mask_scoring_rcnn import (
     select_masks,
     visible_ratios,
 )
+from instseg.training.trainer import Trainer
 from tests.conftest import GOLDEN, load_module
 
 FOLDER = GOLDEN / "mask_scoring_rcnn"
@@ -365,7 +366,7 @@ def build(*overrides: Any) -> nn.Module:
     cfg = instseg.load_cfg(
         "mask_scoring_rcnn/mask_scoring_rcnn_shapes.yaml", ["MODEL.DEVICE", "cpu", *overrides]
     )
-    return build_model(cfg)
+    return Trainer.build_model(cfg)
 
 
 def test_detections_in_a_batch_score_as_they_do_alone() -> None:
@@ -393,7 +394,10 @@ def test_without_the_maskiou_head_the_model_is_mask_rcnn() -> None:
     ("overrides", "message"),
     [
         (("MODEL.ROI_MASKIOU_HEAD.NAME", "MaskIouHead"), "registered: MaskIoUHead"),
-        (("MODEL.ROI_MASKIOU_HEAD.NUM_CONV", 0), "NUM_CONV is 0; expected at least 1"),
+        (
+            ("MODEL.ROI_MASKIOU_HEAD.NUM_CONV", 0),
+            "NUM_CONV is 0; expected a whole number of at least 1",
+        ),
         (("MODEL.MASK_ON", False), "set MODEL.MASK_ON True"),
         (("MODEL.ROI_MASK_HEAD.POOLER_TYPE", ""), "no pooled features to score masks"),
     ],

@@ -41,7 +41,7 @@ TRUTH = [
 
 def small(*overrides: Any) -> SGN:
     """A network of the right form that has learnt nothing."""
-    return build_model(instseg.load_cfg(SHAPES, [*SMALL, *overrides]))
+    return Trainer.build_model(instseg.load_cfg(SHAPES, [*SMALL, *overrides]))
 
 
 def picture(size: tuple[int, int], *objects: Rectangle) -> dict[str, Any]:
@@ -361,15 +361,15 @@ def test_the_class_count_is_found_by_name() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("SEMANTIC", "mine", "SEMANTIC is 'mine'; expected one of own, truth, files"),
-        ("MERGES_TEST", "all", "MERGES_TEST is 'all'; expected one of own, none, truth"),
-        ("LINES", "both", "LINES is 'both'; expected one of rows, columns"),
+        ("SEMANTIC", "mine", "SEMANTIC is 'mine'; expected own, truth or files"),
+        ("MERGES_TEST", "all", "MERGES_TEST is 'all'; expected own, none or truth"),
+        ("LINES", "both", "LINES is 'both'; expected rows or columns"),
         ("STAGES", [], "STAGES is .*; expected some of breakpoints, lines, merger"),
         ("STAGES", ["boxes"], "STAGES is .*'boxes'"),
         ("OUTPUT_STRIDE", 3, "OUTPUT_STRIDE is 3; expected 1, 2, 4 or 8"),
-        ("LINE_CHANNELS", 0, "LINE_CHANNELS is 0; expected at least 1"),
-        ("WIDENING", -1, "WIDENING is -1; expected at least 0"),
-        ("MERGE_MAX_COMPONENTS", 0, "MERGE_MAX_COMPONENTS is 0; expected at least 1"),
+        ("LINE_CHANNELS", 0, "LINE_CHANNELS is 0; expected a whole number of at least 1"),
+        ("WIDENING", -1, "WIDENING is -1; expected a whole number of at least 0"),
+        ("MERGE_MAX_COMPONENTS", 0, "MERGE_MAX_COMPONENTS is 0; expected a whole"),
         ("MERGE_PAIRS_TRAIN", 1, "MERGE_PAIRS_TRAIN is 1; expected at least 2"),
         ("LINK_THRESH_TEST", 1.5, "LINK_THRESH_TEST is 1.5; expected a probability"),
     ],

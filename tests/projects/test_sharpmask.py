@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,6 +12,7 @@ from instseg.config.classes import num_classes_key
 from instseg.errors import ConfigError
 from instseg.projects.deepmask import Scale
 from instseg.projects.sharpmask import Refinement, SharpMask, gather_windows
+from instseg.training.trainer import Trainer
 from tests.support.deepmask_common import mask_patch, narrow_resnet, score_patch, settings
 from tests.support.deepmask_common import small as small_deepmask
 
@@ -241,4 +241,4 @@ def test_the_model_is_class_agnostic() -> None:
 def test_values_that_make_no_network_are_refused(key: str, value: Any, message: str) -> None:
     cfg = instseg.load_cfg(SHAPES, ["MODEL.DEVICE", "cpu", f"MODEL.{key}", value])
     with pytest.raises(ConfigError, match=message):
-        build_model(cfg)
+        Trainer.build_model(cfg)

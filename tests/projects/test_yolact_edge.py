@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 from torch import nn
 
 import instseg
@@ -23,6 +22,7 @@ from instseg.projects.yolact_edge import (
     relative_flow,
     warp_loss,
 )
+from instseg.training.trainer import Trainer
 from tests.support.yolact_common import SMALL, picture, with_objects
 
 CONFIG = "yolact_edge/yolact_edge_vid_resnet50.yaml"
@@ -32,7 +32,7 @@ SIDE = 64
 def build(*overrides: Any, config: str = CONFIG) -> Any:
     torch.manual_seed(0)
     settings = [*SMALL, "MODEL.YOLACT_EDGE.FLOW_CHANNELS", 4, *overrides]
-    return build_model(instseg.load_cfg(config, settings)).eval()
+    return Trainer.build_model(instseg.load_cfg(config, settings)).eval()
 
 
 def video_item(seed: int, objects: int = 2, flow: bool = False) -> dict[str, Any]:
@@ -345,10 +345,10 @@ def test_one_pair_of_frames_is_learnt() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["MODEL.YOLACT_EDGE.STAGE", "all"], "STAGE is 'all'; expected one of image, flow, joint"),
+        (["MODEL.YOLACT_EDGE.STAGE", "all"], "STAGE is 'all'; expected image, flow or joint"),
         (["MODEL.YOLACT_EDGE.WARPED", ["p4"]], "expected the coarsest levels"),
         (["MODEL.YOLACT_EDGE.WARPED", []], "expected the coarsest levels"),
-        (["MODEL.YOLACT_EDGE.KEYFRAME_INTERVAL", 0], "KEYFRAME_INTERVAL is 0; expected at least 1"),
+        (["MODEL.YOLACT_EDGE.KEYFRAME_INTERVAL", 0], "KEYFRAME_INTERVAL is 0; expected a whole"),
         (["MODEL.YOLACT_EDGE.FLOW_LAYERS", [[1]]], "expected 3 lists"),
         (["MODEL.BACKBONE.NAME", "build_darknet_backbone"], "DarkNet does not allow"),
     ],

@@ -29,6 +29,7 @@ from instseg.projects.yolact_plus import (
     deformable_blocks,
     mask_ious,
 )
+from instseg.training.trainer import Trainer
 from tests.conftest import GOLDEN, close
 from tests.support.yolact_common import (
     SMALL,
@@ -204,7 +205,7 @@ def test_the_number_of_classes_is_yolacts() -> None:
     [
         (["MODEL.YOLACT_PLUS.MASKIOU_CHANNELS", [4] * 6], "6 layers, too many"),
         (["MODEL.YOLACT_PLUS.DEFORMABLE_BLOCKS", [1]], "a number for each of res2..res5"),
-        (["MODEL.YOLACT_PLUS.DEFORMABLE_INTERVAL", 0], "interval of at least 1"),
+        (["MODEL.YOLACT_PLUS.DEFORMABLE_INTERVAL", 0], "DEFORMABLE_INTERVAL is 0; .* at least 1"),
         (["MODEL.RESNETS.DEPTH", 18], "MODEL.RESNETS.DEPTH 50 or more"),
     ],
 )
@@ -213,4 +214,4 @@ def test_a_configuration_that_cannot_be_built_is_refused(
 ) -> None:
     cfg = instseg.load_cfg(CONFIG, [*SMALL_PLUS, *overrides])
     with pytest.raises(ConfigError, match=message):
-        build_model(cfg)
+        Trainer.build_model(cfg)

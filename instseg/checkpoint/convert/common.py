@@ -12,6 +12,7 @@ from torch import Tensor
 from instseg.checkpoint.convert.configuration import Choice, Layout, Options, choose
 from instseg.checkpoint.fit import few
 from instseg.config.classes import class_count
+from instseg.config.rules import check_values
 from instseg.errors import CheckpointError
 from instseg.modeling.building import building
 
@@ -92,6 +93,7 @@ class Conversion:
         self.path = path
         self.options = options
         self.choice = choose(path, layout, options)
+        check_values(self.choice.cfg)
         self.expected = _shapes(self.choice.cfg)
         self._values: dict[str, Tensor] = {}
         self._sources: dict[str, tuple[str, ...]] = {}

@@ -1,0 +1,169 @@
+"""Mappers of images: from data set records to what a model trains on."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import DatasetMapper
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
+from detectron2.structures import Boxes, BoxMode
+
+from instseg.data.images import Array, read_image, read_labels
+from instseg.errors import ImageError
+from instseg.masks import to_rle
+
+_TRIES = 10
+"""Draws of augmentations for one picture, until one keeps an object."""
+_THINNEST = 4 / 550
+"""Pixels; thinner boxes go, as in the code of YOLACT's authors."""
+
+
+class Mapper(DatasetMapper):
+    """Detectron2's mapper, which reads images as everything else here does.
+
+    Detectron2's own reader turns 16 bits into white and floats of 0 to 1 into black, and trains on
+    what is left of a damaged file.  What it reads well arrives here bit by bit the same.
+    """
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """
+        Raises:
+            ImageError: an image, or the labels of its pixels, that cannot be used.
+        """
+        record = copy.deepcopy(dataset_dict)
+        image = read_recorded(record, format=self.image_format)
+        labels = _read_semantic(record)
+        data = T.AugInput(image, sem_seg=labels)
+        transforms = self.augmentations(data)
+        size = data.image.shape[:2]
+        record["image"] = torch.as_tensor(np.ascontiguousarray(data.image.transpose(2, 0, 1)))
+        if labels is not None:
+            record["sem_seg"] = torch.as_tensor(data.sem_seg.astype(np.int64))
+        if self.proposal_topk is not None:
+            utils.transform_proposals(record, size, transforms, proposal_topk=self.proposal_topk)
+        if not self.is_train:
+            record.pop("annotations", None)
+        elif "annotations" in record:
+            self._transform_annotations(record, transforms, size)
+        return record
+
+
+def read_recorded(record: dict[str, Any], *, format: str) -> Array:
+    """The image of a record, whose size is added where the record does not tell it.
+
+    Args:
+        record: Detectron2's, with ``file_name``; changed in place.
+        format: see :func:`~instseg.data.images.read_image`.
+    Returns:
+        (H, W, C) uint8.
+    Raises:
+        ImageError: it cannot be read, or has another size than the record tells.
+    """
+    image = read_image(record["file_name"], format=format)
+    height, width = image.shape[:2]
+    expected = record.setdefault("width", width), record.setdefault("height", height)
+    _check_size(record["file_name"], (width, height), expected)
+    return image
+
+
+def _read_semantic(record: dict[str, Any]) -> Array | None:
+    """(H, W) labels of the pixels, which the record names a file for; None where it does not."""
+    file = record.pop("sem_seg_file_name", None)
+    if file is None:
+        return None
+    labels = read_labels(file)
+    _check_size(file, labels.shape[::-1], (record["width"], record["height"]))
+    # What Detectron2's transforms can stretch.
+    return labels.astype(np.uint8 if labels.max() < 256 else np.float32)
+
+
+def _check_size(file: str, size: tuple[int, ...], expected: tuple[Any, ...]) -> None:
+    """Refuse an image that is not as wide and high as the data set says."""
+    if size != expected:
+        raise ImageError(
+            f"{file} is {size[0]} x {size[1]} pixels, the data set says {expected[0]} x "
+            f"{expected[1]}; correct width and height"
+        )
+
+
+class SSDMapper(Mapper):
+    """Mapper for augmentations that look at the boxes and may lose objects.
+
+    Against Detectron2's: augmentations get the objects' boxes; an object stays if the centre of its
+    box is still in the picture; crowds are kept as ``crowd_boxes`` (``Boxes``); polygons are drawn
+    before they are transformed, so that nothing but NumPy is needed to crop them.
+
+    Every record gives a sample.  Where augmentations lose all of its objects they are drawn again,
+    a few times, then replaced by ``plain_augmentations``.
+
+    Deviation: YOLACT's authors take another picture, drawn at random, after a first such loss.
+    """
+
+    def __init__(
+        self, *args: Any, plain_augmentations: list[T.Augmentation | T.Transform], **kwargs: Any
+    ) -> None:
+        """
+        Args:
+            args, kwargs: those of Detectron2's mapper.
+            plain_augmentations: they lose no object.
+        """
+        super().__init__(*args, **kwargs)
+        self.plain_augmentations = T.AugmentationList(plain_augmentations)
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        dataset_dict = dict(dataset_dict)  # the size is added where it is missing
+        image = read_recorded(dataset_dict, format=self.image_format)
+        for _ in range(_TRIES):
+            record, lost = self._augmented(dataset_dict, image, self.augmentations)
+            if not lost:
+                return record
+        return self._augmented(dataset_dict, image, self.plain_augmentations)[0]
+
+    def _augmented(
+        self, dataset_dict: dict[str, Any], image: np.ndarray, augmentations: T.AugmentationList
+    ) -> tuple[dict[str, Any], bool]:
+        """The sample, and whether it lost the last of its objects."""
+        record = copy.deepcopy(dataset_dict)
+        shape = image.shape[:2]
+        objects: list[dict[str, Any]] = []
+        crowds: list[dict[str, Any]] = []
+        for annotation in record.pop("annotations", []):
+            (crowds if annotation.get("iscrowd", 0) else objects).append(annotation)
+        data = T.AugInput(image, boxes=_boxes(objects))
+        transforms = augmentations(data)
+        size = data.image.shape[:2]
+        record["image"] = torch.as_tensor(np.ascontiguousarray(data.image.transpose(2, 0, 1)))
+        self._transform_rest(record, transforms)
+        kept = [x for x in objects if _centre_inside(x, transforms, size)]
+        changed = []
+        for annotation in kept:
+            annotation.pop("keypoints", None)
+            annotation["segmentation"] = to_rle(annotation["segmentation"], *shape)
+            changed.append(utils.transform_instance_annotations(annotation, transforms, size))
+        instances = utils.annotations_to_instances(changed, size, self.instance_mask_format)
+        record["instances"] = utils.filter_empty_instances(instances, box_threshold=_THINNEST)
+        crowds = [x for x in crowds if _centre_inside(x, transforms, size)]
+        if crowds:
+            boxes = Boxes(torch.as_tensor(transforms.apply_box(_boxes(crowds))))
+            boxes.clip(size)
+            record["crowd_boxes"] = boxes[boxes.nonempty(_THINNEST)]
+        return record, bool(objects) and not len(record["instances"])
+
+    def _transform_rest(self, record: dict[str, Any], transforms: T.TransformList) -> None:
+        """For samples of more than a picture and its objects: put the rest of it in its place."""
+
+
+def _boxes(annotations: list[dict[str, Any]]) -> np.ndarray:
+    """(N, 4) corners in pixels."""
+    boxes = [BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS) for x in annotations]
+    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
+
+
+def _centre_inside(
+    annotation: dict[str, Any], transforms: T.TransformList, size: tuple[int, int]
+) -> bool:
+    (box,) = _boxes([annotation])
+    ((x, y),) = transforms.apply_coords(((box[:2] + box[2:]) / 2)[None])
+    return bool(0 < x < size[1] and 0 < y < size[0])

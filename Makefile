@@ -69,9 +69,8 @@ cuda-test: cuda
 		PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 \
 		$(CUDA_PYTHON) -m pytest tests/ops -m "cuda and not slow"; fi
 
-# The stamp is written last, so that an interrupted setup starts again.  The folder projects/ changes when
-# a paper is added, which an editable install has to be told.
-$(STAMP): constraints.txt setup.py pyproject.toml instseg/install_detectron2.py projects $(OPERATORS)
+# The stamp is written last, so that an interrupted setup starts again.
+$(STAMP): constraints.txt setup.py pyproject.toml instseg/install_detectron2.py $(OPERATORS)
 	@rm -f $@
 	@$(PYTHON) -c '$(NEW_ENOUGH)' || { \
 		echo "error: instseg needs Python 3.10 or newer, and '$(PYTHON)' is not one; type: make PYTHON=python3.12" >&2; \

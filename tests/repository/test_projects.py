@@ -22,11 +22,16 @@ PROJECT = Project(
 """
 
 
-def run(code: str, *folders: Path) -> subprocess.CompletedProcess[str]:
-    """Run Python code in a process of its own, with ``folders`` on its path."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
+def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a process of its own, which finds packages in ``folder``."""
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=200
+        [sys.executable, "-c", code],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=200,
     )
 
 
@@ -110,8 +115,9 @@ def test_a_broken_package_is_left_out_with_a_line_that_names_it(
     assert line.startswith("project toy of the distribution toy is left out: ") and reason in line
 
 
-def test_the_names_of_the_folders_are_known_without_torch() -> None:
-    done = run("import sys, instseg.projects as p; print(p.folders(), 'torch' in sys.modules)")
+def test_the_names_of_the_folders_are_known_without_torch(tmp_path: Path) -> None:
+    code = "import sys, instseg.projects as p; print(p.folders(), 'torch' in sys.modules)"
+    done = run(code, tmp_path)
     assert done.stdout == f"{folders()} False\n", done.stderr
 
 

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import instseg
-from instseg.checkpoint.convert.keras_hdf5 import read_keras_hdf5
+from instseg.checkpoint.keras_hdf5 import read_keras_hdf5
 from instseg.data.flow import decode_flow, encode_flow
 from instseg.data.videos import VideoFile
 from instseg.errors import CheckpointError, ConfigError, DatasetError, ImageError

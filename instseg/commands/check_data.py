@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """``instseg check-data``."""
     # Imported here because the command line must be there without what the rest needs.
-    from instseg.data.check import check_data
+    from instseg.check_data import check_data
     from instseg.data.findings import Level
 
     fatal = {Level.ERROR, Level.WARNING} if arguments.strict else {Level.ERROR}

@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """``instseg convert``."""
-    from instseg.checkpoint.convert import Options, convert_file
     from instseg.config.classes import classes_option
+    from instseg.convert import Options, convert_file
 
     path, report = convert_file(
         arguments.format,

@@ -19,7 +19,6 @@ from torch import nn
 from instseg.data.build import check_masks
 from instseg.data.dataset import DataSet
 from instseg.data.readers.voc import EVALUATOR_TYPE
-from instseg.errors import ConfigError
 from instseg.evaluation.matching import HIT, UNCOUNTED, mask_ranking, match
 from instseg.evaluation.registry import Metric, register
 from instseg.masks import encode, ious, to_rle
@@ -28,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 THRESHOLDS = (0.5, 0.7)
 _KEYS = [f"AP{round(100 * threshold)}" for threshold in THRESHOLDS]
-INTERPOLATIONS = ("11-point", "all-point")
 
 Outcomes = npt.NDArray[np.int8]
 Detection = tuple[float, Outcomes]
@@ -57,12 +55,10 @@ class VOCEvaluator(Metric, DatasetEvaluator):
         """
         Args:
             dataset: has classes, and its instances have masks.
-            interpolation: one of ``INTERPOLATIONS``, see :func:`average_precision`.
+            interpolation: see :func:`average_precision`.
         Raises:
-            ConfigError: an unknown interpolation.
             DatasetError: objects without a mask.
         """
-        check_interpolation(interpolation)
         check_masks(dataset.name, dataset.records)
         self._records = {record["image_id"]: record for record in dataset.records}
         self._classes = dataset.classes
@@ -77,10 +73,6 @@ class VOCEvaluator(Metric, DatasetEvaluator):
     @classmethod
     def from_config(cls, cfg: CfgNode, dataset: DataSet, folder: str) -> DatasetEvaluator:
         return cls(dataset, interpolation=cfg.TEST.VOC_INTERPOLATION)
-
-    @classmethod
-    def check(cls, cfg: CfgNode, dataset: DataSet, model: nn.Module) -> None:
-        check_interpolation(cfg.TEST.VOC_INTERPOLATION)
 
     def reset(self) -> None:
         self._objects = np.zeros(len(self._classes), dtype=np.int64)
@@ -139,15 +131,6 @@ class VOCEvaluator(Metric, DatasetEvaluator):
             100 * average_precision(column, num_objects, self._interpolation)
             for column in outcomes.T
         ]
-
-
-def check_interpolation(interpolation: str) -> None:
-    """Raise a ConfigError unless it is one of ``INTERPOLATIONS``."""
-    if interpolation not in INTERPOLATIONS:
-        raise ConfigError(
-            f"TEST.VOC_INTERPOLATION is {interpolation!r}; choose one of "
-            f"{', '.join(INTERPOLATIONS)}"
-        )
 
 
 def average_precision(outcomes: Outcomes, num_objects: int, interpolation: str) -> float:

@@ -72,8 +72,6 @@ def build_streams(cfg: CfgNode, model: nn.Module, datasets: Sequence[DataSet]) -
         )
     interval = cfg.TEST.KEYFRAME_INTERVAL or video.keyframe_interval
     passes = cfg.TEST.KEYFRAME_PASSES
-    if interval < 1:
-        raise ConfigError(f"TEST.KEYFRAME_INTERVAL is {interval}; expected at least 1, 0 for auto")
     if not 1 <= passes <= interval:
         raise ConfigError(
             f"TEST.KEYFRAME_PASSES is {passes}; expected 1 to {interval}, the interval between key "

@@ -14,9 +14,9 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from instseg.checkpoint.convert.common import Conversion, Report
-from instseg.checkpoint.convert.configuration import Fact, Layout, Options
-from instseg.checkpoint.convert.torch7 import Array, Torch7Object, read_torch7
+from instseg.checkpoint.torch7 import Array, Torch7Object, read_torch7
+from instseg.convert.common import Conversion, Report
+from instseg.convert.configuration import Fact, Layout, Options
 from instseg.errors import CheckpointError
 
 _CONFIGS = {
@@ -43,7 +43,7 @@ _STAGES = (1, 2, 3, 4)
 
 
 def convert(path: str, options: Options) -> tuple[dict[str, Tensor], Report]:
-    """Convert a released file; see :class:`~instseg.checkpoint.convert.common.Converter`.
+    """Convert a released file; see :class:`~instseg.convert.common.Converter`.
 
     Whether it is DeepMask or SharpMask is found out from the file.
     """

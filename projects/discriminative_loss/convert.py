@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from instseg.checkpoint.convert.common import Conversion, Report
-from instseg.checkpoint.convert.configuration import Fact, Layout, Options
 from instseg.checkpoint.reading import read_released
+from instseg.convert.common import Conversion, Report
+from instseg.convert.configuration import Fact, Layout, Options
 
 _NODE = "MODEL.DISCRIMINATIVE_LOSS"
 _CONFIG = "discriminative_loss/discriminative_loss_{}_cvppp.yaml"
@@ -52,7 +52,7 @@ _COUNTERS = re.compile(r"^(ins_cls_cnn|instance_count)\.")
 
 
 def convert(path: str, options: Options) -> tuple[dict[str, Tensor], Report]:
-    """Convert a checkpoint; see :class:`~instseg.checkpoint.convert.common.Converter`."""
+    """Convert a checkpoint; see :class:`~instseg.convert.common.Converter`."""
     weights = read_released(path)
     reseg = any(name.startswith("cnn.model.") for name in weights)
     config = _CONFIG.format("reseg" if reseg else "hourglass")

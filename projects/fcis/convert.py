@@ -12,8 +12,9 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from instseg.checkpoint.convert.common import Conversion, Report
-from instseg.checkpoint.convert.configuration import (
+from instseg.checkpoint.mxnet_params import read_params
+from instseg.convert.common import Conversion, Report
+from instseg.convert.configuration import (
     RCNN_UNTOLD,
     Fact,
     Layout,
@@ -24,7 +25,6 @@ from instseg.checkpoint.convert.configuration import (
     resnet_facts,
     size,
 )
-from instseg.checkpoint.convert.mxnet_params import read_params
 from instseg.ops.fcis_head import to_fcis_head_order
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ _SCALED = ("arg:fcis_bbox_weight_test", "arg:fcis_bbox_bias_test")
 
 
 def convert(path: str, options: Options) -> tuple[dict[str, Tensor], Report]:
-    """Convert a released checkpoint; see :class:`~instseg.checkpoint.convert.common.Converter`.
+    """Convert a released checkpoint; see :class:`~instseg.convert.common.Converter`.
 
     The copies ``fcis_bbox_*_test`` that training leaves in a checkpoint, the box layer times the
     standard deviations of its targets, are ignored: the model multiplies by these itself.

@@ -13,8 +13,9 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from instseg.checkpoint.convert.common import Conversion, Report, background_last
-from instseg.checkpoint.convert.configuration import (
+from instseg.checkpoint.keras_hdf5 import read_keras_hdf5
+from instseg.convert.common import Conversion, Report, background_last
+from instseg.convert.configuration import (
     RCNN_UNTOLD,
     Fact,
     Layout,
@@ -23,7 +24,6 @@ from instseg.checkpoint.convert.configuration import (
     classifier_classes,
     resnet_facts,
 )
-from instseg.checkpoint.convert.keras_hdf5 import read_keras_hdf5
 from instseg.errors import CheckpointError
 
 _CONFIG = "mask_rcnn/mask_rcnn_R_101_FPN_matterport.yaml"
@@ -52,7 +52,7 @@ _OLD_LEAVES = {
 
 
 def convert(path: str, options: Options) -> tuple[dict[str, Tensor], Report]:
-    """Convert a weight file; see :class:`~instseg.checkpoint.convert.common.Converter`.
+    """Convert a weight file; see :class:`~instseg.convert.common.Converter`.
 
     Layers may lie at the root or inside further groups, convolutions may lack a bias, ``:0`` may be
     missing.

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from instseg.checkpoint.convert.common import Conversion, Report, background_last
-from instseg.checkpoint.convert.configuration import (
+from instseg.checkpoint.reading import read_released
+from instseg.convert.common import Conversion, Report, background_last
+from instseg.convert.configuration import (
     RCNN_UNTOLD,
     Fact,
     Layout,
@@ -22,7 +23,6 @@ from instseg.checkpoint.convert.configuration import (
     resnet_facts,
     size,
 )
-from instseg.checkpoint.reading import read_released
 
 _EXAMPLE = "backbone.body.stem.conv1.weight"
 _FROZEN_EPS = 1e-5
@@ -71,7 +71,7 @@ _MASKIOU = "roi_heads.maskiou.predictor.maskiou.weight"
 
 
 def convert(path: str, options: Options) -> tuple[dict[str, Tensor], Report]:
-    """Convert a released checkpoint; see :class:`~instseg.checkpoint.convert.common.Converter`.
+    """Convert a released checkpoint; see :class:`~instseg.convert.common.Converter`.
 
     Optimizer and scheduler in it are ignored.
     """

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from instseg.checkpoint.convert.common import Conversion, Report
-from instseg.checkpoint.convert.configuration import Options
 from instseg.checkpoint.reading import read_released
+from instseg.convert.common import Conversion, Report
+from instseg.convert.configuration import Options
 from instseg.projects.yolact.weights_layout import (
     is_shared,
     layout_of,
@@ -61,7 +61,7 @@ _COUNTER = ".num_batches_tracked"
 
 
 def convert(path: str, options: Options) -> tuple[dict[str, Tensor], Report]:
-    """Convert a released checkpoint; see :class:`~instseg.checkpoint.convert.common.Converter`."""
+    """Convert a released checkpoint; see :class:`~instseg.convert.common.Converter`."""
     weights = read_released(path)
     conversion = Conversion(path, layout_of(path, weights, options), options)
     return renamed(conversion, weights, not_needed, naming(weights))

@@ -8,7 +8,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from instseg.checkpoint.convert.configuration import (
+from instseg.convert.configuration import (
     Fact,
     Layout,
     Options,

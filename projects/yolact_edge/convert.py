@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from instseg.checkpoint.convert.common import Conversion, Report
-from instseg.checkpoint.convert.configuration import Fact, Layout, Options, size
 from instseg.checkpoint.reading import read_released
+from instseg.convert.common import Conversion, Report
+from instseg.convert.configuration import Fact, Layout, Options, size
 from instseg.errors import CheckpointError
 from instseg.projects.yolact import convert as yolact
 from instseg.projects.yolact.weights_layout import (
@@ -51,7 +51,7 @@ _NODE = "MODEL.YOLACT_EDGE"
 
 
 def convert(path: str, options: Options) -> tuple[dict[str, Tensor], Report]:
-    """Convert a released checkpoint; see :class:`~instseg.checkpoint.convert.common.Converter`."""
+    """Convert a released checkpoint; see :class:`~instseg.convert.common.Converter`."""
     weights = read_released(path)
     mobile = _MOBILENET_LAYER in weights
     rules = (*_MOBILENET_RULES, *_RULES) if mobile else _RULES

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from instseg.checkpoint.convert.configuration import Choice, Options, choose
+from instseg.convert.configuration import Choice, Options, choose
 from instseg.errors import CheckpointError, ConfigError
 from instseg.projects.yolact.weights_layout import layout_of
 from tests.support.yolact_common import keys

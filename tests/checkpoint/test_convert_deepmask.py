@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 
 import instseg
 from instseg.checkpoint import Checkpointer
-from instseg.checkpoint.convert import Options, convert_file
+from instseg.convert import Options, convert_file
 from instseg.errors import CheckpointError
 from instseg.projects.deepmask import convert as deepmask
 from tests.support.torch7_writer import Cuda, Obj, listed, save

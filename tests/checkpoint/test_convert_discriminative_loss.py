@@ -13,7 +13,7 @@ from detectron2.modeling import build_model
 
 import instseg
 from instseg.checkpoint import Checkpointer
-from instseg.checkpoint.convert import Options, convert_file
+from instseg.convert import Options, convert_file
 from instseg.errors import CheckpointError
 from tests.conftest import GOLDEN, close, load_module
 

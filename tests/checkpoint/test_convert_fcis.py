@@ -20,8 +20,8 @@ from torch import nn
 
 import instseg
 from instseg.checkpoint import Checkpointer
-from instseg.checkpoint.convert import Options
 from instseg.cli import main
+from instseg.convert import Options
 from instseg.errors import CheckpointError
 from instseg.projects.fcis import Maps, Regions, refine_boxes, to_rois
 from instseg.projects.fcis import convert as fcis

@@ -22,8 +22,8 @@ from torch import nn
 
 import instseg
 from instseg.checkpoint import Checkpointer, read_weights
-from instseg.checkpoint.convert import Options, convert_file
 from instseg.cli import main
+from instseg.convert import Options, convert_file
 from instseg.errors import CheckpointError, ConfigError
 from instseg.projects.mask_scoring_rcnn import convert_maskscoring_rcnn as maskscoring_rcnn
 from tests.conftest import GOLDEN, close, load_module

@@ -24,8 +24,8 @@ from torch.nn import functional as F
 
 import instseg
 from instseg.checkpoint import Checkpointer
-from instseg.checkpoint.convert import Options
 from instseg.cli import main
+from instseg.convert import Options
 from instseg.errors import CheckpointError
 from instseg.projects.mask_rcnn import SamePaddingStem
 from instseg.projects.mask_rcnn import convert_matterport as matterport

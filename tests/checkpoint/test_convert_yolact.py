@@ -17,7 +17,7 @@ import torch
 from detectron2.engine import DefaultPredictor
 
 import instseg
-from instseg.checkpoint.convert import Options
+from instseg.convert import Options
 from instseg.errors import CheckpointError
 from instseg.projects.yolact import convert as yolact
 from instseg.projects.yolact import level_sizes, mask_probabilities

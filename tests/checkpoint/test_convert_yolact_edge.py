@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from instseg.checkpoint.convert import Options
+from instseg.convert import Options
 from instseg.errors import CheckpointError
 from instseg.projects.yolact import mask_probabilities
 from instseg.projects.yolact_edge import convert as yolact_edge

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instseg.checkpoint.convert.mxnet_params import read_params
+from instseg.checkpoint.mxnet_params import read_params
 from instseg.errors import CheckpointError
 from tests.conftest import GOLDEN
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from instseg.checkpoint.convert.torch7 import Torch7Object, read_torch7
+from instseg.checkpoint.torch7 import Torch7Object, read_torch7
 from instseg.errors import CheckpointError
 from tests.support.torch7_writer import Cuda, Obj, Writer, listed, save
 

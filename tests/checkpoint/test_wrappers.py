@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from instseg import Predictor
 from instseg.checkpoint import Checkpointer, read_weights
-from instseg.checkpoint.convert import Options, convert_file
+from instseg.convert import Options, convert_file
 from instseg.errors import CheckpointError
 from tests.checkpoint.test_checkpoint import net, same
 from tests.inference.test_predictor import tiny_cfg

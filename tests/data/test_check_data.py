@@ -17,9 +17,9 @@ from torch import nn
 
 import instseg
 from instseg import cli
+from instseg.check_data import check_data
 from instseg.config.classes import check_classes, num_classes_key
 from instseg.data import build
-from instseg.data.check import check_data
 from instseg.data.dataset import load, load_all
 from instseg.data.findings import Kind
 from instseg.data.mappers import PictureMapper, build_test_mapper, build_train_mapper

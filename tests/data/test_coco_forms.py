@@ -13,8 +13,8 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 
 import instseg
+from instseg.check_data import check_data
 from instseg.data import build
-from instseg.data.check import check_data
 from instseg.data.dataset import load
 from instseg.data.findings import Kind
 from instseg.evaluation import build_evaluator

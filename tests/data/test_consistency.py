@@ -13,8 +13,8 @@ from torch import nn
 
 import instseg
 from instseg import cli
+from instseg.check_data import check_data
 from instseg.data import build
-from instseg.data.check import check_data
 from instseg.data.dataset import load, load_all
 from instseg.data.findings import Kind
 from instseg.evaluation import build_evaluator, check_evaluation

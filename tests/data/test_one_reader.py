@@ -25,8 +25,8 @@ from PIL import Image
 
 import instseg
 from instseg import Predictor
+from instseg.check_data import check_data
 from instseg.data import image_headers
-from instseg.data.check import check_data
 from instseg.data.images import convert_picture, picture_size, read_image
 from instseg.data.mappers import build_test_mapper, build_train_mapper
 from instseg.data.readers.coco_check import Kind

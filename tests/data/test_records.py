@@ -23,8 +23,8 @@ from torch.utils.data import Dataset
 
 import instseg
 from instseg import cli
+from instseg.check_data import check_data
 from instseg.data import build
-from instseg.data.check import check_data
 from instseg.data.dataset import load, load_all
 from instseg.data.findings import Kind
 from instseg.data.mappers import build_train_mapper

@@ -157,7 +157,6 @@ def test_the_model_itself_says_how_often_key_frames_come(clips: str, tmp_path: P
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["TEST.KEYFRAME_INTERVAL", -1], "KEYFRAME_INTERVAL is -1; expected at least 1"),
         (["TEST.KEYFRAME_PASSES", 5], "KEYFRAME_PASSES is 5; expected 1 to 4"),
         (["TEST.KEYFRAME_PASSES", 0], "KEYFRAME_PASSES is 0; expected 1 to 4"),
         (["DATASETS.TEST", ("shapes_val",)], "data set shapes_val holds still pictures"),

@@ -16,7 +16,6 @@ from hypothesis.extra import numpy as hnp
 
 import instseg
 from instseg.data.dataset import DataSet
-from instseg.errors import ConfigError
 from instseg.evaluation import build_evaluator
 from instseg.evaluation.matching import HIT, MISS, UNCOUNTED, match
 from instseg.evaluation.voc import VOCEvaluator, average_precision
@@ -223,8 +222,3 @@ def test_the_configuration_asks_for_the_metric(dataset: DataSet, tmp_path: Path)
     results = evaluator.evaluate()
     assert list(results) == ["bbox", "segm", "voc_segm"]
     check(results["voc_segm"])
-
-
-def test_an_unknown_interpolation_is_refused_with_the_known_ones(dataset: DataSet) -> None:
-    with pytest.raises(ConfigError, match="'11'; choose one of 11-point, all-point"):
-        VOCEvaluator(dataset, interpolation="11")

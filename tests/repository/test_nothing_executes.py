@@ -19,7 +19,7 @@ from detectron2.data import detection_utils
 from PIL import Image
 
 import instseg
-from instseg.checkpoint.convert import convert_file
+from instseg.convert import convert_file
 from instseg.data.images import read_image
 from instseg.errors import CheckpointError, ConfigError, ImageError
 from instseg.projects import converters

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from instseg.categories import Categories
-from instseg.checkpoint.convert.common import Converter, Report, class_tensors
-from instseg.checkpoint.convert.configuration import Options, config_text
 from instseg.checkpoint.writing import save_safetensors
 from instseg.config.classes import model_categories
+from instseg.convert.common import Converter, Report, class_tensors
+from instseg.convert.configuration import Options, config_text
 from instseg.errors import ConfigError
 from instseg.files import atomic_write
 from instseg.projects import converters

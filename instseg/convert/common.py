@@ -9,10 +9,10 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor
 
-from instseg.checkpoint.convert.configuration import Choice, Layout, Options, choose
 from instseg.checkpoint.fit import few
 from instseg.config.classes import class_count
 from instseg.config.rules import check_values
+from instseg.convert.configuration import Choice, Layout, Options, choose
 from instseg.errors import CheckpointError
 from instseg.modeling.building import building
 
@@ -72,7 +72,7 @@ class Converter(Protocol):
             tensors under our names, on the CPU in float32, and what became of the file's.
         Raises:
             CheckpointError: unreadable, of another format, or partial without ``allow_partial``.
-            ConfigError: see :func:`~instseg.checkpoint.convert.configuration.choose`.
+            ConfigError: see :func:`~instseg.convert.configuration.choose`.
         """
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instseg.checkpoint.convert.binary import ByteReader, Malformed, opened
+from instseg.checkpoint.binary import ByteReader, Malformed, opened
 
 _MAGIC = 0x112
 _TAG_WITH_STORAGE = 0xF993FAC9

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from instseg.checkpoint.convert.binary import ByteReader, Malformed, opened
+from instseg.checkpoint.binary import ByteReader, Malformed, opened
 
 Array = npt.NDArray[Any]
 

@@ -1,4 +1,5 @@
-// What every operator needs: argument checks, the SIMD attribute, arithmetic that all devices share.
+// What every operator needs: argument checks, the SIMD attribute, arithmetic that all devices
+// share.
 
 #pragma once
 
@@ -49,17 +50,20 @@ INSTSEG_HOST_DEVICE double rounded_product(double a, double b) {
 }
 
 // Device, rank and dtype of one argument; `op` and `name` go into the message.
-inline void check_floating(const char* op, const char* name, const at::Tensor& tensor, int64_t rank) {
-  TORCH_CHECK_VALUE(tensor.dim() == rank, op, ": ", name, " has ", tensor.dim(), " dimensions; expected ", rank);
+inline void check_floating(const char* op, const char* name, const at::Tensor& tensor,
+                           int64_t rank) {
+  TORCH_CHECK_VALUE(tensor.dim() == rank, op, ": ", name, " has ", tensor.dim(),
+                    " dimensions; expected ", rank);
   const auto type = tensor.scalar_type();
-  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16, op,
-                   ": ", name, " is ", type, "; expected float32, float64, float16 or bfloat16");
+  TORCH_CHECK_TYPE(
+      type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16, op,
+      ": ", name, " is ", type, "; expected float32, float64, float16 or bfloat16");
 }
 
 inline void check_same_device(const char* op, const char* first_name, const at::Tensor& first,
                               const char* name, const at::Tensor& tensor) {
-  TORCH_CHECK(first.device() == tensor.device(), op, ": ", first_name, " is on ", first.device(), " and ", name,
-              " on ", tensor.device(), "; move one of them");
+  TORCH_CHECK(first.device() == tensor.device(), op, ": ", first_name, " is on ", first.device(),
+              " and ", name, " on ", tensor.device(), "; move one of them");
 }
 
 }  // namespace instseg

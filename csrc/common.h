@@ -6,6 +6,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <cstdint>
 
 // Index arithmetic that host and device code share.
@@ -32,7 +33,7 @@
 
 namespace instseg {
 
-// A product that no device contracts with the sum it goes into.
+// Products and sums that no device contracts with each other.
 INSTSEG_HOST_DEVICE float rounded_product(float a, float b) {
 #ifdef __CUDA_ARCH__
   return __fmul_rn(a, b);
@@ -47,6 +48,32 @@ INSTSEG_HOST_DEVICE double rounded_product(double a, double b) {
 #else
   return a * b;
 #endif
+}
+
+INSTSEG_HOST_DEVICE float rounded_sum(float a, float b) {
+#ifdef __CUDA_ARCH__
+  return __fadd_rn(a, b);
+#else
+  return a + b;
+#endif
+}
+
+INSTSEG_HOST_DEVICE double rounded_sum(double a, double b) {
+#ifdef __CUDA_ARCH__
+  return __dadd_rn(a, b);
+#else
+  return a + b;
+#endif
+}
+
+constexpr int64_t kMostCells =
+    1 << 15;  // a side of windows, parts and bins: products stay in 64 bits
+constexpr int64_t kMostPixels = 1 << 24;  // a side of images: float32 tells them apart
+constexpr int64_t kOperationsPerTask = 16384;
+
+// How many items a thread must get for its start to pay, where one takes `operations`.
+inline int64_t grain_size(int64_t operations) {
+  return std::max<int64_t>(1, kOperationsPerTask / std::max<int64_t>(1, operations));
 }
 
 // Device, rank and dtype of one argument; `op` and `name` go into the message.

@@ -10,7 +10,8 @@
 #include <cstring>
 #include <vector>
 
-#include "assemble_instances.h"
+#include "assemble_instances/arguments.h"
+#include "assemble_instances/assemble_instances.h"
 
 namespace instseg {
 namespace {
@@ -46,14 +47,6 @@ std::vector<int64_t> starts_of_parts(int64_t parts, int64_t size) {
   for (int64_t i = size - 1; i >= 0; --i) starts[part_of_cell(i, parts, size)] = i;
   for (int64_t p = parts - 1; p >= 0; --p) starts[p] = std::min(starts[p], starts[p + 1]);
   return starts;
-}
-
-void check_images(const char* op, const std::optional<at::Tensor>& windows, int64_t images) {
-  if (!windows) return;
-  const int64_t* rows = windows->const_data_ptr<int64_t>();
-  for (int64_t n = 0; n < windows->size(0); ++n)
-    TORCH_CHECK_INDEX(rows[3 * n] >= 0 && rows[3 * n] < images, op, ": windows[", n,
-                      "] has the batch index ", rows[3 * n], "; the maps hold ", images, " images");
 }
 
 template <typename scalar_t>
@@ -97,8 +90,7 @@ at::Tensor assemble_instances_cpu(const at::Tensor& maps, const std::optional<at
         const scalar_t* data = input.const_data_ptr<scalar_t>();
         scalar_t* result = out.mutable_data_ptr<scalar_t>();
         const int64_t image_size = parts * parts * height * width;
-        const int64_t grain = std::max<int64_t>(1, 16384 / (size * size));
-        at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+        at::parallel_for(0, count, grain_size(size * size), [&](int64_t begin, int64_t end) {
           for (int64_t n = begin; n < end; ++n) {
             const Window window = window_at(row_data, n, size, images, height, width);
             assemble_window(data + window.image * image_size, window, starts.data(), parts, size,

@@ -5,23 +5,16 @@
 #include <ATen/OpMathType.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include <algorithm>
 
-#include "assemble_instances.h"
+#include "assemble_instances/arguments.h"
+#include "assemble_instances/assemble_instances.h"
+#include "cuda_common.cuh"
 
 namespace instseg {
 namespace {
-
-constexpr int kThreads = 256;
-
-inline unsigned blocks_for(int64_t count) {
-  return static_cast<unsigned>(std::min<int64_t>((count + kThreads - 1) / kThreads, 1 << 16));
-}
 
 struct Shape {
   int64_t images, parts, size, height, width;
@@ -41,8 +34,7 @@ __device__ __forceinline__ int64_t cell_of_value(const int64_t* windows, int64_t
 template <typename scalar_t>
 __global__ void assemble_kernel(int64_t values, const scalar_t* maps, const int64_t* windows,
                                 Shape s, scalar_t fill, scalar_t* out) {
-  for (int64_t v = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; v < values;
-       v += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+  for (int64_t v = first_item(); v < values; v += item_step()) {
     const int64_t cell =
         cell_of_value(windows, v / s.size / s.size, v / s.size % s.size, v % s.size, s);
     out[v] = cell < 0 ? fill : maps[cell];
@@ -53,8 +45,7 @@ __global__ void assemble_kernel(int64_t values, const scalar_t* maps, const int6
 template <typename scalar_t, typename sum_t>
 __global__ void scatter_kernel(int64_t values, const scalar_t* grad, const int64_t* windows,
                                Shape s, sum_t* sums) {
-  for (int64_t v = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; v < values;
-       v += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+  for (int64_t v = first_item(); v < values; v += item_step()) {
     const int64_t cell =
         cell_of_value(windows, v / s.size / s.size, v / s.size % s.size, v % s.size, s);
     if (cell >= 0) atomicAdd(sums + cell, static_cast<sum_t>(grad[v]));
@@ -64,8 +55,7 @@ __global__ void scatter_kernel(int64_t values, const scalar_t* grad, const int64
 // With a window around every cell each sum is known beforehand: no atomics.
 template <typename scalar_t, typename sum_t>
 __global__ void gather_kernel(int64_t cells, const scalar_t* grad, Shape s, scalar_t* out) {
-  for (int64_t c = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; c < cells;
-       c += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+  for (int64_t c = first_item(); c < cells; c += item_step()) {
     const int64_t x = c % s.width, y = c / s.width % s.height, map = c / s.width / s.height;
     const int64_t part = map % (s.parts * s.parts), image = map / (s.parts * s.parts);
     sum_t sum = 0;

@@ -8,7 +8,7 @@
 
 #include <cmath>
 
-#include "../common.h"
+#include "common.h"
 
 namespace instseg {
 
@@ -68,27 +68,6 @@ INSTSEG_HOST_DEVICE T blended(T low, T low_weight, T high, T high_weight) {
 template <typename T>
 INSTSEG_HOST_DEVICE T probability_of(T logit) {
   return 1 / (1 + exponential(-logit));
-}
-
-inline void check_assemble_masks(const at::Tensor& prototypes, const at::Tensor& coefficients,
-                                 const at::Tensor& boxes, int64_t height, int64_t width) {
-  const char* op = "assemble_masks";
-  check_floating(op, "prototypes", prototypes, 3);
-  check_floating(op, "coefficients", coefficients, 2);
-  check_floating(op, "boxes", boxes, 2);
-  check_same_device(op, "prototypes", prototypes, "coefficients", coefficients);
-  check_same_device(op, "prototypes", prototypes, "boxes", boxes);
-  TORCH_CHECK_VALUE(prototypes.size(0) > 0 && prototypes.size(1) > 0, op, ": prototypes has shape ",
-                    prototypes.sizes(), "; expected (h, w, K) with at least one cell");
-  TORCH_CHECK_VALUE(coefficients.size(1) == prototypes.size(2), op, ": coefficients has shape ",
-                    coefficients.sizes(), "; expected (N, ", prototypes.size(2),
-                    "), one for each of the prototypes");
-  TORCH_CHECK_VALUE(boxes.size(0) == coefficients.size(0) && boxes.size(1) == 4, op,
-                    ": boxes has shape ", boxes.sizes(), "; expected (", coefficients.size(0),
-                    ", 4)");
-  constexpr int64_t most = 1 << 24;  // exact as float
-  TORCH_CHECK_VALUE(height > 0 && height <= most && width > 0 && width <= most, op, ": size is (",
-                    height, ", ", width, "); expected 1 to ", most, " pixels each");
 }
 
 }  // namespace instseg

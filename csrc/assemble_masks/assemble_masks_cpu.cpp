@@ -12,7 +12,8 @@
 #include <cstdlib>
 #include <vector>
 
-#include "assemble_masks.h"
+#include "assemble_masks/arguments.h"
+#include "assemble_masks/assemble_masks.h"
 
 namespace instseg {
 namespace {

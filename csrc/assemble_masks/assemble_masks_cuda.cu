@@ -3,19 +3,17 @@
 // are.
 
 #include <ATen/ops/zeros.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include <algorithm>
 
-#include "assemble_masks.h"
+#include "assemble_masks/arguments.h"
+#include "assemble_masks/assemble_masks.h"
+#include "cuda_common.cuh"
 
 namespace instseg {
 namespace {
 
-constexpr int kThreads = 256;
 constexpr int64_t kTilePixels = 32;  // per side at most
 constexpr int64_t kTileCells = 34;   // per side at most, see tile_side
 
@@ -97,11 +95,10 @@ __global__ void assemble_kernel(Scene s, const T* planes, const T* coefficients,
 template <typename T>
 void assemble(const Scene& scene, const at::Tensor& planes, const at::Tensor& coefficients,
               const at::Tensor& boxes, const at::Tensor& masks) {
-  const int64_t blocks = std::min<int64_t>(scene.masks * scene.tiles_y * scene.tiles_x, 1 << 20);
-  assemble_kernel<T>
-      <<<static_cast<unsigned>(blocks), kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
-          scene, planes.const_data_ptr<T>(), coefficients.const_data_ptr<T>(),
-          boxes.const_data_ptr<T>(), masks.mutable_data_ptr<bool>());
+  const unsigned blocks = blocks_for_tasks(scene.masks * scene.tiles_y * scene.tiles_x);
+  assemble_kernel<T><<<blocks, kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
+      scene, planes.const_data_ptr<T>(), coefficients.const_data_ptr<T>(),
+      boxes.const_data_ptr<T>(), masks.mutable_data_ptr<bool>());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 

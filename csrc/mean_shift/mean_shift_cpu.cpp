@@ -6,7 +6,8 @@
 #include <ATen/ops/full.h>
 #include <torch/library.h>
 
-#include "sum_tree.h"
+#include "mean_shift/arguments.h"
+#include "mean_shift/sum_tree.h"
 
 namespace instseg {
 namespace {
@@ -111,8 +112,7 @@ void label_all(const at::Tensor& points, const at::Tensor& centres, double radiu
 
 at::Tensor nearest_centres_cpu(const at::Tensor& embeddings, const at::Tensor& centres,
                                double radius) {
-  check_rows("nearest_centres", "centres", centres, embeddings);
-  TORCH_CHECK_VALUE(radius >= 0, "nearest_centres: radius is ", radius, "; expected at least 0");
+  check_nearest(embeddings, centres, radius);
   auto labels = at::full({embeddings.size(0)}, kNone, at::kLong);
   if (embeddings.size(0) == 0 || centres.size(0) == 0) return labels;
   const auto type = computed_type(embeddings);

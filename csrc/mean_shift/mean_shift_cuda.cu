@@ -6,23 +6,22 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <limits>
 
-#include "mean_shift.h"
+#include "cuda_common.cuh"
+#include "mean_shift/arguments.h"
+#include "mean_shift/mean_shift.h"
 
 namespace instseg {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int64_t kMostBlocks = 1024;
-constexpr int64_t kStepsAtOnce = 8;  // between two looks of the host
+constexpr int64_t kPeelingBlocks = 1024;  // at most: each leaves a sum to be added up
+constexpr int64_t kStepsAtOnce = 8;       // between two looks of the host
 using Packed = unsigned long long;
+constexpr Packed kLowHalf = 0xffffffffull;
 
 template <typename T>
 struct Points {
@@ -111,9 +110,7 @@ __global__ void shift_kernel(Points<T> points, Walk walk, int64_t seeds, double*
 template <typename T>
 __global__ void label_kernel(Points<T> points, const T* centres, int64_t centre_count,
                              T squared_radius, int64_t* labels) {
-  const int64_t stride = static_cast<int64_t>(blockDim.x) * gridDim.x;
-  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < points.count;
-       i += stride) {
+  for (int64_t i = first_item(); i < points.count; i += item_step()) {
     T best = std::numeric_limits<T>::infinity();
     int64_t found = kNone;
     for (int64_t c = 0; c < centre_count; ++c) {
@@ -143,20 +140,15 @@ struct State {
 
 __global__ void fullest_kernel(const int64_t* untouched, int64_t bins, State* state) {
   Packed best = 0;
-  const int64_t stride = static_cast<int64_t>(blockDim.x) * gridDim.x;
-  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < bins;
-       i += stride)
-    best = max(best,
-               static_cast<Packed>(untouched[i]) << 32 | (0xffffffffull - static_cast<Packed>(i)));
+  for (int64_t i = first_item(); i < bins; i += item_step())
+    best = max(best, static_cast<Packed>(untouched[i]) << 32 | (kLowHalf - static_cast<Packed>(i)));
   atomicMax(&state->fullest, best);
 }
 
 __global__ void seed_kernel(const int64_t* bins, const int64_t* labels, int64_t points,
                             State* state) {
-  const auto bin = static_cast<int64_t>(0xffffffffull - (state->fullest & 0xffffffffull));
-  const int64_t stride = static_cast<int64_t>(blockDim.x) * gridDim.x;
-  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < points;
-       i += stride)
+  const auto bin = static_cast<int64_t>(kLowHalf - (state->fullest & kLowHalf));
+  for (int64_t i = first_item(); i < points; i += item_step())
     if (bins[i] == bin && labels[i] == kUntouched) atomicMin(&state->seed, static_cast<Packed>(i));
 }
 
@@ -211,9 +203,7 @@ __global__ void take_kernel(Points<T> points, const State* state, const int64_t*
   if (threadIdx.x < points.dimensions)
     centre[threadIdx.x] = static_cast<T>(state->centre[threadIdx.x]);
   __syncthreads();
-  const int64_t stride = static_cast<int64_t>(blockDim.x) * gridDim.x;
-  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < points.count;
-       i += stride) {
+  for (int64_t i = first_item(); i < points.count; i += item_step()) {
     if (!is_inside(points, i, centre, squared_radius)) continue;
     labels[i] = label;
     atomicAdd(reinterpret_cast<Packed*>(untouched + bins[i]), ~Packed{0});  // minus one
@@ -222,11 +212,6 @@ __global__ void take_kernel(Points<T> points, const State* state, const int64_t*
 
 __global__ void keep_kernel(const State* state, int64_t dimensions, double* centre) {
   if (threadIdx.x < dimensions) centre[threadIdx.x] = state->centre[threadIdx.x];
-}
-
-unsigned blocks_for(int64_t items) {
-  return static_cast<unsigned>(
-      std::clamp<int64_t>((items + kThreads - 1) / kThreads, 1, kMostBlocks));
 }
 
 template <typename T>
@@ -244,7 +229,7 @@ class Peeling {
         untouched_(at::bincount(bins)),
         labels_(labels.mutable_data_ptr<int64_t>()),
         points_(planes_of<T>(planes, labels_)),
-        blocks_(blocks_for(points_.count)),
+        blocks_(blocks_for(points_.count, kPeelingBlocks)),
         partial_(at::empty({blocks_, points_.dimensions + 1}, planes.options().dtype(at::kDouble))),
         state_tensor_(
             at::zeros({static_cast<int64_t>(sizeof(State))}, planes.options().dtype(at::kByte))),
@@ -256,7 +241,7 @@ class Peeling {
     host_.fullest = 0;
     host_.seed = ~Packed{0};
     write();
-    fullest_kernel<<<blocks_for(untouched_.numel()), kThreads, 0, stream_>>>(
+    fullest_kernel<<<blocks_for(untouched_.numel(), kPeelingBlocks), kThreads, 0, stream_>>>(
         untouched_.const_data_ptr<int64_t>(), untouched_.numel(), state_);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
     seed_kernel<<<blocks_, kThreads, 0, stream_>>>(bins_.const_data_ptr<int64_t>(), labels_,
@@ -347,11 +332,11 @@ std::tuple<at::Tensor, at::Tensor> shift_seeds_cuda(const at::Tensor& embeddings
   auto counts = at::zeros({seeds.size(0)}, seeds.options().dtype(at::kLong));
   if (embeddings.size(0) == 0 || seeds.size(0) == 0) return {modes, counts};
   const auto planes = embeddings.to(computed_type(embeddings)).t().contiguous();
-  const auto blocks = static_cast<unsigned>(std::min<int64_t>(seeds.size(0), 1 << 20));
   const auto launch = [&](auto points) {
-    shift_kernel<<<blocks, kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
-        points, walk, seeds.size(0), modes.mutable_data_ptr<double>(),
-        counts.mutable_data_ptr<int64_t>());
+    shift_kernel<<<blocks_for_tasks(seeds.size(0)), kThreads, 0,
+                   c10::cuda::getCurrentCUDAStream()>>>(points, walk, seeds.size(0),
+                                                        modes.mutable_data_ptr<double>(),
+                                                        counts.mutable_data_ptr<int64_t>());
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   };
   if (planes.scalar_type() == at::kDouble) {
@@ -373,8 +358,7 @@ void label_all(const at::Tensor& planes, const at::Tensor& centres, double radiu
 
 at::Tensor nearest_centres_cuda(const at::Tensor& embeddings, const at::Tensor& centres,
                                 double radius) {
-  check_rows("nearest_centres", "centres", centres, embeddings);
-  TORCH_CHECK_VALUE(radius >= 0, "nearest_centres: radius is ", radius, "; expected at least 0");
+  check_nearest(embeddings, centres, radius);
   const c10::cuda::CUDAGuard guard(embeddings.device());
   auto labels = at::full({embeddings.size(0)}, kNone, embeddings.options().dtype(at::kLong));
   if (embeddings.size(0) == 0 || centres.size(0) == 0) return labels;

@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-#include "mean_shift.h"
+#include "mean_shift/mean_shift.h"
 
 namespace instseg {
 

@@ -9,7 +9,8 @@
 #include <utility>
 #include <vector>
 
-#include "../common.h"
+#include "common.h"
+#include "sgn_lines/arguments.h"
 
 namespace instseg {
 namespace {
@@ -59,15 +60,7 @@ void number_row(int64_t width, const uint8_t* codes, int64_t first, int64_t* lin
 }
 
 at::Tensor decode_lines_cpu(const at::Tensor& labels, const at::Tensor& semantic, bool widened) {
-  const char* op = "decode_lines";
-  TORCH_CHECK_TYPE(labels.scalar_type() == at::kByte, op, ": labels is ", labels.scalar_type(),
-                   "; expected uint8");
-  TORCH_CHECK_TYPE(semantic.scalar_type() == at::kLong, op, ": semantic is ",
-                   semantic.scalar_type(), "; expected int64");
-  TORCH_CHECK_VALUE(labels.dim() == 2, op, ": labels has shape ", labels.sizes(),
-                    "; expected (H, W)");
-  TORCH_CHECK_VALUE(semantic.sizes() == labels.sizes(), op, ": semantic has shape ",
-                    semantic.sizes(), "; expected that of labels, ", labels.sizes());
+  check_decode_lines(labels, semantic);
   const int64_t height = labels.size(0), width = labels.size(1);
   auto result = at::empty(labels.sizes(), semantic.options());
   if (result.numel() == 0) return result;
@@ -128,26 +121,16 @@ class Groups {
 };
 
 at::Tensor group_lines_cpu(const at::Tensor& pairs, const at::Tensor& touches) {
-  const char* op = "group_lines";
-  TORCH_CHECK_TYPE(pairs.scalar_type() == at::kLong, op, ": pairs is ", pairs.scalar_type(),
-                   "; expected int64");
-  TORCH_CHECK_TYPE(touches.scalar_type() == at::kBool, op, ": touches is ", touches.scalar_type(),
-                   "; expected bool");
-  TORCH_CHECK_VALUE(pairs.dim() == 2 && pairs.size(1) == 2, op, ": pairs has shape ", pairs.sizes(),
-                    "; expected (P, 2)");
-  TORCH_CHECK_VALUE(touches.dim() == 1, op, ": touches has shape ", touches.sizes(),
-                    "; expected (N,)");
+  check_group_lines(pairs, touches);
   const auto rows = pairs.contiguous(), flags = touches.contiguous();
   const int64_t count = touches.size(0);
   const auto* line = rows.const_data_ptr<int64_t>();
   const auto* flag = flags.const_data_ptr<bool>();
-  TORCH_CHECK_VALUE(count == 0 || !flag[count - 1], op, ": the last line touches one after it");
+  check_touches(flag, count);
   Groups groups(count, flag);
   for (int64_t i = 0; i < rows.size(0); ++i) {
     const int64_t first = line[2 * i], second = line[2 * i + 1];
-    TORCH_CHECK_VALUE(std::min(first, second) >= 0 && std::max(first, second) < count, op,
-                      ": pair ", i, " is (", first, ", ", second, "); expected lines 0 to ",
-                      count - 1);
+    check_pair(i, first, second, count);
     groups.join(first, second);
   }
   auto result = at::empty({count}, pairs.options());

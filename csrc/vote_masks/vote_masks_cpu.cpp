@@ -13,7 +13,8 @@
 #include <numeric>
 #include <vector>
 
-#include "vote_masks.h"
+#include "vote_masks/arguments.h"
+#include "vote_masks/vote_masks.h"
 
 namespace instseg {
 namespace {

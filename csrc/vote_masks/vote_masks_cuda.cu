@@ -7,25 +7,19 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/sort.h>
 #include <ATen/ops/zeros.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <climits>
 
-#include "vote_masks.h"
+#include "cuda_common.cuh"
+#include "vote_masks/arguments.h"
+#include "vote_masks/vote_masks.h"
 
 namespace instseg {
 namespace {
 
-constexpr int kThreads = 256;
 constexpr int kTileWidth = 32, kTileHeight = kThreads / kTileWidth;
-
-inline unsigned blocks_for(int64_t count) {
-  return static_cast<unsigned>(std::max<int64_t>(1, std::min<int64_t>(count, 1 << 20)));
-}
 
 // One block per class walks down the sorted scores; its threads share out the boxes below.
 __global__ void nms_kernel(const float* boxes, const float* scores, const int64_t* order,
@@ -68,7 +62,7 @@ at::Tensor nms_per_class_cuda(const at::Tensor& boxes, const at::Tensor& scores,
       at::sort(scores.contiguous(), /*stable=*/true, /*dim=*/1, /*descending=*/true);
   const auto values = sorted.contiguous(), ranks = order.contiguous();
   auto suppressed = at::zeros(scores.sizes(), keep.options());
-  nms_kernel<<<blocks_for(scores.size(0)), kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
+  nms_kernel<<<blocks_for_tasks(scores.size(0)), kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
       corners.const_data_ptr<float>(), values.const_data_ptr<float>(),
       ranks.const_data_ptr<int64_t>(), scores.size(0), scores.size(1),
       static_cast<float>(iou_threshold), score_threshold, max_kept,
@@ -144,8 +138,7 @@ __global__ void tight_kernel(Scene s, int64_t enough, int64_t tiles_x, int64_t t
 __global__ void resample_kernel(Scene s, const int* lowest, const int* highest, float* out_boxes,
                                 float* out_masks) {
   const int64_t area = s.size * s.size;
-  for (int64_t v = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; v < s.count * area;
-       v += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+  for (int64_t v = first_item(); v < s.count * area; v += item_step()) {
     const int64_t n = v / area, i = v % area / s.size, j = v % s.size;
     const bool found = highest[2 * n] >= 0;
     const int64_t x1 = found ? lowest[2 * n] : s.width / 2,
@@ -206,14 +199,13 @@ std::tuple<at::Tensor, at::Tensor> average_masks_cuda(const at::Tensor& boxes,
   const int64_t tiles_x = (width + kTileWidth - 1) / kTileWidth;
   const int64_t tiles = tiles_x * ((height + kTileHeight - 1) / kTileHeight);
   const auto stream = c10::cuda::getCurrentCUDAStream();
-  tight_kernel<<<blocks_for(count * tiles), kThreads, 0, stream>>>(
+  tight_kernel<<<blocks_for_tasks(count * tiles), kThreads, 0, stream>>>(
       scene, votes_for(threshold), tiles_x, tiles, lowest.mutable_data_ptr<int>(),
       highest.mutable_data_ptr<int>());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
-  resample_kernel<<<blocks_for((out_masks.numel() + kThreads - 1) / kThreads), kThreads, 0,
-                    stream>>>(scene, lowest.const_data_ptr<int>(), highest.const_data_ptr<int>(),
-                              out_boxes.mutable_data_ptr<float>(),
-                              out_masks.mutable_data_ptr<float>());
+  resample_kernel<<<blocks_for(out_masks.numel()), kThreads, 0, stream>>>(
+      scene, lowest.const_data_ptr<int>(), highest.const_data_ptr<int>(),
+      out_boxes.mutable_data_ptr<float>(), out_masks.mutable_data_ptr<float>());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return {out_boxes, out_masks};
 }

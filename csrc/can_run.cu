@@ -1,4 +1,5 @@
-// Whether the kernels of this build can run on a GPU, which they cannot if it was compiled for others.
+// Whether the kernels of this build can run on a GPU, which they cannot if it was compiled for
+// others.
 
 #include "can_run.h"
 

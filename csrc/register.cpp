@@ -23,7 +23,8 @@ TORCH_LIBRARY(instseg, m) {
       "fcis_head_backward(Tensor grad_scores, Tensor grad_logits, Tensor maps, Tensor rois, "
       "Tensor classes, float spatial_scale, int group_size, int pooled_size) -> Tensor");
   m.def(
-      "assemble_instances(Tensor maps, Tensor? windows, int parts, int size, float fill) -> Tensor");
+      "assemble_instances(Tensor maps, Tensor? windows, int parts, int size, float fill) "
+      "-> Tensor");
   m.def(
       "assemble_instances_backward(Tensor grad, Tensor? windows, int parts, SymInt[] maps_shape) "
       "-> Tensor");
@@ -34,11 +35,11 @@ TORCH_LIBRARY(instseg, m) {
       "average_masks(Tensor boxes, Tensor masks, Tensor weights, float mask_threshold, int height, "
       "int width, bool from_image) -> (Tensor boxes, Tensor masks)");
   m.def(
-      "assemble_masks(Tensor prototypes, Tensor coefficients, Tensor boxes, SymInt height, SymInt width) "
-      "-> Tensor");
+      "assemble_masks(Tensor prototypes, Tensor coefficients, Tensor boxes, SymInt height, "
+      "SymInt width) -> Tensor");
   m.def(
-      "shift_seeds(Tensor embeddings, Tensor seeds, float bandwidth, int max_iterations, float tolerance) "
-      "-> (Tensor modes, Tensor counts)");
+      "shift_seeds(Tensor embeddings, Tensor seeds, float bandwidth, int max_iterations, "
+      "float tolerance) -> (Tensor modes, Tensor counts)");
   m.def("nearest_centres(Tensor embeddings, Tensor centres, float radius) -> Tensor");
   m.def(
       "peel_clusters(Tensor embeddings, Tensor bins, float bandwidth, int max_iterations, "
@@ -68,8 +69,8 @@ PyMethodDef methods[] = {
 }  // namespace
 
 PyMODINIT_FUNC PyInit__C() {
-  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods,
-                                   nullptr,               nullptr, nullptr, nullptr};
+  static PyModuleDef definition = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
   PyObject* module = PyModule_Create(&definition);
   if (module == nullptr) return nullptr;
   PyModule_AddStringConstant(module, "torch_version", TORCH_VERSION);

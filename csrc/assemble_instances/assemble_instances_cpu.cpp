@@ -10,7 +10,8 @@
 #include <cstring>
 #include <vector>
 
-#include "assemble_instances.h"
+#include "assemble_instances/arguments.h"
+#include "assemble_instances/assemble_instances.h"
 
 namespace instseg {
 namespace {
@@ -48,17 +49,10 @@ std::vector<int64_t> starts_of_parts(int64_t parts, int64_t size) {
   return starts;
 }
 
-void check_images(const char* op, const std::optional<at::Tensor>& windows, int64_t images) {
-  if (!windows) return;
-  const int64_t* rows = windows->const_data_ptr<int64_t>();
-  for (int64_t n = 0; n < windows->size(0); ++n)
-    TORCH_CHECK_INDEX(rows[3 * n] >= 0 && rows[3 * n] < images, op, ": windows[", n,
-                      "] has the batch index ", rows[3 * n], "; the maps hold ", images, " images");
-}
-
 template <typename scalar_t>
-void assemble_window(const scalar_t* maps, const Window& window, const int64_t* starts, int64_t parts,
-                     int64_t size, int64_t height, int64_t width, scalar_t fill, scalar_t* out) {
+void assemble_window(const scalar_t* maps, const Window& window, const int64_t* starts,
+                     int64_t parts, int64_t size, int64_t height, int64_t width, scalar_t fill,
+                     scalar_t* out) {
   const int64_t top = std::max<int64_t>(0, -window.y0), bottom = std::min(size, height - window.y0);
   const int64_t left = std::max<int64_t>(0, -window.x0), right = std::min(size, width - window.x0);
   if (top > 0 || left > 0 || bottom < size || right < size) std::fill_n(out, size * size, fill);
@@ -91,25 +85,25 @@ at::Tensor assemble_instances_cpu(const at::Tensor& maps, const std::optional<at
   if (out.numel() == 0) return out;
   const auto starts = starts_of_parts(parts, size);
   const int64_t* row_data = rows ? rows->const_data_ptr<int64_t>() : nullptr;
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "assemble_instances", [&] {
-    const scalar_t* data = input.const_data_ptr<scalar_t>();
-    scalar_t* result = out.mutable_data_ptr<scalar_t>();
-    const int64_t image_size = parts * parts * height * width;
-    const int64_t grain = std::max<int64_t>(1, 16384 / (size * size));
-    at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n) {
-        const Window window = window_at(row_data, n, size, images, height, width);
-        assemble_window(data + window.image * image_size, window, starts.data(), parts, size, height,
-                        width, static_cast<scalar_t>(fill), result + n * size * size);
-      }
-    });
-  });
+  AT_DISPATCH_FLOATING_TYPES_AND2(
+      at::kHalf, at::kBFloat16, input.scalar_type(), "assemble_instances", [&] {
+        const scalar_t* data = input.const_data_ptr<scalar_t>();
+        scalar_t* result = out.mutable_data_ptr<scalar_t>();
+        const int64_t image_size = parts * parts * height * width;
+        at::parallel_for(0, count, grain_size(size * size), [&](int64_t begin, int64_t end) {
+          for (int64_t n = begin; n < end; ++n) {
+            const Window window = window_at(row_data, n, size, images, height, width);
+            assemble_window(data + window.image * image_size, window, starts.data(), parts, size,
+                            height, width, static_cast<scalar_t>(fill), result + n * size * size);
+          }
+        });
+      });
   return out;
 }
 
 // Numbers of the windows that lie in each image.
-std::vector<std::vector<int64_t>> windows_of_images(const int64_t* rows, int64_t count, int64_t images,
-                                                    int64_t cells) {
+std::vector<std::vector<int64_t>> windows_of_images(const int64_t* rows, int64_t count,
+                                                    int64_t images, int64_t cells) {
   std::vector<std::vector<int64_t>> numbers(images);
   for (int64_t n = 0; n < count; ++n) numbers[rows ? rows[3 * n] : n / cells].push_back(n);
   return numbers;
@@ -123,7 +117,8 @@ void add_windows(const scalar_t* grad, const int64_t* rows, const std::vector<in
   for (const int64_t n : numbers) {
     const Window window = window_at(rows, n, size, images, height, width);
     const int64_t bottom = std::min(y_range[1], height - window.y0);
-    const int64_t left = std::max(x_range[0], -window.x0), right = std::min(x_range[1], width - window.x0);
+    const int64_t left = std::max(x_range[0], -window.x0),
+                  right = std::min(x_range[1], width - window.x0);
     for (int64_t i = std::max(y_range[0], -window.y0); i < bottom; ++i) {
       const scalar_t* from = grad + (n * size + i) * size;
       sum_t* to = sums + (window.y0 + i) * width + window.x0;
@@ -132,10 +127,12 @@ void add_windows(const scalar_t* grad, const int64_t* rows, const std::vector<in
   }
 }
 
-at::Tensor assemble_instances_backward_cpu(const at::Tensor& grad, const std::optional<at::Tensor>& windows,
-                                           int64_t parts, at::IntArrayRef shape) {
+at::Tensor assemble_instances_backward_cpu(const at::Tensor& grad,
+                                           const std::optional<at::Tensor>& windows, int64_t parts,
+                                           at::IntArrayRef shape) {
   const char* op = "assemble_instances_backward";
-  check_assembling(op, grad, windows, parts, grad.dim() == 3 ? std::max<int64_t>(1, grad.size(1)) : 1);
+  check_assembling(op, grad, windows, parts,
+                   grad.dim() == 3 ? std::max<int64_t>(1, grad.size(1)) : 1);
   check_maps_gradient(op, grad, windows, parts, shape);
   const auto input = grad.contiguous();
   const auto rows = windows ? std::optional(windows->contiguous()) : std::nullopt;
@@ -147,23 +144,24 @@ at::Tensor assemble_instances_backward_cpu(const at::Tensor& grad, const std::op
   const auto starts = starts_of_parts(parts, std::max<int64_t>(1, size));
   const int64_t* row_data = rows ? rows->const_data_ptr<int64_t>() : nullptr;
   const auto numbers = windows_of_images(row_data, count, images, cells);
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "assemble_instances", [&] {
-    using sum_t = at::opmath_type<scalar_t>;
-    const scalar_t* data = input.const_data_ptr<scalar_t>();
-    scalar_t* result = out.mutable_data_ptr<scalar_t>();
-    // A map belongs to one thread: no atomics, and the same sums for any number of threads.
-    at::parallel_for(0, images * channels, 1, [&](int64_t begin, int64_t end) {
-      std::vector<sum_t> sums(cells);
-      for (int64_t map = begin; map < end; ++map) {
-        const int64_t channel = map % channels;
-        std::fill(sums.begin(), sums.end(), sum_t(0));
-        add_windows(data, row_data, numbers[map / channels], &starts[channel / parts],
-                    &starts[channel % parts], size, images, height, width, sums.data());
-        std::transform(sums.begin(), sums.end(), result + map * cells,
-                       [](sum_t sum) { return static_cast<scalar_t>(sum); });
-      }
-    });
-  });
+  AT_DISPATCH_FLOATING_TYPES_AND2(
+      at::kHalf, at::kBFloat16, input.scalar_type(), "assemble_instances", [&] {
+        using sum_t = at::opmath_type<scalar_t>;
+        const scalar_t* data = input.const_data_ptr<scalar_t>();
+        scalar_t* result = out.mutable_data_ptr<scalar_t>();
+        // A map belongs to one thread: no atomics, and the same sums for any number of threads.
+        at::parallel_for(0, images * channels, 1, [&](int64_t begin, int64_t end) {
+          std::vector<sum_t> sums(cells);
+          for (int64_t map = begin; map < end; ++map) {
+            const int64_t channel = map % channels;
+            std::fill(sums.begin(), sums.end(), sum_t(0));
+            add_windows(data, row_data, numbers[map / channels], &starts[channel / parts],
+                        &starts[channel % parts], size, images, height, width, sums.data());
+            std::transform(sums.begin(), sums.end(), result + map * cells,
+                           [](sum_t sum) { return static_cast<scalar_t>(sum); });
+          }
+        });
+      });
   return out;
 }
 

@@ -1,5 +1,5 @@
-// Arithmetic of YOLACT's mask assembly (Bolya et al., ICCV 2019, section 3.2, and the authors' code),
-// for the CPU and for CUDA; T is float or double.
+// Arithmetic of YOLACT's mask assembly (Bolya et al., ICCV 2019, section 3.2, and the authors'
+// code), for the CPU and for CUDA; T is float or double.
 //
 // Every product and sum is rounded by itself, but for the position of a sample: PyTorch's bilinear
 // resize contracts that one, and at cell 100 the difference is larger than all others.
@@ -8,7 +8,7 @@
 
 #include <cmath>
 
-#include "../common.h"
+#include "common.h"
 
 namespace instseg {
 
@@ -23,8 +23,8 @@ struct Span {
   int64_t begin, end;
 };
 
-// The cells of one axis that a box leaves: `first` and `second` are its ends in pixels, in any order, of
-// a result with `pixels`.  None for NaN.
+// The cells of one axis that a box leaves: `first` and `second` are its ends in pixels, in any
+// order, of a result with `pixels`.  None for NaN.
 template <typename T>
 INSTSEG_HOST_DEVICE Span cropped_cells(T first, T second, int64_t pixels, int64_t cells) {
   constexpr T padding = 1;
@@ -32,7 +32,8 @@ INSTSEG_HOST_DEVICE Span cropped_cells(T first, T second, int64_t pixels, int64_
   first = rounded_product(first / static_cast<T>(pixels), length);
   second = rounded_product(second / static_cast<T>(pixels), length);
   if (first != first || second != second) return {0, 0};
-  const T low = (first < second ? first : second) - padding, high = (first < second ? second : first) + padding;
+  const T low = (first < second ? first : second) - padding,
+          high = (first < second ? second : first) + padding;
   if (low >= length || high <= 0) return {0, 0};
   const Span span{low > 0 ? static_cast<int64_t>(ceil(low)) : 0,
                   high < length ? static_cast<int64_t>(ceil(high)) : cells};
@@ -67,26 +68,6 @@ INSTSEG_HOST_DEVICE T blended(T low, T low_weight, T high, T high_weight) {
 template <typename T>
 INSTSEG_HOST_DEVICE T probability_of(T logit) {
   return 1 / (1 + exponential(-logit));
-}
-
-inline void check_assemble_masks(const at::Tensor& prototypes, const at::Tensor& coefficients,
-                                 const at::Tensor& boxes, int64_t height, int64_t width) {
-  const char* op = "assemble_masks";
-  check_floating(op, "prototypes", prototypes, 3);
-  check_floating(op, "coefficients", coefficients, 2);
-  check_floating(op, "boxes", boxes, 2);
-  check_same_device(op, "prototypes", prototypes, "coefficients", coefficients);
-  check_same_device(op, "prototypes", prototypes, "boxes", boxes);
-  TORCH_CHECK_VALUE(prototypes.size(0) > 0 && prototypes.size(1) > 0, op, ": prototypes has shape ",
-                    prototypes.sizes(), "; expected (h, w, K) with at least one cell");
-  TORCH_CHECK_VALUE(coefficients.size(1) == prototypes.size(2), op, ": coefficients has shape ",
-                    coefficients.sizes(), "; expected (N, ", prototypes.size(2),
-                    "), one for each of the prototypes");
-  TORCH_CHECK_VALUE(boxes.size(0) == coefficients.size(0) && boxes.size(1) == 4, op, ": boxes has shape ",
-                    boxes.sizes(), "; expected (", coefficients.size(0), ", 4)");
-  constexpr int64_t most = 1 << 24;  // exact as float
-  TORCH_CHECK_VALUE(height > 0 && height <= most && width > 0 && width <= most, op, ": size is (", height, ", ",
-                    width, "); expected 1 to ", most, " pixels each");
 }
 
 }  // namespace instseg

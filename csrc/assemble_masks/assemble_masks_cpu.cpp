@@ -1,6 +1,6 @@
-// YOLACT's mask assembly on the CPU, row by row: a row of cells is multiplied, made probabilities and
-// stretched to the width of the result once; rows of the result blend two such rows.  Nothing larger
-// than rows is kept.
+// YOLACT's mask assembly on the CPU, row by row: a row of cells is multiplied, made probabilities
+// and stretched to the width of the result once; rows of the result blend two such rows.  Nothing
+// larger than rows is kept.
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/from_blob.h>
@@ -12,19 +12,22 @@
 #include <cstdlib>
 #include <vector>
 
-#include "assemble_masks.h"
+#include "assemble_masks/arguments.h"
+#include "assemble_masks/assemble_masks.h"
 
 namespace instseg {
 namespace {
 
-// The blends of all pixels of one axis, one array per member so that loops over them are vectorised.
+// The blends of all pixels of one axis, one array per member so that loops over them are
+// vectorised.
 template <typename T>
 struct Blends {
   std::vector<int32_t> low, high;
   std::vector<T> low_weight, high_weight;
 
   Blends(int64_t pixels, int64_t cells) {
-    low.reserve(pixels), high.reserve(pixels), low_weight.reserve(pixels), high_weight.reserve(pixels);
+    low.reserve(pixels), high.reserve(pixels), low_weight.reserve(pixels),
+        high_weight.reserve(pixels);
     for (int64_t i = 0; i < pixels; ++i) {
       const Blend<T> blend = blend_at<T>(i, pixels, cells);
       low.push_back(static_cast<int32_t>(blend.low));
@@ -55,32 +58,34 @@ INSTSEG_INLINE void add_planes(int64_t cells, const T* planes, int64_t plane, co
 }
 
 template <typename T>
-INSTSEG_INLINE void stretch_row(int64_t pixels, const T* cells, const int32_t* low, const T* low_weight,
-                                const int32_t* high, const T* high_weight, T* out) {
+INSTSEG_INLINE void stretch_row(int64_t pixels, const T* cells, const int32_t* low,
+                                const T* low_weight, const int32_t* high, const T* high_weight,
+                                T* out) {
   for (int64_t i = 0; i < pixels; ++i)
     out[i] = blended(cells[low[i]], low_weight[i], cells[high[i]], high_weight[i]);
 }
 
 template <typename T>
-INSTSEG_INLINE void threshold_row(int64_t pixels, const T* low, T low_weight, const T* high, T high_weight,
-                                  bool* out) {
+INSTSEG_INLINE void threshold_row(int64_t pixels, const T* low, T low_weight, const T* high,
+                                  T high_weight, bool* out) {
   for (int64_t i = 0; i < pixels; ++i)
     out[i] = blended(low[i], low_weight, high[i], high_weight) > static_cast<T>(0.5);
 }
 
 // One copy per instruction set needs functions that are no templates.
-#define INSTSEG_ROWS(T)                                                                                     \
-  INSTSEG_SIMD void logits_of_row(int64_t cells, const T* planes, int64_t plane, const T* coefficients,     \
-                                  int64_t count, T* sums) {                                                 \
-    add_planes(cells, planes, plane, coefficients, count, sums);                                            \
-  }                                                                                                         \
-  INSTSEG_SIMD void stretched(int64_t pixels, const T* cells, const int32_t* low, const T* low_weight,      \
-                              const int32_t* high, const T* high_weight, T* out) {                          \
-    stretch_row(pixels, cells, low, low_weight, high, high_weight, out);                                    \
-  }                                                                                                         \
-  INSTSEG_SIMD void thresholded(int64_t pixels, const T* low, T low_weight, const T* high, T high_weight,   \
-                                bool* out) {                                                                \
-    threshold_row(pixels, low, low_weight, high, high_weight, out);                                         \
+#define INSTSEG_ROWS(T)                                                                       \
+  INSTSEG_SIMD void logits_of_row(int64_t cells, const T* planes, int64_t plane,              \
+                                  const T* coefficients, int64_t count, T* sums) {            \
+    add_planes(cells, planes, plane, coefficients, count, sums);                              \
+  }                                                                                           \
+  INSTSEG_SIMD void stretched(int64_t pixels, const T* cells, const int32_t* low,             \
+                              const T* low_weight, const int32_t* high, const T* high_weight, \
+                              T* out) {                                                       \
+    stretch_row(pixels, cells, low, low_weight, high, high_weight, out);                      \
+  }                                                                                           \
+  INSTSEG_SIMD void thresholded(int64_t pixels, const T* low, T low_weight, const T* high,    \
+                                T high_weight, bool* out) {                                   \
+    threshold_row(pixels, low, low_weight, high, high_weight, out);                           \
   }
 INSTSEG_ROWS(float)
 INSTSEG_ROWS(double)
@@ -100,9 +105,12 @@ template <typename T>
 class StretchedRows {
  public:
   explicit StretchedRows(const Picture<T>& picture)
-      : picture_(picture), cells_(picture.cells_x + 2), rows_{std::vector<T>(picture.width), rows_[0]} {}
+      : picture_(picture),
+        cells_(picture.cells_x + 2),
+        rows_{std::vector<T>(picture.width), rows_[0]} {}
 
-  // The mask with these coefficients, cropped to `rows` and `columns` of cells, at `pixels` of each row.
+  // The mask with these coefficients, cropped to `rows` and `columns` of cells, at `pixels` of each
+  // row.
   void begin(const T* coefficients, const Span& rows, const Span& columns, const Span& pixels) {
     coefficients_ = coefficients;
     crop_rows_ = rows;
@@ -125,8 +133,9 @@ class StretchedRows {
     }
     T* cells = cells_.data() + 1;
     const int64_t first = crop_columns_.begin, size = crop_columns_.end - first;
-    logits_of_row(size, picture_.planes + y * picture_.cells_x + first, picture_.cells_y * picture_.cells_x,
-                  coefficients_, picture_.count, cells + first);
+    logits_of_row(size, picture_.planes + y * picture_.cells_x + first,
+                  picture_.cells_y * picture_.cells_x, coefficients_, picture_.count,
+                  cells + first);
     for (int64_t i = first; i < crop_columns_.end; ++i) cells[i] = probability_of(cells[i]);
     const Blends<T>& x = picture_.x;
     stretched(count, cells, x.low.data() + pixels_.begin, x.low_weight.data() + pixels_.begin,
@@ -150,27 +159,30 @@ void assemble_band(const Picture<T>& picture, const T* coefficients, const T* bo
   const Span columns = cropped_cells(box[0], box[2], picture.width, picture.cells_x);
   const Span rows = cropped_cells(box[1], box[3], picture.height, picture.cells_y);
   const Span pixels_x = picture.x.readers_of(columns), pixels_y = picture.y.readers_of(rows);
-  const int64_t begin = std::max(band.begin, pixels_y.begin), end = std::min(band.end, pixels_y.end);
+  const int64_t begin = std::max(band.begin, pixels_y.begin),
+                end = std::min(band.end, pixels_y.end);
   if (begin >= end || pixels_x.begin >= pixels_x.end) return;
   stretched_rows->begin(coefficients, rows, columns, pixels_x);
   for (int64_t i = begin; i < end; ++i) {
     const T* low = stretched_rows->row(picture.y.low[i]);
     const T* high = stretched_rows->row(picture.y.high[i]);
-    thresholded(pixels_x.end - pixels_x.begin, low, picture.y.low_weight[i], high, picture.y.high_weight[i],
-                out + i * picture.width + pixels_x.begin);
+    thresholded(pixels_x.end - pixels_x.begin, low, picture.y.low_weight[i], high,
+                picture.y.high_weight[i], out + i * picture.width + pixels_x.begin);
   }
 }
 
 // Zeros that take memory where they are written: most of the masks stays as it is.
-at::Tensor untouched_zeros(int64_t count, int64_t height, int64_t width, const at::TensorOptions& options) {
+at::Tensor untouched_zeros(int64_t count, int64_t height, int64_t width,
+                           const at::TensorOptions& options) {
   const std::array<uint64_t, 3> sizes{static_cast<uint64_t>(count), static_cast<uint64_t>(height),
                                       static_cast<uint64_t>(width)};
   uint64_t bytes = 0;
   void* data = nullptr;
   if (!c10::safe_multiplies_u64(sizes, &bytes)) data = std::calloc(std::max<uint64_t>(bytes, 1), 1);
-  TORCH_CHECK(data != nullptr, "assemble_masks: there is no memory for ", count, " masks of ", height, " x ",
-              width, " pixels; ask for a smaller size or fewer masks");
-  return at::from_blob(data, {count, height, width}, [](void* pointer) { std::free(pointer); }, options);
+  TORCH_CHECK(data != nullptr, "assemble_masks: there is no memory for ", count, " masks of ",
+              height, " x ", width, " pixels; ask for a smaller size or fewer masks");
+  return at::from_blob(
+      data, {count, height, width}, [](void* pointer) { std::free(pointer); }, options);
 }
 
 constexpr int64_t kBandRows = 64;  // the unit of work: a single large mask keeps all threads busy
@@ -180,8 +192,9 @@ void assemble(const at::Tensor& planes, const at::Tensor& coefficients, const at
               const at::Tensor& masks) {
   const int64_t cells_y = planes.size(1), cells_x = planes.size(2);
   const int64_t height = masks.size(1), width = masks.size(2);
-  const Picture<T> picture{planes.const_data_ptr<T>(), planes.size(0), cells_y, cells_x, height, width,
-                           Blends<T>(height, cells_y), Blends<T>(width, cells_x)};
+  const Picture<T> picture{
+      planes.const_data_ptr<T>(), planes.size(0),           cells_y, cells_x, height, width,
+      Blends<T>(height, cells_y), Blends<T>(width, cells_x)};
   const T* coefficient_data = coefficients.const_data_ptr<T>();
   const T* box_data = boxes.const_data_ptr<T>();
   bool* out = masks.mutable_data_ptr<bool>();

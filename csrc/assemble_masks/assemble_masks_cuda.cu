@@ -1,20 +1,19 @@
-// YOLACT's mask assembly on a GPU: a block makes a tile of one mask.  It computes the few cells that the
-// tile reads in shared memory, then the pixels; tiles outside of the crop are left as they are.
+// YOLACT's mask assembly on a GPU: a block makes a tile of one mask.  It computes the few cells
+// that the tile reads in shared memory, then the pixels; tiles outside of the crop are left as they
+// are.
 
 #include <ATen/ops/zeros.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include <algorithm>
 
-#include "assemble_masks.h"
+#include "assemble_masks/arguments.h"
+#include "assemble_masks/assemble_masks.h"
+#include "cuda_common.cuh"
 
 namespace instseg {
 namespace {
 
-constexpr int kThreads = 256;
 constexpr int64_t kTilePixels = 32;  // per side at most
 constexpr int64_t kTileCells = 34;   // per side at most, see tile_side
 
@@ -24,7 +23,8 @@ struct Scene {
 };
 
 // Pixels per side of a tile such that they read kTileCells cells at most: pixel t - 1 lies
-// (t - 1) * cells / pixels behind the first, which together with roundings and neighbours is three more.
+// (t - 1) * cells / pixels behind the first, which together with roundings and neighbours is three
+// more.
 inline int64_t tile_side(int64_t pixels, int64_t cells) {
   return std::max<int64_t>(1, std::min(kTilePixels, (kTileCells - 3) * pixels / cells));
 }
@@ -32,15 +32,18 @@ inline int64_t tile_side(int64_t pixels, int64_t cells) {
 // Cells that the pixels begin..end-1 read.
 template <typename T>
 __device__ __forceinline__ Span cells_of_pixels(const Span& pixels, int64_t size, int64_t cells) {
-  return {blend_at<T>(pixels.begin, size, cells).low, blend_at<T>(pixels.end - 1, size, cells).high + 1};
+  return {blend_at<T>(pixels.begin, size, cells).low,
+          blend_at<T>(pixels.end - 1, size, cells).high + 1};
 }
 
-__device__ __forceinline__ bool overlap(const Span& a, const Span& b) { return a.begin < b.end && b.begin < a.end; }
+__device__ __forceinline__ bool overlap(const Span& a, const Span& b) {
+  return a.begin < b.end && b.begin < a.end;
+}
 
 // Probability of one cell; `planes` is (K, h, w).
 template <typename T>
-__device__ __forceinline__ T cell_probability(const T* planes, const T* coefficients, int64_t y, int64_t x,
-                                              const Scene& s) {
+__device__ __forceinline__ T cell_probability(const T* planes, const T* coefficients, int64_t y,
+                                              int64_t x, const Scene& s) {
   T logit = 0;
   for (int64_t k = 0; k < s.prototypes; ++k)
     logit += rounded_product(planes[(k * s.cells_y + y) * s.cells_x + x], coefficients[k]);
@@ -48,7 +51,8 @@ __device__ __forceinline__ T cell_probability(const T* planes, const T* coeffici
 }
 
 template <typename T>
-__global__ void assemble_kernel(Scene s, const T* planes, const T* coefficients, const T* boxes, bool* out) {
+__global__ void assemble_kernel(Scene s, const T* planes, const T* coefficients, const T* boxes,
+                                bool* out) {
   __shared__ T cells[kTileCells * kTileCells];
   const int64_t tiles = s.tiles_y * s.tiles_x;
   for (int64_t item = blockIdx.x; item < s.masks * tiles; item += gridDim.x) {
@@ -73,12 +77,15 @@ __global__ void assemble_kernel(Scene s, const T* planes, const T* coefficients,
     const int64_t tile_columns = pixels_x.end - pixels_x.begin;
     const int64_t area = (pixels_y.end - pixels_y.begin) * tile_columns;
     for (int64_t i = threadIdx.x; i < area; i += blockDim.x) {
-      const int64_t row = pixels_y.begin + i / tile_columns, column = pixels_x.begin + i % tile_columns;
-      const Blend<T> y = blend_at<T>(row, s.height, s.cells_y), x = blend_at<T>(column, s.width, s.cells_x);
+      const int64_t row = pixels_y.begin + i / tile_columns,
+                    column = pixels_x.begin + i % tile_columns;
+      const Blend<T> y = blend_at<T>(row, s.height, s.cells_y),
+                     x = blend_at<T>(column, s.width, s.cells_x);
       const T* low = cells + (y.low - read_y.begin) * columns - read_x.begin;
       const T* high = cells + (y.high - read_y.begin) * columns - read_x.begin;
-      const T value = blended(blended(low[x.low], x.low_weight, low[x.high], x.high_weight), y.low_weight,
-                              blended(high[x.low], x.low_weight, high[x.high], x.high_weight), y.high_weight);
+      const T value =
+          blended(blended(low[x.low], x.low_weight, low[x.high], x.high_weight), y.low_weight,
+                  blended(high[x.low], x.low_weight, high[x.high], x.high_weight), y.high_weight);
       out[(n * s.height + row) * s.width + column] = value > static_cast<T>(0.5);
     }
     __syncthreads();
@@ -86,12 +93,12 @@ __global__ void assemble_kernel(Scene s, const T* planes, const T* coefficients,
 }
 
 template <typename T>
-void assemble(const Scene& scene, const at::Tensor& planes, const at::Tensor& coefficients, const at::Tensor& boxes,
-              const at::Tensor& masks) {
-  const int64_t blocks = std::min<int64_t>(scene.masks * scene.tiles_y * scene.tiles_x, 1 << 20);
-  assemble_kernel<T><<<static_cast<unsigned>(blocks), kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
-      scene, planes.const_data_ptr<T>(), coefficients.const_data_ptr<T>(), boxes.const_data_ptr<T>(),
-      masks.mutable_data_ptr<bool>());
+void assemble(const Scene& scene, const at::Tensor& planes, const at::Tensor& coefficients,
+              const at::Tensor& boxes, const at::Tensor& masks) {
+  const unsigned blocks = blocks_for_tasks(scene.masks * scene.tiles_y * scene.tiles_x);
+  assemble_kernel<T><<<blocks, kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
+      scene, planes.const_data_ptr<T>(), coefficients.const_data_ptr<T>(),
+      boxes.const_data_ptr<T>(), masks.mutable_data_ptr<bool>());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
@@ -107,9 +114,16 @@ at::Tensor assemble_masks_cuda(const at::Tensor& prototypes, const at::Tensor& c
   const auto factors = coefficients.to(type).contiguous(), corners = boxes.to(type).contiguous();
   const int64_t cells_y = planes.size(1), cells_x = planes.size(2);
   const int64_t tile_height = tile_side(height, cells_y), tile_width = tile_side(width, cells_x);
-  const Scene scene{masks.size(0), planes.size(0), cells_y,    cells_x,
-                    height,        width,          tile_height, tile_width,
-                    (height + tile_height - 1) / tile_height, (width + tile_width - 1) / tile_width};
+  const Scene scene{masks.size(0),
+                    planes.size(0),
+                    cells_y,
+                    cells_x,
+                    height,
+                    width,
+                    tile_height,
+                    tile_width,
+                    (height + tile_height - 1) / tile_height,
+                    (width + tile_width - 1) / tile_width};
   if (type == at::kDouble) {
     assemble<double>(scene, planes, factors, corners, masks);
   } else {

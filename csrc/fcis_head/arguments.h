@@ -41,4 +41,13 @@ inline void check_fcis_gradients(const char* op, const at::Tensor& grad_scores,
                     pooled_size, ", ", pooled_size, ")");
 }
 
+// On the host alone, because on a GPU looking at them would wait for it.
+inline void check_class_values(const char* op, const at::Tensor& classes, int64_t num_classes) {
+  const int64_t* values = classes.const_data_ptr<int64_t>();
+  for (int64_t r = 0; r < classes.size(0); ++r) {
+    TORCH_CHECK_INDEX(values[r] >= -1 && values[r] < num_classes, op, ": classes[", r, "] is ",
+                      values[r], "; expected -1 (none) to ", num_classes - 1);
+  }
+}
+
 }  // namespace instseg

@@ -18,6 +18,7 @@ namespace instseg {
 namespace {
 
 constexpr const char* kOp = "fcis_head";
+constexpr int64_t kScoresPerTask = 4096;
 
 struct Sizes {
   int64_t images, height, width, classes, group, pooled;
@@ -160,7 +161,7 @@ void visit_parts(const T* maps, const Sizes& sizes, const BinTable& table, const
 template <typename T, typename A>
 void add_slices(const A* shares, const Sizes& sizes, int64_t count, T* scores) {
   const int64_t slices = count_slices(sizes.parts()), size = count * sizes.classes;
-  at::parallel_for(0, size, 4096, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, size, kScoresPerTask, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       A total = 0;
       for (int64_t slice = 0; slice < slices; ++slice) total += shares[slice * size + i];
@@ -241,14 +242,6 @@ void spread(const T* maps, const Sizes& sizes, const BinTable& table, const int6
       });
 }
 
-void check_class_values(const at::Tensor& classes, int64_t num_classes) {
-  const int64_t* values = classes.const_data_ptr<int64_t>();
-  for (int64_t r = 0; r < classes.size(0); ++r) {
-    TORCH_CHECK_INDEX(values[r] >= -1 && values[r] < num_classes, kOp, ": classes[", r, "] is ",
-                      values[r], "; expected -1 (none) to ", num_classes - 1);
-  }
-}
-
 std::tuple<at::Tensor, at::Tensor, at::Tensor> fcis_head_cpu(
     const at::Tensor& maps_any, const at::Tensor& rois, const std::optional<at::Tensor>& classes,
     double spatial_scale, int64_t group_size, int64_t pooled_size) {
@@ -262,7 +255,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fcis_head_cpu(
   at::Tensor chosen = at::empty({count}, maps.options().dtype(at::kLong));
   if (classes) {
     chosen.copy_(*classes);
-    check_class_values(chosen, sizes.classes);
+    check_class_values(kOp, chosen, sizes.classes);
   }
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, maps.scalar_type(), kOp, [&] {
     using A = at::opmath_type<scalar_t>;
@@ -299,7 +292,7 @@ at::Tensor fcis_head_backward_cpu(const at::Tensor& grad_scores, const at::Tenso
   const Sizes sizes(maps_any, group_size, pooled_size);
   const at::Tensor maps = maps_any.contiguous(at::MemoryFormat::ChannelsLast);
   const at::Tensor chosen = classes.contiguous();
-  check_class_values(chosen, sizes.classes);
+  check_class_values(kOp, chosen, sizes.classes);
   at::Tensor grad = at::empty(maps.sizes(), maps.options(), at::MemoryFormat::ChannelsLast);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, maps.scalar_type(), kOp, [&] {
     using A = at::opmath_type<scalar_t>;

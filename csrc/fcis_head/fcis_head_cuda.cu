@@ -2,14 +2,12 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <tuple>
 
+#include "cuda_common.cuh"
 #include "fcis_head/arguments.h"
 #include "fcis_head/fcis_head.h"
 
@@ -17,7 +15,7 @@ namespace instseg {
 namespace {
 
 constexpr const char* kOp = "fcis_head";
-constexpr unsigned kMaxBlocks = 65535;
+constexpr int kFinishThreads = 128;
 
 struct Sizes {
   int64_t images, height, width, rois, classes, group, pooled;
@@ -44,8 +42,8 @@ __device__ void sum_bin(const T* from, const Bin& bin, const Sizes& sizes, A& ou
   for (int64_t y = bin.y0; y < bin.y1; ++y) {
     for (int64_t x = bin.x0; x < bin.x1; ++x) {
       const T* cell = from + (y * sizes.width + x) * sizes.cell_stride();
-      outside = sum(outside, static_cast<A>(cell[0]));
-      inside = sum(inside, static_cast<A>(cell[sizes.classes]));
+      outside = rounded_sum(outside, static_cast<A>(cell[0]));
+      inside = rounded_sum(inside, static_cast<A>(cell[sizes.classes]));
     }
   }
 }
@@ -57,7 +55,7 @@ __global__ void share_kernel(const T* maps, const A* rois, Sizes sizes, A scale,
   const int64_t slices = count_slices(sizes.parts());
   for (int64_t task = blockIdx.x; task < sizes.rois * slices; task += gridDim.x) {
     const int64_t r = task / slices, slice = task % slices;
-    const Roi<A> roi(rois + 5 * r, sizes.images, scale, sizes.pooled);
+    const Roi<A> roi(rois + kRoiNumbers * r, sizes.images, scale, sizes.pooled);
     const int64_t part_end = first_part_of_slice(slice + 1, sizes.parts());
     for (int64_t c = threadIdx.x; c < sizes.classes; c += blockDim.x) {
       A score = 0;
@@ -73,7 +71,7 @@ __global__ void share_kernel(const T* maps, const A* rois, Sizes sizes, A scale,
             if (cells == 0) continue;
             A outside, inside;
             sum_bin(from, bin, sizes, outside, inside);
-            score = sum(score, product(larger(outside, inside), A(1) / A(cells)));
+            score = rounded_sum(score, rounded_product(larger(outside, inside), A(1) / A(cells)));
           }
         }
       }
@@ -91,7 +89,7 @@ __global__ void finish_kernel(const T* maps, const A* rois, const A* shares, Siz
     for (int64_t c = threadIdx.x; c < sizes.classes; c += blockDim.x) {
       A total = 0;
       for (int64_t slice = 0; slice < count_slices(sizes.parts()); ++slice) {
-        total = sum(total, shares[(slice * sizes.rois + r) * sizes.classes + c]);
+        total = rounded_sum(total, shares[(slice * sizes.rois + r) * sizes.classes + c]);
       }
       own[c] = static_cast<T>(total / A(sizes.bins()));
     }
@@ -106,7 +104,7 @@ __global__ void finish_kernel(const T* maps, const A* rois, const A* shares, Siz
     __syncthreads();
     const int64_t chosen = classes[r];
     const bool none = chosen < 0 || chosen >= sizes.classes;
-    const Roi<A> roi(rois + 5 * r, sizes.images, scale, sizes.pooled);
+    const Roi<A> roi(rois + kRoiNumbers * r, sizes.images, scale, sizes.pooled);
     for (int64_t i = threadIdx.x; i < sizes.bins(); i += blockDim.x) {
       const int64_t py = i / sizes.pooled, px = i % sizes.pooled;
       const Bin bin = roi.bin(py, px, sizes.height, sizes.width);
@@ -144,7 +142,7 @@ __global__ void spread_kernel(const T* maps, const A* rois, const int64_t* class
     const int64_t y_end = first_bin_of_part(gy + 1, sizes.group, sizes.pooled);
     const int64_t x_end = first_bin_of_part(gx + 1, sizes.group, sizes.pooled);
     for (int64_t r = 0; r < sizes.rois; ++r) {
-      const Roi<A> roi(rois + 5 * r, sizes.images, scale, sizes.pooled);
+      const Roi<A> roi(rois + kRoiNumbers * r, sizes.images, scale, sizes.pooled);
       if (!roi.usable || roi.image != image) continue;
       const A grad_score = static_cast<A>(grad_scores[r * sizes.classes + c]);
       for (int64_t py = first_bin_of_part(gy, sizes.group, sizes.pooled); py < y_end; ++py) {
@@ -154,20 +152,20 @@ __global__ void spread_kernel(const T* maps, const A* rois, const int64_t* class
           if (cells == 0) continue;
           A outside, inside;
           sum_bin(maps + offset, bin, sizes, outside, inside);
-          const A weight = product(grad_score, A(1) / A(sizes.bins() * cells));
+          const A weight = rounded_product(grad_score, A(1) / A(sizes.bins() * cells));
           const bool wins = inside_wins(outside, inside);
           outside = wins ? A(0) : weight;
           inside = wins ? weight : A(0);
           if (classes[r] == c) {
             const T* from = grad_logits + r * 2 * sizes.bins() + py * sizes.pooled + px;
-            outside = sum(outside, static_cast<A>(from[0]) / A(cells));
-            inside = sum(inside, static_cast<A>(from[sizes.bins()]) / A(cells));
+            outside = rounded_sum(outside, static_cast<A>(from[0]) / A(cells));
+            inside = rounded_sum(inside, static_cast<A>(from[sizes.bins()]) / A(cells));
           }
           for (int64_t y = bin.y0; y < bin.y1; ++y) {
             for (int64_t x = bin.x0; x < bin.x1; ++x) {
               A* const cell = out + offset + (y * sizes.width + x) * sizes.cell_stride();
-              cell[0] = sum(cell[0], outside);
-              cell[sizes.classes] = sum(cell[sizes.classes], inside);
+              cell[0] = rounded_sum(cell[0], outside);
+              cell[sizes.classes] = rounded_sum(cell[sizes.classes], inside);
             }
           }
         }
@@ -176,13 +174,10 @@ __global__ void spread_kernel(const T* maps, const A* rois, const int64_t* class
   }
 }
 
-unsigned blocks_for(int64_t tasks) {
-  return static_cast<unsigned>(std::clamp<int64_t>(tasks, 1, kMaxBlocks));
-}
-
 // Threads of a block with one class each: whole warps.
 unsigned threads_for(int64_t classes, int64_t most) {
-  return static_cast<unsigned>(std::clamp<int64_t>((classes + 31) / 32 * 32, 32, most));
+  return static_cast<unsigned>(
+      std::clamp<int64_t>((classes + kWarp - 1) / kWarp * kWarp, kWarp, most));
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> fcis_head_cuda(
@@ -208,10 +203,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fcis_head_cuda(
     const scalar_t* in = maps.const_data_ptr<scalar_t>();
     const A scale = static_cast<A>(spatial_scale);
     share_kernel<scalar_t, A>
-        <<<blocks_for(sizes.rois * slices), threads_for(sizes.classes, 256), 0, stream>>>(
-            in, rows.const_data_ptr<A>(), sizes, scale, shares.mutable_data_ptr<A>());
+        <<<blocks_for_tasks(sizes.rois * slices), threads_for(sizes.classes, kThreads), 0,
+           stream>>>(in, rows.const_data_ptr<A>(), sizes, scale, shares.mutable_data_ptr<A>());
     C10_CUDA_KERNEL_LAUNCH_CHECK();
-    finish_kernel<scalar_t, A><<<blocks_for(sizes.rois), 128, 0, stream>>>(
+    finish_kernel<scalar_t, A><<<blocks_for_tasks(sizes.rois), kFinishThreads, 0, stream>>>(
         in, rows.const_data_ptr<A>(), shares.const_data_ptr<A>(), sizes, scale, !classes,
         scores.mutable_data_ptr<scalar_t>(), logits.mutable_data_ptr<scalar_t>(),
         chosen.mutable_data_ptr<int64_t>());
@@ -240,10 +235,9 @@ at::Tensor fcis_head_backward_cuda(const at::Tensor& grad_scores, const at::Tens
     const at::Tensor rows = rois.to(type).contiguous();
     const at::Tensor from_scores = grad_scores.to(maps.scalar_type()).contiguous();
     const at::Tensor from_logits = grad_logits.to(maps.scalar_type()).contiguous();
-    const constexpr unsigned threads = 32;
-    const int64_t tasks = sizes.images * sizes.parts() * ((sizes.classes + threads - 1) / threads);
+    const int64_t tasks = sizes.images * sizes.parts() * ((sizes.classes + kWarp - 1) / kWarp);
     spread_kernel<scalar_t, A>
-        <<<blocks_for(tasks), threads, 0, c10::cuda::getCurrentCUDAStream()>>>(
+        <<<blocks_for_tasks(tasks), kWarp, 0, c10::cuda::getCurrentCUDAStream()>>>(
             maps.const_data_ptr<scalar_t>(), rows.const_data_ptr<A>(),
             chosen.const_data_ptr<int64_t>(), from_scores.const_data_ptr<scalar_t>(),
             from_logits.const_data_ptr<scalar_t>(), sizes, static_cast<A>(spatial_scale),

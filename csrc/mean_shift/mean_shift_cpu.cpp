@@ -1,12 +1,13 @@
-// Mean shift on the CPU: seeds walk in parallel over one tree of sums; clusters are peeled off it one
-// after the other.
+// Mean shift on the CPU: seeds walk in parallel over one tree of sums; clusters are peeled off it
+// one after the other.
 
 #include <ATen/ops/aminmax.h>
 #include <ATen/ops/bincount.h>
 #include <ATen/ops/full.h>
 #include <torch/library.h>
 
-#include "sum_tree.h"
+#include "mean_shift/arguments.h"
+#include "mean_shift/sum_tree.h"
 
 namespace instseg {
 namespace {
@@ -17,23 +18,27 @@ int64_t walk_from(const SumTree<T>& tree, const Walk& walk, int64_t dimensions, 
   std::array<double, kMostDimensions> sums;
   for (int64_t completed = 0;; ++completed) {
     const int64_t count = tree.sum({centre, dimensions, walk.bandwidth}, sums.data());
-    if (count == 0 || !walk_on(walk, completed, dimensions, sums.data(), count, centre)) return count;
+    if (count == 0 || !walk_on(walk, completed, dimensions, sums.data(), count, centre))
+      return count;
   }
 }
 
 template <typename T>
-void shift(const at::Tensor& points, const Walk& walk, const at::Tensor& modes, const at::Tensor& counts) {
+void shift(const at::Tensor& points, const Walk& walk, const at::Tensor& modes,
+           const at::Tensor& counts) {
   const int64_t dimensions = points.size(1);
   const SumTree<T> tree(points.const_data_ptr<T>(), points.size(0), dimensions);
   auto* positions = modes.mutable_data_ptr<double>();
   auto* found = counts.mutable_data_ptr<int64_t>();
   at::parallel_for(0, modes.size(0), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) found[i] = walk_from(tree, walk, dimensions, positions + i * dimensions);
+    for (int64_t i = begin; i < end; ++i)
+      found[i] = walk_from(tree, walk, dimensions, positions + i * dimensions);
   });
 }
 
-std::tuple<at::Tensor, at::Tensor> shift_seeds_cpu(const at::Tensor& embeddings, const at::Tensor& seeds,
-                                                   double bandwidth, int64_t max_iterations, double tolerance) {
+std::tuple<at::Tensor, at::Tensor> shift_seeds_cpu(const at::Tensor& embeddings,
+                                                   const at::Tensor& seeds, double bandwidth,
+                                                   int64_t max_iterations, double tolerance) {
   const Walk walk{bandwidth, max_iterations, tolerance};
   check_rows("mean_shift", "seeds", seeds, embeddings);
   check_walk("mean_shift", walk);
@@ -53,8 +58,9 @@ constexpr int64_t kBlockPoints = 64;
 
 // Labels of up to kBlockPoints points, D planes of `count`; the first of equally near centres.
 template <typename T>
-INSTSEG_INLINE void label_points(int64_t count, int64_t dimensions, const T* planes, const T* centres,
-                                 int64_t centre_count, T squared_radius, int64_t* labels) {
+INSTSEG_INLINE void label_points(int64_t count, int64_t dimensions, const T* planes,
+                                 const T* centres, int64_t centre_count, T squared_radius,
+                                 int64_t* labels) {
   std::array<T, kBlockPoints> best, distances;
   std::array<int32_t, kBlockPoints> found;
   best.fill(std::numeric_limits<T>::infinity());
@@ -74,17 +80,19 @@ INSTSEG_INLINE void label_points(int64_t count, int64_t dimensions, const T* pla
   for (int64_t i = 0; i < count; ++i) labels[i] = best[i] <= squared_radius ? found[i] : kNone;
 }
 
-#define INSTSEG_LABELS(T)                                                                              \
-  INSTSEG_SIMD void labels_of_block(int64_t count, int64_t dimensions, const T* planes, const T* centres, \
-                                    int64_t centre_count, T squared_radius, int64_t* labels) {         \
-    label_points(count, dimensions, planes, centres, centre_count, squared_radius, labels);            \
+#define INSTSEG_LABELS(T)                                                                     \
+  INSTSEG_SIMD void labels_of_block(int64_t count, int64_t dimensions, const T* planes,       \
+                                    const T* centres, int64_t centre_count, T squared_radius, \
+                                    int64_t* labels) {                                        \
+    label_points(count, dimensions, planes, centres, centre_count, squared_radius, labels);   \
   }
 INSTSEG_LABELS(float)
 INSTSEG_LABELS(double)
 #undef INSTSEG_LABELS
 
 template <typename T>
-void label_all(const at::Tensor& points, const at::Tensor& centres, double radius, const at::Tensor& labels) {
+void label_all(const at::Tensor& points, const at::Tensor& centres, double radius,
+               const at::Tensor& labels) {
   const int64_t count = points.size(0), dimensions = points.size(1);
   const T* values = points.const_data_ptr<T>();
   const T squared_radius = static_cast<T>(radius) * static_cast<T>(radius);
@@ -102,9 +110,9 @@ void label_all(const at::Tensor& points, const at::Tensor& centres, double radiu
   });
 }
 
-at::Tensor nearest_centres_cpu(const at::Tensor& embeddings, const at::Tensor& centres, double radius) {
-  check_rows("nearest_centres", "centres", centres, embeddings);
-  TORCH_CHECK_VALUE(radius >= 0, "nearest_centres: radius is ", radius, "; expected at least 0");
+at::Tensor nearest_centres_cpu(const at::Tensor& embeddings, const at::Tensor& centres,
+                               double radius) {
+  check_nearest(embeddings, centres, radius);
   auto labels = at::full({embeddings.size(0)}, kNone, at::kLong);
   if (embeddings.size(0) == 0 || centres.size(0) == 0) return labels;
   const auto type = computed_type(embeddings);
@@ -153,15 +161,16 @@ struct Limits {
 };
 
 template <typename T>
-void peel(const at::Tensor& points, Bins* bins, const Walk& walk, const Limits& limits, const at::Tensor& label_tensor,
-          const at::Tensor& centre_tensor) {
+void peel(const at::Tensor& points, Bins* bins, const Walk& walk, const Limits& limits,
+          const at::Tensor& label_tensor, const at::Tensor& centre_tensor) {
   const int64_t dimensions = points.size(1);
   const T* values = points.const_data_ptr<T>();
   SumTree<T> tree(values, points.size(0), dimensions);
   auto* labels = label_tensor.mutable_data_ptr<int64_t>();
   auto* centres = centre_tensor.mutable_data_ptr<double>();
   std::array<double, kMostDimensions> centre, sums;
-  for (int64_t clusters = 0, failures = 0; clusters < limits.max_clusters && failures < kMostFailures;) {
+  for (int64_t clusters = 0, failures = 0;
+       clusters < limits.max_clusters && failures < kMostFailures;) {
     const int64_t seed = bins->seed(labels);
     if (seed < 0) break;
     std::copy_n(values + seed * dimensions, dimensions, centre.data());
@@ -185,14 +194,16 @@ void peel(const at::Tensor& points, Bins* bins, const Walk& walk, const Limits& 
   std::replace(labels, labels + points.size(0), kUntouched, kNone);
 }
 
-std::tuple<at::Tensor, at::Tensor> peel_clusters_cpu(const at::Tensor& embeddings, const at::Tensor& bins,
-                                                     double bandwidth, int64_t max_iterations, double tolerance,
+std::tuple<at::Tensor, at::Tensor> peel_clusters_cpu(const at::Tensor& embeddings,
+                                                     const at::Tensor& bins, double bandwidth,
+                                                     int64_t max_iterations, double tolerance,
                                                      int64_t min_points, int64_t max_clusters) {
   const Walk walk{bandwidth, max_iterations, tolerance};
   check_peel(embeddings, bins, walk, min_points, max_clusters);
   const int64_t count = embeddings.size(0);
   auto labels = at::full({count}, kUntouched, at::kLong);
-  auto centres = at::full({max_clusters, embeddings.size(1)}, std::numeric_limits<double>::quiet_NaN(), at::kDouble);
+  auto centres = at::full({max_clusters, embeddings.size(1)},
+                          std::numeric_limits<double>::quiet_NaN(), at::kDouble);
   if (count == 0) return {labels, centres};
   const auto [least, greatest] = at::aminmax(bins);
   check_bin_range(least.item<int64_t>(), greatest.item<int64_t>(), count);

@@ -1,28 +1,27 @@
-// Mean shift on a GPU, without a tree: a block goes through all points for its seed; clusters are peeled
-// off by all blocks together.  No sum depends on which thread comes first.
+// Mean shift on a GPU, without a tree: a block goes through all points for its seed; clusters are
+// peeled off by all blocks together.  No sum depends on which thread comes first.
 
 #include <ATen/ops/aminmax.h>
 #include <ATen/ops/bincount.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <limits>
 
-#include "mean_shift.h"
+#include "cuda_common.cuh"
+#include "mean_shift/arguments.h"
+#include "mean_shift/mean_shift.h"
 
 namespace instseg {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int64_t kMostBlocks = 1024;
-constexpr int64_t kStepsAtOnce = 8;  // between two looks of the host
+constexpr int64_t kPeelingBlocks = 1024;  // at most: each leaves a sum to be added up
+constexpr int64_t kStepsAtOnce = 8;       // between two looks of the host
 using Packed = unsigned long long;
+constexpr Packed kLowHalf = 0xffffffffull;
 
 template <typename T>
 struct Points {
@@ -40,19 +39,21 @@ struct Scratch {
 };
 
 template <typename T>
-__device__ __forceinline__ bool is_inside(const Points<T>& points, int64_t i, const T* centre, T squared_radius) {
-  if (i >= points.count || (points.labels != nullptr && points.labels[i] != kUntouched)) return false;
+__device__ __forceinline__ bool is_inside(const Points<T>& points, int64_t i, const T* centre,
+                                          T squared_radius) {
+  if (i >= points.count || (points.labels != nullptr && points.labels[i] != kUntouched))
+    return false;
   T distance = 0;
   for (int64_t d = 0; d < points.dimensions; ++d)
     distance = squared_step(distance, points.planes[d * points.count + i], centre[d]);
   return distance <= squared_radius;
 }
 
-// Number of the points begin..end-1 that are in the ball, for all threads of the block; their sum comes
-// to scratch.totals, D numbers.  A thread adds up one dimension of every `parts`-th point.
+// Number of the points begin..end-1 that are in the ball, for all threads of the block; their sum
+// comes to scratch.totals, D numbers.  A thread adds up one dimension of every `parts`-th point.
 template <typename T>
-__device__ int64_t sum_ball(const Points<T>& points, int64_t begin, int64_t end, const double* centre,
-                            double radius, Scratch<T>& scratch) {
+__device__ int64_t sum_ball(const Points<T>& points, int64_t begin, int64_t end,
+                            const double* centre, double radius, Scratch<T>& scratch) {
   const int64_t dimensions = points.dimensions, parts = kThreads / dimensions;
   const int64_t part = threadIdx.x / dimensions, d = threadIdx.x % dimensions;
   const T squared_radius = static_cast<T>(radius) * static_cast<T>(radius);
@@ -70,7 +71,8 @@ __device__ int64_t sum_ball(const Points<T>& points, int64_t begin, int64_t end,
     count += found;
     if (part < parts)
       for (int64_t k = part; k < kThreads; k += parts)
-        if (scratch.inside[k]) sum += static_cast<double>(points.planes[d * points.count + tile + k]);
+        if (scratch.inside[k])
+          sum += static_cast<double>(points.planes[d * points.count + tile + k]);
     __syncthreads();
   }
   scratch.totals[threadIdx.x] = sum;
@@ -85,7 +87,8 @@ __device__ int64_t sum_ball(const Points<T>& points, int64_t begin, int64_t end,
 }
 
 template <typename T>
-__global__ void shift_kernel(Points<T> points, Walk walk, int64_t seeds, double* modes, int64_t* counts) {
+__global__ void shift_kernel(Points<T> points, Walk walk, int64_t seeds, double* modes,
+                             int64_t* counts) {
   __shared__ Scratch<T> scratch;
   __shared__ bool walking;
   for (int64_t seed = blockIdx.x; seed < seeds; seed += gridDim.x) {
@@ -93,7 +96,8 @@ __global__ void shift_kernel(Points<T> points, Walk walk, int64_t seeds, double*
     for (int64_t completed = 0;; ++completed) {
       const int64_t count = sum_ball(points, 0, points.count, centre, walk.bandwidth, scratch);
       if (threadIdx.x == 0) {
-        walking = count > 0 && walk_on(walk, completed, points.dimensions, scratch.totals, count, centre);
+        walking =
+            count > 0 && walk_on(walk, completed, points.dimensions, scratch.totals, count, centre);
         counts[seed] = count;
       }
       __syncthreads();
@@ -104,16 +108,16 @@ __global__ void shift_kernel(Points<T> points, Walk walk, int64_t seeds, double*
 }
 
 template <typename T>
-__global__ void label_kernel(Points<T> points, const T* centres, int64_t centre_count, T squared_radius,
-                             int64_t* labels) {
-  const int64_t stride = static_cast<int64_t>(blockDim.x) * gridDim.x;
-  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < points.count; i += stride) {
+__global__ void label_kernel(Points<T> points, const T* centres, int64_t centre_count,
+                             T squared_radius, int64_t* labels) {
+  for (int64_t i = first_item(); i < points.count; i += item_step()) {
     T best = std::numeric_limits<T>::infinity();
     int64_t found = kNone;
     for (int64_t c = 0; c < centre_count; ++c) {
       T distance = 0;
       for (int64_t d = 0; d < points.dimensions; ++d)
-        distance = squared_step(distance, points.planes[d * points.count + i], centres[c * points.dimensions + d]);
+        distance = squared_step(distance, points.planes[d * points.count + i],
+                                centres[c * points.dimensions + d]);
       if (distance < best) {
         best = distance;
         found = c;
@@ -127,31 +131,32 @@ __global__ void label_kernel(Points<T> points, const T* centres, int64_t centre_
 struct State {
   double centre[kMostDimensions];
   double radius;
-  Packed fullest;  // count, and the complement of the bin so that the first of equals is the greatest
-  Packed seed;     // a point
-  int64_t count;   // of the last ball
+  Packed
+      fullest;  // count, and the complement of the bin so that the first of equals is the greatest
+  Packed seed;  // a point
+  int64_t count;  // of the last ball
   bool walking;
 };
 
 __global__ void fullest_kernel(const int64_t* untouched, int64_t bins, State* state) {
   Packed best = 0;
-  const int64_t stride = static_cast<int64_t>(blockDim.x) * gridDim.x;
-  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < bins; i += stride)
-    best = max(best, static_cast<Packed>(untouched[i]) << 32 | (0xffffffffull - static_cast<Packed>(i)));
+  for (int64_t i = first_item(); i < bins; i += item_step())
+    best = max(best, static_cast<Packed>(untouched[i]) << 32 | (kLowHalf - static_cast<Packed>(i)));
   atomicMax(&state->fullest, best);
 }
 
-__global__ void seed_kernel(const int64_t* bins, const int64_t* labels, int64_t points, State* state) {
-  const auto bin = static_cast<int64_t>(0xffffffffull - (state->fullest & 0xffffffffull));
-  const int64_t stride = static_cast<int64_t>(blockDim.x) * gridDim.x;
-  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < points; i += stride)
+__global__ void seed_kernel(const int64_t* bins, const int64_t* labels, int64_t points,
+                            State* state) {
+  const auto bin = static_cast<int64_t>(kLowHalf - (state->fullest & kLowHalf));
+  for (int64_t i = first_item(); i < points; i += item_step())
     if (bins[i] == bin && labels[i] == kUntouched) atomicMin(&state->seed, static_cast<Packed>(i));
 }
 
 template <typename T>
 __global__ void begin_kernel(Points<T> points, double radius, State* state) {
   for (int64_t d = threadIdx.x; d < points.dimensions; d += blockDim.x)
-    state->centre[d] = static_cast<double>(points.planes[d * points.count + static_cast<int64_t>(state->seed)]);
+    state->centre[d] =
+        static_cast<double>(points.planes[d * points.count + static_cast<int64_t>(state->seed)]);
   if (threadIdx.x == 0) {
     state->radius = radius;
     state->walking = true;
@@ -186,18 +191,19 @@ __global__ void finish_kernel(const double* partial, int64_t blocks, int64_t dim
   if (threadIdx.x != 0) return;
   state->count = static_cast<int64_t>(sums[dimensions]);
   if (completed >= 0)
-    state->walking = state->count > 0 && walk_on(walk, completed, dimensions, sums, state->count, state->centre);
+    state->walking =
+        state->count > 0 && walk_on(walk, completed, dimensions, sums, state->count, state->centre);
 }
 
 template <typename T>
-__global__ void take_kernel(Points<T> points, const State* state, const int64_t* bins, int64_t label,
-                            int64_t* labels, int64_t* untouched) {
+__global__ void take_kernel(Points<T> points, const State* state, const int64_t* bins,
+                            int64_t label, int64_t* labels, int64_t* untouched) {
   const T squared_radius = static_cast<T>(state->radius) * static_cast<T>(state->radius);
   __shared__ T centre[kMostDimensions];
-  if (threadIdx.x < points.dimensions) centre[threadIdx.x] = static_cast<T>(state->centre[threadIdx.x]);
+  if (threadIdx.x < points.dimensions)
+    centre[threadIdx.x] = static_cast<T>(state->centre[threadIdx.x]);
   __syncthreads();
-  const int64_t stride = static_cast<int64_t>(blockDim.x) * gridDim.x;
-  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < points.count; i += stride) {
+  for (int64_t i = first_item(); i < points.count; i += item_step()) {
     if (!is_inside(points, i, centre, squared_radius)) continue;
     labels[i] = label;
     atomicAdd(reinterpret_cast<Packed*>(untouched + bins[i]), ~Packed{0});  // minus one
@@ -208,10 +214,6 @@ __global__ void keep_kernel(const State* state, int64_t dimensions, double* cent
   if (threadIdx.x < dimensions) centre[threadIdx.x] = state->centre[threadIdx.x];
 }
 
-unsigned blocks_for(int64_t items) {
-  return static_cast<unsigned>(std::clamp<int64_t>((items + kThreads - 1) / kThreads, 1, kMostBlocks));
-}
-
 template <typename T>
 Points<T> planes_of(const at::Tensor& planes, const int64_t* labels = nullptr) {
   return {planes.const_data_ptr<T>(), planes.size(1), planes.size(0), labels};
@@ -220,15 +222,17 @@ Points<T> planes_of(const at::Tensor& planes, const int64_t* labels = nullptr) {
 template <typename T>
 class Peeling {
  public:
-  Peeling(const at::Tensor& planes, const at::Tensor& bins, const Walk& walk, const at::Tensor& labels)
+  Peeling(const at::Tensor& planes, const at::Tensor& bins, const Walk& walk,
+          const at::Tensor& labels)
       : walk_(walk),
         bins_(bins),
         untouched_(at::bincount(bins)),
         labels_(labels.mutable_data_ptr<int64_t>()),
         points_(planes_of<T>(planes, labels_)),
-        blocks_(blocks_for(points_.count)),
+        blocks_(blocks_for(points_.count, kPeelingBlocks)),
         partial_(at::empty({blocks_, points_.dimensions + 1}, planes.options().dtype(at::kDouble))),
-        state_tensor_(at::zeros({static_cast<int64_t>(sizeof(State))}, planes.options().dtype(at::kByte))),
+        state_tensor_(
+            at::zeros({static_cast<int64_t>(sizeof(State))}, planes.options().dtype(at::kByte))),
         state_(reinterpret_cast<State*>(state_tensor_.mutable_data_ptr<uint8_t>())),
         stream_(c10::cuda::getCurrentCUDAStream()) {}
 
@@ -237,10 +241,11 @@ class Peeling {
     host_.fullest = 0;
     host_.seed = ~Packed{0};
     write();
-    fullest_kernel<<<blocks_for(untouched_.numel()), kThreads, 0, stream_>>>(
+    fullest_kernel<<<blocks_for(untouched_.numel(), kPeelingBlocks), kThreads, 0, stream_>>>(
         untouched_.const_data_ptr<int64_t>(), untouched_.numel(), state_);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
-    seed_kernel<<<blocks_, kThreads, 0, stream_>>>(bins_.const_data_ptr<int64_t>(), labels_, points_.count, state_);
+    seed_kernel<<<blocks_, kThreads, 0, stream_>>>(bins_.const_data_ptr<int64_t>(), labels_,
+                                                   points_.count, state_);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
     read();
     if (host_.fullest >> 32 == 0) return false;
@@ -257,8 +262,9 @@ class Peeling {
   // Labels the points of the ball; an empty one would be met again, so the seed goes by itself.
   void take(int64_t label) {
     if (host_.count == 0) begin(0);
-    take_kernel<<<blocks_, kThreads, 0, stream_>>>(points_, state_, bins_.const_data_ptr<int64_t>(), label,
-                                                   labels_, untouched_.mutable_data_ptr<int64_t>());
+    take_kernel<<<blocks_, kThreads, 0, stream_>>>(points_, state_, bins_.const_data_ptr<int64_t>(),
+                                                   label, labels_,
+                                                   untouched_.mutable_data_ptr<int64_t>());
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   }
 
@@ -277,8 +283,8 @@ class Peeling {
     partial_kernel<<<blocks_, kThreads, 0, stream_>>>(points_, state_, completed < 0,
                                                       partial_.mutable_data_ptr<double>());
     C10_CUDA_KERNEL_LAUNCH_CHECK();
-    finish_kernel<<<1, 2 * kMostDimensions, 0, stream_>>>(partial_.const_data_ptr<double>(), blocks_,
-                                                          points_.dimensions, walk_, completed, state_);
+    finish_kernel<<<1, 2 * kMostDimensions, 0, stream_>>>(
+        partial_.const_data_ptr<double>(), blocks_, points_.dimensions, walk_, completed, state_);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   }
 
@@ -315,8 +321,9 @@ void peel(const at::Tensor& planes, const at::Tensor& bins, const Walk& walk, in
   }
 }
 
-std::tuple<at::Tensor, at::Tensor> shift_seeds_cuda(const at::Tensor& embeddings, const at::Tensor& seeds,
-                                                    double bandwidth, int64_t max_iterations, double tolerance) {
+std::tuple<at::Tensor, at::Tensor> shift_seeds_cuda(const at::Tensor& embeddings,
+                                                    const at::Tensor& seeds, double bandwidth,
+                                                    int64_t max_iterations, double tolerance) {
   const Walk walk{bandwidth, max_iterations, tolerance};
   check_rows("mean_shift", "seeds", seeds, embeddings);
   check_walk("mean_shift", walk);
@@ -325,10 +332,11 @@ std::tuple<at::Tensor, at::Tensor> shift_seeds_cuda(const at::Tensor& embeddings
   auto counts = at::zeros({seeds.size(0)}, seeds.options().dtype(at::kLong));
   if (embeddings.size(0) == 0 || seeds.size(0) == 0) return {modes, counts};
   const auto planes = embeddings.to(computed_type(embeddings)).t().contiguous();
-  const auto blocks = static_cast<unsigned>(std::min<int64_t>(seeds.size(0), 1 << 20));
   const auto launch = [&](auto points) {
-    shift_kernel<<<blocks, kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
-        points, walk, seeds.size(0), modes.mutable_data_ptr<double>(), counts.mutable_data_ptr<int64_t>());
+    shift_kernel<<<blocks_for_tasks(seeds.size(0)), kThreads, 0,
+                   c10::cuda::getCurrentCUDAStream()>>>(points, walk, seeds.size(0),
+                                                        modes.mutable_data_ptr<double>(),
+                                                        counts.mutable_data_ptr<int64_t>());
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   };
   if (planes.scalar_type() == at::kDouble) {
@@ -340,16 +348,17 @@ std::tuple<at::Tensor, at::Tensor> shift_seeds_cuda(const at::Tensor& embeddings
 }
 
 template <typename T>
-void label_all(const at::Tensor& planes, const at::Tensor& centres, double radius, const at::Tensor& labels) {
+void label_all(const at::Tensor& planes, const at::Tensor& centres, double radius,
+               const at::Tensor& labels) {
   label_kernel<<<blocks_for(planes.size(1)), kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
       planes_of<T>(planes), centres.const_data_ptr<T>(), centres.size(0),
       static_cast<T>(radius) * static_cast<T>(radius), labels.mutable_data_ptr<int64_t>());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-at::Tensor nearest_centres_cuda(const at::Tensor& embeddings, const at::Tensor& centres, double radius) {
-  check_rows("nearest_centres", "centres", centres, embeddings);
-  TORCH_CHECK_VALUE(radius >= 0, "nearest_centres: radius is ", radius, "; expected at least 0");
+at::Tensor nearest_centres_cuda(const at::Tensor& embeddings, const at::Tensor& centres,
+                                double radius) {
+  check_nearest(embeddings, centres, radius);
   const c10::cuda::CUDAGuard guard(embeddings.device());
   auto labels = at::full({embeddings.size(0)}, kNone, embeddings.options().dtype(at::kLong));
   if (embeddings.size(0) == 0 || centres.size(0) == 0) return labels;
@@ -363,16 +372,18 @@ at::Tensor nearest_centres_cuda(const at::Tensor& embeddings, const at::Tensor& 
   return labels;
 }
 
-std::tuple<at::Tensor, at::Tensor> peel_clusters_cuda(const at::Tensor& embeddings, const at::Tensor& bins,
-                                                      double bandwidth, int64_t max_iterations, double tolerance,
+std::tuple<at::Tensor, at::Tensor> peel_clusters_cuda(const at::Tensor& embeddings,
+                                                      const at::Tensor& bins, double bandwidth,
+                                                      int64_t max_iterations, double tolerance,
                                                       int64_t min_points, int64_t max_clusters) {
   const Walk walk{bandwidth, max_iterations, tolerance};
   check_peel(embeddings, bins, walk, min_points, max_clusters);
   const c10::cuda::CUDAGuard guard(embeddings.device());
   const int64_t count = embeddings.size(0);
   auto labels = at::full({count}, kUntouched, embeddings.options().dtype(at::kLong));
-  auto centres = at::full({max_clusters, embeddings.size(1)}, std::numeric_limits<double>::quiet_NaN(),
-                          embeddings.options().dtype(at::kDouble));
+  auto centres =
+      at::full({max_clusters, embeddings.size(1)}, std::numeric_limits<double>::quiet_NaN(),
+               embeddings.options().dtype(at::kDouble));
   if (count == 0) return {labels, centres};
   const auto [least, greatest] = at::aminmax(bins);
   check_bin_range(least.item<int64_t>(), greatest.item<int64_t>(), count);

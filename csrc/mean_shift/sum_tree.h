@@ -1,7 +1,8 @@
 // A tree over points that tells their number and sum inside a ball, for the CPU.
 //
-// Every node knows the box, the number and the sum of its points, so a ball reads points only of the
-// leaves that its surface cuts.  Nodes lie as in a heap: those of one level halve the points evenly.
+// Every node knows the box, the number and the sum of its points, so a ball reads points only of
+// the leaves that its surface cuts.  Nodes lie as in a heap: those of one level halve the points
+// evenly.
 
 #pragma once
 
@@ -13,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-#include "mean_shift.h"
+#include "mean_shift/mean_shift.h"
 
 namespace instseg {
 
@@ -27,16 +28,19 @@ INSTSEG_INLINE void mark_inside(int64_t count, int64_t dimensions, const T* valu
   for (int64_t d = 0; d < dimensions; ++d) {
     const T position = centre[d];
     const T* plane = values + d * count;
-    for (int64_t i = 0; i < count; ++i) distances[i] = squared_step(distances[i], plane[i], position);
+    for (int64_t i = 0; i < count; ++i)
+      distances[i] = squared_step(distances[i], plane[i], position);
   }
-  for (int64_t i = 0; i < count; ++i) inside[i] = distances[i] <= squared_radius ? present[i] : T(0);
+  for (int64_t i = 0; i < count; ++i)
+    inside[i] = distances[i] <= squared_radius ? present[i] : T(0);
 }
 
 template <typename T>
 INSTSEG_INLINE double masked_sum(int64_t count, const T* values, const T* mask) {
   double sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < count; ++i) sum += static_cast<double>(mask[i]) * static_cast<double>(values[i]);
+  for (int64_t i = 0; i < count; ++i)
+    sum += static_cast<double>(mask[i]) * static_cast<double>(values[i]);
   return sum;
 }
 
@@ -48,19 +52,22 @@ INSTSEG_INLINE int64_t add_leaf(int64_t count, int64_t dimensions, const T* valu
   mark_inside(count, dimensions, values, centre, squared_radius, present, inside.data());
   const auto found = static_cast<int64_t>(masked_sum(count, present, inside.data()));
   if (found == 0) return 0;
-  for (int64_t d = 0; d < dimensions; ++d) sums[d] += masked_sum(count, values + d * count, inside.data());
+  for (int64_t d = 0; d < dimensions; ++d)
+    sums[d] += masked_sum(count, values + d * count, inside.data());
   return found;
 }
 
 // One copy per instruction set needs functions that are no templates.
-#define INSTSEG_LEAVES(T)                                                                                  \
-  INSTSEG_SIMD inline int64_t leaf_sum(int64_t count, int64_t dimensions, const T* values, const T* centre, \
-                                       T squared_radius, const T* present, double* sums) {                 \
-    return add_leaf(count, dimensions, values, centre, squared_radius, present, sums);                     \
-  }                                                                                                        \
-  INSTSEG_SIMD inline void leaf_mask(int64_t count, int64_t dimensions, const T* values, const T* centre,  \
-                                     T squared_radius, const T* present, T* inside) {                      \
-    mark_inside(count, dimensions, values, centre, squared_radius, present, inside);                       \
+#define INSTSEG_LEAVES(T)                                                                   \
+  INSTSEG_SIMD inline int64_t leaf_sum(int64_t count, int64_t dimensions, const T* values,  \
+                                       const T* centre, T squared_radius, const T* present, \
+                                       double* sums) {                                      \
+    return add_leaf(count, dimensions, values, centre, squared_radius, present, sums);      \
+  }                                                                                         \
+  INSTSEG_SIMD inline void leaf_mask(int64_t count, int64_t dimensions, const T* values,    \
+                                     const T* centre, T squared_radius, const T* present,   \
+                                     T* inside) {                                           \
+    mark_inside(count, dimensions, values, centre, squared_radius, present, inside);        \
   }
 INSTSEG_LEAVES(float)
 INSTSEG_LEAVES(double)
@@ -82,7 +89,11 @@ class SumTree {
  public:
   // `points` is (count, dimensions).
   SumTree(const T* points, int64_t count, int64_t dimensions)
-      : count_(count), dimensions_(dimensions), order_(count), values_(count * dimensions), present_(count, T(1)) {
+      : count_(count),
+        dimensions_(dimensions),
+        order_(count),
+        values_(count * dimensions),
+        present_(count, T(1)) {
     while (count > leaves_ * kLeafPoints) leaves_ *= 2;
     boxes_.resize(2 * leaves_ * 2 * dimensions);
     sums_.resize(2 * leaves_ * dimensions);
@@ -171,14 +182,16 @@ class SumTree {
     const T* present = present_.data() + leaf.begin;
     counts_[node] = std::count(present, present + size, T(1));
     for (int64_t d = 0; d < dimensions_; ++d)
-      sums_[node * dimensions_ + d] = masked_sum(size, values_.data() + leaf.begin * dimensions_ + d * size, present);
+      sums_[node * dimensions_ + d] =
+          masked_sum(size, values_.data() + leaf.begin * dimensions_ + d * size, present);
   }
 
   void join(int64_t node) {
     const int64_t left = 2 * node, right = left + 1;
     counts_[node] = counts_[left] + counts_[right];
     for (int64_t d = 0; d < dimensions_; ++d)
-      sums_[node * dimensions_ + d] = sums_[left * dimensions_ + d] + sums_[right * dimensions_ + d];
+      sums_[node * dimensions_ + d] =
+          sums_[left * dimensions_ + d] + sums_[right * dimensions_ + d];
   }
 
   enum class Overlap { kNone, kPart, kAll };
@@ -190,7 +203,8 @@ class SumTree {
     for (int64_t d = 0; d < dimensions_; ++d) {
       const T position = ball.centre[d];
       nearest = squared_step(nearest, std::min(std::max(position, low[d]), high[d]), position);
-      farthest = squared_step(farthest, position - low[d] > high[d] - position ? low[d] : high[d], position);
+      farthest = squared_step(farthest, position - low[d] > high[d] - position ? low[d] : high[d],
+                              position);
     }
     if (!(nearest <= ball.squared_radius)) return Overlap::kNone;
     return farthest <= ball.squared_radius ? Overlap::kAll : Overlap::kPart;

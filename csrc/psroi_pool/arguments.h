@@ -26,16 +26,15 @@ inline void check_psroi_arguments(const char* op, const char* name, const at::Te
   TORCH_CHECK_TYPE(rois.scalar_type() == at::kFloat || rois.scalar_type() == at::kDouble, op,
                    ": rois is ", rois.scalar_type(),
                    "; expected float32 or float64, half loses whole pixels");
-  TORCH_CHECK_VALUE(rois.size(1) == 5, op, ": rois has ", rois.size(1),
+  TORCH_CHECK_VALUE(rois.size(1) == kRoiNumbers, op, ": rois has ", rois.size(1),
                     " columns; expected 5 (batch index, x1, y1, x2, y2)");
   check_same_device(op, name, tensor, "rois", rois);
   TORCH_CHECK_VALUE(std::isfinite(spatial_scale) && spatial_scale > 0, op, ": spatial_scale is ",
                     spatial_scale, "; expected cells per pixel, a positive number");
-  constexpr int64_t most = 1 << 15;  // keeps every product below in 64 bits
-  TORCH_CHECK_VALUE(group_size > 0 && group_size <= most, op, ": group_size is ", group_size,
-                    "; expected 1 to ", most);
-  TORCH_CHECK_VALUE(pooled_size > 0 && pooled_size <= most, op, ": pooled_size is ", pooled_size,
-                    "; expected 1 to ", most);
+  TORCH_CHECK_VALUE(group_size > 0 && group_size <= kMostCells, op, ": group_size is ", group_size,
+                    "; expected 1 to ", kMostCells);
+  TORCH_CHECK_VALUE(pooled_size > 0 && pooled_size <= kMostCells, op, ": pooled_size is ",
+                    pooled_size, "; expected 1 to ", kMostCells);
 }
 
 // `per_part` is 1, or 2 where outside and inside maps come in pairs.
@@ -63,20 +62,15 @@ inline void check_pooled_shape(const char* op, const at::Tensor& grad, const at:
 template <typename T>
 void check_roi_values(const char* op, const T* rows, int64_t count, int64_t images) {
   for (int64_t r = 0; r < count; ++r) {
-    const T* row = rows + 5 * r;
+    const T* row = rows + kRoiNumbers * r;
     TORCH_CHECK_INDEX(row[0] >= T(0) && row[0] < T(images) && std::floor(row[0]) == row[0], op,
                       ": rois[", r, "] has batch index ", row[0],
                       "; expected a whole number from 0 to ", images - 1);
-    for (int i = 1; i < 5; ++i) {
+    for (int i = 1; i < kRoiNumbers; ++i) {
       TORCH_CHECK_VALUE(std::isfinite(row[i]), op, ": rois[", r, "] has coordinate ", row[i],
                         "; expected finite numbers");
     }
   }
-}
-
-// How many items a thread must get for its start to pay, where one takes `operations`.
-inline int64_t grain_size(int64_t operations) {
-  return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, operations));
 }
 
 // The edges of every bin of every RoI, computed once: the bins of a row of RoIs share few numbers.
@@ -100,7 +94,7 @@ BinTable tabulate_bins(const char* op, const at::Tensor& rois, int64_t images, i
   check_roi_values(op, rows, count, images);
   BinTable table{pooled, std::vector<int64_t>(count), std::vector<int64_t>(count * 4 * pooled)};
   for (int64_t r = 0; r < count; ++r) {
-    const Roi<T> roi(rows + 5 * r, images, static_cast<T>(spatial_scale), pooled);
+    const Roi<T> roi(rows + kRoiNumbers * r, images, static_cast<T>(spatial_scale), pooled);
     table.image[r] = roi.image;
     int64_t* row = table.edges.data() + 4 * pooled * r;
     for (int64_t p = 0; p < pooled; ++p) {

@@ -6,37 +6,10 @@
 
 #include <cmath>
 #include <cstdint>
-#include <type_traits>
 
 #include "common.h"
 
 namespace instseg {
-
-template <typename T>
-INSTSEG_HOST_DEVICE T product(T a, T b) {
-#ifdef __CUDA_ARCH__
-  if constexpr (std::is_same_v<T, float>) {
-    return __fmul_rn(a, b);
-  } else {
-    return __dmul_rn(a, b);
-  }
-#else
-  return a * b;
-#endif
-}
-
-template <typename T>
-INSTSEG_HOST_DEVICE T sum(T a, T b) {
-#ifdef __CUDA_ARCH__
-  if constexpr (std::is_same_v<T, float>) {
-    return __fadd_rn(a, b);
-  } else {
-    return __dadd_rn(a, b);
-  }
-#else
-  return a + b;
-#endif
-}
 
 // The number of whole cells before `edge`, within the map; 0 for NaN.
 template <typename T>
@@ -51,20 +24,20 @@ struct RoiAxis {
   T bin;
 
   INSTSEG_HOST_DEVICE RoiAxis(T first, T last, T scale, int64_t pooled)
-      : start(product(std::round(first), scale)) {
-    const T end = product(sum(std::round(last), T(1)), scale);
-    const T size = sum(end, -start);
+      : start(rounded_product(std::round(first), scale)) {
+    const T end = rounded_product(rounded_sum(std::round(last), T(1)), scale);
+    const T size = rounded_sum(end, -start);
     bin = (size > T(0.1) ? size : T(0.1)) / T(pooled);
   }
 
   // First cell of bin `p`.
   INSTSEG_HOST_DEVICE int64_t lower(int64_t p, int64_t length) const {
-    return clip_edge(std::floor(sum(product(T(p), bin), start)), length);
+    return clip_edge(std::floor(rounded_sum(rounded_product(T(p), bin), start)), length);
   }
 
   // One past the last cell of bin `p`.
   INSTSEG_HOST_DEVICE int64_t upper(int64_t p, int64_t length) const {
-    return clip_edge(std::ceil(sum(product(T(p + 1), bin), start)), length);
+    return clip_edge(std::ceil(rounded_sum(rounded_product(T(p + 1), bin), start)), length);
   }
 };
 
@@ -76,6 +49,8 @@ struct Bin {
     return y1 > y0 && x1 > x0 ? (y1 - y0) * (x1 - x0) : 0;
   }
 };
+
+constexpr int kRoiNumbers = 5;
 
 // One row (batch index, x1, y1, x2, y2) of the RoIs.  A row that cannot be used, with a number that
 // is not finite or a batch index that no image has, has no cells.
@@ -90,7 +65,7 @@ struct Roi {
         usable(row[0] >= T(0) && row[0] < T(images) && std::floor(row[0]) == row[0]),
         x(row[1], row[3], scale, pooled),
         y(row[2], row[4], scale, pooled) {
-    for (int i = 1; i < 5; ++i) usable = usable && row[i] - row[i] == T(0);
+    for (int i = 1; i < kRoiNumbers; ++i) usable = usable && row[i] - row[i] == T(0);
     if (usable) image = static_cast<int64_t>(row[0]);
   }
 

@@ -1,25 +1,17 @@
 // Position-sensitive RoI pooling on a GPU; the arithmetic and its order are those of the CPU.
 
 #include <ATen/ops/empty.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include <algorithm>
 
+#include "cuda_common.cuh"
 #include "psroi_pool/arguments.h"
 
 namespace instseg {
 namespace {
 
 constexpr const char* kOp = "psroi_pool";
-constexpr int kThreads = 256;
-
-unsigned blocks_for(int64_t count) {
-  return static_cast<unsigned>(std::clamp<int64_t>((count + kThreads - 1) / kThreads, 1, 65535));
-}
-
 struct Sizes {
   int64_t images, channels, height, width, rois, dims, group, pooled;
 };
@@ -29,12 +21,11 @@ template <typename T, typename A>
 __global__ void pool_kernel(const T* maps, const A* rois, Sizes sizes, A scale, T* out) {
   const int64_t pooled = sizes.pooled, group = sizes.group;
   const int64_t count = sizes.rois * sizes.dims * pooled * pooled;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
-       i += step) {
+  for (int64_t i = first_item(); i < count; i += item_step()) {
     const int64_t px = i % pooled, py = i / pooled % pooled,
                   dim = i / (pooled * pooled) % sizes.dims;
-    const Roi<A> roi(rois + 5 * (i / (pooled * pooled * sizes.dims)), sizes.images, scale, pooled);
+    const Roi<A> roi(rois + kRoiNumbers * (i / (pooled * pooled * sizes.dims)), sizes.images, scale,
+                     pooled);
     const Bin bin = roi.bin(py, px, sizes.height, sizes.width);
     const int64_t part = part_of_bin(py, group, pooled) * group + part_of_bin(px, group, pooled);
     const T* plane = maps + (roi.image * sizes.channels + dim * group * group + part) *
@@ -42,7 +33,7 @@ __global__ void pool_kernel(const T* maps, const A* rois, Sizes sizes, A scale, 
     A total = 0;
     for (int64_t y = bin.y0; y < bin.y1; ++y) {
       for (int64_t x = bin.x0; x < bin.x1; ++x)
-        total = sum(total, static_cast<A>(plane[y * sizes.width + x]));
+        total = rounded_sum(total, static_cast<A>(plane[y * sizes.width + x]));
     }
     const int64_t cells = bin.cells();
     out[i] = cells == 0 ? T(0) : static_cast<T>(total / A(cells));
@@ -55,9 +46,7 @@ template <typename T, typename A>
 __global__ void collect_kernel(const T* grad, const A* rois, Sizes sizes, A scale, T* out) {
   const int64_t pooled = sizes.pooled, group = sizes.group;
   const int64_t count = sizes.images * sizes.channels * sizes.height * sizes.width;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
-       i += step) {
+  for (int64_t i = first_item(); i < count; i += item_step()) {
     const int64_t x = i % sizes.width, y = i / sizes.width % sizes.height;
     const int64_t channel = i / (sizes.width * sizes.height) % sizes.channels;
     const int64_t image = i / (sizes.width * sizes.height * sizes.channels);
@@ -69,7 +58,7 @@ __global__ void collect_kernel(const T* grad, const A* rois, Sizes sizes, A scal
                   x_end = first_bin_of_part(gx + 1, group, pooled);
     A total = 0;
     for (int64_t r = 0; r < sizes.rois; ++r) {
-      const Roi<A> roi(rois + 5 * r, sizes.images, scale, pooled);
+      const Roi<A> roi(rois + kRoiNumbers * r, sizes.images, scale, pooled);
       if (!roi.usable || roi.image != image) continue;
       const T* from = grad + (r * sizes.dims + dim) * pooled * pooled;
       for (int64_t py = y_begin; py < y_end; ++py) {
@@ -77,7 +66,7 @@ __global__ void collect_kernel(const T* grad, const A* rois, Sizes sizes, A scal
         for (int64_t px = x_begin; px < x_end; ++px) {
           const Bin bin = roi.bin(py, px, sizes.height, sizes.width);
           if (x < bin.x0 || x >= bin.x1) continue;
-          total = sum(total, static_cast<A>(from[py * pooled + px]) / A(bin.cells()));
+          total = rounded_sum(total, static_cast<A>(from[py * pooled + px]) / A(bin.cells()));
         }
       }
     }

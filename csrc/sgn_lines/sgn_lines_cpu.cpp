@@ -9,7 +9,8 @@
 #include <utility>
 #include <vector>
 
-#include "../common.h"
+#include "common.h"
+#include "sgn_lines/arguments.h"
 
 namespace instseg {
 namespace {
@@ -20,7 +21,8 @@ constexpr int64_t kPixelsPerTask = 1 << 15;
 
 enum Code : uint8_t { kOutside, kGoesOn, kBegins };
 
-// Whether a line ends between two neighbours of a row.  No branches, so that rows are compared at once.
+// Whether a line ends between two neighbours of a row.  No branches, so that rows are compared at
+// once.
 template <bool kWidened>
 INSTSEG_INLINE bool separated(uint8_t left, uint8_t right) {
   if (kWidened) return ((left == kEnd) & (right != kEnd)) | ((right == kStart) & (left != kStart));
@@ -29,7 +31,8 @@ INSTSEG_INLINE bool separated(uint8_t left, uint8_t right) {
 
 // What each pixel of a row does to lines; returns how many begin.
 template <bool kWidened>
-INSTSEG_INLINE int64_t code_pixels(int64_t width, const uint8_t* labels, const int64_t* classes, uint8_t* codes) {
+INSTSEG_INLINE int64_t code_pixels(int64_t width, const uint8_t* labels, const int64_t* classes,
+                                   uint8_t* codes) {
   codes[0] = classes[0] > 0 ? kBegins : kOutside;
   for (int64_t x = 1; x < width; ++x) {
     const bool inside = classes[x] > 0;
@@ -41,8 +44,8 @@ INSTSEG_INLINE int64_t code_pixels(int64_t width, const uint8_t* labels, const i
   return count;
 }
 
-INSTSEG_SIMD int64_t code_row(int64_t width, const uint8_t* labels, const int64_t* classes, bool widened,
-                              uint8_t* codes) {
+INSTSEG_SIMD int64_t code_row(int64_t width, const uint8_t* labels, const int64_t* classes,
+                              bool widened, uint8_t* codes) {
   return widened ? code_pixels<true>(width, labels, classes, codes)
                  : code_pixels<false>(width, labels, classes, codes);
 }
@@ -57,14 +60,7 @@ void number_row(int64_t width, const uint8_t* codes, int64_t first, int64_t* lin
 }
 
 at::Tensor decode_lines_cpu(const at::Tensor& labels, const at::Tensor& semantic, bool widened) {
-  const char* op = "decode_lines";
-  TORCH_CHECK_TYPE(labels.scalar_type() == at::kByte, op, ": labels is ", labels.scalar_type(),
-                   "; expected uint8");
-  TORCH_CHECK_TYPE(semantic.scalar_type() == at::kLong, op, ": semantic is ", semantic.scalar_type(),
-                   "; expected int64");
-  TORCH_CHECK_VALUE(labels.dim() == 2, op, ": labels has shape ", labels.sizes(), "; expected (H, W)");
-  TORCH_CHECK_VALUE(semantic.sizes() == labels.sizes(), op, ": semantic has shape ", semantic.sizes(),
-                    "; expected that of labels, ", labels.sizes());
+  check_decode_lines(labels, semantic);
   const int64_t height = labels.size(0), width = labels.size(1);
   auto result = at::empty(labels.sizes(), semantic.options());
   if (result.numel() == 0) return result;
@@ -78,7 +74,8 @@ at::Tensor decode_lines_cpu(const at::Tensor& labels, const at::Tensor& semantic
   std::vector<int64_t> first(height + 1, 0);
   at::parallel_for(0, height, grain, [&](int64_t begin, int64_t end) {
     for (int64_t y = begin; y < end; ++y)
-      first[y + 1] = code_row(width, label + y * width, kind + y * width, widened, codes.data() + y * width);
+      first[y + 1] =
+          code_row(width, label + y * width, kind + y * width, widened, codes.data() + y * width);
   });
   std::partial_sum(first.begin(), first.end(), first.begin());
   at::parallel_for(0, height, grain, [&](int64_t begin, int64_t end) {
@@ -124,23 +121,16 @@ class Groups {
 };
 
 at::Tensor group_lines_cpu(const at::Tensor& pairs, const at::Tensor& touches) {
-  const char* op = "group_lines";
-  TORCH_CHECK_TYPE(pairs.scalar_type() == at::kLong, op, ": pairs is ", pairs.scalar_type(), "; expected int64");
-  TORCH_CHECK_TYPE(touches.scalar_type() == at::kBool, op, ": touches is ", touches.scalar_type(),
-                   "; expected bool");
-  TORCH_CHECK_VALUE(pairs.dim() == 2 && pairs.size(1) == 2, op, ": pairs has shape ", pairs.sizes(),
-                    "; expected (P, 2)");
-  TORCH_CHECK_VALUE(touches.dim() == 1, op, ": touches has shape ", touches.sizes(), "; expected (N,)");
+  check_group_lines(pairs, touches);
   const auto rows = pairs.contiguous(), flags = touches.contiguous();
   const int64_t count = touches.size(0);
   const auto* line = rows.const_data_ptr<int64_t>();
   const auto* flag = flags.const_data_ptr<bool>();
-  TORCH_CHECK_VALUE(count == 0 || !flag[count - 1], op, ": the last line touches one after it");
+  check_touches(flag, count);
   Groups groups(count, flag);
   for (int64_t i = 0; i < rows.size(0); ++i) {
     const int64_t first = line[2 * i], second = line[2 * i + 1];
-    TORCH_CHECK_VALUE(std::min(first, second) >= 0 && std::max(first, second) < count, op, ": pair ", i, " is (",
-                      first, ", ", second, "); expected lines 0 to ", count - 1);
+    check_pair(i, first, second, count);
     groups.join(first, second);
   }
   auto result = at::empty({count}, pairs.options());

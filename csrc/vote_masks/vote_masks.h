@@ -5,9 +5,9 @@
 
 #pragma once
 
-#include "../common.h"
-
 #include <cmath>
+
+#include "common.h"
 
 namespace instseg {
 
@@ -63,49 +63,36 @@ INSTSEG_HOST_DEVICE Sample clamped_sample(float position, int64_t first, int64_t
   return low >= last ? Sample{last, 0} : Sample{low, position - static_cast<float>(low)};
 }
 
-// Mask sample of pixel `offset` of a box side of `length` pixels (half-pixel centres, edges repeated).
+// Mask sample of pixel `offset` of a box side of `length` pixels (half-pixel centres, edges
+// repeated).
 INSTSEG_HOST_DEVICE Sample mask_sample(int64_t offset, int64_t length, int64_t mask_size) {
   const float ratio = static_cast<float>(mask_size) / static_cast<float>(length);
   const float centre = static_cast<float>(offset) + 0.5f;
-#ifdef __CUDA_ARCH__
-  return clamped_sample(__fadd_rn(__fmul_rn(centre, ratio), -0.5f), 0, mask_size - 1);
-#else
-  return clamped_sample(centre * ratio - 0.5f, 0, mask_size - 1);
-#endif
+  return clamped_sample(rounded_sum(rounded_product(centre, ratio), -0.5f), 0, mask_size - 1);
 }
 
-// Pixel of the image that mask sample `i` of the tight side first..last reads: inside that side, or with
-// `from_image` half a pixel beyond it, up to the border of the image (`size` pixels).
+// Pixel of the image that mask sample `i` of the tight side first..last reads: inside that side, or
+// with `from_image` half a pixel beyond it, up to the border of the image (`size` pixels).
 INSTSEG_HOST_DEVICE Sample image_sample(int64_t i, int64_t mask_size, int64_t first, int64_t last,
                                         int64_t size, bool from_image) {
   if (!from_image) {
     const double ratio = static_cast<double>(last - first + 1) / static_cast<double>(mask_size);
     const double centre = static_cast<double>(i) + 0.5;
-#ifdef __CUDA_ARCH__
-    const float offset = static_cast<float>(__dadd_rn(__dmul_rn(centre, ratio), -0.5));
-#else
-    const float offset = static_cast<float>(centre * ratio - 0.5);
-#endif
+    const float offset = static_cast<float>(rounded_sum(rounded_product(centre, ratio), -0.5));
     const Sample sample = clamped_sample(offset, 0, last - first);
     return {first + sample.low, sample.fraction};
   }
-  // float32 throughout, as on the authors' GPU: at pixel 1000 the rounding is visible in the result.
+  // float32 throughout, as on the authors' GPU: at pixel 1000 the rounding is visible in the
+  // result.
   const float ratio = static_cast<float>(last - first + 1) / static_cast<float>(mask_size);
   const float centre = static_cast<float>(i) + 0.5f;
-#ifdef __CUDA_ARCH__
-  const float position = __fadd_rn(__fadd_rn(static_cast<float>(first), __fmul_rn(centre, ratio)), -0.5f);
-#else
-  const float position = (static_cast<float>(first) + centre * ratio) - 0.5f;
-#endif
+  const float shifted = rounded_sum(static_cast<float>(first), rounded_product(centre, ratio));
+  const float position = rounded_sum(shifted, -0.5f);
   return clamped_sample(position, 0, size - 1);
 }
 
 INSTSEG_HOST_DEVICE float interpolate(float a, float b, float fraction) {
-#ifdef __CUDA_ARCH__
-  return __fadd_rn(a, __fmul_rn(fraction, __fadd_rn(b, -a)));
-#else
-  return a + fraction * (b - a);
-#endif
+  return rounded_sum(a, rounded_product(fraction, rounded_sum(b, -a)));
 }
 
 // Does the value between `a` and `b` reach the threshold?  Monotone in `fraction` but for NaN.
@@ -130,49 +117,6 @@ INSTSEG_HOST_DEVICE bool overlaps(float width, float height, float a, float b, f
 #else
   return inter / ((a + b) - inter) > threshold;
 #endif
-}
-
-inline void check_boxes(const char* op, const at::Tensor& boxes) {
-  TORCH_CHECK_TYPE(boxes.scalar_type() == at::kFloat, op, ": boxes is ", boxes.scalar_type(),
-                   "; expected float32");
-  TORCH_CHECK_VALUE(boxes.dim() == 2 && boxes.size(1) == 4, op, ": boxes has shape ", boxes.sizes(),
-                    "; expected (R, 4)");
-}
-
-inline void check_nms_per_class(const at::Tensor& boxes, const at::Tensor& scores, int64_t max_kept) {
-  const char* op = "nms_per_class";
-  check_boxes(op, boxes);
-  TORCH_CHECK_TYPE(scores.scalar_type() == at::kFloat, op, ": scores is ", scores.scalar_type(),
-                   "; expected float32");
-  TORCH_CHECK_VALUE(scores.dim() == 2 && scores.size(1) == boxes.size(0), op, ": scores has shape ",
-                    scores.sizes(), "; expected (classes, ", boxes.size(0), ")");
-  TORCH_CHECK_VALUE(max_kept >= 0, op, ": max_kept is ", max_kept, "; expected at least 0");
-  check_same_device(op, "boxes", boxes, "scores", scores);
-}
-
-inline void check_average_masks(const at::Tensor& boxes, const at::Tensor& masks, const at::Tensor& weights,
-                                double threshold, int64_t height, int64_t width) {
-  const char* op = "average_masks";
-  constexpr int64_t most = 1 << 24;  // pixels that float32 tells apart
-  check_boxes(op, boxes);
-  TORCH_CHECK_TYPE(masks.scalar_type() == at::kFloat, op, ": masks is ", masks.scalar_type(),
-                   "; expected float32");
-  TORCH_CHECK_VALUE(masks.dim() == 3 && masks.size(0) == boxes.size(0) && masks.size(1) == masks.size(2) &&
-                        masks.size(1) > 0 && masks.size(1) <= 4096,
-                    op, ": masks has shape ", masks.sizes(), "; expected (", boxes.size(0),
-                    ", P, P) with P from 1 to 4096");
-  TORCH_CHECK_TYPE(weights.scalar_type() == at::kFloat, op, ": weights is ", weights.scalar_type(),
-                   "; expected float32");
-  TORCH_CHECK_VALUE(weights.dim() == 2 && weights.size(1) == boxes.size(0), op, ": weights has shape ",
-                    weights.sizes(), "; expected (N, ", boxes.size(0), ")");
-  TORCH_CHECK_VALUE(boxes.size(0) <= (1 << 22), op, ": boxes holds ", boxes.size(0),
-                    " rows; sums of votes are exact up to ", 1 << 22);
-  TORCH_CHECK_VALUE(threshold > 0 && threshold <= 1, op, ": mask_threshold is ", threshold,
-                    "; expected more than 0 and at most 1");
-  TORCH_CHECK_VALUE(height > 0 && width > 0 && height <= most && width <= most, op, ": the image is ", height,
-                    " x ", width, "; expected 1 to ", most, " pixels a side");
-  check_same_device(op, "boxes", boxes, "masks", masks);
-  check_same_device(op, "boxes", boxes, "weights", weights);
 }
 
 }  // namespace instseg

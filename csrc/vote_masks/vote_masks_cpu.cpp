@@ -1,8 +1,8 @@
 // FCIS's mask voting on the CPU.
 //
-// A binary mask is kept as the runs of its rows.  Adding it to the average of a detection then means
-// two additions per run, +votes at its start and -votes behind its end, and one running sum per row
-// at last: the work goes with the outlines of the voters, not with their areas.
+// A binary mask is kept as the runs of its rows.  Adding it to the average of a detection then
+// means two additions per run, +votes at its start and -votes behind its end, and one running sum
+// per row at last: the work goes with the outlines of the voters, not with their areas.
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -13,7 +13,8 @@
 #include <numeric>
 #include <vector>
 
-#include "vote_masks.h"
+#include "vote_masks/arguments.h"
+#include "vote_masks/vote_masks.h"
 
 namespace instseg {
 namespace {
@@ -36,9 +37,10 @@ struct Candidates {
 };
 
 INSTSEG_SIMD void suppress_after(int64_t kept, int64_t count, const float* x1, const float* y1,
-                                 const float* x2, const float* y2, const float* area, float threshold,
-                                 uint8_t* suppressed) {
-  const float left = x1[kept], top = y1[kept], right = x2[kept], bottom = y2[kept], own = area[kept];
+                                 const float* x2, const float* y2, const float* area,
+                                 float threshold, uint8_t* suppressed) {
+  const float left = x1[kept], top = y1[kept], right = x2[kept], bottom = y2[kept],
+              own = area[kept];
   for (int64_t i = kept + 1; i < count; ++i) {
     const float width = std::min(right, x2[i]) - std::max(left, x1[i]) + 1.0f;
     const float height = std::min(bottom, y2[i]) - std::max(top, y1[i]) + 1.0f;
@@ -51,7 +53,8 @@ void nms_of_class(const float* boxes, const float* scores, int64_t count, float 
   std::vector<int64_t> order;
   for (int64_t r = 0; r < count; ++r)
     if (scores[r] >= score_threshold && pixel_box(boxes + 4 * r).valid) order.push_back(r);
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return scores[a] > scores[b]; });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int64_t a, int64_t b) { return scores[a] > scores[b]; });
   Candidates c(boxes, order);
   const int64_t candidates = static_cast<int64_t>(order.size());
   for (int64_t i = 0, kept = 0; i < candidates && kept < max_kept; ++i) {
@@ -63,8 +66,8 @@ void nms_of_class(const float* boxes, const float* scores, int64_t count, float 
   }
 }
 
-at::Tensor nms_per_class_cpu(const at::Tensor& boxes, const at::Tensor& scores, double iou_threshold,
-                             double score_threshold, int64_t max_kept) {
+at::Tensor nms_per_class_cpu(const at::Tensor& boxes, const at::Tensor& scores,
+                             double iou_threshold, double score_threshold, int64_t max_kept) {
   check_nms_per_class(boxes, scores, max_kept);
   const auto corners = boxes.contiguous(), probabilities = scores.contiguous();
   auto keep = at::zeros(scores.sizes(), scores.options().dtype(at::kBool));
@@ -88,7 +91,8 @@ struct Runs {
   std::vector<int64_t> edges;
 };
 
-// First pixel in begin..end-1 where the mask row is no longer as at `begin`; it changes once at most.
+// First pixel in begin..end-1 where the mask row is no longer as at `begin`; it changes once at
+// most.
 int64_t crossing(const std::vector<Sample>& samples, int64_t begin, int64_t end, float a, float b,
                  float threshold) {
   const bool first = reaches(a, b, samples[begin].fraction, threshold);
@@ -132,10 +136,12 @@ Runs render(const float* corners, const float* mask, int64_t size, float thresho
   if (left > right || top > bottom) return runs;
   runs.box = {left, top, right, bottom, true};
   std::vector<Sample> samples;
-  std::vector<int64_t> segments;  // first pixels of the stretches between two mask samples, and the end
+  std::vector<int64_t>
+      segments;  // first pixels of the stretches between two mask samples, and the end
   for (int64_t x = left; x <= right; ++x) {
     samples.push_back(mask_sample(x - box.x1, box.x2 - box.x1 + 1, size));
-    if (x == left || samples.back().low != samples[samples.size() - 2].low) segments.push_back(x - left);
+    if (x == left || samples.back().low != samples[samples.size() - 2].low)
+      segments.push_back(x - left);
   }
   segments.push_back(right - left + 1);
   std::vector<float> values(size);
@@ -210,48 +216,54 @@ class Votes {
   std::vector<int64_t> sums_;
 };
 
-void resample(const Votes& votes, const PixelBox& tight, int64_t size, int64_t height, int64_t width,
-              bool from_image, float* out) {
-  const int64_t last_y = from_image ? height - 1 : tight.y2, last_x = from_image ? width - 1 : tight.x2;
+void resample(const Votes& votes, const PixelBox& tight, int64_t size, int64_t height,
+              int64_t width, bool from_image, float* out) {
+  const int64_t last_y = from_image ? height - 1 : tight.y2,
+                last_x = from_image ? width - 1 : tight.x2;
   for (int64_t i = 0; i < size; ++i) {
     const Sample y = image_sample(i, size, tight.y1, tight.y2, height, from_image);
     for (int64_t j = 0; j < size; ++j) {
       const Sample x = image_sample(j, size, tight.x1, tight.x2, width, from_image);
       const int64_t below = std::min(y.low + 1, last_y), right = std::min(x.low + 1, last_x);
-      out[i * size + j] =
-          bilinear(votes.average(y.low, x.low), votes.average(y.low, right), votes.average(below, x.low),
-                   votes.average(below, right), y.fraction, x.fraction);
+      out[i * size + j] = bilinear(votes.average(y.low, x.low), votes.average(y.low, right),
+                                   votes.average(below, x.low), votes.average(below, right),
+                                   y.fraction, x.fraction);
     }
   }
 }
 
-std::vector<Runs> render_voters(const float* boxes, const float* masks, const float* weights, int64_t rois,
-                                int64_t count, int64_t size, float threshold, int64_t height,
-                                int64_t width) {
+std::vector<Runs> render_voters(const float* boxes, const float* masks, const float* weights,
+                                int64_t rois, int64_t count, int64_t size, float threshold,
+                                int64_t height, int64_t width) {
   std::vector<uint8_t> votes(rois, 0);
   for (int64_t n = 0; n < count; ++n)
-    for (int64_t r = 0; r < rois; ++r) votes[r] |= static_cast<uint8_t>(vote_of(weights[n * rois + r]) != 0);
+    for (int64_t r = 0; r < rois; ++r)
+      votes[r] |= static_cast<uint8_t>(vote_of(weights[n * rois + r]) != 0);
   std::vector<Runs> runs(rois);
   at::parallel_for(0, rois, 4, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r)
-      if (votes[r]) runs[r] = render(boxes + 4 * r, masks + r * size * size, size, threshold, height, width);
+      if (votes[r])
+        runs[r] = render(boxes + 4 * r, masks + r * size * size, size, threshold, height, width);
   });
   return runs;
 }
 
-std::tuple<at::Tensor, at::Tensor> average_masks_cpu(const at::Tensor& boxes, const at::Tensor& masks,
-                                                     const at::Tensor& weights, double mask_threshold,
-                                                     int64_t height, int64_t width, bool from_image) {
+std::tuple<at::Tensor, at::Tensor> average_masks_cpu(const at::Tensor& boxes,
+                                                     const at::Tensor& masks,
+                                                     const at::Tensor& weights,
+                                                     double mask_threshold, int64_t height,
+                                                     int64_t width, bool from_image) {
   check_average_masks(boxes, masks, weights, mask_threshold, height, width);
-  const auto corners = boxes.contiguous(), values = masks.contiguous(), shares = weights.contiguous();
+  const auto corners = boxes.contiguous(), values = masks.contiguous(),
+             shares = weights.contiguous();
   const int64_t count = weights.size(0), rois = boxes.size(0), size = masks.size(1);
   auto out_boxes = at::empty({count, 4}, corners.options());
   auto out_masks = at::empty({count, size, size}, values.options());
   if (count == 0) return {out_boxes, out_masks};
   const float threshold = static_cast<float>(mask_threshold);
   const float* weight_data = shares.const_data_ptr<float>();
-  const auto runs = render_voters(corners.const_data_ptr<float>(), values.const_data_ptr<float>(), weight_data,
-                                  rois, count, size, threshold, height, width);
+  const auto runs = render_voters(corners.const_data_ptr<float>(), values.const_data_ptr<float>(),
+                                  weight_data, rois, count, size, threshold, height, width);
   const int64_t enough = votes_for(threshold);
   float* box_data = out_boxes.mutable_data_ptr<float>();
   float* mask_data = out_masks.mutable_data_ptr<float>();

@@ -1,36 +1,30 @@
 // FCIS's mask voting on a GPU.
 //
-// No mask is rendered to memory: whether a RoI covers a pixel is computed where it is asked.  Votes are
-// whole numbers, so that the order in which threads find the voters does not matter.
+// No mask is rendered to memory: whether a RoI covers a pixel is computed where it is asked.  Votes
+// are whole numbers, so that the order in which threads find the voters does not matter.
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/sort.h>
 #include <ATen/ops/zeros.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <climits>
 
-#include "vote_masks.h"
+#include "cuda_common.cuh"
+#include "vote_masks/arguments.h"
+#include "vote_masks/vote_masks.h"
 
 namespace instseg {
 namespace {
 
-constexpr int kThreads = 256;
 constexpr int kTileWidth = 32, kTileHeight = kThreads / kTileWidth;
 
-inline unsigned blocks_for(int64_t count) {
-  return static_cast<unsigned>(std::max<int64_t>(1, std::min<int64_t>(count, 1 << 20)));
-}
-
 // One block per class walks down the sorted scores; its threads share out the boxes below.
-__global__ void nms_kernel(const float* boxes, const float* scores, const int64_t* order, int64_t classes,
-                           int64_t count, float threshold, double score_threshold, int64_t max_kept,
-                           bool* suppressed, bool* keep) {
+__global__ void nms_kernel(const float* boxes, const float* scores, const int64_t* order,
+                           int64_t classes, int64_t count, float threshold, double score_threshold,
+                           int64_t max_kept, bool* suppressed, bool* keep) {
   for (int64_t c = blockIdx.x; c < classes; c += gridDim.x) {
     const int64_t* ranks = order + c * count;
     bool* out = suppressed + c * count;
@@ -47,7 +41,8 @@ __global__ void nms_kernel(const float* boxes, const float* scores, const int64_
         const float* other = boxes + 4 * ranks[j];
         const float width = fminf(box[2], other[2]) - fmaxf(box[0], other[0]) + 1.0f;
         const float height = fminf(box[3], other[3]) - fmaxf(box[1], other[1]) + 1.0f;
-        if (overlaps(width, height, area, inclusive_area(other[0], other[1], other[2], other[3]), threshold))
+        if (overlaps(width, height, area, inclusive_area(other[0], other[1], other[2], other[3]),
+                     threshold))
           out[j] = true;
       }
       __syncthreads();
@@ -56,19 +51,21 @@ __global__ void nms_kernel(const float* boxes, const float* scores, const int64_
   }
 }
 
-at::Tensor nms_per_class_cuda(const at::Tensor& boxes, const at::Tensor& scores, double iou_threshold,
-                              double score_threshold, int64_t max_kept) {
+at::Tensor nms_per_class_cuda(const at::Tensor& boxes, const at::Tensor& scores,
+                              double iou_threshold, double score_threshold, int64_t max_kept) {
   check_nms_per_class(boxes, scores, max_kept);
   const c10::cuda::CUDAGuard guard(boxes.device());
   auto keep = at::zeros(scores.sizes(), scores.options().dtype(at::kBool));
   if (keep.numel() == 0) return keep;
   const auto corners = boxes.contiguous();
-  const auto [sorted, order] = at::sort(scores.contiguous(), /*stable=*/true, /*dim=*/1, /*descending=*/true);
+  const auto [sorted, order] =
+      at::sort(scores.contiguous(), /*stable=*/true, /*dim=*/1, /*descending=*/true);
   const auto values = sorted.contiguous(), ranks = order.contiguous();
   auto suppressed = at::zeros(scores.sizes(), keep.options());
-  nms_kernel<<<blocks_for(scores.size(0)), kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
-      corners.const_data_ptr<float>(), values.const_data_ptr<float>(), ranks.const_data_ptr<int64_t>(),
-      scores.size(0), scores.size(1), static_cast<float>(iou_threshold), score_threshold, max_kept,
+  nms_kernel<<<blocks_for_tasks(scores.size(0)), kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
+      corners.const_data_ptr<float>(), values.const_data_ptr<float>(),
+      ranks.const_data_ptr<int64_t>(), scores.size(0), scores.size(1),
+      static_cast<float>(iou_threshold), score_threshold, max_kept,
       suppressed.mutable_data_ptr<bool>(), keep.mutable_data_ptr<bool>());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return keep;
@@ -110,14 +107,15 @@ __global__ void tight_kernel(Scene s, int64_t enough, int64_t tiles_x, int64_t t
       const int64_t r = first + threadIdx.x;
       if (r < s.rois && vote_of(s.weights[n * s.rois + r]) != 0) {
         const PixelBox box = pixel_box(s.boxes + 4 * r);
-        if (box.valid && box.x1 < left + kTileWidth && box.x2 >= left && box.y1 < top + kTileHeight &&
-            box.y2 >= top)
+        if (box.valid && box.x1 < left + kTileWidth && box.x2 >= left &&
+            box.y1 < top + kTileHeight && box.y2 >= top)
           voters[atomicAdd(&num_voters, 1)] = threadIdx.x;
       }
       __syncthreads();
       for (int v = 0; v < num_voters; ++v) {
         const int64_t roi = first + voters[v];
-        if (covers(s, roi, pixel_box(s.boxes + 4 * roi), y, x)) votes += vote_of(s.weights[n * s.rois + roi]);
+        if (covers(s, roi, pixel_box(s.boxes + 4 * roi), y, x))
+          votes += vote_of(s.weights[n * s.rois + roi]);
       }
       __syncthreads();
     }
@@ -140,11 +138,11 @@ __global__ void tight_kernel(Scene s, int64_t enough, int64_t tiles_x, int64_t t
 __global__ void resample_kernel(Scene s, const int* lowest, const int* highest, float* out_boxes,
                                 float* out_masks) {
   const int64_t area = s.size * s.size;
-  for (int64_t v = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; v < s.count * area;
-       v += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+  for (int64_t v = first_item(); v < s.count * area; v += item_step()) {
     const int64_t n = v / area, i = v % area / s.size, j = v % s.size;
     const bool found = highest[2 * n] >= 0;
-    const int64_t x1 = found ? lowest[2 * n] : s.width / 2, y1 = found ? lowest[2 * n + 1] : s.height / 2;
+    const int64_t x1 = found ? lowest[2 * n] : s.width / 2,
+                  y1 = found ? lowest[2 * n + 1] : s.height / 2;
     const int64_t x2 = found ? highest[2 * n] : x1, y2 = found ? highest[2 * n + 1] : y1;
     if (v % area == 0) {
       const int64_t corners[] = {x1, y1, x2, y2};
@@ -159,7 +157,8 @@ __global__ void resample_kernel(Scene s, const int* lowest, const int* highest, 
       const int64_t vote = vote_of(s.weights[n * s.rois + r]);
       if (vote == 0) continue;
       const PixelBox box = pixel_box(s.boxes + 4 * r);
-      if (!box.valid || box.x1 > right || box.x2 < x.low || box.y1 > below || box.y2 < y.low) continue;
+      if (!box.valid || box.x1 > right || box.x2 < x.low || box.y1 > below || box.y2 < y.low)
+        continue;
       if (covers(s, r, box, y.low, x.low)) votes[0] += vote;
       if (covers(s, r, box, y.low, right)) votes[1] += vote;
       if (covers(s, r, box, below, x.low)) votes[2] += vote;
@@ -170,9 +169,11 @@ __global__ void resample_kernel(Scene s, const int* lowest, const int* highest, 
   }
 }
 
-std::tuple<at::Tensor, at::Tensor> average_masks_cuda(const at::Tensor& boxes, const at::Tensor& masks,
-                                                      const at::Tensor& weights, double mask_threshold,
-                                                      int64_t height, int64_t width, bool from_image) {
+std::tuple<at::Tensor, at::Tensor> average_masks_cuda(const at::Tensor& boxes,
+                                                      const at::Tensor& masks,
+                                                      const at::Tensor& weights,
+                                                      double mask_threshold, int64_t height,
+                                                      int64_t width, bool from_image) {
   check_average_masks(boxes, masks, weights, mask_threshold, height, width);
   const c10::cuda::CUDAGuard guard(boxes.device());
   const int64_t count = weights.size(0), size = masks.size(1);
@@ -180,23 +181,31 @@ std::tuple<at::Tensor, at::Tensor> average_masks_cuda(const at::Tensor& boxes, c
   auto out_boxes = at::empty({count, 4}, boxes.options().memory_format(contiguous));
   auto out_masks = at::empty({count, size, size}, masks.options().memory_format(contiguous));
   if (count == 0) return {out_boxes, out_masks};
-  const auto corners = boxes.contiguous(), values = masks.contiguous(), shares = weights.contiguous();
+  const auto corners = boxes.contiguous(), values = masks.contiguous(),
+             shares = weights.contiguous();
   const float threshold = static_cast<float>(mask_threshold);
-  const Scene scene{corners.const_data_ptr<float>(), values.const_data_ptr<float>(),
-                    shares.const_data_ptr<float>(), boxes.size(0), count, size, height, width, threshold,
+  const Scene scene{corners.const_data_ptr<float>(),
+                    values.const_data_ptr<float>(),
+                    shares.const_data_ptr<float>(),
+                    boxes.size(0),
+                    count,
+                    size,
+                    height,
+                    width,
+                    threshold,
                     from_image};
   auto lowest = at::full({count, 2}, INT_MAX, boxes.options().dtype(at::kInt));
   auto highest = at::full({count, 2}, -1, boxes.options().dtype(at::kInt));
   const int64_t tiles_x = (width + kTileWidth - 1) / kTileWidth;
   const int64_t tiles = tiles_x * ((height + kTileHeight - 1) / kTileHeight);
   const auto stream = c10::cuda::getCurrentCUDAStream();
-  tight_kernel<<<blocks_for(count * tiles), kThreads, 0, stream>>>(
+  tight_kernel<<<blocks_for_tasks(count * tiles), kThreads, 0, stream>>>(
       scene, votes_for(threshold), tiles_x, tiles, lowest.mutable_data_ptr<int>(),
       highest.mutable_data_ptr<int>());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
-  resample_kernel<<<blocks_for((out_masks.numel() + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
-      scene, lowest.const_data_ptr<int>(), highest.const_data_ptr<int>(), out_boxes.mutable_data_ptr<float>(),
-      out_masks.mutable_data_ptr<float>());
+  resample_kernel<<<blocks_for(out_masks.numel()), kThreads, 0, stream>>>(
+      scene, lowest.const_data_ptr<int>(), highest.const_data_ptr<int>(),
+      out_boxes.mutable_data_ptr<float>(), out_masks.mutable_data_ptr<float>());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return {out_boxes, out_masks};
 }

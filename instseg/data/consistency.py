@@ -288,8 +288,8 @@ def _corners(box: list[float]) -> Corners:
 def _tight_box(instance: Instance) -> Corners | None:
     mask = instance.mask
     if isinstance(mask, dict):
-        box = rle_box(to_rle(mask, instance.height, instance.width))
-        return _corners(box) if box[2] and box[3] else None
+        around = rle_box(to_rle(mask, instance.height, instance.width))
+        return _corners(around) if around[2] and around[3] else None
     box = box_of(mask, instance.height, instance.width) if mask else None
     return None if box is None else _corners(box)
 

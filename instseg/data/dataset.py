@@ -297,7 +297,8 @@ def _copy(record: Record) -> Record:
 def _copy_annotation(annotation: dict[str, Any]) -> dict[str, Any]:
     """Detectron2 writes into RLEs and keypoints."""
     copy = dict(annotation)
-    for key, kind in (("segmentation", dict), ("keypoints", list)):
-        if isinstance(copy.get(key), kind):
-            copy[key] = kind(copy[key])
+    if isinstance(copy.get("segmentation"), dict):
+        copy["segmentation"] = dict(copy["segmentation"])
+    if "keypoints" in copy:
+        copy["keypoints"] = list(copy["keypoints"])
     return copy

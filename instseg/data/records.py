@@ -8,7 +8,7 @@ import functools
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from detectron2.data import MetadataCatalog
@@ -127,7 +127,7 @@ class CheckedRecords:
             logger.warning("data set %s: %s (said once)", self.name, line)
 
 
-def image_id_problems(records: list[Record]) -> Iterator[Finding]:
+def image_id_problems(records: Sequence[Record]) -> Iterator[Finding]:
     """What keeps an evaluation from telling images apart; training does not look at their ids."""
     known: dict[Any, str] = {}
     kinds: set[type] = set()
@@ -151,7 +151,7 @@ def image_id_problems(records: list[Record]) -> Iterator[Finding]:
         yield Finding(Kind.SHARED_ID, None, message)
 
 
-def check_image_ids(name: str, records: list[Record]) -> None:
+def check_image_ids(name: str, records: Sequence[Record]) -> None:
     """Refuse records whose images an evaluation cannot tell apart.
 
     Raises:

@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from pycocotools.coco import COCO
 import instseg
 from instseg.data.build import parse_coco_name, register_coco, register_dataset
 from instseg.data.dataset import DataSet, load
+from instseg.data.loaders import build_train_loader
 from instseg.errors import DatasetError
 from instseg.training.trainer import Trainer
 from tests.support.coco_data import changed, content, write_set
@@ -59,6 +61,17 @@ def test_a_set_is_read_once_while_it_is_held(tmp_path: Path, opened: list[str]) 
     gc.collect()
     read(name)
     assert opened.count(file) == 2
+
+
+def test_a_training_set_is_not_kept_beside_the_copy_of_its_loader(tmp_path: Path) -> None:
+    name = write_set(tmp_path, content())
+    words = ["DATASETS.TRAIN", (name,), "INPUT.MASK_FORMAT", "bitmask", "DATALOADER.NUM_WORKERS", 0]
+    cfg = instseg.load_cfg("mask_rcnn/mask_rcnn_shapes.yaml", words)
+    dataset = read(name)
+    loader, held = build_train_loader(cfg, [dataset]), weakref.ref(dataset)
+    del dataset
+    gc.collect()
+    assert held() is None and next(iter(loader))
 
 
 def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:

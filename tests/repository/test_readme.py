@@ -1,17 +1,16 @@
 """The README's commands run as they stand there, in a folder of their own and cut short."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
 
 from instseg.data.synthetic import shapes
 from tests.conftest import ROOT
+from tests.support import programs
 from tests.support.video_common import pictures, write_clip
 
 # Appended to training commands so that they take seconds.
@@ -50,33 +49,26 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(command: str, folder: Path) -> str:
+def run(command: str, folder: Path) -> None:
     words = shlex.split(command)
     if words[:2] == ["python", "train_net.py"]:
         tiny = folder / "tiny"
         extra = TINY.format(json=tiny / "shapes_val.json", folder=tiny / "shapes_val") + SHORT
-        words += shlex.split(extra)
-    if words[:2] == ["instseg", "benchmark"]:
-        words += ["--repeats", "1"]
-    if words[:3] == ["instseg", "benchmark", "models"]:
-        words += ["--input", "photo.png"]
-    if words[:3] == ["instseg", "benchmark", "ops"]:
-        words += ["--op", "instance_assembling"]  # some peers take minutes
-    programs = {"python": [sys.executable], "instseg": [sys.executable, "-m", "instseg.cli"]}
-    result = subprocess.run(
-        [*programs[words[0]], *words[1:]],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": ""},
-        timeout=280,
-    )
-    assert result.returncode == 0, f"{command}\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
-    return result.stdout
+        done = programs.train_net(*words[2:], *shlex.split(extra))
+    else:
+        more = {"benchmark": ["--repeats", "1"]}.get(words[1], [])
+        more += {
+            ("benchmark", "models"): ["--input", "photo.png"],
+            ("benchmark", "ops"): ["--op", "instance_assembling"],  # some peers take minutes
+        }.get((words[1], words[2]), [])
+        done = programs.instseg(*words[1:], *more)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
 
-@pytest.mark.timeout(900)  # a dozen processes, each of which loads torch
-def test_the_commands_of_the_readme_run_in_order(checkout: Path) -> None:
+def test_the_commands_of_the_readme_run_in_order(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(checkout)
     lines = [line for line in commands() if not line.startswith(SKIPPED)]
     assert len(lines) >= 5
     # The demo's checkpoint, which prediction uses, comes from the first training command here.
@@ -88,15 +80,13 @@ def test_the_commands_of_the_readme_run_in_order(checkout: Path) -> None:
     assert (checkout / "output/video/clip.mp4").is_file()
 
 
-def test_the_three_lines_of_prediction_run(checkout: Path) -> None:
+def test_the_three_lines_of_prediction_run(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = blocks("python")
     assert len(code.splitlines()) == 3
-    code = code.replace(', "output/demo/model_final.pth"', "")
-    script = f"{code}\nprint(masks.shape[1:])"
-    result = subprocess.run(
-        [sys.executable, "-c", script], cwd=checkout, capture_output=True, text=True, timeout=120
-    )
-    assert "torch.Size([128, 128])" in result.stdout, result.stderr
+    monkeypatch.chdir(checkout)
+    names: dict[str, Any] = {}
+    exec(code.replace(', "output/demo/model_final.pth"', ""), names)
+    assert names["masks"].shape[1:] == (128, 128)
 
 
 def test_every_make_target_of_the_readme_exists() -> None:

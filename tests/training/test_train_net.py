@@ -22,6 +22,8 @@ from instseg.errors import ConfigError, DatasetError, OutputError
 from instseg.training import launch
 from instseg.training.trainer import Trainer
 from tests.conftest import ROOT
+from tests.support import programs
+from tests.support.programs import Done
 
 CONFIG = "configs/mask_rcnn/mask_rcnn_shapes.yaml"
 QUICK = [
@@ -56,15 +58,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [*QUICK, "DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)"]
 
 
-def train_net(*words: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        *launcher,
-        str(ROOT / "train_net.py"),
-        "--config-file",
-        CONFIG,
-        *words,
-    ]
+def train_net(*words: str) -> Done:
+    return programs.train_net("--config-file", str(ROOT / CONFIG), *words)
+
+
+def processes(*words: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """Where another process is the point."""
+    script = [*launcher, str(ROOT / "train_net.py"), "--config-file", CONFIG]
+    command = [sys.executable, *script, *words]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=280)
 
 
@@ -194,10 +195,10 @@ def test_two_processes_evaluate_and_resume_as_one_does(tiny: list[str], tmp_path
         *("SOLVER.ACCUMULATE_BATCHES", "2", "TEST.METRICS", "('coco', 'contest')"),
         *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "OUTPUT_DIR", str(tmp_path)),
     ]
-    result = train_net(*tiny, *extras, launcher=torchrun)
+    result = processes(*tiny, *extras, launcher=torchrun)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "best" / "model_best.pth").is_file()
-    result = train_net("--resume", *tiny, *extras, "SOLVER.MAX_ITER", "3", launcher=torchrun)
+    result = processes("--resume", *tiny, *extras, "SOLVER.MAX_ITER", "3", launcher=torchrun)
     assert result.returncode == 0, result.stderr
     assert read_weights(str(tmp_path / "model_final.pth"))["iteration"] == 2
     measured = re.findall(r"copypaste: ([\d.,nan-]+)$", result.stdout, flags=re.MULTILINE)[-3:]
@@ -246,7 +247,7 @@ def test_a_damaged_image_ends_a_training_with_one_line(tmp_path: Path) -> None:
     for file in (tmp_path / "shapes_val").iterdir():
         file.write_bytes(file.read_bytes()[:-900])
     words = ["DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", "()", "OUTPUT_DIR", str(tmp_path)]
-    result = train_net(*QUICK, *words, "DATALOADER.NUM_WORKERS", "1")
+    result = processes(*QUICK, *words, "DATALOADER.NUM_WORKERS", "1")
     assert result.returncode == 2, result.stderr
     errors = [line for line in result.stderr.splitlines() if "shapes_val" in line]
     assert len(errors) == 1

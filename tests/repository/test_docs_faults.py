@@ -16,7 +16,9 @@ HEADER = re.compile(r"\| # \| (input|fault) \| what happens \| tests \| message 
 # Prose begins with a capital or with a name in code.
 PROSE = re.compile(r"#+ [A-Z]|[A-Z`]")
 NUMBER = re.compile(r"–|\d+(, \d+)*")
-TEST = re.compile(r"`(?P<file>[\w/]*test_\w+\.py)(::(?P<name>test_\w+))?`|`make (?P<target>\w+)`")
+TEST = re.compile(
+    r"`(?P<file>[\w/]*test(_\w+|ing)\.py)(::(?P<name>(test|check)_\w+))?`|`make (?P<target>\w+)`"
+)
 MESSAGE = re.compile(r"–|`[^`]+`(; `[^`]+`)*")
 
 
@@ -43,8 +45,8 @@ def defined_in(path: Path) -> set[str]:
 
 
 def missing(file: str, name: str | None) -> bool:
-    """Whether not exactly one file below ``tests`` has this path, or it has no such test."""
-    paths = list((ROOT / "tests").rglob(file))
+    """Whether not exactly one file of tests or of ``instseg.testing`` has this path and test."""
+    paths = [*(ROOT / "tests").rglob(file), *(ROOT / "instseg").glob(file)]
     return len(paths) != 1 or (name is not None and name not in defined_in(paths[0]))
 
 

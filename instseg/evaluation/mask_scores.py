@@ -120,8 +120,8 @@ def score_iou_correlation(coco_eval: COCOeval, field: str = "score") -> float:
             continue
         detections = sorted(coco_eval._dts[key], key=lambda record: -record["score"])
         detections = detections[: coco_eval.params.maxDets[-1]]
-        boxes = [np.array([record["bbox"] for record in side]) for side in (detections, objects)]
-        box_ious = ious(*boxes)
+        boxes, true_boxes = ([record["bbox"] for record in side] for side in (detections, objects))
+        box_ious = ious(np.array(boxes), np.array(true_boxes))
         for record, own_boxes, own_masks in zip(detections, box_ious, mask_ious, strict=True):
             nearest = own_boxes.argmax()
             if own_boxes[nearest] >= 0.5:

@@ -231,8 +231,8 @@ def _near(
     proposals: Sequence[Mapping[str, Any]], objects: Sequence[Mapping[str, Any]], key: str
 ) -> list[int]:
     """Indices of the proposals that can match: COCOeval's loops take a second for a thousand."""
-    sides = [[item[key] for item in side] for side in (proposals, objects)]
-    overlaps = ious(*sides, [int(item.get("iscrowd", 0)) for item in objects])
+    proposed, true = ([item[key] for item in side] for side in (proposals, objects))
+    overlaps = ious(proposed, true, [int(item.get("iscrowd", 0)) for item in objects])
     near: list[int] = np.flatnonzero(overlaps.max(axis=1, initial=0) >= _LEAST_IOU).tolist()
     return near
 

@@ -21,7 +21,7 @@ from instseg.data.dataset import DataSet
 from instseg.data.readers.voc import EVALUATOR_TYPE
 from instseg.evaluation.matching import HIT, UNCOUNTED, mask_ranking, match
 from instseg.evaluation.registry import Metric, register
-from instseg.masks import encode, ious, to_rle
+from instseg.masks import RLE, encode, ious, to_rle
 
 logger = logging.getLogger(__name__)
 
@@ -162,9 +162,7 @@ def average_precision(outcomes: Outcomes, num_objects: int, interpolation: str) 
     return float(best[counted == HIT].sum() / num_objects)
 
 
-def _matched(
-    found: Instances, truth: Sequence[Mapping[str, Any]], ignored: npt.NDArray[np.bool_]
-) -> list[Detection]:
+def _matched(found: Instances, truth: list[RLE], ignored: npt.NDArray[np.bool_]) -> list[Detection]:
     """Outcomes of the detections of one class in one image."""
     scores, order = torch.sort(mask_ranking(found), descending=True, stable=True)
     masks = [encode(found.pred_masks[index]) for index in order.tolist()]

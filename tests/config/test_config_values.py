@@ -54,7 +54,7 @@ BAD = [
     ("SOLVER.ACCUMULATE_BATCHES", 0, "a whole number of at least 1"),
     ("TEST.DETECTIONS_PER_IMAGE", -3, "a whole number of at least 0"),
     ("TEST.KEYFRAME_INTERVAL", -1, "at least 1, 0 for auto"),
-    ("TEST.VOC_INTERPOLATION", "11", "11-point or all-point"),
+    ("TEST.VOC_INTERPOLATION", "12-point", "11-point or all-point"),
     ("TEST.AUG.MIN_SIZES", (), "one or more sides in pixels"),
     ("TEST.AUG.MIN_SIZES", (400, 0), "one or more sides in pixels"),
     ("TEST.AUG.MAX_SIZE", 0, "a whole number of at least 1"),

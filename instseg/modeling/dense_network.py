@@ -88,8 +88,8 @@ class DenseNetwork(nn.Module):
 
     def __init__(
         self,
-        backbone: Backbone,
         *,
+        backbone: Backbone,
         num_classes: int,
         channels: int,
         detail_channels: int,

@@ -234,7 +234,7 @@ def build_network(cfg: CfgNode) -> nn.Module:
     if node.NETWORK == "hourglass":
         return StackedRecurrentHourglass(*sizes, coordinates=node.COORDINATES)
     return BackboneNetwork(
-        build_backbone(cfg),
+        backbone=build_backbone(cfg),
         num_classes=node.NUM_CLASSES,
         embedding_dim=node.EMBEDDING_DIM,
         channels=node.CHANNELS,

@@ -1,8 +1,7 @@
 """What all networks give, and the one that puts a decoder on any of Detectron2's backbones."""
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
 from instseg.modeling import DenseNetwork
@@ -42,33 +41,13 @@ class BackboneNetwork(DenseNetwork):
 
     min_size = 1
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        *,
-        num_classes: int,
-        embedding_dim: int,
-        channels: int,
-        detail_channels: int,
-        norm: str,
-        in_channels: int,
-    ) -> None:
+    def __init__(self, *, embedding_dim: int, **settings: Any) -> None:
         """
         Args:
-            backbone, num_classes, channels, detail_channels, norm, in_channels: see
-                :class:`~instseg.modeling.DenseNetwork`.
             embedding_dim: D.
+            settings: the rest of :class:`~instseg.modeling.DenseNetwork`.
         """
-        super().__init__(
-            backbone,
-            num_classes=num_classes,
-            channels=channels,
-            detail_channels=detail_channels,
-            detail_stride=2,
-            reduced=False,
-            norm=norm,
-            in_channels=in_channels,
-        )
+        super().__init__(detail_stride=2, reduced=False, **settings)
         self.embedding = nn.Conv2d(self.semantic.in_channels, embedding_dim, 1)
 
     def forward(self, images: Tensor) -> Maps:

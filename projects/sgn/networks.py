@@ -1,7 +1,8 @@
 """The three networks (sections 2, 4 and 5)."""
 
+from typing import Any
+
 import torch
-from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
 from instseg.modeling import DenseNetwork, conv_relu
@@ -15,32 +16,13 @@ class BreakpointNet(DenseNetwork):
     backbone do not resolve.
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        *,
-        num_classes: int,
-        channels: int,
-        detail_channels: int,
-        norm: str,
-        head_lr_factor: float,
-    ) -> None:
+    def __init__(self, *, head_lr_factor: float, **settings: Any) -> None:
         """
         Args:
-            backbone, num_classes, channels, detail_channels, norm: see
-                :class:`~instseg.modeling.DenseNetwork`.
             head_lr_factor: on the learning rate of all but the backbone.
+            settings: the rest of :class:`~instseg.modeling.DenseNetwork`.
         """
-        super().__init__(
-            backbone,
-            num_classes=num_classes,
-            channels=channels,
-            detail_channels=detail_channels,
-            detail_stride=1,
-            reduced=True,
-            norm=norm,
-            in_channels=3,
-        )
+        super().__init__(detail_stride=1, reduced=True, in_channels=3, **settings)
         self.breakpoints = nn.Conv2d(self.semantic.in_channels, 2 * 4, 1)
         self.head_lr_factor = head_lr_factor
 

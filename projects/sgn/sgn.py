@@ -101,7 +101,7 @@ class SGN(DenseModel):
         check_colour(cfg, "SGN")
         return {
             "breakpoints": BreakpointNet(
-                build_backbone(cfg),
+                backbone=build_backbone(cfg),
                 num_classes=node.NUM_CLASSES,
                 channels=node.CHANNELS,
                 detail_channels=node.DETAIL_CHANNELS,

@@ -301,7 +301,7 @@ class OneLevel(Backbone):
 @pytest.mark.parametrize(("details", "stride"), [(0, 8), (4, 2)])
 def test_a_backbone_with_one_level_is_enough(details: int, stride: int) -> None:
     network = BackboneNetwork(
-        OneLevel(),
+        backbone=OneLevel(),
         num_classes=2,
         embedding_dim=5,
         channels=8,

@@ -65,6 +65,7 @@ def run(command: str, folder: Path) -> None:
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
 
+@pytest.mark.timeout(900)  # a minute on two idle cores
 def test_the_commands_of_the_readme_run_in_order(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

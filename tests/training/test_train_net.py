@@ -222,8 +222,8 @@ def test_two_processes_evaluate_and_resume_as_one_does(tiny: list[str], tmp_path
         (["DATASETS.TRAIN", "('shape_train',)"], "did you mean shapes_train"),
         (["MODEL.META_ARCHITECTURE", "GeneralisedRCNN"], "did you mean GeneralizedRCNN"),
         (
-            ["MODEL.ROI_HEADS.NUM_CLASSES", "80"],
-            "shapes_train has 3 classes, MODEL.ROI_HEADS.NUM_CLASSES is 80",
+            ["DATASETS.TRAIN", "('shapes_val',)", "MODEL.ROI_HEADS.NUM_CLASSES", "80"],
+            "shapes_val has 3 classes, MODEL.ROI_HEADS.NUM_CLASSES is 80",
         ),
     ],
 )
@@ -282,7 +282,8 @@ def test_an_output_folder_with_a_null_character_is_refused() -> None:
 def test_a_full_disk_is_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cfg = instseg.load_cfg(CONFIG, ["OUTPUT_DIR", str(tmp_path)])
+    words = ["OUTPUT_DIR", str(tmp_path), "DATASETS.TRAIN", ("shapes_val",)]
+    cfg = instseg.load_cfg(CONFIG, words)
     usage = shutil.disk_usage(tmp_path)._replace(free=2**20)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OutputError, match="has 1 MiB free, a checkpoint needs about"):

@@ -61,8 +61,9 @@ def check_values(cfg: CfgNode) -> None:
             else:
                 dependent.append((key, rule))
     for key, make in dependent:
-        if _value(cfg, key) is not None and (rule := make(cfg)) is not None:
-            _check(cfg, key, rule)
+        limit = make(cfg) if _value(cfg, key) is not None else None
+        if limit is not None:
+            _check(cfg, key, limit)
 
 
 def _check(cfg: CfgNode, key: str, rule: Rule) -> None:

@@ -57,6 +57,7 @@ def test_the_paper_of_the_recipe_keeps_the_contract(folder: Path) -> None:
     assert "left out" not in run(folder, "-c", code)
 
 
+@pytest.mark.timeout(900)  # three processes, each of which loads torch
 def test_the_paper_of_the_recipe_trains_goes_on_and_is_evaluated(folder: Path) -> None:
     shapes.export("shapes_val", folder / "tiny", limit=4)
     data = f"('coco:{folder}/tiny/shapes_val.json:{folder}/tiny/shapes_val',)"

@@ -9,6 +9,7 @@ that needs no registration; without ``:IMAGE_ROOT`` the pictures lie beside the 
 ``$DETECTRON2_DATASETS`` (default ``datasets``), as Detectron2's own names are.
 """
 
+import functools
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -258,23 +259,25 @@ def _register_shapes(name: str, size: int) -> None:
     if name in DatasetCatalog:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-
-    def read() -> Content:
-        if name in shapes_video.SPLITS:
-            return Content(shapes_video.load(name, size))
-        split, indices = shapes.SUBSETS.get(name, (name, None))
-        return Content(shapes.load(split, size, indices))
-
     classes = shapes.class_names(name)
     _register(
         name,
-        Source(name, read, (name, size)),
+        Source(name, lambda: _synthetic(name, size), (name, size)),
         thing_classes=classes,
         # As `instseg shapes export` writes them.
         thing_dataset_id_to_contiguous_id={number + 1: number for number in range(len(classes))},
         evaluator_type="coco",
         size=size,
     )
+
+
+@functools.lru_cache(maxsize=4)
+def _synthetic(name: str, size: int) -> Content:
+    """Kept, as these sets are small and take seconds to make."""
+    if name in shapes_video.SPLITS:
+        return Content(shapes_video.load(name, size))
+    split, indices = shapes.SUBSETS.get(name, (name, None))
+    return Content(shapes.load(split, size, indices))
 
 
 def _register_coco(name: str, json_file: str, image_root: str) -> None:

@@ -45,8 +45,9 @@ def file(tmp_path: Path) -> str:
 
 
 def test_a_record_gets_its_boxes_best_first(file: str) -> None:
-    first, second = data = records("b", 7)
-    data = with_proposals(data, file)
+    given = records("b", 7)
+    first, second = with_proposals(given, file)
+    assert given == records("b", 7)
     assert first["proposal_boxes"].shape == (0, 4)
     assert second["proposal_boxes"].tolist() == BOXES[::-1].tolist()
     assert second["proposal_objectness_logits"].tolist() == [2.0, -1.5]
@@ -54,8 +55,7 @@ def test_a_record_gets_its_boxes_best_first(file: str) -> None:
 
 
 def test_detectron2_reads_the_same(file: str) -> None:
-    ours, theirs = records(7, "b"), records(7, "b")
-    ours = with_proposals(ours, file)
+    ours, theirs = with_proposals(records(7, "b"), file), records(7, "b")
     load_proposals_into_dataset(theirs, file)
     for one, other in zip(ours, theirs, strict=True):
         assert one.keys() == other.keys()

@@ -1,4 +1,4 @@
-"""Everything that is wrong with data sets: annotations, pictures, and what two sets share."""
+"""Everything that is wrong with data sets: annotations, images, and what two sets share."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ from instseg.data.build import (
 from instseg.data.consistency import check_consistency, coco_instances, record_instances
 from instseg.data.dataset import check_name, load, reading
 from instseg.data.findings import Finding, Kind, Level, Report, first_ids
-from instseg.data.images import MAX_PIXELS, picture_size
+from instseg.data.images import MAX_PIXELS, image_size
 from instseg.data.readers.coco_check import check_coco
 from instseg.data.readers.coco_forms import to_standard
 from instseg.data.readers.json_files import file_of, read_json
@@ -31,7 +31,7 @@ from instseg.data.synthetic.files import is_elsewhere
 from instseg.errors import DatasetError, ImageError
 
 
-class _Picture(NamedTuple):
+class _Image(NamedTuple):
     id: Any
     file: str
     width: Any
@@ -50,7 +50,7 @@ class CheckedSet:
 
     name: str
     report: Report = field(default_factory=lambda: Report([]))
-    pictures: list[_Picture] = field(default_factory=list)
+    images: list[_Image] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
     annotations: int = 0
     counts: Counter[Any] = field(default_factory=Counter)
@@ -58,7 +58,7 @@ class CheckedSet:
     def table(self) -> str:
         """The findings, a line for each kind with the first ids, and the first of each in words."""
         title = (
-            f"{self.name}: pictures {len(self.pictures)}, annotations {self.annotations}, classes "
+            f"{self.name}: images {len(self.images)}, annotations {self.annotations}, classes "
             f"{len(self.classes)}"
         )
         ids = self.report.ids
@@ -93,9 +93,9 @@ def check_data(names: Sequence[str]) -> Iterator[CheckedSet]:
         except DatasetError as error:
             checked.report.add([Finding(Kind.FORMAT, None, str(error))])
         checked.report.add(_check_counts(checked, cfg.TEST.DETECTIONS_PER_IMAGE))
-        for picture in tqdm(checked.pictures, unit="picture", disable=None):
-            checked.report.add(_check_picture(picture))
-            checked.report.add(contents.findings(picture))
+        for image in tqdm(checked.images, unit="image", disable=None):
+            checked.report.add(_check_image(image))
+            checked.report.add(contents.findings(image))
         contents.add(checked)
         if checked.classes and first is not None:
             difference = class_difference(first, checked)
@@ -128,7 +128,7 @@ def _read_coco(checked: CheckedSet, content: Any, root: str) -> None:
             # A size that is refused already is not compared.
             known = type(width) is type(height) is int and 0 < width * height <= MAX_PIXELS
             size = (width, height) if known else (None, None)
-            checked.pictures.append(_Picture(image.get("id"), os.path.join(root, file), *size))
+            checked.images.append(_Image(image.get("id"), os.path.join(root, file), *size))
     annotations = _entries(content, "annotations")
     checked.annotations = len(annotations)
     if Kind.FORMAT in report.ids:
@@ -144,7 +144,7 @@ def _read_coco(checked: CheckedSet, content: Any, root: str) -> None:
         checked.counts[entry["image_id"]] += not entry.get("iscrowd", 0)
     if all(entry.get("iscrowd", 0) for entry in used):
         annotated = len({entry["image_id"] for entry in used})
-        message = nothing_to_train_on(annotated, len(checked.pictures))
+        message = nothing_to_train_on(annotated, len(checked.images))
         report.add([Finding(Kind.NO_OBJECT, None, message)])
 
 
@@ -170,7 +170,7 @@ def _add_records(checked: CheckedSet, records: Sequence[dict[str, Any]]) -> None
     checked.classes = list(MetadataCatalog.get(checked.name).get("thing_classes", []))
     for record in records:
         size = record.get("width"), record.get("height")
-        checked.pictures.append(_Picture(record.get("image_id"), record["file_name"], *size))
+        checked.images.append(_Image(record.get("image_id"), record["file_name"], *size))
         annotations = record.get("annotations", ())
         checked.annotations += len(annotations)
         single = sum(not entry.get("iscrowd", 0) for entry in annotations)
@@ -195,21 +195,21 @@ def _entries(content: Any, key: str) -> list[dict[str, Any]]:
     return [entry for entry in entries or () if isinstance(entry, dict)]
 
 
-def _check_picture(picture: _Picture) -> Iterator[Finding]:
-    key, file, *expected = picture
+def _check_image(image: _Image) -> Iterator[Finding]:
+    key, file, *expected = image
     if is_elsewhere(file):
         return
     if not os.path.isfile(file):
-        yield Finding(Kind.MISSING_PICTURE, key, f"image {key}: there is no file {file}")
+        yield Finding(Kind.MISSING_IMAGE, key, f"image {key}: there is no file {file}")
         return
     try:
-        width, height = picture_size(file)
+        width, height = image_size(file)
     except ImageError as error:
-        yield Finding(Kind.UNREADABLE_PICTURE, key, f"image {key}: {error}")
+        yield Finding(Kind.UNREADABLE_IMAGE, key, f"image {key}: {error}")
         return
     if expected != [None, None] and expected != [width, height]:
         message = f"image {key} ({file}) is {width} x {height} pixels, the data set says "
-        yield Finding(Kind.PICTURE_SIZE, key, f"{message}{expected[0]} x {expected[1]}")
+        yield Finding(Kind.IMAGE_SIZE, key, f"{message}{expected[0]} x {expected[1]}")
 
 
 class _Contents:
@@ -220,20 +220,20 @@ class _Contents:
         self._hashes: dict[str, bytes] = {}
 
     def add(self, checked: CheckedSet) -> None:
-        """Remember the pictures of a set."""
-        for picture in checked.pictures:
-            if os.path.isfile(picture.file):
-                size = os.path.getsize(picture.file)
-                self._files[size].append((checked.name, picture.file))
+        """Remember the images of a set."""
+        for image in checked.images:
+            if os.path.isfile(image.file):
+                size = os.path.getsize(image.file)
+                self._files[size].append((checked.name, image.file))
 
-    def findings(self, picture: _Picture) -> Iterator[Finding]:
-        """Whether a set before has this picture."""
-        if not os.path.isfile(picture.file):
+    def findings(self, image: _Image) -> Iterator[Finding]:
+        """Whether a set before has this image."""
+        if not os.path.isfile(image.file):
             return
-        for name, file in self._files.get(os.path.getsize(picture.file), ()):
-            if self._hash(file) == self._hash(picture.file):
-                message = f"image {picture.id} ({picture.file}) is {file} of {name}"
-                yield Finding(Kind.LEAKAGE, picture.id, message)
+        for name, file in self._files.get(os.path.getsize(image.file), ()):
+            if self._hash(file) == self._hash(image.file):
+                message = f"image {image.id} ({image.file}) is {file} of {name}"
+                yield Finding(Kind.LEAKAGE, image.id, message)
                 return
 
     def _hash(self, file: str) -> bytes:

@@ -30,7 +30,7 @@ class CheckpointError(InstsegError, ValueError):
 
 
 class ImageError(InstsegError, ValueError):
-    """A picture or video that cannot be read or has content no model can use."""
+    """An image or video that cannot be read or has content no model can use."""
 
 
 class OutputError(InstsegError, OSError):

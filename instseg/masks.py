@@ -218,7 +218,7 @@ def check_rle(mask: Any, height: int, width: int) -> list[int]:
         raise ValueError("no mask can be read from it; expected an RLE with counts and size")
     size = mask.get("size")
     if size != [height, width] or any(type(side) is not int for side in size):
-        raise ValueError(f"the mask is of {size}, its picture of {[height, width]} (height, width)")
+        raise ValueError(f"the mask is of {size}, its image of {[height, width]} (height, width)")
     if min(counts, default=-1) < 0 or sum(counts) != height * width:
         raise ValueError(f"the runs do not add up to {height} x {width} pixels")
     return counts

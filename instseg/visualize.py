@@ -1,4 +1,4 @@
-"""Drawing predictions on pictures and tiling pictures into figures."""
+"""Drawing predictions on images and tiling images into figures."""
 
 from collections.abc import Sequence
 
@@ -35,7 +35,7 @@ def draw_instances(
     boxes: bool = False,
     labels: bool = True,
 ) -> Pixels:
-    """Draw masks and labels such as "person 0.87" on a copy of a picture.
+    """Draw masks and labels such as "person 0.87" on a copy of an image.
 
     Neighbouring objects of one class get different colours, as colours follow the order of the
     instances.  With tracks, a label is such as "#3 person 0.87", and a track has one colour in all
@@ -95,19 +95,19 @@ def _labels(instances: Instances, class_names: Sequence[str] | None) -> list[str
 
 
 def gallery(images: Sequence[Pixels], columns: int) -> Pixels:
-    """Tile pictures row by row on white.
+    """Tile images row by row on white.
 
     Args:
-        images: (H, W, 3) uint8 pictures, possibly of different sizes; each is centred in a cell as
+        images: (H, W, 3) uint8 images, possibly of different sizes; each is centred in a cell as
             large as the largest height and the largest width, and never scaled.
-        columns: cells per row; fewer where there are fewer pictures.  One alone has no margin.
+        columns: cells per row; fewer where there are fewer images.  One alone has no margin.
     Returns:
         (H', W', 3) uint8.
     Raises:
-        ValueError: no pictures, or no columns.
+        ValueError: no images, or no columns.
     """
     if not len(images) or columns < 1:
-        raise ValueError(f"a gallery of {len(images)} pictures in {columns} columns is empty")
+        raise ValueError(f"a gallery of {len(images)} images in {columns} columns is empty")
     height = max(image.shape[0] for image in images)
     width = max(image.shape[1] for image in images)
     cells = [torch.from_numpy(_centred(image, height, width)) for image in images]

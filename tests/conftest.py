@@ -33,10 +33,10 @@ def _seed() -> None:
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """Folder with the real pictures (coco_mini, nuclei, photos); skips where there is none."""
+    """Folder with the real images (coco_mini, nuclei, photos); skips where there is none."""
     root = os.environ.get("DETECTRON2_DATASETS")
     if not root or not (Path(root) / "coco_mini").is_dir():
-        pytest.skip("needs real pictures: set DETECTRON2_DATASETS to a folder with coco_mini")
+        pytest.skip("needs real images: set DETECTRON2_DATASETS to a folder with coco_mini")
     return Path(root).resolve()
 
 
@@ -58,5 +58,5 @@ def close(actual: torch.Tensor, expected: Any, tolerance: float = 1e-5) -> None:
 
 @pytest.fixture(scope="session")
 def golden_weights() -> ModuleType:
-    """``fill`` and ``image``, the deterministic stand-ins for weights and pictures."""
+    """``fill`` and ``image``, the deterministic stand-ins for weights and images."""
     return load_module(GOLDEN / "weights.py")

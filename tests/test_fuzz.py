@@ -1,6 +1,6 @@
 """Files of every other kind with random and with damaged content: none but our errors escape.
 
-Pictures, weights, proposals and annotations have such tests beside their others.
+Images, weights, proposals and annotations have such tests beside their others.
 ``make fuzz`` runs all of them with ten thousand examples each.
 """
 
@@ -24,7 +24,7 @@ from instseg.checkpoint.keras_hdf5 import read_keras_hdf5
 from instseg.data.flow import decode_flow, encode_flow
 from instseg.data.videos import VideoFile
 from instseg.errors import CheckpointError, ConfigError, DatasetError, ImageError
-from tests.support.video_common import pictures, write_clip
+from tests.support.video_common import images, write_clip
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5),
@@ -110,7 +110,7 @@ def test_a_configuration_with_any_value_anywhere_is_loaded_or_refused(
 @pytest.fixture(scope="module")
 def clips(folder: Path) -> list[bytes]:
     names = ["a.mp4", "a.mkv", "a.avi", "a.ts"]
-    return [write_clip(folder / name, pictures(3, 16, 16)).read_bytes() for name in names]
+    return [write_clip(folder / name, images(3, 16, 16)).read_bytes() for name in names]
 
 
 @given(st.data())

@@ -34,7 +34,7 @@ from instseg.training.launch import argument_parser, launch
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "mask_rcnn" / "mask_rcnn_shapes.yaml"
-# Few channels and small pictures: what is tested is the saving.
+# Few channels and small images: what is tested is the saving.
 TRAINING = [
     *("MODEL.DEVICE", "cpu", "SEED", "1", "DATASETS.TEST", "()", "SOLVER.IMS_PER_BATCH", "1"),
     *("MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.FPN.OUT_CHANNELS", "32"),

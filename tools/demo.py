@@ -25,7 +25,7 @@ from instseg.visualize import draw_instances
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs/mask_rcnn/mask_rcnn_shapes.yaml"
 MIN_SCORE = 0.5
-# The photograph is larger than the training pictures: keep its scale, allow more objects.
+# The photograph is larger than the training images: keep its scale, allow more objects.
 COINS_OVERRIDES = [
     *("INPUT.MIN_SIZE_TEST", 303),
     *("TEST.DETECTIONS_PER_IMAGE", 100),
@@ -74,8 +74,8 @@ def count_coins(weights: str, overrides: list[str], overlay: Path) -> tuple[int,
     predictor = Predictor(CONFIG, weights, overrides=[*COINS_OVERRIDES, *overrides])
     instances = predictor(photograph)["instances"].to("cpu")
     instances = instances[instances.scores >= MIN_SCORE]
-    picture = cv2.cvtColor(photograph, cv2.COLOR_GRAY2BGR)
-    cv2.imwrite(str(overlay), draw_instances(picture, instances, predictor.class_names))
+    image = cv2.cvtColor(photograph, cv2.COLOR_GRAY2BGR)
+    cv2.imwrite(str(overlay), draw_instances(image, instances, predictor.class_names))
     coins = coin_masks(photograph)
     return len(coins), count_found(instances.pred_masks.numpy(), coins)
 
@@ -102,7 +102,7 @@ def main() -> None:
     )
     print(f"mask AP50 {summary['segm/AP50']:.1f}")
     print(f"skimage.data.coins(): {found} of {coins} coins found at IoU >= 0.5")
-    print(f"{summary['seconds']:.0f} s; pictures and summary.json are in {args.output}")
+    print(f"{summary['seconds']:.0f} s; images and summary.json are in {args.output}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Figure of what a training with the discriminative loss gives.
 
-Each row is a picture of ``DATASETS.TEST``: the picture, its embedding in colours (of the network on
-the picture's own size), the instances that were found and the true ones.
+Each row is an image of ``DATASETS.TEST``: the image, its embedding in colours (of the network on
+the image's own size), the instances that were found and the true ones.
 """
 
 import argparse
@@ -34,49 +34,49 @@ def embedding_colours(embeddings: Tensor, foreground: Tensor) -> Pixels:
     Returns:
         (h, w, 3) uint8.
     """
-    picture = np.full((*foreground.shape, 3), _BACKGROUND, dtype=np.uint8)
+    image = np.full((*foreground.shape, 3), _BACKGROUND, dtype=np.uint8)
     points = embeddings[:, foreground].T.double()
     if not len(points):
-        return picture
+        return image
     points = points - points.mean(dim=0)
     _, directions = torch.linalg.eigh(points.T @ points)
     main = points @ directions[:, -3:].flip(1)
     low, high = (main.quantile(share, dim=0) for share in (0.02, 0.98))
     colours = ((main - low) / (high - low).clamp(min=1e-6)).clamp(0, 1) * 215 + _BACKGROUND
-    picture[foreground.numpy(), : main.shape[1]] = colours.to(torch.uint8).numpy()
-    return picture
+    image[foreground.numpy(), : main.shape[1]] = colours.to(torch.uint8).numpy()
+    return image
 
 
 def label_colours(masks: npt.NDArray[np.bool_]) -> Pixels:
     """(N, h, w) masks → (h, w, 3) uint8, every mask in a colour of its own."""
-    picture = np.full((*masks.shape[1:], 3), _BACKGROUND, dtype=np.uint8)
+    image = np.full((*masks.shape[1:], 3), _BACKGROUND, dtype=np.uint8)
     for number, mask in enumerate(masks):
         hue = round(180 * (number * _GOLDEN_ANGLE % 1)) % 180
         colour = cv2.cvtColor(np.array([[[hue, 170, 235]]], dtype=np.uint8), cv2.COLOR_HSV2BGR)
-        picture[mask] = colour[0, 0]
-    return picture
+        image[mask] = colour[0, 0]
+    return image
 
 
 def tiles(predictor: Predictor, record: dict[str, Any]) -> list[Pixels]:
-    """Picture, embedding, found and true instances of one record."""
-    picture = read_image(record["file_name"])
+    """Image, embedding, found and true instances of one record."""
+    pixels = read_image(record["file_name"])
     model: Any = predictor.model
-    channels = picture[:, :, ::-1] if predictor.cfg.INPUT.FORMAT == "RGB" else picture
+    channels = pixels[:, :, ::-1] if predictor.cfg.INPUT.FORMAT == "RGB" else pixels
     image = torch.from_numpy(channels.transpose(2, 0, 1).copy()).to(model.device).float()
     with torch.no_grad():
         maps = model.maps([(image - model.pixel_mean) / model.pixel_std])
-    height, width = (-(-side // model.output_stride) for side in picture.shape[:2])
+    height, width = (-(-side // model.output_stride) for side in pixels.shape[:2])
     foreground = maps.semantic[0, :, :height, :width].argmax(dim=0).cpu() > 0
     colours = embedding_colours(maps.embeddings[0, :, :height, :width].cpu(), foreground)
-    size = picture.shape[1::-1]
-    found = predictor(picture)["instances"].pred_masks.cpu().numpy()
+    size = pixels.shape[1::-1]
+    found = predictor(pixels)["instances"].pred_masks.cpu().numpy()
     true = [
-        decode(annotation["segmentation"], *picture.shape[:2])
+        decode(annotation["segmentation"], *pixels.shape[:2])
         for annotation in record["annotations"]
     ]
-    masks = np.array(true, dtype=bool).reshape(-1, *picture.shape[:2])
+    masks = np.array(true, dtype=bool).reshape(-1, *pixels.shape[:2])
     return [
-        np.ascontiguousarray(picture),
+        np.ascontiguousarray(pixels),
         np.asarray(cv2.resize(colours, size, interpolation=cv2.INTER_NEAREST), dtype=np.uint8),
         label_colours(found),
         label_colours(masks),
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("config", help="configuration file")
     parser.add_argument("weights", help="checkpoint")
     parser.add_argument("figure", type=Path, help="PNG to write")
-    parser.add_argument("--count", type=int, default=4, help="pictures")
+    parser.add_argument("--count", type=int, default=4, help="images")
     parser.add_argument("--scale", type=int, default=1, help="times as large")
     args = parser.parse_args()
     predictor = Predictor(args.config, args.weights)

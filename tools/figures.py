@@ -23,7 +23,7 @@ from instseg.visualize import draw_instances, gallery
 MIN_SCORE = 0.5
 
 
-def draw_curves(metrics_file: Path, picture: Path) -> None:
+def draw_curves(metrics_file: Path, image: Path) -> None:
     """Plot every ``loss_*`` of a ``metrics.json`` over the iterations."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -39,24 +39,24 @@ def draw_curves(metrics_file: Path, picture: Path) -> None:
         axes.plot(list(curve), list(curve.values()), label=name)
     axes.set(xlabel="iteration", yscale="log")
     axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
-    figure.savefig(picture, dpi=100)
+    figure.savefig(image, dpi=100)
 
 
 def draw_gallery(predictor: Predictor, count: int = 8, proposals: bool = False) -> np.ndarray:
-    """The first pictures of ``shapes_val`` with the predicted instances, twice as large.
+    """The first images of ``shapes_val`` with the predicted instances, twice as large.
 
-    The network sees them at their own size; labels would cover most of a picture as small as that.
+    The network sees them at their own size; labels would cover most of an image as small as that.
 
     Args:
         predictor: of a model for the shapes.
-        count: pictures.
+        count: images.
         proposals: draw the best proposal for each object, as papers on proposals do, instead of
             what has a score of ``MIN_SCORE``.
     """
     tiles = []
     for record in DatasetCatalog.get("shapes_val")[:count]:
-        picture = read_image(record["file_name"])
-        large = cv2.resize(picture, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
+        image = read_image(record["file_name"])
+        large = cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
         instances = predictor(large)["instances"].to("cpu")
         if proposals:
             instances = best_for_objects(instances, record)

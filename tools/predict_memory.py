@@ -1,6 +1,6 @@
 """Memory of ``instseg predict`` on a long video or a large folder; needs /proc (Linux).
 
-Writes a synthetic clip, or with --pictures a folder of small pictures, and untrained weights,
+Writes a synthetic clip, or with --images a folder of small images, and untrained weights,
 predicts, and prints the process's memory as it goes.  Untrained, the model finds as many objects as
 it may in everything.
 """
@@ -38,8 +38,8 @@ def write_clip(path: Path, frames: int) -> None:
             writer.write(Frame(image, number / 25))
 
 
-def write_pictures(folder: Path, count: int) -> None:
-    """One picture of noise under many names."""
+def write_images(folder: Path, count: int) -> None:
+    """One image of noise under many names."""
     folder.mkdir()
     first = folder / "0.png"
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -58,7 +58,7 @@ class Sampler(threading.Thread):
     """Notes and prints memory whenever another ``step`` frames stand in a file of results.
 
     Attributes:
-        samples: (frames or pictures done, megabytes).
+        samples: (frames or images done, megabytes).
     """
 
     def __init__(self, results: Path, step: int) -> None:
@@ -95,16 +95,16 @@ def measure(
     step: int,
     folder: Path,
     *,
-    pictures: bool = False,
+    images: bool = False,
 ) -> list[tuple[int, float]]:
-    """Predict on a clip of so many frames, or as many pictures.
+    """Predict on a clip of so many frames, or as many images.
 
     Returns:
-        (frames or pictures done, megabytes) about every ``step``.
+        (frames or images done, megabytes) about every ``step``.
     """
-    if pictures:
-        given, written = folder / "pictures", folder / "results" / "categories.jsonl"
-        write_pictures(given, frames)
+    if images:
+        given, written = folder / "images", folder / "results" / "categories.jsonl"
+        write_images(given, frames)
     else:
         given, written = folder / "clip.mp4", folder / "results" / "clip.jsonl"
         write_clip(given, frames)
@@ -128,7 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config-file", default="yolact/yolact_shapes.yaml", metavar="FILE")
     parser.add_argument("--frames", type=int, default=10_000, metavar="N")
-    parser.add_argument("--pictures", action="store_true", help="as many pictures in a folder")
+    parser.add_argument("--images", action="store_true", help="as many images in a folder")
     parser.add_argument("overrides", nargs="*", default=SMALL, metavar="KEY VALUE")
     args = parser.parse_args()
     start = time.perf_counter()
@@ -136,7 +136,7 @@ def main() -> None:
         step = max(args.frames // 10, 1)
         samples = measure(
             *(args.config_file, args.overrides, args.frames, step, Path(folder)),
-            pictures=args.pictures,
+            images=args.images,
         )
     growth = samples[-1][1] - samples[0][1]
     print(f"grown by {growth:.1f} MB in {samples[-1][0] - samples[0][0]}")

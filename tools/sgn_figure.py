@@ -1,6 +1,6 @@
-"""Figure of the stages of SGN for its README: one row per picture of ``shapes_val``.
+"""Figure of the stages of SGN for its README: one row per image of ``shapes_val``.
 
-From left to right: picture, breakpoints, lines, components, instances.
+From left to right: image, breakpoints, lines, components, instances.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("config", help="configuration file")
     parser.add_argument("weights", help="weight file")
     parser.add_argument("figure", type=Path, help="PNG file to write")
-    parser.add_argument("--pictures", type=int, default=4, help="number of rows")
+    parser.add_argument("--images", type=int, default=4, help="number of rows")
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs, after --")
     args = parser.parse_args()
     cfg = load_cfg(args.config, args.opts)
@@ -37,38 +37,38 @@ def main() -> None:
     Checkpointer(model, inference=True).load(args.weights)
     mapper = build_train_mapper(cfg, augment=False)
     tiles = []
-    for record in DatasetCatalog.get("shapes_val")[: args.pictures]:
+    for record in DatasetCatalog.get("shapes_val")[: args.images]:
         tiles += stages(model, mapper(record))
     cv2.imwrite(str(args.figure), gallery(tiles, columns=5))
 
 
 def stages(model: Any, item: dict[str, Any]) -> list[np.ndarray]:
-    """The five pictures of a row, BGR."""
+    """The five images of a row, BGR."""
     image = (item["image"].float() - model.pixel_mean) / model.pixel_std
     found, _ = model.find(image, item)
-    picture = item["image"].permute(1, 2, 0).numpy()
+    pixels = item["image"].permute(1, 2, 0).numpy()
     # Green where an object begins, red where it ends, as far as there are objects.
-    breaks = picture // 3
+    breaks = pixels // 3
     inside = (found.components >= 0).numpy()
     for label, channel in ((START, 1), (END, 0)):
         here = (found.labels == label).any(dim=0).numpy() & inside
         breaks[here] = 0
         breaks[here, channel] = 255
-    maps = [painted(picture, x) for x in (found.lines, found.components, found.numbers)]
+    maps = [painted(pixels, x) for x in (found.lines, found.components, found.numbers)]
     return [
         cv2.resize(x[:, :, ::-1], None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_NEAREST)
-        for x in (picture, breaks, *maps)
+        for x in (pixels, breaks, *maps)
     ]
 
 
-def painted(picture: np.ndarray, numbers: Tensor) -> np.ndarray:
-    """A map of numbers in colours that differ between neighbours, on a dark picture."""
+def painted(image: np.ndarray, numbers: Tensor) -> np.ndarray:
+    """A map of numbers in colours that differ between neighbours, on a dark image."""
     count = int(numbers.max()) + 1 if numbers.numel() else 0
     # Hues a golden section apart never come close within a few numbers.
     hues = [colorsys.hsv_to_rgb(0.618034 * i % 1, 0.6 + 0.4 * (i % 2), 1.0) for i in range(count)]
     colours = (255 * np.array([*hues, (0, 0, 0)])).astype(np.uint8)
     places = numbers.cpu().numpy()
-    return np.where((places >= 0)[:, :, None], colours[places], picture // 3).astype(np.uint8)
+    return np.where((places >= 0)[:, :, None], colours[places], image // 3).astype(np.uint8)
 
 
 if __name__ == "__main__":

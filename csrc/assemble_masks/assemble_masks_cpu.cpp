@@ -93,7 +93,7 @@ INSTSEG_ROWS(double)
 
 // What all masks share.
 template <typename T>
-struct Picture {
+struct Image {
   const T* planes;  // (K, h, w)
   int64_t count, cells_y, cells_x;
   int64_t height, width;
@@ -104,10 +104,10 @@ struct Picture {
 template <typename T>
 class StretchedRows {
  public:
-  explicit StretchedRows(const Picture<T>& picture)
-      : picture_(picture),
-        cells_(picture.cells_x + 2),
-        rows_{std::vector<T>(picture.width), rows_[0]} {}
+  explicit StretchedRows(const Image<T>& image)
+      : image_(image),
+        cells_(image.cells_x + 2),
+        rows_{std::vector<T>(image.width), rows_[0]} {}
 
   // The mask with these coefficients, cropped to `rows` and `columns` of cells, at `pixels` of each
   // row.
@@ -133,18 +133,18 @@ class StretchedRows {
     }
     T* cells = cells_.data() + 1;
     const int64_t first = crop_columns_.begin, size = crop_columns_.end - first;
-    logits_of_row(size, picture_.planes + y * picture_.cells_x + first,
-                  picture_.cells_y * picture_.cells_x, coefficients_, picture_.count,
+    logits_of_row(size, image_.planes + y * image_.cells_x + first,
+                  image_.cells_y * image_.cells_x, coefficients_, image_.count,
                   cells + first);
     for (int64_t i = first; i < crop_columns_.end; ++i) cells[i] = probability_of(cells[i]);
-    const Blends<T>& x = picture_.x;
+    const Blends<T>& x = image_.x;
     stretched(count, cells, x.low.data() + pixels_.begin, x.low_weight.data() + pixels_.begin,
               x.high.data() + pixels_.begin, x.high_weight.data() + pixels_.begin, out);
     return out;
   }
 
  private:
-  const Picture<T>& picture_;
+  const Image<T>& image_;
   std::vector<T> cells_;  // cell -1 is the first
   std::vector<T> rows_[2];
   int64_t numbers_[2] = {-1, -1};
@@ -154,20 +154,20 @@ class StretchedRows {
 
 // Pixels of one mask in its rows `band`; `out` is the whole mask, zeros so far.
 template <typename T>
-void assemble_band(const Picture<T>& picture, const T* coefficients, const T* box, const Span& band,
+void assemble_band(const Image<T>& image, const T* coefficients, const T* box, const Span& band,
                    StretchedRows<T>* stretched_rows, bool* out) {
-  const Span columns = cropped_cells(box[0], box[2], picture.width, picture.cells_x);
-  const Span rows = cropped_cells(box[1], box[3], picture.height, picture.cells_y);
-  const Span pixels_x = picture.x.readers_of(columns), pixels_y = picture.y.readers_of(rows);
+  const Span columns = cropped_cells(box[0], box[2], image.width, image.cells_x);
+  const Span rows = cropped_cells(box[1], box[3], image.height, image.cells_y);
+  const Span pixels_x = image.x.readers_of(columns), pixels_y = image.y.readers_of(rows);
   const int64_t begin = std::max(band.begin, pixels_y.begin),
                 end = std::min(band.end, pixels_y.end);
   if (begin >= end || pixels_x.begin >= pixels_x.end) return;
   stretched_rows->begin(coefficients, rows, columns, pixels_x);
   for (int64_t i = begin; i < end; ++i) {
-    const T* low = stretched_rows->row(picture.y.low[i]);
-    const T* high = stretched_rows->row(picture.y.high[i]);
-    thresholded(pixels_x.end - pixels_x.begin, low, picture.y.low_weight[i], high,
-                picture.y.high_weight[i], out + i * picture.width + pixels_x.begin);
+    const T* low = stretched_rows->row(image.y.low[i]);
+    const T* high = stretched_rows->row(image.y.high[i]);
+    thresholded(pixels_x.end - pixels_x.begin, low, image.y.low_weight[i], high,
+                image.y.high_weight[i], out + i * image.width + pixels_x.begin);
   }
 }
 
@@ -192,7 +192,7 @@ void assemble(const at::Tensor& planes, const at::Tensor& coefficients, const at
               const at::Tensor& masks) {
   const int64_t cells_y = planes.size(1), cells_x = planes.size(2);
   const int64_t height = masks.size(1), width = masks.size(2);
-  const Picture<T> picture{
+  const Image<T> image{
       planes.const_data_ptr<T>(), planes.size(0),           cells_y, cells_x, height, width,
       Blends<T>(height, cells_y), Blends<T>(width, cells_x)};
   const T* coefficient_data = coefficients.const_data_ptr<T>();
@@ -200,10 +200,10 @@ void assemble(const at::Tensor& planes, const at::Tensor& coefficients, const at
   bool* out = masks.mutable_data_ptr<bool>();
   const int64_t bands = (height + kBandRows - 1) / kBandRows;
   at::parallel_for(0, masks.size(0) * bands, 4, [&](int64_t begin, int64_t end) {
-    StretchedRows<T> rows(picture);
+    StretchedRows<T> rows(image);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n = i / bands, first = i % bands * kBandRows;
-      assemble_band(picture, coefficient_data + n * picture.count, box_data + 4 * n,
+      assemble_band(image, coefficient_data + n * image.count, box_data + 4 * n,
                     {first, std::min(first + kBandRows, height)}, &rows, out + n * height * width);
     }
   });

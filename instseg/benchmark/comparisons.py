@@ -50,7 +50,7 @@ class OperatorComparison:
 
 
 def _rois(count: int, width: float, height: float, device: torch.device) -> Tensor:
-    """(count, 5) boxes of all sizes inside a picture, as a detector proposes them."""
+    """(count, 5) boxes of all sizes inside an image, as a detector proposes them."""
     generator = torch.Generator().manual_seed(0)
     centres, sizes = torch.rand(2, count, 2, generator=generator)
     extent = torch.tensor([width, height])
@@ -65,7 +65,7 @@ _CLASSES, _GROUP, _POOLED, _SCALE = 81, 7, 21, 1 / 16
 
 
 def _head_inputs(device: torch.device, tiny: bool) -> Inputs:
-    """Score maps and RoIs of a picture of 600 x 1000 pixels."""
+    """Score maps and RoIs of an image of 600 x 1000 pixels."""
     height, width, count = (4, 4, 1) if tiny else (38, 63, 300)
     torch.manual_seed(0)
     maps = torch.randn(1, height, width, _GROUP**2 * 2 * _CLASSES, device=device)
@@ -127,7 +127,7 @@ _PARTS, _WINDOW = 5, 21
 
 
 def _window_inputs(device: torch.device, tiny: bool) -> Inputs:
-    """Score maps of a picture of 600 x 800 pixels and windows anywhere, also across borders."""
+    """Score maps of an image of 600 x 800 pixels and windows anywhere, also across borders."""
     height, width, count = (8, 8, 1) if tiny else (75, 100, 1000)
     generator = torch.Generator().manual_seed(0)
     maps = torch.randn(1, _PARTS**2, height, width, generator=generator)
@@ -153,7 +153,7 @@ def _assemble_by_index(maps: Tensor, windows: Tensor) -> Tensor:
 
 
 def _vote_inputs(device: torch.device, tiny: bool) -> Inputs:
-    """RoIs, masks and scores as FCIS gives them for a picture of 600 x 1000 pixels."""
+    """RoIs, masks and scores as FCIS gives them for an image of 600 x 1000 pixels."""
     count = 2 if tiny else 600
     boxes = _rois(count, 1000.0, 600.0, torch.device("cpu"))[:, 1:]
     generator = torch.Generator().manual_seed(0)
@@ -165,7 +165,7 @@ def _vote_inputs(device: torch.device, tiny: bool) -> Inputs:
 
 
 def _mask_inputs(device: torch.device, tiny: bool) -> Inputs:
-    """What YOLACT's network gives for a picture of 480 x 640 pixels."""
+    """What YOLACT's network gives for an image of 480 x 640 pixels."""
     cells, count, height, width = (9, 2, 32, 40) if tiny else (138, 100, 480, 640)
     generator = torch.Generator().manual_seed(0)
     prototypes = torch.randn(cells, cells, 32, generator=generator).relu()
@@ -179,7 +179,7 @@ _NMS_IOU, _NMS_TOP, _DETECTIONS = 0.5, 200, 100
 
 
 def _nms_inputs(device: torch.device, tiny: bool) -> Inputs:
-    """Boxes and scores of every anchor of YOLACT for a picture of 550 x 550 pixels."""
+    """Boxes and scores of every anchor of YOLACT for an image of 550 x 550 pixels."""
     boxes = _rois(2 if tiny else 19248, 550.0, 550.0, device)[:, 1:]
     generator = torch.Generator().manual_seed(0)
     scores = (3 * torch.randn(len(boxes), _CLASSES, generator=generator)).softmax(1)
@@ -200,7 +200,7 @@ def _batched_nms(boxes: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
 
 
 def _warp_inputs(device: torch.device, tiny: bool) -> Inputs:
-    """P4 of YolactEdge for a picture of 550 x 550 pixels, and a flow of some cells."""
+    """P4 of YolactEdge for an image of 550 x 550 pixels, and a flow of some cells."""
     cells = 5 if tiny else 35
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(1, 256, cells, cells, generator=generator)
@@ -231,7 +231,7 @@ _RUN = 40
 
 
 def _breakpoint_inputs(device: torch.device, tiny: bool) -> Inputs:
-    """Widened breakpoints and classes of a picture of Cityscapes' size."""
+    """Widened breakpoints and classes of an image of Cityscapes' size."""
     size = (8, 24) if tiny else (1024, 2048)
     generator = torch.Generator().manual_seed(0)
     labels = torch.full(size, INTERIOR, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Embeddings of a picture as a discriminative loss makes them, and their clustering by others."""
+"""Embeddings of an image as a discriminative loss makes them, and their clustering by others."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ _DIMENSIONS, _SPREAD, _APART = 8, 0.5, 3.0
 
 
 def embedding_inputs(device: torch.device, tiny: bool) -> tuple[Any, ...]:
-    """(pixels, 8) embeddings of a picture of 520 x 696 pixels with 60 instances.
+    """(pixels, 8) embeddings of an image of 520 x 696 pixels with 60 instances.
 
     Instances are the cells nearest to random points.  Across a border the embedding changes from
     one mean to the other within about three pixels, as networks draw it.

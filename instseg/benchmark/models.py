@@ -45,9 +45,9 @@ def benchmark_models(
     *,
     allow_partial: bool = False,
 ) -> list[Row]:
-    """Compare ``Predictor`` on a list of pictures with Detectron2's stock predictor, one by one.
+    """Compare ``Predictor`` on a list of images with Detectron2's stock predictor, one by one.
 
-    Both run the same network on the same pictures in this process, by turns.  Peak memory is that
+    Both run the same network on the same images in this process, by turns.  Peak memory is that
     of a process of its own for each.  Without ``MODEL.WEIGHTS`` the network is random and keeps
     detections of any score, so that its heads have work.  Of a model for videos the stages end with
     its network alone on a key frame and on a frame between two, which are no parts of the total.
@@ -55,42 +55,42 @@ def benchmark_models(
     Args:
         config_files: one row each and variant, and those of comparisons that the model declares
             (:class:`instseg.modeling.ComparedModel`).
-        inputs: picture files; none takes eight synthetic pictures of 640 x 640 pixels.
+        inputs: image files; none takes eight synthetic images of 640 x 640 pixels.
         overrides: ``[KEY, VALUE, ...]``.
-        repeats: passes over the pictures; the median is reported.
+        repeats: passes over the images; the median is reported.
         variants: keys of :data:`VARIANTS`; the peer is the same for all.  The peak memory of
             "compiled" includes that of the compiler.
         allow_partial: see :class:`Predictor`.
     Raises:
         ConfigError: fewer than one repeat, an unknown variant, or one that a model does not have.
-        ImageError: a picture that cannot be read.
+        ImageError: an image that cannot be read.
     """
     if repeats < 1:
         raise ConfigError(f"--repeats is {repeats}; expected at least 1")
     for variant in variants:
         if variant not in VARIANTS:
             raise ConfigError(f"--variant is {variant}; expected one of {', '.join(VARIANTS)}")
-    pictures = [read_image(name) for name in inputs] or _synthetic_pictures()
+    images = [read_image(name) for name in inputs] or _synthetic_images()
     rows = []
     for name in config_files:
         cfg = load_cfg(name, overrides)
         check_colour(cfg, f"{name}: {_STOCK}")
         for variant in variants:
             options = {**VARIANTS[variant], "allow_partial": allow_partial}
-            rows.append(_benchmark_model(name, cfg, pictures, repeats, variant, options))
-        rows += _own_comparisons(name, cfg, pictures[0], repeats)
+            rows.append(_benchmark_model(name, cfg, images, repeats, variant, options))
+        rows += _own_comparisons(name, cfg, images[0], repeats)
     return rows
 
 
-def _synthetic_pictures() -> list[np.ndarray]:
-    pictures = (shapes.picture("shapes_hard_val", index, 640) for index in range(8))
-    return [np.ascontiguousarray(picture[:, :, ::-1]) for picture in pictures]
+def _synthetic_images() -> list[np.ndarray]:
+    images = (shapes.image("shapes_hard_val", index, 640) for index in range(8))
+    return [np.ascontiguousarray(image[:, :, ::-1]) for image in images]
 
 
 def _benchmark_model(
     name: str,
     cfg: CfgNode,
-    pictures: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
     repeats: int,
     variant: str,
     options: dict[str, Any],
@@ -98,8 +98,8 @@ def _benchmark_model(
     cfg = _with_work(cfg)
     ours = _same_weights(lambda: Predictor(cfg, **options))
     stock = _same_weights(lambda: DefaultPredictor(cfg))
-    ours_run = _runner(ours, pictures)
-    stock_run = _runner(stock, pictures)
+    ours_run = _runner(ours, images)
+    stock_run = _runner(stock, images)
     ours_run()
     stock_run()
     times: dict[str, list[float]] = {"ours": [], "stock": []}
@@ -112,12 +112,12 @@ def _benchmark_model(
     with stage_times() if split else _stage_times(ours.model) as stages:
         total = seconds(ours_run)
     stages["rest"] = total - sum(stages.values())
-    if variant != "compiled":  # of a video model, the form for single pictures alone is compiled
-        stages |= _frame_times(ours, pictures, repeats)
+    if variant != "compiled":  # of a video model, the form for single images alone is compiled
+        stages |= _frame_times(ours, images, repeats)
     ours_ms, stock_ms = (
-        1000 * statistics.median(times[kind]) / len(pictures) for kind in ("ours", "stock")
+        1000 * statistics.median(times[kind]) / len(images) for kind in ("ours", "stock")
     )
-    ours_peak, stock_peak = (_peak_memory(cfg, pictures, kind) for kind in (options, None))
+    ours_peak, stock_peak = (_peak_memory(cfg, images, kind) for kind in (options, None))
     return Row(
         name=Path(name).stem + ("" if variant == "eager" else f"_{variant}"),
         peer=_STOCK,
@@ -127,17 +127,17 @@ def _benchmark_model(
         ratio_memory=stock_peak / ours_peak if ours_peak and stock_peak else None,
         images_per_second=1000 / ours_ms,
         peak_memory_mib=ours_peak,
-        stages_ms={stage: 1000 * seconds / len(pictures) for stage, seconds in stages.items()},
+        stages_ms={stage: 1000 * seconds / len(images) for stage, seconds in stages.items()},
     )
 
 
 @torch.no_grad()
-def _own_comparisons(name: str, cfg: CfgNode, picture: np.ndarray, repeats: int) -> list[Row]:
-    """Rows of the comparisons that a model declares, on one picture."""
+def _own_comparisons(name: str, cfg: CfgNode, pixels: np.ndarray, repeats: int) -> list[Row]:
+    """Rows of the comparisons that a model declares, on one pixels."""
     model = _same_weights(lambda: build_model(cfg)).eval()
     if not isinstance(model, ComparedModel):
         return []
-    image = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))).float()
+    image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float()
     rows = []
     for comparison in model.comparisons(image.to(cfg.MODEL.DEVICE)):
         times: dict[str, list[float]] = {"ours": [], "theirs": []}
@@ -180,15 +180,15 @@ def _with_work(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-def _runner(predictor: Any, pictures: Sequence[np.ndarray]) -> Callable[[], None]:
-    """A pass over ``pictures``, in a list where the predictor takes one."""
+def _runner(predictor: Any, images: Sequence[np.ndarray]) -> Callable[[], None]:
+    """A pass over ``images``, in a list where the predictor takes one."""
 
     def run() -> None:
         if isinstance(predictor, Predictor):
-            predictor(list(pictures))
+            predictor(list(images))
         else:
             # Results are kept, as the list of the other predictor keeps them.
-            [predictor(picture) for picture in pictures]
+            [predictor(image) for image in images]
 
     return run
 
@@ -224,43 +224,43 @@ def _stage_times(model: nn.Module) -> Iterator[dict[str, float]]:
 
 @torch.no_grad()
 def _frame_times(
-    predictor: Predictor, pictures: Sequence[np.ndarray], repeats: int
+    predictor: Predictor, images: Sequence[np.ndarray], repeats: int
 ) -> dict[str, float]:
-    """Seconds for all pictures as key frames and as frames between; none without video."""
+    """Seconds for all images as key frames and as frames between; none without video."""
     model = as_video(predictor.model)
     if model is None:
         return {}
-    picture = check_image(pictures[0], format=predictor.cfg.INPUT.FORMAT)
-    picture = np.ascontiguousarray(picture.transpose(2, 0, 1))
-    images = model.preprocess([{"image": torch.from_numpy(picture)}])
-    _, state = model.keyframe(images)
+    pixels = check_image(images[0], format=predictor.cfg.INPUT.FORMAT)
+    pixels = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    batch = model.preprocess([{"image": torch.from_numpy(pixels)}])
+    _, state = model.keyframe(batch)
     runs = {
-        "keyframe": lambda: model.keyframe(images),
-        "between": lambda: model.between(images, state),
+        "keyframe": lambda: model.keyframe(batch),
+        "between": lambda: model.between(batch, state),
     }
     runs["between"]()
     times = [{name: seconds(run) for name, run in runs.items()} for _ in range(repeats)]
-    return {name: len(pictures) * statistics.median(x[name] for x in times) for name in runs}
+    return {name: len(images) * statistics.median(x[name] for x in times) for name in runs}
 
 
 def _peak_memory(
-    cfg: CfgNode, pictures: Sequence[np.ndarray], options: dict[str, Any] | None
+    cfg: CfgNode, images: Sequence[np.ndarray], options: dict[str, Any] | None
 ) -> float | None:
-    """MiB at most in use while a fresh process predicts on ``pictures``; None where unknown.
+    """MiB at most in use while a fresh process predicts on ``images``; None where unknown.
 
     Args:
         options: of our predictor, None for the stock one.
     """
-    return in_fresh_process(_peak, cfg.dump(), pictures, options)
+    return in_fresh_process(_peak, cfg.dump(), images, options)
 
 
 def _peak(
-    config: str, pictures: Sequence[np.ndarray], options: dict[str, Any] | None
+    config: str, images: Sequence[np.ndarray], options: dict[str, Any] | None
 ) -> float | None:
     cfg = get_cfg()
     cfg.merge_from_other_cfg(SafeCfgNode(safe_load(config)))
     predictor = DefaultPredictor(cfg) if options is None else Predictor(cfg, **options)
-    _runner(predictor, pictures)()
+    _runner(predictor, images)()
     if cfg.MODEL.DEVICE.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 2**20
     return peak_resident()

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison.  Times are milliseconds per picture (models) or call (operators).
+    """One comparison.  Times are milliseconds per image (models) or call (operators).
 
     The ratios are peer / ours, above 1 is ahead; None where peak memory cannot be measured.
     ``ratio_memory`` counts the inputs, ``ratio_own_memory`` what a call takes beside them.

@@ -9,11 +9,11 @@ def add_models_arguments(parser: argparse.ArgumentParser) -> None:
     """Give ``parser`` the arguments of the command and what it runs."""
     parser.description = (
         "Compares instseg's Predictor with Detectron2's stock DefaultPredictor on the same network "
-        "and pictures.  Ratios are peer / ours: above 1 is ahead."
+        "and images.  Ratios are peer / ours: above 1 is ahead."
     )
     add = parser.add_argument
     add("--config-file", required=True, action="append", metavar="FILE", help="may be repeated")
-    add("--input", nargs="+", default=[], metavar="FILE", help="pictures; default synthetic ones")
+    add("--input", nargs="+", default=[], metavar="FILE", help="images; default synthetic ones")
     add(
         "--variant",
         action="append",

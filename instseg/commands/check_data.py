@@ -7,8 +7,8 @@ import sys
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give ``parser`` the arguments of the command and what it runs."""
     parser.description = (
-        "Checks annotations and the header of every picture.  Several data sets are taken for "
-        "those of one training: with the same classes and no picture in common.  Training refuses "
+        "Checks annotations and the header of every image.  Several data sets are taken for "
+        "those of one training: with the same classes and no image in common.  Training refuses "
         "errors; objects with a warning are left out of it.  Exit status 1 if there is an error."
     )
     parser.add_argument("dataset", nargs="+", metavar="NAME", help="or coco:PATH:IMAGE_ROOT")

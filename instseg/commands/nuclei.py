@@ -12,7 +12,7 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=path, metavar="STAGE1_TRAIN", help="the unpacked download")
     parser.add_argument("output", type=path, metavar="OUTPUT")
     for split, count in (("train", 400), ("val", 60)):
-        text = "pictures (default %(default)s)"
+        text = "images (default %(default)s)"
         parser.add_argument(f"--{split}", type=int, default=count, metavar="N", help=text)
     parser.set_defaults(run=build)
 
@@ -25,5 +25,5 @@ def build(arguments: argparse.Namespace) -> int:
         counts = build(arguments.source, arguments.output, arguments.train, arguments.val)
     except OSError as error:
         raise OutputError(f"{arguments.output} cannot be written: {error}") from error
-    print(f"{arguments.output}: {counts['train']} training, {counts['val']} validation pictures")
+    print(f"{arguments.output}: {counts['train']} training, {counts['val']} validation images")
     return 0

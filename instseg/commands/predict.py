@@ -8,9 +8,9 @@ from instseg.commands.arguments import add_classes_argument, add_model_arguments
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give ``parser`` the arguments of the command and what it runs."""
     parser.description = (
-        "Writes predictions.json for pictures (COCO results with RLE masks) with their classes and "
+        "Writes predictions.json for images (COCO results with RLE masks) with their classes and "
         "image ids in categories.json, NAME.json for each video (the same by frame), an overlay "
-        "per picture or video, and on request one PNG per object.  Exit status 1 if some input "
+        "per image or video, and on request one PNG per object.  Exit status 1 if some input "
         "could not be used, or not completely."
     )
     add_model_arguments(parser)
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         nargs="+",
         metavar="INPUT",
-        help="pictures, videos, folders, numbered pictures such as frames_%%05d.png, http:// or "
+        help="images, videos, folders, numbered images such as frames_%%05d.png, http:// or "
         "rtsp:// addresses, or the number of a camera",
     )
     what.add_argument(
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default %(default)s)",
     )
     add("--polygons", action="store_true", help="masks as polygons, not RLE; holes are filled")
-    add("--no-overlay", action="store_true", help="no overlay pictures and videos")
+    add("--no-overlay", action="store_true", help="no overlay images and videos")
     add("--instance-masks", action="store_true", help="one black and white PNG per object")
     add(
         "--keyframe-interval",
@@ -56,9 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "configuration's)",
     )
     _add_tracking(parser)
-    add("--fps", type=float, metavar="N", help="of pictures that make a video (default 25)")
+    add("--fps", type=float, metavar="N", help="of images that make a video (default 25)")
     add("--recursive", action="store_true", help="search the folders inside folders as well")
-    add("--resume", action="store_true", help="go on with unfinished videos; redo pictures")
+    add("--resume", action="store_true", help="go on with unfinished videos; redo images")
     parser.set_defaults(run=run)
 
 
@@ -67,7 +67,7 @@ def _add_tracking(parser: argparse.ArgumentParser) -> None:
     add(
         "--track",
         action="store_true",
-        help="number the objects of videos over time; a folder of pictures is a video then",
+        help="number the objects of videos over time; a folder of images is a video then",
     )
     add("--tracker", metavar="NAME", help="sort (default) or bytetrack")
     add(

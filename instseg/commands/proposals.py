@@ -30,5 +30,5 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.overrides,
         allow_partial=arguments.allow_partial,
     )
-    print(f"{arguments.output}: proposals for {count} pictures")
+    print(f"{arguments.output}: proposals for {count} images")
     return 0

@@ -15,7 +15,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="may be repeated (default shapes_train and shapes_val)",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     parser.set_defaults(run=export)
 
 

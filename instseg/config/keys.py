@@ -61,9 +61,9 @@ def add_shared_config(cfg: CfgNode) -> None:
     # results get their category ids and names from where the weights tell none. Training writes it
     # into its config.yaml; [] is unknown.
     cfg.MODEL.CATEGORIES = []
-    # Side in pixels of the pictures of the built-in shapes_* data sets.
+    # Side in pixels of the images of the built-in shapes_* data sets.
     cfg.DATASETS.SHAPES_SIZE = shapes.DEFAULT_SIZE
-    # Training pictures that each loader process may find missing or unreadable, and replace by the
+    # Training images that each loader process may find missing or unreadable, and replace by the
     # last good one that it read, before it stops training; 0 stops at the first.
     cfg.DATALOADER.MAX_UNREADABLE = 0
     # "SGD" (momentum, as in Detectron2) or "AdamW" (SOLVER.WEIGHT_DECAY decoupled, betas 0.9,
@@ -71,30 +71,30 @@ def add_shared_config(cfg: CfgNode) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Number type under SOLVER.AMP.ENABLED: "float16" (with loss scaling, CUDA only) or "bfloat16".
     cfg.SOLVER.AMP.DTYPE = "float16"
-    # Batches of SOLVER.IMS_PER_BATCH pictures whose gradients make one step; 1 is off.
+    # Batches of SOLVER.IMS_PER_BATCH images whose gradients make one step; 1 is off.
     cfg.SOLVER.ACCUMULATE_BATCHES = 1
-    # Smallest and largest factor on the pixel values of a training picture; (1.0, 1.0) is off.
+    # Smallest and largest factor on the pixel values of a training image; (1.0, 1.0) is off.
     cfg.INPUT.RANDOM_BRIGHTNESS = (1.0, 1.0)
-    # What happens to training pictures: "detectron2" (INPUT.MIN_SIZE_TRAIN, INPUT.CROP) or "ssd"
+    # What happens to training images: "detectron2" (INPUT.MIN_SIZE_TRAIN, INPUT.CROP) or "ssd"
     # (colours, expansion, crop, stretching to a square; see instseg/data/augmentations.py). Flips
     # follow INPUT.RANDOM_FLIP in both.
     cfg.INPUT.AUGMENTATION = "detectron2"
-    # Samples that a project draws for training in place of whole pictures; "" is off.
+    # Samples that a project draws for training in place of whole images; "" is off.
     cfg.INPUT.SAMPLES = ""
-    # Side in pixels of the square that "ssd" and models of one input size stretch pictures to.
+    # Side in pixels of the square that "ssd" and models of one input size stretch images to.
     cfg.INPUT.SQUARE_SIZE = 0
     # Whether "ssd" changes brightness, contrast, saturation and hue.
     cfg.INPUT.SSD_COLORS = True
     # Whether "ssd" crops around an object.
     cfg.INPUT.SSD_CROP = True
-    # Largest factor by which "ssd" expands the canvas around a picture; 1.0 is off.
+    # Largest factor by which "ssd" expands the canvas around an image; 1.0 is off.
     cfg.INPUT.SSD_EXPAND_RATIO = 4.0
     # Colour of the canvas, in the order of INPUT.FORMAT; none is MODEL.PIXEL_MEAN.
     cfg.INPUT.SSD_EXPAND_COLOR = []
-    # Folder with a semantic map NAME.png for each picture NAME, labels 0 for background, class + 1,
+    # Folder with a semantic map NAME.png for each image NAME, labels 0 for background, class + 1,
     # 255 for neither; models that can use one get it as "sem_seg".  "" is none.
     cfg.INPUT.SEMANTIC_ROOT = ""
-    # Give models the annotations of test pictures too: for stages that take the truth of the stage
+    # Give models the annotations of test images too: for stages that take the truth of the stage
     # before, never for results.
     cfg.INPUT.TRUTH_TEST = False
     # Train on videos: each frame comes with an earlier one of its clip, between these numbers of
@@ -102,7 +102,7 @@ def add_shared_config(cfg: CfgNode) -> None:
     cfg.INPUT.VIDEO_REFERENCE = ()
     # Give the flow from each frame to that earlier one as well, where the data set knows it.
     cfg.INPUT.VIDEO_FLOW = False
-    # Gigabytes that the masks of a picture may take in prediction, a byte per pixel and object: of
+    # Gigabytes that the masks of an image may take in prediction, a byte per pixel and object: of
     # more objects than that, those with the highest scores are given. Not in evaluation.
     cfg.TEST.MASK_MEMORY = 4.0
     # Evaluate models whose video frames share work as on a stream: key frames in full, the frames
@@ -173,7 +173,7 @@ def _crop_size(cfg: CfgNode) -> Rule | None:
     kind = cfg.INPUT.CROP.TYPE
     if kind.startswith("relative"):
         part = Rule(lambda x: is_number(x) and 0 < x <= 1, "")
-        expected = "[height, width], each above 0 and at most 1 of the picture's"
+        expected = "[height, width], each above 0 and at most 1 of the image's"
     else:
         part = COUNT
         expected = "two whole numbers of pixels"
@@ -192,9 +192,7 @@ def _augmentation(cfg: CfgNode) -> Rule | None:
 def _square_size(cfg: CfgNode) -> Rule | None:
     if cfg.INPUT.AUGMENTATION != "ssd":
         return None
-    expected = (
-        "a side in pixels, e.g. 550, as INPUT.AUGMENTATION ssd stretches pictures to a square"
-    )
+    expected = "a side in pixels, e.g. 550, as INPUT.AUGMENTATION ssd stretches images to a square"
     return whole(1, expected=expected)
 
 
@@ -249,7 +247,7 @@ declare(
         "INPUT.FORMAT": one_of(*CHANNELS),
         "INPUT.MASK_FORMAT": one_of("polygon", "bitmask"),
         "INPUT.RANDOM_FLIP": one_of("horizontal", "vertical", "none"),
-        # A side of 0 leaves pictures as they are.
+        # A side of 0 leaves images as they are.
         "INPUT.MIN_SIZE_TRAIN": (
             several(_SIZE, "one or more sides in pixels, such as (640, 800)"),
             _sizes_to_train_on,

@@ -1,1 +1,1 @@
-"""Data sets, pictures and their checks."""
+"""Data sets, images and their checks."""

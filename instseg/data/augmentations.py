@@ -1,7 +1,7 @@
 """The augmentations of SSD (Liu et al., 2016, arXiv 1512.02325) as Detectron2 ``Augmentation``s.
 
 They follow the code that YOLACT's authors train with, in its order: colours, expansion, crop,
-mirror, stretching to a square.  Pictures become float32 and are not clipped to 0..255.
+mirror, stretching to a square.  Images become float32 and are not clipped to 0..255.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from instseg.errors import ConfigError
 
 _CROP_TRIES = 50
 _SMALLEST_CROP = 0.3
-"""Part of the picture's width and height."""
+"""Part of the image's width and height."""
 _CROP_CHOICES = 6
 """No crop and five kinds of crop, which differ in nothing that has an effect."""
 
@@ -30,7 +30,7 @@ def build_ssd_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     """
     if not cfg.MODEL.MASK_ON or cfg.INPUT.MASK_FORMAT != "bitmask":
         raise ConfigError(
-            "INPUT.AUGMENTATION ssd crops masks as pictures; set MODEL.MASK_ON True and "
+            "INPUT.AUGMENTATION ssd crops masks as images; set MODEL.MASK_ON True and "
             "INPUT.MASK_FORMAT bitmask"
         )
     color = cfg.INPUT.SSD_EXPAND_COLOR or cfg.MODEL.PIXEL_MEAN
@@ -103,7 +103,7 @@ class PhotometricTransform(T.Transform):
 
 
 class PhotometricDistortion(T.Augmentation):
-    """Random brightness, contrast, saturation and hue, each in half of the pictures."""
+    """Random brightness, contrast, saturation and hue, each in half of the images."""
 
     def __init__(
         self,
@@ -143,14 +143,14 @@ class PhotometricDistortion(T.Augmentation):
 
 
 class ExpandTransform(T.Transform):
-    """Places a picture on a larger canvas; the canvas has no object in it."""
+    """Places an image on a larger canvas; the canvas has no object in it."""
 
     def __init__(
         self, x: int, y: int, width: int, height: int, color: Sequence[float] = (0.0,)
     ) -> None:
         """
         Args:
-            x, y: where the picture's upper left corner comes to lie.
+            x, y: where the image's upper left corner comes to lie.
             width, height: of the canvas.
             color: of the canvas, one value for each channel or for all.
         """
@@ -176,7 +176,7 @@ class ExpandTransform(T.Transform):
 
 
 class RandomExpansion(T.Augmentation):
-    """Makes objects smaller: in half of the pictures, by up to ``max_ratio``."""
+    """Makes objects smaller: in half of the images, by up to ``max_ratio``."""
 
     def __init__(self, color: Sequence[float], max_ratio: float = 4.0) -> None:
         """
@@ -201,7 +201,7 @@ class RandomExpansion(T.Augmentation):
 class RandomBoxCrop(T.Augmentation):
     """Crops so that the centre of an object at least stays in; five times in six.
 
-    Crops have 0.3 to 1 of the picture's width and height and at most twice as much of one as of the
+    Crops have 0.3 to 1 of the image's width and height and at most twice as much of one as of the
     other.  SSD's least IoU of crop and object is left out, as the authors' code never applies it.
     """
 

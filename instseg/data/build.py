@@ -1,7 +1,7 @@
 """Names of data sets: the built-in ones and any COCO-format set named in the configuration.
 
 ``coco:PATH/instances.json:IMAGE_ROOT`` in ``DATASETS.TRAIN`` or ``DATASETS.TEST`` is a data set
-that needs no registration; without ``:IMAGE_ROOT`` the pictures lie beside the JSON file.
+that needs no registration; without ``:IMAGE_ROOT`` the images lie beside the JSON file.
 ``youtubevis:PATH/videos.json:IMAGE_ROOT`` is the same for videos.
 ``coco_mini_{train,val}``, ``nuclei_{train,val}``, ``sbd_{train,val}``,
 ``voc_2012_instances_{train,val}``, ``cvppp_a1_{train,val,trainval}``,
@@ -108,7 +108,7 @@ def register_coco(name: str, json_file: str, image_root: str) -> None:
 
 
 def parse_coco_name(name: str) -> tuple[str, str]:
-    """``coco:PATH.json[:IMAGE_ROOT]``, or ``youtubevis:...`` → (JSON file, folder of the pictures).
+    """``coco:PATH.json[:IMAGE_ROOT]``, or ``youtubevis:...`` → (JSON file, folder of the images).
 
     Raises:
         DatasetError: the name does not have that form.
@@ -170,12 +170,12 @@ def nothing_to_train_on(annotated: int, total: int) -> str:
     """Why a data set has no object to learn from, and what to do.
 
     Args:
-        annotated: pictures with annotations.
-        total: pictures.
+        annotated: images with annotations.
+        total: images.
     """
     crowds = ", but with crowds alone (iscrowd 1), which are not trained on" if annotated else ""
     return (
-        f"{annotated} of {total} pictures are annotated{crowds}; to train on pictures without "
+        f"{annotated} of {total} images are annotated{crowds}; to train on images without "
         "objects set DATALOADER.FILTER_EMPTY_ANNOTATIONS False"
     )
 
@@ -183,10 +183,10 @@ def nothing_to_train_on(annotated: int, total: int) -> str:
 def check_records(cfg: CfgNode, name: str, records: Sequence[Record]) -> None:
     """Check that ``cfg`` can train on the records of the data set ``name``.
 
-    The folders of the pictures are listed, no picture is opened.
+    The folders of the images are listed, no image is opened.
 
     Raises:
-        DatasetError: objects without a mask, or more pictures without a file than
+        DatasetError: objects without a mask, or more images without a file than
             ``DATALOADER.MAX_UNREADABLE``.
         ConfigError: masks that ``INPUT.MASK_FORMAT`` does not suit.
     """
@@ -198,7 +198,7 @@ def check_records(cfg: CfgNode, name: str, records: Sequence[Record]) -> None:
 
 
 def check_files(name: str, records: Sequence[Record], most: int = 0) -> None:
-    """Refuse records with more than ``most`` files, of pictures and flows, that are not there.
+    """Refuse records with more than ``most`` files, of images and flows, that are not there.
 
     Raises:
         DatasetError: with the first of them.
@@ -210,7 +210,7 @@ def check_files(name: str, records: Sequence[Record], most: int = 0) -> None:
     if len(unusable) > most:
         first = ", ".join(f"{file} ({reason})" for file, reason in unusable[:3])
         raise DatasetError(
-            f"data set {name}: {len(unusable)} of {len(files)} pictures have no file that can be "
+            f"data set {name}: {len(unusable)} of {len(files)} images have no file that can be "
             f"read, first {first}"
         )
 
@@ -221,7 +221,7 @@ def check_masks(name: str, records: Sequence[Record]) -> None:
     Detectron2 accepts them and fails much later, inside the mask loss of some batch.
 
     Raises:
-        DatasetError: with the pictures and annotations concerned.
+        DatasetError: with the images and annotations concerned.
     """
     bad = {
         record["file_name"]: annotation.get("id", "without id")
@@ -232,7 +232,7 @@ def check_masks(name: str, records: Sequence[Record]) -> None:
     if bad:
         first = ", ".join(f"{file} (annotation {key})" for file, key in list(bad.items())[:3])
         raise DatasetError(
-            f"data set {name}: {len(bad)} of {len(records)} pictures have objects without a "
+            f"data set {name}: {len(bad)} of {len(records)} images have objects without a "
             f"segmentation, first {first}; instance segmentation needs a polygon or RLE for each "
             "object"
         )

@@ -29,16 +29,16 @@ class Kind(enum.Enum):
     NO_MASK = "object without a mask", Level.ERROR
     NO_OBJECT = "nothing to train on", Level.ERROR
     CLASSES = "other classes than the first set", Level.ERROR
-    MISSING_PICTURE = "missing picture", Level.ERROR
-    UNREADABLE_PICTURE = "unreadable picture", Level.ERROR
-    PICTURE_SIZE = "picture of another size", Level.ERROR
+    MISSING_IMAGE = "missing image", Level.ERROR
+    UNREADABLE_IMAGE = "unreadable image", Level.ERROR
+    IMAGE_SIZE = "image of another size", Level.ERROR
     UNKNOWN_IMAGE = "unknown image id", Level.WARNING
     FEW_POINTS = "polygon without 3 points", Level.WARNING
     NOT_FINITE = "NaN or infinity", Level.WARNING
-    OUTSIDE = "outside the picture", Level.WARNING
+    OUTSIDE = "outside the image", Level.WARNING
     REPEATED_FILE = "file listed twice", Level.WARNING
     SHARED_ID = "image ids that no evaluation can use", Level.WARNING
-    LEAKAGE = "picture of another set as well", Level.WARNING
+    LEAKAGE = "image of another set as well", Level.WARNING
     SAME_BOX = "the same box for most", Level.WARNING
     RELATIVE = "coordinates within 0 to 1", Level.WARNING
     BOXES = "boxes in another form", Level.WARNING
@@ -50,7 +50,7 @@ class Kind(enum.Enum):
     POLYGON_PART = "part without 3 points", Level.NOTE
     EMPTY_BOX = "box without area", Level.NOTE
     TINY_MASK = "mask below one pixel", Level.NOTE
-    PARTLY_OUTSIDE = "partly outside the picture", Level.NOTE
+    PARTLY_OUTSIDE = "partly outside the image", Level.NOTE
     REPEATED_NAME = "two classes of one name", Level.NOTE
     NUMBER = "number written another way", Level.NOTE
     POINTS = "outline written another way", Level.NOTE
@@ -68,7 +68,7 @@ LEFT_OUT = frozenset({Kind.UNKNOWN_IMAGE, Kind.FEW_POINTS, Kind.NOT_FINITE, Kind
 
 
 class Finding(NamedTuple):
-    """One thing that is wrong with the entry ``id`` (of a picture, category or annotation)."""
+    """One thing that is wrong with the entry ``id`` (of an image, category or annotation)."""
 
     kind: Kind
     id: int | float | str | None

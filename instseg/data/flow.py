@@ -1,7 +1,7 @@
 """Optical flow: Middlebury's ``.flo`` files, and what augmentations do to a flow.
 
-A flow is (H, W, 2) float32, x then y, in pixels: what is at pixel p of the picture lies at p + flow
-in the reference picture.  NaN stands where that is not known.
+A flow is (H, W, 2) float32, x then y, in pixels: what is at pixel p of the image lies at p + flow
+in the reference image.  NaN stands where that is not known.
 """
 
 import numpy as np
@@ -67,13 +67,13 @@ def encode_flow(flow: np.ndarray) -> bytes:
 
 
 def transform_flow(flow: np.ndarray, transforms: T.TransformList) -> np.ndarray:
-    """The flow between two pictures after both went through ``transforms``.
+    """The flow between two images after both went through ``transforms``.
 
     Stretching takes the value of the nearest pixel, so that no value mixes those of two surfaces.
-    What a larger canvas adds is unknown.  A flow may lead out of the reference picture.
+    What a larger canvas adds is unknown.  A flow may lead out of the reference image.
 
     Args:
-        flow: (H, W, 2) between the pictures as they were.
+        flow: (H, W, 2) between the images as they were.
         transforms: those of ``INPUT.AUGMENTATION ssd``; colours may change too.
     Returns:
         (H', W', 2) float32.
@@ -103,7 +103,7 @@ def transform_flow(flow: np.ndarray, transforms: T.TransformList) -> np.ndarray:
 
 
 def _resized(flow: np.ndarray, new_height: int, new_width: int) -> np.ndarray:
-    """``flow`` of pictures stretched to another size; each pixel asks the one at its centre."""
+    """``flow`` of images stretched to another size; each pixel asks the one at its centre."""
     height, width = flow.shape[:2]
     rows = ((np.arange(new_height) + 0.5) * height / new_height).astype(int)
     columns = ((np.arange(new_width) + 0.5) * width / new_width).astype(int)

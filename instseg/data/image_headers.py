@@ -56,16 +56,16 @@ def what_instead(start: bytes) -> str:
     """What a file is that begins so and that Pillow does not open, as the end of a sentence."""
     text = start.lstrip().lower()
     if text.startswith(b"<"):
-        return "is HTML or XML text, not a picture; did a download fail?"
+        return "is HTML or XML text, not an image; did a download fail?"
     if text.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer, not a picture; fetch it with `git lfs pull`"
+        return "is a Git LFS pointer, not an image; fetch it with `git lfs pull`"
     if start[:4] in (b"II*\0", b"MM\0*"):
         return (
             "is a TIFF whose kind of pixels cannot be read, such as floats in colour, or it is cut "
             "off; expected 8 bits per channel, grey or colour"
         )
     return (
-        f"is not a picture in a known format ({', '.join(FILE_TYPES)}), or is cut off in its header"
+        f"is not an image in a known format ({', '.join(FILE_TYPES)}), or is cut off in its header"
     )
 
 
@@ -88,7 +88,7 @@ def check_depth(image: Image.Image, source: str) -> None:
         return
     raise ImageError(
         f"{source}: expected 8 bits per channel, found {found}; scale it to 0 to 255 and save it "
-        "as an 8-bit picture"
+        "as an 8-bit image"
     )
 
 
@@ -129,7 +129,7 @@ def _jpeg2000_bits(file: BinaryIO) -> int:
 
 
 def _jpeg2000_stream(file: BinaryIO) -> int:
-    """Where the picture proper begins: with the file, or in one of its boxes (ISO 15444-1, I.4)."""
+    """Where the image proper begins: with the file, or in one of its boxes (ISO 15444-1, I.4)."""
     file.seek(0)
     if file.read(2) == b"\xff\x4f":
         return 0

@@ -15,7 +15,7 @@ from instseg.errors import ImageError
 from instseg.masks import to_rle
 
 _TRIES = 10
-"""Draws of augmentations for one picture, until one keeps an object."""
+"""Draws of augmentations for one image, until one keeps an object."""
 _THINNEST = 4 / 550
 """Pixels; thinner boxes go, as in the code of YOLACT's authors."""
 
@@ -92,13 +92,13 @@ class SSDMapper(Mapper):
     """Mapper for augmentations that look at the boxes and may lose objects.
 
     Against Detectron2's: augmentations get the objects' boxes; an object stays if the centre of its
-    box is still in the picture; crowds are kept as ``crowd_boxes`` (``Boxes``); polygons are drawn
+    box is still in the image; crowds are kept as ``crowd_boxes`` (``Boxes``); polygons are drawn
     before they are transformed, so that nothing but NumPy is needed to crop them.
 
     Every record gives a sample.  Where augmentations lose all of its objects they are drawn again,
     a few times, then replaced by ``plain_augmentations``.
 
-    Deviation: YOLACT's authors take another picture, drawn at random, after a first such loss.
+    Deviation: YOLACT's authors take another image, drawn at random, after a first such loss.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class SSDMapper(Mapper):
         return record, bool(objects) and not len(record["instances"])
 
     def _transform_rest(self, record: dict[str, Any], transforms: T.TransformList) -> None:
-        """For samples of more than a picture and its objects: put the rest of it in its place."""
+        """For samples of more than an image and its objects: put the rest of it in its place."""
 
 
 def _boxes(annotations: list[dict[str, Any]]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Pictures from files and arrays, turned into what a model takes or refused with a reason.
+"""Images from files and arrays, turned into what a model takes or refused with a reason.
 
 OpenCV and Detectron2 accept much that no model can use (16-bit, floats in 0..1, channels first) and
 then return nonsense or fail deep inside a layer.  Here an image is either 8 bits per channel or an
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
 
 # Pillow refuses twice its MAX_IMAGE_PIXELS, which is this number, as a decompression bomb.  Beyond
-# it the masks, which have the size of the picture and one byte per pixel, also need 18 GB for 100
+# it the masks, which have the size of the image and one byte per pixel, also need 18 GB for 100
 # objects.
 MAX_PIXELS = 178_956_970
 
@@ -84,8 +84,8 @@ def read_image(path: str | os.PathLike[str], *, format: str = "BGR") -> Array:
         ImageError: the file is missing, no image, damaged, larger than ``MAX_PIXELS``, has more
             than 8 bits per channel or is a TIFF of several images; the message names the file.
     """
-    with _opened(path) as picture:
-        return convert_picture(picture, source=str(path), format=format)
+    with _opened(path) as image:
+        return convert_image(image, source=str(path), format=format)
 
 
 def read_labels(path: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
@@ -99,19 +99,19 @@ def read_labels(path: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
     Raises:
         ImageError: as :func:`read_image`, except for the bits; or an image in colour.
     """
-    with _opened(path) as picture:
-        _check_size(picture.width, picture.height, str(path))
-        check_whole(picture, str(path))
-        if picture.mode not in _LABEL_MODES:
+    with _opened(path) as image:
+        _check_size(image.width, image.height, str(path))
+        check_whole(image, str(path))
+        if image.mode not in _LABEL_MODES:
             raise ImageError(
-                f"{path}: has pixels of mode {picture.mode}; expected one number per pixel, as in "
+                f"{path}: has pixels of mode {image.mode}; expected one number per pixel, as in "
                 "a grey image or one with a palette"
             )
-        picture.load()
-        return np.asarray(_upright(picture, str(path))).astype(np.int64)
+        image.load()
+        return np.asarray(_upright(image, str(path))).astype(np.int64)
 
 
-def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Width and height of an image file, upright as its EXIF orientation says, from its header.
 
     The pixels are decoded only if the file is no JPEG or PNG, or does not end as one: it may be
@@ -120,17 +120,17 @@ def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     Raises:
         ImageError: as :func:`read_image`.
     """
-    with _opened(path) as picture:
-        _check_size(picture.width, picture.height, str(path))
-        check_depth(picture, str(path))
-        if not check_whole(picture, str(path)):
-            height, width, _ = convert_picture(picture, source=str(path)).shape
+    with _opened(path) as image:
+        _check_size(image.width, image.height, str(path))
+        check_depth(image, str(path))
+        if not check_whole(image, str(path)):
+            height, width, _ = convert_image(image, source=str(path)).shape
             return width, height
         # Pillow decodes a PNG to look for an orientation that is not in its header.
-        if picture.format == "JPEG" or _ORIENTED & picture.info.keys():
-            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
-            return picture.size[::-1] if turned else picture.size
-        return picture.size
+        if image.format == "JPEG" or _ORIENTED & image.info.keys():
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
+            return image.size[::-1] if turned else image.size
+        return image.size
 
 
 @contextmanager
@@ -143,8 +143,8 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
             raise ImageError(f"{path}: {problem}")
         Image.init()
         types = [name for name in FILE_TYPES if name in Image.OPEN]
-        with Image.open(path if content is None else io.BytesIO(content), formats=types) as picture:
-            yield picture
+        with Image.open(path if content is None else io.BytesIO(content), formats=types) as image:
+            yield image
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -162,7 +162,7 @@ def _content(path: str) -> bytes | None:
         if (content := served(path)) is not None:
             return content
     except ValueError as error:
-        raise ImageError(f"{path}: there is no such synthetic picture: {error}") from None
+        raise ImageError(f"{path}: there is no such synthetic image: {error}") from None
     try:
         with PathManager.open(path, "rb") as file:
             read: bytes = file.read()
@@ -171,11 +171,11 @@ def _content(path: str) -> bytes | None:
     return read
 
 
-def convert_picture(picture: Image.Image, *, source: str = "image", format: str = "BGR") -> Array:
-    """Turn a Pillow picture into an array, as :func:`read_image` does with a file.
+def convert_image(image: Image.Image, *, source: str = "image", format: str = "BGR") -> Array:
+    """Turn a Pillow image into an array, as :func:`read_image` does with a file.
 
     Args:
-        picture: of any mode; it is not modified, except that Pillow loads its pixels.
+        image: of any mode; it is not modified, except that Pillow loads its pixels.
         source: what error messages call it.
         format: a key of :data:`CHANNELS`.
     Returns:
@@ -186,22 +186,22 @@ def convert_picture(picture: Image.Image, *, source: str = "image", format: str 
     if format not in CHANNELS:
         raise ValueError(f"format must be one of {', '.join(CHANNELS)}, found {format!r}")
     try:
-        _check_size(picture.width, picture.height, source)
-        check_depth(picture, source)
-        check_whole(picture, source)
-        if getattr(picture, "is_animated", False) and picture.format not in _STILL:
+        _check_size(image.width, image.height, source)
+        check_depth(image, source)
+        check_whole(image, source)
+        if getattr(image, "is_animated", False) and image.format not in _STILL:
             log_first_n(
                 logging.WARNING,
                 f"{source}: animated; only the first frame is used (said once)",
                 key="message",
             )
-        picture.load()
-        picture = _upright(picture, source)
-        if picture.mode in _ALPHA_MODES or "transparency" in picture.info:
+        image.load()
+        image = _upright(image, source)
+        if image.mode in _ALPHA_MODES or "transparency" in image.info:
             log_first_n(logging.WARNING, f"{source}: transparency is ignored (said once)")
-            picture = picture.convert("RGBA")
-        picture = picture.convert("RGB")
-        pixels = np.asarray(picture if format != "L" else picture.convert("L"))
+            image = image.convert("RGBA")
+        image = image.convert("RGB")
+        pixels = np.asarray(image if format != "L" else image.convert("L"))
     except ImageError:
         raise
     except Exception as error:  # a damaged file can make Pillow's decoders raise anything
@@ -257,8 +257,8 @@ def check_image(image: Any, *, source: str = "image", format: str = "BGR") -> Ar
 def _grey(image: Array) -> Array:
     """(H, W, 3) in BGR order → (H, W, 1), as Pillow weighs the channels."""
     if image.dtype == np.uint8:
-        picture = Image.fromarray(np.ascontiguousarray(image[:, :, ::-1]))
-        return np.array(picture.convert("L"))[:, :, None]
+        pillow_image = Image.fromarray(np.ascontiguousarray(image[:, :, ::-1]))
+        return np.array(pillow_image.convert("L"))[:, :, None]
     weights = np.array([0.114, 0.587, 0.299], dtype=image.dtype)
     grey: Array = (image * weights).sum(axis=2, keepdims=True)
     return grey
@@ -266,7 +266,7 @@ def _grey(image: Array) -> Array:
 
 def _check_layout(shape: tuple[int, ...], source: str) -> None:
     if len(shape) not in (2, 3):
-        hint = "; several pictures are passed as a list" if len(shape) == 4 else ""
+        hint = "; several images are passed as a list" if len(shape) == 4 else ""
         raise TypeError(f"{source} has shape {shape}; {_LAYOUT}{hint}")
     if len(shape) == 2 or shape[2] in (1, 3, 4):
         return
@@ -311,12 +311,12 @@ def _check_values(image: Array, source: str) -> None:
         )
 
 
-def _upright(picture: Image.Image, source: str) -> Image.Image:
+def _upright(image: Image.Image, source: str) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(picture)
+        return ImageOps.exif_transpose(image)
     except Exception as error:  # cameras write EXIF blocks that make Pillow's parser raise anything
         logger.warning("%s: unreadable EXIF block, orientation ignored: %s", source, error)
-        return picture
+        return image
 
 
 def _as_image_error(error: Exception, source: str) -> ImageError:
@@ -331,5 +331,5 @@ def _as_image_error(error: Exception, source: str) -> ImageError:
 def _too_large(what: str) -> ImageError:
     return ImageError(
         f"{what}; at most {MAX_PIXELS} pixels are accepted, and the network sees no more than "
-        "INPUT.MAX_SIZE_TEST pixels a side, so shrink the picture first"
+        "INPUT.MAX_SIZE_TEST pixels a side, so shrink the image first"
     )

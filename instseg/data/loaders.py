@@ -36,7 +36,7 @@ def build_train_loader(cfg: CfgNode, datasets: Sequence[DataSet]) -> Loader:
     if cfg.INPUT.SAMPLES:
         if cfg.TEST.VAL_LOSS_PERIOD > 0:
             raise ConfigError(
-                "TEST.VAL_LOSS_PERIOD needs losses of whole pictures, this model trains on "
+                "TEST.VAL_LOSS_PERIOD needs losses of whole images, this model trains on "
                 f"INPUT.SAMPLES {cfg.INPUT.SAMPLES}; set TEST.VAL_LOSS_PERIOD 0"
             )
         return build_sample_loader(cfg, records)

@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 Map = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-class PictureMapper:
-    """A mapper that goes on without pictures that cannot be used.
+class ImageMapper:
+    """A mapper that goes on without images that cannot be used.
 
-    Up to ``max_unreadable`` pictures that cannot be used are replaced, each time by the last record
+    Up to ``max_unreadable`` images that cannot be used are replaced, each time by the last record
     that could: training goes on, and every one of them is logged.  Each process that loads data
     counts for itself.
     """
@@ -43,7 +43,7 @@ class PictureMapper:
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """
         Raises:
-            ImageError: a picture that cannot be used, beyond those that may be replaced.
+            ImageError: an image that cannot be used, beyond those that may be replaced.
         """
         try:
             sample = self.mapper(dataset_dict)
@@ -52,7 +52,7 @@ class PictureMapper:
             if self._last is None or len(self.unreadable) > self.max_unreadable:
                 raise
             logger.warning(
-                "%s; replaced by another picture, %d of at most %d (DATALOADER.MAX_UNREADABLE)",
+                "%s; replaced by another image, %d of at most %d (DATALOADER.MAX_UNREADABLE)",
                 error,
                 len(self.unreadable),
                 self.max_unreadable,
@@ -62,19 +62,19 @@ class PictureMapper:
         return sample
 
 
-def build_test_mapper(cfg: CfgNode) -> PictureMapper:
+def build_test_mapper(cfg: CfgNode) -> ImageMapper:
     """A mapper without annotations."""
-    return PictureMapper(Mapper(**DatasetMapper.from_config(cfg, is_train=False)))
+    return ImageMapper(Mapper(**DatasetMapper.from_config(cfg, is_train=False)))
 
 
-def build_train_mapper(cfg: CfgNode, *, augment: bool) -> PictureMapper:
+def build_train_mapper(cfg: CfgNode, *, augment: bool) -> ImageMapper:
     """The mapper that ``INPUT.AUGMENTATION`` names, with annotations.
 
     Both know ``INPUT.RANDOM_BRIGHTNESS`` as well; ``ssd`` serves videos too
     (``INPUT.VIDEO_REFERENCE``).
 
     Args:
-        cfg: the ``INPUT`` node says what happens to pictures.
+        cfg: the ``INPUT`` node says what happens to images.
         augment: False resizes as for testing and changes nothing else, for validation losses.
     Raises:
         ConfigError: values of ``INPUT`` that cannot be used.
@@ -97,7 +97,7 @@ def build_train_mapper(cfg: CfgNode, *, augment: bool) -> PictureMapper:
         settings["recompute_boxes"] = False
     elif brightness != (1.0, 1.0):
         settings["augmentations"] = [*settings["augmentations"], T.RandomBrightness(*brightness)]
-    return PictureMapper(mapper(**settings), cfg.DATALOADER.MAX_UNREADABLE if augment else 0)
+    return ImageMapper(mapper(**settings), cfg.DATALOADER.MAX_UNREADABLE if augment else 0)
 
 
 def _check_crop(cfg: CfgNode) -> None:

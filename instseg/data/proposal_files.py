@@ -1,6 +1,6 @@
 """Object proposals in a file, in the format of Detectron2's ``MODEL.LOAD_PROPOSALS``.
 
-It is a pickle of a dict: ``ids`` of pictures, ``boxes`` (N, 4) and ``objectness_logits`` (N,) for
+It is a pickle of a dict: ``ids`` of images, ``boxes`` (N, 4) and ``objectness_logits`` (N,) for
 each, and ``bbox_mode``.  Detectron2 would execute what a pickle asks for; here nothing is.
 """
 
@@ -25,20 +25,20 @@ _MODES = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
 
 
 def write_proposals(
-    path: str | os.PathLike[str], pictures: Iterable[tuple[Any, Array, Array]]
+    path: str | os.PathLike[str], images: Iterable[tuple[Any, Array, Array]]
 ) -> None:
     """Write a proposal file, atomically.
 
     Args:
         path: the file.
-        pictures: of each its id, corners (N, 4) of boxes in its pixels, and logits (N,); none is
+        images: of each its id, corners (N, 4) of boxes in its pixels, and logits (N,); none is
             asked for before the file is known to be writable.
     Raises:
         OutputError: the file cannot be written.
     """
 
     def write(file: BinaryIO) -> None:
-        ids, boxes, logits = map(list, zip(*pictures, strict=True))
+        ids, boxes, logits = map(list, zip(*images, strict=True))
         content = {
             "ids": ids,
             "boxes": boxes,
@@ -54,7 +54,7 @@ def with_proposals(records: Sequence[dict[str, Any]], path: str) -> list[dict[st
     """The records, each with its proposals, best first, as Detectron2's mappers expect them.
 
     Raises:
-        DatasetError: a file of another content, or without one of the pictures.
+        DatasetError: a file of another content, or without one of the images.
         CheckpointError: a file that cannot be read or asks to execute something.
     """
     content = read_array_pickle(path)
@@ -75,19 +75,19 @@ def with_proposals(records: Sequence[dict[str, Any]], path: str) -> list[dict[st
     other = next((key for key in columns[0] if not isinstance(key, int | str | np.ndarray)), None)
     if other is not None:
         raise DatasetError(
-            f"{path}: an id is a {type(other).__name__}; expected the number or text of a picture"
+            f"{path}: an id is a {type(other).__name__}; expected the number or text of an image"
         )
     known = {str(key): item for key, *item in zip(*columns, strict=True)}
     missing = [record for record in records if str(record["image_id"]) not in known]
     if missing:
         raise DatasetError(
-            f"{path} has no proposals for {len(missing)} of {len(records)} pictures, first "
+            f"{path} has no proposals for {len(missing)} of {len(records)} images, first "
             f"{missing[0]['file_name']} (id {missing[0]['image_id']}); it is for another data set"
         )
     completed = []
     for record in records:
         boxes, logits = known[str(record["image_id"])]
-        _check(f"{path}, picture {record['image_id']}", boxes, logits)
+        _check(f"{path}, image {record['image_id']}", boxes, logits)
         order = np.argsort(-logits, kind="stable")
         completed.append(
             {

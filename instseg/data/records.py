@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from instseg.data.annotations import Fault, standard_annotation
 from instseg.data.consistency import likely_mistakes, record_instances, sample_step
 from instseg.data.findings import LEFT_OUT, Finding, Kind, Level, Report
-from instseg.data.images import MAX_PIXELS, picture_size
+from instseg.data.images import MAX_PIXELS, image_size
 from instseg.data.readers.json_files import size_in_pixels, whole
 from instseg.data.synthetic.files import is_elsewhere
 from instseg.errors import DatasetError, ImageError, short
@@ -211,10 +211,10 @@ def _size(file: str) -> tuple[int, int]:
     if is_elsewhere(file):
         raise Fault(Kind.FORMAT, "; add those of the image")
     try:
-        return picture_size(file)
+        return image_size(file)
     except ImageError as error:
         text = f", and its image does not tell: {error}"
-        raise Fault(Kind.UNREADABLE_PICTURE, text) from None
+        raise Fault(Kind.UNREADABLE_IMAGE, text) from None
 
 
 def _take_annotations(

@@ -1,4 +1,4 @@
-"""Training samples that a project draws by its own rules, in place of whole pictures.
+"""Training samples that a project draws by its own rules, in place of whole images.
 
 ``INPUT.SAMPLES`` names a class of :data:`SAMPLES_REGISTRY`.  It is called with the configuration,
 the annotated records of ``DATASETS.TRAIN`` and ``batch_size``, the samples per process and batch,

@@ -12,13 +12,13 @@ from instseg.errors import DatasetError
 def with_semantic_files(cfg: CfgNode, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The records, with the label file of each for Detectron2's mapper where the key is set.
 
-    The file of ``NAME.jpg`` is ``INPUT.SEMANTIC_ROOT/NAME.png``, a grey picture of the same size;
+    The file of ``NAME.jpg`` is ``INPUT.SEMANTIC_ROOT/NAME.png``, a grey image of the same size;
     it is flipped, resized and cropped along and arrives as ``sem_seg``.
 
     Args:
         records: stay as they are.
     Raises:
-        DatasetError: a picture without a file.
+        DatasetError: an image without a file.
     """
     root = cfg.INPUT.SEMANTIC_ROOT
     if not root:

@@ -27,10 +27,10 @@ class VideoMapper(SSDMapper):
     ``reference_image`` (3, h, w) is an earlier frame that went through the same transforms, with
     the same random numbers, as ``image``.  ``flow`` (2, h, w) float32, x then y, is in pixels of
     ``image``: what is at a pixel of it lies at pixel + flow in ``reference_image``.  It is NaN
-    where that is unknown, and may lead out of the picture.
+    where that is unknown, and may lead out of the image.
 
     Near the beginning of a clip, where no frame is as early as asked for, the earliest one is
-    taken: for the first frame, and so for every still picture, that is itself.
+    taken: for the first frame, and so for every still image, that is itself.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class VideoMapper(SSDMapper):
         Args:
             args, kwargs: those of SSDMapper.
             reference_range: fewest and most frames from the reference to the frame.
-            with_flow: the records have ``flow_files``, or are still pictures.
+            with_flow: the records have ``flow_files``, or are still images.
         """
         super().__init__(*args, **kwargs)
         self.reference_range = reference_range
@@ -69,7 +69,7 @@ class VideoMapper(SSDMapper):
             if record["flow"].shape[:2] != size:
                 raise DatasetError(
                     f"{flows[distance - 1]} is {record['flow'].shape[1::-1]} pixels (width, "
-                    f"height), its pictures {size[::-1]}"
+                    f"height), its images {size[::-1]}"
                 )
         return super().__call__(record)
 
@@ -83,7 +83,7 @@ class VideoMapper(SSDMapper):
 def check_video(cfg: CfgNode, names: str, records: list[dict[str, Any]]) -> None:
     """Check that ``records`` are what ``INPUT.VIDEO_*`` ask for; do nothing if they are off.
 
-    Still pictures may be mixed in, as clips of one frame.
+    Still images may be mixed in, as clips of one frame.
 
     Args:
         names: of the data sets, for messages.
@@ -96,7 +96,7 @@ def check_video(cfg: CfgNode, names: str, records: list[dict[str, Any]]) -> None
     if not frames:
         raise ConfigError(
             f"INPUT.VIDEO_REFERENCE {tuple(cfg.INPUT.VIDEO_REFERENCE)} needs videos, but the data "
-            f"set {names} has still pictures only; train on e.g. shapes_video_train or "
+            f"set {names} has still images only; train on e.g. shapes_video_train or "
             "youtubevis_2019_train"
         )
     if cfg.INPUT.VIDEO_FLOW and not all(record.get("flow_files") for record in frames):

@@ -36,7 +36,7 @@ _TICKS = 60_000
 
 
 class Frame(NamedTuple):
-    """A picture (H, W, 3), uint8 in BGR order, and its time in seconds since the first frame.
+    """An image (H, W, 3), uint8 in BGR order, and its time in seconds since the first frame.
 
     ``file`` is the name of its file, where it has one of its own.
     """
@@ -98,7 +98,7 @@ class VideoFile:
             self.length = round(seconds * self.fps)
         self._lost = self._damaged = 0
         self._longest = 0.0  # time between frames
-        # Seconds up to which packets came: of the pictures, and of anything in the file.
+        # Seconds up to which packets came: of the images, and of anything in the file.
         self._reached = {"video": 0.0, "file": 0.0}
 
     def __iter__(self) -> Iterator[Frame]:
@@ -278,10 +278,10 @@ class VideoWriter:
         try:
             if self._container is None:
                 self._open(frame.image)
-            picture = to_yuv(fit(frame.image, *self._size))
+            image = to_yuv(fit(frame.image, *self._size))
             self._last = max(round(frame.time * _TICKS), self._last + 1)
-            picture.pts, picture.time_base = self._last, Fraction(1, _TICKS)
-            self._container.mux(self._stream.encode(picture))
+            image.pts, image.time_base = self._last, Fraction(1, _TICKS)
+            self._container.mux(self._stream.encode(image))
         except (av.FFmpegError, OSError) as error:
             self._broken = True
             raise self._failure(error) from error

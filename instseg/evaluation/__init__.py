@@ -55,7 +55,7 @@ def check_evaluation(cfg: CfgNode, model: nn.Module, datasets: Sequence[DataSet]
     """Find before training what would stop the evaluation on ``datasets`` after it.
 
     Raises:
-        ConfigError, DatasetError: objects without a mask, pictures without a file, a metric that
+        ConfigError, DatasetError: objects without a mask, images without a file, a metric that
             the model or the data set has nothing for, or see :func:`build_evaluator`.
     """
     for dataset in datasets:

@@ -76,7 +76,7 @@ class TrackEvaluator(Metric, DatasetEvaluator):
             output_dir: for ``tracks.json``.
             score_threshold: detections below it belong to no track.
         Raises:
-            ConfigError: a set of still pictures, or the package that tracks is missing.
+            ConfigError: a set of still images, or the package that tracks is missing.
             DatasetError: clips of more pixels than can be counted.
         """
         check_installed()
@@ -86,7 +86,7 @@ class TrackEvaluator(Metric, DatasetEvaluator):
             if "video_id" not in record:
                 raise ConfigError(
                     f"TEST.METRICS has tracks, but the data set {dataset.name} holds still "
-                    "pictures; leave tracks out"
+                    "images; leave tracks out"
                 )
             pixels = record["height"] * record["width"] * record["length"]
             if pixels > _MOST_PIXELS:
@@ -225,7 +225,7 @@ class TrackEvaluator(Metric, DatasetEvaluator):
 
 
 def side_by_side(masks: Mapping[int, RLE], size: tuple[int, int], length: int) -> RLE:
-    """The masks of a track as one RLE of a picture in which the frames stand side by side.
+    """The masks of a track as one RLE of an image in which the frames stand side by side.
 
     An RLE runs down the columns, so its runs are those of the frames, one frame after the other.
 

@@ -1,6 +1,6 @@
 """``instseg export``: the network of a model as ONNX or as an archive of ``torch.export``.
 
-A file holds the raw network only, from the normalised square pictures to what the head gives, with
+A file holds the raw network only, from the normalised square images to what the head gives, with
 any batch size.  What follows depends on the data; :meth:`instseg.modeling.SplitModel.postprocess`
 does it.  Small networks that the post-processing calls are in files of their own beside it, and so
 is the network for the frames of a video between key frames.
@@ -48,7 +48,7 @@ def export(predictor: Predictor, format_name: str, path: Path) -> list[Path]:
 
     The file carries the configuration and the categories, so that
     :class:`~instseg.export.ExportedPredictor` needs nothing else.  Its input ``images`` is (B, C,
-    S, S) float32: pictures stretched to the square of ``INPUT.SQUARE_SIZE``, channels in the order
+    S, S) float32: images stretched to the square of ``INPUT.SQUARE_SIZE``, channels in the order
     of ``INPUT.FORMAT``, minus ``MODEL.PIXEL_MEAN``, divided by ``MODEL.PIXEL_STD``.  Its outputs
     are the model's ``raw_names``.
 

@@ -35,7 +35,7 @@ _DTYPES: dict[str, type[np.floating[Any]]] = {
 class ExportedPredictor(Predictor):
     """A :class:`~instseg.inference.predictor.Predictor` whose network runs in onnxruntime.
 
-    It takes pictures and gives results as that does.  All it needs is the file written by
+    It takes images and gives results as that does.  All it needs is the file written by
     ``instseg export --format onnx``, and those beside it.
 
     Files that another tool has converted to float16 run as well, as long as it kept their metadata.
@@ -84,7 +84,7 @@ class ExportedPredictor(Predictor):
         super().__init__(cfg, overrides=overrides)
 
     def video(self) -> VideoModel | None:
-        """The networks for key frames and for frames between; None if the file is of one picture.
+        """The networks for key frames and for frames between; None if the file is of one image.
 
         Raises:
             CheckpointError: the file for frames between key frames is missing or damaged.

@@ -1,4 +1,4 @@
-"""Prediction on one picture, a list or a stream, equal to Detectron2's ``DefaultPredictor``."""
+"""Prediction on one image, a list or a stream, equal to Detectron2's ``DefaultPredictor``."""
 
 import logging
 import math
@@ -22,7 +22,7 @@ from instseg.checkpoint import Checkpointer
 from instseg.config.classes import class_count, model_categories
 from instseg.config.nodes import check_device, get_cfg, load_cfg
 from instseg.config.rules import check_values
-from instseg.data.images import Array, check_image, convert_picture, read_image
+from instseg.data.images import Array, check_image, convert_image, read_image
 from instseg.errors import ConfigError
 from instseg.forks import check_threads
 from instseg.inference.optimize import optimize as optimize_model
@@ -46,11 +46,11 @@ Infer = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A picture for the model.
+    """An image for the model.
 
     Attributes:
         image: (C, H, W), None where resizing leaves no pixel.
-        height, width: of the picture itself.
+        height, width: of the image itself.
         max_instances: objects at most.
     """
 
@@ -66,17 +66,17 @@ class _Prepared:
 
 
 class Predictor:
-    """Runs a model on pictures.
+    """Runs a model on images.
 
     Pre-processing and results are those of Detectron2's ``DefaultPredictor``.  In addition it takes
-    paths and Pillow pictures, checks what it is given, and runs pictures of the same padded shape
-    in one forward pass.  Pictures of different shapes never share one: more padding would change
+    paths and Pillow images, checks what it is given, and runs images of the same padded shape
+    in one forward pass.  Images of different shapes never share one: more padding would change
     their results.
 
     Attributes:
         cfg: frozen copy of the configuration in use.
         model: the network, in evaluation mode.
-        batch_size: how many pictures share a forward pass at most.
+        batch_size: how many images share a forward pass at most.
         categories: ids and names of the classes,
             see :func:`instseg.config.classes.model_categories`.
 
@@ -105,13 +105,13 @@ class Predictor:
             weights: a checkpoint; replaces ``MODEL.WEIGHTS`` and the checksum that belongs to it.
             overrides: ``[KEY, VALUE, ...]``, applied last.
             batch_size: None chooses 8 on a GPU and 1 on a CPU, where a batch takes longer per
-                picture than single pictures do.
+                image than single images do.
             allow_partial: go on with weights that lack some of what inference uses, which stays
                 random, or hold something else.
             optimize: fold batch normalisation and store weights channels last, see
                 :func:`instseg.inference.optimize.optimize`.
             compile: run the network through ``torch.compile`` as one graph.  That takes a minute
-                or so at the first picture and needs a C++ compiler (on a GPU Triton).
+                or so at the first image and needs a C++ compiler (on a GPU Triton).
             classes: what the classes are called, whatever the weights say.
         Raises:
             ConfigError: a configuration that cannot be used; ``compile`` for a model that declares
@@ -164,19 +164,19 @@ class Predictor:
     @overload
     def __call__(self, images: Array | str | os.PathLike[str] | Image.Image) -> dict[str, Any]: ...
     def __call__(self, images: Any) -> Any:
-        """Predict on one picture, or on a list of them.
+        """Predict on one image, or on a list of them.
 
         Args:
-            images: an (H, W, 3) uint8 array in BGR order, a path or a Pillow picture; or a list or
+            images: an (H, W, 3) uint8 array in BGR order, a path or a Pillow image; or a list or
                 tuple of these.  What else is accepted and refused:
                 :func:`instseg.data.images.check_image`.
         Returns:
-            for one picture a dict whose ``"instances"`` has ``pred_boxes`` (pixels of the picture,
+            for one image a dict whose ``"instances"`` has ``pred_boxes`` (pixels of the image,
             xyxy), ``scores``, ``pred_classes`` and ``pred_masks`` (N, H, W) bool; for a list, a
             list of such dicts.
         Raises:
-            ImageError: a picture that cannot be read or used.
-            TypeError: an object that is no picture.
+            ImageError: an image that cannot be read or used.
+            TypeError: an object that is no image.
             CheckpointError: the network gives values that are not finite.
             ProcessError: the threads of the network were lost in a fork.
         """
@@ -185,17 +185,17 @@ class Predictor:
         return self._run([self._prepare(images, "image")])[0]
 
     def predict_with(self, infer: Infer | None, image: Any, name: str) -> dict[str, Any]:
-        """Predict on one picture by ``infer`` in place of the model.
+        """Predict on one image by ``infer`` in place of the model.
 
         Args:
-            infer: list of Detectron2's inputs → list of its results; not called for a picture so
+            infer: list of Detectron2's inputs → list of its results; not called for an image so
                 thin that resizing leaves no pixel of it.  None is the model.
             image: see :meth:`__call__`.
             name: what error messages call it.
         Returns:
-            as :meth:`__call__` for one picture.
+            as :meth:`__call__` for one image.
         Raises:
-            ImageError, TypeError: a picture that cannot be used, before ``infer`` is called.
+            ImageError, TypeError: an image that cannot be used, before ``infer`` is called.
         """
         return self._run([self._prepare(image, name)], infer)[0]
 
@@ -204,17 +204,17 @@ class Predictor:
         return as_video(self.model)
 
     def stream(self, images: Iterable[Any]) -> Iterator[dict[str, Any]]:
-        """Predict on any number of pictures, lazily and in order.
+        """Predict on any number of images, lazily and in order.
 
-        At most ``batch_size`` pictures are taken from ``images`` before the first of their results
+        At most ``batch_size`` images are taken from ``images`` before the first of their results
         is given; fewer where their masks could take more than ``TEST.MASK_MEMORY``.
 
         Args:
             images: see :meth:`__call__`.
         Yields:
-            one dict per picture.
+            one dict per image.
         Raises:
-            ImageError, TypeError: a picture that cannot be used, after the results of those before
+            ImageError, TypeError: an image that cannot be used, after the results of those before
                 it.
         """
         window: list[_Prepared] = []
@@ -238,7 +238,7 @@ class Predictor:
         if isinstance(item, str | os.PathLike):
             image = read_image(item, format=self.cfg.INPUT.FORMAT)
         elif isinstance(item, Image.Image):
-            image = convert_picture(item, source=name, format=self.cfg.INPUT.FORMAT)
+            image = convert_image(item, source=name, format=self.cfg.INPUT.FORMAT)
         else:
             image = check_image(item, source=name, format=self.cfg.INPUT.FORMAT)
         height, width = image.shape[:2]
@@ -268,9 +268,9 @@ class Predictor:
             return wanted
         log_first_n(
             logging.WARNING,
-            f"Of a picture of {width}x{height} pixels at most {most} objects are given, those with "
+            f"Of an image of {width}x{height} pixels at most {most} objects are given, those with "
             f"the highest scores: masks of TEST.DETECTIONS_PER_IMAGE {wanted} could take more than "
-            f"TEST.MASK_MEMORY {self.cfg.TEST.MASK_MEMORY:g} GB; raise that or shrink the picture "
+            f"TEST.MASK_MEMORY {self.cfg.TEST.MASK_MEMORY:g} GB; raise that or shrink the image "
             "(said once)",
         )
         return most
@@ -318,7 +318,7 @@ class Predictor:
         return model.postprocess(outputs, inputs)
 
     def _nothing(self, item: _Prepared) -> dict[str, Any]:
-        """A result without objects, for a picture so thin that the network would see nothing."""
+        """A result without objects, for an image so thin that the network would see nothing."""
         device = self.cfg.MODEL.DEVICE
         instances = Instances((item.height, item.width))
         instances.pred_boxes = Boxes(torch.zeros(0, 4, device=device))
@@ -351,8 +351,8 @@ def _resolve(
         )
     if cfg.MODEL.LOAD_PROPOSALS:
         raise ConfigError(
-            "MODEL.LOAD_PROPOSALS is set: the model needs the proposals of each picture from a "
-            "file, and there are none for new pictures; evaluate it with `train_net.py --eval-only`"
+            "MODEL.LOAD_PROPOSALS is set: the model needs the proposals of each image from a "
+            "file, and there are none for new images; evaluate it with `train_net.py --eval-only`"
         )
     check_values(cfg)
     check_device(cfg)

@@ -27,7 +27,7 @@ def propose(
     *,
     allow_partial: bool = False,
 ) -> int:
-    """Write the boxes that a model without classes proposes for every picture of a data set.
+    """Write the boxes that a model without classes proposes for every image of a data set.
 
     ``TEST.DETECTIONS_PER_IMAGE`` says how many at most.
 
@@ -36,7 +36,7 @@ def propose(
         dataset: a registered name or ``coco:PATH``; needs no annotations.
         output: the file to write, NAME.pkl; see :mod:`instseg.data.proposal_files`.
     Returns:
-        how many pictures there are.
+        how many images there are.
     Raises:
         ConfigError: a model that tells classes apart, or a name that does not end in ``.pkl``.
         DatasetError, CheckpointError, ImageError, OutputError: what cannot be read or written.
@@ -60,7 +60,7 @@ def propose(
         require_weights(predictor.cfg, None, "propose with (--allow-partial takes random ones)")
     records = load(dataset).records
     if not records:
-        raise DatasetError(f"data set {dataset} has no pictures")
+        raise DatasetError(f"data set {dataset} has no images")
     write_proposals(output, _proposals(predictor, records))
     return len(records)
 
@@ -69,7 +69,7 @@ def _proposals(
     predictor: Predictor, records: Sequence[dict[str, Any]]
 ) -> Iterator[tuple[Any, Array, Array]]:
     results = predictor.stream(record["file_name"] for record in records)
-    for record, result in zip(tqdm(records, unit="picture", disable=None), results, strict=True):
+    for record, result in zip(tqdm(records, unit="image", disable=None), results, strict=True):
         instances = result["instances"].to("cpu")
         scores = instances.scores.double().numpy().clip(_LEAST, 1 - _LEAST)
         logits = np.log(scores / (1 - scores)).astype(np.float32)

@@ -80,7 +80,7 @@ def build_streams(cfg: CfgNode, model: nn.Module, datasets: Sequence[DataSet]) -
     for dataset in datasets:
         if not all("video_id" in record and "frame_index" in record for record in dataset.records):
             raise ConfigError(
-                f"TEST.VIDEO is on, but the data set {dataset.name} holds still pictures; set "
+                f"TEST.VIDEO is on, but the data set {dataset.name} holds still images; set "
                 "TEST.VIDEO False, or evaluate on e.g. shapes_video_val"
             )
     return [Stream(video, interval=interval, offset=offset) for offset in range(passes)]

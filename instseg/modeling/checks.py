@@ -8,7 +8,7 @@ from instseg.errors import CheckpointError
 def check_finite(*outputs: Tensor) -> None:
     """Refuse values that a prediction cannot be made of.
 
-    Comparisons with NaN are false, so that without this a mask, or a picture's whole result, would
+    Comparisons with NaN are false, so that without this a mask, or an image's whole result, would
     silently be empty.
 
     Raises:

@@ -12,17 +12,17 @@ from instseg.masks import gt_masks_of
 NONE = -1
 """In :attr:`DenseTargets.owners`: the pixel belongs to no object."""
 IGNORED = 255
-"""In :attr:`DenseTargets.semantic`: the pixel is in no picture, only in the padding of a batch."""
+"""In :attr:`DenseTargets.semantic`: the pixel is in no image, only in the padding of a batch."""
 
 
 @dataclass(frozen=True)
 class DenseTargets:
-    """Label maps of a batch of B pictures with M objects in all.
+    """Label maps of a batch of B images with M objects in all.
 
     Attributes:
         owners: (B, h, w) int64, the object at each cell, 0 ... M - 1, or ``NONE``.
         semantic: (B, h, w) int64, 0 for background, class + 1, or ``IGNORED``.
-        images: (M,) int64, the picture of each object.
+        images: (M,) int64, the image of each object.
         classes: (M,) int64, the class of each object from 0.
     """
 
@@ -35,21 +35,21 @@ class DenseTargets:
 def dense_targets(
     instances: Sequence[Instances], size: tuple[int, int], stride: int, device: torch.device
 ) -> DenseTargets:
-    """Label maps of training pictures; where objects overlap, a pixel belongs to the smallest.
+    """Label maps of training images; where objects overlap, a pixel belongs to the smallest.
 
     A cell has the labels of the pixel below and to the right of its centre, of the centre itself
-    for an odd stride, so that maps up-sampled bilinearly without aligned corners fit the picture.
+    for an odd stride, so that maps up-sampled bilinearly without aligned corners fit the image.
 
     Args:
-        instances: of each picture, with ``gt_classes`` and ``gt_masks`` (``BitMasks`` or
+        instances: of each image, with ``gt_classes`` and ``gt_masks`` (``BitMasks`` or
             ``PolygonMasks``), which may be missing where there is no object.
-        size: height and width of the padded batch, multiples of ``stride``; pictures lie at its
+        size: height and width of the padded batch, multiples of ``stride``; images lie at its
             top left.
         stride: pixels per cell.
     Returns:
         maps of (height / stride, width / stride) cells.
     Raises:
-        ValueError: the size is no multiple of the stride or smaller than a picture.
+        ValueError: the size is no multiple of the stride or smaller than an image.
     """
     height, width = size
     if height % stride or width % stride:
@@ -61,7 +61,7 @@ def dense_targets(
     first = 0
     for number, own in enumerate(instances):
         if own.image_size[0] > height or own.image_size[1] > width:
-            raise ValueError(f"a picture of {own.image_size} does not fit into {size}")
+            raise ValueError(f"an image of {own.image_size} does not fit into {size}")
         masks = _cells(own, stride).to(device)
         kinds = own.gt_classes.to(device)
         if not len(masks):
@@ -85,10 +85,10 @@ def dense_targets(
 
 
 def _cells(instances: Instances, stride: int) -> Tensor:
-    """(G, ceil(H / stride), ceil(W / stride)) bool masks of one picture at a stride."""
+    """(G, ceil(H / stride), ceil(W / stride)) bool masks of one image at a stride."""
     height, width = instances.image_size
     masks = gt_masks_of(instances)
-    # A cell at the edge may have its centre outside the picture: its last pixel then.
+    # A cell at the edge may have its centre outside the image: its last pixel then.
     rows = centres(height, stride, masks.device)
     columns = centres(width, stride, masks.device)
     return masks[:, rows][:, :, columns]

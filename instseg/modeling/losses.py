@@ -18,7 +18,7 @@ def attached_zero(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def semantic_loss(logits: Tensor, semantic: Tensor) -> Tensor:
-    """Mean cross entropy over the cells of pictures; 0 if there is none.
+    """Mean cross entropy over the cells of images; 0 if there is none.
 
     Args:
         logits: (B, C + 1, h, w), background first.
@@ -29,7 +29,7 @@ def semantic_loss(logits: Tensor, semantic: Tensor) -> Tensor:
 
 
 def dice_loss(logits: Tensor, semantic: Tensor, *, background: bool = False) -> Tensor:
-    """One minus Dice's coefficient of the probabilities, mean over pictures and classes.
+    """One minus Dice's coefficient of the probabilities, mean over images and classes.
 
     Smoothing 1, squares in the denominator (``Wizaron/instance-segmentation-pytorch``).
 

@@ -1,4 +1,4 @@
-"""What meta-architectures share that normalise their pictures themselves."""
+"""What meta-architectures share that normalise their images themselves."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class PixelModel(nn.Module):
-    """A model that takes pictures of values 0..255.
+    """A model that takes images of values 0..255.
 
     Attributes:
         pixel_mean, pixel_std: (3, 1, 1), not saved with the weights.

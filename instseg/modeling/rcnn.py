@@ -36,7 +36,7 @@ def predicts_as_rcnn(kind: object) -> bool:
 def predict_rcnn(
     model: GeneralizedRCNN, batched_inputs: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """``model(batched_inputs)``, but for what masks of the picture's size are made of.
+    """``model(batched_inputs)``, but for what masks of the image's size are made of.
 
     Values are checked, and of more than ``max_instances`` objects of an input the best are taken.
 

@@ -11,7 +11,7 @@ from instseg.ops._library import check_devices, operator, register_fake
 def assemble_masks(
     prototypes: Tensor, coefficients: Tensor, boxes: Tensor, size: tuple[int, int]
 ) -> Tensor:
-    """Masks of the size of a picture (Bolya et al., ICCV 2019, section 3.2, and their code).
+    """Masks of the size of an image (Bolya et al., ICCV 2019, section 3.2, and their code).
 
     The sigmoid of prototypes times coefficients is cropped with the box, enlarged by a cell, at the
     prototypes' resolution, then resized (bilinear, corners not aligned), and counts as object above
@@ -30,7 +30,7 @@ def assemble_masks(
         boxes: (N, 4) corners in pixels of the result, in any order, not clipped, not rounded.
         size: height H and width W of the result.
     Returns:
-        (N, H, W) bool.  A box that misses the picture, or has a NaN, gives an empty mask; so do
+        (N, H, W) bool.  A box that misses the image, or has a NaN, gives an empty mask; so do
         coefficients with a NaN, and a NaN among the prototypes empties the pixels that read it.
         No gradient.
     Raises:
@@ -49,7 +49,7 @@ def assemble_masks_reference(
     size: tuple[int, int],
     threshold: float = 0.5,
 ) -> Tensor:
-    """As :func:`assemble_masks`, every mask over all of the picture: for tests and the benchmark.
+    """As :func:`assemble_masks`, every mask over all of the image: for tests and the benchmark.
 
     ``threshold`` moved a little tells the ties.  A NaN among the prototypes shows outside of boxes
     as well.
@@ -69,7 +69,7 @@ def mask_probabilities(prototypes: Tensor, coefficients: Tensor, boxes: Tensor) 
     Args:
         prototypes: (h, w, K).
         coefficients: (N, K).
-        boxes: (N, 4) corners relative to the picture, in any order and not clipped.
+        boxes: (N, 4) corners relative to the image, in any order and not clipped.
     Returns:
         (N, h, w), 0 outside the boxes.
     """

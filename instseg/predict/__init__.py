@@ -1,6 +1,6 @@
-"""The work of ``instseg predict``: pictures and videos in, overlays, masks and JSON files out.
+"""The work of ``instseg predict``: images and videos in, overlays, masks and JSON files out.
 
-**Pictures.** ``predictions.json`` is a list with one object per instance, in the result format of
+**Images.** ``predictions.json`` is a list with one object per instance, in the result format of
 COCO, so that ``pycocotools.coco.COCO.loadRes`` reads it::
 
     {"image_id": 1,
@@ -13,12 +13,12 @@ COCO, so that ``pycocotools.coco.COCO.loadRes`` reads it::
      "mask_score": 0.91,
      "segmentation": {"size": [height, width], "counts": "..."}}
 
-``image_id`` counts pictures from 1, and ``file_name`` is the input as given, or FOLDER/NAME; with
+``image_id`` counts images from 1, and ``file_name`` is the input as given, or FOLDER/NAME; with
 ``--images-of`` both are those of the data set.  ``category_id`` and ``category_name`` are those of
 the data set that the model was trained on, which its weights know
 (:func:`instseg.config.classes.model_categories`); where nobody knows them, the class counted from 0
 and ``class 0``.  A model that knows no classes gives ``object``.  Coordinates are pixels of the
-upright picture.  ``area`` is the number of pixels of the mask, or the area of the box for models
+upright image.  ``area`` is the number of pixels of the mask, or the area of the box for models
 without masks.  ``mask_score`` is there for models that score their masks.  With ``--rank-by mask``
 ``score`` is that as well, and ``class_score`` is what ``score`` would have been.  ``segmentation``
 is compressed RLE, left out for models without masks.  With ``--polygons`` it is a list of polygons,
@@ -33,15 +33,15 @@ as COCO itself publishes them for its test images::
      "categories": [{"id": 17, "name": "cat"}, ...],
      "images": [{"id": 1, "file_name": "a/cat.jpg", "width": 640, "height": 480}, ...]}
 
-It names every class of the model and every picture that was predicted on, also those without
+It names every class of the model and every image that was predicted on, also those without
 objects, so ``COCO("categories.json").loadRes("predictions.json")`` knows all there is to know.
 While a run goes on, and after it was killed, both are ``predictions.jsonl`` and
-``categories.jsonl``, with a line for each object in the lists, complete after every picture; every
+``categories.jsonl``, with a line for each object in the lists, complete after every image; every
 other end joins the lines into the files.
 
 ``--images-of NAME`` predicts on the images of a data set; NAME is one of ``DATASETS.TEST``, such as
 ``coco:PATH.json:FOLDER``.  ``image_id`` and ``file_name`` are those of its file, so pycocotools can
-compare ``predictions.json`` with that.  The frames of a set of videos are pictures there, counted
+compare ``predictions.json`` with that.  The frames of a set of videos are images there, counted
 as evaluation counts them; as a video each clip is an ``--input`` of its own.
 
 **Videos**, which are files, cameras, streams such as ``rtsp://...``, numbered images
@@ -62,7 +62,7 @@ object, as YouTube-VIS has it, could be written only at the end::
 decoded frames from 0, ``time`` is in seconds since the first one.  Frames that are images have a
 ``file_name`` as well.  The ``file_name`` of a stream leaves out user, password and query.
 ``keyframe`` tells whether the model computed the frame in full.  ``objects`` are as those of
-pictures, from ``category_id`` to ``segmentation``.  ``complete`` is false after an interrupt, and
+images, from ``category_id`` to ``segmentation``.  ``complete`` is false after an interrupt, and
 where a part could not be decoded.
 
 With ``--track`` each object has a ``track_id`` as well, counted from 0 over all classes, null where
@@ -77,7 +77,7 @@ inputs that are not in the run are named and stay, as does every file that no ru
 
 Every frame is one line, written to ``NAME.jsonl`` as soon as it is done; the first line is what
 stands before the frames.  The end of the run, also by an error, joins the lines into ``NAME.json``.
-A process that is killed outright loses the frames in work (one, or a batch of pictures on a GPU)
+A process that is killed outright loses the frames in work (one, or a batch of images on a GPU)
 and leaves the lines.  ``--resume`` goes on with either file: frames before its last key frame are
 kept, prediction goes on from there with what an uninterrupted run gives, and the overlay
 ``NAME.mp4`` is drawn anew from the file's records, from the beginning.  Polygons would not give the
@@ -106,7 +106,7 @@ from instseg.inference.predictor import Predictor, require_weights
 from instseg.inference.video import VideoPredictor
 from instseg.modeling.contract import architectures, gives_mask_scores
 from instseg.predict.earlier import remove_earlier, tell_others
-from instseg.predict.pictures import predict_pictures
+from instseg.predict.images import predict_images
 from instseg.predict.records import JsonLines, writing
 from instseg.predict.results import Results
 from instseg.predict.sources import Source, dataset_sources, find_sources, prepare_output
@@ -154,7 +154,7 @@ class PredictOptions:
 def predict(options: PredictOptions) -> int:
     """Predict on ``options.inputs``, or on a data set, and write the results as they come.
 
-    A picture or video that cannot be used is one line on stderr, and the rest is done.  SIGTERM
+    An image or video that cannot be used is one line on stderr, and the rest is done.  SIGTERM
     ends the run as Ctrl-C does: the files are closed.
 
     Returns:
@@ -216,15 +216,15 @@ def _run(
     tracker: Callable[[], Tracker] | None,
 ) -> None:
     info = _info(options, results.predictor)
-    pictures = [source for source in sources if source.kind == "picture"]
-    if pictures:
+    image_sources = [source for source in sources if source.kind == "image"]
+    if image_sources:
         about: dict[str, object] = {"info": info | {"images_of": options.images_of}}
         about["categories"] = results.categories()
         with (
             JsonLines(options.output / "categories.json", about, "images") as images,
             JsonLines(options.output / "predictions.json") as records,
         ):
-            predict_pictures(results, pictures, records, images)
+            predict_images(results, image_sources, records, images)
     info |= {"keyframe_interval": frames.keyframe_interval, "track": options.track}
     info |= tracker().settings if tracker else {}
     run = VideoRun(
@@ -236,7 +236,7 @@ def _run(
         resume=options.resume,
     )
     for source in sources:
-        if source.kind != "picture":
+        if source.kind != "image":
             run.predict(source)
 
 
@@ -308,7 +308,7 @@ def _check_sources(options: PredictOptions, sources: Sequence[Source]) -> None:
                 f"--resume: what {source.kind} {source.name} has shown is gone; leave --resume "
                 "out, and choose another --output if the earlier results are to be kept"
             )
-        if options.track and source.kind == "picture" and os.path.exists(source.name):
+        if options.track and source.kind == "image" and os.path.exists(source.name):
             raise ConfigError(
                 f"--track needs videos, and {source.name} is a single image; give a folder of "
                 "images, or numbered ones such as frames_%05d.png"

@@ -50,7 +50,7 @@ def remove_earlier(output: Path, sources: Iterable[Source], *, resume: bool) -> 
         resume: keep that of videos.
     """
     for source in sources:
-        if not resume or source.kind == "picture":
+        if not resume or source.kind == "image":
             for name in _names(source):
                 remove(output / name)
 
@@ -69,7 +69,7 @@ def remove(path: Path) -> None:
 def tell_others(output: Path, sources: Sequence[Source]) -> None:
     """Log what earlier runs wrote for inputs that are not among these; it stays."""
     expected = {name.lower() for source in sources for name in _names(source)}
-    if any(source.kind == "picture" for source in sources):
+    if any(source.kind == "image" for source in sources):
         for name in ("predictions", "categories"):
             expected |= {f"{name}{suffix}" for suffix in _RESULTS}
     others = []
@@ -88,7 +88,7 @@ def tell_others(output: Path, sources: Sequence[Source]) -> None:
 
 def _names(source: Source) -> list[str]:
     """Files and folders that a run may write for an input alone."""
-    suffixes = (".png", ".jpg") if source.kind == "picture" else (*_RESULTS, ".mp4")
+    suffixes = (".png", ".jpg") if source.kind == "image" else (*_RESULTS, ".mp4")
     return [f"{source.stem}{suffix}" for suffix in (*suffixes, "_masks")]
 
 

@@ -9,14 +9,14 @@ from instseg.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 # HEIC is listed although Pillow cannot read it: such a file gets a reason and is not passed over.
-PICTURE_SUFFIXES = frozenset(
+IMAGE_SUFFIXES = frozenset(
     ".avif .bmp .dib .gif .heic .heif .ico .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm "
     ".qoi .tga .tif .tiff .webp".split()
 )
 VIDEO_SUFFIXES = frozenset(
     ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()
 )
-MEDIA_SUFFIXES = PICTURE_SUFFIXES | VIDEO_SUFFIXES
+MEDIA_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 
 
 def media_in(
@@ -60,7 +60,7 @@ def media_in(
     hint = f"; it holds {folders} folders, which --recursive searches" if folders else ""
     if not media:
         raise ConfigError(
-            f"--input {folder}: none of the {others} files in it has the extension of a picture or "
+            f"--input {folder}: none of the {others} files in it has the extension of an image or "
             f"video{hint}"
         )
     if others:

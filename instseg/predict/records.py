@@ -206,12 +206,12 @@ def writing(path: Path) -> Iterator[None]:
         raise kind(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def write_picture(path: Path, image: Array) -> None:
-    """Write a picture, (H, W, 3) in BGR order or (H, W), in the format of the file's extension.
+def write_image(path: Path, image: Array) -> None:
+    """Write an image, (H, W, 3) in BGR order or (H, W), in the format of the file's extension.
 
     Raises:
         OutputError: the disk is full, or the like.
-        ImageError: the format has no room for a picture of this size, or the name is too long.
+        ImageError: the format has no room for an image of this size, or the name is too long.
     """
     # cv2.imwrite would only return False on a full disk, and fails on non-ASCII paths under
     # Windows.

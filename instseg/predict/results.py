@@ -1,4 +1,4 @@
-"""What ``instseg predict`` does with a result, of pictures and videos alike."""
+"""What ``instseg predict`` does with a result, of images and videos alike."""
 
 import re
 import sys
@@ -16,7 +16,7 @@ from instseg.data.images import Array
 from instseg.errors import ImageError
 from instseg.inference.predictor import Predictor
 from instseg.masks import as_text, decode, encode, outlines, rle_area
-from instseg.predict.records import write_picture, writing
+from instseg.predict.records import write_image, writing
 from instseg.visualize import at_least, draw_instances
 
 _LONGEST_NAME = 50
@@ -33,7 +33,7 @@ class Results:
         predictor: whose results they are.
         output: folder of everything that is written.
         confidence: objects with a lower score are left out.
-        overlay: whether pictures with the objects drawn on them are wanted.
+        overlay: whether images with the objects drawn on them are wanted.
         instance_masks: write a black and white PNG per object.
         rank_by_mask: the score of an object is its ``mask_scores``, not its ``scores``.
         polygons: describe masks by polygons.
@@ -94,7 +94,7 @@ class Results:
                 if instances.has(field):
                     record[key] = float(instances.get(field)[index])
             if instances.has("pred_masks"):
-                # One at a time: all masks of a large picture as bytes in Fortran order would double
+                # One at a time: all masks of a large image as bytes in Fortran order would double
                 # the memory.
                 mask = np.asfortranarray(instances.pred_masks[index].numpy(), dtype=np.uint8)
                 rle = encode(mask)
@@ -111,8 +111,8 @@ class Results:
         """The objects that :meth:`describe` gave ``records`` of.
 
         Args:
-            records: all of a picture, with or without masks.
-            height, width: of the picture, in pixels.
+            records: all of an image, with or without masks.
+            height, width: of the image, in pixels.
         """
         instances = Instances((height, width))
         # In double precision, in which adding undoes the subtraction.
@@ -134,7 +134,7 @@ class Results:
         folder = self.output / f"{stem}_masks"
         with writing(folder):
             folder.mkdir(exist_ok=True)
-        write_picture(folder / name, mask * 255)
+        write_image(folder / name, mask * 255)
 
 
 def _ranked_by_mask(instances: Instances, least: float) -> Instances:

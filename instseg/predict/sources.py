@@ -38,7 +38,7 @@ class Source:
 
     name: str
     stem: str
-    kind: Literal["picture", "video", "camera", "stream", "sequence"]
+    kind: Literal["image", "video", "camera", "stream", "sequence"]
     image_id: int | str | None = None
     file_name: str = ""
     url: str = field(default="", repr=False)
@@ -52,14 +52,14 @@ def find_sources(
     sequences: bool = False,
     output: Path | None = None,
 ) -> list[Source]:
-    """Files, the pictures and videos inside folders, patterns, streams and camera numbers.
+    """Files, the images and videos inside folders, patterns, streams and camera numbers.
 
     A file that does not exist, or a link to none in a folder, is kept: it becomes an error line of
     its own when its turn comes.
 
     Args:
         recursive: search the folders inside folders as well, but not those that are links.
-        sequences: the pictures of a folder are the frames of one video.
+        sequences: the images of a folder are the frames of one video.
         output: a folder that is not searched.
     Raises:
         ConfigError: nothing at all to work on, or an input that is a configuration key.
@@ -113,7 +113,7 @@ def dataset_sources(name: str) -> list[Source]:
             Source(
                 file,
                 _unused(Path(file).stem, stems),
-                "picture",
+                "image",
                 image_id if isinstance(image_id, str) else int(image_id),
                 file.removeprefix(root),
             )
@@ -138,7 +138,7 @@ def _source(name: str, stems: set[str]) -> Source:
         stem = _unused(without_number(path.stem), stems)
         return Source(name, stem, "sequence", files=tuple(numbered_files(name)))
     is_video = path.suffix.lower() in VIDEO_SUFFIXES
-    return Source(name, _unused(path.stem, stems), "video" if is_video else "picture")
+    return Source(name, _unused(path.stem, stems), "video" if is_video else "image")
 
 
 def _stream(url: str, stems: set[str]) -> Source:

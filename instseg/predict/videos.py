@@ -57,7 +57,7 @@ class VideoRun:
         """Predict on a video, to its end.
 
         Args:
-            source: of any kind but a picture.
+            source: of any kind but an image.
 
         Raises:
             ConfigError: an earlier run to be resumed had other settings.

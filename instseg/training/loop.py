@@ -49,7 +49,7 @@ class TrainLoop(SimpleTrainer):
     """Detectron2's simple loop plus autocast with loss scaling on any device.
 
     Training stops on *all* ranks in the iteration in which any loss of any rank stops being finite,
-    or a rank gets no loss at all, e.g. because it cannot read a picture.
+    or a rank gets no loss at all, e.g. because it cannot read an image.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ _BATCH = 16
 
 
 def dense_against_patches(model: "DeepMask", image: Tensor) -> Comparison:
-    """Vectors and scores of all windows of a picture, or of patches cut out one by one.
+    """Vectors and scores of all windows of an image, or of patches cut out one by one.
 
     The latter is measured on some windows, spread evenly over all scales, and extrapolated.
 
@@ -64,6 +64,6 @@ def dense_against_patches(model: "DeepMask", image: Tensor) -> Comparison:
 
 
 def _windows(length: int, model: "DeepMask") -> int:
-    """Windows along a side of a picture, see :mod:`instseg.projects.deepmask.inference`."""
+    """Windows along a side of an image, see :mod:`instseg.projects.deepmask.inference`."""
     padded = -(-(length + 2 * (model.patch_size // 2)) // model.stride)
     return padded - model.patch_size // model.stride + 1

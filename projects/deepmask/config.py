@@ -8,7 +8,7 @@ from instseg.config.rules import FRACTION, Rule, declare, number, one_of, severa
 def add_deepmask_config(cfg: CfgNode) -> None:
     """Add ``MODEL.DEEPMASK``; the trunk of the first paper is ``MODEL.VGG``.
 
-    "Pixels" are those of a resized patch or picture, as the network sees it.
+    "Pixels" are those of a resized patch or image, as the network sees it.
     """
     cfg.MODEL.DEEPMASK = CfgNode()
     # Side in pixels of the window that a mask is predicted for (224 in DeepMask, section 3; 160 in
@@ -45,7 +45,7 @@ def add_deepmask_config(cfg: CfgNode) -> None:
     cfg.MODEL.DEEPMASK.SHIFT = 16.0
     # Largest distance in octaves of an object from OBJECT_SIZE.
     cfg.MODEL.DEEPMASK.SCALE_JITTER = 0.25
-    # Scales at which a picture is searched, in octaves: 2^-2.5 to 2^0.5 of its size.
+    # Scales at which an image is searched, in octaves: 2^-2.5 to 2^0.5 of its size.
     # INPUT.MAX_SIZE_TEST limits the longer side.
     cfg.MODEL.DEEPMASK.OCTAVES_TEST = (-2.5, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5)
     # Probability above which a pixel belongs to the mask (section 5: 0.2 on COCO, 0.1 on PASCAL).

@@ -2,7 +2,7 @@
 
 Layers are found by their order inside each part of the network, not by their place: padding,
 reshaping and wrappers come and go between the network that was trained and the one that the authors
-turned it into for whole pictures.
+turned it into for whole images.
 """
 
 import math

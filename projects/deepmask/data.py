@@ -32,12 +32,12 @@ from instseg.projects.deepmask.patches import (
 )
 
 Sample = dict[str, Any]
-Picture = npt.NDArray[np.uint8]
+Image = npt.NDArray[np.uint8]
 
 _FLIPS = {"none": False, "horizontal": True}
 _CACHE_BYTES = 128 * 2**20
 _TRIES = 100
-"""Pictures tried for one negative window."""
+"""Images tried for one negative window."""
 
 
 @SAMPLES_REGISTRY.register()
@@ -50,7 +50,7 @@ class PatchSamples(IterableDataset[Sample]):
     * ``head`` "mask": ``gt_mask``, (M, M) float32 of the window without context, 1 on the object
       in its middle and -1 elsewhere.  A category is drawn, then an object of it, evenly.
     * ``head`` "score": ``label``, 1.0 if an object is in canonical position, -1.0 if none is near
-      it, equally often.  A picture is drawn evenly.
+      it, equally often.  An image is drawn evenly.
 
     The head of each batch is drawn as well, the same on all processes.
 
@@ -80,7 +80,7 @@ class PatchSamples(IterableDataset[Sample]):
         Raises:
             DatasetError: no object that a head with a share of the batches could learn from.
 
-        Iterating raises an ImageError that names a picture which cannot be read.
+        Iterating raises an ImageError that names an image which cannot be read.
         """
         self.batch_size = batch_size
         self.rules = rules
@@ -106,7 +106,7 @@ class PatchSamples(IterableDataset[Sample]):
         self._scored = np.array(scored)
         # Serialised: processes that load data would copy a million small objects each.
         self._records = DatasetFromList(records, copy=False)
-        self._pictures: dict[str, Picture] = {}
+        self._images: dict[str, Image] = {}
         self._cache_left = _CACHE_BYTES
         self._seed = comm.shared_random_seed()
 
@@ -153,12 +153,12 @@ class PatchSamples(IterableDataset[Sample]):
         i, k = objects[rng.integers(len(objects))]
         record = self._records[int(i)]
         annotation = record["annotations"][k]
-        picture = self._picture(record)
+        image = self._image(record)
         window = mask_window(_corners(annotation), self.rules, rng)
-        patch = crop(picture, window, self.rules.input_size, FILL)
+        patch = crop(image, window, self.rules.input_size, FILL)
         side = window.side * self.rules.patch_size / self.rules.input_size
         inner = Window(window.x, window.y, side)
-        mask = crop(_draw(annotation, picture, record), inner, self.rules.mask_size, 0.0)
+        mask = crop(_draw(annotation, image, record), inner, self.rules.mask_size, 0.0)
         target = torch.where(mask[0] > 0.5, 1.0, -1.0)
         patch, target = self._flipped(rng, patch, target)
         return {**_sample(record, patch), "head": "mask", "gt_mask": target}
@@ -167,19 +167,19 @@ class PatchSamples(IterableDataset[Sample]):
         label = 1.0 if rng.random() < 0.5 else -1.0
         for _ in range(_TRIES):
             record = self._records[int(rng.choice(self._scored))]
-            picture = self._picture(record)
+            image = self._image(record)
             boxes = _boxes(record, self.rules)
             if label > 0:
                 window: Window | None = positive_window(boxes, self.rules, rng)
             else:
-                window = negative_window(picture.shape[:2], boxes, self.rules, rng)
+                window = negative_window(image.shape[:2], boxes, self.rules, rng)
             if window is not None:
-                patch = crop(picture, window, self.rules.input_size, FILL)
+                patch = crop(image, window, self.rules.input_size, FILL)
                 (patch,) = self._flipped(rng, patch)
                 return {**_sample(record, patch), "head": "score", "label": label}
         raise DatasetError(
-            f"no window without an object was found in {_TRIES} pictures, the last of them "
-            f"{record['file_name']}; the pictures are too full of objects, or too small, for "
+            f"no window without an object was found in {_TRIES} images, the last of them "
+            f"{record['file_name']}; the images are too full of objects, or too small, for "
             f"objects of {self.rules.object_size} pixels; lower MODEL.DEEPMASK.SHIFT or set "
             "MODEL.DEEPMASK.SCORE_FRACTION 0"
         )
@@ -188,16 +188,16 @@ class PatchSamples(IterableDataset[Sample]):
         flips = self.flip and rng.random() < 0.5
         return tuple(image.flip(-1) for image in images) if flips else images
 
-    def _picture(self, record: dict[str, Any]) -> Picture:
+    def _image(self, record: dict[str, Any]) -> Image:
         """(H, W, 3); as many as fit into some memory are read once."""
         name = record["file_name"]
-        picture = self._pictures.get(name)
-        if picture is None:
-            picture = read_recorded(record, format=self.image_format)
-            if picture.nbytes <= self._cache_left:
-                self._cache_left -= picture.nbytes
-                self._pictures[name] = picture
-        return picture
+        image = self._images.get(name)
+        if image is None:
+            image = read_recorded(record, format=self.image_format)
+            if image.nbytes <= self._cache_left:
+                self._cache_left -= image.nbytes
+                self._images[name] = image
+        return image
 
 
 def _sample(record: dict[str, Any], patch: Tensor) -> Sample:
@@ -239,10 +239,10 @@ def _area(segmentation: Any) -> float:
     return float(sum(areas))
 
 
-def _draw(annotation: dict[str, Any], picture: Picture, record: dict[str, Any]) -> Picture:
+def _draw(annotation: dict[str, Any], image: Image, record: dict[str, Any]) -> Image:
     """(H, W) mask of an object."""
-    size = picture.shape[:2]
-    mask: Picture = decode(annotation["segmentation"], *size).view(np.uint8)
+    size = image.shape[:2]
+    mask: Image = decode(annotation["segmentation"], *size).view(np.uint8)
     if mask.shape != size:
         raise DatasetError(
             f"{record['file_name']} has {size[0]} rows and {size[1]} columns, the mask of one of "
@@ -260,6 +260,6 @@ def _why_unusable(records: list[dict[str, Any]]) -> str:
     counts = ", ".join(f"{sum(map(test, annotations))} {what}" for what, test in tests.items())
     return (
         f"the data set has no object to train on: of {len(annotations)} annotations in "
-        f"{len(records)} pictures, {counts}, the others are too small; DeepMask needs masks of 100 "
+        f"{len(records)} images, {counts}, the others are too small; DeepMask needs masks of 100 "
         "pixels and boxes with sides of 5 at least"
     )

@@ -48,7 +48,7 @@ class DeepMask(PixelModel):
               ├─ linear → mask of the object in the middle of the patch, S x S logits
               └─ hidden layer → is there one, and does it fit the patch?
 
-    A picture is searched at several scales.  As all layers are convolutions, each runs once per
+    An image is searched at several scales.  As all layers are convolutions, each runs once per
     scale and gives a vector and a score for every window, one cell of the map apart.  Proposals
     have no class: ``pred_classes`` is 0 everywhere.
     """
@@ -91,9 +91,9 @@ class DeepMask(PixelModel):
             dropout: probability in the score's layers.
             score_weight: lambda of :func:`score_loss`.
             octaves: scales that inference searches, as powers of two.
-            max_size: largest longer side of a picture there, in pixels.
+            max_size: largest longer side of an image there, in pixels.
             mask_threshold: probability above which a pixel belongs to a mask.
-            max_proposals: proposals of a picture.
+            max_proposals: proposals of an image.
         """
         super().__init__(pixel_mean, pixel_std)
         self.backbone = backbone
@@ -145,7 +145,7 @@ class DeepMask(PixelModel):
         }
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """Losses in training, else one dict per picture with its ``instances``.
+        """Losses in training, else one dict per image with its ``instances``.
 
         Args:
             batched_inputs: in training patches, ``image`` (3, P, P) with values 0..255 and P =
@@ -211,7 +211,7 @@ class DeepMask(PixelModel):
         }
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """Maps of the backbone for (B, 3, H, W) pictures with values 0..255."""
+        """Maps of the backbone for (B, 3, H, W) images with values 0..255."""
         maps: dict[str, Tensor] = self.backbone(self.normalised(images))
         return maps
 
@@ -232,11 +232,11 @@ class DeepMask(PixelModel):
         return str(heads.pop())
 
     def propose(self, item: dict[str, Any]) -> Instances:
-        """Proposals of one picture over all scales (section 5).
+        """Proposals of one image over all scales (section 5).
 
         Returns:
             at most ``max_proposals``, by falling score, with the usual fields.  Deviation: those
-            whose mask has no pixel in the picture are left out; the released code gives them too.
+            whose mask has no pixel in the image are left out; the released code gives them too.
         """
         image = item["image"].to(self.device, torch.float32)
         height, width = image.shape[-2:]

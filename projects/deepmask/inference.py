@@ -1,4 +1,4 @@
-"""Where windows lie: the pyramid of a picture, and masks of windows pasted into it (section 5)."""
+"""Where windows lie: the pyramid of an image, and masks of windows pasted into it (section 5)."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 FILL = 127.5
-"""Pixels outside a picture: 0.5 of the range of values, before normalisation."""
+"""Pixels outside an image: 0.5 of the range of values, before normalisation."""
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class Scale:
     """A level of the pyramid.
 
     Attributes:
-        factor: the picture is resized by it.
-        height, width: pixels of the resized picture.
+        factor: the image is resized by it.
+        height, width: pixels of the resized image.
     """
 
     factor: float
@@ -47,10 +47,10 @@ class Windows:
 
 
 def pyramid(height: int, width: int, octaves: Sequence[float], max_size: int) -> list[Scale]:
-    """The levels of a picture, smallest first.
+    """The levels of an image, smallest first.
 
     Args:
-        height, width: of the picture.
+        height, width: of the image.
         octaves: e gives the level 2^e.
         max_size: largest longer side of a level in pixels; levels that would be larger become one
             of this size.
@@ -61,7 +61,7 @@ def pyramid(height: int, width: int, octaves: Sequence[float], max_size: int) ->
 
 
 def resize_padded(image: Tensor, scale: Scale, margin: int, multiple: int) -> Tensor:
-    """The picture at one level, with :data:`FILL` around it.
+    """The image at one level, with :data:`FILL` around it.
 
     Args:
         image: (3, h, w) float.
@@ -99,18 +99,18 @@ def paste(
     stride: int,
     threshold: float,
 ) -> None:
-    """Draw the masks of windows of one level into pictures.
+    """Draw the masks of windows of one level into images.
 
     A mask becomes a square of floor(patch_size / factor) pixels whose top-left corner is at
     floor((stride * cell - patch_size / 2) / factor).  Logits are interpolated linearly, corner to
     corner, where that is larger than the mask, and averaged where it is smaller.  Each window is
-    drawn on its own, and only what lies inside the picture is computed.
+    drawn on its own, and only what lies inside the image is computed.
 
     Args:
         logits: (N, S, S).
         cells: (N, 2) int64 rows and columns on the grid.
         masks: N times (H, W) bool, written to; pixels outside a window stay as they are.
-        factors: pixels of the level per pixel of the picture, vertically and horizontally.
+        factors: pixels of the level per pixel of the image, vertically and horizontally.
         patch_size: side of a window in pixels of the level.
         stride: pixels of the level per cell.
         threshold: logit above which a pixel belongs to the mask.

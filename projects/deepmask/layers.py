@@ -1,4 +1,4 @@
-"""Convolutions whose border mirrors the picture."""
+"""Convolutions whose border mirrors the image."""
 
 from typing import Any
 

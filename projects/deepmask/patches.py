@@ -1,7 +1,7 @@
-"""Which windows of a picture DeepMask trains on, and how they are cut out (DeepMask, section 3.3).
+"""Which windows of an image DeepMask trains on, and how they are cut out (DeepMask, section 3.3).
 
-Lengths are pixels of the picture unless said otherwise; the centre of its first pixel is at 0.5.
-The scale of a window is in octaves: at scale s the picture is resized by 2^s before a window of the
+Lengths are pixels of the image unless said otherwise; the centre of its first pixel is at 0.5.
+The scale of a window is in octaves: at scale s the image is resized by 2^s before a window of the
 network's size is taken from it.
 """
 
@@ -58,7 +58,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Window:
-    """A square of a picture, possibly reaching outside: its centre and side."""
+    """A square of an image, possibly reaching outside: its centre and side."""
 
     x: float
     y: float
@@ -121,7 +121,7 @@ def negative_window(
     """A window far from every object in canonical position; None where a hundred tries find none.
 
     Args:
-        size: height and width of the picture.
+        size: height and width of the image.
         boxes: (N, 4) corners, all of which have a canonical scale.
     Deviation: the released code compares the centre of a window in one scale with those of objects
         in another, and takes the last try whatever it is.
@@ -148,27 +148,27 @@ def canonical_scales(boxes: Sequence[Sequence[float]], rules: Rules) -> Array:
     return np.array(scales, dtype=np.float64)
 
 
-def crop(picture: npt.NDArray[np.uint8], window: Window, size: int, fill: float) -> Tensor:
+def crop(image: npt.NDArray[np.uint8], window: Window, size: int, fill: float) -> Tensor:
     """The content of ``window``, resized to a square.
 
     Averages over the area of a new pixel where it is larger than an old one, interpolates linearly
     between the centres of pixels else.
 
     Args:
-        picture: (H, W, C) or (H, W).
+        image: (H, W, C) or (H, W).
         window: what to cut out; none of its sides need lie between pixels.
         size: side of the result.
-        fill: value of what lies outside the picture.
+        fill: value of what lies outside the image.
     Returns:
-        (C, size, size) float32, C = 1 for a picture without channels.
+        (C, size, size) float32, C = 1 for an image without channels.
     Deviation: the released code rounds windows to whole pixels and, enlarging, puts the corner
         pixels of both on each other, which moves the content by up to half a pixel.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     step = window.side / size
     rows, above = _weights(window.y - window.side / 2, step, size, height)
     columns, left = _weights(window.x - window.side / 2, step, size, width)
-    part = np.atleast_3d(picture)[above, left].transpose(2, 0, 1).astype(np.float32)
+    part = np.atleast_3d(image)[above, left].transpose(2, 0, 1).astype(np.float32)
     inside = rows.sum(1)[:, None] * columns.sum(1)
     return rows @ torch.from_numpy(part) @ columns.T + fill * (1 - inside)
 

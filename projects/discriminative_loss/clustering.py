@@ -53,7 +53,7 @@ def cluster(
     settings: ClusterSettings,
     number: int | None = None,
 ) -> Clusters:
-    """Group the pixels of one picture.
+    """Group the pixels of one image.
 
     Args:
         embeddings: (D, h, w), D from 1 to 64.

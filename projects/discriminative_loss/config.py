@@ -19,7 +19,7 @@ def add_discriminative_loss_config(cfg: CfgNode) -> None:
     # Channels of the decoder of "backbone", and its normalisation ("" is none).
     node.CHANNELS = 128
     node.NORM = "BN"
-    # Channels of a map of stride 2 made from the picture itself, for sharp borders with "backbone";
+    # Channels of a map of stride 2 made from the image itself, for sharp borders with "backbone";
     # 0 leaves its result at the finest stride of the backbone.
     node.DETAIL_CHANNELS = 0
     # Show coordinates to the convolutions of "reseg" and "hourglass".

@@ -45,7 +45,7 @@ class DiscriminativeLoss(DenseModel):
 
     ::
 
-        picture (B, 3, H, W) → network → semantic logits (B, C + 1, h, w), embedding (B, D, h, w)
+        image (B, 3, H, W) → network → semantic logits (B, C + 1, h, w), embedding (B, D, h, w)
           → resized to OUTPUT_STRIDE (→ + position of each pixel)
           training: losses; else: clustering of each class → masks
     """
@@ -168,7 +168,7 @@ class DiscriminativeLoss(DenseModel):
         """
         with stage("network"):
             logits, embeddings, counts = self.maps([image])
-        # What the padding shows is not part of the picture.
+        # What the padding shows is not part of the image.
         height, width = self.cells(image)
         probabilities = logits[0, :, :height, :width].softmax(dim=0)
         embeddings = embeddings[0, :, :height, :width]
@@ -189,7 +189,7 @@ class DiscriminativeLoss(DenseModel):
         return clusters, probabilities
 
     def _given(self, labels: Tensor, like: Tensor) -> Tensor:
-        """Labels (H, W) of a picture → probabilities 0 and 1 of the shape of ``like``."""
+        """Labels (H, W) of an image → probabilities 0 and 1 of the shape of ``like``."""
         if labels.dim() != 2 or not labels.numel() or labels.is_floating_point():
             raise ValueError(
                 f"given_semantic has shape {tuple(labels.shape)} and type {labels.dtype}; expected "

@@ -35,7 +35,7 @@ def _normed(layer: nn.Module, channels: int, norm: str, eps: float) -> list[nn.M
 
 
 class Initial(nn.Module):
-    """3x3 convolution with stride 2 beside a pooling of the picture.
+    """3x3 convolution with stride 2 beside a pooling of the image.
 
     ::
 

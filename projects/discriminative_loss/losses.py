@@ -23,7 +23,7 @@ class DiscriminativeSettings:
 
 @dataclass(frozen=True)
 class Terms:
-    """The three terms, scalars without weights, means over the pictures of a batch."""
+    """The three terms, scalars without weights, means over the images of a batch."""
 
     variance: Tensor
     distance: Tensor
@@ -35,8 +35,8 @@ def discriminative_loss(
 ) -> Terms:
     """Pull the pixels of an object together and push the objects of a class apart (equations 1-4).
 
-    Every class of every picture is a group of its own: objects of different groups do not see each
-    other.  Terms are means over the groups of a picture, then over the pictures; a picture without
+    Every class of every image is a group of its own: objects of different groups do not see each
+    other.  Terms are means over the groups of an image, then over the images; an image without
     objects counts as 0.  Cells of no object are in no sum.  Memory is cells x D and pairs of
     objects x D; sums are made in single precision at least.
 
@@ -84,12 +84,12 @@ def discriminative_loss(
 
 
 class _Groups:
-    """Objects by picture and class, and what each counts in a mean over them.
+    """Objects by image and class, and what each counts in a mean over them.
 
     Attributes:
         of_objects: (M,) int64 group of each object.
         sizes: (G,) int64 objects of each group that have a cell.
-        shares: (G,) weight of each group: 1 / groups of its picture / pictures.
+        shares: (G,) weight of each group: 1 / groups of its image / images.
     """
 
     def __init__(self, targets: DenseTargets, seen: Tensor, num_images: int) -> None:
@@ -97,7 +97,7 @@ class _Groups:
         Args:
             targets: see :class:`DenseTargets`.
             seen: (M,) bool, the objects that have a cell.
-            num_images: pictures of the batch.
+            num_images: images of the batch.
         """
         self._seen = seen
         pairs = torch.stack([targets.images, targets.classes], dim=1)
@@ -132,7 +132,7 @@ class _Groups:
 
 
 def count_loss(counts: Tensor, targets: DenseTargets, max_count: int) -> Tensor:
-    """Mean squared error of the number of objects of each picture, relative to ``max_count``.
+    """Mean squared error of the number of objects of each image, relative to ``max_count``.
 
     Args:
         counts: (B,) predicted share of ``max_count``.

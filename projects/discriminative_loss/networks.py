@@ -8,7 +8,7 @@ from instseg.modeling import DenseNetwork
 
 
 class Maps(NamedTuple):
-    """Output of a network of stride s for a batch of B pictures.
+    """Output of a network of stride s for a batch of B images.
 
     Attributes:
         semantic: (B, C + 1, H / s, W / s) logits, background first.

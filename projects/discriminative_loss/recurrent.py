@@ -1,6 +1,6 @@
 """ReSeg and the stacked recurrent hourglass of ``Wizaron/instance-segmentation-pytorch``.
 
-Both give maps of the picture's size and count objects.  ``coordinates`` puts three channels before
+Both give maps of the image's size and count objects.  ``coordinates`` puts three channels before
 what convolutions of the first part, the counter and the recurrent layers see, see
 :func:`with_coordinates`.
 """

@@ -1,6 +1,6 @@
 """Checkpoints of FCIS's authors (msracver/FCIS, MXNet ``.params``).
 
-Against ours, the names differ, pictures are RGB instead of BGR, the RPN has two scores per anchor,
+Against ours, the names differ, images are RGB instead of BGR, the RPN has two scores per anchor,
 and the score maps stand in the order class, part, cell.
 """
 

@@ -50,9 +50,9 @@ class FCIS(GeneralizedRCNN):
         return arguments
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalise and batch the pictures, padded at the right and bottom to the largest.
+        """Normalise and batch the images, padded at the right and bottom to the largest.
 
-        Deviation: the authors train on one picture per GPU and pad none.
+        Deviation: the authors train on one image per GPU and pad none.
         """
         images: ImageList = super().preprocess_image(batched_inputs)
         height, width = images.tensor.shape[-2:]
@@ -62,13 +62,13 @@ class FCIS(GeneralizedRCNN):
         return images
 
     def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Detections in every picture; the pictures run one by one, so none sees padding.
+        """Detections in every image; the images run one by one, so none sees padding.
 
         Args:
             batched_inputs: each with ``image`` (3, H, W) and, if another size of the result or no
                 more than so many detections are wanted, ``height``, ``width``, ``max_instances``.
         Returns:
-            a dict per picture with ``instances``, see :class:`Detector`.
+            a dict per image with ``instances``, see :class:`Detector`.
         """
         return [{"instances": self._detect(sample)} for sample in batched_inputs]
 

@@ -1,4 +1,4 @@
-"""From regions to detections: mask voting or plain NMS, and masks at the picture's size."""
+"""From regions to detections: mask voting or plain NMS, and masks at the image's size."""
 
 from dataclasses import dataclass
 
@@ -117,12 +117,12 @@ def _to_output(
 def paste_masks(
     masks: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float
 ) -> Tensor:
-    """Binary masks at the size of the picture.
+    """Binary masks at the size of the image.
 
     Args:
         masks: (N, P, P) probabilities.
-        boxes: (N, 4) inclusive corners, rounded here (half to even) and clipped to the picture.
-        image_size: height and width of the picture.
+        boxes: (N, 4) inclusive corners, rounded here (half to even) and clipped to the image.
+        image_size: height and width of the image.
         threshold: least probability inside.
     Returns:
         (N, H, W) bool.  Each mask is resized linearly (pixel centres at half, edges repeated) to

@@ -8,7 +8,7 @@ from instseg.config.rules import COUNT, FRACTION, POSITIVE, Rule, declare, numbe
 def add_instance_fcn_config(cfg: CfgNode) -> None:
     """Add ``MODEL.INSTANCE_FCN``; its backbone is ``MODEL.VGG``.
 
-    "Pixels" are those of the resized picture that the network sees.
+    "Pixels" are those of the resized image that the network sees.
     """
     cfg.MODEL.INSTANCE_FCN = CfgNode()
     # Output of the backbone that both branches work on; its stride is the size of a cell in pixels.
@@ -30,11 +30,11 @@ def add_instance_fcn_config(cfg: CfgNode) -> None:
     # from canonical.
     cfg.MODEL.INSTANCE_FCN.NEGATIVE_OFFSET = 32.0
     cfg.MODEL.INSTANCE_FCN.NEGATIVE_OCTAVES = 1.0
-    # Windows drawn from each picture, and the share of them that is positive if there are enough
+    # Windows drawn from each image, and the share of them that is positive if there are enough
     # (section 3.3).
     cfg.MODEL.INSTANCE_FCN.WINDOWS_PER_IMAGE_TRAIN = 256
     cfg.MODEL.INSTANCE_FCN.POSITIVE_FRACTION_TRAIN = 0.5
-    # Shorter sides in pixels at which a picture is searched (section 3.3), one or more;
+    # Shorter sides in pixels at which an image is searched (section 3.3), one or more;
     # INPUT.MAX_SIZE_TEST limits the longer side.
     cfg.MODEL.INSTANCE_FCN.SCALES_TEST = (119, 178, 267, 400, 600, 900)
     # Windows of each scale, by score, that enter the suppression of duplicates.

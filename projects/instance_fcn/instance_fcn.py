@@ -75,12 +75,12 @@ class InstanceFCN(PixelModel):
             parts: k, parts of an object in either direction.
             windows_per_image: windows sampled in training.
             positive_fraction: their positive share, if there are enough.
-            scales: shorter sides of the picture that inference searches, in pixels.
+            scales: shorter sides of the image that inference searches, in pixels.
             max_size: largest longer side for that.
             pre_nms_topk: windows of each scale, by score, that get a mask.
             nms_threshold: box IoU of masks above which the one with the lower score goes.
             mask_threshold: probability from which on a pixel belongs to a mask.
-            max_proposals: proposals of a picture in the end.
+            max_proposals: proposals of an image in the end.
         """
         super().__init__(pixel_mean, pixel_std)
         self.backbone = backbone
@@ -138,7 +138,7 @@ class InstanceFCN(PixelModel):
         }
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """Losses in training, else one dict per picture with its ``instances``.
+        """Losses in training, else one dict per image with its ``instances``.
 
         Args:
             batched_inputs: Detectron2's format: ``image`` (C, h, w), for training ``instances``
@@ -167,13 +167,13 @@ class InstanceFCN(PixelModel):
         return self.mask_branch(features), self.score_branch(features)[:, 0]
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of the cells that show a picture of this size, not padding alone."""
+        """Rows and columns of the cells that show an image of this size, not padding alone."""
         return -(-height // self.rule.stride), -(-width // self.rule.stride)
 
     def losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """``loss_mask`` over positive windows and ``loss_score`` over all sampled ones.
 
-        Pictures of one size share a forward pass.  Padding all to the largest would cost more than
+        Images of one size share a forward pass.  Padding all to the largest would cost more than
         it saves, as each has a scale of its own.
         """
         groups: dict[tuple[int, ...], list[dict[str, Any]]] = defaultdict(list)
@@ -190,7 +190,7 @@ class InstanceFCN(PixelModel):
         }
 
     def _sample(self, group: list[dict[str, Any]]) -> tuple[Tensor, ...]:
-        """Windows drawn from pictures of one size.
+        """Windows drawn from images of one size.
 
         Returns:
             for P positive windows ``logits``, ``targets`` and ``counted`` as :func:`mask_loss`
@@ -226,7 +226,7 @@ class InstanceFCN(PixelModel):
         )
 
     def propose(self, sample: dict[str, Any]) -> Instances:
-        """Proposals of one picture over all scales (section 3.3).
+        """Proposals of one image over all scales (section 3.3).
 
         Returns:
             at most ``max_proposals``, by falling score, with the usual fields.
@@ -247,7 +247,7 @@ class InstanceFCN(PixelModel):
         return instances_from_masks(masks, windows.scores, torch.zeros_like(kept))
 
     def _shape_at(self, side: int, height: int, width: int) -> tuple[int, int]:
-        """Size of a picture whose shorter side becomes ``side``, if ``max_size`` allows it."""
+        """Size of an image whose shorter side becomes ``side``, if ``max_size`` allows it."""
         factor = min(side / min(height, width), self.max_size / max(height, width))
         return max(round(height * factor), 1), max(round(width * factor), 1)
 
@@ -262,7 +262,7 @@ class InstanceFCN(PixelModel):
             ``scores`` (N,) probabilities, ``logits`` (N, m, m), ``boxes`` (N, 4) around the masks,
             in pixels of the result, and what :func:`paste_windows` wants to know.
         """
-        # As Pillow resizes training pictures: smoothed where they shrink.
+        # As Pillow resizes training images: smoothed where they shrink.
         resized = F.interpolate(image[None].float(), shape, mode="bilinear", antialias=True)[0]
         mask_maps, score_maps = self.maps([resized])
         check_finite(mask_maps, score_maps)

@@ -1,4 +1,4 @@
-"""From assembled windows to masks of the picture's size."""
+"""From assembled windows to masks of the image's size."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ _CHUNK = 2**24
 def paste_windows(
     logits: Tensor, corners: Tensor, cells: Tensor, grids: Tensor, image_size: tuple[int, int]
 ) -> Tensor:
-    """Masks of whole pictures from the logits of windows.
+    """Masks of whole images from the logits of windows.
 
     Logits are interpolated linearly between the centres of cells and continued with their last
     value up to the border of the window or of the map; nothing lies outside the window.
@@ -43,7 +43,7 @@ def _weights(corner: Tensor, cell: Tensor, grid: Tensor, length: int, size: int)
 
     Args:
         corner, cell, grid: (N,), see :func:`paste_windows`.
-        length: pixels of the picture along this axis.
+        length: pixels of the image along this axis.
         size: cells of the window.
     Returns:
         (N, length, size) float32, rows of sum 1, or 0 for pixels outside the window.

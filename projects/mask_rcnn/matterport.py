@@ -12,8 +12,8 @@ from torch.nn import functional as F
 class SamePaddingStem(BasicStem):
     """ResNet stem whose max pooling pads as TensorFlow's "same" does.
 
-    Of an even size, as any picture padded for an FPN has, "same" pads one row at the bottom and one
-    column at the right, where Detectron2 pads one on every side: its windows lie two picture pixels
+    Of an even size, as any image padded for an FPN has, "same" pads one row at the bottom and one
+    column at the right, where Detectron2 pads one on every side: its windows lie two image pixels
     further to the top left.
     """
 

@@ -21,8 +21,8 @@ from instseg.projects.sgn.merging import (
 )
 from instseg.projects.sgn.networks import BreakpointNet, LineNet, MergerNet
 from instseg.projects.sgn.pipeline import (
+    ImageMaps,
     LineSettings,
-    PictureMaps,
     Truth,
     find_components,
 )
@@ -44,7 +44,7 @@ __all__ = [
     "LineSettings",
     "MergeSettings",
     "MergerNet",
-    "PictureMaps",
+    "ImageMaps",
     "Truth",
     "add_sgn_config",
     "breakpoint_labels",

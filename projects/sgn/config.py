@@ -41,7 +41,7 @@ def add_sgn_config(cfg: CfgNode) -> None:
     # Channels of the decoder and its normalisation ("" is none).
     node.CHANNELS = 128
     node.NORM = ""
-    # Channels of a map of stride 1 made from the picture itself; 0 leaves the network's result at
+    # Channels of a map of stride 1 made from the image itself; 0 leaves the network's result at
     # the finest stride of the backbone.
     node.DETAIL_CHANNELS = 0
     # Factor on the learning rate of all of the breakpoint network but its backbone.
@@ -65,7 +65,7 @@ def add_sgn_config(cfg: CfgNode) -> None:
 
     # Least area, in cells of the maps, of components that may be merged.
     node.MERGE_MIN_AREA = 50
-    # The largest so many components may be merged, which bounds what a picture of noise costs.
+    # The largest so many components may be merged, which bounds what an image of noise costs.
     node.MERGE_MAX_COMPONENTS = 1000
     # Gap between their boxes at most, as a share of the longest of their sides.
     node.MERGE_MAX_GAP = 0.5

@@ -18,7 +18,7 @@ from instseg.projects.sgn.merging import (
     windows,
 )
 from instseg.projects.sgn.networks import MergerNet
-from instseg.projects.sgn.pipeline import PictureMaps, Truth, find_components, foreground
+from instseg.projects.sgn.pipeline import ImageMaps, Truth, find_components, foreground
 from instseg.projects.sgn.targets import majority_owners
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def find(model: "SGN", image: Tensor, item: dict[str, Any]) -> tuple[Found, Tens
     rows, columns = size = model.cells(image)
     with stage("breakpoints"):
         semantic, logits = model.breakpoint_logits([image])
-    # What the padding shows is not part of the picture.
+    # What the padding shows is not part of the image.
     probabilities = semantic[0, :, :rows, :columns].softmax(dim=0)
     breakpoints = logits[0, :, :, :rows, :columns].softmax(dim=1)
     check_finite(probabilities, breakpoints)
@@ -59,20 +59,20 @@ def find(model: "SGN", image: Tensor, item: dict[str, Any]) -> tuple[Found, Tens
     if "truth" in model.sources.values():
         truths = [key for key, source in model.sources.items() if source == "truth"]
         targets = true_targets(item, size, model.output_stride, truths, model.device)
-        truth = Truth.of_picture(targets, 0, size, model.line_settings.widening)
+        truth = Truth.of_image(targets, 0, size, model.line_settings.widening)
         if not model.class_aware:
             truth = replace(truth, semantic=truth.semantic.clamp(max=1))
     if model.sources["SEMANTIC"] != "own":
         probabilities = model.given_semantic([image], [item], targets, size)[0]
     with stage("links"):
         grouped = probabilities if model.class_aware else foreground(probabilities)
-        maps = model.picture_maps(image, grouped, breakpoints, truth)
+        maps = model.image_maps(image, grouped, breakpoints, truth)
     check_finite(maps.links)
     return _grouped(model, maps, probabilities, truth), probabilities
 
 
-def _grouped(model: "SGN", maps: PictureMaps, probabilities: Tensor, truth: Truth | None) -> Found:
-    """Lines, components and instances of one picture."""
+def _grouped(model: "SGN", maps: ImageMaps, probabilities: Tensor, truth: Truth | None) -> Found:
+    """Lines, components and instances of one image."""
     with stage("lines"):
         threshold = model.line_settings.breakpoint_threshold
         labels = most_likely_labels(maps.breakpoints, threshold)
@@ -93,7 +93,7 @@ def _grouped(model: "SGN", maps: PictureMaps, probabilities: Tensor, truth: Trut
 
 @torch.no_grad()
 def merged_by_network(
-    maps: PictureMaps, components: Components, network: MergerNet, settings: MergeSettings
+    maps: ImageMaps, components: Components, network: MergerNet, settings: MergeSettings
 ) -> None:
     """Merge components that MergerNet calls one object, in place."""
     pixels = maps.for_crops()

@@ -23,7 +23,7 @@ def given_probabilities(
 
     Args:
         items: inputs.
-        cells: rows and columns of each picture.
+        cells: rows and columns of each image.
         truth: of the batch; None takes each input's ``sem_seg``.
         size: rows and columns of the result.
         num_classes: C, without the background.
@@ -96,7 +96,7 @@ def true_targets(
     keys: Sequence[str],
     device: torch.device,
 ) -> DenseTargets:
-    """Targets of one picture of ``size`` cells, for what is taken from the truth.
+    """Targets of one image of ``size`` cells, for what is taken from the truth.
 
     Args:
         keys: under ``MODEL.SGN``, that ask for it; for the message.

@@ -20,7 +20,7 @@ class MergeSettings:
 
     Attributes:
         min_area: pixels that a component of a pair has at least.
-        most: the largest so many components are looked at; bounds what a picture of noise costs.
+        most: the largest so many components are looked at; bounds what an image of noise costs.
         max_gap: between the boxes of a pair, as a share of the longest of their sides.
         partners: the nearest so many are looked at, for each component.
         threshold: pairs with a probability above it are merged.
@@ -35,7 +35,7 @@ class MergeSettings:
 
 @dataclass
 class Components:
-    """Components of one picture.
+    """Components of one image.
 
     Attributes:
         map: (H, W) int64, 0 ... N - 1, -1 for none.
@@ -133,14 +133,14 @@ def crop_pairs(
     """What MergerNet sees of each pair.
 
     Args:
-        maps: (6, H, W) picture, probability of the class, of a horizontal and of a vertical
+        maps: (6, H, W) image, probability of the class, of a horizontal and of a vertical
             breakpoint.
         semantic: (H, W) int64, class + 1, 0 for background.
-        components: of the picture.
+        components: of the image.
         pairs: (P, 2) their numbers.
-        boxes: (P, 4) corners of the crops in pixels; what lies outside of the picture is 0.
+        boxes: (P, 4) corners of the crops in pixels; what lies outside of the image is 0.
     Returns:
-        (P, 10, 64, 64): the picture (3), the first component, the second, others of their class,
+        (P, 10, 64, 64): the image (3), the first component, the second, others of their class,
         pixels of other classes, then the rest of ``maps``.
     """
     if not len(pairs):
@@ -213,7 +213,7 @@ def merge_by_owner(components: Components, owners: Tensor) -> None:
     """Merge the components of each object, in place.
 
     Args:
-        components: of a picture.
+        components: of an image.
         owners: (N,) the object of each component, -1 for none.
     """
     numbers = torch.arange(len(owners), device=owners.device)

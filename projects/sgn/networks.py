@@ -86,8 +86,8 @@ class MergerNet(nn.Module):
 
     def forward(self, crops: Tensor) -> Tensor:
         """(P, 10, 64, 64), see :func:`crop_pairs` → (P,) logits, whichever component is first."""
-        picture, first, second, rest = crops.split([3, 1, 1, CROP_CHANNELS - 5], dim=1)
-        swapped = torch.cat([picture, second, first, rest], dim=1)
+        image, first, second, rest = crops.split([3, 1, 1, CROP_CHANNELS - 5], dim=1)
+        swapped = torch.cat([image, second, first, rest], dim=1)
         features = self.layers(torch.cat([crops, swapped])).mean(dim=(2, 3))
         logits: Tensor = self.score(features)[:, 0]
         return logits.view(2, -1).mean(dim=0)

@@ -1,4 +1,4 @@
-"""Maps of one picture, predicted or true, and the components that they give."""
+"""Maps of one image, predicted or true, and the components that they give."""
 
 from dataclasses import dataclass
 
@@ -29,11 +29,11 @@ class LineSettings:
 
 
 @dataclass(frozen=True)
-class PictureMaps:
-    """What the first two networks say about one picture, or the truth.
+class ImageMaps:
+    """What the first two networks say about one image, or the truth.
 
     Attributes:
-        picture: (3, h, w) normalised, of the size of the maps.
+        image: (3, h, w) normalised, of the size of the maps.
         semantic: (h, w) int64, class + 1, or 1 for all classes, 0 for background.
         confidence: (h, w) probability of that.
         breakpoints: (2, 4, h, w) probabilities of labels along rows and columns.
@@ -42,7 +42,7 @@ class PictureMaps:
         links: (2, h, w) probability that a pixel and the one below, to the right, belong together.
     """
 
-    picture: Tensor
+    image: Tensor
     semantic: Tensor
     confidence: Tensor
     breakpoints: Tensor
@@ -51,12 +51,12 @@ class PictureMaps:
 
     def for_crops(self) -> Tensor:
         """(6, h, w) maps of :func:`crop_pairs`."""
-        return torch.cat([self.picture, self.confidence[None], self.seen])
+        return torch.cat([self.image, self.confidence[None], self.seen])
 
 
 @dataclass(frozen=True)
 class Truth:
-    """The same from annotations; all (h, w) or as in :class:`PictureMaps`.
+    """The same from annotations; all (h, w) or as in :class:`ImageMaps`.
 
     Attributes:
         owners: (h, w) int64, the object at each pixel, -1 for none.
@@ -71,10 +71,10 @@ class Truth:
     links: Tensor
 
     @classmethod
-    def of_picture(
+    def of_image(
         cls, targets: DenseTargets, number: int, size: tuple[int, int], widening: int
     ) -> "Truth":
-        """From the targets of a batch: picture ``number``, which has ``size`` cells."""
+        """From the targets of a batch: image ``number``, which has ``size`` cells."""
         rows, columns = size
         owners = targets.owners[number, :rows, :columns]
         semantic = targets.semantic[number, :rows, :columns]
@@ -94,7 +94,7 @@ def one_hot(labels: Tensor, count: int) -> Tensor:
 def find_components(
     labels: Tensor, semantic: Tensor, links: Tensor, settings: LineSettings
 ) -> tuple[Tensor, Tensor]:
-    """Lines and components of a picture, see :func:`line_components`.
+    """Lines and components of an image, see :func:`line_components`.
 
     Args:
         labels: (2, h, w) uint8 breakpoints.

@@ -18,7 +18,7 @@ from instseg.projects.sgn.inputs import given_probabilities
 from instseg.projects.sgn.lines import most_likely_labels
 from instseg.projects.sgn.merging import MergeSettings
 from instseg.projects.sgn.networks import BreakpointNet, LineNet, MergerNet
-from instseg.projects.sgn.pipeline import LineSettings, PictureMaps, Truth, breakpoint_links
+from instseg.projects.sgn.pipeline import ImageMaps, LineSettings, Truth, breakpoint_links
 
 
 @META_ARCH_REGISTRY.register()
@@ -27,7 +27,7 @@ class SGN(DenseModel):
 
     ::
 
-        picture → BreakpointNet → semantic map, breakpoints along rows and columns
+        image → BreakpointNet → semantic map, breakpoints along rows and columns
           → lines, cut by breakpoints → LineNet: links → components
           → MergerNet: pairs of components → instances
 
@@ -171,14 +171,14 @@ class SGN(DenseModel):
         """
         return inference.find(self, image, item)
 
-    def picture_maps(
+    def image_maps(
         self,
         image: Tensor,
         probabilities: Tensor,
         breakpoints: Tensor,
         truth: Truth | None = None,
-    ) -> PictureMaps:
-        """Maps of one picture, each from where its key says, the networks' in training.
+    ) -> ImageMaps:
+        """Maps of one image, each from where its key says, the networks' in training.
 
         Args:
             image: (3, h', w') normalised.
@@ -201,8 +201,8 @@ class SGN(DenseModel):
             with torch.no_grad():
                 links = self.lines(breakpoints[None], confidence[None])[0].sigmoid()
         rows, columns = self.cells(image)
-        picture = F.interpolate(image[None], (rows, columns), mode="area")[0]
-        return PictureMaps(picture, semantic, confidence, breakpoints, seen, links)
+        resized = F.interpolate(image[None], (rows, columns), mode="area")[0]
+        return ImageMaps(resized, semantic, confidence, breakpoints, seen, links)
 
     def breakpoint_logits(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Semantic logits (B, C + 1, h, w) and breakpoint logits (B, 2, 4, h, w) of a batch.

@@ -14,7 +14,7 @@ def breakpoint_labels(owners: Tensor, widening: int) -> tuple[Tensor, Tensor]:
 
     A run is a stretch of one object in a row.  Its first ``widening + 1`` pixels are START, at most
     half of it; of the others the last ``widening + 1`` are END, the rest INTERIOR.  A run of one
-    pixel is START.  The border of the picture begins and ends runs like any other.
+    pixel is START.  The border of the image begins and ends runs like any other.
 
     Args:
         owners: (..., H, W) int64, the object at each pixel, less than 0 for none.
@@ -67,7 +67,7 @@ def link_targets(owners: Tensor, semantic: Tensor) -> tuple[Tensor, Tensor]:
 def degrade(labels: Tensor) -> Tensor:
     """True breakpoints as a poor network would draw them, to train LineNet on (section 7).
 
-    Each picture's map is shifted by up to a pixel along rows and columns; then breakpoints are lost
+    Each image's map is shifted by up to a pixel along rows and columns; then breakpoints are lost
     and others appear at random.
 
     Args:

@@ -21,8 +21,8 @@ from instseg.projects.sgn.merging import (
 )
 from instseg.projects.sgn.networks import LineNet, MergerNet
 from instseg.projects.sgn.pipeline import (
+    ImageMaps,
     LineSettings,
-    PictureMaps,
     Truth,
     find_components,
     foreground,
@@ -70,7 +70,7 @@ def losses(
         if "merger" in model.stages:
             losses["loss_merger"] = merger_loss(
                 model.merger,
-                list(_pictures(model, images, probabilities, breakpoints, targets)),
+                list(_images(model, images, probabilities, breakpoints, targets)),
                 model.line_settings,
                 model.merge_settings,
                 model.merge_pairs,
@@ -93,19 +93,19 @@ def _breakpoint_losses(
     return losses
 
 
-def _pictures(
+def _images(
     model: "SGN",
     images: Sequence[Tensor],
     probabilities: Tensor,
     breakpoints: Tensor,
     targets: DenseTargets,
-) -> Iterator[tuple[PictureMaps, Truth]]:
-    """Maps and truth of each picture, without the padding of the batch."""
+) -> Iterator[tuple[ImageMaps, Truth]]:
+    """Maps and truth of each image, without the padding of the batch."""
     for number, image in enumerate(images):
         rows, columns = size = model.cells(image)
-        truth = Truth.of_picture(targets, number, size, model.line_settings.widening)
+        truth = Truth.of_image(targets, number, size, model.line_settings.widening)
         semantic, breaks = (x[number, ..., :rows, :columns] for x in (probabilities, breakpoints))
-        yield model.picture_maps(image, semantic, breaks), truth
+        yield model.image_maps(image, semantic, breaks), truth
 
 
 def line_loss(
@@ -115,7 +115,7 @@ def line_loss(
     targets: DenseTargets,
     widening: int,
 ) -> Tensor:
-    """LineNet's loss, for each picture on predicted breakpoints or on true ones made worse.
+    """LineNet's loss, for each image on predicted breakpoints or on true ones made worse.
 
     Args:
         network: is trained.
@@ -133,7 +133,7 @@ def line_loss(
 
 def merger_loss(
     network: MergerNet,
-    pictures: Sequence[tuple[PictureMaps, Truth]],
+    images: Sequence[tuple[ImageMaps, Truth]],
     lines: LineSettings,
     settings: MergeSettings,
     most: int,
@@ -142,7 +142,7 @@ def merger_loss(
 
     Args:
         network: is trained.
-        pictures: maps and truth of each.
+        images: maps and truth of each.
         lines: how components are found.
         settings: which of their pairs are candidates.
         most: pairs, half of each kind at most.
@@ -151,7 +151,7 @@ def merger_loss(
     """
     sources: list[tuple[Tensor, Tensor, Components]] = []
     pairs, labels, numbers = [], [], []
-    for maps, truth in pictures:
+    for maps, truth in images:
         predicted = most_likely_labels(maps.breakpoints, lines.breakpoint_threshold)
         for breaks, semantic, links in (
             (predicted, maps.semantic, maps.links),

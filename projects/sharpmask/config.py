@@ -13,5 +13,5 @@ def add_sharpmask_config(cfg: CfgNode) -> None:
     # Channels that the first convolution of each horizontal net reduces the trunk's map to, from
     # the coarsest stage to the finest.
     cfg.MODEL.SHARPMASK.REDUCED_DIMS = (64, 64, 64, 32)
-    # Compute the horizontal nets once for a picture, not once for each window (section 3.1).
+    # Compute the horizontal nets once for an image, not once for each window (section 3.1).
     cfg.MODEL.SHARPMASK.REFACTORED_TEST = True

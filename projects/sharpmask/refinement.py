@@ -21,7 +21,7 @@ class Refinement(nn.Module):
     F1 ... F4 are maps of the trunk, F1 the coarsest.  H reduces the channels of one by three
     convolutions, V is two.  The sum is the convolution of both maps together, so a stage is
     the paper's plain module, ``conv(concatenation)``, taken apart (section 3.1): H(F) belongs to a
-    place in the picture, not to a window, and can be computed once for all windows.
+    place in the image, not to a window, and can be computed once for all windows.
 
     Deviation: masks are enlarged by repetition, as the released code does; the paper says
     bilinearly.  Convolutions start by He's rule, the sums V(M) + H(F) around 1 and the logits
@@ -67,7 +67,7 @@ class Refinement(nn.Module):
         nn.init.normal_(self.output.weight, std=0.01)
 
     def skips(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """H of every stage, for maps of windows or of whole pictures."""
+        """H of every stage, for maps of windows or of whole images."""
         return [net(x) for net, x in zip(self.horizontal, features, strict=True)]
 
     def forward(self, vectors: Tensor, skips: Sequence[Tensor]) -> Tensor:

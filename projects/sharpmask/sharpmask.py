@@ -50,7 +50,7 @@ class SharpMask(DeepMask):
             backbone: gives ``in_feature`` and maps of half, a quarter ... of its stride, down to 2.
             in_feature, embedding_dim, patch_size, settings: of :class:`DeepMask`.
             mask_dim, skip_dim, reduced_dims: of :class:`Refinement`.
-            refactored: compute the horizontal nets once for a picture; otherwise for each window,
+            refactored: compute the horizontal nets once for an image; otherwise for each window,
                 as in training.
         """
         super().__init__(

@@ -1,6 +1,6 @@
 """Anchors ("priors" in the authors' code) and the coding of boxes relative to them.
 
-All coordinates are relative to the picture: 0 is its left or upper edge, 1 the opposite one.
+All coordinates are relative to the image: 0 is its left or upper edge, 1 the opposite one.
 """
 
 import math
@@ -19,7 +19,7 @@ def level_sizes(image_size: int, strides: Sequence[int]) -> list[int]:
     """Cells per side of the pyramid's levels when every halving rounds up.
 
     Args:
-        image_size: side of the square picture in pixels.
+        image_size: side of the square image in pixels.
         strides: powers of two, one per level.
     """
     return [-(-image_size // stride) for stride in strides]
@@ -35,11 +35,11 @@ def make_priors(
 ) -> Tensor:
     """Anchors of all levels in the order of the head's output (section 3.3, authors' code).
 
-    They lie on a regular grid over the whole picture, not at multiples of a stride, and are not
+    They lie on a regular grid over the whole image, not at multiples of a stride, and are not
     clipped.
 
     Args:
-        image_size: side of the square picture in pixels.
+        image_size: side of the square image in pixels.
         sizes: cells per side of every level.
         scales: sides in pixels, a list for every level.
         ratios: width / height, or a list of these for every level.

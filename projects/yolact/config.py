@@ -9,7 +9,7 @@ from instseg.projects.yolact.boxes import anchors_by_level
 def add_yolact_config(cfg: CfgNode) -> None:
     """Add the keys of YOLACT and of its DarkNet-53.
 
-    The side of the square that pictures are stretched to is ``INPUT.SQUARE_SIZE``, the largest
+    The side of the square that images are stretched to is ``INPUT.SQUARE_SIZE``, the largest
     number of detections ``TEST.DETECTIONS_PER_IMAGE``.
     """
     cfg.MODEL.YOLACT = CfgNode()
@@ -46,7 +46,7 @@ def add_yolact_config(cfg: CfgNode) -> None:
     node.NEGATIVE_IOU = 0.4
     # Anchors with more than this part of their area in a crowd are no background.
     node.CROWD_IOU = 0.7
-    # Background anchors for each positive one, the hardest of their picture.
+    # Background anchors for each positive one, the hardest of their image.
     node.NEGATIVE_RATIO = 3
     # Weights of the losses (section 3.1; authors' code for the semantic loss of section 3.4, whose
     # layer is left out at 0).
@@ -54,7 +54,7 @@ def add_yolact_config(cfg: CfgNode) -> None:
     node.CLASS_WEIGHT = 1.0
     node.MASK_WEIGHT = 6.125
     node.SEMANTIC_WEIGHT = 1.0
-    # Positive anchors of a picture that the mask loss looks at, a random choice if there are more.
+    # Positive anchors of an image that the mask loss looks at, a random choice if there are more.
     node.MASKS_TRAIN = 100
 
     # Least probability of the best class of an anchor.
@@ -66,7 +66,7 @@ def add_yolact_config(cfg: CfgNode) -> None:
     node.NMS_THRESH_TEST = 0.5
     # Anchors with the best scores that Fast NMS looks at, for each class.
     node.NMS_TOP_K_TEST = 200
-    # Least score of a detection.  At 0, as released, nearly every picture has
+    # Least score of a detection.  At 0, as released, nearly every image has
     # TEST.DETECTIONS_PER_IMAGE detections, most of them with tiny scores.
     node.DETECTION_SCORE_THRESH_TEST = 0.0
     # Cut the coordinates of boxes down to whole pixels, as the authors' code does.
@@ -78,7 +78,7 @@ def add_yolact_config(cfg: CfgNode) -> None:
     # Residual blocks of the five stages of DarkNet-53 (YOLOv3, table 1) and channels of its stem.
     cfg.MODEL.DARKNET.DEPTHS = [1, 2, 8, 8, 4]
     cfg.MODEL.DARKNET.STEM_CHANNELS = 32
-    # Normalisation after every convolution; "FrozenBN" for batches of few pictures.
+    # Normalisation after every convolution; "FrozenBN" for batches of few images.
     cfg.MODEL.DARKNET.NORM = "BN"
 
 

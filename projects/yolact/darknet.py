@@ -30,7 +30,7 @@ class DarkNet(Backbone):
     ) -> None:
         """
         Args:
-            in_channels: of the picture.
+            in_channels: of the image.
             stem_channels: of the first layer; every stage doubles them.
             depths: residual blocks of the five stages.
             norm: Detectron2's name of a normalisation.

@@ -1,4 +1,4 @@
-"""The parts of YOLACT's network after the backbone; all shapes are for pictures of 550 pixels."""
+"""The parts of YOLACT's network after the backbone; all shapes are for images of 550 pixels."""
 
 from collections.abc import Sequence
 
@@ -105,7 +105,7 @@ def resized(x: Tensor, like: Tensor) -> Tensor:
 
 
 class ProtoNet(nn.Module):
-    """Makes the prototype masks of a whole picture from P3 (section 3.1, figure 3).
+    """Makes the prototype masks of a whole image from P3 (section 3.1, figure 3).
 
     ::
 

@@ -33,12 +33,12 @@ class LossSettings:
 
 @dataclass(frozen=True)
 class Truth:
-    """The objects of one picture.
+    """The objects of one image.
 
     Attributes:
-        boxes: (G, 4) corners relative to the picture.
+        boxes: (G, 4) corners relative to the image.
         classes: (G,) int64 from 0.
-        masks: (G, h, w) float, 0 or 1, of the whole picture at any resolution.
+        masks: (G, h, w) float, 0 or 1, of the whole image at any resolution.
         crowd_boxes: (M, 4) as ``boxes``, regions full of objects that are not told apart.
     """
 
@@ -49,7 +49,7 @@ class Truth:
 
 
 def truth_of(item: dict[str, Any], device: torch.device) -> Truth:
-    """The objects of one training picture, see :meth:`~instseg.projects.yolact.YOLACT.forward`."""
+    """The objects of one training image, see :meth:`~instseg.projects.yolact.YOLACT.forward`."""
     instances: Instances = item["instances"]
     height, width = instances.image_size
     scale = torch.tensor([width, height, width, height], device=device, dtype=torch.float32)
@@ -64,7 +64,7 @@ def truth_of(item: dict[str, Any], device: torch.device) -> Truth:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Output of the network for a batch of B pictures with P anchors.
+    """Output of the network for a batch of B images with P anchors.
 
     Attributes:
         deltas: (B, P, 4) encoded boxes.
@@ -103,11 +103,11 @@ def yolact_losses(
 ) -> tuple[dict[str, Tensor], MaskSamples]:
     """All losses, weighted, and the masks they looked at.
 
-    A picture without objects has the semantic loss alone, as no background anchors are mined in it.
+    An image without objects has the semantic loss alone, as no background anchors are mined in it.
 
     Args:
         predictions: in single precision.
-        truths: one for each picture.
+        truths: one for each image.
         priors: (P, 4) relative centre and size.
     """
     matches = [
@@ -151,7 +151,7 @@ def hardest_background(logits: Tensor, labels: Tensor, ratio: int) -> Tensor:
     Args:
         logits: (B, P, C + 1), background first.
         labels: (B, P) as :func:`~instseg.projects.yolact.targets.match` gives them.
-        ratio: how many for every positive anchor of the same picture.
+        ratio: how many for every positive anchor of the same image.
     Returns:
         (B, P) bool.
     """
@@ -173,7 +173,7 @@ def _mask_loss(
 ) -> tuple[Tensor, MaskSamples]:
     """Sum over positive anchors, without weight; see :func:`mask_bce`."""
     size = predictions.prototypes.shape[1:3]
-    # Attached to the graph also where no picture has an object.
+    # Attached to the graph also where no image has an object.
     total = attached_zero([predictions.prototypes, predictions.coefficients])
     probabilities = [predictions.prototypes.new_zeros(0, *size)]
     targets = [predictions.prototypes.new_zeros(0, *size)]
@@ -223,7 +223,7 @@ def semantic_loss(logits: Tensor, truths: Sequence[Truth]) -> Tensor:
     Args:
         logits: (B, C, h, w).
     Returns:
-        mean over the pictures.
+        mean over the images.
     """
     targets = torch.zeros_like(logits)
     for target, truth in zip(targets, truths, strict=True):

@@ -20,7 +20,7 @@ def match(
     negative_iou: float = 0.4,
     crowd_iou: float = 0.7,
 ) -> tuple[Tensor, Tensor]:
-    """Assign the objects of one picture to anchors (section 4.1, authors' code).
+    """Assign the objects of one image to anchors (section 4.1, authors' code).
 
     Every anchor gets the object it overlaps most.  Every object gets an anchor of its own, the
     greatest overlaps being served first.

@@ -58,10 +58,10 @@ class DetectionSettings:
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in one picture, by descending score.
+    """What was found in one image, by descending score.
 
     Attributes:
-        boxes: (N, 4) corners relative to the picture, not clipped.
+        boxes: (N, 4) corners relative to the image, not clipped.
         scores: (N,) probability of the class.
         classes: (N,) int64 from 0.
         coefficients: (N, K) of the mask.
@@ -83,18 +83,18 @@ class Detections:
 class YOLACT(PixelModel):
     """Real-time instance segmentation (Bolya et al., ICCV 2019, arXiv 1904.02689).
 
-    One stage: a network makes prototype masks of the whole picture while a head predicts, for every
+    One stage: a network makes prototype masks of the whole image while a head predicts, for every
     anchor, classes, a box and coefficients; a mask is the sum of the prototypes by coefficients,
     cropped with the box.
 
     ::
 
-        picture, stretched to S x S → backbone: C3, C4, C5 → pyramid: P3..P7 (256)
+        image, stretched to S x S → backbone: C3, C4, C5 → pyramid: P3..P7 (256)
           P3 → ProtoNet → prototypes (S/4, S/4, K)
           P3..P7 → head → deltas (P, 4), logits (P, C + 1), coefficients (P, K) of P anchors
           P3 → semantic logits (C, S/8, S/8), in training alone
 
-    Pictures of any size are taken.  They are stretched to the square here (bilinear, not
+    Images of any size are taken.  They are stretched to the square here (bilinear, not
     antialiased), as the authors do, and results are for the original size; with
     ``INPUT.MIN_SIZE_TEST 0`` no one resizes them before.
 
@@ -311,7 +311,7 @@ class YOLACT(PixelModel):
         return results
 
     def detect(self, deltas: Tensor, logits: Tensor, coefficients: Tensor) -> Detections:
-        """Select the detections of one picture (section 3.3).
+        """Select the detections of one image (section 3.3).
 
         Args:
             deltas: (P, 4).
@@ -336,7 +336,7 @@ class YOLACT(PixelModel):
     def finish(
         self, detections: Detections, prototypes: Tensor, size: tuple[int, int]
     ) -> Instances:
-        """Detections of one picture as Instances with masks of ``size`` (height, width)."""
+        """Detections of one image as Instances with masks of ``size`` (height, width)."""
         instances = Instances(size)
         instances.pred_boxes = self.pixel_boxes(detections, size)
         instances.scores = detections.scores
@@ -351,13 +351,13 @@ class YOLACT(PixelModel):
         return instances
 
     def mask_extents(self, detections: Detections) -> Tensor:
-        """(N, 4) relative corners of what a mask may cover: its box, or the whole picture."""
+        """(N, 4) relative corners of what a mask may cover: its box, or the whole image."""
         if self.detection_settings.crop_masks:
             return detections.boxes
         return detections.boxes.new_tensor([0, 0, 1, 1]).expand_as(detections.boxes)
 
     def pixel_boxes(self, detections: Detections, size: tuple[int, int]) -> Boxes:
-        """Boxes in pixels of a picture of ``size``, cut at its edges; empty where they miss it."""
+        """Boxes in pixels of an image of ``size``, cut at its edges; empty where they miss it."""
         boxes = Boxes(in_pixels(detections.boxes, size))
         boxes.clip(size)
         if self.detection_settings.truncate_boxes:
@@ -366,7 +366,7 @@ class YOLACT(PixelModel):
 
 
 def in_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """(N, 4) relative corners → corners in pixels of a picture of ``size`` (height, width)."""
+    """(N, 4) relative corners → corners in pixels of an image of ``size`` (height, width)."""
     height, width = size
     return boxes * boxes.new_tensor([width, height, width, height])
 
@@ -393,5 +393,5 @@ def _check(cfg: CfgNode) -> None:
     if cfg.INPUT.SQUARE_SIZE < 1:
         raise ConfigError(
             f"INPUT.SQUARE_SIZE is {cfg.INPUT.SQUARE_SIZE}; YOLACT needs the side of the square "
-            "that pictures are stretched to, e.g. 550"
+            "that images are stretched to, e.g. 550"
         )

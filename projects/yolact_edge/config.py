@@ -34,7 +34,7 @@ def add_yolact_edge_config(cfg: CfgNode) -> None:
     cfg.MODEL.MOBILENET = CfgNode()
     # Factor on the channels of MobileNetV2 (its section 4).
     cfg.MODEL.MOBILENET.WIDTH = 1.0
-    # Normalisation after every convolution; "FrozenBN" for batches of few pictures.
+    # Normalisation after every convolution; "FrozenBN" for batches of few images.
     cfg.MODEL.MOBILENET.NORM = "BN"
 
 

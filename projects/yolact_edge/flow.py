@@ -13,14 +13,14 @@ from instseg.modeling import warp
 from instseg.projects.yolact import conv, resized
 
 _FLOW_UNIT = 8.0
-"""Predicted flow of half a picture, so that common motions are of the order of 1."""
+"""Predicted flow of half an image, so that common motions are of the order of 1."""
 
 
 class Motion(NamedTuple):
     """How the features of one level come about, for a batch of B frames.
 
     Attributes:
-        flow: (B, 2, h, w) where in the key frame to look, x then y; 8 is half the picture.
+        flow: (B, 2, h, w) where in the key frame to look, x then y; 8 is half the image.
         scale: (B, C, h, w) factor on what is found there.
         bias: (B, C, h, w) added to it.
     """
@@ -35,7 +35,7 @@ class Motion(NamedTuple):
 
 
 def relative_flow(flow: Tensor) -> Tensor:
-    """(B, 2, h, w) flow in pixels of the picture → in the units of :class:`Motion`."""
+    """(B, 2, h, w) flow in pixels of the image → in the units of :class:`Motion`."""
     height, width = flow.shape[-2:]
     halves = flow.new_tensor([width, height]).view(2, 1, 1) / 2
     return flow * (_FLOW_UNIT / halves)

@@ -31,8 +31,8 @@ class YolactEdge(YOLACT):
         frame:      C3 → L3;  (L3, L3 of the key frame) → FeatFlowNet → motions of P4, P5
                     S4, S5 of the key frame → moved → S4, S5;  S3 = L3 + up(S4) → P3..P7 → heads
 
-    Called as any model it computes every picture in full, see :class:`instseg.modeling.VideoModel`
-    for the rest.  On pictures alone it is YOLACT, ``META_ARCHITECTURE YOLACT``.
+    Called as any model it computes every image in full, see :class:`instseg.modeling.VideoModel`
+    for the rest.  On images alone it is YOLACT, ``META_ARCHITECTURE YOLACT``.
     """
 
     @configurable
@@ -181,7 +181,7 @@ class YolactEdge(YOLACT):
         """The losses of the stage.
 
         Beside YOLACT's items, ``reference_image`` is an earlier frame under the same augmentation;
-        the stage "joint" trains on pictures without one as if they were key frames, and the stage
+        the stage "joint" trains on images without one as if they were key frames, and the stage
         "flow" needs it and ``flow`` (2, h, w), in pixels of ``image``, x then y: what is at a pixel
         is at pixel + flow in the earlier frame.  Where that is not known it is not a number.
 
@@ -228,7 +228,7 @@ class YolactEdge(YOLACT):
             if missing:
                 raise DatasetError(
                     f"MODEL.YOLACT_EDGE.STAGE flow needs {' and '.join(missing)} with every "
-                    f"picture; {item.get('file_name', 'a picture')} has none: DATASETS.TRAIN must "
+                    f"image; {item.get('file_name', 'an image')} has none: DATASETS.TRAIN must "
                     "be videos with known flow"
                 )
         references = self.preprocess([{"image": x["reference_image"]} for x in batched_inputs])

@@ -26,10 +26,10 @@ CONFIG = "mask_rcnn/mask_rcnn_shapes.yaml"
 def test_a_model_is_compared_with_the_stock_predictor_and_written_as_rows(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    picture = tmp_path / "picture.png"
-    Image.fromarray(np.full((48, 64, 3), 90, dtype=np.uint8)).save(picture)
+    image = tmp_path / "image.png"
+    Image.fromarray(np.full((48, 64, 3), 90, dtype=np.uint8)).save(image)
     rows_file = tmp_path / "rows.json"
-    arguments = ["--config-file", CONFIG, "--input", str(picture), "--repeats", "1"]
+    arguments = ["--config-file", CONFIG, "--input", str(image), "--repeats", "1"]
     status = cli.main(["benchmark", "models", *arguments, "--json", str(rows_file), "--", *TINY])
     assert status == 0
     (row,) = json.loads(rows_file.read_text())

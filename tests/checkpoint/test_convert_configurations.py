@@ -107,8 +107,8 @@ def test_the_configuration_beside_the_weights_predicts_as_it_stands(
     config = weights.with_suffix(".yaml")
     assert f"\n{config}\n{weights}\n" in printed
     assert f"does not tell {keys[0]}" not in printed
-    picture = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    Image.fromarray(picture).save(tmp_path / "a.png")
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "a.png")
     command = ["predict", "--config-file", str(config), "--weights", str(weights)]
     out = tmp_path / "out"
     assert main([*command, "--input", str(tmp_path / "a.png"), "--output", str(out)]) == 0

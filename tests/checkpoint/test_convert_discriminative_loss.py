@@ -74,11 +74,11 @@ def test_the_model_normalises_as_the_authors_do(golden_weights: ModuleType) -> N
     cfg = instseg.load_cfg(
         "discriminative_loss/discriminative_loss_reseg_cvppp.yaml", ["MODEL.DEVICE", "cpu"]
     )
-    picture = golden_weights.image(8, 8)
+    image = golden_weights.image(8, 8)
     model = build_model(cfg)
     assert cfg.INPUT.FORMAT == "RGB"
-    rgb = torch.from_numpy(picture[:, :, ::-1].copy()).permute(2, 0, 1).float()
-    close((rgb - model.pixel_mean) / model.pixel_std, recipe.network_input(picture)[0], 1e-5)
+    rgb = torch.from_numpy(image[:, :, ::-1].copy()).permute(2, 0, 1).float()
+    close((rgb - model.pixel_mean) / model.pixel_std, recipe.network_input(image)[0], 1e-5)
 
 
 def test_other_classes_and_dimensions_become_overrides(released: Write, tmp_path: Path) -> None:

@@ -112,10 +112,10 @@ def golden() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def activations(model: nn.Module, golden: dict[str, Any], golden_weights: ModuleType) -> State:
-    """Outputs of every layer that there are numbers for, on the golden picture."""
+    """Outputs of every layer that there are numbers for, on the golden pixels."""
     size = int(golden["height"]), int(golden["width"])
-    picture = golden_weights.image(*size, int(golden["seed"]))
-    image = torch.from_numpy(picture.transpose(2, 0, 1).copy())
+    pixels = golden_weights.image(*size, int(golden["seed"]))
+    image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
     found: State = {}
     layers = {"pool1": "stem", "res2c_relu": "res2", "res3b3_relu": "res3"}
     hooks = [

@@ -77,9 +77,9 @@ def model(conversion: tuple[Path, str]) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def features(model: nn.Module, golden_weights: ModuleType) -> State:
-    picture = golden_weights.image(128, 192).astype(np.float32) - np.float32(PIXEL_MEAN)
+    image = golden_weights.image(128, 192).astype(np.float32) - np.float32(PIXEL_MEAN)
     with torch.no_grad():
-        return model.backbone(torch.from_numpy(picture.transpose(2, 0, 1).copy())[None])
+        return model.backbone(torch.from_numpy(image.transpose(2, 0, 1).copy())[None])
 
 
 @pytest.mark.parametrize("level", LEVELS)

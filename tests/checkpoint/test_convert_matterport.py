@@ -75,10 +75,10 @@ def model(conversion: tuple[Path, str]) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def features(model: nn.Module, golden_weights: ModuleType) -> State:
-    """Of an RGB picture, which the model normalises by the means of its configuration."""
-    picture = golden_weights.image(128, 128)[:, :, ::-1].transpose(2, 0, 1).copy()
+    """Of an RGB image, which the model normalises by the means of its configuration."""
+    image = golden_weights.image(128, 128)[:, :, ::-1].transpose(2, 0, 1).copy()
     with torch.no_grad():
-        images = model.preprocess_image([{"image": torch.from_numpy(picture)}])
+        images = model.preprocess_image([{"image": torch.from_numpy(image)}])
         return model.backbone(images.tensor)
 
 
@@ -90,7 +90,7 @@ def pooled(features: State, golden: Any) -> dict[int, torch.Tensor]:
 
 
 def crop_and_resize(features: State, boxes: torch.Tensor, size: int) -> torch.Tensor:
-    """TensorFlow's pooling on the pyramid level that matterport chooses (128 x 128 pictures).
+    """TensorFlow's pooling on the pyramid level that matterport chooses (128 x 128 images).
 
     Args:
         boxes: (R, 4) y1, x1, y2, x2, where 0 and 1 are the centres of the outermost cells.
@@ -173,10 +173,10 @@ def test_the_regression_weights_are_matterports(model: nn.Module) -> None:
 def test_the_stem_pools_as_tensorflow_does(size: int, before: int) -> None:
     """ "same" pads an even size behind only, an odd one on both sides, with minus infinity."""
     stem = SamePaddingStem(in_channels=3, out_channels=4, norm="")
-    picture = torch.randn(2, 3, 2 * size, 2 * size)
+    image = torch.randn(2, 3, 2 * size, 2 * size)
     with torch.no_grad():
-        padded = F.pad(stem.conv1(picture).relu(), (before, 1, before, 1), value=-torch.inf)
-        assert torch.equal(stem(picture), F.max_pool2d(padded, 3, 2))
+        padded = F.pad(stem.conv1(image).relu(), (before, 1, before, 1), value=-torch.inf)
+        assert torch.equal(stem(image), F.max_pool2d(padded, 3, 2))
 
 
 @pytest.mark.parametrize("freeze_at", [0, 1])

@@ -50,18 +50,18 @@ def case(
 
 
 def test_the_input_equals_the_authors(case: Case, golden_weights: ModuleType) -> None:
-    picture = golden_weights.image(480, 640, SEED)
-    assert zlib.crc32(picture.tobytes()) == case.golden["input/image_crc32"]
+    image = golden_weights.image(480, 640, SEED)
+    assert zlib.crc32(image.tobytes()) == case.golden["input/image_crc32"]
     close(case.tensors["x"][0, :, ::11, ::11], case.golden["input/sub"], 5e-6)
     sums_agree(case.tensors["x"], case.golden, "input/x")
 
 
-def test_a_picture_that_opencv_stretched_is_only_normalised(
+def test_an_image_that_opencv_stretched_is_only_normalised(
     case: Case, golden_weights: ModuleType
 ) -> None:
     """As in the authors' evaluation: in floating point, not rounded to bytes."""
-    picture = cv2.resize(golden_weights.image(480, 640, SEED).astype(np.float32), (550, 550))
-    image = torch.from_numpy(picture[:, :, ::-1].transpose(2, 0, 1).copy())
+    pixels = cv2.resize(golden_weights.image(480, 640, SEED).astype(np.float32), (550, 550))
+    image = torch.from_numpy(pixels[:, :, ::-1].transpose(2, 0, 1).copy())
     x = case.model.preprocess([{"image": image}])
     close(x[0, :, ::11, ::11], case.golden["input/cv2_sub"], 5e-6)
     total = x.double().sum().item() - float(case.golden["input/cv2_sum"])

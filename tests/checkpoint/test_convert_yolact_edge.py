@@ -1,6 +1,6 @@
 """Released YolactEdge checkpoints: the authors' numbers once converted, frame by frame.
 
-``golden/yolact`` holds what the authors' own networks gave for a picture, and for three frames of a
+``golden/yolact`` holds what the authors' own networks gave for an image, and for three frames of a
 video of which the first is a key frame; see the README there.
 """
 
@@ -34,20 +34,20 @@ from tests.support.yolact_common import (
     sums_agree,
 )
 
-PICTURE, VIDEO = "yolact_edge_resnet50", "yolact_edge_vid_resnet50"
+IMAGE, VIDEO = "yolact_edge_resnet50", "yolact_edge_vid_resnet50"
 FRAMES = ["", "frame0/", "frame1/", "frame2/"]
-"""A picture without video, a key frame, and two frames after it."""
+"""An image without video, a key frame, and two frames after it."""
 
 
-def picture_of(weights: ModuleType, moved: int = 0) -> Any:
-    """The golden picture, or the same moved on by so many frames, BGR."""
+def image_of(weights: ModuleType, moved: int = 0) -> Any:
+    """The golden image, or the same moved on by so many frames, BGR."""
     return np.roll(weights.image(480, 640, SEED), (4 * moved, 10 * moved), (0, 1))
 
 
 def frame_inputs(weights: ModuleType, moved: int = 0) -> Any:
     """The same as a batch of one."""
-    picture = picture_of(weights, moved)
-    image = torch.from_numpy(picture[:, :, ::-1].transpose(2, 0, 1).copy())
+    pixels = image_of(weights, moved)
+    image = torch.from_numpy(pixels[:, :, ::-1].transpose(2, 0, 1).copy())
     return [{"image": image, "height": 480, "width": 640}]
 
 
@@ -96,17 +96,17 @@ def frame(
     name = request.param
     model, state = video
     if not name:
-        model, _ = convert(PICTURE, golden_weights, tmp_path_factory.mktemp("picture"))
+        model, _ = convert(IMAGE, golden_weights, tmp_path_factory.mktemp("image"))
     moved = int(name[5]) if name else 0
     with torch.no_grad():
         inputs = frame_inputs(golden_weights, moved)
-        yield name, Case(model, load(VIDEO if name else PICTURE), inputs, name, state)
+        yield name, Case(model, load(VIDEO if name else IMAGE), inputs, name, state)
 
 
 def test_the_input_equals_the_authors(frame: tuple[str, Case], golden_weights: ModuleType) -> None:
     name, case = frame
-    picture = picture_of(golden_weights, int(name[5]) if name else 0)
-    assert zlib.crc32(picture.tobytes()) == case.golden[f"{name}input/image_crc32"]
+    image = image_of(golden_weights, int(name[5]) if name else 0)
+    assert zlib.crc32(image.tobytes()) == case.golden[f"{name}input/image_crc32"]
     step = 11 if name in ("", "frame0/") else 33
     close(case.input[0, :, ::step, ::step], case.golden[f"{name}input/sub"], 5e-6)
     sums_agree(case.input, case.golden, f"{name}input/x")
@@ -322,7 +322,7 @@ def test_a_missing_layer_of_the_flow_network_is_refused_by_name(released: Any) -
 
 
 def test_an_unknown_layer_is_refused_by_name(released: Any) -> None:
-    path = released(PICTURE, {"fpn_phase_2.pred_layers.3.bias": torch.zeros(256)})
+    path = released(IMAGE, {"fpn_phase_2.pred_layers.3.bias": torch.zeros(256)})
     with pytest.raises(CheckpointError, match=r"do not belong .*fpn_phase_2\.pred_layers\.3\.bias"):
         yolact_edge.convert(path, Options())
 

@@ -223,7 +223,7 @@ def test_a_layer_that_the_model_declares_unused_is_so_below_any_parent() -> None
 
 @pytest.fixture
 def files(tmp_path: Path) -> SimpleNamespace:
-    """Configurations and weights of which something is missing, and a picture's name."""
+    """Configurations and weights of which something is missing, and an image's name."""
     for name, cfg in (("yolact", yolact_cfg("yolact")), ("rcnn", tiny_cfg())):
         (tmp_path / f"{name}.yaml").write_text(cfg.dump())
         state = state_of(cfg)

@@ -64,7 +64,7 @@ BAD_TOGETHER = [
     (
         {"INPUT.CROP.ENABLED": True, "INPUT.CROP.SIZE": [2.0, 5.0]},
         "INPUT.CROP.SIZE is [2.0, 5.0]; expected [height, width], each above 0 and at most 1 of "
-        "the picture's, as INPUT.CROP.TYPE is relative_range",
+        "the image's, as INPUT.CROP.TYPE is relative_range",
     ),
     (
         {

@@ -19,7 +19,7 @@ CONFIGS = sorted(
     for path in (ROOT / "configs").rglob("*.yaml")
     if not path.name.startswith("Base-")
 )
-# Pictures small enough for a step in seconds; a score threshold low enough for detections.
+# Images small enough for a step in seconds; a score threshold low enough for detections.
 SMALL = [
     *("MODEL.DEVICE", "cpu"),
     *("INPUT.MIN_SIZE_TRAIN", "(96,)"),
@@ -37,7 +37,7 @@ def small_cfg(name: str) -> CfgNode:
 
 @pytest.fixture(scope="module")
 def records(data_root: Path) -> list[dict[str, Any]]:
-    """One real picture with several objects and one that has none."""
+    """One real image with several objects and one that has none."""
     instseg.load_cfg("mask_rcnn/mask_rcnn_shapes.yaml")
     every = DatasetCatalog.get("coco_mini_train")
     full = next(r for r in every if sum(not a["iscrowd"] for a in r["annotations"]) >= 4)

@@ -1,4 +1,4 @@
-"""SSD's augmentations: what each does to pictures, boxes and masks, and their mapper."""
+"""SSD's augmentations: what each does to images, boxes and masks, and their mapper."""
 
 from typing import Any
 
@@ -82,7 +82,7 @@ def test_random_colours_stay_in_their_ranges() -> None:
     assert 0.4 < np.mean([x.contrast_first for x in drawn]) < 0.6
 
 
-def test_expansion_moves_picture_boxes_and_masks_together() -> None:
+def test_expansion_moves_image_boxes_and_masks_together() -> None:
     image, mask = noise(4, 5), np.ones((4, 5), np.uint8)
     transform = ExpandTransform(3, 2, 10, 9, (1, 2, 3))
     grown, grown_mask = transform.apply_image(image), transform.apply_segmentation(mask)
@@ -92,7 +92,7 @@ def test_expansion_moves_picture_boxes_and_masks_together() -> None:
     assert transform.apply_box(np.array([[0, 0, 5, 4]])).tolist() == [[3, 2, 8, 6]]
 
 
-def test_a_picture_grows_by_the_given_ratio_at_most() -> None:
+def test_an_image_grows_by_the_given_ratio_at_most() -> None:
     augmentation = RandomExpansion((0, 0, 0), 3.0)
     sizes = [augmentation.get_transform(noise(10, 20)) for _ in range(200)]
     grown = [x for x in sizes if isinstance(x, ExpandTransform)]
@@ -107,7 +107,7 @@ def test_a_picture_grows_by_the_given_ratio_at_most() -> None:
     box=st.tuples(*[st.floats(0, 1)] * 4),
     seed=st.integers(0, 2**31),
 )
-def test_a_crop_lies_in_the_picture_and_keeps_the_centre_of_an_object(
+def test_a_crop_lies_in_the_image_and_keeps_the_centre_of_an_object(
     height: int, width: int, box: tuple[float, ...], seed: int
 ) -> None:
     np.random.seed(seed)
@@ -173,7 +173,7 @@ def test_objects_whose_centre_is_cut_off_go_and_others_are_clipped(tmp_path: Any
     assert mask.shape == (48, 20) and mask.sum() == 12 * 20
 
 
-def test_a_picture_that_loses_all_objects_every_time_is_only_resized(tmp_path: Any) -> None:
+def test_an_image_that_loses_all_objects_every_time_is_only_resized(tmp_path: Any) -> None:
     crop = T.CropTransform(40, 30, 20, 10, 64, 48)
     sample = mapper(crop)(record(tmp_path, square(2, 2, 10)))
     assert sample["image"].shape == (3, 24, 32)
@@ -197,7 +197,7 @@ def test_augmentations_that_lose_all_objects_are_drawn_again(tmp_path: Any) -> N
     assert sample["instances"].gt_boxes.tensor.tolist() == [[2, 2, 12, 10]]
 
 
-def test_an_object_whose_mask_is_empty_leaves_a_picture_without_objects(tmp_path: Any) -> None:
+def test_an_object_whose_mask_is_empty_leaves_an_image_without_objects(tmp_path: Any) -> None:
     empty = square(2, 2, 10, segmentation=mask_util.encode(np.zeros((48, 64), np.uint8, "F")))
     sample = mapper()(record(tmp_path, empty))
     assert sample["image"].shape == (3, 24, 32) and len(sample["instances"]) == 0
@@ -214,7 +214,7 @@ def test_objects_and_crowds_thinner_than_4_550ths_of_a_pixel_go(
     assert len(sample["crowd_boxes"]) == kept
 
 
-def test_a_picture_without_objects_is_given(tmp_path: Any) -> None:
+def test_an_image_without_objects_is_given(tmp_path: Any) -> None:
     sample = mapper()(record(tmp_path))
     assert len(sample["instances"]) == 0
 
@@ -246,7 +246,7 @@ def test_masks_and_boxes_agree_after_the_whole_pipeline() -> None:
         assert (tight[:, 2:] <= boxes[:, 2:] + 1.5).all()
 
 
-def test_without_augmentation_pictures_keep_their_size() -> None:
+def test_without_augmentation_images_keep_their_size() -> None:
     cfg = cfg_with("DATASETS.TRAIN", "('shapes_train',)")
     sample = build_train_mapper(cfg, augment=False)(DatasetCatalog.get("shapes_train")[0])
     assert sample["image"].shape == (3, 128, 128)

@@ -22,7 +22,7 @@ from instseg.config.classes import check_classes, num_classes_key
 from instseg.data import build
 from instseg.data.dataset import load, load_all
 from instseg.data.findings import Kind
-from instseg.data.mappers import PictureMapper, build_test_mapper, build_train_mapper
+from instseg.data.mappers import ImageMapper, build_test_mapper, build_train_mapper
 from instseg.errors import ConfigError, DatasetError, ImageError
 from instseg.evaluation import build_evaluator, check_evaluation
 from instseg.training.trainer import Trainer
@@ -52,7 +52,7 @@ def test_a_sound_set_gives_exit_status_zero(
 ) -> None:
     name = write_set(tmp_path, content())
     assert cli.main(["check-data", name]) == 0
-    summary = f"{name}: pictures 3, annotations 4, classes 2\nnothing found\n"
+    summary = f"{name}: images 3, annotations 4, classes 2\nnothing found\n"
     assert capsys.readouterr().out.strip() == summary.strip()
 
 
@@ -64,7 +64,7 @@ def test_what_no_terminal_can_show_is_printed_with_escapes(
     assert r"\ud800.png" in capsys.readouterr().out
 
 
-def test_a_set_named_from_the_folder_it_lies_in_has_its_pictures_beside_it(
+def test_a_set_named_from_the_folder_it_lies_in_has_its_images_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, folder = build.parse_coco_name(write_set(tmp_path, content()))
@@ -119,40 +119,40 @@ def test_a_set_of_another_format_is_read_by_its_own_reader() -> None:
     assert "data set sbd_train: there is no file" in checked.report.examples[Kind.FORMAT]
 
 
-# Pictures.
+# Images.
 
 
 @pytest.mark.parametrize(
     ("spoil", "kind", "message"),
     [
-        (Path.unlink, Kind.MISSING_PICTURE, r"image 2: there is no file .*2\.png"),
-        (truncate, Kind.UNREADABLE_PICTURE, r"image 2: .*2\.png: cannot be decoded: .*truncated"),
+        (Path.unlink, Kind.MISSING_IMAGE, r"image 2: there is no file .*2\.png"),
+        (truncate, Kind.UNREADABLE_IMAGE, r"image 2: .*2\.png: cannot be decoded: .*truncated"),
         (
             lambda file: file.write_text("<html>"),
-            Kind.UNREADABLE_PICTURE,
-            r"image 2: .*2\.png: is HTML or XML text, not a picture",
+            Kind.UNREADABLE_IMAGE,
+            r"image 2: .*2\.png: is HTML or XML text, not an image",
         ),
         (
             lambda file: Image.new("RGB", (41, 30)).save(file),
-            Kind.PICTURE_SIZE,
+            Kind.IMAGE_SIZE,
             r"image 2 \(.*2\.png\) is 41 x 30 pixels, the data set says 40 x 30",
         ),
     ],
 )
-def test_a_picture_that_cannot_be_used_is_found(
+def test_an_image_that_cannot_be_used_is_found(
     tmp_path: Path, spoil: Any, kind: Kind, message: str
 ) -> None:
     name = write_set(tmp_path, content())
-    spoil(tmp_path / "pictures/2.png")
+    spoil(tmp_path / "images/2.png")
     (checked,) = check_data([name])
     assert checked.report.ids == {kind: [2]}
     assert re.search(message, checked.report.examples[kind])
 
 
-def test_a_set_that_does_not_say_the_sizes_of_its_pictures_is_sound(tmp_path: Path) -> None:
+def test_a_set_that_does_not_say_the_sizes_of_its_images_is_sound(tmp_path: Path) -> None:
     write_set(tmp_path, content())
     name, instance = f"sizeless {tmp_path}", {"category_id": 0, "segmentation": [SQUARE]}
-    record = {"file_name": str(tmp_path / "pictures/1.png"), "annotations": [instance]}
+    record = {"file_name": str(tmp_path / "images/1.png"), "annotations": [instance]}
     DatasetCatalog.register(name, lambda: [record])
     MetadataCatalog.get(name).thing_classes = ["cat"]
     assert found(name) == [{}]
@@ -164,58 +164,58 @@ def test_a_set_that_does_not_say_the_sizes_of_its_pictures_is_sound(tmp_path: Pa
     [
         (Path.unlink, r"2\.png: no such file"),
         (truncate, r"2\.png: cannot be decoded: .*truncated"),
-        (lambda file: file.write_text("<html>"), r"2\.png: is HTML or XML text, not a picture"),
+        (lambda file: file.write_text("<html>"), r"2\.png: is HTML or XML text, not an image"),
         (
             lambda file: Image.new("RGB", (41, 30)).save(file),
             r"2\.png is 41 x 30 pixels, the data set says 40 x 30; correct width and height",
         ),
     ],
 )
-def test_training_and_evaluation_name_a_picture_that_cannot_be_used(
+def test_training_and_evaluation_name_an_image_that_cannot_be_used(
     tmp_path: Path, training: bool, spoil: Any, message: str
 ) -> None:
     name = write_set(tmp_path, content())
     cfg = config(name)
-    spoil(tmp_path / "pictures/2.png")
+    spoil(tmp_path / "images/2.png")
     mapper = build_train_mapper(cfg, augment=True) if training else build_test_mapper(cfg)
     with pytest.raises(ImageError, match=message):
         mapper(DatasetCatalog.get(name)[1])
 
 
-def test_an_error_that_is_not_the_pictures_stays_what_it_was(tmp_path: Path) -> None:
+def test_an_error_that_is_not_the_images_stays_what_it_was(tmp_path: Path) -> None:
     name = write_set(tmp_path, content())
     config(name)
     with pytest.raises(ZeroDivisionError):
-        PictureMapper(_failing)(DatasetCatalog.get(name)[0])
+        ImageMapper(_failing)(DatasetCatalog.get(name)[0])
 
 
 def _failing(record: dict[str, Any]) -> dict[str, Any]:
     raise ZeroDivisionError
 
 
-def test_unreadable_pictures_are_replaced_counted_and_capped(
+def test_unreadable_images_are_replaced_counted_and_capped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     name = write_set(tmp_path, content())
     mapper = build_train_mapper(config(name, "", "DATALOADER.MAX_UNREADABLE", 1), augment=True)
     first, second, third = DatasetCatalog.get(name)
     for key in (2, 3):
-        truncate(tmp_path / f"pictures/{key}.png")
+        truncate(tmp_path / f"images/{key}.png")
     mapper(first)
     with caplog.at_level(logging.WARNING, "instseg"):
         assert [mapper(second)["image_id"] for _ in range(2)] == [1, 1]
     assert "2.png: cannot be decoded" in caplog.messages[0]
-    assert "replaced by another picture, 1 of at most 1" in caplog.messages[1]
+    assert "replaced by another image, 1 of at most 1" in caplog.messages[1]
     with pytest.raises(ImageError, match=r"3\.png"):
         mapper(third)
 
 
-def test_a_loader_process_names_the_picture_on_one_line(
+def test_a_loader_process_names_the_image_on_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = write_set(tmp_path, content())
     for key in (1, 2):
-        truncate(tmp_path / f"pictures/{key}.png")
+        truncate(tmp_path / f"images/{key}.png")
     loader = Trainer.build_train_loader(
         config(name, "", "DATALOADER.NUM_WORKERS", 1, "SOLVER.IMS_PER_BATCH", 1)
     )
@@ -226,21 +226,19 @@ def test_a_loader_process_names_the_picture_on_one_line(
     assert re.fullmatch(line, capsys.readouterr().err)
 
 
-def test_missing_pictures_are_found_before_training(tmp_path: Path) -> None:
+def test_missing_images_are_found_before_training(tmp_path: Path) -> None:
     name = write_set(tmp_path, content())
-    (tmp_path / "pictures/2.png").unlink()
+    (tmp_path / "images/2.png").unlink()
     with pytest.raises(DatasetError, match=r"1 of 2 .* no file .* first .*2\.png \(no such"):
         Trainer.build_train_loader(config(name))
     Trainer.build_train_loader(config(name, "", "DATALOADER.MAX_UNREADABLE", 1))
 
 
 @pytest.mark.parametrize("file", ["shapes://shapes_val/32/0", "a\0b/2.png", "\ud800/2.png"])
-def test_a_name_that_no_file_can_have_is_that_of_a_missing_picture(
-    tmp_path: Path, file: str
-) -> None:
+def test_a_name_that_no_file_can_have_is_that_of_a_missing_image(tmp_path: Path, file: str) -> None:
     name = write_set(tmp_path, changed("images", 1, "file_name", to=file))
-    assert found(name) == [{Kind.MISSING_PICTURE: [2]}]
-    with pytest.raises(DatasetError, match=r"1 of 2 pictures have no file that can be read"):
+    assert found(name) == [{Kind.MISSING_IMAGE: [2]}]
+    with pytest.raises(DatasetError, match=r"1 of 2 images have no file that can be read"):
         Trainer.build_train_loader(config(name))
     with pytest.raises(ImageError, match="no such file|cannot be decoded|cannot be read"):
         build_test_mapper(config(name))(DatasetCatalog.get(name)[1])
@@ -251,7 +249,7 @@ def test_a_name_that_no_file_can_have_is_that_of_a_missing_picture(
 
 def test_a_set_without_annotations_says_so_and_how_to_train_on_it(tmp_path: Path) -> None:
     name = write_set(tmp_path, changed("annotations", to=[]))
-    text = "0 of 3 pictures are annotated; to train on pictures without objects set "
+    text = "0 of 3 images are annotated; to train on images without objects set "
     with pytest.raises(DatasetError, match=f"{text}DATALOADER.FILTER_EMPTY_ANNOTATIONS False"):
         Trainer.build_train_loader(config(name))
     Trainer.build_train_loader(config(name, "", "DATALOADER.FILTER_EMPTY_ANNOTATIONS", False))
@@ -260,7 +258,7 @@ def test_a_set_without_annotations_says_so_and_how_to_train_on_it(tmp_path: Path
 
 def test_a_set_of_crowds_alone_is_explained(tmp_path: Path) -> None:
     name = write_set(tmp_path, changed("annotations", to=content()["annotations"][3:]))
-    with pytest.raises(DatasetError, match="1 of 3 pictures are annotated, but with crowds alone"):
+    with pytest.raises(DatasetError, match="1 of 3 images are annotated, but with crowds alone"):
         Trainer.build_train_loader(config(name))
     assert list(found(name)[0]) == [Kind.NO_OBJECT]
 
@@ -269,14 +267,14 @@ def test_a_set_whose_objects_are_all_left_out_is_explained(tmp_path: Path) -> No
     broken = content()
     for annotation in broken["annotations"]:
         annotation["image_id"] = 9
-    with pytest.raises(DatasetError, match="0 of 3 pictures are annotated"):
+    with pytest.raises(DatasetError, match="0 of 3 images are annotated"):
         Trainer.build_train_loader(config(write_set(tmp_path, broken)))
 
 
 @pytest.mark.parametrize("mask", [KeyError, None, []])
 def test_training_names_the_annotation_without_a_mask(tmp_path: Path, mask: Any) -> None:
     name = write_set(tmp_path, changed(*MASK, to=mask))
-    with pytest.raises(DatasetError, match=r"1 of 2 pictures .* first .*1\.png \(annotation 11\)"):
+    with pytest.raises(DatasetError, match=r"1 of 2 images .* first .*1\.png \(annotation 11\)"):
         Trainer.build_train_loader(config(name))
 
 
@@ -304,16 +302,16 @@ def test_test_objects_without_masks_are_found_before_training_and_before_evaluat
         build_evaluator(cfg, load(test))
 
 
-def test_missing_test_pictures_are_found_before_training_and_before_evaluation(
+def test_missing_test_images_are_found_before_training_and_before_evaluation(
     tmp_path: Path,
 ) -> None:
     train, test = (write_set(tmp_path / name, content()) for name in ("train", "test"))
     cfg = config(train, test, "OUTPUT_DIR", str(tmp_path), "DATALOADER.MAX_UNREADABLE", 1)
     check_evaluation(cfg, nn.Identity(), load_all(cfg.DATASETS.TEST))
-    (tmp_path / "test/pictures/2.png").unlink()
-    with pytest.raises(DatasetError, match=r"test.* 1 of 3 pictures have no file .*2\.png"):
+    (tmp_path / "test/images/2.png").unlink()
+    with pytest.raises(DatasetError, match=r"test.* 1 of 3 images have no file .*2\.png"):
         check_evaluation(cfg, nn.Identity(), load_all(cfg.DATASETS.TEST))
-    with pytest.raises(DatasetError, match=r"test.* 1 of 3 pictures have no file .*2\.png"):
+    with pytest.raises(DatasetError, match=r"test.* 1 of 3 images have no file .*2\.png"):
         Trainer.build_test_loader(cfg, test)
 
 
@@ -401,9 +399,9 @@ def test_a_file_whose_classes_change_while_python_runs_is_refused(tmp_path: Path
 # Two sets.
 
 
-def test_a_picture_of_the_training_set_in_the_validation_set_is_told(tmp_path: Path) -> None:
+def test_an_image_of_the_training_set_in_the_validation_set_is_told(tmp_path: Path) -> None:
     names = [write_set(tmp_path / folder, content()) for folder in ("train", "val")]
-    shutil.copy(tmp_path / "train/pictures/3.png", tmp_path / "val/pictures/2.png")
+    shutil.copy(tmp_path / "train/images/3.png", tmp_path / "val/images/2.png")
     first, second = found(*names)
     assert (first, second) == ({}, {Kind.LEAKAGE: [2]})
     assert cli.main(["check-data", *names]) == 0

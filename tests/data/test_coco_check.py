@@ -122,7 +122,7 @@ LEFT_OUT = [
         changed(*OBJECT, "bbox", to=[50, 5, 3, 3]),
         Kind.OUTSIDE,
         11,
-        "bbox reaches from (50, 5) to (53, 8), the picture is 40 x 30",
+        "bbox reaches from (50, 5) to (53, 8), the image is 40 x 30",
     ),
     (
         changed(*MASK, to=[[x + 60 for x in SQUARE]]),
@@ -159,7 +159,7 @@ TOLD = [
         changed(*OBJECT, "bbox", to=[5, 5, 40, 3]),
         Kind.PARTLY_OUTSIDE,
         11,
-        "to (45, 8), the picture",
+        "to (45, 8), the image",
     ),
 ]
 

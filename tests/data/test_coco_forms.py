@@ -139,7 +139,7 @@ def test_any_encoding_of_unicode_is_read(tmp_path: Path, encoding: str) -> None:
 def test_a_backslash_means_a_folder_where_that_has_the_file(tmp_path: Path) -> None:
     given = content()
     for image in given["images"]:
-        image["file_name"] = "pictures\\" + image["file_name"]
+        image["file_name"] = "images\\" + image["file_name"]
     name = write_set(tmp_path, given).rpartition(":")[0]
     (checked,) = check_data([name])
     assert checked.report.ids == {Kind.BACKSLASH: [1, 2, 3]}
@@ -150,7 +150,7 @@ def test_a_backslash_in_the_name_of_a_file_that_is_there_stays(tmp_path: Path) -
     given = content()
     given["images"][0]["file_name"] = "a\\1.png"
     name = write_set(tmp_path, given)
-    os.rename(tmp_path / "pictures/1.png", tmp_path / "pictures/a\\1.png")
+    os.rename(tmp_path / "images/1.png", tmp_path / "images/a\\1.png")
     assert records_of(name)[0]["file_name"].endswith("a\\1.png")
     assert [checked.report.ids for checked in check_data([name])] == [{}]
 

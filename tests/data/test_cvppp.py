@@ -29,10 +29,10 @@ def root(tmp_path: Path) -> Path:
 def write(root: Path, number: int, labels: np.ndarray = LABELS, palette: bool = True) -> None:
     stem = f"plant{number:03}"
     Image.new("RGBA", (WIDTH, HEIGHT), "green").save(root / f"{stem}_rgb.png")
-    picture = Image.fromarray(labels)
+    image = Image.fromarray(labels)
     if palette:
-        picture.putpalette([(index * 37 + 5) % 256 for index in range(768)])
-    picture.save(root / f"{stem}_label.png")
+        image.putpalette([(index * 37 + 5) % 256 for index in range(768)])
+    image.save(root / f"{stem}_label.png")
     Image.fromarray((labels > 0).astype(np.uint8)).save(root / f"{stem}_fg.png")
 
 
@@ -56,12 +56,12 @@ def test_more_than_255_leaves_fit_into_sixteen_bits(tmp_path: Path) -> None:
     assert len(read(tmp_path)[0]["annotations"]) == 2
 
 
-def test_a_picture_without_leaves_has_no_annotations(tmp_path: Path) -> None:
+def test_an_image_without_leaves_has_no_annotations(tmp_path: Path) -> None:
     write(tmp_path, 1, np.zeros_like(LABELS))
     assert read(tmp_path)[0]["annotations"] == []
 
 
-def test_the_splits_divide_the_pictures(root: Path) -> None:
+def test_the_splits_divide_the_images(root: Path) -> None:
     names = {split: {r["image_id"] for r in read(root, split)} for split in ("train", "val")}
     assert not names["train"] & names["val"]
     assert names["train"] | names["val"] == {r["image_id"] for r in read(root)}
@@ -83,7 +83,7 @@ def test_the_names_are_registered_with_one_class() -> None:
         assert MetadataCatalog.get(f"cvppp_a1_{split}").thing_classes == ["leaf"]
 
 
-def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="set DETECTRON2_DATASETS to the folder that holds"):
         read(tmp_path)
 

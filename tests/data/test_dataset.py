@@ -199,4 +199,4 @@ def youtube_vis(folder: Path) -> str:
     videos = [{"id": 1, "file_names": ["1.png", "2.png", "3.png"], "height": 30, "width": 40}]
     given = {"videos": videos, "annotations": [], "categories": coco["categories"]}
     (folder / "videos.json").write_text(json.dumps(given))
-    return f"youtubevis:{folder}/videos.json:{folder}/pictures"
+    return f"youtubevis:{folder}/videos.json:{folder}/images"

@@ -1,4 +1,4 @@
-"""Pictures from files and arrays: 8-bit colour, or an error that names the file and the reason."""
+"""Images from files and arrays: 8-bit colour, or an error that names the file and the reason."""
 
 import logging
 import struct
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from instseg.data import images
-from instseg.data.images import check_image, convert_picture, picture_size, read_image
+from instseg.data.images import check_image, convert_image, image_size, read_image
 from instseg.data.synthetic import shapes, shapes_video
 from instseg.errors import ImageError
 
@@ -31,8 +31,8 @@ def _log_everything_anew() -> None:
 
 
 def save(folder: Path, name: str, pixels: Any, mode: str | None = None, **options: Any) -> Path:
-    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    (picture.convert(mode) if mode else picture).save(folder / name, **options)
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(folder / name, **options)
     return folder / name
 
 
@@ -45,7 +45,7 @@ def png_header(width: int, height: int) -> bytes:
     return file
 
 
-def test_a_colour_picture_is_read_in_bgr_order(tmp_path: Path) -> None:
+def test_a_colour_image_is_read_in_bgr_order(tmp_path: Path) -> None:
     image = read_image(save(tmp_path, "a.png", RGB))
     assert np.array_equal(image, RGB[:, :, ::-1])
     assert image.dtype == np.uint8 and image.flags.c_contiguous and image.flags.writeable
@@ -78,14 +78,14 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     assert np.array_equal(read_image(path, format="RGB"), upright[orientation])
 
 
-def test_a_broken_exif_block_does_not_cost_the_picture(tmp_path: Path) -> None:
+def test_a_broken_exif_block_does_not_cost_the_image(tmp_path: Path) -> None:
     broken = b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"
     path = save(tmp_path, "a.jpg", RGB, quality=95, exif=broken)
     assert read_image(path).shape == RGB.shape
 
 
 @pytest.mark.parametrize("mode", ["L", "1"])
-def test_grey_and_one_bit_pictures_get_three_equal_channels(tmp_path: Path, mode: str) -> None:
+def test_grey_and_one_bit_images_get_three_equal_channels(tmp_path: Path, mode: str) -> None:
     path = save(tmp_path, "a.png", GREY, mode)
     expected = np.asarray(Image.fromarray(GREY).convert(mode).convert("L"))
     image = read_image(path)
@@ -93,13 +93,13 @@ def test_grey_and_one_bit_pictures_get_three_equal_channels(tmp_path: Path, mode
     assert all(np.array_equal(image[:, :, channel], expected) for channel in range(3))
 
 
-def test_a_palette_picture_gets_its_colours(tmp_path: Path) -> None:
+def test_a_palette_image_gets_its_colours(tmp_path: Path) -> None:
     palette = Image.fromarray(RGB).quantize(16)
     path = save(tmp_path, "a.png", palette)
     assert np.array_equal(read_image(path, format="RGB"), np.asarray(palette.convert("RGB")))
 
 
-def test_a_cmyk_picture_is_converted(tmp_path: Path) -> None:
+def test_a_cmyk_image_is_converted(tmp_path: Path) -> None:
     red = Image.new("CMYK", (20, 12), (0, 255, 255, 0))
     image = read_image(save(tmp_path, "a.jpg", red, quality=95), format="RGB")
     assert image.shape == (12, 20, 3)
@@ -195,7 +195,7 @@ def test_the_depth_of_a_jpeg_2000_is_found_behind_any_boxes(tmp_path: Path, long
         box = content.tobytes().index(b"jp2c") - 4
         head, codes = content.tobytes()[:box], content.tobytes()[box + 8 :]
         size = struct.pack(">I4sQ", 1, b"jp2c", 16 + len(codes)) if long else b"\0\0\0\0jp2c"
-        # Another box may hold anything, such as what looks like the picture of 8 bits.
+        # Another box may hold anything, such as what looks like the image of 8 bits.
         decoy = stream.get(8, b"")
         stream[bits] = codes[:80]
         other = struct.pack(">I4s", 8 + len(decoy), b"free") + decoy
@@ -217,13 +217,13 @@ def test_a_truncated_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
     ("content", "reason"),
     [
         (b"", r"the file is empty \(0 bytes\)"),
-        (b"\n<!DOCTYPE html><html>404</html>", "is HTML or XML text, not a picture"),
+        (b"\n<!DOCTYPE html><html>404</html>", "is HTML or XML text, not an image"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture in a known format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image in a known format"),
         (b"\x89PNG\r\n\x1a\n", "cut off in its header"),
     ],
 )
-def test_what_is_no_picture_is_refused_with_what_it_is(
+def test_what_is_no_image_is_refused_with_what_it_is(
     tmp_path: Path, content: bytes, reason: str
 ) -> None:
     path = tmp_path / "a.jpg"
@@ -248,7 +248,7 @@ def test_a_name_too_long_for_the_file_system_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("side", [13_378, 30_000])
-def test_a_huge_picture_is_refused_from_its_header(tmp_path: Path, side: int) -> None:
+def test_a_huge_image_is_refused_from_its_header(tmp_path: Path, side: int) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(png_header(side, side))
     with pytest.raises(ImageError, match=f"a.png.*{side * side}.*at most .*INPUT.MAX_SIZE_TEST"):
@@ -293,7 +293,7 @@ def test_random_bytes_as_a_file_raise_nothing_but_image_error(
 
 @given(data=st.data(), format=st.sampled_from(["png", "jpeg", "gif", "bmp", "tiff", "webp", "ppm"]))
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_picture_with_changed_bytes_raises_nothing_but_image_error(
+def test_an_image_with_changed_bytes_raises_nothing_but_image_error(
     tmp_path: Path, data: st.DataObject, format: str
 ) -> None:
     path = save(tmp_path, "a.jpg", RGB, format=format)
@@ -310,8 +310,8 @@ def test_a_picture_with_changed_bytes_raises_nothing_but_image_error(
         assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
 
 
-def test_a_pillow_picture_becomes_a_bgr_array() -> None:
-    assert np.array_equal(convert_picture(Image.fromarray(RGB)), RGB[:, :, ::-1])
+def test_a_pillow_image_becomes_a_bgr_array() -> None:
+    assert np.array_equal(convert_image(Image.fromarray(RGB)), RGB[:, :, ::-1])
 
 
 def test_none_is_refused_with_the_likely_reason() -> None:
@@ -388,7 +388,7 @@ def test_an_array_that_no_model_can_use_is_an_image_error(image: Any, message: s
 
 
 @pytest.mark.parametrize("height", [1, 3, 4])
-def test_a_picture_as_high_as_others_have_channels_is_taken_as_it_is(height: int) -> None:
+def test_an_image_as_high_as_others_have_channels_is_taken_as_it_is(height: int) -> None:
     assert np.array_equal(check_image(RGB[:height]), RGB[:height])
     assert check_image(GREY[:height]).shape == (height, 20, 3)
 
@@ -405,25 +405,23 @@ def test_the_size_is_read_without_the_pixels(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = save(tmp_path, name, RGB)
-    monkeypatch.setattr(images, "convert_picture", None)
-    assert picture_size(path) == (20, 12)
+    monkeypatch.setattr(images, "convert_image", None)
+    assert image_size(path) == (20, 12)
 
 
 @pytest.mark.parametrize("name", ["a.bmp", "a.webp", "a.tif", "a.gif"])
 def test_the_size_of_other_formats_is_that_of_the_pixels(tmp_path: Path, name: str) -> None:
-    assert picture_size(save(tmp_path, name, RGB)) == (20, 12)
+    assert image_size(save(tmp_path, name, RGB)) == (20, 12)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_size_is_that_of_the_upright_picture(
-    tmp_path: Path, name: str, orientation: int
-) -> None:
+def test_the_size_is_that_of_the_upright_image(tmp_path: Path, name: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = save(tmp_path, name, RGB, exif=exif)
     height, width, _ = read_image(path).shape
-    assert picture_size(path) == (width, height)
+    assert image_size(path) == (width, height)
 
 
 def test_the_size_of_a_png_is_upright_whatever_tells_its_orientation(tmp_path: Path) -> None:
@@ -436,24 +434,24 @@ def test_the_size_of_a_png_is_upright_whatever_tells_its_orientation(tmp_path: P
     for chunks in (xmp, profile):
         path = save(tmp_path, "a.png", RGB, pnginfo=chunks)
         assert read_image(path).shape == (20, 12, 3)
-        assert picture_size(path) == (12, 20)
+        assert image_size(path) == (12, 20)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.bmp"])
-def test_the_size_of_a_truncated_picture_is_refused(tmp_path: Path, name: str) -> None:
+def test_the_size_of_a_truncated_image_is_refused(tmp_path: Path, name: str) -> None:
     path = save(tmp_path, name, RGB)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ImageError, match=rf"{name}: cannot be decoded: .*truncated"):
-        picture_size(path)
+        image_size(path)
 
 
-def test_a_picture_with_bytes_behind_it_is_no_truncated_one(tmp_path: Path) -> None:
+def test_an_image_with_bytes_behind_it_is_no_truncated_one(tmp_path: Path) -> None:
     path = save(tmp_path, "a.jpg", RGB)
     path.write_bytes(path.read_bytes() + bytes(1000))
-    assert picture_size(path) == (20, 12)
+    assert image_size(path) == (20, 12)
 
 
-def test_a_synthetic_picture_is_what_detectron2_reads() -> None:
+def test_a_synthetic_image_is_what_detectron2_reads() -> None:
     name = f"{shapes.PREFIX}shapes_val/128/3"
     assert np.array_equal(read_image(name), detection_utils.read_image(name, format="BGR"))
     with pytest.raises(ImageError, match="shapes://shapes_val/128: there is no such synthetic"):
@@ -469,6 +467,6 @@ def test_a_synthetic_picture_is_what_detectron2_reads() -> None:
         f"{shapes_video.PREFIX}shapes_video_val/128/0/{10**400}",
     ],
 )
-def test_a_synthetic_picture_that_is_not_there_is_refused_at_once(path: str) -> None:
-    with pytest.raises(ImageError, match=r"there is no such synthetic picture: .*(expected|\.\.)"):
+def test_a_synthetic_image_that_is_not_there_is_refused_at_once(path: str) -> None:
+    with pytest.raises(ImageError, match=r"there is no such synthetic image: .*(expected|\.\.)"):
         read_image(path)

@@ -14,7 +14,7 @@ from instseg.data.readers.nuclei import LEFT_OUT, build
 from instseg.errors import DatasetError, ImageError
 
 
-def write_picture(
+def write_image(
     source: Path, name: str, *, bright_nuclei: bool = True, coloured: bool = False
 ) -> None:
     """Two squares, the second overlapping the first by one column, in the download's layout."""
@@ -24,12 +24,12 @@ def write_picture(
     masks = np.zeros((2, 20, 24), dtype=np.uint8)
     masks[0, 2:8, 2:8] = 255
     masks[1, 2:8, 7:12] = 255
-    picture = np.full((20, 24, 4), 40 if bright_nuclei else 200, dtype=np.uint8)
-    picture[masks.any(axis=0)] = 120
-    picture[..., 3] = 255
+    image = np.full((20, 24, 4), 40 if bright_nuclei else 200, dtype=np.uint8)
+    image[masks.any(axis=0)] = 120
+    image[..., 3] = 255
     if coloured:
-        picture[..., 0] += 1
-    Image.fromarray(picture).save(folder / "images" / f"{name}.png")
+        image[..., 0] += 1
+    Image.fromarray(image).save(folder / "images" / f"{name}.png")
     for number, mask in enumerate(masks):
         Image.fromarray(mask).save(folder / "masks" / f"{number}.png")
 
@@ -40,7 +40,7 @@ def name_of(number: int) -> str:
 
 def test_a_build_is_read_by_pycocotools_with_disjoint_masks(tmp_path: Path) -> None:
     for number in range(4):
-        write_picture(tmp_path / "stage1_train", name_of(number))
+        write_image(tmp_path / "stage1_train", name_of(number))
     assert build(tmp_path / "stage1_train", tmp_path / "nuclei", 3, 1) == {"train": 3, "val": 1}
     coco = COCO(str(tmp_path / "nuclei/instances_train.json"))
     assert len(coco.imgs) == 3
@@ -48,14 +48,14 @@ def test_a_build_is_read_by_pycocotools_with_disjoint_masks(tmp_path: Path) -> N
         masks = [coco.annToMask(ann) for ann in coco.loadAnns(coco.getAnnIds(image_id))]
         assert [int(mask.sum()) for mask in masks] == [36, 24]
         assert np.sum(masks, axis=0).max() == 1
-        picture = Image.open(tmp_path / "nuclei/images" / image["file_name"])
-        assert (picture.mode, picture.size) == ("L", (24, 20))
+        written = Image.open(tmp_path / "nuclei/images" / image["file_name"])
+        assert (written.mode, written.size) == ("L", (24, 20))
 
 
 def test_the_split_follows_the_hash_of_the_names(tmp_path: Path) -> None:
     names = [name_of(number) for number in range(5)]
     for name in names:
-        write_picture(tmp_path / "in", name)
+        write_image(tmp_path / "in", name)
     build(tmp_path / "in", tmp_path / "out", 3, 2)
     ordered = sorted(names, key=lambda n: hashlib.sha256(f"nuclei/{n}".encode()).hexdigest())
     for split, expected in (("train", ordered[:3]), ("val", ordered[3:])):
@@ -73,21 +73,19 @@ def test_the_order_is_that_of_the_set_in_use(data_root: Path) -> None:
     assert max(keys("train")) < min(keys("val"))
 
 
-def test_pictures_that_are_not_fluorescence_or_badly_labelled_are_left_out(tmp_path: Path) -> None:
-    write_picture(tmp_path / "in", name_of(0))
-    write_picture(tmp_path / "in", name_of(1), bright_nuclei=False)
-    write_picture(tmp_path / "in", name_of(2), coloured=True)
-    write_picture(tmp_path / "in", sorted(LEFT_OUT)[0] + "0" * 56)
+def test_images_that_are_not_fluorescence_or_badly_labelled_are_left_out(tmp_path: Path) -> None:
+    write_image(tmp_path / "in", name_of(0))
+    write_image(tmp_path / "in", name_of(1), bright_nuclei=False)
+    write_image(tmp_path / "in", name_of(2), coloured=True)
+    write_image(tmp_path / "in", sorted(LEFT_OUT)[0] + "0" * 56)
     assert build(tmp_path / "in", tmp_path / "out", 1, 0) == {"train": 1, "val": 0}
-    with pytest.raises(DatasetError, match=r"holds 1 usable fluorescence pictures, 1 \+ 1 are"):
+    with pytest.raises(DatasetError, match=r"holds 1 usable fluorescence images, 1 \+ 1 are"):
         build(tmp_path / "in", tmp_path / "out", 1, 1)
 
 
 @pytest.mark.parametrize(("train", "val"), [(-1, 3), (3, -1), (0, 0)])
-def test_a_number_of_pictures_that_cannot_be_is_refused(
-    tmp_path: Path, train: int, val: int
-) -> None:
-    with pytest.raises(DatasetError, match=f"{train} training and {val} validation pictures are"):
+def test_a_number_of_images_that_cannot_be_is_refused(tmp_path: Path, train: int, val: int) -> None:
+    with pytest.raises(DatasetError, match=f"{train} training and {val} validation images are"):
         build(tmp_path, tmp_path / "out", train, val)
 
 
@@ -97,16 +95,16 @@ def test_another_layout_is_refused_with_the_expected_one(tmp_path: Path) -> None
 
 
 def test_a_mask_of_another_size_is_refused_with_both_sizes(tmp_path: Path) -> None:
-    write_picture(tmp_path / "in", name_of(0))
+    write_image(tmp_path / "in", name_of(0))
     Image.new("L", (9, 9)).save(tmp_path / "in" / name_of(0) / "masks/9.png")
-    with pytest.raises(DatasetError, match=r"9.png is \(9, 9\), its picture \(20, 24\)"):
+    with pytest.raises(DatasetError, match=r"9.png is \(9, 9\), its image \(20, 24\)"):
         build(tmp_path / "in", tmp_path / "out", 1, 0)
 
 
 @pytest.mark.parametrize("file", ["images/{}.png", "masks/0.png"])
 @pytest.mark.parametrize("content", [b"", b"<html>", b"\x89PNG\r\n\x1a\n\0\0"])
 def test_a_damaged_file_is_named(tmp_path: Path, file: str, content: bytes) -> None:
-    write_picture(tmp_path / "in", name_of(0))
+    write_image(tmp_path / "in", name_of(0))
     damaged = tmp_path / "in" / name_of(0) / file.format(name_of(0))
     damaged.write_bytes(content)
     with pytest.raises(ImageError, match=re.escape(str(damaged))):

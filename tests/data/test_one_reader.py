@@ -27,7 +27,7 @@ import instseg
 from instseg import Predictor
 from instseg.check_data import check_data
 from instseg.data import image_headers
-from instseg.data.images import convert_picture, picture_size, read_image
+from instseg.data.images import convert_image, image_size, read_image
 from instseg.data.mappers import build_test_mapper, build_train_mapper
 from instseg.data.readers.coco_check import Kind
 from instseg.data.samples import build_sample_loader
@@ -173,7 +173,7 @@ def through_check_data(file: str) -> None:
     MetadataCatalog.get(name).set(thing_classes=["one"])
     (checked,) = check_data([name])
     if checked.report.ids:
-        raise ImageError(checked.report.examples[Kind.UNREADABLE_PICTURE])
+        raise ImageError(checked.report.examples[Kind.UNREADABLE_IMAGE])
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +243,7 @@ def test_smaller_copies_of_its_image_make_no_stack_of_a_tiff(
     Image.fromarray(RGB).save(tmp_path / "a.tif", save_all=True, append_images=[copy])
     assert Image.open(tmp_path / "a.tif").n_frames == 2
     assert np.array_equal(read_image(tmp_path / "a.tif", format="RGB"), RGB)
-    assert picture_size(tmp_path / "a.tif") == (40, 30)
+    assert image_size(tmp_path / "a.tif") == (40, 30)
     assert not caplog.records
 
 
@@ -251,8 +251,8 @@ def test_a_page_that_was_taken_out_of_a_stack_is_an_image(tmp_path: Path) -> Non
     save_pages(tmp_path / "a.tif", 2)
     with Image.open(tmp_path / "a.tif") as stack:
         with pytest.raises(ImageError, match="image: is a TIFF of 2 images"):
-            convert_picture(stack)
-        assert np.array_equal(convert_picture(stack.copy(), format="RGB"), RGB)
+            convert_image(stack)
+        assert np.array_equal(convert_image(stack.copy(), format="RGB"), RGB)
 
 
 def test_an_animation_is_told_once_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -280,7 +280,7 @@ def test_check_data_refuses_a_damaged_png_where_training_does(
     for place in data.draw(st.lists(st.integers(0, len(changed) - 1), min_size=1, max_size=3)):
         changed[place] = data.draw(st.integers(0, 255))
     file.write_bytes(changed)
-    assert _refusal(picture_size, file) == _refusal(read_image, file)
+    assert _refusal(image_size, file) == _refusal(read_image, file)
 
 
 def _refusal(read: Callable[[Path], object], file: Path) -> str | None:
@@ -380,7 +380,7 @@ def test_labels_of_pixels_are_their_numbers_whatever_the_kind_of_file(
         (lambda p: save_pillow(p, RGB), "has pixels of mode RGB; expected one number per pixel"),
         (lambda p: save_pillow(p, GREY[1:]), "is 40 x 29 pixels, the data set says 40 x 30"),
         (lambda p: save_pages(p, 2), "is a TIFF of 2 images"),
-        (lambda p: p.write_text("no image"), "is not a picture"),
+        (lambda p: p.write_text("no image"), "is not an image"),
     ],
 )
 def test_labels_that_cannot_be_used_are_named(
@@ -413,7 +413,7 @@ def test_an_image_that_a_handler_of_paths_serves_is_read(tmp_path: Path) -> None
 
     PathManager.register_handler(Handler(), allow_override=True)
     assert np.array_equal(read_image("bucket://a.png", format="RGB"), RGB)
-    assert picture_size("bucket://a.png") == (40, 30)
+    assert image_size("bucket://a.png") == (40, 30)
     with pytest.raises(ImageError, match="bucket://b.png: cannot be read: .*No such file"):
         read_image("bucket://b.png")
     with pytest.raises(ImageError, match="nowhere://b.png: cannot be read"):

@@ -34,7 +34,7 @@ def test_what_is_no_file_to_read_is_found_before_training(
 ) -> None:
     name = write_set(tmp_path, content())
     cfg = config(name, name)
-    spoil(tmp_path / "pictures/2.png")
+    spoil(tmp_path / "images/2.png")
     with pytest.raises(DatasetError, match=rf"1 of 2 .* first .*2\.png \(.*{reason}.*\)$"):
         Trainer.build_train_loader(cfg)
     with pytest.raises(DatasetError, match=rf"1 of 3 .* first .*2\.png \(.*{reason}.*\)$"):
@@ -43,8 +43,8 @@ def test_what_is_no_file_to_read_is_found_before_training(
 
 def test_a_link_to_a_file_is_one(tmp_path: Path) -> None:
     name = write_set(tmp_path, content())
-    (tmp_path / "pictures/2.png").rename(tmp_path / "moved.png")
-    (tmp_path / "pictures/2.png").symlink_to(tmp_path / "moved.png")
+    (tmp_path / "images/2.png").rename(tmp_path / "moved.png")
+    (tmp_path / "images/2.png").symlink_to(tmp_path / "moved.png")
     Trainer.build_train_loader(config(name))
 
 
@@ -92,7 +92,7 @@ def test_earlier_frames_that_are_not_there_are_found_before_training(tmp_path: P
         build.check_files("clips", [frame | {"flow_files": references[1:]}])
 
 
-def test_pictures_named_without_a_folder_are_looked_for_where_python_runs(
+def test_images_named_without_a_folder_are_looked_for_where_python_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

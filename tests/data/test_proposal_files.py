@@ -92,14 +92,14 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ids": [8]}, "no proposals for 1 of 1 pictures, first 7.png"),
+        ({"ids": [8]}, "no proposals for 1 of 1 images, first 7.png"),
         ({"ids": [7, 8]}, "of one length"),
         ({"boxes": BOXES}, "expected the lists ids"),
         ({"boxes": [BOXES[:, :3]]}, r"boxes have shape \(2, 3\)"),
         ({"boxes": [BOXES * np.nan]}, "not finite"),
         ({"boxes": [BOXES.astype(int)]}, "no array of floating-point"),
         ({"boxes": [[[1, 2, 3, 4]]]}, "no array of floating-point"),
-        ({"boxes": [np.float32(1)]}, "picture 7"),
+        ({"boxes": [np.float32(1)]}, "image 7"),
         ({"objectness_logits": [LOGITS[:1]]}, r"objectness_logits have shape \(1,\)"),
         ({"bbox_mode": 4}, "bbox_mode is 4; expected 0"),
         ({"bbox_mode": BOXES}, "bbox_mode is"),
@@ -232,7 +232,7 @@ def test_a_changed_or_cut_file_gives_proposals_or_one_of_our_errors(
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A data set of four small pictures."""
+    """A data set of four small images."""
     return exported("shapes_val", tmp_path_factory.mktemp("shapes"))
 
 
@@ -260,7 +260,7 @@ def test_a_detector_trains_and_is_tested_on_what_the_command_wrote(
     limits = ["TEST.DETECTIONS_PER_IMAGE", "20", "MODEL.INSTANCE_FCN.SCALES_TEST", "(96,)"]
     output = ["--output", str(tmp_path / "proposals.pkl"), "MODEL.DEVICE", "cpu"]
     assert main([*command, *output, *limits]) == 0
-    assert "proposals for 4 pictures" in capsys.readouterr().out
+    assert "proposals for 4 images" in capsys.readouterr().out
 
     cfg = detector(tmp_path, "DATASETS.TRAIN", (shapes,), "DATASETS.TEST", (shapes,))
     trainer = Trainer(cfg)
@@ -274,11 +274,11 @@ def test_a_detector_trains_and_is_tested_on_what_the_command_wrote(
     assert instances.pred_masks.shape[1:] == (128, 128)
 
 
-def test_the_command_writes_boxes_in_pixels_of_the_picture(tmp_path: Path) -> None:
+def test_the_command_writes_boxes_in_pixels_of_the_image(tmp_path: Path) -> None:
     overrides = ["MODEL.INSTANCE_FCN.SCALES_TEST", "(64,)", "MODEL.DEVICE", "cpu"]
-    picture = tmp_path / "a.png"
+    image = tmp_path / "a.png"
     pixels = np.random.default_rng(0).integers(0, 255, (40, 90, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(picture)
+    Image.fromarray(pixels).save(image)
     content = {
         "images": [{"id": 5, "file_name": "a.png", "height": 40, "width": 90}],
         "annotations": [],
@@ -314,20 +314,20 @@ def test_what_the_command_cannot_do_is_one_line(
     assert message in capsys.readouterr().err
 
 
-def test_a_damaged_picture_is_one_line_and_leaves_no_file(
+def test_a_damaged_image_is_one_line_and_leaves_no_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = exported("shapes_val", tmp_path)
-    picture = sorted(tmp_path.rglob("*.png"))[0]
-    picture.write_bytes(picture.read_bytes()[:200])
+    image = sorted(tmp_path.rglob("*.png"))[0]
+    image.write_bytes(image.read_bytes()[:200])
     output = tmp_path / "x.pkl"
     overrides = ["MODEL.INSTANCE_FCN.SCALES_TEST", "(32,)", "MODEL.DEVICE", "cpu"]
     command = ["proposals", "--config-file", MODEL, "--dataset", name, "--output", str(output)]
     assert main([*command, "--allow-partial", *overrides]) == 2
-    assert picture.name in capsys.readouterr().err and not output.exists()
+    assert image.name in capsys.readouterr().err and not output.exists()
 
 
-def test_new_pictures_cannot_be_predicted_from_a_proposal_file() -> None:
+def test_new_images_cannot_be_predicted_from_a_proposal_file() -> None:
     with pytest.raises(ConfigError, match="MODEL.LOAD_PROPOSALS is set"):
         Predictor(DETECTOR, overrides=["MODEL.DEVICE", "cpu"])
 
@@ -358,11 +358,11 @@ def test_each_data_set_gets_its_own_file(shapes: str, tmp_path: Path) -> None:
         assert sample["proposals"].proposal_boxes.tensor[0, 2] == wanted
 
 
-def test_a_file_that_cannot_be_written_is_refused_before_any_picture_is_asked_for(
+def test_a_file_that_cannot_be_written_is_refused_before_any_image_is_asked_for(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "file").touch()
-    pictures = iter([(7, BOXES, LOGITS)])
+    images = iter([(7, BOXES, LOGITS)])
     with pytest.raises(OutputError, match="cannot write .*file/a.pkl"):
-        write_proposals(tmp_path / "file" / "a.pkl", pictures)
-    assert next(pictures)[0] == 7
+        write_proposals(tmp_path / "file" / "a.pkl", images)
+    assert next(images)[0] == 7

@@ -50,7 +50,7 @@ def plain(folder: Path) -> Records:
     write_set(folder, content())
     return [
         {
-            "file_name": str(folder / f"pictures/{key}.png"),
+            "file_name": str(folder / f"images/{key}.png"),
             "image_id": key,
             "height": HEIGHT,
             "width": WIDTH,
@@ -427,7 +427,7 @@ def test_an_image_is_asked_for_its_size_once(
 ) -> None:
     asked: list[str] = []
     monkeypatch.setattr(
-        "instseg.data.records.picture_size", lambda file: asked.append(file) or (WIDTH, HEIGHT)
+        "instseg.data.records.image_size", lambda file: asked.append(file) or (WIDTH, HEIGHT)
     )
     name = registered(changing(tmp_path, lambda r: image(height=KeyError)(r) or r * 2))
     config(tmp_path)

@@ -1,4 +1,4 @@
-"""Samples that a project draws for training instead of whole pictures."""
+"""Samples that a project draws for training instead of whole images."""
 
 from collections.abc import Iterator
 from typing import Any

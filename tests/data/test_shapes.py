@@ -19,22 +19,22 @@ SAMPLE = range(0, 60)
 EVERY_SPLIT = pytest.mark.parametrize("split", shapes.SPLITS)
 
 
-def test_a_picture_never_changes() -> None:
-    """Trained weights and reported numbers are comparable only while the pictures stay."""
+def test_an_image_never_changes() -> None:
+    """Trained weights and reported numbers are comparable only while the images stay."""
     digest = hashlib.sha256()
     for split in shapes.SPLITS:
         for index in (0, 1, 199):
             digest.update(np.packbits([shape.mask for shape in shapes.scene(split, index, 128)]))
     assert digest.hexdigest() == "e61490188ade56d7d5628f43d569d6d9b1464fa3bfecfe7d0a9bf5cdac871874"
-    means = [shapes.picture(split, 1, 128).mean() for split in shapes.SPLITS]
+    means = [shapes.image(split, 1, 128).mean() for split in shapes.SPLITS]
     np.testing.assert_allclose(means, [175.77, 105.50, 94.77, 101.53], atol=0.01)
 
 
-def test_pictures_differ_between_splits_and_indices() -> None:
-    pictures = {
-        shapes.picture(split, index, 64).tobytes() for split in shapes.SPLITS for index in range(5)
+def test_images_differ_between_splits_and_indices() -> None:
+    images = {
+        shapes.image(split, index, 64).tobytes() for split in shapes.SPLITS for index in range(5)
     }
-    assert len(pictures) == 5 * len(shapes.SPLITS)
+    assert len(images) == 5 * len(shapes.SPLITS)
 
 
 @EVERY_SPLIT
@@ -61,7 +61,7 @@ def test_masks_are_disjoint_and_keep_two_fifths_of_their_area(split: str) -> Non
 
 
 @EVERY_SPLIT
-def test_half_of_the_pictures_have_touching_instances_of_one_class(split: str) -> None:
+def test_half_of_the_images_have_touching_instances_of_one_class(split: str) -> None:
     def touches(index: int) -> bool:
         scene = shapes.scene(split, index, 128)
         return any(
@@ -73,12 +73,12 @@ def test_half_of_the_pictures_have_touching_instances_of_one_class(split: str) -
     assert [touches(index) for index in range(20)] == [True, False] * 10
 
 
-def test_every_class_and_both_grey_and_coloured_pictures_occur() -> None:
+def test_every_class_and_both_grey_and_coloured_images_occur() -> None:
     kinds = {
         shape.kind for index in SAMPLE for shape in shapes.scene("shapes_hard_val", index, 128)
     }
     assert kinds == {0, 1, 2, 3}
-    grey = [np.ptp(shapes.picture("shapes_val", index, 64), axis=2).max() == 0 for index in SAMPLE]
+    grey = [np.ptp(shapes.image("shapes_val", index, 64), axis=2).max() == 0 for index in SAMPLE]
     assert 0.2 < np.mean(grey) < 0.6
 
 
@@ -102,11 +102,11 @@ def test_the_registered_set_is_read_by_detectron2_unchanged() -> None:
     assert len(records) == 200
     assert MetadataCatalog.get("shapes_val").thing_classes == ["circle", "square", "triangle"]
     sample = DatasetMapper(cfg, False)(records[3])
-    picture = shapes.picture("shapes_val", 3, 128)
-    assert np.array_equal(sample["image"].permute(1, 2, 0).numpy(), picture[:, :, ::-1])
+    image = shapes.image("shapes_val", 3, 128)
+    assert np.array_equal(sample["image"].permute(1, 2, 0).numpy(), image[:, :, ::-1])
 
 
-def test_the_size_of_the_pictures_is_a_config_key() -> None:
+def test_the_size_of_the_images_is_a_config_key() -> None:
     instseg.load_cfg("mask_rcnn/mask_rcnn_shapes.yaml", ["DATASETS.SHAPES_SIZE", 96])
     record = DatasetCatalog.get("shapes_val")[0]
     assert (record["height"], record["width"]) == (96, 96)
@@ -126,7 +126,7 @@ def test_an_export_is_read_by_pycocotools_and_holds_the_same_masks(tmp_path: Pat
         assert np.array_equal(masks, [shape.mask for shape in scene])
         file = tmp_path / "shapes_hard_val" / coco.imgs[index]["file_name"]
         assert np.array_equal(
-            read_image(str(file), "RGB"), shapes.picture("shapes_hard_val", index, 128)
+            read_image(str(file), "RGB"), shapes.image("shapes_hard_val", index, 128)
         )
 
 
@@ -141,12 +141,12 @@ def test_boxes_contain_their_masks() -> None:
 @pytest.mark.parametrize(
     ("split", "index"), [("shape_val", 0), ("shapes_val", 200), ("shapes_val", -1)]
 )
-def test_a_picture_that_does_not_exist_is_refused_with_what_exists(split: str, index: int) -> None:
+def test_an_image_that_does_not_exist_is_refused_with_what_exists(split: str, index: int) -> None:
     with pytest.raises(DatasetError, match=r"shapes_val \(0\.\.199\)"):
         shapes.scene(split, index, 128)
 
 
-def test_the_touching_and_the_other_pictures_of_a_split_make_up_the_whole() -> None:
+def test_the_touching_and_the_other_images_of_a_split_make_up_the_whole() -> None:
     instseg.get_cfg()
     names = ("shapes_val_touching", "shapes_val_apart")
     touching, apart = ({r["image_id"]: r for r in DatasetCatalog.get(name)} for name in names)

@@ -29,7 +29,7 @@ CLIPS = range(video.SPLITS[VAL])
 def frame_and_earlier(clip: int, frame: int, distance: int) -> tuple[torch.Tensor, ...]:
     """Two frames (1, 3, S, S), the flow (1, 2, S, S) with zeros where unknown, and where it is."""
     now, then = (
-        torch.from_numpy(video.picture(VAL, clip, f, 128)).permute(2, 0, 1)[None].float()
+        torch.from_numpy(video.image(VAL, clip, f, 128)).permute(2, 0, 1)[None].float()
         for f in (frame, frame - distance)
     )
     flow = torch.from_numpy(video.flow(VAL, clip, frame, frame - distance, 128)).permute(2, 0, 1)
@@ -44,13 +44,13 @@ def test_a_frame_never_changes() -> None:
         for frame in (0, 7, 19):
             digest.update(video.surfaces(video.clip(split, 3, 128), frame))
     assert digest.hexdigest() == "06a340c61c5d5e70500c81f392da701a582a6cbe1147484abb36c549fafc6f69"
-    means = [video.picture(split, 3, 5, 128).mean() for split in video.SPLITS]
+    means = [video.image(split, 3, 5, 128).mean() for split in video.SPLITS]
     np.testing.assert_allclose(means, [65.69, 91.60], atol=0.01)
 
 
 def test_frames_are_those_of_one_scene_with_new_noise() -> None:
-    assert video.picture(VAL, 0, 4, 64).tobytes() != video.picture(VAL, 0, 5, 64).tobytes()
-    assert video.picture(VAL, 0, 4, 64).tobytes() != video.picture(VAL, 1, 4, 64).tobytes()
+    assert video.image(VAL, 0, 4, 64).tobytes() != video.image(VAL, 0, 5, 64).tobytes()
+    assert video.image(VAL, 0, 4, 64).tobytes() != video.image(VAL, 1, 4, 64).tobytes()
 
 
 def test_clips_hold_several_objects_of_every_class_grey_and_coloured() -> None:
@@ -124,7 +124,7 @@ def test_most_of_a_frame_is_known_five_frames_earlier_and_hidden_parts_are_not()
 
 
 @pytest.mark.parametrize("clip", [0, 3, 5])
-def test_the_flow_warps_the_earlier_picture_onto_the_frame(clip: int) -> None:
+def test_the_flow_warps_the_earlier_image_onto_the_frame(clip: int) -> None:
     now, then, flow, known = frame_and_earlier(clip, 12, 5)
     off, without = (
         ((x - now).abs().mean(dim=1)[0])[known].mean() for x in (warp(then, flow), then)
@@ -161,8 +161,8 @@ def test_a_record_names_earlier_frames_nearest_first_and_the_flow_to_them() -> N
     first, *_, last = video.load(VAL, 64, [4])
     assert first["reference_files"] == first["flow_files"] == []
     assert len(last["reference_files"]) == len(last["flow_files"]) == NUM_REFERENCES
-    assert (read_image(last["file_name"], "RGB") == video.picture(VAL, 4, 19, 64)).all()
-    assert (read_image(last["reference_files"][2], "RGB") == video.picture(VAL, 4, 16, 64)).all()
+    assert (read_image(last["file_name"], "RGB") == video.image(VAL, 4, 19, 64)).all()
+    assert (read_image(last["reference_files"][2], "RGB") == video.image(VAL, 4, 16, 64)).all()
     np.testing.assert_array_equal(read_flow(last["flow_files"][2]), video.flow(VAL, 4, 19, 16, 64))
 
 
@@ -195,7 +195,7 @@ def test_frames_can_only_be_read() -> None:
         PathManager.open(f"{video.PREFIX}{VAL}/64/0/0", "wb")
 
 
-def test_the_size_of_the_frames_is_the_config_key_of_the_pictures() -> None:
+def test_the_size_of_the_frames_is_the_config_key_of_the_images() -> None:
     instseg.load_cfg("yolact/yolact_shapes.yaml", ["DATASETS.SHAPES_SIZE", 96])
     record = DatasetCatalog.get(VAL)[0]
     assert read_image(record["file_name"], "BGR").shape == (96, 96, 3)

@@ -13,7 +13,7 @@ import pytest
 from instseg.data import streams
 from instseg.data.streams import Stream, is_url, public_name
 from instseg.errors import ConfigError, ImageError
-from tests.support.video_common import pictures, write_clip
+from tests.support.video_common import images, write_clip
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -48,9 +48,9 @@ def served(folder: Path, limit: int | None = None) -> Iterator[str]:
 def site(tmp_path: Path) -> Path:
     folder = tmp_path / "site"
     folder.mkdir()
-    write_clip(folder / "v.mp4", pictures(12), options={"movflags": "faststart"})
-    write_clip(folder / "v.ts", pictures(12))
-    write_clip(folder / "v.mkv", pictures(12))
+    write_clip(folder / "v.mp4", images(12), options={"movflags": "faststart"})
+    write_clip(folder / "v.ts", images(12))
+    write_clip(folder / "v.mkv", images(12))
     return folder
 
 
@@ -76,7 +76,7 @@ def test_a_playlist_of_a_server_is_played(site: Path) -> None:
 def test_what_a_server_sends_opens_no_file_of_this_computer(
     site: Path, tmp_path: Path, prefix: str, kind: str
 ) -> None:
-    own = write_clip(tmp_path / "own.ts", pictures(3))
+    own = write_clip(tmp_path / "own.ts", images(3))
     text = f"ffconcat version 1.0\nfile '{prefix}{own}'\n"
     if kind == "hls":
         head = "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1,\n"

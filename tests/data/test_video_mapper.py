@@ -123,7 +123,7 @@ def test_a_transform_of_another_kind_is_refused() -> None:
         transform_flow(numbered(4, 4), T.TransformList([T.RotationTransform(4, 4, 30)]))
 
 
-def test_a_sample_has_two_pictures_objects_and_the_flow_all_of_one_size() -> None:
+def test_a_sample_has_two_images_objects_and_the_flow_all_of_one_size() -> None:
     sample = mapper_with()(frame(12))
     assert sample["image"].shape == sample["reference_image"].shape == (3, 192, 192)
     assert sample["image"].dtype == sample["reference_image"].dtype == torch.float32
@@ -134,7 +134,7 @@ def test_a_sample_has_two_pictures_objects_and_the_flow_all_of_one_size() -> Non
 
 @settings(max_examples=12)
 @given(seed=st.integers(0, 1000), index=st.integers(5, 19))
-def test_the_flow_fits_the_pictures_after_every_augmentation(seed: int, index: int) -> None:
+def test_the_flow_fits_the_images_after_every_augmentation(seed: int, index: int) -> None:
     """Where it is known it warps the reference onto the frame: both had the same crop, mirror
     and colours, and the flow followed."""
     np.random.seed(seed)
@@ -154,20 +154,20 @@ def test_without_augmentation_the_sample_is_the_frame_the_reference_and_their_fl
     mapper = mapper_with("INPUT.VIDEO_REFERENCE", (3, 3), augment=False)
     sample = mapper(frame(12))
     for key, number in (("image", 12), ("reference_image", 9)):
-        picture = shapes_video.picture("shapes_video_val", 0, number, 128)
-        assert (sample[key].permute(1, 2, 0).numpy() == picture).all()
+        image = shapes_video.image("shapes_video_val", 0, number, 128)
+        assert (sample[key].permute(1, 2, 0).numpy() == image).all()
     flow = shapes_video.flow("shapes_video_val", 0, 12, 9, 128)
     np.testing.assert_array_equal(sample["flow"].permute(1, 2, 0), flow)
 
 
 def test_references_are_drawn_from_the_whole_range() -> None:
     mapper = mapper_with("INPUT.VIDEO_FLOW", False, augment=False)
-    pictures = {
-        shapes_video.picture("shapes_video_val", 0, 12 - distance, 128).tobytes(): distance
+    images = {
+        shapes_video.image("shapes_video_val", 0, 12 - distance, 128).tobytes(): distance
         for distance in range(1, 8)
     }
     drawn = {
-        pictures[mapper(frame(12))["reference_image"].permute(1, 2, 0).numpy().tobytes()]
+        images[mapper(frame(12))["reference_image"].permute(1, 2, 0).numpy().tobytes()]
         for _ in range(30)
     }
     assert drawn == {2, 3, 4, 5}
@@ -176,12 +176,12 @@ def test_references_are_drawn_from_the_whole_range() -> None:
 @pytest.mark.parametrize("index", [0, 1])
 def test_early_frames_take_the_first_frame_of_their_clip(index: int) -> None:
     sample = mapper_with(augment=False)(frame(index))
-    first = shapes_video.picture("shapes_video_val", 0, 0, 128)
+    first = shapes_video.image("shapes_video_val", 0, 0, 128)
     assert (sample["reference_image"].permute(1, 2, 0).numpy() == first).all()
     assert bool((sample["flow"] == 0).all()) == (index == 0)
 
 
-def test_a_still_picture_is_a_clip_of_one_frame() -> None:
+def test_a_still_image_is_a_clip_of_one_frame() -> None:
     instseg.get_cfg()
     sample = mapper_with()(DatasetCatalog.get("shapes_val")[0])
     assert torch.equal(sample["image"], sample["reference_image"])
@@ -206,8 +206,8 @@ def video_cfg(tmp_path: Path, *overrides: Any) -> Any:
     return instseg.load_cfg("yolact/yolact_shapes.yaml", [*places, *SSD, *VIDEO, *overrides])
 
 
-def test_still_pictures_alone_are_refused_before_training(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="shapes_val has still pictures only"):
+def test_still_images_alone_are_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="shapes_val has still images only"):
         Trainer.build_train_loader(video_cfg(tmp_path, "DATASETS.TRAIN", ("shapes_val",)))
 
 
@@ -268,8 +268,8 @@ def test_a_pair_of_chairs_becomes_a_sample_with_its_flow(chairs: Path) -> None:
     (record,) = flying_chairs.load("x", str(chairs), "val")
     sample = mapper_with("INPUT.VIDEO_REFERENCE", (1, 1), augment=False)(record)
     for key, part in (("image", "img1"), ("reference_image", "img2")):
-        picture = np.asarray(Image.open(chairs / "data" / f"00002_{part}.ppm"))
-        assert (sample[key].permute(1, 2, 0).numpy() == picture).all()
+        image = np.asarray(Image.open(chairs / "data" / f"00002_{part}.ppm"))
+        assert (sample[key].permute(1, 2, 0).numpy() == image).all()
     np.testing.assert_array_equal(sample["flow"].permute(1, 2, 0), numbered(24, 32) * 2)
     assert len(sample["instances"]) == 0
 
@@ -299,8 +299,8 @@ def test_chairs_are_trained_on_although_they_have_no_objects(
         (flying_chairs.SPLIT_FILE, b"2\n2\n2\n", "gives no pair the mark 1"),
         (flying_chairs.SPLIT_FILE, b"1\n2\n1\n1\n", "00004_img1.ppm"),
         ("data/00003_flow.flo", None, "00003_flow.flo; set DETECTRON2_DATASETS"),
-        ("data/00003_img1.ppm", b"<html>", "no PPM picture"),
-        ("data/00003_img1.ppm", b"", "no PPM picture"),
+        ("data/00003_img1.ppm", b"<html>", "no PPM image"),
+        ("data/00003_img1.ppm", b"", "no PPM image"),
     ],
 )
 def test_damaged_chairs_are_refused(

@@ -12,7 +12,7 @@ from av.stream import Disposition
 
 from instseg.data.videos import Camera, Frame, VideoFile, VideoWriter, fit
 from instseg.errors import ImageError, OutputError
-from tests.support.video_common import pictures, turned, write_clip
+from tests.support.video_common import images, turned, write_clip
 
 
 def read(path: Path) -> list[Frame]:
@@ -32,7 +32,7 @@ def read_until_error(path: Path) -> tuple[int, str]:
 
 
 def test_lossless_frames_come_back_in_order(tmp_path: Path) -> None:
-    written = pictures(5)
+    written = images(5)
     frames = read(write_clip(tmp_path / "v.mkv", written, codec="ffv1"))
     assert len(frames) == 5
     for frame, image in zip(frames, written, strict=True):
@@ -42,46 +42,46 @@ def test_lossless_frames_come_back_in_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["v.mp4", "v.avi", "v.mkv", "v.ts", "v.mov", "a:b.mp4"])
 def test_every_frame_of_a_container_is_read(tmp_path: Path, name: str) -> None:
-    video = VideoFile(write_clip(tmp_path / name, pictures(12)))
+    video = VideoFile(write_clip(tmp_path / name, images(12)))
     assert len(list(video)) == 12
 
 
 def test_rate_and_length_are_those_announced(tmp_path: Path) -> None:
-    video = VideoFile(write_clip(tmp_path / "v.mp4", pictures(12)))
+    video = VideoFile(write_clip(tmp_path / "v.mp4", images(12)))
     assert (video.fps, video.length) == (10, 12)
 
 
 def test_times_of_a_variable_frame_rate_are_kept(tmp_path: Path) -> None:
     times = [0.0, 0.1, 0.15, 0.6, 0.7]
-    frames = read(write_clip(tmp_path / "v.mp4", pictures(5), times))
+    frames = read(write_clip(tmp_path / "v.mp4", images(5), times))
     assert [frame.time for frame in frames] == pytest.approx(times)
 
 
 def test_times_count_from_the_first_frame(tmp_path: Path) -> None:
-    frames = read(write_clip(tmp_path / "v.mkv", pictures(3), [7.0, 7.1, 7.2]))
+    frames = read(write_clip(tmp_path / "v.mkv", images(3), [7.0, 7.1, 7.2]))
     assert [frame.time for frame in frames] == pytest.approx([0, 0.1, 0.2])
 
 
 def test_times_go_on_where_those_of_the_file_begin_anew(tmp_path: Path) -> None:
-    late = write_clip(tmp_path / "a.ts", pictures(3), [5.0, 5.1, 5.2])
+    late = write_clip(tmp_path / "a.ts", images(3), [5.0, 5.1, 5.2])
     joined = tmp_path / "joined.ts"
-    joined.write_bytes(late.read_bytes() + write_clip(tmp_path / "b.ts", pictures(3)).read_bytes())
+    joined.write_bytes(late.read_bytes() + write_clip(tmp_path / "b.ts", images(3)).read_bytes())
     assert [frame.time for frame in read(joined)] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
 
 
 def test_metadata_that_is_no_text_does_not_cost_the_frames(tmp_path: Path) -> None:
-    path = write_clip(tmp_path / "v.mkv", pictures(3))
+    path = write_clip(tmp_path / "v.mkv", images(3))
     path.write_bytes(path.read_bytes().replace(b"Lavf", b"\x80avf"))
     assert len(read(path)) == 3
 
 
 def test_a_clip_may_have_one_frame(tmp_path: Path) -> None:
-    assert len(read(write_clip(tmp_path / "v.mp4", pictures(1)))) == 1
+    assert len(read(write_clip(tmp_path / "v.mp4", images(1)))) == 1
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 def test_frames_are_turned_as_the_file_says(tmp_path: Path, degrees: int) -> None:
-    path = write_clip(tmp_path / "v.mp4", pictures(1))
+    path = write_clip(tmp_path / "v.mp4", images(1))
     lying = read(path)[0].image
     upright = read(turned(path, degrees))[0].image
     assert np.array_equal(upright, np.rot90(lying, -degrees // 90))  # rot90 is counter-clockwise
@@ -90,8 +90,8 @@ def test_frames_are_turned_as_the_file_says(tmp_path: Path, degrees: int) -> Non
 
 
 def test_frames_of_another_size_come_as_they_are(tmp_path: Path) -> None:
-    small = write_clip(tmp_path / "a.ts", pictures(5))
-    large = write_clip(tmp_path / "b.ts", pictures(5, 96, 128), [0.5, 0.6, 0.7, 0.8, 0.9])
+    small = write_clip(tmp_path / "a.ts", images(5))
+    large = write_clip(tmp_path / "b.ts", images(5, 96, 128), [0.5, 0.6, 0.7, 0.8, 0.9])
     joined = tmp_path / "joined.ts"
     joined.write_bytes(small.read_bytes() + large.read_bytes())
     shapes = [frame.image.shape[:2] for frame in read(joined)]
@@ -104,7 +104,7 @@ def test_frames_of_another_size_come_as_they_are(tmp_path: Path) -> None:
 def test_a_truncated_file_gives_its_frames_and_an_error(
     tmp_path: Path, name: str, options: dict[str, str]
 ) -> None:
-    path = write_clip(tmp_path / name, pictures(40), options=options)
+    path = write_clip(tmp_path / name, images(40), options=options)
     os.truncate(path, path.stat().st_size // 2)
     count, error = read_until_error(path)
     assert 5 < count < 40
@@ -112,7 +112,7 @@ def test_a_truncated_file_gives_its_frames_and_an_error(
 
 
 def test_a_file_that_ends_early_is_told_by_its_announced_length(tmp_path: Path) -> None:
-    path = write_clip(tmp_path / "v.mkv", pictures(40))
+    path = write_clip(tmp_path / "v.mkv", images(40))
     os.truncate(path, path.stat().st_size // 2)
     assert "of 4.00 seconds; the other frames are used" in read_until_error(path)[1]
 
@@ -130,7 +130,7 @@ def spoil(path: Path, numbers: slice, start: int = 0) -> None:
 
 
 def test_packets_that_cannot_be_decoded_are_counted_and_the_rest_is_read(tmp_path: Path) -> None:
-    path = write_clip(tmp_path / "v.avi", pictures(20), codec="mjpeg")
+    path = write_clip(tmp_path / "v.avi", images(20), codec="mjpeg")
     spoil(path, slice(7, 9))
     assert read_until_error(path) == (
         18,
@@ -139,7 +139,7 @@ def test_packets_that_cannot_be_decoded_are_counted_and_the_rest_is_read(tmp_pat
 
 
 def test_frames_that_the_decoder_mends_are_counted(tmp_path: Path) -> None:
-    path = write_clip(tmp_path / "v.avi", pictures(20))
+    path = write_clip(tmp_path / "v.avi", images(20))
     spoil(path, slice(7, 9), start=20)
     count, error = read_until_error(path)
     assert count == 20
@@ -153,7 +153,7 @@ def test_garbage_is_refused_with_the_reason(tmp_path: Path) -> None:
 
 
 def test_a_file_cut_before_its_index_is_refused(tmp_path: Path) -> None:
-    path = write_clip(tmp_path / "v.mp4", pictures(20))
+    path = write_clip(tmp_path / "v.mp4", images(20))
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(ImageError, match="or is cut off"):
         VideoFile(path)
@@ -182,12 +182,12 @@ def test_the_cover_of_a_file_with_sound_only_is_no_video(tmp_path: Path) -> None
         cover = container.add_stream("mjpeg", 1)
         cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
         cover.disposition = Disposition.attached_pic
-        container.mux(cover.encode(av.VideoFrame.from_ndarray(pictures(1)[0], format="bgr24")))
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(images(1)[0], format="bgr24")))
     with pytest.raises(ImageError, match="holds no video stream"):
         VideoFile(path)
 
 
-def test_sound_longer_than_the_pictures_is_no_damage(tmp_path: Path) -> None:
+def test_sound_longer_than_the_images_is_no_damage(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "v.mkv"), "w") as container:
         sound = container.add_stream("pcm_s16le", 8000)
         video = container.add_stream("mpeg4", 10)
@@ -195,7 +195,7 @@ def test_sound_longer_than_the_pictures_is_no_damage(tmp_path: Path) -> None:
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 80_000), np.int16), layout="mono")
         frame.sample_rate = 8000
         container.mux(sound.encode(frame))
-        for image in pictures(5):
+        for image in images(5):
             container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="bgr24")))
         container.mux(video.encode(None))
     assert len(read(tmp_path / "v.mkv")) == 5
@@ -210,14 +210,14 @@ def test_sound_longer_than_the_pictures_is_no_damage(tmp_path: Path) -> None:
     ids=["hls", "concat"],
 )
 def test_a_playlist_named_as_video_opens_no_other_file(tmp_path: Path, playlist: str) -> None:
-    write_clip(tmp_path / "v.ts", pictures(3))
+    write_clip(tmp_path / "v.ts", images(3))
     (tmp_path / "list.mp4").write_text(playlist)
     with pytest.raises(ImageError, match="list.mp4: is not a video"):
         VideoFile(tmp_path / "list.mp4")
 
 
 def test_a_camera_that_stops_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    capture = cv2.VideoCapture(str(write_clip(tmp_path / "v.mp4", pictures(3))))
+    capture = cv2.VideoCapture(str(write_clip(tmp_path / "v.mp4", images(3))))
     monkeypatch.setattr(cv2, "VideoCapture", lambda number: capture)
     with pytest.raises(ImageError, match="camera 0: no frame came after the first 3"):
         list(Camera(0))
@@ -226,7 +226,7 @@ def test_a_camera_that_stops_is_an_error(tmp_path: Path, monkeypatch: pytest.Mon
 def test_frames_of_a_camera_have_the_time_of_their_arrival(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    capture = cv2.VideoCapture(str(write_clip(tmp_path / "v.mp4", pictures(3))))
+    capture = cv2.VideoCapture(str(write_clip(tmp_path / "v.mp4", images(3))))
     monkeypatch.setattr(cv2, "VideoCapture", lambda number: capture)
     clock = iter([5.0, 5.5, 7.0])
     monkeypatch.setattr("instseg.data.videos.time.monotonic", lambda: next(clock))
@@ -243,7 +243,7 @@ def test_a_missing_camera_is_an_error() -> None:
 def test_a_written_video_has_all_frames_at_even_size(
     tmp_path: Path, shape: tuple[int, int]
 ) -> None:
-    written = pictures(4, *shape)
+    written = images(4, *shape)
     with VideoWriter(tmp_path / "v.mp4", 10) as writer:
         for number, image in enumerate(written):
             writer.write(Frame(image, number / 10))
@@ -258,7 +258,7 @@ def test_a_written_video_has_all_frames_at_even_size(
 def test_a_written_video_keeps_times(tmp_path: Path) -> None:
     times = [0.0, 0.1, 0.15, 0.6, 0.7]
     with VideoWriter(tmp_path / "v.mp4", 30000 / 1001) as writer:
-        for image, time in zip(pictures(5), times, strict=True):
+        for image, time in zip(images(5), times, strict=True):
             writer.write(Frame(image, time))
     assert [frame.time for frame in read(tmp_path / "v.mp4")] == pytest.approx(times, abs=1e-4)
 
@@ -269,7 +269,7 @@ def test_a_colon_in_the_name_of_a_folder_is_no_protocol(
     monkeypatch.chdir(tmp_path)
     Path("12:30").mkdir()
     with VideoWriter(Path("12:30/v.mp4"), 10) as writer:
-        writer.write(Frame(pictures(1)[0], 0.0))
+        writer.write(Frame(images(1)[0], 0.0))
     assert len(read(Path("12:30/v.mp4"))) == 1
 
 
@@ -281,7 +281,7 @@ def test_a_size_that_no_video_can_have_is_an_error_of_that_video(tmp_path: Path)
 
 def test_times_that_stand_still_are_spread(tmp_path: Path) -> None:
     with VideoWriter(tmp_path / "v.mp4", 10) as writer:
-        for image in pictures(4):
+        for image in images(4):
             writer.write(Frame(image, 0.0))
     assert len(read(tmp_path / "v.mp4")) == 4
 
@@ -294,7 +294,7 @@ def test_a_writer_without_frames_leaves_no_file(tmp_path: Path) -> None:
 
 def test_what_a_killed_writer_left_can_be_read(tmp_path: Path) -> None:
     with VideoWriter(tmp_path / "v.mp4", 10) as writer:
-        for number, image in enumerate(pictures(100)):
+        for number, image in enumerate(images(100)):
             writer.write(Frame(image, number / 10))
         shutil.copy(tmp_path / "v.mp4", tmp_path / "killed.mp4")
     count = 0
@@ -310,7 +310,7 @@ def test_what_a_killed_writer_left_can_be_read(tmp_path: Path) -> None:
 def test_a_full_disk_is_an_error() -> None:
     with pytest.raises(OutputError, match="/dev/full cannot be written as video of 64x48 pixels"):
         with VideoWriter(Path("/dev/full"), 10) as writer:
-            for number, image in enumerate(pictures(100)):
+            for number, image in enumerate(images(100)):
                 writer.write(Frame(image, number / 10))
 
 
@@ -321,5 +321,5 @@ def test_a_frame_of_another_size_is_fitted_on_black() -> None:
 
 
 def test_a_frame_of_the_same_size_is_not_changed() -> None:
-    image = pictures(1)[0]
+    image = images(1)[0]
     assert np.array_equal(fit(image, *image.shape[:2]), image)

@@ -52,7 +52,7 @@ def write_mat(file: Path, structure: dict[str, Any], **settings: Any) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """``$DETECTRON2_DATASETS`` with two pictures in each set."""
+    """``$DETECTRON2_DATASETS`` with two images in each set."""
     sbd, voc = tmp_path / "sbd", tmp_path / "VOC2012"
     folders = (
         *("sbd/img", "sbd/inst", "VOC2012/JPEGImages", "VOC2012/ImageSets/Segmentation"),
@@ -83,10 +83,10 @@ def void_column(array: np.ndarray) -> np.ndarray:
 
 def write_png(file: Path, array: np.ndarray) -> None:
     """Indexed, with a palette that makes numbers and colours differ."""
-    picture = Image.fromarray(array)
-    picture.putpalette([(number * 37 + 5) % 256 for number in range(768)])
-    assert picture.mode == "P"
-    picture.save(file)
+    image = Image.fromarray(array)
+    image.putpalette([(number * 37 + 5) % 256 for number in range(768)])
+    assert image.mode == "P"
+    image.save(file)
 
 
 def sbd(root: Path) -> list[dict[str, Any]]:
@@ -128,7 +128,7 @@ def test_a_category_without_pixels_gives_no_object(root: Path) -> None:
     assert len(sbd(root)[0]["annotations"]) == 2
 
 
-def test_a_picture_without_objects_has_no_annotations(root: Path) -> None:
+def test_an_image_without_objects_has_no_annotations(root: Path) -> None:
     empty = {"Segmentation": np.zeros_like(OBJECTS), "Categories": np.zeros((0, 1), np.uint8)}
     write_mat(root / "sbd/inst" / f"{NAMES[0]}.mat", empty)
     for folder in ("SegmentationObject", "SegmentationClass"):
@@ -181,7 +181,7 @@ def test_every_truncation_of_a_png_file_is_refused(root: Path) -> None:
     end = content.index(b"IDAT") + 8
     for length in range(0, end, 7):
         file.write_bytes(content[:length])
-        refused(voc, root, file, "is empty|is not a picture|cut off|cannot be decoded")
+        refused(voc, root, file, "is empty|is not an image|cut off|cannot be decoded")
 
 
 def test_a_damaged_mat_file_is_read_or_refused(root: Path) -> None:
@@ -254,7 +254,7 @@ def test_contradicting_label_files_are_refused(root: Path) -> None:
     [
         (b"", "is empty; expected names"),
         (b"\xff\xfe", "is no list of names"),
-        (b"../../etc/passwd", "has '../../etc/passwd'; expected each picture once"),
+        (b"../../etc/passwd", "has '../../etc/passwd'; expected each image once"),
         (b"2007_000027 2007_000027", "repeats 1 names"),
     ],
 )

@@ -71,7 +71,7 @@ def content() -> dict[str, Any]:
 
 @pytest.fixture
 def release(tmp_path: Path) -> Path:
-    """``ytvis_2019`` with ``train.json``, and pictures whose every value is their frame."""
+    """``ytvis_2019`` with ``train.json``, and images whose every value is their frame."""
     root = tmp_path / "ytvis_2019"
     for video in content()["videos"]:
         for frame, name in enumerate(video["file_names"]):
@@ -308,8 +308,8 @@ def test_what_is_not_json_is_refused(release: Path, content: bytes) -> None:
         load(release)
 
 
-def test_missing_pictures_are_named(release: Path) -> None:
-    with pytest.raises(DatasetError, match="the picture folder /nowhere does not exist"):
+def test_missing_images_are_named(release: Path) -> None:
+    with pytest.raises(DatasetError, match="the image folder /nowhere does not exist"):
         youtube_vis.load("videos", str(release / "train.json"), "/nowhere")
 
 

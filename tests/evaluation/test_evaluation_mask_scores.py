@@ -19,7 +19,7 @@ RIGHT, WRONG = [10.0, 10, 30, 30], [50.0, 50, 60, 60]
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> str:
-    """One picture with one square, of the class with id 7."""
+    """One image with one square, of the class with id 7."""
     square = {
         **{"id": 1, "image_id": 3, "category_id": 7, "iscrowd": 0, "area": 400},
         "bbox": [10, 10, 20, 20],

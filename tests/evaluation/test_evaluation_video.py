@@ -159,7 +159,7 @@ def test_the_model_itself_says_how_often_key_frames_come(clips: str, tmp_path: P
     [
         (["TEST.KEYFRAME_PASSES", 5], "KEYFRAME_PASSES is 5; expected 1 to 4"),
         (["TEST.KEYFRAME_PASSES", 0], "KEYFRAME_PASSES is 0; expected 1 to 4"),
-        (["DATASETS.TEST", ("shapes_val",)], "data set shapes_val holds still pictures"),
+        (["DATASETS.TEST", ("shapes_val",)], "data set shapes_val holds still images"),
     ],
 )
 def test_streams_that_cannot_be_are_refused(
@@ -388,11 +388,11 @@ def test_detections_of_a_low_score_belong_to_no_track(clips: str, tmp_path: Path
     assert evaluate(load(clips), tmp_path, found)["tracks"]["AP"] == 0
 
 
-def test_still_pictures_have_no_tracks(tmp_path: Path) -> None:
+def test_still_images_have_no_tracks(tmp_path: Path) -> None:
     cfg = instseg.load_cfg(
         CONFIG, ["TEST.METRICS", ("coco", "tracks"), "OUTPUT_DIR", str(tmp_path)]
     )
-    with pytest.raises(ConfigError, match="data set shapes_val holds still pictures"):
+    with pytest.raises(ConfigError, match="data set shapes_val holds still images"):
         build_evaluator(cfg, load("shapes_val"))
 
 

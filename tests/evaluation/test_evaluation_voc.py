@@ -23,7 +23,7 @@ from tests.support.data_sets import data_set
 
 NAME = "voc_metric_test"
 Row = tuple[int, int]
-"""An object in a picture of one row: first pixel, and the one after the last."""
+"""An object in an image of one row: first pixel, and the one after the last."""
 
 
 def matched(ious: list[list[float]], threshold: float, ignored: list[bool] | None = None) -> Any:

@@ -82,9 +82,9 @@ def test_one_file_takes_batches_of_any_size(case: Case) -> None:
     with_settings(case.predictor, exported)
     for batch in (1, 3):
         exported.batch_size = batch
-        pictures = [PHOTO, PHOTO[:, ::-1], PHOTO[::-1]]
-        for result, picture in zip(exported(pictures), pictures, strict=True):
-            same_detections(result, case.predictor(picture))
+        images = [PHOTO, PHOTO[:, ::-1], PHOTO[::-1]]
+        for result, image in zip(exported(images), images, strict=True):
+            same_detections(result, case.predictor(image))
 
 
 @papers

@@ -13,7 +13,7 @@ from instseg.export import ExportedPredictor, export
 from instseg.inference.predictor import Predictor
 from instseg.inference.video import VideoPredictor
 from instseg.modeling import VideoModel
-from tests.support.yolact_common import picture
+from tests.support.yolact_common import image
 from tests.support.yolact_tiny import PHOTO, TINY, decided, same_detections, tiny_predictor
 
 pytest.importorskip("onnxscript", reason="needs the extra 'export'")
@@ -27,7 +27,7 @@ SMALL = [
 
 
 def frame(seed: int) -> dict[str, Any]:
-    return picture(48, 64, seed)
+    return image(48, 64, seed)
 
 
 class Case:
@@ -116,8 +116,8 @@ def test_frames_are_predicted_in_their_order_by_the_files(case: Case) -> None:
     case.model.detection_settings = exported.model.detection_settings
     ours, theirs = VideoPredictor(case.predictor), VideoPredictor(exported)
     for number in range(5):
-        picture = np.roll(PHOTO, 5 * number, axis=1)
-        result, expected = theirs(picture), ours(picture)
+        image = np.roll(PHOTO, 5 * number, axis=1)
+        result, expected = theirs(image), ours(image)
         assert result["keyframe"] is expected["keyframe"] is (number in (0, 3))
         same_detections(result, expected)
 
@@ -126,7 +126,7 @@ def test_the_interval_of_key_frames_is_that_of_the_configuration(video: VideoMod
     assert isinstance(video, VideoModel) and video.keyframe_interval == 3
 
 
-def test_single_pictures_are_predicted_by_the_first_file(case: Case, tmp_path: Path) -> None:
+def test_single_images_are_predicted_by_the_first_file(case: Case, tmp_path: Path) -> None:
     alone = tmp_path / "alone.onnx"
     alone.write_bytes(case.path.read_bytes())
     exported = ExportedPredictor(alone)
@@ -136,6 +136,6 @@ def test_single_pictures_are_predicted_by_the_first_file(case: Case, tmp_path: P
         exported.video()
 
 
-def test_a_network_for_single_pictures_has_no_video(tmp_path: Path) -> None:
+def test_a_network_for_single_images_has_no_video(tmp_path: Path) -> None:
     export(tiny_predictor("yolact"), "onnx", tmp_path / "yolact.onnx")
     assert ExportedPredictor(tmp_path / "yolact.onnx").video() is None

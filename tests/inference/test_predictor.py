@@ -1,4 +1,4 @@
-"""Predictor: the results of DefaultPredictor, for one picture, a list or a stream of them."""
+"""Predictor: the results of DefaultPredictor, for one image, a list or a stream of them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +25,7 @@ PHOTO = RNG.integers(0, 256, (48, 64, 3), dtype=np.uint8)
 
 
 def tiny_cfg(*overrides: Any) -> CfgNode:
-    """A Mask R-CNN of a few weights that finds five objects in any picture."""
+    """A Mask R-CNN of a few weights that finds five objects in any image."""
     cfg = instseg.get_cfg()
     levels = ["res2", "res3", "res4", "res5"]
     cfg.merge_from_list(
@@ -106,7 +106,7 @@ def test_photographs_give_the_masks_of_default_predictor_alone_and_in_a_list(
         assert_same(ours(file), reference)
 
 
-def test_pictures_of_different_sizes_give_in_a_batch_what_they_give_alone(weights: Path) -> None:
+def test_images_of_different_sizes_give_in_a_batch_what_they_give_alone(weights: Path) -> None:
     cfg = tiny_cfg("MODEL.WEIGHTS", str(weights))
     shapes = [(48, 64), (64, 48), (48, 64), (47, 64), (100, 30), (48, 64), (20, 20)]
     images = [RNG.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
@@ -123,7 +123,7 @@ def test_pictures_of_different_sizes_give_in_a_batch_what_they_give_alone(weight
 
 
 @pytest.mark.parametrize("padding", [{}, {"size_divisibility": 64}, {"square_size": 128}])
-def test_a_picture_in_a_batch_is_padded_as_it_is_alone(
+def test_an_image_in_a_batch_is_padded_as_it_is_alone(
     weights: Path, padding: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batched = Predictor(tiny_cfg(), weights, batch_size=8)
@@ -134,14 +134,14 @@ def test_a_picture_in_a_batch_is_padded_as_it_is_alone(
     seen: list[torch.Tensor] = []
     backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     batched(images)
-    together = [picture for batch in seen for picture in batch]
+    together = [padded for batch in seen for padded in batch]
     calls = len(seen)
     seen.clear()
     for image in images:
         batched(image)
     assert calls < len(images)
     for batch in seen:
-        assert any(torch.equal(batch[0], picture) for picture in together)
+        assert any(torch.equal(batch[0], padded) for padded in together)
 
 
 def test_a_model_that_pads_by_rules_of_its_own_gets_equal_shapes_only(weights: Path) -> None:
@@ -158,9 +158,7 @@ def test_a_model_that_pads_by_rules_of_its_own_gets_equal_shapes_only(weights: P
     assert calls == [[(64, 64), (64, 64)], [(64, 68)]]
 
 
-def test_paths_pillow_pictures_and_arrays_mean_the_same(
-    predictor: Predictor, tmp_path: Path
-) -> None:
+def test_paths_pillow_images_and_arrays_mean_the_same(predictor: Predictor, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     lying = Image.fromarray(np.rot90(PHOTO[:, :, ::-1]))
@@ -183,7 +181,7 @@ def test_float_pixels_give_what_default_predictor_gives(weights: Path) -> None:
     assert_same(Predictor(cfg)(image), DefaultPredictor(cfg)(image))
 
 
-def test_a_picture_is_not_resized_where_the_size_is_0(weights: Path) -> None:
+def test_an_image_is_not_resized_where_the_size_is_0(weights: Path) -> None:
     cfg = tiny_cfg("MODEL.WEIGHTS", str(weights), "INPUT.MIN_SIZE_TEST", 0)
     assert_same(Predictor(cfg)(PHOTO), DefaultPredictor(cfg)(PHOTO))
 
@@ -199,7 +197,7 @@ def test_extreme_sizes_give_masks_of_their_size(
 
 
 @pytest.mark.parametrize("shape", [(1, 4000), (4000, 1)])
-def test_a_picture_too_thin_to_resize_gives_a_valid_empty_result(
+def test_an_image_too_thin_to_resize_gives_a_valid_empty_result(
     predictor: Predictor, shape: tuple[int, int]
 ) -> None:
     image = np.full((*shape, 3), 100, np.uint8)
@@ -224,14 +222,14 @@ def test_a_picture_too_thin_to_resize_gives_a_valid_empty_result(
         ("missing.jpg", ImageError, "missing.jpg: no such file"),
     ],
 )
-def test_what_is_no_usable_picture_is_refused(
+def test_what_is_no_usable_image_is_refused(
     predictor: Predictor, item: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         predictor(item)
 
 
-def test_a_bad_picture_in_a_list_is_named_by_its_place(predictor: Predictor) -> None:
+def test_a_bad_image_in_a_list_is_named_by_its_place(predictor: Predictor) -> None:
     with pytest.raises(ImageError, match=r"images\[1\] is None"):
         predictor([PHOTO, None])
 
@@ -288,7 +286,7 @@ def test_a_room_for_masks_that_is_no_number_of_gigabytes_is_refused(value: float
         Predictor(tiny_cfg("TEST.MASK_MEMORY", value))
 
 
-def test_a_stream_gives_the_results_before_a_bad_picture_first(weights: Path) -> None:
+def test_a_stream_gives_the_results_before_a_bad_image_first(weights: Path) -> None:
     results = Predictor(tiny_cfg(), weights, batch_size=8).stream([PHOTO, PHOTO, None])
     assert len(next(results)["instances"]) == len(next(results)["instances"]) > 0
     with pytest.raises(ImageError, match=r"images\[2\]"):
@@ -398,7 +396,7 @@ def test_a_gpu_gives_the_objects_of_the_cpu(weights: Path) -> None:
         assert (one.pred_masks != other.pred_masks).float().mean() < 0.01
 
 
-def test_drawing_changes_the_picture_where_a_mask_is_and_nowhere_else(predictor: Predictor) -> None:
+def test_drawing_changes_the_image_where_a_mask_is_and_nowhere_else(predictor: Predictor) -> None:
     instances = predictor(PHOTO)["instances"]
     drawn = draw_instances(PHOTO, instances, ["a", "b", "c"], labels=False)
     touched = (drawn != PHOTO).any(axis=2)
@@ -438,7 +436,7 @@ def test_a_label_that_is_no_text_in_any_encoding_is_drawn(predictor: Predictor) 
     assert (draw_instances(PHOTO, instances, ["\ud83d", "\udc80", "å"]) != plain).any()
 
 
-def test_a_gallery_centres_each_picture_in_its_cell_on_white() -> None:
+def test_a_gallery_centres_each_image_in_its_cell_on_white() -> None:
     small, large = np.full((2, 3, 3), 10, np.uint8), np.full((6, 7, 3), 20, np.uint8)
     tiles = gallery([large, small, large], columns=2)
     assert tiles.shape == (2 * (6 + 4) + 4, 2 * (7 + 4) + 4, 3)
@@ -449,7 +447,7 @@ def test_a_gallery_centres_each_picture_in_its_cell_on_white() -> None:
 
 
 def test_a_gallery_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="0 pictures"):
+    with pytest.raises(ValueError, match="0 images"):
         gallery([], 3)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from instseg import Predictor, VideoPredictor
 from instseg.errors import ConfigError, ImageError
 from tests.inference.test_predictor import PHOTO, assert_same, tiny_cfg
-from tests.support.video_common import VideoStub, pictures
+from tests.support.video_common import VideoStub, images
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def calls(video: VideoPredictor) -> str:
 
 
 def test_key_frames_come_at_the_interval_of_the_model(video: VideoPredictor) -> None:
-    results = [video(frame) for frame in pictures(7)]
+    results = [video(frame) for frame in images(7)]
     assert calls(video) == "KBBKBBK"
     assert [result["keyframe"] for result in results] == [letter == "K" for letter in "KBBKBBK"]
 
@@ -48,7 +48,7 @@ def test_key_frames_come_at_the_interval_of_the_model(video: VideoPredictor) -> 
 @pytest.mark.parametrize(("interval", "expected"), [(1, "KKKKK"), (2, "KBKBK"), (9, "KBBBB")])
 def test_the_interval_can_be_chosen(alone: Predictor, interval: int, expected: str) -> None:
     video = VideoPredictor(with_stub(alone), keyframe_interval=interval)
-    assert len(list(video.stream(pictures(5)))) == 5
+    assert len(list(video.stream(images(5)))) == 5
     assert calls(video) == expected
 
 
@@ -71,7 +71,7 @@ def test_another_size_makes_a_key_frame_and_is_said(
     video: VideoPredictor, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "instseg"):
-        for frame in [*pictures(2), *pictures(2, 96, 128)]:
+        for frame in [*images(2), *images(2, 96, 128)]:
             video(frame)
     assert calls(video) == "KBKB"
     assert [record.getMessage() for record in caplog.records] == [
@@ -93,7 +93,7 @@ def test_another_size_makes_a_key_frame_and_is_said(
 def test_a_frame_that_is_refused_counts_for_nothing(
     alone: Predictor, video: VideoPredictor, bad: object, error: type[Exception]
 ) -> None:
-    frames = pictures(3)
+    frames = images(3)
     expected = list(VideoPredictor(with_stub(alone)).stream(frames))
     found = [video(frames[0])]
     with pytest.raises(error):
@@ -129,7 +129,7 @@ def test_no_gradient_is_kept_from_frame_to_frame(video: VideoPredictor) -> None:
 
 
 def test_a_model_without_shared_work_sees_every_frame_alone(alone: Predictor) -> None:
-    frames = pictures(4)
+    frames = images(4)
     video = VideoPredictor(alone)
     for frame, result in zip(frames, video.stream(frames), strict=True):
         assert result["keyframe"]

@@ -65,7 +65,7 @@ def test_a_cell_has_the_label_of_its_centre() -> None:
     assert len(targets.images) == 2  # numbered, though it has no cell
 
 
-def test_the_last_cell_of_a_picture_that_ends_inside_it_has_a_label() -> None:
+def test_the_last_cell_of_an_image_that_ends_inside_it_has_a_label() -> None:
     targets = dense_targets([rectangles((5, 5), (0, 4, 4, 5, 5))], (8, 8), 4, CPU)
     assert targets.semantic.tolist() == [[[0, 0], [0, 1]]]
 
@@ -81,7 +81,7 @@ def test_polygons_are_drawn_and_masks_may_miss_where_there_is_no_object() -> Non
     assert not targets.semantic[1].any()
 
 
-def test_a_batch_smaller_than_its_pictures_or_no_multiple_of_the_stride_is_refused() -> None:
+def test_a_batch_smaller_than_its_images_or_no_multiple_of_the_stride_is_refused() -> None:
     with pytest.raises(ValueError, match=r"does not fit into \(4, 4\)"):
         dense_targets([rectangles((4, 5))], (4, 4), 1, CPU)
     with pytest.raises(ValueError, match="no multiple of stride 4"):

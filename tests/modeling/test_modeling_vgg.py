@@ -76,7 +76,7 @@ def test_every_second_cell_with_holes_is_conv5_of_every_second_pooled_cell(
         torch.testing.assert_close(features[..., row::2, column::2], expected)
 
 
-def test_a_mirrored_picture_gives_mirrored_features_with_mirrored_weights() -> None:
+def test_a_mirrored_image_gives_mirrored_features_with_mirrored_weights() -> None:
     """A 2x2 pooling with stride 1 would shift them by half a cell."""
     ours, mirrored = VGG(output_stride=8).eval(), VGG(output_stride=8).eval()
     weights = {k: v.flip(-1) if v.ndim == 4 else v for k, v in ours.state_dict().items()}

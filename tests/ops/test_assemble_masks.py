@@ -1,4 +1,4 @@
-"""Mask assembly: equal to the composition over all of the picture, hostile input, types, errors."""
+"""Mask assembly: equal to the composition over all of the image, hostile input, types, errors."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def on(device: str, inputs: Inputs) -> Inputs:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("size", SIZES)
-def test_masks_equal_the_composition_over_all_of_the_picture(
+def test_masks_equal_the_composition_over_all_of_the_image(
     size: tuple[int, int], device: str
 ) -> None:
     inputs = scene(60, *size)
@@ -110,7 +110,7 @@ def test_the_corners_of_a_box_come_in_any_order(device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("far", [1e9, 3e38, torch.inf])
-def test_a_huge_box_is_the_whole_picture(far: float, device: str) -> None:
+def test_a_huge_box_is_the_whole_image(far: float, device: str) -> None:
     prototypes = torch.ones(5, 6, 1, device=device)
     boxes = torch.tensor([[-far, -far, far, far]], device=device)
     assert assemble_masks(prototypes, torch.ones(1, 1, device=device), boxes, (9, 8)).all()
@@ -153,7 +153,7 @@ def test_a_prototype_without_a_number_empties_the_pixels_that_read_it(device: st
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_boxes_beside_the_picture_give_empty_masks(device: str) -> None:
+def test_boxes_beside_the_image_give_empty_masks(device: str) -> None:
     prototypes = torch.ones(8, 8, 1, device=device)
     boxes = torch.tensor([[-90.0, 0, -60, 32], [60, 0, 90, 32], [0, 60, 32, 90]], device=device)
     masks = assemble_masks(prototypes, torch.ones(3, 1, device=device), boxes, (32, 32))

@@ -1,4 +1,4 @@
-"""``instseg predict`` on pictures: files, exit statuses and messages."""
+"""``instseg predict`` on images: files, exit statuses and messages."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
 from instseg import Predictor, cli, predict
-from instseg.predict import pictures
+from instseg.predict import images
 from instseg.predict.sources import find_sources
 from tests.inference.test_predictor import PHOTO, assert_empty, save_weights, tiny_cfg
 from tests.support.predict_common import arguments_for_tiny_model, results
@@ -27,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three good pictures, a bad one and a file of another kind."""
+    """Three good images, a bad one and a file of another kind."""
     folder = tmp_path / "in"
     folder.mkdir()
     for name in ("a.jpg", "b.png", "c.bmp"):
@@ -44,9 +44,7 @@ def test_a_folder_gives_overlays_and_coco_results_and_a_line_per_bad_file(
     output = tmp_path / "new" / "out"
     assert cli.main([*model, "--input", str(folder), "--output", str(output)]) == 1
     bad = [line for line in capsys.readouterr().err.splitlines() if "bad.jpg" in line]
-    assert bad == [
-        f"{folder / 'bad.jpg'}: is HTML or XML text, not a picture; did a download fail?"
-    ]
+    assert bad == [f"{folder / 'bad.jpg'}: is HTML or XML text, not an image; did a download fail?"]
     assert sorted(path.name for path in output.iterdir()) == [
         "a.jpg",
         "b.png",
@@ -128,15 +126,15 @@ def test_inputs_of_the_same_name_do_not_overwrite_each_other(
     assert names == {"a.png", "A_2.png", "a_3.png", "a_masks", "A_2_masks", "a_3_masks"}
 
 
-def test_every_kind_of_picture_is_predicted_on(model: list[str], tmp_path: Path) -> None:
+def test_every_kind_of_image_is_predicted_on(model: list[str], tmp_path: Path) -> None:
     source = tmp_path / "in"
     source.mkdir()
-    picture = Image.fromarray(PHOTO)
-    picture.convert("L").save(source / "grey.png")
-    picture.convert("RGBA").save(source / "alpha.png")
-    picture.convert("CMYK").save(source / "cmyk.jpg")
-    picture.convert("1").save(source / "bit.png")
-    picture.save(source / "animated.gif", save_all=True, append_images=[picture.rotate(90)])
+    image = Image.fromarray(PHOTO)
+    image.convert("L").save(source / "grey.png")
+    image.convert("RGBA").save(source / "alpha.png")
+    image.convert("CMYK").save(source / "cmyk.jpg")
+    image.convert("1").save(source / "bit.png")
+    image.save(source / "animated.gif", save_all=True, append_images=[image.rotate(90)])
     for name, size in {"dot": (1, 1), "thin": (1, 4000), "wide": (20_000, 10)}.items():
         Image.new("RGB", size, "red").save(source / f"{name}.png")
     arguments = [*model, "--input", str(source), "--output", str(tmp_path / "out")]
@@ -169,7 +167,7 @@ def test_16_bits_and_truncation_are_one_line_each_and_the_rest_is_done(
     }
 
 
-def test_a_picture_that_no_file_can_hold_the_results_of_is_one_line_and_the_rest_is_done(
+def test_an_image_that_no_file_can_hold_the_results_of_is_one_line_and_the_rest_is_done(
     model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = tmp_path / "in"
@@ -208,7 +206,7 @@ def test_an_interrupt_leaves_valid_results_of_what_was_done(
         if path.name == "b.png":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(pictures, "write_picture", interrupted)
+    monkeypatch.setattr(images, "write_image", interrupted)
     output = tmp_path / "out"
     assert cli.main([*model, "--input", str(folder), "--output", str(output)]) == 130
     assert {record["image_id"] for record in results(output)} == {1, 2}
@@ -219,7 +217,7 @@ def test_an_interrupt_leaves_valid_results_of_what_was_done(
     ("arguments", "message"),
     [
         (["--input", "nowhere"], "nothing to predict on: --input nowhere does not exist"),
-        (["--input", "EMPTY"], "none of the 1 files in it has the extension of a picture or video"),
+        (["--input", "EMPTY"], "none of the 1 files in it has the extension of an image or video"),
         (["--input", "a.png", "MODEL.MASK_ON", "False"], "--input MODEL.MASK_ON is a key"),
         (["--input", "a.png", "--output", "a.png/out"], "--output a.png/out cannot be written"),
         (["--input", "a.png", "--output", ""], "argument --output: expected a path, found nothing"),
@@ -341,15 +339,15 @@ def test_a_file_with_a_number_for_a_name_is_no_camera(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("0").touch()
-    assert [source.kind for source in find_sources(["0", "1"])] == ["picture", "camera"]
+    assert [source.kind for source in find_sources(["0", "1"])] == ["image", "camera"]
 
 
 def test_a_number_that_no_camera_can_have_is_the_name_of_a_file() -> None:
     sources = find_sources([str(2**31 - 1), str(2**31)])
-    assert [source.kind for source in sources] == ["camera", "picture"]
+    assert [source.kind for source in sources] == ["camera", "image"]
 
 
-def test_a_missing_picture_in_capitals_is_no_key() -> None:
+def test_a_missing_image_in_capitals_is_no_key() -> None:
     sources = find_sources([__file__, "IMG_1.JPG"])
     assert [source.name for source in sources] == [__file__, "IMG_1.JPG"]
 

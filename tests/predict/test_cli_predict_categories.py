@@ -24,7 +24,7 @@ from instseg.predict import as_youtube_vis
 from instseg.training.trainer import Trainer
 from tests.inference.test_predictor import PHOTO, save_weights, tiny_cfg
 from tests.support.predict_common import arguments_for_tiny_model, as_lines, results
-from tests.support.video_common import pictures, write_clip
+from tests.support.video_common import images, write_clip
 from tests.support.yolact_tiny import decided, tiny_predictor
 from tests.support.yolact_tiny import tiny_cfg as yolact_cfg
 
@@ -159,7 +159,7 @@ def test_the_files_beside_the_results_make_them_complete(
 
 
 def test_the_file_of_a_video_has_the_categories(model: list[str], tmp_path: Path) -> None:
-    clip = write_clip(tmp_path / "v.mp4", pictures(2))
+    clip = write_clip(tmp_path / "v.mp4", images(2))
     assert cli.main([*model, "--input", str(clip), "--output", str(tmp_path / "out")]) == 0
     content = json.loads((tmp_path / "out" / "v.json").read_text())
     assert content["categories"] == OURS.as_coco()
@@ -168,7 +168,7 @@ def test_the_file_of_a_video_has_the_categories(model: list[str], tmp_path: Path
 
 
 def test_a_video_goes_on_with_the_classes_that_were_found(model: list[str], tmp_path: Path) -> None:
-    clip = write_clip(tmp_path / "v.mp4", pictures(3))
+    clip = write_clip(tmp_path / "v.mp4", images(3))
     arguments = [*model, "--input", str(clip), "--output", str(tmp_path / "out")]
     assert cli.main(arguments) == 0
     text = (tmp_path / "out" / "v.json").read_text()
@@ -177,11 +177,11 @@ def test_a_video_goes_on_with_the_classes_that_were_found(model: list[str], tmp_
     assert (tmp_path / "out" / "v.json").read_text() == text
 
 
-def test_a_picture_or_video_called_categories_keeps_its_files(
+def test_an_image_or_video_called_categories_keeps_its_files(
     model: list[str], tmp_path: Path
 ) -> None:
     Image.fromarray(PHOTO).save(tmp_path / "a.png")
-    clip = write_clip(tmp_path / "categories.mp4", pictures(1))
+    clip = write_clip(tmp_path / "categories.mp4", images(1))
     files = [str(clip), str(tmp_path / "a.png")]
     assert cli.main([*model, "--output", str(tmp_path / "out"), "--input", *files]) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
@@ -289,7 +289,7 @@ def test_a_built_in_set_is_predicted_on_without_files(model: list[str], tmp_path
     assert content["images"][3]["file_name"].startswith("shapes://shapes_val/16/")
 
 
-def test_frames_of_a_set_of_videos_are_pictures(model: list[str], tmp_path: Path) -> None:
+def test_frames_of_a_set_of_videos_are_images(model: list[str], tmp_path: Path) -> None:
     """Their ids are those that evaluation counts."""
     frames = ["x/0.png", "x/1.png", "y/0.png"]
     for name in frames:

@@ -12,7 +12,7 @@ from instseg import cli
 from instseg.data.videos import VideoFile
 from tests.data.test_streams import served
 from tests.support.predict_common import arguments_for_tiny_model, as_lines, results
-from tests.support.video_common import pictures, write_clip
+from tests.support.video_common import images, write_clip
 
 pytest.importorskip("trackers", reason="needs the extra 'video'")
 
@@ -27,7 +27,7 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three frames of a walk, 48 x 64 pixels."""
     folder = tmp_path_factory.mktemp("in") / "walk"
     folder.mkdir()
-    for number, image in enumerate(pictures(3), 9):
+    for number, image in enumerate(images(3), 9):
         Image.fromarray(image[:, :, ::-1]).save(folder / f"f_{number}.png")
     return folder
 
@@ -81,7 +81,7 @@ def test_a_stream_gives_results_that_hold_no_password(
 ) -> None:
     site, output = tmp_path / "site", tmp_path / "out"
     site.mkdir()
-    write_clip(site / "v.mp4", pictures(4), options={"movflags": "faststart"})
+    write_clip(site / "v.mp4", images(4), options={"movflags": "faststart"})
     with served(site) as address:
         urls = [f"{address}/v.mp4?token=secret", f"{address}/none.mp4?token=secret"]
         assert cli.main([*model, "--output", str(output), "--input", *urls]) == 1

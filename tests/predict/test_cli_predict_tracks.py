@@ -13,7 +13,7 @@ from instseg.predict import as_youtube_vis
 from instseg.tracking import Tracker
 from tests.inference.test_predictor import tiny_cfg
 from tests.support.predict_common import arguments_for_tiny_model, as_lines
-from tests.support.video_common import pictures, write_clip
+from tests.support.video_common import images, write_clip
 
 pytest.importorskip("trackers", reason="needs the extra 'video'")
 
@@ -27,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clip(tmp_path_factory.mktemp("clip") / "v.mp4", pictures(6))
+    return write_clip(tmp_path_factory.mktemp("clip") / "v.mp4", images(6))
 
 
 @pytest.fixture(scope="module")

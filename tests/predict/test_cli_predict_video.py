@@ -21,7 +21,7 @@ from instseg.predict.sources import Source
 from instseg.predict.videos import VideoRun
 from tests.inference.test_predictor import PHOTO, assert_same, tiny_cfg
 from tests.support.predict_common import arguments_for_tiny_model, as_lines, results
-from tests.support.video_common import VideoStub, pictures, turned, write_clip
+from tests.support.video_common import VideoStub, images, turned, write_clip
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six frames, ten a second."""
-    return write_clip(tmp_path_factory.mktemp("clip") / "v.mp4", pictures(6))
+    return write_clip(tmp_path_factory.mktemp("clip") / "v.mp4", images(6))
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,8 @@ def video_results(output: Path, name: str = "v") -> dict[str, Any]:
 
 def joined(folder: Path) -> Path:
     """Five frames of 64x48, then five of 128x96."""
-    small = write_clip(folder / "a.ts", pictures(5))
-    large = write_clip(folder / "b.ts", pictures(5, 96, 128), [0.5, 0.6, 0.7, 0.8, 0.9])
+    small = write_clip(folder / "a.ts", images(5))
+    large = write_clip(folder / "b.ts", images(5, 96, 128), [0.5, 0.6, 0.7, 0.8, 0.9])
     path = folder / "joined.ts"
     path.write_bytes(small.read_bytes() + large.read_bytes())
     return path
@@ -110,7 +110,7 @@ def test_the_file_of_a_video_says_what_it_is_of(
     assert found["complete"] is True
 
 
-def test_pictures_and_videos_have_files_of_their_own(
+def test_images_and_videos_have_files_of_their_own(
     model: list[str], clip: Path, tmp_path: Path
 ) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), PHOTO)
@@ -121,11 +121,11 @@ def test_pictures_and_videos_have_files_of_their_own(
     assert {record["image_id"] for record in results(tmp_path / "out")} == {1}
 
 
-def test_a_video_named_predictions_does_not_replace_the_results_of_pictures(
+def test_a_video_named_predictions_does_not_replace_the_results_of_images(
     model: list[str], tmp_path: Path
 ) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), PHOTO)
-    write_clip(tmp_path / "predictions.mp4", pictures(1))
+    write_clip(tmp_path / "predictions.mp4", images(1))
     arguments = [*model, "--no-overlay", "--output", str(tmp_path / "out"), "--input"]
     arguments += [str(tmp_path / "predictions.mp4"), str(tmp_path / "a.png")]
     assert cli.main(arguments) == 0
@@ -134,7 +134,7 @@ def test_a_video_named_predictions_does_not_replace_the_results_of_pictures(
 
 
 def test_frames_are_upright_in_results_and_overlay(model: list[str], tmp_path: Path) -> None:
-    video = turned(write_clip(tmp_path / "v.mp4", pictures(2)), 90)
+    video = turned(write_clip(tmp_path / "v.mp4", images(2)), 90)
     output = tmp_path / "out"
     assert cli.main([*model, "--input", str(video), "--output", str(output)]) == 0
     frame = video_results(output)["frames"][0]
@@ -159,7 +159,7 @@ def test_a_change_of_resolution_is_recorded_and_fitted_into_the_overlay(
 def test_a_truncated_video_keeps_its_frames_and_is_a_failure(
     model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    video = write_clip(tmp_path / "v.mkv", pictures(20))
+    video = write_clip(tmp_path / "v.mkv", images(20))
     os.truncate(video, video.stat().st_size // 2)
     output = tmp_path / "out"
     assert cli.main([*model, "--input", str(video), "--output", str(output)]) == 1
@@ -345,7 +345,7 @@ def test_another_video_of_the_same_name_is_not_resumed(
 ) -> None:
     (tmp_path / "v.json").write_text(uninterrupted["text"][:-100])
     monkeypatch.setattr("instseg.predict.videos.VideoFile", lambda name: VideoFile(large))
-    large = write_clip(tmp_path / "large.mp4", pictures(6, 96, 128))
+    large = write_clip(tmp_path / "large.mp4", images(6, 96, 128))
     arguments = [*model, "--input", str(clip), "--resume", "--output", str(tmp_path)]
     assert cli.main(arguments) == 2
     message = f"frame 0 of {clip} is not of 64x48 pixels as in the run to be resumed"

@@ -12,11 +12,11 @@ from PIL import Image
 from instseg import cli
 from instseg.data.videos import Frame, VideoWriter
 from instseg.predict.earlier import MARK, marked, remove_earlier, tell_others
-from instseg.predict.records import write_picture
+from instseg.predict.records import write_image
 from instseg.predict.sources import Source
 from tests.inference.test_predictor import PHOTO
 from tests.support.predict_common import arguments_for_tiny_model, results
-from tests.support.video_common import pictures, write_clip
+from tests.support.video_common import images, write_clip
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def inputs(tmp_path: Path) -> Path:
     folder.mkdir()
     for name in ("a.png", "b.jpg"):
         Image.fromarray(PHOTO).save(folder / name)
-    write_clip(folder / "v.mp4", pictures(1))
+    write_clip(folder / "v.mp4", images(1))
     return folder
 
 
@@ -124,15 +124,15 @@ def test_files_of_the_user_and_links_are_never_removed(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
     image = np.zeros((4, 4, 3), np.uint8)
     for path in (elsewhere / "000_cat.png", output / "a_masks" / "000_cat.png", output / "b.png"):
-        write_picture(path, image)
+        write_image(path, image)
     for path in (output / "a.png", output / "a.jpg", output / "a_masks" / "001_cat.png"):
         assert cv2.imwrite(str(path), image)
     shutil.copy(output / "b.png", output / "a_masks" / "mine.png")  # not the name of a mask
-    write_clip(output / "v.mp4", pictures(1))
+    write_clip(output / "v.mp4", images(1))
     (output / "v.json").write_text('{"info": "mine"}')
     (output / "c_masks").symlink_to(elsewhere)
     (output / "c.png").symlink_to(elsewhere / "000_cat.png")
-    sources = [Source("a.x", "a", "picture"), Source("c.x", "c", "picture")]
+    sources = [Source("a.x", "a", "image"), Source("c.x", "c", "image")]
     sources.append(Source("v.x", "v", "video"))
     before = names(output)
     remove_earlier(output, sources, resume=False)
@@ -144,8 +144,8 @@ def test_many_results_of_other_inputs_are_one_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(9):
-        write_picture(tmp_path / f"{number}.png", np.zeros((4, 4, 3), np.uint8))
-    tell_others(tmp_path, [Source("8.png", "8", "picture")])
+        write_image(tmp_path / f"{number}.png", np.zeros((4, 4, 3), np.uint8))
+    tell_others(tmp_path, [Source("8.png", "8", "image")])
     [message] = caplog.messages
     assert message.endswith("stay as they are: 0.png, 1.png, 2.png, 3.png, 4.png and 3 more")
 
@@ -164,7 +164,7 @@ def test_a_marked_image_is_the_image(suffix: str, shape: tuple[int, ...]) -> Non
 
 def test_a_marked_image_is_one_for_pillow_too(tmp_path: Path) -> None:
     for name in ("a.png", "a.jpg"):
-        write_picture(tmp_path / name, np.full((4, 4, 3), 90, np.uint8))
+        write_image(tmp_path / name, np.full((4, 4, 3), 90, np.uint8))
         with Image.open(tmp_path / name) as image:
             image.load()
             note = image.info.get("Software") or image.info["comment"].decode()
@@ -173,7 +173,7 @@ def test_a_marked_image_is_one_for_pillow_too(tmp_path: Path) -> None:
 
 def test_a_video_that_a_killed_run_left_is_known(tmp_path: Path) -> None:
     with VideoWriter(tmp_path / "v.mp4", 10, comment=MARK) as writer:
-        for number, image in enumerate(pictures(60)):
+        for number, image in enumerate(images(60)):
             writer.write(Frame(image, number / 10))
         shutil.copy(tmp_path / "v.mp4", tmp_path / "killed.mp4")
     remove_earlier(tmp_path, [Source("k", "killed", "video")], resume=False)

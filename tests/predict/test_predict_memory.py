@@ -1,4 +1,4 @@
-"""Memory does not grow with the length of a video or the number of pictures."""
+"""Memory does not grow with the length of a video or the number of images."""
 
 import re
 import subprocess
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def growth(skipped: int, *arguments: str) -> float:
-    """Megabytes by which the tool's own process grows after so many frames or pictures."""
+    """Megabytes by which the tool's own process grows after so many frames or images."""
     command = [sys.executable, str(ROOT / "tools/predict_memory.py"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     lines = re.findall(r"^ *(\d+) done +([\d.]+) MB$", done.stdout, re.MULTILINE)
@@ -30,6 +30,6 @@ def test_memory_is_flat_over_the_frames_of_a_video() -> None:
     assert growth(40, "--frames", "120") < 6
 
 
-def test_memory_is_flat_over_the_pictures_of_a_folder() -> None:
-    """300 pictures and their masks, 16 kB, would be 4 MB and more if they were kept."""
-    assert growth(100, "--frames", "400", "--pictures") < 2
+def test_memory_is_flat_over_the_images_of_a_folder() -> None:
+    """300 images and their masks, 16 kB, would be 4 MB and more if they were kept."""
+    assert growth(100, "--frames", "400", "--images") < 2

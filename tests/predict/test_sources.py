@@ -140,7 +140,7 @@ def test_what_is_no_pattern_is_the_name_of_a_file(name: str) -> None:
 def test_a_file_with_the_name_of_a_pattern_is_that_file(tmp_path: Path) -> None:
     write_images(tmp_path, "f_%d.png", "f_1.png")
     [source] = find_sources([str(tmp_path / "f_%d.png")])
-    assert source.kind == "picture"
+    assert source.kind == "image"
 
 
 def test_a_pattern_of_no_file_is_nothing_to_predict_on(tmp_path: Path) -> None:

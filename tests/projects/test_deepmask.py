@@ -129,7 +129,7 @@ def test_dense_inference_equals_patches_at_every_position_of_the_grid(branch: st
 def all_patches(
     model: DeepMask, image: Tensor, scale: Scale, cells: Tensor
 ) -> list[dict[str, Tensor]]:
-    """Windows cut from the resized picture one by one, with their context."""
+    """Windows cut from the resized image one by one, with their context."""
     size = (scale.height, scale.width)
     resized = torch.nn.functional.interpolate(
         image[None], size, mode="bilinear", align_corners=True
@@ -144,8 +144,8 @@ def all_patches(
     return patches
 
 
-def test_the_resnet_sees_a_patch_as_the_middle_of_a_picture_of_its_size() -> None:
-    """The picture with its margin is then the patch with its context, borders included."""
+def test_the_resnet_sees_a_patch_as_the_middle_of_an_image_of_its_size() -> None:
+    """The image with its margin is then the patch with its context, borders included."""
     model = small().eval()
     patch = torch.full((3, 96, 96), FILL)
     patch[:, 32:64, 32:64] = torch.rand(3, 32, 32) * 255
@@ -157,7 +157,7 @@ def test_the_resnet_sees_a_patch_as_the_middle_of_a_picture_of_its_size() -> Non
     torch.testing.assert_close(windows.vectors[middle][0], alone, rtol=0, atol=1e-4)
 
 
-def test_every_window_of_a_picture_of_480_x_640_is_searched() -> None:
+def test_every_window_of_an_image_of_480_x_640_is_searched() -> None:
     """31 x 41 at scale 1, 5203 at the seven scales."""
     model = small(
         backbone=NearSighted(1), embedding_dim=1, patch_size=160, max_proposals=10**6, max_size=2000
@@ -216,12 +216,12 @@ def test_masks_without_a_pixel_are_dropped() -> None:
     assert len(model.propose({"image": torch.zeros(3, 64, 64)})) == 0
 
 
-def test_a_batch_gives_what_single_pictures_give() -> None:
+def test_a_batch_gives_what_single_images_give() -> None:
     model = small().eval()
-    pictures = [{"image": torch.rand(3, *size) * 255} for size in ((96, 128), (70, 50))]
+    images = [{"image": torch.rand(3, *size) * 255} for size in ((96, 128), (70, 50))]
     with torch.no_grad():
-        together = model(pictures)
-        alone = [model([picture])[0] for picture in pictures]
+        together = model(images)
+        alone = [model([image])[0] for image in images]
     for a, b in zip(together, alone, strict=True):
         assert len(a["instances"]) > 0
         assert torch.equal(a["instances"].scores, b["instances"].scores)
@@ -229,14 +229,14 @@ def test_a_batch_gives_what_single_pictures_give() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 400), (300, 2)])
-def test_a_very_thin_picture_gives_a_valid_result(size: tuple[int, int]) -> None:
+def test_a_very_thin_image_gives_a_valid_result(size: tuple[int, int]) -> None:
     with torch.no_grad():
         found = small(max_proposals=30).eval()([{"image": torch.zeros(3, *size)}])[0]["instances"]
     assert found.pred_masks.shape == (len(found), *size)
     assert found.pred_masks.flatten(1).any(dim=1).all()
 
 
-def test_a_huge_picture_is_searched_no_larger_than_the_limit() -> None:
+def test_a_huge_image_is_searched_no_larger_than_the_limit() -> None:
     model = small(octaves=(-1.0, 0.0, 1.0), max_size=128, max_proposals=3).eval()
     seen = []
     model.backbone.register_forward_hook(lambda *a: seen.append(a[1][0].shape[-2:]))
@@ -295,13 +295,13 @@ def test_the_losses_of_a_batch_are_weighted_as_stated() -> None:
     assert model([score_patch()] * 32)["loss_score"].item() == pytest.approx(log2, rel=1e-5)
 
 
-def test_the_network_learns_a_picture() -> None:
+def test_the_network_learns_an_image() -> None:
     """From windows of it, the mask of the one centred on the object and the scores of all."""
     model = small(backbone=narrow_resnet(norm="BN"), dropout=0.0, octaves=(0.0,), max_proposals=1)
-    picture = torch.full((3, 128, 160), 90.0)
-    picture[:, 48:80, 80:112] = 200
+    image = torch.full((3, 128, 160), 90.0)
+    image[:, 48:80, 80:112] = 200
     cells = torch.cartesian_prod(torch.arange(9), torch.arange(11))
-    patches = all_patches(model, picture, Scale(1.0, 128, 160), cells)
+    patches = all_patches(model, image, Scale(1.0, 128, 160), cells)
     distance = (cells - torch.tensor([4, 6])).abs().amax(dim=1)
     target = mask_patch()["gt_mask"]
     centred = {**patches[int(distance.argmin())], "head": "mask", "gt_mask": target}
@@ -317,8 +317,8 @@ def test_the_network_learns_a_picture() -> None:
         sum(losses.values()).backward()
         optimizer.step()
     with torch.no_grad():
-        found = model.eval()([{"image": picture}])[0]["instances"]
-    truth = picture[0] > 100
+        found = model.eval()([{"image": image}])[0]["instances"]
+    truth = image[0] > 100
     assert (found.pred_masks[0] & truth).sum() / (found.pred_masks[0] | truth).sum() > 0.7
 
 
@@ -370,9 +370,9 @@ def test_both_predictors_agree(tmp_path: Path) -> None:
     cfg = instseg.load_cfg(SHAPES, ["MODEL.DEVICE", "cpu", "TEST.DETECTIONS_PER_IMAGE", 20])
     Checkpointer(build_model(cfg), str(tmp_path)).save("weights")
     cfg.MODEL.WEIGHTS = str(tmp_path / "weights.pth")
-    picture = (torch.rand(60, 80, 3) * 255).byte().numpy()
-    ours = Predictor(cfg)(picture)["instances"]
-    stock = DefaultPredictor(cfg)(picture)["instances"]
+    image = (torch.rand(60, 80, 3) * 255).byte().numpy()
+    ours = Predictor(cfg)(image)["instances"]
+    stock = DefaultPredictor(cfg)(image)["instances"]
     assert len(ours) > 0
     assert torch.equal(ours.pred_masks, stock.pred_masks)
     assert torch.equal(ours.scores, stock.scores)

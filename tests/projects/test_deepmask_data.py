@@ -1,4 +1,4 @@
-"""Patches for DeepMask's two heads, drawn from pictures with known content."""
+"""Patches for DeepMask's two heads, drawn from images with known content."""
 
 import dataclasses
 import itertools
@@ -52,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
 def record(
     folder: Path, *annotations: dict[str, Any], size: tuple[int, int] = (96, 128)
 ) -> dict[str, Any]:
-    """A black picture with its objects in white."""
+    """A black image with its objects in white."""
     pixels = np.zeros((*size, 3), np.uint8)
     for item in annotations:
         x1, y1, x2, y2 = map(int, item["bbox"])
@@ -97,7 +97,7 @@ def test_the_context_and_the_outside_are_half_grey(folder: Path) -> None:
     records = [record(folder, annotation((0, 0, 40, 40)))]
     rules = Rules(patch_size=64, context=8, object_size=32, mask_size=16, shift=0, scale_jitter=0)
     (sample,) = draw(records, 1, rules=rules, score_fraction=0.0, flip=False)
-    # 40 pixels become 32, so the window begins 30 pixels beside the picture, at new pixel 24 of 80.
+    # 40 pixels become 32, so the window begins 30 pixels beside the image, at new pixel 24 of 80.
     assert sample["image"][:, :24].unique().tolist() == [127.5]
     assert sample["image"][:, 25:55, 25:55].unique().tolist() == [255.0]
     # Without the context the object covers 32 of 64, from 16 to 48: cells 4 to 11 of 16.
@@ -118,7 +118,7 @@ def test_a_positive_is_centred_and_a_negative_is_not(folder: Path) -> None:
     for sample in samples:
         assert sample["head"] == "score" and sample["label"] in (1.0, -1.0)
         if sample["label"] > 0:
-            # 36 of 32 pixels is scale 0: the patch is the picture, the object in its middle.
+            # 36 of 32 pixels is scale 0: the patch is the image, the object in its middle.
             assert (sample["image"][:, 22:58, 22:58] == 255).all()
             assert not (sample["image"][:, 21] == 255).any()
     assert 70 < sum(sample["label"] > 0 for sample in samples) < 130
@@ -211,12 +211,12 @@ def test_data_without_a_usable_object_are_refused(
     folder: Path, changes: dict[str, Any], found: str
 ) -> None:
     item = annotation((20, 20, 60, 60), **changes)
-    with pytest.raises(DatasetError, match=f"of 1 annotations in 1 pictures.*{found}"):
+    with pytest.raises(DatasetError, match=f"of 1 annotations in 1 images.*{found}"):
         draw([record(folder, item)], 1)
 
 
 def test_data_without_annotations_are_refused(folder: Path) -> None:
-    with pytest.raises(DatasetError, match="of 0 annotations in 1 pictures"):
+    with pytest.raises(DatasetError, match="of 0 annotations in 1 images"):
         draw([{**record(folder), "annotations": []}], 1, score_fraction=1.0)
 
 
@@ -229,20 +229,20 @@ def test_data_without_annotations_are_refused(folder: Path) -> None:
         {"bbox": ["wide"]},
     ],
 )
-def test_a_malformed_annotation_names_its_picture(folder: Path, changes: dict[str, Any]) -> None:
+def test_a_malformed_annotation_names_its_image(folder: Path, changes: dict[str, Any]) -> None:
     item = record(folder, annotation((20, 20, 60, 60)))
     item["annotations"][0].update(changes)
     with pytest.raises(DatasetError, match=r"an annotation of .*0\.png cannot be used"):
         draw([item], 1)
 
 
-def test_a_mask_of_another_size_than_its_picture_is_refused(folder: Path) -> None:
+def test_a_mask_of_another_size_than_its_image_is_refused(folder: Path) -> None:
     item = annotation((20, 20, 60, 60), segmentation=as_rle((20, 20, 60, 60), (128, 96)))
     with pytest.raises(DatasetError, match="96 rows and 128 columns.* has 128 and 96"):
         draw([record(folder, item)], 1, score_fraction=0.0)
 
 
-def test_a_damaged_picture_is_named(folder: Path) -> None:
+def test_a_damaged_image_is_named(folder: Path) -> None:
     broken = record(folder, annotation((20, 20, 60, 60)))
     path = Path(broken["file_name"])
     content = path.read_bytes()
@@ -251,10 +251,10 @@ def test_a_damaged_picture_is_named(folder: Path) -> None:
         draw([broken], 1)
 
 
-def test_pictures_too_full_for_a_negative_end_in_an_error(folder: Path) -> None:
+def test_images_too_full_for_a_negative_end_in_an_error(folder: Path) -> None:
     boxes = [(4 - m / 2, 4 - m / 2, 4 + m / 2, 4 + m / 2) for m in (9, 34, 140)]
     items = [annotation((0, 0, 8, 8), bbox=list(box)) for box in boxes]
-    with pytest.raises(DatasetError, match="no window without an object was found in 100 pictures"):
+    with pytest.raises(DatasetError, match="no window without an object was found in 100 images"):
         draw([record(folder, *items, size=(8, 8))], 100, score_fraction=1.0, rules=RULES)
 
 

@@ -75,7 +75,7 @@ def test_the_trunk_is_torchvisions_but_for_the_border() -> None:
 
 
 def test_maps_are_rounded_up_as_windows_are_counted() -> None:
-    """ceil((h + 160) / 16) - 9 rows of windows for a picture h pixels high."""
+    """ceil((h + 160) / 16) - 9 rows of windows for an image h pixels high."""
     trunk = narrow_resnet(out_features=["conv1", "res2", "res3", "res4"])
     maps = trunk(torch.zeros(1, 3, 33, 49))
     assert [tuple(maps[name].shape[-2:]) for name in maps] == [(17, 25), (9, 13), (5, 7), (3, 4)]
@@ -192,7 +192,7 @@ def test_positions_and_sides_are_rounded_down() -> None:
 def test_masks_are_enlarged_linearly_and_shrunk_by_averages(size: int, side: int) -> None:
     logits = torch.randn(1, size, size)
     masks = torch.zeros(1, side, side, dtype=torch.bool)
-    # A window as large as the picture, whose corner is the picture's.
+    # A window as large as the image, whose corner is the image's.
     geometry = {"factors": (1.0, 1.0), "patch_size": side, "stride": 2, "threshold": 0.1}
     if side % 4 == 0:
         paste(logits, torch.tensor([[side // 4, side // 4]]), masks, **geometry)
@@ -215,7 +215,7 @@ def test_a_mask_shrunk_by_a_fraction_is_averaged_by_area() -> None:
 
 
 @pytest.mark.parametrize("cell", [(-50, 3), (3, -50), (400, 3), (3, 400)])
-def test_a_window_outside_the_picture_leaves_no_trace(cell: tuple[int, int]) -> None:
+def test_a_window_outside_the_image_leaves_no_trace(cell: tuple[int, int]) -> None:
     masks = torch.zeros(1, 30, 40, dtype=torch.bool)
     geometry = {"factors": (1.0, 1.0), "patch_size": 64, "stride": 16, "threshold": 0.0}
     paste(torch.ones(1, 8, 8), torch.tensor([cell]), masks, **geometry)

@@ -139,7 +139,7 @@ def test_a_negative_window_is_48_pixels_away_from_objects_of_similar_scale(
 
 def test_an_object_of_another_scale_does_not_matter_to_a_negative() -> None:
     # 11.6 pixels is scale 3: windows of scales up to 0.25 may show it, larger ones may not, for
-    # nothing of a picture of 8 pixels is 48 / 4 pixels away from its middle.
+    # nothing of an image of 8 pixels is 48 / 4 pixels away from its middle.
     rng = np.random.default_rng(0)
     box = (4 - 5.8, 4 - 5.8, 4 + 5.8, 4 + 5.8)
     found = [negative_window((8, 8), [box], RELEASED, rng) for _ in range(50)]
@@ -148,8 +148,8 @@ def test_an_object_of_another_scale_does_not_matter_to_a_negative() -> None:
     }
 
 
-def test_a_picture_without_room_has_no_negative_window() -> None:
-    # Objects of scales -2, 0 and 2 in the middle of a picture whose corners are too near even when
+def test_an_image_without_room_has_no_negative_window() -> None:
+    # Objects of scales -2, 0 and 2 in the middle of an image whose corners are too near even when
     # enlarged four times: hypot(4, 4) * 4 < 48.
     boxes = [(4 - m / 2, 4 - m / 2, 4 + m / 2, 4 + m / 2) for m in (25, 100, 400)]
     assert negative_window((8, 8), boxes, RELEASED, np.random.default_rng(0)) is None
@@ -161,30 +161,30 @@ def test_a_window_is_10_pixels_at_least() -> None:
     assert window == Window(5.5, 5.5, 10.0)
 
 
-def picture(*rows: list[int]) -> np.ndarray:
+def image(*rows: list[int]) -> np.ndarray:
     return np.array(rows, dtype=np.uint8)
 
 
 def test_a_shrunk_window_has_means() -> None:
-    found = crop(picture([0, 100], [200, 40]), Window(1, 1, 2), 1, fill=7.0)
+    found = crop(image([0, 100], [200, 40]), Window(1, 1, 2), 1, fill=7.0)
     assert found.tolist() == [[[85.0]]]
 
 
 def test_an_enlarged_window_is_interpolated_between_centres() -> None:
     # New centres .25 .75 1.25 1.75 against old ones .5 1.5; beyond the first, half is the fill.
-    found = crop(picture([0, 100], [0, 100]), Window(1, 1, 2), 4, fill=40.0)
+    found = crop(image([0, 100], [0, 100]), Window(1, 1, 2), 4, fill=40.0)
     assert found[0, 1].tolist() == pytest.approx(
         [0.75 * (0.75 * 0) + 0.25 * 0 + (1 - 0.75) * 40, 25.0, 75.0, 85.0]
     )
 
 
 def test_a_window_between_pixels_weighs_both() -> None:
-    found = crop(picture([0, 100, 200]), Window(1.25, 0.5, 1), 1, fill=0.0)
+    found = crop(image([0, 100, 200]), Window(1.25, 0.5, 1), 1, fill=0.0)
     assert found.tolist() == [[[0.25 * 0 + 0.75 * 100]]]
 
 
-def test_outside_the_picture_is_the_fill() -> None:
-    found = crop(picture([10, 10], [10, 10]), Window(0, 0, 4), 4, fill=127.5)
+def test_outside_the_image_is_the_fill() -> None:
+    found = crop(image([10, 10], [10, 10]), Window(0, 0, 4), 4, fill=127.5)
     expected = torch.full((4, 4), 127.5)
     expected[2:, 2:] = 10
     assert torch.equal(found[0], expected)
@@ -192,7 +192,7 @@ def test_outside_the_picture_is_the_fill() -> None:
 
 @pytest.mark.parametrize("centre", [(-50, 1), (1, -50), (50, 50)])
 def test_a_window_far_outside_is_all_fill(centre: tuple[float, float]) -> None:
-    found = crop(picture([10, 10], [10, 10]), Window(*centre, 9), 3, fill=127.5)
+    found = crop(image([10, 10], [10, 10]), Window(*centre, 9), 3, fill=127.5)
     assert torch.equal(found, torch.full((1, 3, 3), 127.5))
 
 
@@ -206,7 +206,7 @@ def test_whole_ratios_agree_with_pooling(rng: np.random.Generator, ratio: int, s
 
 
 @given(seeds, st.floats(0.5, 90), st.floats(-20, 40), st.floats(-20, 40), st.integers(1, 20))
-def test_a_picture_of_the_fill_stays_as_it_is(
+def test_an_image_of_the_fill_stays_as_it_is(
     rng: np.random.Generator, side: float, x: float, y: float, size: int
 ) -> None:
     found = crop(np.full((9, 17), 127, np.uint8), Window(x, y, side), size, fill=127.0)

@@ -147,7 +147,7 @@ def test_small_instances_are_dropped() -> None:
 
 @pytest.mark.parametrize("method", ["mean_shift", "k_means"])
 @pytest.mark.parametrize("size", [(0, 0), (1, 1), (3, 7)])
-def test_a_picture_without_objects_has_no_instances(method: str, size: tuple[int, int]) -> None:
+def test_an_image_without_objects_has_no_instances(method: str, size: tuple[int, int]) -> None:
     background = semantic_of(torch.zeros(size, dtype=torch.long), 2)
     found = cluster(torch.zeros(4, *size), background, cluster_settings(method), 3)
     assert found.numbers.shape == size and (found.numbers == NONE).all()
@@ -155,7 +155,7 @@ def test_a_picture_without_objects_has_no_instances(method: str, size: tuple[int
 
 
 @pytest.mark.parametrize("method", ["mean_shift", "k_means"])
-def test_a_picture_of_one_pixel_can_be_an_instance(method: str) -> None:
+def test_an_image_of_one_pixel_can_be_an_instance(method: str) -> None:
     settings = cluster_settings(method, min_pixels=1)
     found = cluster(torch.zeros(4, 1, 1), torch.tensor([0.2, 0.8]).view(2, 1, 1), settings, 3)
     assert found.numbers.tolist() == [[0]] and found.scores.tolist() == pytest.approx([0.8])

@@ -84,7 +84,7 @@ def perfect(stride: int = 1, **settings: Any) -> DiscriminativeLoss:
     ).eval()
 
 
-def picture(size: tuple[int, int], *objects: Rectangle) -> dict[str, Any]:
+def image(size: tuple[int, int], *objects: Rectangle) -> dict[str, Any]:
     """What :class:`Perfect` reads, with rectangles as objects."""
     image = torch.zeros(3, *size)
     for number, (kind, y1, x1, y2, x2) in enumerate(objects):
@@ -110,7 +110,7 @@ def masks_by_pixel(instances: Instances) -> set[tuple[int, bytes]]:
 
 def test_perfect_maps_give_the_objects_back() -> None:
     """Two touching of one class, one of another, one in two parts."""
-    item = picture((12, 16), (0, 0, 0, 6, 5), (0, 0, 5, 6, 9), (1, 6, 0, 12, 9), (0, 0, 12, 3, 16))
+    item = image((12, 16), (0, 0, 0, 6, 5), (0, 0, 5, 6, 9), (1, 6, 0, 12, 9), (0, 0, 12, 3, 16))
     item["image"][1, 8:10, 12:16] = 4
     item["image"][0, 8:10, 12:16] = 1
     item["instances"].gt_masks.tensor[3, 8:10, 12:16] = True
@@ -124,7 +124,7 @@ def test_perfect_maps_give_the_objects_back() -> None:
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
 def test_results_have_the_size_asked_for(stride: int) -> None:
-    item = picture((16, 24), (0, 0, 0, 8, 12), (1, 8, 12, 16, 24)) | {"height": 32, "width": 72}
+    item = image((16, 24), (0, 0, 0, 8, 12), (1, 8, 12, 16, 24)) | {"height": 32, "width": 72}
     found = perfect(stride)([item])[0]["instances"]
     assert found.image_size == (32, 72)
     order = found.pred_classes.argsort()
@@ -134,13 +134,13 @@ def test_results_have_the_size_asked_for(stride: int) -> None:
 
 
 def test_an_object_that_vanishes_in_a_smaller_result_is_left_out() -> None:
-    item = picture((12, 12), (0, 0, 0, 12, 5), (0, 0, 5, 1, 6)) | {"height": 3, "width": 3}
+    item = image((12, 12), (0, 0, 0, 12, 5), (0, 0, 5, 1, 6)) | {"height": 3, "width": 3}
     assert len(perfect()([item])[0]["instances"]) == 1
 
 
 def test_the_semantic_map_may_be_given() -> None:
     """With the true semantic map, wrong predictions of the network do not matter."""
-    item = picture((8, 8), (0, 0, 0, 8, 4), (0, 0, 4, 8, 8))
+    item = image((8, 8), (0, 0, 0, 8, 4), (0, 0, 4, 8, 8))
     item["given_semantic"] = torch.ones(8, 8, dtype=torch.int64)
     item["given_semantic"][:4] = 0
     found = perfect()([item])[0]["instances"]
@@ -150,7 +150,7 @@ def test_the_semantic_map_may_be_given() -> None:
 
 def test_the_true_semantic_map_of_a_data_set_is_not_used() -> None:
     """Detectron2's mapper puts it into ``sem_seg`` for testing too."""
-    item = picture((8, 8), (0, 0, 0, 8, 4)) | {"sem_seg": torch.zeros(8, 8, dtype=torch.int64)}
+    item = image((8, 8), (0, 0, 0, 8, 4)) | {"sem_seg": torch.zeros(8, 8, dtype=torch.int64)}
     assert len(perfect()([item])[0]["instances"]) == 1
 
 
@@ -165,20 +165,20 @@ def test_the_true_semantic_map_of_a_data_set_is_not_used() -> None:
     ],
 )
 def test_a_given_map_of_other_labels_is_refused(labels: Tensor, message: str) -> None:
-    item = picture((8, 8), (0, 0, 0, 8, 4)) | {"given_semantic": labels}
+    item = image((8, 8), (0, 0, 0, 8, 4)) | {"given_semantic": labels}
     with pytest.raises(ValueError, match=message):
         perfect()([item])
 
 
 def test_the_semantic_probabilities_are_given_on_request() -> None:
-    item = picture((8, 8), (1, 0, 0, 8, 4)) | {"height": 16, "width": 16}
+    item = image((8, 8), (1, 0, 0, 8, 4)) | {"height": 16, "width": 16}
     result = perfect(give_semantic=True)([item])[0]
     assert result["sem_seg"].shape == (3, 16, 16)
     assert result["sem_seg"].argmax(dim=0)[0].tolist() == [2] * 8 + [0] * 8
     assert "sem_seg" not in perfect()([item])[0]
 
 
-def test_a_batch_gives_what_pictures_give_alone() -> None:
+def test_a_batch_gives_what_images_give_alone() -> None:
     model = small().eval()
     items = [{"image": torch.rand(3, *size) * 255} for size in ((40, 70), (96, 33), (64, 64))]
     together = model(items)
@@ -190,7 +190,7 @@ def test_a_batch_gives_what_pictures_give_alone() -> None:
 
 @pytest.mark.parametrize("network", ["backbone", "enet", "reseg", "hourglass"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (37, 18)])
-def test_pictures_of_any_size_are_taken(network: str, size: tuple[int, int]) -> None:
+def test_images_of_any_size_are_taken(network: str, size: tuple[int, int]) -> None:
     model = small(f"{NODE}.NETWORK", network).eval()
     found = model([{"image": torch.full((3, *size), 90.0)}])[0]["instances"]
     assert found.image_size == size
@@ -201,14 +201,14 @@ def test_pictures_of_any_size_are_taken(network: str, size: tuple[int, int]) -> 
 def test_a_step_reaches_every_parameter(batch: list[Any]) -> None:
     model = small().train()
     with EventStorage(0):
-        losses = model([picture(*one) for one in batch])
+        losses = model([image(*one) for one in batch])
     assert all(loss.ndim == 0 and loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_four_hundred_objects_are_found() -> None:
-    item = picture((64, 64), *PIXELS)
+    item = image((64, 64), *PIXELS)
     settings = cluster_settings(min_pixels=1, max_instances=400)
     found = perfect(cluster_settings=settings)([item])[0]["instances"]
     assert len(found) == 400
@@ -220,7 +220,7 @@ def test_losses_are_reported_one_by_one(network: str) -> None:
     model = small(f"{NODE}.NETWORK", network, f"{NODE}.DICE_WEIGHT", 0.5).train()
     names = {f"loss_{x}" for x in ("variance", "distance", "regulariser", "semantic", "dice")}
     names |= {"loss_count"} if network == "reseg" else set()
-    assert set(model([picture((64, 64), (0, 0, 0, 9, 9))] * 2)) == names
+    assert set(model([image((64, 64), (0, 0, 0, 9, 9))] * 2)) == names
 
 
 def test_positions_move_embeddings_by_columns_and_rows() -> None:
@@ -230,7 +230,7 @@ def test_positions_move_embeddings_by_columns_and_rows() -> None:
     assert not moved[0, 2].any()
 
 
-def test_positions_are_in_pixels_of_the_picture_whatever_the_stride() -> None:
+def test_positions_are_in_pixels_of_the_image_whatever_the_stride() -> None:
     close(
         *(
             perfect(stride, position_scale=8.0).maps([torch.zeros(3, 8, 8)]).embeddings[0, 0, 0, -1]
@@ -315,7 +315,7 @@ def test_a_backbone_with_one_level_is_enough(details: int, stride: int) -> None:
     assert maps.embeddings.shape == (1, 5, 16 // stride, 24 // stride)
 
 
-def test_one_picture_is_learnt_by_heart() -> None:
+def test_one_image_is_learnt_by_heart() -> None:
     """Touching shapes of one class come back as they are."""
     torch.manual_seed(0)
     cfg = instseg.load_cfg(SHAPES, SMALL)
@@ -355,7 +355,7 @@ def test_values_that_are_not_finite_are_an_error() -> None:
 
 def test_k_means_takes_the_number_that_an_input_gives() -> None:
     model = perfect(cluster_settings=cluster_settings(method="k_means", min_pixels=1))
-    item = picture((8, 8), (0, 0, 0, 8, 3), (0, 0, 3, 8, 8))
+    item = image((8, 8), (0, 0, 0, 8, 3), (0, 0, 3, 8, 8))
     assert len(model([item | {"num_instances": 2}])[0]["instances"]) == 2
     with pytest.raises(ConfigError, match="give it as num_instances"):
         model([item])

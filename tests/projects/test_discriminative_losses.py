@@ -33,7 +33,7 @@ def recipe() -> ModuleType:
 
 
 def targets_of(labels: Tensor, classes: dict[int, int] | None = None) -> DenseTargets:
-    """Label maps (B, h, w), 0 for background, numbered in each picture by itself → targets.
+    """Label maps (B, h, w), 0 for background, numbered in each image by itself → targets.
 
     Args:
         classes: class of each number, 0 where it is not named.
@@ -181,7 +181,7 @@ def test_objects_of_different_classes_do_not_see_each_other() -> None:
     assert float(terms.regulariser) == pytest.approx((0 + 1) / 2)
 
 
-def test_pictures_do_not_see_each_other_and_one_without_objects_counts_zero() -> None:
+def test_images_do_not_see_each_other_and_one_without_objects_counts_zero() -> None:
     x = line(0, 2, 5).repeat(2, 1, 1, 1)
     labels = torch.cat([labelled(1, 2, 0), labelled(0, 0, 0)])
     terms = discriminative_loss(x, targets_of(labels), discriminative_settings())

@@ -28,7 +28,7 @@ def build(*overrides: Any) -> nn.Module:
     return Trainer.build_model(instseg.load_cfg(CONFIG, [*SETTINGS, *overrides]))
 
 
-def picture(height: int, width: int) -> dict[str, Any]:
+def image(height: int, width: int) -> dict[str, Any]:
     return {"image": torch.rand(3, height, width) * 255}
 
 
@@ -204,8 +204,8 @@ def detector(**changes: Any) -> Detector:
 
 
 @pytest.mark.parametrize("voting", ["image", "box", "none"])
-def test_a_region_becomes_a_detection_at_the_size_of_the_picture(voting: str) -> None:
-    """Network pixels 20..59 are inclusive 10..29.5 of the picture, rounded to 30 (half to even)."""
+def test_a_region_becomes_a_detection_at_the_size_of_the_image(voting: str) -> None:
+    """Network pixels 20..59 are inclusive 10..29.5 of the image, rounded to 30 (half to even)."""
     regions = found([[20.0, 20, 60, 60]], [[0.1, 0.2, 0.7]])
     result = detector(voting=voting, score_threshold=0.3)(regions, (100, 100), (50, 50))
     assert result.pred_classes.tolist() == [1]
@@ -252,11 +252,11 @@ def test_a_pasted_mask_is_resized_linearly_and_cut_at_the_threshold() -> None:
     assert pasted[0].int().tolist() == [[0, 0, 0, 0, 1, 1, 1, 0]] * 2
 
 
-def test_detections_in_a_batch_are_exactly_those_of_single_pictures(model: nn.Module) -> None:
-    pictures = [picture(128, 96), picture(64, 160)]
+def test_detections_in_a_batch_are_exactly_those_of_single_images(model: nn.Module) -> None:
+    images = [image(128, 96), image(64, 160)]
     with torch.no_grad():
-        together = model(pictures)
-        alone = [model([one])[0] for one in pictures]
+        together = model(images)
+        alone = [model([one])[0] for one in images]
     for a, b in zip(together, alone, strict=True):
         assert len(a["instances"])
         assert torch.equal(a["instances"].pred_boxes.tensor, b["instances"].pred_boxes.tensor)
@@ -264,11 +264,11 @@ def test_detections_in_a_batch_are_exactly_those_of_single_pictures(model: nn.Mo
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 400), (15, 64)])
-def test_a_picture_without_a_whole_cell_has_no_objects(
+def test_an_image_without_a_whole_cell_has_no_objects(
     model: nn.Module, size: tuple[int, int]
 ) -> None:
     with torch.no_grad():
-        instances = model([picture(*size)])[0]["instances"]
+        instances = model([image(*size)])[0]["instances"]
     assert len(instances) == 0 and instances.pred_masks.shape == (0, *size)
 
 
@@ -335,7 +335,7 @@ def test_the_predictor_of_detectron2_runs_the_model() -> None:
     assert instances.pred_masks.dtype == torch.bool
 
 
-def test_the_model_learns_one_picture() -> None:
+def test_the_model_learns_one_image() -> None:
     cfg = instseg.load_cfg(CONFIG, [*SETTINGS, "INPUT.MIN_SIZE_TRAIN", "(192,)"])
     record = DatasetCatalog.get("shapes_val")[1]
     sample = DatasetMapper(cfg, True, augmentations=[])(record)

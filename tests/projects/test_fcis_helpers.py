@@ -49,7 +49,7 @@ def continuous(boxes: Any) -> torch.Tensor:
 
 
 def image_size(golden: Any) -> tuple[int, int]:
-    """Height and width of the picture."""
+    """Height and width of the image."""
     height, width = golden["annot_gt_masks"].shape[1:]
     return height, width
 
@@ -139,7 +139,7 @@ def rpn(**changes: Any) -> FCISRPN:
 
 
 def test_proposals_equal_the_authors(golden: Any) -> None:
-    """The last row and column of the map, which reach beyond the picture, are not decoded."""
+    """The last row and column of the map, which reach beyond the image, are not decoded."""
     probability = torch.from_numpy(golden["rpn_cls_prob"])
     background, foreground = probability.log().chunk(2, dim=1)
     logits = (foreground - background).permute(0, 2, 3, 1).flatten(1)
@@ -182,7 +182,7 @@ def test_an_object_takes_its_best_anchor_among_those_inside_the_image() -> None:
 
 
 def test_an_anchor_that_touches_the_border_is_inside() -> None:
-    """Cell (1, 1) of a 48 x 48 picture: 16 x 16 pixels times 3 around (24, 24)."""
+    """Cell (1, 1) of a 48 x 48 image: 16 x 16 pixels times 3 around (24, 24)."""
     generator = rpn(anchor_generator=anchor_generator([48]))
     anchors = generator.anchor_generator([torch.zeros(1, 1, 3, 3)])
     object_ = one_object([0.0, 0, 48, 48], (48, 48))
@@ -284,7 +284,7 @@ def test_fewer_regions_than_hard_examples_are_all_kept() -> None:
     assert kept.tolist() == [1, 2, 0], "by descending loss"
 
 
-def test_a_picture_without_objects_has_background_alone() -> None:
+def test_an_image_without_objects_has_background_alone() -> None:
     empty = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
     labels, _ = assign_labels(torch.tensor([[0.0, 0, 9, 9]]), *empty, HALF)
     assert labels.tolist() == [0]

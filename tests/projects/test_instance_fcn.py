@@ -89,7 +89,7 @@ def small(*overrides: Any) -> InstanceFCN:
 
 
 def sample(size: tuple[int, int], boxes: list[list[float]]) -> dict[str, Any]:
-    """A grey training picture with full boxes as objects."""
+    """A grey training image with full boxes as objects."""
     objects = Instances(size)
     objects.gt_boxes = Boxes(torch.tensor(boxes).view(-1, 4))
     masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
@@ -235,7 +235,7 @@ def test_scales_that_the_longer_side_makes_equal_are_searched_once() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 400), (300, 2)])
-def test_a_very_thin_picture_gives_a_valid_result(size: tuple[int, int]) -> None:
+def test_a_very_thin_image_gives_a_valid_result(size: tuple[int, int]) -> None:
     with torch.no_grad():
         found = small().eval()([{"image": torch.zeros(3, *size)}])[0]["instances"]
     assert found.pred_masks.shape == (len(found), *size)
@@ -312,7 +312,7 @@ def test_every_parameter_gets_a_gradient(parts: int, boxes: list[list[float]]) -
     assert not [name for name, p in model.named_parameters() if p.grad is None]
 
 
-def test_pictures_of_several_sizes_train_together() -> None:
+def test_images_of_several_sizes_train_together() -> None:
     model = small().train()
     group = [
         sample((128, 128), [centred(64, 64, 48)]),
@@ -322,32 +322,32 @@ def test_pictures_of_several_sizes_train_together() -> None:
     assert all(loss.isfinite() for loss in model(group).values())
 
 
-def test_a_batch_gives_what_single_pictures_give() -> None:
+def test_a_batch_gives_what_single_images_give() -> None:
     model = small().eval()
-    pictures = [{"image": torch.rand(3, *size) * 255} for size in ((96, 128), (128, 100))]
+    images = [{"image": torch.rand(3, *size) * 255} for size in ((96, 128), (128, 100))]
     with torch.no_grad():
-        together = model(pictures)
-        alone = [model([picture])[0] for picture in pictures]
+        together = model(images)
+        alone = [model([image])[0] for image in images]
     for a, b in zip(together, alone, strict=True):
         assert len(a["instances"]) > 0
         assert torch.equal(a["instances"].scores, b["instances"].scores)
         assert torch.equal(a["instances"].pred_masks, b["instances"].pred_masks)
 
 
-def test_the_network_learns_one_picture() -> None:
+def test_the_network_learns_one_image() -> None:
     model = small("MODEL.INSTANCE_FCN.SCALES_TEST", "(96,)").train()
-    picture = sample((96, 128), [centred(48, 36, 48), centred(48, 84, 48)])
-    for number, mask in enumerate(picture["instances"].gt_masks.tensor):
-        picture["image"][:, mask] = 40.0 + 150 * number
+    image = sample((96, 128), [centred(48, 36, 48), centred(48, 84, 48)])
+    for number, mask in enumerate(image["instances"].gt_masks.tensor):
+        image["image"][:, mask] = 40.0 + 150 * number
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(45):
-        loss = sum(model([picture]).values())
+        loss = sum(model([image]).values())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        found = model.eval()([{"image": picture["image"]}])[0]["instances"]
-    for mask in picture["instances"].gt_masks.tensor:
+        found = model.eval()([{"image": image["image"]}])[0]["instances"]
+    for mask in image["instances"].gt_masks.tensor:
         common = (found.pred_masks & mask).flatten(1).sum(dim=1)
         union = (found.pred_masks | mask).flatten(1).sum(dim=1)
         assert (common / union).max() > 0.8
@@ -374,9 +374,9 @@ def test_both_predictors_agree(tmp_path: Path) -> None:
     model = small()
     Checkpointer(model, str(tmp_path)).save("weights")
     cfg = instseg.load_cfg(SHAPES, [*SMALL, "MODEL.WEIGHTS", str(tmp_path / "weights.pth")])
-    picture = np.ascontiguousarray(shapes.picture("shapes_val", 0, 128)[:, :100, ::-1])
-    theirs = DefaultPredictor(cfg)(picture)["instances"]
-    ours = Predictor(cfg)(picture)["instances"]
+    image = np.ascontiguousarray(shapes.image("shapes_val", 0, 128)[:, :100, ::-1])
+    theirs = DefaultPredictor(cfg)(image)["instances"]
+    ours = Predictor(cfg)(image)["instances"]
     assert len(ours) > 0
     assert ours.pred_masks.shape[1:] == (128, 100)
     assert torch.equal(ours.pred_masks, theirs.pred_masks)

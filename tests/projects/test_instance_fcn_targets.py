@@ -91,7 +91,7 @@ def test_the_target_has_the_windows_own_object_alone_and_nothing_outside_the_map
     targets = mask_targets(masks, torch.tensor([0, 1, 2]), corners, (3, 3), rule)
     assert targets[0].nonzero().tolist() == [[1, 1]]
     assert targets[1].nonzero().tolist() == [[0, 1]]
-    # Half of the last row of cells lies in the picture, a quarter of its last cell.
+    # Half of the last row of cells lies in the image, a quarter of its last cell.
     assert targets[2].nonzero().tolist() == [[0, 0], [0, 1]]
 
 

@@ -48,15 +48,15 @@ def model(golden_weights: ModuleType, golden: Any) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def picture(golden_weights: ModuleType) -> torch.Tensor:
+def image(golden_weights: ModuleType) -> torch.Tensor:
     return torch.from_numpy(golden_weights.image(480, 640)).permute(2, 0, 1)
 
 
 @pytest.fixture(scope="module")
-def stages(model: nn.Module, picture: torch.Tensor) -> dict[str, Any]:
-    """Everything between picture and detections, computed once."""
+def stages(model: nn.Module, image: torch.Tensor) -> dict[str, Any]:
+    """Everything between image and detections, computed once."""
     with torch.no_grad():
-        images = model.preprocess_image([{"image": picture}])
+        images = model.preprocess_image([{"image": image}])
         features = model.backbone(images.tensor)
         levels = [features[name] for name in LEVELS]
         objectness, deltas = model.proposal_generator.rpn_head(levels)
@@ -70,9 +70,9 @@ def stages(model: nn.Module, picture: torch.Tensor) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def detections(model: nn.Module, picture: torch.Tensor) -> Instances:
+def detections(model: nn.Module, image: torch.Tensor) -> Instances:
     with torch.no_grad():
-        return model([{"image": picture, "height": 480, "width": 640}])[0]["instances"]
+        return model([{"image": image, "height": 480, "width": 640}])[0]["instances"]
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
@@ -149,10 +149,10 @@ def test_masks_equal_detectron2_up_to_a_border_pixel(detections: Instances, gold
 
 
 def test_another_output_size_is_honoured_as_by_detectron2(
-    model: nn.Module, picture: torch.Tensor, golden: Any
+    model: nn.Module, image: torch.Tensor, golden: Any
 ) -> None:
     with torch.no_grad():
-        resized = model([{"image": picture, "height": 360, "width": 480}])[0]["instances"]
+        resized = model([{"image": image, "height": 360, "width": 480}])[0]["instances"]
     _close(resized.pred_boxes.tensor, golden["resized_boxes"], 3e-4)
     areas = resized.pred_masks.flatten(1).sum(1).numpy()
     assert np.abs(areas - golden["resized_mask_area"]).max() <= 1

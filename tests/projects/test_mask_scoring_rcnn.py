@@ -371,10 +371,10 @@ def build(*overrides: Any) -> nn.Module:
 
 def test_detections_in_a_batch_score_as_they_do_alone() -> None:
     model = build("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0).eval()
-    pictures = [{"image": torch.rand(3, 128, 128) * 255} for _ in range(2)]
+    images = [{"image": torch.rand(3, 128, 128) * 255} for _ in range(2)]
     with torch.no_grad():
-        together = model(pictures)
-        alone = [model([picture])[0] for picture in pictures]
+        together = model(images)
+        alone = [model([image])[0] for image in images]
     for a, b in zip(together, alone, strict=True):
         assert len(a["instances"]) > 0
         # Random weights give scores of about -9, from boxes that differ by 1e-4 pixels.

@@ -1,4 +1,4 @@
-"""SGN as a whole: losses, merging, sources of each stage, any picture, any number of objects."""
+"""SGN as a whole: losses, merging, sources of each stage, any image, any number of objects."""
 
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def small(*overrides: Any) -> SGN:
     return Trainer.build_model(instseg.load_cfg(SHAPES, [*SMALL, *overrides]))
 
 
-def picture(size: tuple[int, int], *objects: Rectangle) -> dict[str, Any]:
+def image(size: tuple[int, int], *objects: Rectangle) -> dict[str, Any]:
     """An input with rectangles as objects."""
     return {"image": torch.randint(0, 256, (3, *size)), "instances": rectangles(size, *objects)}
 
@@ -70,7 +70,7 @@ def test_the_truth_of_all_stages_gives_the_true_objects(direction: str, stride: 
     """A bar in front of an object of its own class, a touching pair, another class."""
     keys = (f"{NODE}.LINES", direction, f"{NODE}.OUTPUT_STRIDE", stride, f"{NODE}.WIDENING", 0)
     model = small(*TRUTH, *keys, f"{NODE}.MIN_AREA_TEST", 1).eval()
-    item = picture(
+    item = image(
         (40, 56), (0, 4, 4, 20, 30), (0, 10, 0, 14, 40), (1, 24, 8, 38, 20), (1, 24, 20, 38, 30)
     )
     truth = item["instances"].gt_masks.tensor
@@ -94,7 +94,7 @@ def test_merger_net_sees_the_breakpoints_it_was_trained_on_beside_true_lines() -
     model = small(*TRUTH, f"{NODE}.MERGES_TEST", "own", f"{NODE}.MIN_AREA_TEST", 1).eval()
     model.merger = Spy()
     objects = [(0, 4, 4, 20, 20), (0, 4, 20, 20, 36)]
-    assert len(model([picture((40, 56), *objects)])[0]["instances"]) == 2
+    assert len(model([image((40, 56), *objects)])[0]["instances"]) == 2
     inside = seen[0][:, :, 24:40, 24:40]
     assert ((inside > 0.01) & (inside < 0.99)).all()
 
@@ -103,7 +103,7 @@ def test_merger_net_sees_the_breakpoints_it_was_trained_on_beside_true_lines() -
 def test_a_stage_is_trained_by_itself(stage: str) -> None:
     model = small(f"{NODE}.STAGES", [stage]).train()
     networks = {name: getattr(model, name) for name in ("breakpoints", "lines", "merger")}
-    losses = model([picture((64, 64), (0, 0, 0, 30, 30), (0, 0, 30, 30, 60))] * 2)
+    losses = model([image((64, 64), (0, 0, 0, 30, 30), (0, 0, 30, 30, 60))] * 2)
     sum(losses.values()).backward()
     for name, network in networks.items():
         own = name == stage
@@ -115,7 +115,7 @@ def test_a_stage_is_trained_by_itself(stage: str) -> None:
 @edge_batches
 def test_a_step_reaches_every_parameter(batch: list[Any]) -> None:
     model = small().train()
-    losses = model([picture(*one) for one in batch])
+    losses = model([image(*one) for one in batch])
     assert all(loss.ndim == 0 and loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
@@ -153,7 +153,7 @@ def test_maps_of_one_label_give_sensible_objects(
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (37, 18)])
-def test_pictures_of_any_size_are_taken(size: tuple[int, int]) -> None:
+def test_images_of_any_size_are_taken(size: tuple[int, int]) -> None:
     model = small(f"{NODE}.MIN_AREA_TEST", 1).eval()
     found = model([{"image": torch.full((3, *size), 90.0)}])[0]["instances"]
     assert found.image_size == size and found.pred_masks.shape == (len(found), *size)
@@ -162,7 +162,7 @@ def test_pictures_of_any_size_are_taken(size: tuple[int, int]) -> None:
 
 def test_results_have_the_size_asked_for() -> None:
     model = small(*TRUTH).eval()
-    item = picture((16, 24), (0, 0, 0, 8, 12)) | {"height": 32, "width": 72}
+    item = image((16, 24), (0, 0, 0, 8, 12)) | {"height": 32, "width": 72}
     found = model([item])[0]["instances"]
     expected = torch.zeros(1, 32, 72, dtype=torch.bool)
     expected[0, :16, :36] = True
@@ -170,7 +170,7 @@ def test_results_have_the_size_asked_for() -> None:
     assert found.pred_boxes.tensor.tolist() == [[0, 0, 36, 16]]
 
 
-def test_a_batch_gives_what_pictures_give_alone() -> None:
+def test_a_batch_gives_what_images_give_alone() -> None:
     model = small(f"{NODE}.MIN_AREA_TEST", 1).eval()
     items = [{"image": torch.rand(3, *size) * 255} for size in ((40, 70), (96, 33), (64, 64))]
     together = model(items)
@@ -183,7 +183,7 @@ def test_a_batch_gives_what_pictures_give_alone() -> None:
 
 def test_only_the_best_instances_are_given() -> None:
     model = small(*TRUTH, "TEST.DETECTIONS_PER_IMAGE", 2).eval()
-    item = picture((40, 40), (0, 0, 0, 10, 10), (1, 20, 0, 30, 10), (2, 20, 20, 30, 30))
+    item = image((40, 40), (0, 0, 0, 10, 10), (1, 20, 0, 30, 10), (2, 20, 20, 30, 30))
     assert len(model([item])[0]["instances"]) == 2
 
 
@@ -203,7 +203,7 @@ def test_a_class_that_changes_inside_an_object_splits_it_unless_told_not_to() ->
 @pytest.mark.parametrize("aware", [False, True])
 def test_touching_objects_of_two_classes_are_told_apart(aware: bool) -> None:
     model = small(*TRUTH, f"{NODE}.CLASS_AWARE", aware).eval()
-    found = model([picture((40, 40), (0, 0, 0, 40, 20), (2, 0, 20, 40, 40))])[0]["instances"]
+    found = model([image((40, 40), (0, 0, 0, 40, 20), (2, 0, 20, 40, 40))])[0]["instances"]
     assert sorted(found.pred_classes.tolist()) == [0, 2]
 
 
@@ -263,7 +263,7 @@ def test_a_semantic_map_of_another_form_is_refused(given: Tensor, message: str) 
 @pytest.mark.parametrize("given", [torch.zeros(64, 64, dtype=torch.int64), torch.zeros(4, 64, 64)])
 def test_training_may_use_a_semantic_map_from_a_file(given: Tensor) -> None:
     model = small(f"{NODE}.SEMANTIC", "files").train()
-    item = picture((64, 64), (0, 0, 0, 30, 30))
+    item = image((64, 64), (0, 0, 0, 30, 30))
     item["sem_seg"] = given
     assert all(loss.isfinite() for loss in model([item]).values())
 
@@ -302,7 +302,7 @@ def test_values_that_are_not_finite_are_an_error() -> None:
         small().eval()([{"image": torch.full((3, 8, 8), torch.nan)}])
 
 
-def test_label_files_are_read_with_their_pictures(tmp_path: Path) -> None:
+def test_label_files_are_read_with_their_images(tmp_path: Path) -> None:
     """Through the Trainer's loader, with annotations, as for an evaluation with oracles."""
     for name, value in (("a", 90), ("labels/a", 2)):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -327,7 +327,7 @@ def test_label_files_are_read_with_their_pictures(tmp_path: Path) -> None:
         with_semantic_files(cfg, [{"file_name": "a.png"}])
 
 
-def test_one_picture_is_learnt_by_heart() -> None:
+def test_one_image_is_learnt_by_heart() -> None:
     """Touching shapes of one class come back as they are, by all three networks."""
     torch.manual_seed(0)
     model = small(f"{NODE}.DETAIL_CHANNELS", 8).train()

@@ -186,7 +186,7 @@ def ious(record: dict[str, Any], widening: int) -> list[float]:
     instances.gt_classes = torch.tensor([x["category_id"] for x in record["annotations"]])
     instances.gt_masks = BitMasks(torch.from_numpy(masks.astype(bool)))
     targets = dense_targets([instances], masks.shape[1:], 1, CPU)
-    truth = Truth.of_picture(targets, 0, masks.shape[1:], widening)
+    truth = Truth.of_image(targets, 0, masks.shape[1:], widening)
     lines = line_settings(widening=widening)
     _, found = find_components(truth.labels, truth.semantic, truth.links, lines)
     components = Components.from_map(found, truth.semantic)

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from instseg.projects.sgn import (
     Components,
+    ImageMaps,
     LineNet,
     MergerNet,
     MergeSettings,
-    PictureMaps,
     Truth,
     breakpoint_loss,
     candidate_pairs,
@@ -131,7 +131,7 @@ def test_a_crop_shows_both_components_and_what_is_around_them() -> None:
     assert coarse[[0, 1, 2, 7, 8, 9], 1, 1].tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_crop_is_empty_outside_of_the_picture() -> None:
+def test_a_crop_is_empty_outside_of_the_image() -> None:
     found = components([0, 1])
     boxes = torch.tensor([[50.0, 50.0, 60.0, 60.0]])
     crops = crop_pairs(torch.ones(6, 1, 2), torch.ones(1, 2).long(), found, PAIR, boxes)
@@ -187,16 +187,16 @@ def test_the_fragments_of_each_object_are_merged() -> None:
     assert found.areas.tolist() == [3, 1, 1, 0, 0] and found.boxes[0].tolist() == [0, 0, 6, 1]
 
 
-def test_a_picture_without_components_has_nothing_to_merge() -> None:
+def test_an_image_without_components_has_nothing_to_merge() -> None:
     found = components([-1, -1])
     merge_by_owner(found, torch.zeros(0, dtype=torch.int64))
     assert found.map.tolist() == [[-1, -1]]
 
 
-def test_a_picture_without_a_pair_gives_a_merger_loss_of_0() -> None:
+def test_an_image_without_a_pair_gives_a_merger_loss_of_0() -> None:
     nothing = torch.zeros(4, 5, dtype=torch.int64)
     labels = torch.zeros(2, 4, 5, dtype=torch.uint8)
-    maps = PictureMaps(
+    maps = ImageMaps(
         torch.zeros(3, 4, 5),
         nothing,
         torch.ones(4, 5),

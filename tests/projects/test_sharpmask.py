@@ -109,7 +109,7 @@ def test_windows_are_cut_out_with_zeros_beyond_the_map() -> None:
 
 
 def refined(model: SharpMask, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and cells of all windows of a picture at its own size."""
+    """Logits and cells of all windows of an image at its own size."""
     model.max_proposals = 10**6
     with torch.no_grad():
         windows, level = model.search(image, Scale(1.0, *image.shape[-2:]))
@@ -129,7 +129,7 @@ def test_the_dense_form_equals_the_plain_one_away_from_borders() -> None:
 
 
 def test_inference_of_a_window_equals_training_away_from_borders() -> None:
-    """A patch that is the whole padded picture; its context lies beyond the window."""
+    """A patch that is the whole padded image; its context lies beyond the window."""
     model = small(patch_size=224).eval()
     image = torch.rand(3, 32, 32) * 255
     logits, cells = refined(model, image)
@@ -171,12 +171,12 @@ def test_patches_for_the_score_are_refused() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (90, 70)])
-def test_a_picture_alone_gives_what_it_gives_in_a_batch(size: tuple[int, int]) -> None:
+def test_an_image_alone_gives_what_it_gives_in_a_batch(size: tuple[int, int]) -> None:
     model = small(max_proposals=20, mask_threshold=0.4).eval()
-    pictures = [{"image": torch.rand(3, *size) * 255}, {"image": torch.rand(3, 64, 64) * 255}]
+    images = [{"image": torch.rand(3, *size) * 255}, {"image": torch.rand(3, 64, 64) * 255}]
     with torch.no_grad():
-        together = model(pictures)[0]["instances"]
-        alone = model(pictures[:1])[0]["instances"]
+        together = model(images)[0]["instances"]
+        alone = model(images[:1])[0]["instances"]
     assert alone.pred_masks.shape[1:] == size
     assert torch.equal(together.pred_masks, alone.pred_masks)
     assert torch.equal(together.scores, alone.scores)

@@ -31,7 +31,7 @@ from instseg.projects.yolact import (
 )
 from instseg.training.trainer import Trainer
 from tests.conftest import close
-from tests.support.yolact_common import SMALL, load, picture, with_objects
+from tests.support.yolact_common import SMALL, image, load, with_objects
 
 RATIOS = [1.0, 0.5, 2.0]
 
@@ -81,7 +81,7 @@ def test_levels_may_have_heads_of_their_own() -> None:
     for found, *parts in zip(together, *alone, strict=True):
         assert torch.equal(found, torch.cat(parts, dim=1)) and found.shape[1] == len(model.priors)
     assert len({head.class_logits.weight.shape[0] for head in model.head}) == 3
-    losses = model.train()([with_objects(picture(40, 60, i), 2) for i in range(2)])
+    losses = model.train()([with_objects(image(40, 60, i), 2) for i in range(2)])
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in model.parameters())
 
@@ -90,7 +90,7 @@ def test_without_a_weight_there_is_no_semantic_layer_and_no_loss_of_it() -> None
     keys = ["MODEL.YOLACT.SEMANTIC_WEIGHT", 0.0]
     model = build_model(instseg.load_cfg("yolact/yolact_resnet50.yaml", [*SMALL, *keys]))
     assert not [name for name in model.state_dict() if name.startswith("semantic")]
-    losses = model.train()([with_objects(picture(40, 60, 0), 2)])
+    losses = model.train()([with_objects(image(40, 60, 0), 2)])
     assert set(losses) == {"loss_box", "loss_cls", "loss_mask"}
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in model.parameters())
@@ -120,7 +120,7 @@ def test_a_crop_without_padding_has_the_columns_of_the_authors(nms: Any) -> None
 
 
 def test_corners_in_pixels_are_truncated_as_by_the_authors(nms: Any, model: Any) -> None:
-    """Of a box right of the picture, left out later, they clamp the right end alone."""
+    """Of a box right of the image, left out later, they clamp the right end alone."""
     boxes = torch.from_numpy(nms["crop/boxes"])
     ordered = torch.cat([boxes.view(-1, 2, 2).amin(dim=1), boxes.view(-1, 2, 2).amax(dim=1)], 1)
     none = torch.zeros(len(boxes))
@@ -213,10 +213,10 @@ def test_darknet_has_the_outputs_that_it_tells() -> None:
     assert {k: (v.shape[1], 64 // v.shape[2]) for k, v in outputs.items()} == expected
 
 
-def test_pictures_of_different_sizes_give_the_same_alone_and_in_a_batch(
+def test_images_of_different_sizes_give_the_same_alone_and_in_a_batch(
     model: torch.nn.Module,
 ) -> None:
-    items = [picture(40, 60, 0), picture(70, 30, 1), picture(64, 64, 2)]
+    items = [image(40, 60, 0), image(70, 30, 1), image(64, 64, 2)]
     with torch.no_grad():
         alone = [model([item])[0]["instances"] for item in items]
         batch = [result["instances"] for result in model(items)]
@@ -229,38 +229,38 @@ def test_pictures_of_different_sizes_give_the_same_alone_and_in_a_batch(
         )
 
 
-def test_boxes_are_whole_pixels_inside_the_picture_and_have_an_area(
+def test_boxes_are_whole_pixels_inside_the_image_and_have_an_area(
     model: torch.nn.Module,
 ) -> None:
     with torch.no_grad():
-        boxes = model([picture(40, 60, 0)])[0]["instances"].pred_boxes
+        boxes = model([image(40, 60, 0)])[0]["instances"].pred_boxes
     assert torch.equal(boxes.tensor, boxes.tensor.round())
     assert boxes.nonempty().all() and boxes.inside_box((40, 60), 1).all()
 
 
 def test_a_batch_without_objects_trains_every_parameter(model: torch.nn.Module) -> None:
-    losses = model.train()([with_objects(picture(40, 60, i), 0) for i in range(2)])
+    losses = model.train()([with_objects(image(40, 60, i), 0) for i in range(2)])
     assert [losses[f"loss_{name}"].item() for name in ("box", "cls", "mask")] == [0, 0, 0]
     assert losses["loss_semantic"] > 0
     sum(losses.values()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_a_picture_without_objects_changes_no_loss_but_the_semantic_one(
+def test_an_image_without_objects_changes_no_loss_but_the_semantic_one(
     model: torch.nn.Module,
 ) -> None:
     model.train()
     for norm in model.modules():
         if isinstance(norm, torch.nn.BatchNorm2d):
             norm.eval()
-    alone = model([with_objects(picture(40, 60, 0), 2)])
-    pair = model([with_objects(picture(40, 60, 0), 2), with_objects(picture(40, 60, 1), 0)])
+    alone = model([with_objects(image(40, 60, 0), 2)])
+    pair = model([with_objects(image(40, 60, 0), 2), with_objects(image(40, 60, 1), 0)])
     for name in ("loss_box", "loss_cls", "loss_mask"):
         torch.testing.assert_close(alone[name], pair[name], rtol=1e-4, atol=1e-5)
 
 
-def test_one_picture_is_learnt(model: torch.nn.Module) -> None:
-    item = with_objects(picture(40, 60, 0), 2)
+def test_one_image_is_learnt(model: torch.nn.Module) -> None:
+    item = with_objects(image(40, 60, 0), 2)
     optimizer = torch.optim.Adam(model.train().parameters(), 2e-3)
     steps = []
     for _ in range(20):
@@ -289,7 +289,7 @@ def test_the_network_compiles_without_graph_breaks(model: torch.nn.Module) -> No
         torch.testing.assert_close(compiled, model.raw(images))
 
 
-def test_the_network_is_exported_for_any_number_of_pictures(model: torch.nn.Module) -> None:
+def test_the_network_is_exported_for_any_number_of_images(model: torch.nn.Module) -> None:
     with torch.no_grad():
         exported = torch.export.export(
             Raw(model), (torch.randn(2, 3, 64, 64),), dynamic_shapes=({0: torch.export.Dim("B")},)
@@ -301,14 +301,14 @@ def test_the_network_is_exported_for_any_number_of_pictures(model: torch.nn.Modu
 def test_weights_that_are_not_finite_are_reported(model: torch.nn.Module) -> None:
     model.head.class_logits.bias.data[0] = float("nan")
     with pytest.raises(CheckpointError, match="values that are not finite"):
-        model([picture(40, 60, 0)])
+        model([image(40, 60, 0)])
 
 
 def test_boxes_too_large_for_numbers_are_reported(model: torch.nn.Module) -> None:
     model.detection_settings = dataclasses.replace(model.detection_settings, score_threshold=0.0)
     model.head.box_deltas.bias.data.fill_(1e4)  # the exponential of 0.2 times that is infinite
     with pytest.raises(CheckpointError, match="values that are not finite"):
-        model([picture(40, 60, 0)])
+        model([image(40, 60, 0)])
 
 
 @pytest.mark.parametrize(

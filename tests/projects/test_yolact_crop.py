@@ -12,7 +12,7 @@ from instseg.export import ExportedPredictor, export
 from instseg.inference.predictor import Predictor
 from instseg.inference.video import VideoPredictor
 from instseg.modeling import as_video
-from tests.support.yolact_common import picture
+from tests.support.yolact_common import image
 from tests.support.yolact_tiny import CONFIGS, PHOTO, TINY, decided, same_detections
 
 OFF = ("MODEL.YOLACT.CROP_MASKS_TEST", False)
@@ -35,7 +35,7 @@ def predictor_of(paper: str, *overrides: Any, **options: Any) -> Predictor:
 
 
 def uncropped(model: Any, item: dict[str, Any], outputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Masks at the size of the picture, and what the re-scoring looks at."""
+    """Masks at the size of the image, and what the re-scoring looks at."""
     *found, prototypes = (x[0].float() for x in outputs)
     detections = model.detect(*found)
     size = item["height"], item["width"]
@@ -49,7 +49,7 @@ def uncropped(model: Any, item: dict[str, Any], outputs: Any) -> tuple[torch.Ten
 @torch.no_grad()
 def test_masks_without_a_crop_equal_the_authors_formula(paper: str) -> None:
     model: Any = predictor_of(paper, *OFF).model
-    item = picture(48, 64, 0)
+    item = image(48, 64, 0)
     outputs = model.raw(model.preprocess([item]))
     masks, small = uncropped(model, item, outputs)
     (result,) = model([item])
@@ -64,7 +64,7 @@ def test_masks_without_a_crop_equal_the_authors_formula(paper: str) -> None:
 @pytest.mark.parametrize("paper", PAPERS)
 @torch.no_grad()
 def test_the_crop_is_on_unless_it_is_switched_off(paper: str) -> None:
-    item = picture(48, 64, 0)
+    item = image(48, 64, 0)
     (result,) = predictor_of(paper).model([item])
     (other,) = predictor_of(paper, *OFF).model([item])
     cropped, whole = result["instances"], other["instances"]

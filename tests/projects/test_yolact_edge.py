@@ -23,7 +23,7 @@ from instseg.projects.yolact_edge import (
     warp_loss,
 )
 from instseg.training.trainer import Trainer
-from tests.support.yolact_common import SMALL, picture, with_objects
+from tests.support.yolact_common import SMALL, image, with_objects
 
 CONFIG = "yolact_edge/yolact_edge_vid_resnet50.yaml"
 SIDE = 64
@@ -36,9 +36,9 @@ def build(*overrides: Any, config: str = CONFIG) -> Any:
 
 
 def video_item(seed: int, objects: int = 2, flow: bool = False) -> dict[str, Any]:
-    """A training picture with an earlier frame."""
-    item = with_objects(picture(SIDE, SIDE, seed), objects)
-    item["reference_image"] = picture(SIDE, SIDE, seed + 100)["image"]
+    """A training image with an earlier frame."""
+    item = with_objects(image(SIDE, SIDE, seed), objects)
+    item["reference_image"] = image(SIDE, SIDE, seed + 100)["image"]
     if flow:
         item["flow"] = torch.full((2, SIDE, SIDE), 4.0)
     return item
@@ -78,7 +78,7 @@ def test_a_map_of_one_cell_can_be_moved() -> None:
     assert warp(torch.full((1, 1, 1, 1), 3.0), torch.zeros(1, 2, 1, 1)).item() == 3
 
 
-def test_a_motion_of_eight_reaches_half_the_picture_and_is_scaled_and_shifted() -> None:
+def test_a_motion_of_eight_reaches_half_the_image_and_is_scaled_and_shifted() -> None:
     """Column 0 looks at the middle, column 1 at the last: 2 * 5 + 1, 2 * 7 + 1."""
     features = torch.tensor([3.0, 5, 7]).view(1, 1, 1, 3)
     flow = torch.tensor([8.0, 0]).view(1, 2, 1, 1).expand(1, 2, 1, 3)
@@ -187,7 +187,7 @@ def test_the_model_says_that_its_frames_share_work() -> None:
 def test_a_frame_that_did_not_change_is_predicted_as_its_key_frame(warped: list[str]) -> None:
     """Without motion and refinement the levels are those of the key frame."""
     model = build("MODEL.YOLACT_EDGE.WARPED", warped, "MODEL.YOLACT_EDGE.REFINE", False)
-    images = model.preprocess([picture(SIDE, SIDE, 0)])
+    images = model.preprocess([image(SIDE, SIDE, 0)])
     with torch.no_grad():
         outputs, state = model.keyframe(images)
         between = model.between(images, state)
@@ -196,9 +196,9 @@ def test_a_frame_that_did_not_change_is_predicted_as_its_key_frame(warped: list[
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_a_key_frame_is_computed_as_a_picture() -> None:
+def test_a_key_frame_is_computed_as_an_image() -> None:
     model = restless(build())
-    images = model.preprocess([picture(SIDE, SIDE, 0)])
+    images = model.preprocess([image(SIDE, SIDE, 0)])
     with torch.no_grad():
         for one, other in zip(model.raw(images), model.keyframe(images)[0], strict=True):
             assert torch.equal(one, other)
@@ -206,7 +206,7 @@ def test_a_key_frame_is_computed_as_a_picture() -> None:
 
 def test_frames_after_a_key_frame_leave_its_state_alone() -> None:
     model = restless(build())
-    first, second = (model.preprocess([picture(SIDE, SIDE, seed)]) for seed in (0, 1))
+    first, second = (model.preprocess([image(SIDE, SIDE, seed)]) for seed in (0, 1))
     with torch.no_grad():
         _, state = model.keyframe(first)
         kept = [x.clone() for x in state]
@@ -218,8 +218,8 @@ def test_frames_after_a_key_frame_leave_its_state_alone() -> None:
 
 def test_frames_of_two_videos_give_the_same_alone_and_in_a_batch() -> None:
     model = restless(build())
-    keys = model.preprocess([picture(SIDE, SIDE, 0), picture(40, 60, 1)])
-    later = model.preprocess([picture(SIDE, SIDE, 2), picture(40, 60, 3)])
+    keys = model.preprocess([image(SIDE, SIDE, 0), image(40, 60, 1)])
+    later = model.preprocess([image(SIDE, SIDE, 2), image(40, 60, 3)])
     with torch.no_grad():
         together = model.between(later, model.keyframe(keys)[1])
         for i in range(2):
@@ -232,7 +232,7 @@ def test_frames_of_two_videos_give_the_same_alone_and_in_a_batch() -> None:
 
 def test_frames_after_a_key_frame_do_not_run_the_end_of_the_backbone() -> None:
     model = build()
-    images = model.preprocess([picture(SIDE, SIDE, 0)])
+    images = model.preprocess([image(SIDE, SIDE, 0)])
     ran: list[str] = []
     for name in ("res3", "res4", "res5"):
         part = getattr(model.backbone, name)
@@ -294,10 +294,10 @@ def test_nothing_is_frozen_on_request_but_the_motion_that_no_one_uses() -> None:
     }
 
 
-def test_pictures_without_an_earlier_frame_train_as_key_frames() -> None:
+def test_images_without_an_earlier_frame_train_as_key_frames() -> None:
     """Those with one are moved alone: their losses do not depend on who else is in the batch."""
     model = restless(build()).train()
-    still = with_objects(picture(SIDE, SIDE, 5), 2)
+    still = with_objects(image(SIDE, SIDE, 5), 2)
     losses = model([still])
     assert losses["loss_warp"] == 0 and "loss_box_warped" not in losses
     sum(losses.values()).backward()
@@ -307,7 +307,7 @@ def test_pictures_without_an_earlier_frame_train_as_key_frames() -> None:
         torch.testing.assert_close(alone[name], mixed[name], rtol=1e-4, atol=1e-5)
 
 
-def test_the_flow_stage_refuses_pictures_without_flow() -> None:
+def test_the_flow_stage_refuses_images_without_flow() -> None:
     model = build("MODEL.YOLACT_EDGE.STAGE", "flow").train()
     with pytest.raises(DatasetError, match=r"STAGE flow needs flow .* a\.png has none"):
         model([{**video_item(0), "file_name": "a.png"}])
@@ -327,9 +327,9 @@ def test_the_flow_is_learnt() -> None:
 
 
 def test_one_pair_of_frames_is_learnt() -> None:
-    """The picture of ``test_yolact.py`` moved by eight pixels."""
+    """The image of ``test_yolact.py`` moved by eight pixels."""
     model = build("MODEL.YOLACT_EDGE.FREEZE", False).train()
-    item = with_objects(picture(SIDE, SIDE, 0), 2)
+    item = with_objects(image(SIDE, SIDE, 0), 2)
     item["reference_image"] = item["image"].roll(8, dims=2)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 2e-3)
     steps = []
@@ -372,7 +372,7 @@ def test_a_video_model_on_mobilenet_trains_and_predicts() -> None:
     model = restless(build(*backbone)).train()
     sum(model([video_item(0), video_item(1)]).values()).backward()
     model.eval()
-    images = model.preprocess([picture(SIDE, SIDE, 0)])
+    images = model.preprocess([image(SIDE, SIDE, 0)])
     with torch.no_grad():
         outputs, state = model.keyframe(images)
         shapes = [x.shape for x in model.between(images, state)]

@@ -46,9 +46,9 @@ def priors() -> torch.Tensor:
     return make_priors(550, sizes, [[24], [48], [96], [192], [384]], [1.0, 0.5, 2.0], square=True)
 
 
-@pytest.mark.parametrize("picture", [0, 1])
-def test_matching_equals_the_authors(golden: Any, priors: torch.Tensor, picture: int) -> None:
-    matching_agrees(golden, priors, picture)
+@pytest.mark.parametrize("image", [0, 1])
+def test_matching_equals_the_authors(golden: Any, priors: torch.Tensor, image: int) -> None:
+    matching_agrees(golden, priors, image)
 
 
 def test_two_objects_that_want_one_anchor_get_an_anchor_each() -> None:
@@ -92,8 +92,8 @@ def test_losses_and_gradients_of_the_network_equal_the_authors(
 ) -> None:
     """Gradients of parameters depend on the convolution algorithm; the README says 3e-4."""
     network, _ = convert("yolact_resnet50", golden_weights, tmp_path, golden)
-    pictures = [golden_weights.image(480, 640, SEED + i)[:, :, ::-1].copy() for i in (0, 10)]
-    images = network.preprocess([{"image": torch.from_numpy(x).permute(2, 0, 1)} for x in pictures])
+    arrays = [golden_weights.image(480, 640, SEED + i)[:, :, ::-1].copy() for i in (0, 10)]
+    images = network.preprocess([{"image": torch.from_numpy(x).permute(2, 0, 1)} for x in arrays])
     pyramid = network.features(images)
     outputs = (*network.head(pyramid), network.protonet(pyramid[0]), network.semantic(pyramid[0]))
     losses, _ = yolact_losses(
@@ -118,7 +118,7 @@ def test_background_is_mined_by_how_little_it_looks_like_background() -> None:
     assert hardest_background(logits, labels, 2)[0].tolist() == [False, True, False, False, True]
 
 
-def test_a_picture_without_positive_anchors_mines_no_background() -> None:
+def test_an_image_without_positive_anchors_mines_no_background() -> None:
     assert not hardest_background(
         torch.randn(1, 6, 3), torch.zeros(1, 6, dtype=torch.int64), 3
     ).any()

@@ -35,10 +35,10 @@ from tests.support.yolact_common import (
     SMALL,
     filled,
     gradients_agree,
+    image,
     load,
     loss_settings,
     matching_agrees,
-    picture,
     synthetic,
     terms_agree,
     truths,
@@ -68,11 +68,11 @@ def model() -> nn.Module:
     return build_model(instseg.load_cfg(CONFIG, SMALL_PLUS)).eval()
 
 
-@pytest.mark.parametrize("picture", [0, 1])
+@pytest.mark.parametrize("image", [0, 1])
 def test_matching_of_nine_anchors_a_cell_equals_the_authors(
-    golden: Any, priors: torch.Tensor, picture: int
+    golden: Any, priors: torch.Tensor, image: int
 ) -> None:
-    matching_agrees(golden, priors, picture)
+    matching_agrees(golden, priors, image)
 
 
 def test_losses_and_gradients_equal_the_authors(
@@ -184,13 +184,13 @@ def test_mask_scores_are_scores_times_predicted_ious(model: nn.Module) -> None:
     model.maskiou_net.predictor.weight.data.zero_()
     model.maskiou_net.predictor.bias.data.fill_(0.25)
     with torch.no_grad():
-        found = model([picture(40, 60, 0)])[0]["instances"]
+        found = model([image(40, 60, 0)])[0]["instances"]
     assert len(found) > 0
     torch.testing.assert_close(found.mask_scores, found.scores / 4)
 
 
 def test_a_batch_without_objects_trains_every_parameter(model: nn.Module) -> None:
-    losses = model.train()([with_objects(picture(40, 60, i), 0) for i in range(2)])
+    losses = model.train()([with_objects(image(40, 60, i), 0) for i in range(2)])
     assert losses["loss_maskiou"] == 0
     sum(losses.values()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

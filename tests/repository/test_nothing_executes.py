@@ -140,17 +140,17 @@ def test_noise_for_a_converter_is_refused_with_the_name_of_the_file(
                 convert_file(name, str(tmp_path / "a.bin"), tmp_path / "result.safetensors")
 
 
-def test_no_reader_has_ghostscript_run_a_picture(
+def test_no_reader_has_ghostscript_run_an_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither ours nor Detectron2's, which training reads pictures with."""
+    """Neither ours nor Detectron2's, which training reads images with."""
     (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/executed\n")
     (tmp_path / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    picture = tmp_path / "picture.jpg"
-    Image.new("RGB", (8, 8)).save(picture, format="EPS")
-    with pytest.raises(ImageError, match="no picture|not a picture|cannot"):
-        read_image(picture)
+    image = tmp_path / "image.jpg"
+    Image.new("RGB", (8, 8)).save(image, format="EPS")
+    with pytest.raises(ImageError, match="no image|not an image|cannot"):
+        read_image(image)
     with pytest.raises(OSError, match="Ghostscript"):
-        detection_utils.read_image(str(picture), format="BGR")
+        detection_utils.read_image(str(image), format="BGR")
     assert not (tmp_path / "executed").exists()

@@ -11,7 +11,7 @@ import pytest
 from instseg.data.synthetic import shapes
 from tests.conftest import ROOT
 from tests.support import programs
-from tests.support.video_common import pictures, write_clip
+from tests.support.video_common import images, write_clip
 
 # Appended to training commands so that they take seconds.
 SHORT = "SOLVER.MAX_ITER 2 SOLVER.IMS_PER_BATCH 2 DATALOADER.NUM_WORKERS 0 SOLVER.WARMUP_ITERS 0"
@@ -38,13 +38,13 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that looks like a checkout, with a picture, and no output yet."""
+    """A folder that looks like a checkout, with an image, and no output yet."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("train_net.py", "configs"):
         (folder / name).symlink_to(ROOT / name)
-    picture = shapes.picture("shapes_val", 0, 128)
-    cv2.imwrite(str(folder / "photo.png"), picture[:, :, ::-1])
-    write_clip(folder / "clip.mp4", pictures(3))
+    image = shapes.image("shapes_val", 0, 128)
+    cv2.imwrite(str(folder / "photo.png"), image[:, :, ::-1])
+    write_clip(folder / "clip.mp4", images(3))
     shapes.export("shapes_val", folder / "tiny", limit=4)
     return folder
 

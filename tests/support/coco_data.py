@@ -13,7 +13,7 @@ SQUARE = [5, 5, 15, 5, 15, 15, 5, 15]
 
 
 def content() -> dict[str, Any]:
-    """Two classes in three pictures: a polygon, one in two parts, an RLE, a crowd."""
+    """Two classes in three images: a polygon, one in two parts, an RLE, a crowd."""
     images = [
         {"id": key, "file_name": f"{key}.png", "width": WIDTH, "height": HEIGHT}
         for key in (1, 2, 3)
@@ -55,14 +55,14 @@ def changed(*path: Any, to: Any) -> dict[str, Any]:
 
 
 def write_set(folder: Path, given: Any) -> str:
-    """Write JSON and pictures, each of its own; returns the name of the set."""
-    pictures = folder / "pictures"
-    pictures.mkdir(parents=True, exist_ok=True)
+    """Write JSON and images, each of its own; returns the name of the set."""
+    images = folder / "images"
+    images.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(zlib.crc32(str(folder).encode()))
     for key in (1, 2, 3):
-        if not (pictures / f"{key}.png").exists():
+        if not (images / f"{key}.png").exists():
             pixels = rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(pictures / f"{key}.png")
+            Image.fromarray(pixels).save(images / f"{key}.png")
     path = folder / "instances.json"
     path.write_bytes(given if isinstance(given, bytes) else json.dumps(given).encode())
-    return f"coco:{path}:{pictures}"
+    return f"coco:{path}:{images}"

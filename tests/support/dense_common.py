@@ -1,4 +1,4 @@
-"""Pictures of rectangles and settings of every stage, for tests of bottom-up methods."""
+"""Images of rectangles and settings of every stage, for tests of bottom-up methods."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,7 @@ from instseg.projects.sgn import LineSettings, MergeSettings
 
 Rectangle = tuple[int, int, int, int, int]  # class, y1, x1, y2, x2
 
-# 400 objects of one pixel in a picture of 64 x 64.
+# 400 objects of one pixel in an image of 64 x 64.
 PIXELS: list[Rectangle] = [
     (0, y, x, y + 1, x + 1) for y in range(0, 60, 3) for x in range(0, 60, 3)
 ]
@@ -32,7 +32,7 @@ edge_batches = pytest.mark.parametrize(
 
 
 def rectangles(size: tuple[int, int], *objects: Rectangle) -> Instances:
-    """The objects of a picture as training takes them."""
+    """The objects of an image as training takes them."""
     masks = torch.zeros(len(objects), *size, dtype=torch.bool)
     for mask, (_, y1, x1, y2, x2) in zip(masks, objects, strict=True):
         mask[y1:y2, x1:x2] = True

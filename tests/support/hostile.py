@@ -129,7 +129,7 @@ LABELS = torch.arange(30).view(5, 6).remainder(4).to(torch.uint8)
 SEMANTIC = torch.arange(30).view(5, 6).remainder(3)
 PAIRS, TOUCHES = torch.tensor([[0, 2], [1, 3]]), torch.tensor([True, False, False, False])
 
-NO_BATCH = "there is no batch: one picture, or one set of points, at a time"
+NO_BATCH = "there is no batch: one image, or one set of points, at a time"
 
 OPERATORS = {
     "psroi_pool": Operator(

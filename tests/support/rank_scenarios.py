@@ -84,7 +84,7 @@ def main(rank: int, port: str, folder: str) -> None:
     broken = ImageError("cut.png: the file is truncated")
     scenarios: dict[str, dict[str, Any]] = {
         "nan": {"third": nan},
-        "picture": {"third": broken},
+        "image": {"third": broken},
         "defect": {"third": [{"raise": KeyError("proposal_boxes")}]},
         "signal": {"number": signal.SIGTERM, "folder": folder},
     }

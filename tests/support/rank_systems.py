@@ -1,4 +1,4 @@
-"""One of two processes that train each system on a picture with an object and one without.
+"""One of two processes that train each system on an image with an object and one without.
 
 python -m tests.support.rank_systems RANK PORT FOLDER CONFIG...
 """

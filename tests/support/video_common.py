@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 
-def pictures(count: int, height: int = 48, width: int = 64) -> list[np.ndarray]:
+def images(count: int, height: int = 48, width: int = 64) -> list[np.ndarray]:
     """A bright square that moves over a gradient, so that no two frames are equal."""
     columns = np.linspace(0, 120, width, dtype=np.uint8)
     found = []
@@ -32,7 +32,7 @@ def write_clip(
     codec: str = "mpeg4",
     options: dict[str, str] | None = None,
 ) -> Path:
-    """Write pictures as video, at ``times`` in seconds or ten a second; each 5th is a key frame."""
+    """Write images as video, at ``times`` in seconds or ten a second; each 5th is a key frame."""
     ticks = 1000 if times else 10
     with av.open(str(path), "w", options=options or {}) as container:
         stream = container.add_stream(codec, 10)

@@ -9,14 +9,14 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from torch.nn import functional as F
 
 
-def warp(pictures: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
-    """``pictures`` (B, C, H, W) seen at pixel + ``flow`` (B, 2, H, W) in pixels."""
+def warp(images: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
+    """``images`` (B, C, H, W) seen at pixel + ``flow`` (B, 2, H, W) in pixels."""
     height, width = flow.shape[2:]
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     at = torch.stack([x, y]).float() + flow
     sides = torch.tensor([width - 1.0, height - 1.0])[:, None, None]
     grid = (2 * at / sides - 1).permute(0, 2, 3, 1)
-    return F.grid_sample(pictures, grid, padding_mode="border", align_corners=True)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=True)
 
 
 def found_all(record: dict[str, Any]) -> Instances:

@@ -44,7 +44,7 @@ CONFIGS = {
 FEATURES, RAW, SCORES = 5e-4, 1e-3, 2e-4
 # Pixels of a mask, and those among them that rounding may change.
 AREAS = ("mask_area", "near_half_pixels")
-# Networks for pictures of 64 pixels that run in milliseconds.
+# Networks for images of 64 pixels that run in milliseconds.
 SMALL = [
     *("MODEL.DEVICE", "cpu", "INPUT.SQUARE_SIZE", 64, "MODEL.YOLACT.SCORE_THRESH_TEST", 0.0),
     *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16),
@@ -76,7 +76,7 @@ class Case:
         golden: the authors' numbers.
         model: ours, in evaluation mode.
         report: what the conversion printed.
-        tensors: results by stage, of the golden picture.
+        tensors: results by stage, of the golden image.
     """
 
     golden: Any
@@ -131,12 +131,12 @@ def convert(name: str, weights: ModuleType, folder: Path, golden: Any = None) ->
 
 
 def build_case(name: str, weights: ModuleType, folder: Path) -> Case:
-    """Run a network on the golden picture."""
+    """Run a network on the golden image."""
     golden = load(name)
     model, report = convert(name, weights, folder, golden)
-    picture = weights.image(480, 640, SEED)[:, :, ::-1].transpose(2, 0, 1)
+    image = weights.image(480, 640, SEED)[:, :, ::-1].transpose(2, 0, 1)
     with torch.no_grad():
-        images = model.preprocess([{"image": torch.from_numpy(picture.copy())}])
+        images = model.preprocess([{"image": torch.from_numpy(image.copy())}])
         outputs = model.backbone(images)
         levels = dict(zip(("C3", "C4", "C5"), (outputs[x] for x in model._levels), strict=True))
         pyramid = model.fpn(list(levels.values()))
@@ -183,7 +183,7 @@ def masks_of(golden: Any, prefix: str = "post") -> torch.Tensor:
 
 
 def detections_agree(found: Detections, golden: Any, prefix: str) -> None:
-    """Compare what is left after the suppression of one picture with the authors'."""
+    """Compare what is left after the suppression of one image with the authors'."""
     expected = len(golden[f"{prefix}/score"])
     assert len(found.scores) == expected
     same = pairs(found.boxes, found.classes, golden, f"{prefix}/box_rel", 1e-3)
@@ -194,9 +194,9 @@ def detections_agree(found: Detections, golden: Any, prefix: str) -> None:
 
 
 def results_agree(found: Instances, golden: Any, prefix: str = "post") -> tuple[Any, Any]:
-    """Compare the results of one picture with the authors'; returns rows of both that belong.
+    """Compare the results of one image with the authors'; returns rows of both that belong.
 
-    Boxes that miss the picture, which the authors' evaluation skips, are not given.
+    Boxes that miss the image, which the authors' evaluation skips, are not given.
     """
     boxes = golden[f"{prefix}/box"]
     seen = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
@@ -216,7 +216,7 @@ def results_agree(found: Instances, golden: Any, prefix: str = "post") -> tuple[
 
 
 def truths(golden: Any) -> list[Truth]:
-    """The objects of the two training pictures; crowds come last in the arrays."""
+    """The objects of the two training images; crowds come last in the arrays."""
     result = []
     for i, crowds in enumerate(golden["gt/num_crowds"]):
         rows = torch.from_numpy(golden[f"gt{i}/boxes"])
@@ -247,9 +247,9 @@ def synthetic(weights: ModuleType, num_priors: int) -> Predictions:
     return Predictions(*(x.requires_grad_() for x in tensors))
 
 
-def matching_agrees(golden: Any, priors: torch.Tensor, picture: int) -> None:
-    """Compare what the anchors of a training picture are to find with the authors'."""
-    truth, expected = truths(golden)[picture], f"match{picture}"
+def matching_agrees(golden: Any, priors: torch.Tensor, image: int) -> None:
+    """Compare what the anchors of a training image are to find with the authors'."""
+    truth, expected = truths(golden)[image], f"match{image}"
     labels, objects = match(truth.boxes, truth.classes, truth.crowd_boxes, priors)
     assert (labels.numpy() == golden[f"{expected}/conf_t"]).all()
     positive = (labels > 0).nonzero()[:, 0]
@@ -294,8 +294,8 @@ def gradients_agree(predictions: Predictions, golden: Any) -> None:
     close(prototypes[0, ::6, ::6], golden["synthetic/grad_proto_sub"], 1e-5)
 
 
-def picture(height: int, width: int, seed: int) -> dict[str, Any]:
-    """A noise picture for a model."""
+def image(height: int, width: int, seed: int) -> dict[str, Any]:
+    """A noise image for a model."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
     return {"image": image, "height": height, "width": width}

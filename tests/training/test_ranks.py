@@ -62,11 +62,11 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_both_with_the_same_message(
         assert part in outcomes[0]["nan"]
 
 
-def test_a_picture_that_one_rank_cannot_read_stops_both_with_the_same_message(
+def test_an_image_that_one_rank_cannot_read_stops_both_with_the_same_message(
     outcomes: Outcomes,
 ) -> None:
-    assert outcomes[0]["picture"] == outcomes[1]["picture"]
-    assert outcomes[0]["picture"] == (
+    assert outcomes[0]["image"] == outcomes[1]["image"]
+    assert outcomes[0]["image"] == (
         "TrainingError: training cannot go on at iteration 2: rank 1: ImageError: cut.png: "
         "the file is truncated [soon]"
     )

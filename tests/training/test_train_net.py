@@ -36,9 +36,9 @@ QUICK = [
     "SEED",
     "1",
 ]
-# Loss terms that are sums over pictures divided by constants, so that the mean over ranks is the
+# Loss terms that are sums over images divided by constants, so that the mean over ranks is the
 # mean over the batch: no statistics of a batch, and as many objects (2) and regions (8) sampled of
-# each picture.  Few anchors, so that rounding does not swap proposals of nearly equal score, and
+# each image.  Few anchors, so that rounding does not swap proposals of nearly equal score, and
 # few layers, as without normalisation each one magnifies rounding.
 ADDITIVE = [
     *("MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),
@@ -52,7 +52,7 @@ ADDITIVE = [
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides that train and test on six exported pictures, named without any registration."""
+    """Overrides that train and test on six exported images, named without any registration."""
     folder = tmp_path_factory.mktemp("tiny")
     name = f"coco:{shapes.export('shapes_val', folder, limit=6)}:{folder / 'shapes_val'}"
     return [*QUICK, "DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)"]
@@ -141,7 +141,7 @@ def test_evaluation_alone_prints_box_and_mask_ap(
 
 
 def test_two_processes_equal_one_with_the_double_batch(tiny: list[str], tmp_path: Path) -> None:
-    """Weights after two steps: two gloo ranks with two pictures each, one process with four."""
+    """Weights after two steps: two gloo ranks with two images each, one process with four."""
     driver = str(ROOT / "tests/support/train_deterministically.py")
     words = [*tiny, *ADDITIVE, "MODEL.WEIGHTS", str(tmp_path / "start.pth")]
     cfg = instseg.load_cfg(CONFIG, ADDITIVE)
@@ -169,7 +169,7 @@ def test_two_processes_equal_one_with_the_double_batch(tiny: list[str], tmp_path
     start = read_weights(str(tmp_path / "start.pth"))["model"]
     assert {one.dtype for one in states["one"].values()} == {torch.float64}
     # Rounding is some 1e-17 here, whatever the processor and however little a tensor moved; a wrong
-    # mean, rate or share of the pictures changes all steps by much of their length. Boxes stay
+    # mean, rate or share of the images changes all steps by much of their length. Boxes stay
     # float32: one that rounds to its neighbour would change a step by some 1e-7 of its length.
     moved = {key: (one - start[key]).abs().max() for key, one in states["one"].items()}
     for key, one in states["one"].items():
@@ -344,6 +344,6 @@ def test_objects_without_masks_are_refused_before_training(tmp_path: Path) -> No
         CONFIG, ["DATASETS.TRAIN", (name,), "DATASETS.TEST", (), "OUTPUT_DIR", str(tmp_path)]
     )
     with pytest.raises(
-        DatasetError, match=r"1 of 2 pictures have objects without a segmentation.*000000\.png"
+        DatasetError, match=r"1 of 2 images have objects without a segmentation.*000000\.png"
     ):
         Trainer(cfg)

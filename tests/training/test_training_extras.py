@@ -69,7 +69,7 @@ def test_bfloat16_runs_on_a_cpu_and_float16_is_refused_there() -> None:
         step([FIRST], amp_dtype="float16")
 
 
-def test_a_loss_that_is_not_finite_names_iteration_term_and_pictures() -> None:
+def test_a_loss_that_is_not_finite_names_iteration_term_and_images() -> None:
     with pytest.raises(TrainingError) as caught:
         step([samples((1.0, 1.0), (1.0, float("nan")))])
     for part in ("iteration 0", "loss_fit = nan", "images 0.png, 1.png", "SOLVER.BASE_LR"):
@@ -90,7 +90,7 @@ def test_a_model_that_finds_itself_diverged_is_reported_likewise(
 
 
 class Broken(Dataset[Any]):
-    """A picture that cannot be read."""
+    """An image that cannot be read."""
 
     def __len__(self) -> int:
         return 1
@@ -100,7 +100,7 @@ class Broken(Dataset[Any]):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_picture_that_cannot_be_read_is_one_line_wherever_it_was_read(workers: int) -> None:
+def test_an_image_that_cannot_be_read_is_one_line_wherever_it_was_read(workers: int) -> None:
     loader = DataLoader(Broken(), batch_size=None, num_workers=workers)
     with pytest.raises(ImageError, match=r"^cut\.png: the file is truncated$"):
         step(loader)
@@ -355,7 +355,7 @@ def test_a_best_metric_without_evaluations_is_refused(tmp_path: Path) -> None:
         Trainer(cfg)
 
 
-def test_random_brightness_scales_training_pictures_only_and_keeps_masks() -> None:
+def test_random_brightness_scales_training_images_only_and_keeps_masks() -> None:
     cfg = instseg.load_cfg(
         CONFIG, ["INPUT.RANDOM_FLIP", "none", "INPUT.RANDOM_BRIGHTNESS", (0.5, 0.5)]
     )

@@ -2,7 +2,7 @@
 
 Other ways to write that format are brought to one first (:mod:`instseg.data.readers.coco_forms`).
 ``instseg check-data`` shows all of it; reading a set for training or evaluation refuses what is an
-error, and leaves out the objects that no model can learn from.  No picture is opened here.
+error, and leaves out the objects that no model can learn from.  No image is opened here.
 """
 
 import math
@@ -211,7 +211,7 @@ def place_problems(
     if left >= -1 and top >= -1 and right <= width + 1 and bottom <= height + 1:
         return []
     text = (
-        f"{what} reaches from ({left:g}, {top:g}) to ({right:g}, {bottom:g}), the picture is "
+        f"{what} reaches from ({left:g}, {top:g}) to ({right:g}, {bottom:g}), the image is "
         f"{width} x {height}"
     )
     off = left >= width or top >= height or right <= 0 or bottom <= 0

@@ -48,7 +48,7 @@ def load(
         )
         raise DatasetError(f"data set {name}: there is no file {json_file}{hint}")
     if not (os.path.isdir(image_root) or is_elsewhere(image_root)):
-        raise DatasetError(f"data set {name}: the picture folder {image_root} does not exist")
+        raise DatasetError(f"data set {name}: the image folder {image_root} does not exist")
     where = file_of(name, json_file)
     content = read_coco(where, json_file, image_root)
     report = Report(check_coco(content, masks=False))

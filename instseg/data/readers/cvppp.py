@@ -4,7 +4,7 @@ Layout under ``$DETECTRON2_DATASETS``, as the challenge's training archive unpac
 
     cvppp/A1/plant001_rgb.png  plant001_label.png  plant001_fg.png  plant002_rgb.png  ...
 
-``cvppp_a1_trainval`` has all pictures (128), ``cvppp_a1_val`` 28 of 128 and ``cvppp_a1_train`` the
+``cvppp_a1_trainval`` has all images (128), ``cvppp_a1_val`` 28 of 128 and ``cvppp_a1_train`` the
 others; which, follows from ``sha256("cvppp/" + name)``.
 
 Sources: Minervini et al., Pattern Recognition Letters 2016; Scharr et al., MVA 2016.
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from instseg.data.images import picture_size, read_labels
+from instseg.data.images import image_size, read_labels
 from instseg.errors import DatasetError, ImageError
 from instseg.masks import annotation_of
 
@@ -40,43 +40,40 @@ def load(name: str, folder: str, split: str) -> list[dict[str, Any]]:
     Raises:
         DatasetError: missing, damaged or contradictory files.
     """
-    pictures = sorted(Path(folder).glob("*_rgb.png"))
-    if not pictures:
+    images = sorted(Path(folder).glob("*_rgb.png"))
+    if not images:
         raise DatasetError(
             f"data set {name}: there is no file {folder}/plant*_rgb.png; set DETECTRON2_DATASETS "
             "to the folder that holds cvppp"
         )
-    order = sorted(
-        pictures, key=lambda path: hashlib.sha256(f"cvppp/{_id(path)}".encode()).digest()
-    )
+    order = sorted(images, key=lambda path: hashlib.sha256(f"cvppp/{_id(path)}".encode()).digest())
     held_out = set(order[: round(len(order) * _VAL_SHARE)])
     chosen = {
-        "trainval": pictures,
-        "val": [path for path in pictures if path in held_out],
-        "train": [path for path in pictures if path not in held_out],
+        "trainval": images,
+        "val": [path for path in images if path in held_out],
+        "train": [path for path in images if path not in held_out],
     }
     return [_record(name, path) for path in chosen[split]]
 
 
-def _id(picture: Path) -> str:
-    return picture.name.removesuffix("_rgb.png")
+def _id(image: Path) -> str:
+    return image.name.removesuffix("_rgb.png")
 
 
-def _record(name: str, picture: Path) -> dict[str, Any]:
-    file = picture.with_name(f"{_id(picture)}_label.png")
+def _record(name: str, image: Path) -> dict[str, Any]:
+    file = image.with_name(f"{_id(image)}_label.png")
     labels = _read_labels(name, file)
     try:
-        width, height = picture_size(picture)
+        width, height = image_size(image)
     except ImageError as error:
         raise DatasetError(f"data set {name}: {error}") from error
     if labels.shape != (height, width):
         raise DatasetError(
-            f"data set {name}: {file} is {labels.shape}, {picture} {(height, width)} "
-            "(height, width)"
+            f"data set {name}: {file} is {labels.shape}, {image} {(height, width)} (height, width)"
         )
     return {
-        "file_name": str(picture),
-        "image_id": _id(picture),
+        "file_name": str(image),
+        "image_id": _id(image),
         "height": height,
         "width": width,
         "annotations": [annotation_of(labels == number, 0) for number in np.setdiff1d(labels, [0])],

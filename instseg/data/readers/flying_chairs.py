@@ -1,4 +1,4 @@
-"""FlyingChairs: pairs of pictures with the optical flow between them, read as released.
+"""FlyingChairs: pairs of images with the optical flow between them, read as released.
 
 Looked for under ``$DETECTRON2_DATASETS`` as ``FlyingChairs_release``::
 
@@ -22,7 +22,7 @@ _MARKS = {"train": "1", "val": "2"}
 def load(name: str, folder: str, split: str) -> list[dict[str, Any]]:
     """One record for every pair, a clip of its own; without annotations and classes.
 
-    The flow leads from the first picture to the second, so the second is the reference.
+    The flow leads from the first image to the second, so the second is the reference.
 
     Args:
         name: of the data set, for messages.
@@ -89,5 +89,5 @@ def _ppm_size(name: str, path: str) -> tuple[int, int]:
     with open(path, "rb") as file:
         header = file.read(64).split(maxsplit=4)
     if len(header) < 4 or header[0] != b"P6" or not (header[1] + header[2]).isdigit():
-        raise DatasetError(f"data set {name}: {path} is no PPM picture of the kind P6")
+        raise DatasetError(f"data set {name}: {path} is no PPM image of the kind P6")
     return int(header[2]), int(header[1])

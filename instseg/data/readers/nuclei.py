@@ -18,7 +18,7 @@ from instseg.errors import DatasetError
 from instseg.files import atomic_write
 from instseg.masks import coco_annotation_of
 
-# Pictures with labelling errors: nuclei that later corrections added or removed, overlapping or
+# Images with labelling errors: nuclei that later corrections added or removed, overlapping or
 # broken masks, bright objects without a mask.  First eight characters of their names.
 LEFT_OUT = frozenset(
     """
@@ -34,7 +34,7 @@ LEFT_OUT = frozenset(
 def build(source: Path, output: Path, num_train: int = 400, num_val: int = 60) -> dict[str, int]:
     """Write ``OUTPUT/images`` and ``OUTPUT/instances_{train,val}.json`` (COCO, RLE masks).
 
-    Kept are fluorescence pictures: all channels equal, nuclei brighter than the background on
+    Kept are fluorescence images: all channels equal, nuclei brighter than the background on
     average, and not in ``LEFT_OUT``.  Their order, and so the split, is that of
     ``sha256("nuclei/" + name)``: the first ``num_train`` train, the next ``num_val`` validate.  A
     pixel that two masks claim belongs to the first of them by file name.
@@ -43,14 +43,14 @@ def build(source: Path, output: Path, num_train: int = 400, num_val: int = 60) -
         source: the folder ``stage1_train``.
         output: created if need be.
     Returns:
-        number of pictures per split.
+        number of images per split.
     Raises:
-        DatasetError: not that layout, too few pictures for the split, or masks of another size.
-        ImageError: a picture that cannot be read.
+        DatasetError: not that layout, too few images for the split, or masks of another size.
+        ImageError: an image that cannot be read.
     """
     if min(num_train, num_val) < 0 or not num_train + num_val:
         raise DatasetError(
-            f"{num_train} training and {num_val} validation pictures are wanted; expected one or "
+            f"{num_train} training and {num_val} validation images are wanted; expected one or "
             "more in all, and no negative number"
         )
     folders = sorted(folder for folder in source.glob("*") if (folder / "images").is_dir())
@@ -61,22 +61,22 @@ def build(source: Path, output: Path, num_train: int = 400, num_val: int = 60) -
     (output / "images").mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for folder in tqdm(folders, unit="picture", disable=None):
-        picture = read_image(folder / "images" / f"{folder.name}.png")
-        masks = _masks(folder, picture.shape[:2])
-        if not _is_fluorescence(picture, masks):
+    for folder in tqdm(folders, unit="image", disable=None):
+        image = read_image(folder / "images" / f"{folder.name}.png")
+        masks = _masks(folder, image.shape[:2])
+        if not _is_fluorescence(image, masks):
             continue
         image_id = len(images) + 1
         name = f"{folder.name}.png"
-        Image.fromarray(picture[:, :, 0]).save(output / "images" / name)
-        height, width = picture.shape[:2]
+        Image.fromarray(image[:, :, 0]).save(output / "images" / name)
+        height, width = image.shape[:2]
         images.append({"id": image_id, "file_name": name, "height": height, "width": width})
         annotations += [{"image_id": image_id, **coco_annotation_of(mask, 1)} for mask in masks]
         if len(images) == num_train + num_val:
             break
     if len(images) < num_train + num_val:
         raise DatasetError(
-            f"{source} holds {len(images)} usable fluorescence pictures, {num_train} + {num_val} "
+            f"{source} holds {len(images)} usable fluorescence images, {num_train} + {num_val} "
             "are wanted; ask for fewer"
         )
     for number, annotation in enumerate(annotations, start=1):
@@ -87,13 +87,13 @@ def build(source: Path, output: Path, num_train: int = 400, num_val: int = 60) -
 
 
 def _masks(folder: Path, size: tuple[int, ...]) -> list[np.ndarray]:
-    """Disjoint (H, W) bool masks of one picture; those that others cover completely are dropped."""
+    """Disjoint (H, W) bool masks of one image; those that others cover completely are dropped."""
     taken = np.zeros(size, dtype=bool)
     masks = []
     for path in sorted((folder / "masks").glob("*.png")):
         mask = read_image(path)[:, :, 0] > 0
         if mask.shape != size:
-            raise DatasetError(f"{path} is {mask.shape}, its picture {size} (height, width)")
+            raise DatasetError(f"{path} is {mask.shape}, its image {size} (height, width)")
         mask &= ~taken
         taken |= mask
         if mask.any():
@@ -101,11 +101,11 @@ def _masks(folder: Path, size: tuple[int, ...]) -> list[np.ndarray]:
     return masks
 
 
-def _is_fluorescence(picture: np.ndarray, masks: list[np.ndarray]) -> bool:
-    if not masks or np.ptp(picture, axis=2).any():
+def _is_fluorescence(image: np.ndarray, masks: list[np.ndarray]) -> bool:
+    if not masks or np.ptp(image, axis=2).any():
         return False
     nuclei = np.any(masks, axis=0)
-    return not nuclei.all() and bool(picture[nuclei].mean() > picture[~nuclei].mean())
+    return not nuclei.all() and bool(image[nuclei].mean() > image[~nuclei].mean())
 
 
 def _write(path: Path, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ They are looked for under ``$DETECTRON2_DATASETS`` as Detectron2's own sets are:
     sbd/       img/*.jpg  inst/*.mat  {train,val}.txt     (``dataset`` of benchmark_RELEASE)
 
 The lists of SBD may be replaced: papers after SDS (FCIS among them) train on 5623 and test on 5732
-pictures, other lists than those in the release.
+images, other lists than those in the release.
 
 Sources: Everingham et al., IJCV 2010 (VOC); Hariharan et al., ICCV 2011 (SBD), ECCV 2014 (SDS).
 """
@@ -41,7 +41,7 @@ Annotation = dict[str, Any]
 
 
 def load_voc(name: str, folder: str, split: str) -> list[dict[str, Any]]:
-    """Records in Detectron2's standard format, masks as RLE, ``image_id`` the name of the picture.
+    """Records in Detectron2's standard format, masks as RLE, ``image_id`` the name of the image.
 
     An object is what ``SegmentationObject`` gives one number; its class is the one that most of its
     pixels have in ``SegmentationClass``.  The boundaries between objects (255) belong to none.
@@ -55,9 +55,9 @@ def load_voc(name: str, folder: str, split: str) -> list[dict[str, Any]]:
     """
     root = Path(folder)
 
-    def annotate(picture: str) -> tuple[tuple[int, ...], list[Annotation]]:
-        object_file = root / "SegmentationObject" / f"{picture}.png"
-        class_file = root / "SegmentationClass" / f"{picture}.png"
+    def annotate(image: str) -> tuple[tuple[int, ...], list[Annotation]]:
+        object_file = root / "SegmentationObject" / f"{image}.png"
+        class_file = root / "SegmentationClass" / f"{image}.png"
         objects, classes = _read_labels(name, object_file), _read_labels(name, class_file)
         if objects.shape != classes.shape:
             raise DatasetError(
@@ -94,8 +94,8 @@ def load_sbd(name: str, folder: str, split: str) -> list[dict[str, Any]]:
     """
     root = Path(folder)
 
-    def annotate(picture: str) -> tuple[tuple[int, ...], list[Annotation]]:
-        file = root / "inst" / f"{picture}.mat"
+    def annotate(image: str) -> tuple[tuple[int, ...], list[Annotation]]:
+        file = root / "inst" / f"{image}.mat"
         labels, kinds = _read_mat(name, file)
         annotations = [
             annotation_of(mask, int(kind) - 1)
@@ -110,7 +110,7 @@ def load_sbd(name: str, folder: str, split: str) -> list[dict[str, Any]]:
 def _records(
     name: str,
     listing: Path,
-    pictures: Path,
+    images: Path,
     annotate: Callable[[str], tuple[tuple[int, ...], list[Annotation]]],
 ) -> list[dict[str, Any]]:
     """One record for every name in the file ``listing``."""
@@ -120,25 +120,25 @@ def _records(
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"data set {name}: {listing} is no list of names: {error}") from None
     if not names:
-        raise DatasetError(f"data set {name}: {listing} is empty; expected names of pictures")
-    strange = [picture for picture in names if Path(picture).name != picture]
+        raise DatasetError(f"data set {name}: {listing} is empty; expected names of images")
+    strange = [image for image in names if Path(image).name != image]
     repeated = len(names) - len(set(names))
     if strange or repeated:
         reason = f"has {strange[0]!r}" if strange else f"repeats {repeated} names"
         raise DatasetError(
-            f"data set {name}: {listing} {reason}; expected each picture once, as 2007_000027"
+            f"data set {name}: {listing} {reason}; expected each image once, as 2007_000027"
         )
-    # Listed once: asking for every picture takes long on a network disk.
-    there = {entry.name for entry in os.scandir(pictures)} if pictures.is_dir() else set()
+    # Listed once: asking for every image takes long on a network disk.
+    there = {entry.name for entry in os.scandir(images)} if images.is_dir() else set()
     records = []
-    for picture in names:
-        if f"{picture}.jpg" not in there:
-            _missing(name, pictures / f"{picture}.jpg")
-        (height, width), annotations = annotate(picture)
+    for image in names:
+        if f"{image}.jpg" not in there:
+            _missing(name, images / f"{image}.jpg")
+        (height, width), annotations = annotate(image)
         records.append(
             {
-                "file_name": str(pictures / f"{picture}.jpg"),
-                "image_id": picture,
+                "file_name": str(images / f"{image}.jpg"),
+                "image_id": image,
                 "height": height,
                 "width": width,
                 "annotations": annotations,

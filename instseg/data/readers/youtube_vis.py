@@ -45,7 +45,7 @@ def load(name: str, json_file: str, image_root: str) -> list[dict[str, Any]]:
     reader = _Reader(f"data set {name}: {json_file}", image_root)
     content = reader.content(json_file)
     if not os.path.isdir(image_root):
-        raise DatasetError(f"data set {name}: the picture folder {image_root} does not exist")
+        raise DatasetError(f"data set {name}: the image folder {image_root} does not exist")
     classes = reader.categories(content)
     MetadataCatalog.get(name).set(
         thing_classes=list(classes.values()),

@@ -1,4 +1,4 @@
-"""What the synthetic pictures and videos share: files that exist in memory."""
+"""What the synthetic images and videos share: files that exist in memory."""
 
 import io
 import re
@@ -18,14 +18,14 @@ def encode_ppm(pixels: np.ndarray) -> bytes:
 
 
 SIZES = range(16, 4097)
-"""Sides of the pictures: smaller ones have no room for objects, larger ones take gigabytes."""
+"""Sides of the images: smaller ones have no room for objects, larger ones take gigabytes."""
 
 
 def check_size(size: int) -> None:
-    """Raise a DatasetError if there are no pictures of that size."""
+    """Raise a DatasetError if there are no images of that size."""
     if size not in SIZES:
         raise DatasetError(
-            f"no synthetic picture is {size} pixels wide; expected {SIZES[0]} to {SIZES[-1]}"
+            f"no synthetic image is {size} pixels wide; expected {SIZES[0]} to {SIZES[-1]}"
         )
 
 

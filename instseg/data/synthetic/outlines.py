@@ -26,7 +26,7 @@ def outline_of(kind: int, extent: float, angle: float) -> np.ndarray:
 
 
 def polygon_area(outline: np.ndarray) -> float:
-    """Area of the polygon in pixels, parts outside the picture included (shoelace formula)."""
+    """Area of the polygon in pixels, parts outside the image included (shoelace formula)."""
     (ax, ay), (bx, by) = outline.T, _next(outline).T
     return float(abs(np.dot(ax, by) - np.dot(ay, bx)) / 2)
 
@@ -56,6 +56,6 @@ def rasterise(outline: np.ndarray, size: int) -> np.ndarray:
 
 
 def generator(split: str, index: int, stream: int) -> np.random.Generator:
-    """Random numbers that depend on the split, the picture and what they are for alone."""
+    """Random numbers that depend on the split, the image and what they are for alone."""
     key = zlib.crc32(split.encode()) + (index << 32) + (stream << 60)
     return np.random.Generator(np.random.Philox(key=key))

@@ -1,4 +1,4 @@
-"""Pixels of the synthetic pictures: textures, colours, light and noise for given masks."""
+"""Pixels of the synthetic images: textures, colours, light and noise for given masks."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -25,11 +25,11 @@ def render(
 
     Args:
         shapes: objects with ``mask`` (size, size) bool, disjoint.
-        size: side of the picture in pixels.
+        size: side of the image in pixels.
         rng: source of every random choice.
         clutter: strew lines and specks over the ground that belong to no object.
     Returns:
-        (size, size, 3) uint8 RGB; two pictures in five are grey.
+        (size, size, 3) uint8 RGB; two images in five are grey.
     """
     grey = rng.random() < 0.4
     colours = [colour_of(rng, [], grey)]

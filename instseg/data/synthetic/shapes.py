@@ -1,13 +1,13 @@
 """The built-in synthetic data set: textured shapes on textured backgrounds, rendered on the fly.
 
-Four splits: ``shapes_train`` (2000 pictures), ``shapes_val`` (200) and the harder
+Four splits: ``shapes_train`` (2000 images), ``shapes_val`` (200) and the harder
 ``shapes_hard_train``, ``shapes_hard_val``.  ``shapes_val_touching`` and ``shapes_val_apart`` are
-the pictures of ``shapes_val`` where objects of one class touch, and the others.  A picture depends
+the images of ``shapes_val`` where objects of one class touch, and the others.  An image depends
 only on its split, index and size, so nothing is stored: its ``file_name`` is
 ``shapes://SPLIT/SIZE/INDEX``, a path that Detectron2's ``PathManager`` opens like a file, so every
 reader and mapper works on it unchanged.
 
-Coordinates are pixels, a pixel's centre lies at +0.5.  Lengths below are for a picture of 128
+Coordinates are pixels, a pixel's centre lies at +0.5.  Lengths below are for an image of 128
 pixels and scale with the size.
 """
 
@@ -37,7 +37,7 @@ SUBSETS = {
     "shapes_val_touching": ("shapes_val", range(0, 200, 2)),
     "shapes_val_apart": ("shapes_val", range(1, 200, 2)),
 }
-"""The even and the odd pictures of a split: name -> split, indices."""
+"""The even and the odd images of a split: name -> split, indices."""
 DEFAULT_SIZE = 128
 PREFIX = "shapes://"
 MIN_VISIBLE = 0.4  # an instance with less of its area in sight is not placed
@@ -59,23 +59,23 @@ def class_names(split: str) -> list[str]:
 
 
 def scene(split: str, index: int, size: int) -> list[Shape]:
-    """Objects of one picture, from the back to the front.
+    """Objects of one image, from the back to the front.
 
-    Even pictures hold two touching or overlapping instances of one class at least, odd ones hold
+    Even images hold two touching or overlapping instances of one class at least, odd ones hold
     none that touch.  Any object may be covered in part by one of another class; each keeps
     ``MIN_VISIBLE`` of its area.
 
     Args:
         split: a key of ``SPLITS``.
-        index: 0 .. number of pictures - 1.
-        size: side of the square picture in pixels.
+        index: 0 .. number of images - 1.
+        size: side of the square image in pixels.
     Raises:
         DatasetError: unknown split, an index outside it, or a size outside ``SIZES``.
     """
     check_size(size)
     if split not in SPLITS or not 0 <= index < SPLITS[split]:
         raise DatasetError(
-            f"no picture {index} in {split!r}; the built-in splits are "
+            f"no image {index} in {split!r}; the built-in splits are "
             + ", ".join(f"{name} (0..{count - 1})" for name, count in SPLITS.items())
         )
     rng = generator(split, index, 0)
@@ -155,8 +155,8 @@ def _grow(mask: np.ndarray) -> np.ndarray:
     return grown
 
 
-def picture(split: str, index: int, size: int) -> np.ndarray:
-    """(size, size, 3) uint8 RGB picture of :func:`scene`."""
+def image(split: str, index: int, size: int) -> np.ndarray:
+    """(size, size, 3) uint8 RGB image of :func:`scene`."""
     return render(
         scene(split, index, size), size, generator(split, index, 1), clutter="hard" in split
     )
@@ -196,7 +196,7 @@ def export(split: str, directory: Path, size: int = DEFAULT_SIZE, limit: int | N
     for record in load(split, size, range(min(SPLITS[split], limit or SPLITS[split]))):
         index = record["image_id"]
         name = f"{index:06d}.png"
-        Image.fromarray(picture(split, index, size)).save(folder / name)
+        Image.fromarray(image(split, index, size)).save(folder / name)
         images.append({"id": index, "file_name": name, "height": size, "width": size})
         for annotation in record["annotations"]:
             entry = coco_annotation_of(annotation["segmentation"], annotation["category_id"] + 1)
@@ -210,7 +210,7 @@ def export(split: str, directory: Path, size: int = DEFAULT_SIZE, limit: int | N
 
 def _file(path: str) -> bytes:
     split, size, index = path.split("/")
-    return encode_ppm(picture(split, int(index), int(size)))
+    return encode_ppm(image(split, int(index), int(size)))
 
 
 serve(PREFIX, _file)

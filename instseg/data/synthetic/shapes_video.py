@@ -1,15 +1,15 @@
 """The built-in synthetic videos: textured shapes that move, turn, grow and hide each other.
 
 Two splits of clips of ``LENGTH`` frames: ``shapes_video_train`` and ``shapes_video_val``.  Objects
-have the classes of the pictures in :mod:`instseg.data.synthetic.shapes`; they and the ground behind
+have the classes of the images in :mod:`instseg.data.synthetic.shapes`; they and the ground behind
 them keep their textures.  Light stays, noise is new in every frame.  As a frame depends only on its
 split, clip, number and size, nothing is stored: paths are
 
-- ``shapes-video://SPLIT/SIZE/CLIP/FRAME``, a picture;
+- ``shapes-video://SPLIT/SIZE/CLIP/FRAME``, an image;
 - ``shapes-video://SPLIT/SIZE/CLIP/FRAME/REFERENCE``, a ``.flo`` file of the flow from FRAME to
   the frame REFERENCE.
 
-Coordinates are pixels, a pixel's centre lies at +0.5.  Lengths below are for a picture of 128
+Coordinates are pixels, a pixel's centre lies at +0.5.  Lengths below are for an image of 128
 pixels and scale with the size.
 """
 
@@ -41,7 +41,7 @@ MIN_VISIBLE = 0.25
 _MOST = 5  # objects of a clip
 _TRIES = 20  # positions tried for one object before it is given up
 _GROUND = np.array([[-1, -1], [2, -1], [2, 2], [-1, 2]])
-"""Outline of the ground, in sides of the picture."""
+"""Outline of the ground, in sides of the image."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Layer:
     motion: Motion
 
     def placed(self, frame: int) -> np.ndarray:
-        """(P, 2) corners in the picture."""
+        """(P, 2) corners in the image."""
         matrix, position = self.motion.pose(frame)
         return self.outline @ matrix.T + position
 
@@ -118,7 +118,7 @@ def clip(split: str, index: int, size: int) -> Clip:
     Args:
         split: a key of ``SPLITS``.
         index: 0 .. number of clips - 1.
-        size: side of the square pictures in pixels.
+        size: side of the square images in pixels.
     Raises:
         DatasetError: unknown split, an index outside it, or a size outside ``SIZES``.
     """
@@ -186,8 +186,8 @@ def surfaces(clip: Clip, frame: int) -> np.ndarray:
     return seen
 
 
-def picture(split: str, index: int, frame: int, size: int) -> np.ndarray:
-    """(size, size, 3) uint8 RGB picture of a frame."""
+def image(split: str, index: int, frame: int, size: int) -> np.ndarray:
+    """(size, size, 3) uint8 RGB image of a frame."""
     scene = clip(split, index, size)
     seen = surfaces(scene, frame)
     canvas = np.empty((size, size, 3), dtype=np.float32)
@@ -284,7 +284,7 @@ def _file(path: str) -> bytes:
         raise DatasetError(f"a clip has the frames 0..{LENGTH - 1} alone")
     if references:
         return encode_flow(flow(split, index, frame, references[0], size))
-    return encode_ppm(picture(split, index, frame, size))
+    return encode_ppm(image(split, index, frame, size))
 
 
 serve(PREFIX, _file)

@@ -1,4 +1,4 @@
-"""Prediction on picture files."""
+"""Prediction on image files."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -9,30 +9,30 @@ from tqdm import tqdm
 
 from instseg.data.images import Array, read_image
 from instseg.errors import ImageError
-from instseg.predict.records import JsonLines, write_picture
+from instseg.predict.records import JsonLines, write_image
 from instseg.predict.results import Results
 from instseg.predict.sources import Source
 
 _JPEG_SUFFIXES = frozenset((".jfif", ".jpe", ".jpeg", ".jpg"))
 
 
-def predict_pictures(
+def predict_images(
     results: Results, sources: Sequence[Source], records: JsonLines, images: JsonLines
 ) -> None:
-    """Predict on pictures, batched as the predictor does, and write what belongs to each.
+    """Predict on images, batched as the predictor does, and write what belongs to each.
 
     Args:
-        results: where a picture that cannot be used is counted.
-        sources: pictures.
+        results: where an image that cannot be used is counted.
+        sources: images.
         records: ``predictions.json``.
-        images: ``categories.json``, which lists the pictures.
+        images: ``categories.json``, which lists the images.
     Raises:
         OutputError: a result cannot be written.
     """
     pending: deque[tuple[Source, Array]] = deque()
 
     def readable() -> Iterator[Array]:
-        for source in tqdm(sources, unit="picture", disable=None):
+        for source in tqdm(sources, unit="image", disable=None):
             try:
                 image = read_image(source.name)
             except ImageError as error:
@@ -58,7 +58,7 @@ def predict_pictures(
             if results.overlay:
                 suffix = ".jpg" if Path(source.name).suffix.lower() in _JPEG_SUFFIXES else ".png"
                 path = results.output / f"{source.stem}{suffix}"
-                write_picture(path, results.draw(image, kept))
+                write_image(path, results.draw(image, kept))
         except ImageError as error:  # no file can hold its masks or overlay, or be named for them
             results.fail(error)
-        del result, kept  # masks of a large picture, which the next one needs the room of
+        del result, kept  # masks of a large image, which the next one needs the room of

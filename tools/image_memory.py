@@ -1,4 +1,4 @@
-"""Memory and time that one large picture takes, system by system; needs /proc (Linux).
+"""Memory and time that one large image takes, system by system; needs /proc (Linux).
 
 Each system is its paper's network with random weights, which keeps as many objects of any score as
 it may, in a process of its own.  Memory is what the prediction takes at most beside the model.
@@ -19,7 +19,7 @@ from instseg.projects import projects
 ANY = ["MODEL.WEIGHTS", "", *(word for project in projects() for word in project.any_score)]
 
 
-def picture(megapixels: float) -> np.ndarray:
+def random_image(megapixels: float) -> np.ndarray:
     """Blots of 50 x 50 pixels, 4 wide to 3 high."""
     scale = (megapixels * 1e6 / 12) ** 0.5 / 50
     blots = np.random.default_rng(0).integers(
@@ -32,7 +32,7 @@ def measure(config: str, overrides: Sequence[str], megapixels: float) -> float |
     """Predict, print a line, and give the mebibytes."""
     torch.manual_seed(0)
     predictor = Predictor(config, overrides=[*ANY, *overrides])
-    image = picture(megapixels)
+    image = random_image(megapixels)
     forget_peak()
     before, start = peak_resident(), time.perf_counter()
     count = len(predictor(image)["instances"])
@@ -50,9 +50,7 @@ def main() -> None:
     parser.add_argument("--megapixels", type=float, default=4, metavar="N")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE")
     args = parser.parse_args()
-    print(
-        "| configuration | picture | objects | memory | time |\n|---|---|---|---|---|", flush=True
-    )
+    print("| configuration | image | objects | memory | time |\n|---|---|---|---|---|", flush=True)
     for config in args.config_file:
         in_fresh_process(measure, config, args.overrides, args.megapixels)
 

@@ -1,4 +1,4 @@
-"""Masks of a large picture take the memory they may take, and no second copy of it."""
+"""Masks of a large image take the memory they may take, and no second copy of it."""
 
 import weakref
 from collections.abc import Iterable, Iterator
@@ -18,13 +18,13 @@ from instseg.testing import PHOTO
 from tests.support.predict_common import arguments_for_tiny_model
 from tests.test_systems import SYSTEMS, build
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (25, 40, 3), dtype=np.uint8)
-PICTURE = PICTURE.repeat(40, axis=0).repeat(40, axis=1)  # 1.6 megapixels
+IMAGE = np.random.default_rng(0).integers(0, 256, (25, 40, 3), dtype=np.uint8)
+IMAGE = IMAGE.repeat(40, axis=0).repeat(40, axis=1)  # 1.6 megapixels
 
 
 @pytest.mark.skipif(peak_resident() is None, reason="reads memory from /proc")
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_two_hundred_objects_of_a_large_picture_take_the_memory_of_fifty(name: str) -> None:
+def test_two_hundred_objects_of_a_large_image_take_the_memory_of_fifty(name: str) -> None:
     """All masks would be 305 MiB, those allowed are 76; the rest is for networks and chunks."""
     predictor = build(
         *(name, "TEST.MASK_MEMORY", 50 * 1.6e-3, "TEST.DETECTIONS_PER_IMAGE", 200),
@@ -33,13 +33,13 @@ def test_two_hundred_objects_of_a_large_picture_take_the_memory_of_fifty(name: s
     )
     forget_peak()
     before = peak_resident()
-    count = len(predictor(PICTURE)["instances"])
+    count = len(predictor(IMAGE)["instances"])
     assert peak_resident() - before < 280
     assert count == 50 or name.startswith("sgn/")  # which tells few objects apart untrained
 
 
-@pytest.mark.parametrize("kind", ["pictures", "video"])
-def test_masks_are_gone_before_those_of_the_next_picture_are_made(
+@pytest.mark.parametrize("kind", ["images", "video"])
+def test_masks_are_gone_before_those_of_the_next_image_are_made(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[weakref.ref[Any]] = []

@@ -192,7 +192,7 @@ def check_refused(system: System) -> None:
     hooks = [part.register_forward_pre_hook(fail) for part in system.predictor.model.modules()]
     try:
         for item, kind, message in REFUSED:
-            error = _error_of(lambda item=item: system.predictor(item))
+            error = _error_of(functools.partial(system.predictor, item))
             assert isinstance(error, kind) and message in str(error), f"{message}: {error!r}"
     finally:
         for hook in hooks:

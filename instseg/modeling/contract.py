@@ -10,7 +10,7 @@ inside :func:`instseg.modeling.stage`.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypedDict, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypedDict, runtime_checkable
 
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
 from torch import Tensor, nn
@@ -25,8 +25,6 @@ _OF_DETECTRON2: dict[str, str | None] = {
     "SemanticSegmentor": "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
 }
 """``num_classes_key`` of Detectron2's own architectures, which declare none."""
-
-_Offer = TypeVar("_Offer")
 
 
 class Input(TypedDict, total=False):
@@ -227,8 +225,12 @@ class Network(nn.Module):
         return self.model.raw(images)
 
 
-def offers(model: nn.Module, offer: type[_Offer]) -> Iterator[tuple[str, _Offer]]:
-    """The modules inside ``model``, itself included, that make an offer; with their names."""
+def offers(model: nn.Module, offer: Any) -> Iterator[tuple[str, Any]]:
+    """Name and module of every part of ``model``, itself included, that makes an offer.
+
+    Args:
+        offer: one of the protocols above.
+    """
     for name, module in model.named_modules():
         if isinstance(module, offer):
             yield name, module
@@ -304,7 +306,7 @@ def declared_num_classes_key(architecture: str) -> str | None:
     Raises:
         ConfigError: it declares none.
     """
-    kind = META_ARCH_REGISTRY.get(architecture) if architecture in META_ARCH_REGISTRY else None
+    kind: Any = META_ARCH_REGISTRY.get(architecture) if architecture in META_ARCH_REGISTRY else None
     if hasattr(kind, "num_classes_key"):
         key: str | None = kind.num_classes_key
         return key

@@ -1,4 +1,4 @@
-"""Everything that is wrong with data sets: annotations, images, and what two sets share."""
+"""Check data sets completely: annotations, images, and images that two sets share."""
 
 import hashlib
 import os
@@ -40,12 +40,15 @@ class _Image(NamedTuple):
 
 @dataclass
 class CheckedSet:
-    """A data set and what is wrong with it.
+    """A data set and its findings.
 
     Attributes:
-        classes: names in the order of their ids; none where that cannot be told.
-        annotations: how many there are.
-        counts: id of an image → instances in it that are no crowds.
+        name: of the data set.
+        report: the findings.
+        images: those with a file name.
+        classes: names in the order of their ids; empty if unknown.
+        annotations: number of annotations.
+        counts: id of an image → number of instances in it, without crowds.
     """
 
     name: str
@@ -56,7 +59,7 @@ class CheckedSet:
     counts: Counter[Any] = field(default_factory=Counter)
 
     def table(self) -> str:
-        """The findings, a line for each kind with the first ids, and the first of each in words."""
+        """A table with one line for each kind of finding, and the first message of each kind."""
         title = (
             f"{self.name}: images {len(self.images)}, annotations {self.annotations}, classes "
             f"{len(self.classes)}"
@@ -72,12 +75,12 @@ class CheckedSet:
 
 
 def check_data(names: Sequence[str]) -> Iterator[CheckedSet]:
-    """Check data sets one after the other, each against those before it as well.
+    """Check data sets one after the other, each also against those before it.
 
     Args:
         names: as in ``DATASETS.TRAIN``.
     Raises:
-        DatasetError: a name that is not known.
+        DatasetError: a name is unknown.
     """
     cfg = get_cfg()
     cfg.DATASETS.TRAIN = tuple(names)
@@ -125,7 +128,7 @@ def _read_coco(checked: CheckedSet, content: Any, root: str) -> None:
     for image in _entries(content, "images"):
         file, width, height = (image.get(key) for key in ("file_name", "width", "height"))
         if isinstance(file, str) and file:
-            # A size that is refused already is not compared.
+            # A size that check_coco refuses is not compared with the image.
             known = type(width) is type(height) is int and 0 < width * height <= MAX_PIXELS
             size = (width, height) if known else (None, None)
             checked.images.append(_Image(image.get("id"), os.path.join(root, file), *size))
@@ -162,7 +165,7 @@ def _read_registered(checked: CheckedSet, function: CheckedRecords) -> None:
 
 
 def _read_records(checked: CheckedSet) -> None:
-    """Sets in other formats: their own readers complain."""
+    """Read a set in another format; its own reader checks it."""
     _add_records(checked, load(checked.name).records)
 
 
@@ -179,7 +182,7 @@ def _add_records(checked: CheckedSet, records: Sequence[dict[str, Any]]) -> None
 
 
 def _check_counts(checked: CheckedSet, limit: int) -> Iterator[Finding]:
-    """Images with more instances than a model finds by default."""
+    """Images with more instances than a model gives by default."""
     for key, count in checked.counts.items():
         if count > limit:
             message = (
@@ -213,21 +216,21 @@ def _check_image(image: _Image) -> Iterator[Finding]:
 
 
 class _Contents:
-    """The files of data sets, to find those of equal content; only files of equal size are read."""
+    """Finds files of equal content in several data sets; reads only files of equal size."""
 
     def __init__(self) -> None:
         self._files: dict[int, list[tuple[str, str]]] = defaultdict(list)
         self._hashes: dict[str, bytes] = {}
 
     def add(self, checked: CheckedSet) -> None:
-        """Remember the images of a set."""
+        """Add the images of a set."""
         for image in checked.images:
             if os.path.isfile(image.file):
                 size = os.path.getsize(image.file)
                 self._files[size].append((checked.name, image.file))
 
     def findings(self, image: _Image) -> Iterator[Finding]:
-        """Whether a set before has this image."""
+        """A finding if an earlier set has this image."""
         if not os.path.isfile(image.file):
             return
         for name, file in self._files.get(os.path.getsize(image.file), ()):

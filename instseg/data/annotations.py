@@ -1,4 +1,4 @@
-"""One annotation of a record, in the form that training and every evaluator reads."""
+"""Bring an annotation of a record to the form that training and every evaluator reads."""
 
 import math
 from collections.abc import Mapping
@@ -23,7 +23,11 @@ _SUPPORTED = "polygons [[x, y, x, y, ...], ...], an RLE or an array of the size 
 
 
 class Fault(Exception):
-    """What no model can use; ``kind`` says what it is, the text where and why."""
+    """An annotation or record that no model can use.
+
+    Attributes:
+        kind: of the finding; the text says where and why.
+    """
 
     def __init__(self, kind: Kind, text: str) -> None:
         super().__init__(text)
@@ -33,17 +37,18 @@ class Fault(Exception):
 def standard_annotation(
     given: Any, height: int, width: int, classes: list[str] | None
 ) -> tuple[Annotation, list[Problem]]:
-    """A copy of an annotation in Detectron2's standard form, and what is odd about it.
+    """A copy of an annotation in Detectron2's standard form, and its remaining problems.
 
-    ``bbox`` is four floats in pixels, ``segmentation`` polygons of floats or a compressed RLE of
-    the size of the image, missing where there is none; ``category_id`` and ``iscrowd`` are int.
+    ``bbox`` is four floats in pixels, and ``category_id`` and ``iscrowd`` are int.
+    ``segmentation`` is polygons of floats or a compressed RLE of the image's size; the key is
+    missing if there is no mask.
 
     Args:
-        given: whatever somebody's function put into a record.
+        given: anything that a registered function put into a record.
         height, width: of its image.
-        classes: names, whose positions are the possible ``category_id``; None if unknown.
+        classes: names in the order of ``category_id``; None if unknown.
     Raises:
-        Fault: no model can use it.
+        Fault: no model can use the annotation.
     """
     if not isinstance(given, Mapping):
         raise Fault(Kind.FORMAT, f"it is {short(given)}; expected a dict")
@@ -68,7 +73,7 @@ def standard_annotation(
     problems += _box_problems(annotation, height, width)
     points = given.get("keypoints")
     if points is not None:
-        # A list of its own, since Detectron2 writes into it.
+        # A copy, since Detectron2 writes into it.
         annotation["keypoints"] = list(points.tolist() if hasattr(points, "tolist") else points)
     return annotation, problems
 
@@ -90,7 +95,7 @@ def _category(given: Mapping[str, Any], classes: list[str] | None) -> int:
 
 
 def _box(given: Any, mode: Any, height: int, width: int) -> tuple[list[float], BoxMode]:
-    """Four floats in pixels, and what they mean."""
+    """Four floats in pixels, and their mode."""
     values = given.tolist() if hasattr(given, "tolist") else given
     number = whole(mode)
     if not isinstance(number, int) or number not in _MODES:
@@ -132,7 +137,7 @@ def _box_problems(annotation: Annotation, height: int, width: int) -> list[Probl
 
 
 def _mask(given: Any, height: int, width: int) -> tuple[Any, list[Problem]]:
-    """Polygons or a compressed RLE, or None where there is no mask."""
+    """Polygons or a compressed RLE, None if there is no mask; and the polygons' problems."""
     if given is None:
         return None, []
     if isinstance(given, Mapping):
@@ -150,7 +155,7 @@ def _mask(given: Any, height: int, width: int) -> tuple[Any, list[Problem]]:
 
 
 def _is_bit_mask(array: npt.NDArray[Any], height: int, width: int) -> bool:
-    """Whether it is no array of outlines, which have other numbers."""
+    """Whether the array is a mask of pixels, not a list of outlines."""
     if array.dtype == bool or array.shape == (height, width):
         return True
     return array.shape[1] != 2 and bool(np.isin(array, (0, 1, 255)).all())
@@ -198,7 +203,7 @@ def _polygons(given: Any, height: int, width: int) -> tuple[Any, list[Problem]]:
 
 
 def _plain(part: Any) -> Any:
-    """Lists and Python's numbers for tuples, arrays and NumPy's."""
+    """Turn tuples and arrays into lists, and NumPy's numbers into Python's."""
     if hasattr(part, "tolist"):
         part = part.tolist()
     if not isinstance(part, list | tuple):
@@ -207,6 +212,6 @@ def _plain(part: Any) -> Any:
 
 
 def _are_numbers(values: Any) -> bool:
-    if _NUMBERS.issuperset(map(type, values)):  # for speed, since most are
+    if _NUMBERS.issuperset(map(type, values)):  # the common case, and fast
         return True
     return all(isinstance(v, int | float | np.number) and not isinstance(v, bool) for v in values)

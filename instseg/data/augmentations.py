@@ -1,7 +1,7 @@
 """The augmentations of SSD (Liu et al., 2016, arXiv 1512.02325) as Detectron2 ``Augmentation``s.
 
-They follow the code that YOLACT's authors train with, in its order: colours, expansion, crop,
-mirror, stretching to a square.  Images become float32 and are not clipped to 0..255.
+They follow the training code of YOLACT's authors, in its order: colours, expansion, crop, mirror,
+stretching to a square.  Images become float32 and are not clipped to 0..255.
 """
 
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ from instseg.errors import ConfigError
 
 _CROP_TRIES = 50
 _SMALLEST_CROP = 0.3
-"""Part of the image's width and height."""
+"""Fraction of the image's width and height."""
 _CROP_CHOICES = 6
-"""No crop and five kinds of crop, which differ in nothing that has an effect."""
+"""SSD's choices: no crop, or one of five kinds of crop that all have the same effect here."""
 
 
 def build_ssd_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     """The pipeline ``INPUT.AUGMENTATION ssd``.
 
     Raises:
-        ConfigError: the keys ``INPUT.*`` do not fit it.
+        ConfigError: the pipeline does not support the values of ``INPUT.*`` or ``MODEL.MASK_ON``.
     """
     if not cfg.MODEL.MASK_ON or cfg.INPUT.MASK_FORMAT != "bitmask":
         raise ConfigError(
@@ -50,7 +50,7 @@ def build_ssd_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
 
 
 class PhotometricTransform(T.Transform):
-    """Changes colours; coordinates and masks stay."""
+    """Changes colours; coordinates and masks stay the same."""
 
     def __init__(
         self,
@@ -68,8 +68,8 @@ class PhotometricTransform(T.Transform):
             brightness: added to every value.
             contrast: factor on every value.
             saturation: factor on the saturation (of hue, saturation, value).
-            hue: degrees to turn the hue by.
-            contrast_first: the contrast comes before saturation and hue, not after them.
+            hue: degrees to rotate the hue by.
+            contrast_first: change the contrast before saturation and hue, not after them.
         """
         super().__init__()
         self.image_format = image_format
@@ -85,12 +85,12 @@ class PhotometricTransform(T.Transform):
         if self.contrast_first:
             image *= np.float32(self.contrast)
         if self.saturation != 1 or self.hue:
-            there = getattr(cv2, f"COLOR_{self.image_format}2HSV")
-            back = getattr(cv2, f"COLOR_HSV2{self.image_format}")
-            hsv = cv2.cvtColor(image, there)  # of float32: hue in degrees
+            to_hsv = getattr(cv2, f"COLOR_{self.image_format}2HSV")
+            from_hsv = getattr(cv2, f"COLOR_HSV2{self.image_format}")
+            hsv = cv2.cvtColor(image, to_hsv)  # float32: hue in degrees
             hsv[..., 1] = hsv[..., 1] * np.float32(self.saturation)
             hsv[..., 0] = (hsv[..., 0] + np.float32(self.hue)) % 360
-            image = cv2.cvtColor(hsv, back)
+            image = cv2.cvtColor(hsv, from_hsv)
         if not self.contrast_first:
             image *= np.float32(self.contrast)
         return image
@@ -119,7 +119,7 @@ class PhotometricDistortion(T.Augmentation):
             brightness: largest number added or subtracted.
             contrast: smallest and largest factor.
             saturation: smallest and largest factor.
-            hue: largest turn in degrees.
+            hue: largest rotation in degrees.
         """
         super().__init__()
         self.image_format = image_format
@@ -143,14 +143,14 @@ class PhotometricDistortion(T.Augmentation):
 
 
 class ExpandTransform(T.Transform):
-    """Places an image on a larger canvas; the canvas has no object in it."""
+    """Places an image on a larger canvas without instances."""
 
     def __init__(
         self, x: int, y: int, width: int, height: int, color: Sequence[float] = (0.0,)
     ) -> None:
         """
         Args:
-            x, y: where the image's upper left corner comes to lie.
+            x, y: position of the image's upper left corner on the canvas.
             width, height: of the canvas.
             color: of the canvas, one value for each channel or for all.
         """
@@ -176,7 +176,7 @@ class ExpandTransform(T.Transform):
 
 
 class RandomExpansion(T.Augmentation):
-    """Makes objects smaller: in half of the images, by up to ``max_ratio``."""
+    """Makes the instances of every second image smaller, by up to ``max_ratio``."""
 
     def __init__(self, color: Sequence[float], max_ratio: float = 4.0) -> None:
         """
@@ -199,17 +199,17 @@ class RandomExpansion(T.Augmentation):
 
 
 class RandomBoxCrop(T.Augmentation):
-    """Crops so that the centre of an object at least stays in; five times in six.
+    """Crops five of six images, and keeps the centre of at least one instance.
 
-    Crops have 0.3 to 1 of the image's width and height and at most twice as much of one as of the
-    other.  SSD's least IoU of crop and object is left out, as the authors' code never applies it.
+    A crop has 0.3 to 1 times the image's width and height, and neither side is more than twice the
+    other.  SSD's minimum IoU of crop and instance is left out: the authors' code never applies it.
     """
 
     def get_transform(self, image: np.ndarray, boxes: np.ndarray) -> T.Transform:
         """
         Args:
             image: (H, W, 3).
-            boxes: (N, 4) corners of the objects in pixels; any crop will do if there are none.
+            boxes: (N, 4) corners of the instances in pixels; without boxes any crop is allowed.
         """
         height, width = image.shape[:2]
         centres = (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -224,7 +224,7 @@ class RandomBoxCrop(T.Augmentation):
         return T.NoOpTransform()
 
     def _window(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """A random window in whole pixels; without area if its shape is not allowed."""
+        """A random window (x0, y0, x1, y1) in pixels; all zeros if its shape is not allowed."""
         w = self._rand_range(_SMALLEST_CROP * width, width)
         h = self._rand_range(_SMALLEST_CROP * height, height)
         if not 0.5 <= h / w <= 2:

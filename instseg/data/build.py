@@ -1,12 +1,14 @@
-"""Names of data sets: the built-in ones and any COCO-format set named in the configuration.
+"""Register the names of data sets, and collect and check the records to train on.
 
-``coco:PATH/instances.json:IMAGE_ROOT`` in ``DATASETS.TRAIN`` or ``DATASETS.TEST`` is a data set
-that needs no registration; without ``:IMAGE_ROOT`` the images lie beside the JSON file.
+``coco:PATH/instances.json:IMAGE_ROOT`` in ``DATASETS.TRAIN`` or ``DATASETS.TEST`` names a data set
+without registration.  ``:IMAGE_ROOT`` may be missing if the images lie beside the JSON file.
 ``youtubevis:PATH/videos.json:IMAGE_ROOT`` is the same for videos.
-``coco_mini_{train,val}``, ``nuclei_{train,val}``, ``sbd_{train,val}``,
-``voc_2012_instances_{train,val}``, ``cvppp_a1_{train,val,trainval}``,
-``youtubevis_{2019,2021}_{train,val}`` and ``flying_chairs_{train,val}`` are looked for under
-``$DETECTRON2_DATASETS`` (default ``datasets``), as Detectron2's own names are.
+
+The other names are those of the synthetic sets, and ``coco_mini_{train,val}``,
+``nuclei_{train,val}``, ``sbd_{train,val}``, ``voc_2012_instances_{train,val}``,
+``cvppp_a1_{train,val,trainval}``, ``youtubevis_{2019,2021}_{train,val}`` and
+``flying_chairs_{train,val}``, whose files lie under ``$DETECTRON2_DATASETS`` (default
+``datasets``), like those of Detectron2's own sets.
 """
 
 import functools
@@ -37,7 +39,7 @@ _UNDER_ROOT = ("coco_mini", "nuclei")
 
 
 def register_builtin_datasets() -> None:
-    """Make the names that instseg provides known to Detectron2; those already known stay."""
+    """Register instseg's data sets with Detectron2; names that exist already stay as they are."""
     for name in _SYNTHETIC:
         if name not in DatasetCatalog:
             _register_shapes(name, shapes.DEFAULT_SIZE)
@@ -64,7 +66,7 @@ def register_builtin_datasets() -> None:
 
 
 def register_datasets(cfg: CfgNode) -> None:
-    """Register ``coco:...`` names and apply ``SHAPES_SIZE`` of ``cfg.DATASETS``; repeatable."""
+    """Register the names in ``cfg.DATASETS`` and apply its ``SHAPES_SIZE``; repeatable."""
     size = cfg.DATASETS.SHAPES_SIZE
     if size not in SIZES:
         raise ConfigError(
@@ -80,10 +82,10 @@ def register_datasets(cfg: CfgNode) -> None:
 
 
 def register_dataset(name: str) -> None:
-    """Register a ``coco:...`` or ``youtubevis:...`` name; have records of others' sets checked.
+    """Register a ``coco:...`` or ``youtubevis:...`` name, or have a registered set checked.
 
     Raises:
-        DatasetError: a name that is not complete.
+        DatasetError: the name is incomplete.
     """
     if name.startswith(COCO_PREFIX):
         _register_coco(name, *parse_coco_name(name))
@@ -125,7 +127,7 @@ def parse_coco_name(name: str) -> tuple[str, str]:
 
 
 class Classes(Protocol):
-    """A data set, as far as its classes go."""
+    """Anything with the name and classes of a data set."""
 
     @property
     def name(self) -> str: ...
@@ -134,7 +136,7 @@ class Classes(Protocol):
 
 
 def class_difference(first: Classes, second: Classes) -> str | None:
-    """What differs between the classes of two data sets, if anything does."""
+    """The first difference between the classes of two data sets; None if there is none."""
     for number, (one, other) in enumerate(zip_longest(first.classes, second.classes), start=1):
         if one != other:
             return (
@@ -145,29 +147,29 @@ def class_difference(first: Classes, second: Classes) -> str | None:
 
 
 def training_records(datasets: Sequence[DataSet], *, filter_empty: bool) -> list[Record]:
-    """Records of data sets of the same classes, one after the other, to be trained on.
+    """The training records of several data sets with the same classes, in the order of the sets.
 
     Args:
-        filter_empty: leave out images without instances, or with crowds alone.
+        filter_empty: leave out images without instances and images with crowds only.
     Raises:
-        DatasetError: none is left.
+        DatasetError: no record is left.
     """
     names = ", ".join(dataset.name for dataset in datasets)
     records = list(chain.from_iterable(dataset.records for dataset in datasets))
     annotated = bool(records) and "annotations" in records[0]
-    kept: list[Record] = records
+    used_records: list[Record] = records
     if filter_empty and annotated:
-        kept = filter_images_with_only_crowd_annotations(records)
-    if not kept:
+        used_records = filter_images_with_only_crowd_annotations(records)
+    if not used_records:
         with_any = sum(bool(record.get("annotations")) for record in records)
         raise DatasetError(f"data set {names}: {nothing_to_train_on(with_any, len(records))}")
     if annotated and datasets[0].classes:
-        print_instances_class_histogram(kept, list(datasets[0].classes))
-    return kept
+        print_instances_class_histogram(used_records, list(datasets[0].classes))
+    return used_records
 
 
 def nothing_to_train_on(annotated: int, total: int) -> str:
-    """Why a data set has no object to learn from, and what to do.
+    """Message that a data set has no instance to learn from, with what to do.
 
     Args:
         annotated: images with annotations.
@@ -183,12 +185,12 @@ def nothing_to_train_on(annotated: int, total: int) -> str:
 def check_records(cfg: CfgNode, name: str, records: Sequence[Record]) -> None:
     """Check that ``cfg`` can train on the records of the data set ``name``.
 
-    The folders of the images are listed, no image is opened.
+    Lists the folders of the images and opens no image.
 
     Raises:
-        DatasetError: objects without a mask, or more images without a file than
-            ``DATALOADER.MAX_UNREADABLE``.
-        ConfigError: masks that ``INPUT.MASK_FORMAT`` does not suit.
+        DatasetError: instances have no mask, or more images than ``DATALOADER.MAX_UNREADABLE`` have
+            no file.
+        ConfigError: ``INPUT.MASK_FORMAT`` does not suit the masks.
     """
     if cfg.MODEL.MASK_ON:
         check_masks(name, records)
@@ -198,10 +200,10 @@ def check_records(cfg: CfgNode, name: str, records: Sequence[Record]) -> None:
 
 
 def check_files(name: str, records: Sequence[Record], most: int = 0) -> None:
-    """Refuse records with more than ``most`` files, of images and flows, that are not there.
+    """Refuse records if more than ``most`` of their files, images and flows, cannot be read.
 
     Raises:
-        DatasetError: with the first of them.
+        DatasetError: with the first of these files.
     """
     files = {record["file_name"] for record in records}
     for record in records:
@@ -216,12 +218,12 @@ def check_files(name: str, records: Sequence[Record], most: int = 0) -> None:
 
 
 def check_masks(name: str, records: Sequence[Record]) -> None:
-    """Refuse training records with an object that has no mask.
+    """Refuse training records with an instance that has no mask.
 
     Detectron2 accepts them and fails much later, inside the mask loss of some batch.
 
     Raises:
-        DatasetError: with the images and annotations concerned.
+        DatasetError: with the first images and annotations concerned.
     """
     bad = {
         record["file_name"]: annotation.get("id", "without id")
@@ -264,7 +266,7 @@ def _register_shapes(name: str, size: int) -> None:
         name,
         Source(name, lambda: _synthetic(name, size), (name, size)),
         thing_classes=classes,
-        # As `instseg shapes export` writes them.
+        # The ids that `instseg shapes export` writes.
         thing_dataset_id_to_contiguous_id={number + 1: number for number in range(len(classes))},
         evaluator_type="coco",
         size=size,
@@ -273,7 +275,7 @@ def _register_shapes(name: str, size: int) -> None:
 
 @functools.lru_cache(maxsize=4)
 def _synthetic(name: str, size: int) -> Content:
-    """Kept, as these sets are small and take seconds to make."""
+    """Content of a synthetic set; cached, since it is small and takes seconds to make."""
     if name in shapes_video.SPLITS:
         return Content(shapes_video.load(name, size))
     split, indices = shapes.SUBSETS.get(name, (name, None))
@@ -307,7 +309,7 @@ def _register_voc(
         name,
         Source(name, lambda: Content(load(name, folder, split)), (name,), (file,)),
         thing_classes=list(voc.CLASSES),
-        # The numbers that the classes have in the files.
+        # The files count classes from 1.
         thing_dataset_id_to_contiguous_id={n + 1: n for n in range(len(voc.CLASSES))},
         evaluator_type=voc.EVALUATOR_TYPE,
     )

@@ -1,4 +1,4 @@
-"""The classes of data sets."""
+"""Find the classes of data sets."""
 
 import logging
 
@@ -12,12 +12,12 @@ logger = logging.getLogger(__name__)
 
 
 def known_categories(name: object) -> Categories | None:
-    """The classes of a data set, as far as they are known without its images.
+    """The classes of a data set, known without its images.
 
     Args:
-        name: also one that no data set has.
+        name: of the data set; it need not exist.
     Returns:
-        those that its entry in the catalog tells, or its file of annotations if that is there.
+        the classes in its metadata, else in its annotation file; None if neither has any.
     """
     # MetadataCatalog.get() would add an entry for a name it does not know.
     if not isinstance(name, str) or name not in MetadataCatalog:

@@ -1,7 +1,7 @@
-"""Which YCbCr a video holds: the matrix and range between its pixels and RGB.
+"""Convert between RGB and the YCbCr of videos, with the right matrix and range.
 
-BT.709 is the matrix of high definition and BT.601 of anything smaller.  A video says which one it
-has; where it does not, its size tells, as players assume.
+High definition uses the matrix BT.709, smaller videos use BT.601.  A video's tags say which one it
+has.  Without tags its size decides, as in players.
 """
 
 from typing import Any
@@ -11,19 +11,19 @@ from av.video.reformatter import ColorRange, Colorspace
 
 from instseg.data.images import Array
 
-# Numbers of ITU-T H.273, which containers and codecs use: the same for the matrix, the primaries
-# and the transfer function.
+# Numbers of ITU-T H.273, as containers and codecs use them; matrix, primaries and transfer function
+# share them.
 _BT709, _UNSPECIFIED, _SMPTE170M = 1, 2, 6
 
 
 def is_high_definition(height: int, width: int) -> bool:
-    """Whether an untagged video of this size is taken for BT.709."""
+    """Whether an untagged video of this size counts as BT.709."""
     return height >= 720 or width > 1024
 
 
 def to_bgr(frame: Any) -> Array:
-    """Pixels of a decoded frame, (H, W, 3) uint8 in BGR order, with the colours it says it has."""
-    matrix = None  # what the frame says, as FFmpeg reads it
+    """Pixels of a decoded frame, (H, W, 3) uint8 in BGR order, converted as its tags say."""
+    matrix = None  # FFmpeg then uses the frame's tag
     if frame.colorspace == _UNSPECIFIED and is_high_definition(frame.height, frame.width):
         matrix = Colorspace.ITU709
     image: Array = frame.to_ndarray(format="bgr24", src_colorspace=matrix)
@@ -31,7 +31,7 @@ def to_bgr(frame: Any) -> Array:
 
 
 def to_yuv(image: Array) -> Any:
-    """A frame for an encoder that :func:`tag` has told of, from (H, W, 3) in BGR order."""
+    """A frame from (H, W, 3) in BGR order, for an encoder that :func:`tag` has prepared."""
     height, width = image.shape[:2]
     matrix = Colorspace.ITU709 if is_high_definition(height, width) else Colorspace.ITU601
     return av.VideoFrame.from_ndarray(image, format="bgr24").reformat(
@@ -40,7 +40,7 @@ def to_yuv(image: Array) -> Any:
 
 
 def tag(context: Any, height: int, width: int) -> None:
-    """Have an encoder write which colours the frames of :func:`to_yuv` have."""
+    """Have an encoder write tags for the colours of :func:`to_yuv`."""
     number = _BT709 if is_high_definition(height, width) else _SMPTE170M
     context.colorspace = context.color_primaries = context.color_trc = number
     context.color_range = ColorRange.MPEG

@@ -1,7 +1,7 @@
-"""What the fields of instances say of each other, and what holds for most of a data set.
+"""Compare the fields of each instance, and name mistakes that most instances of a data set share.
 
-A box that is not around its mask is a note about one instance.  The same for most of a set is a
-warning about the set, with the likely cause: a program that wrote another convention.
+A box that does not fit its mask gives a note about one instance.  If most boxes of a set do not
+fit, one warning about the set names the likely cause: a program that wrote another convention.
 """
 
 from collections import Counter
@@ -23,24 +23,27 @@ _NOT_COMPARED = frozenset(
 Corners = tuple[float, float, float, float]
 
 _HUGE = 2**31
-"""No coordinate or area of an image is as large."""
+"""Above any coordinate or area of an image."""
 _SAMPLE = 500
-"""So many instances of a set tell what holds for most."""
-_LOOSE_BOX = 0.05, 1.5
-"""An edge may be off by this part of the longer side, or so many pixels."""
-_LOOSE_AREA = 0.1
+"""Number of instances that show what holds for most of a set."""
+_BOX_TOLERANCE = 0.05, 1.5
+"""Allowed error of an edge: this fraction of the longer side, or this many pixels."""
+_AREA_TOLERANCE = 0.1
+"""Allowed relative error of an area."""
 _FAR = 0.5
-"""IoU below which a box is elsewhere than its mask."""
+"""IoU with its mask's box below which a box counts as far from the mask."""
 
 
 class Instance(NamedTuple):
-    """What an annotation says, in COCO's format.
+    """The fields of an annotation in COCO's format.
 
     Attributes:
-        id, text: which one it is.
+        id: of the annotation.
+        text: its name in messages.
         box: x, y, width, height; finite.
         mask: polygons or a checked RLE, if there is one.
         area: pixels, if given.
+        crowd: whether it stands for several instances.
         height, width: of the image.
     """
 
@@ -55,7 +58,7 @@ class Instance(NamedTuple):
 
 
 def check_consistency(instances: Iterable[Instance]) -> Iterator[Finding]:
-    """Fields that contradict each other, and conventions that most instances seem to follow."""
+    """Find fields that contradict each other, and mistakes that most instances share."""
     counts = _Counts()
     for instance in instances:
         if all(abs(value) < _HUGE for value in instance.box):
@@ -64,11 +67,13 @@ def check_consistency(instances: Iterable[Instance]) -> Iterator[Finding]:
 
 
 def coco_instances(content: dict[str, Any], report: Report, step: int = 1) -> Iterator[Instance]:
-    """Every ``step``-th of content in COCO's format, without those that cannot be compared.
+    """Every ``step``-th annotation in COCO's format, except those that cannot be compared.
 
     Args:
-        report: of :func:`~instseg.data.readers.coco_check.check_coco`, without errors of the
+        content: of the file.
+        report: from :func:`~instseg.data.readers.coco_check.check_coco`, without errors of the
             format.
+        step: 1 for all annotations.
     """
     images = {image["id"]: image for image in content["images"]}
     unusable = {key for kind in _NOT_COMPARED for key in report.ids.get(kind, ())}
@@ -88,7 +93,7 @@ def coco_instances(content: dict[str, Any], report: Report, step: int = 1) -> It
 
 
 def record_instances(records: list[dict[str, Any]], step: int = 1) -> Iterator[Instance]:
-    """Every ``step``-th of checked records."""
+    """Every ``step``-th annotation of checked records."""
     entries = (
         (f"{index}:{number}", f"annotation {number} of record {index}", record, entry)
         for index, record in enumerate(records)
@@ -111,12 +116,12 @@ def record_instances(records: list[dict[str, Any]], step: int = 1) -> Iterator[I
 
 
 def sample_step(total: int) -> int:
-    """So that a few hundred of ``total`` instances are looked at."""
+    """The step that selects a few hundred of ``total`` instances."""
     return total // _SAMPLE + 1
 
 
 def likely_mistakes(instances: Iterable[Instance]) -> Iterator[str]:
-    """Warnings of :func:`check_consistency` about a set."""
+    """Messages of the warnings that :func:`check_consistency` gives about a set."""
     for finding in check_consistency(instances):
         if finding.kind.level is Level.WARNING:
             yield finding.message
@@ -143,17 +148,18 @@ class _Counts:
     boxes: Counter[tuple[float, ...]] = field(default_factory=Counter)
     with_mask: int = 0
     with_area: int = 0
-    parts: int = 0
+    relative_boxes: int = 0
     """Boxes with all coordinates in 0 to 1."""
-    mask_parts: int = 0
-    beyond: int = 0
-    """Boxes that leave the image, but would not as corners."""
-    as_corners: int = 0
+    relative_masks: int = 0
+    possible_corners: int = 0
     """Boxes that could be corners."""
+    certain_corners: int = 0
+    """Boxes that leave the image as they are, but not if read as corners."""
     far: int = 0
     shifted: int = 0
+    """Boxes that are their mask's box, moved by one pixel in x and y."""
     conventions: Counter[str] = field(default_factory=Counter)
-    areas: Counter[str] = field(default_factory=Counter)
+    area_mistakes: Counter[str] = field(default_factory=Counter)
     box_notes: list[Finding] = field(default_factory=list)
     area_notes: list[Finding] = field(default_factory=list)
 
@@ -163,16 +169,18 @@ class _Counts:
         self.crowds += instance.crowd
         self.boxes[tuple(box)] += 1
         x, y, across, down = box
-        # A single pixel in the corner may be in 0 to 1 as well, most instances are not.
-        self.parts += _in_unit(x, y, x + across, y + down) and across > 0
+        # One pixel in the image's corner also lies in 0 to 1, but most instances do not.
+        self.relative_boxes += _in_unit(x, y, x + across, y + down) and across > 0
         if across > x and down > y and across <= instance.width + 1 and down <= instance.height + 1:
-            self.as_corners += 1
-            self.beyond += x + across > instance.width + 1 or y + down > instance.height + 1
+            self.possible_corners += 1
+            self.certain_corners += (
+                x + across > instance.width + 1 or y + down > instance.height + 1
+            )
         tight = _tight_box(instance)
         if tight is None:
             return
         self.with_mask += 1
-        self.mask_parts += _in_unit(*tight)
+        self.relative_masks += _in_unit(*tight)
         self._compare_boxes(instance, tight)
         self._compare_areas(instance, tight)
 
@@ -192,21 +200,21 @@ class _Counts:
 
     def _compare_areas(self, instance: Instance, tight: Corners) -> None:
         given = instance.area
-        # Crowds do not count by their area, and COCO's own have odd ones.
+        # Evaluation ignores the areas of crowds, and COCO's own crowds have wrong ones.
         if instance.crowd or type(given) not in (int, float) or not abs(given) < _HUGE:
             return
         self.with_area += 1
-        loose = tight[2] - tight[0] + tight[3] - tight[1] + 1
+        tolerance = tight[2] - tight[0] + tight[3] - tight[1] + 1
         area = _area(
-            instance, tight, lambda value: abs(given - value) <= _LOOSE_AREA * value + loose
+            instance, tight, lambda value: abs(given - value) <= _AREA_TOLERANCE * value + tolerance
         )
-        if abs(given - area) <= _LOOSE_AREA * area + (loose if given else 0):
+        if abs(given - area) <= _AREA_TOLERANCE * area + (tolerance if given else 0):
             return
         box_area = instance.box[2] * instance.box[3]
         if given == 0:
-            self.areas["is 0"] += 1
+            self.area_mistakes["is 0"] += 1
         elif abs(given - box_area) <= 0.02 * box_area + 1:
-            self.areas["is that of the box"] += 1
+            self.area_mistakes["is that of the box"] += 1
         text = f"{instance.text}: area is {given:g}, that of its mask {area:g}"
         self.area_notes.append(Finding(Kind.AREA_MISMATCH, instance.id, text))
 
@@ -217,17 +225,17 @@ class _Counts:
                 "trained on and count for nothing in evaluation; set iscrowd 0 for single ones"
             )
             yield Finding(Kind.MOST_CROWDS, None, text)
-        cause = self._of_boxes()
+        cause = self._box_mistake()
         if cause is not None:
             yield cause
         else:
             yield from self.box_notes
-        if _most(self.mask_parts, self.with_mask):
-            return  # an area in pixels is not that of such a mask
+        if _most(self.relative_masks, self.with_mask):
+            return  # areas in pixels cannot fit masks in 0 to 1
         if _most(len(self.area_notes), self.with_area):
-            kinds = self.areas.most_common(1)
-            likely = kinds and _most(kinds[0][1], len(self.area_notes))
-            what = kinds[0][0] if likely else "is not that of the mask"
+            mistakes = self.area_mistakes.most_common(1)
+            likely = mistakes and _most(mistakes[0][1], len(self.area_notes))
+            what = mistakes[0][0] if likely else "is not that of the mask"
             text = (
                 f"the area of {len(self.area_notes)} of {self.with_area} instances {what}; AP of "
                 "small, medium and large instances counts by it"
@@ -236,8 +244,8 @@ class _Counts:
         else:
             yield from self.area_notes
 
-    def _of_boxes(self) -> Finding | None:
-        """What holds for most boxes, if they are wrong."""
+    def _box_mistake(self) -> Finding | None:
+        """The mistake that most boxes share, if there is one."""
         wrong = len(self.box_notes)
         (box, count), *_ = self.boxes.most_common(1) or [((), 0)]
         if _most(count, self.total) and (
@@ -245,16 +253,16 @@ class _Counts:
         ):
             text = f"{count} of {self.total} instances have the same box, {list(box)}"
             return Finding(Kind.SAME_BOX, None, text)
-        if _most(self.parts, self.total) or _most(self.mask_parts, self.with_mask):
-            what = "boxes" if _most(self.parts, self.total) else "masks"
+        if _most(self.relative_boxes, self.total) or _most(self.relative_masks, self.with_mask):
+            what = "boxes" if _most(self.relative_boxes, self.total) else "masks"
             text = (
                 f"the {what} of most of {self.total} instances lie within 0 to 1: parts of the "
                 "image? expected pixels, so multiply x by its width and y by its height"
             )
             return Finding(Kind.RELATIVE, None, text)
         (name, count), *_ = self.conventions.most_common(1) or [("", 0)]
-        if not self.with_mask and self.total > 2 and self.as_corners == self.total:
-            name, count = next(iter(_CONVENTIONS)), self.total if self.beyond else 0
+        if not self.with_mask and self.total > 2 and self.possible_corners == self.total:
+            name, count = next(iter(_CONVENTIONS)), self.total if self.certain_corners else 0
         elif _most(self.shifted, self.with_mask) and self.with_mask > 2:
             name, count = "[x, y, width, height] counted from 1", self.shifted
         if _most(count, self.with_mask or self.total):
@@ -295,7 +303,10 @@ def _tight_box(instance: Instance) -> Corners | None:
 
 
 def _area(instance: Instance, tight: Corners, fits: Callable[[float], bool]) -> float:
-    """Pixels of a mask: of polygons by their corners, and drawn if these do not fit."""
+    """Pixels of a mask.  Polygons are computed from their corners, or drawn if that fails ``fits``.
+
+    Polygons far outside the image are never drawn.
+    """
     height, width = instance.height, instance.width
     if isinstance(instance.mask, dict):
         return float(rle_area(to_rle(instance.mask, height, width)))
@@ -314,12 +325,12 @@ def _polygon_area(polygon: list[float]) -> float:
 
 
 def _near(one: Corners, other: Corners, instance: Instance) -> bool:
-    """Whether boxes agree, apart from what lies outside the image."""
+    """Whether boxes agree, at least inside the image."""
     limits = (instance.width, instance.height) * 2
-    part, pixels = _LOOSE_BOX
-    loose = max(pixels, part * max(other[2] - other[0], other[3] - other[1]))
+    fraction, pixels = _BOX_TOLERANCE
+    tolerance = max(pixels, fraction * max(other[2] - other[0], other[3] - other[1]))
     return all(
-        abs(a - b) <= loose or abs(min(max(a, 0), limit) - min(max(b, 0), limit)) <= loose
+        abs(a - b) <= tolerance or abs(min(max(a, 0), limit) - min(max(b, 0), limit)) <= tolerance
         for a, b, limit in zip(one, other, limits, strict=True)
     )
 

@@ -1,7 +1,7 @@
-"""Data sets as objects: read and checked once, then handed on.
+"""Read and check data sets once, and pass them on as objects.
 
-:func:`load` turns a name of Detectron2's catalogue into a :class:`DataSet`.  While anybody holds
-one, its files are not opened again unless their size or time of modification changes.
+:func:`load` turns a name of Detectron2's catalogue into a :class:`DataSet`.  As long as that object
+lives, its files are opened again only if their size or time of modification changes.
 """
 
 import difflib
@@ -35,18 +35,17 @@ class DataSet:
 
     Attributes:
         name: in Detectron2's catalogue.
-        records: one for each image, in Detectron2's standard format.  They are shared: whoever adds
-            something to a record does so to a copy.
-        classes: names in the order of the class numbers; none where the set has no classes.
-        category_ids: class number → id in the files; empty where both are the same.
-        categories: ``classes`` and ids as results have them; None without classes.
-        kind: ``evaluator_type`` of its metadata, "coco" where that says nothing.
+        records: one for each image, in Detectron2's standard format.  They are shared: change
+            copies only.
+        classes: names in the order of the class numbers; empty if the set has no classes.
+        category_ids: class number → id in the files; empty if both are the same.
+        categories: ``classes`` with their ids in results; None without classes.
+        kind: ``evaluator_type`` of its metadata, by default "coco".
         files: the files that list its images or annotations; none for synthetic images and
             registered functions.
-        image_root: what the names of the images are relative to, "" where that is unknown.
-        is_from_users: whether it is somebody's file or function, not made or read by a reader of
-            ours.
-        report: what its check found.
+        image_root: folder that the names of the images are relative to, "" if unknown.
+        is_from_users: whether it comes from a user's file or function, not from a reader of ours.
+        report: findings of its check.
         annotated: whether there is a ground truth, possibly one without instances.
     """
 
@@ -62,11 +61,11 @@ class DataSet:
     report: Report
     annotated: bool
     _truth_file: str | None = None
-    _origin: "DataSet | None" = None  # kept alive, since the cache has it and not this one
+    _origin: "DataSet | None" = None  # the cached set that this one was made from; kept alive
 
     @functools.cached_property
     def coco(self) -> COCO:
-        """The ground truth as COCO's code needs it; made once, without reading the file again.
+        """The ground truth for COCO's code; made once, without reading the files again.
 
         Raises:
             DatasetError: the classes have no names.
@@ -86,20 +85,22 @@ class DataSet:
         return truth.of_records(self.records, categories, annotated=self.annotated, exact=exact)
 
     def category_id(self, number: int) -> Any:
-        """The id that the files have for a class number."""
+        """The id of a class number in the files."""
         return self.category_ids.get(number, number)
 
     def copies(self) -> list[Record]:
-        """The records for code that may write into them."""
+        """Copies of the records, for code that may write into them."""
         return list(map(_copy, self.records))
 
 
 class Content(NamedTuple):
-    """What a reader gives.
+    """The result of a reader.
 
     Attributes:
-        classes: id → name in the order of the class numbers; None where the metadata has them.
-        annotated: None where any annotation tells.
+        records: one for each image.
+        report: findings; None without a check.
+        classes: id → name in the order of the class numbers; None if the metadata has them.
+        annotated: whether there is a ground truth; None if that means any annotation at all.
     """
 
     records: Sequence[Record]
@@ -109,9 +110,9 @@ class Content(NamedTuple):
 
 
 class Source:
-    """Stands in Detectron2's catalogue for a data set that a reader of ours reads.
+    """Entry of Detectron2's catalogue for a data set with a reader of ours.
 
-    Called, it gives records that the caller may change.
+    A call gives records that the caller may change.
     """
 
     def __init__(
@@ -124,9 +125,9 @@ class Source:
         """
         Args:
             name: of the data set.
-            read: reads it.
-            key: two sources of equal keys and unchanged files read the same.
-            files: that list its images or annotations.
+            read: the reader.
+            key: sources with equal keys and unchanged files have the same content.
+            files: the files that list its images or annotations.
         """
         self.name = name
         self.files = tuple(files)
@@ -161,15 +162,15 @@ class Source:
         return dataset
 
 
-# Weak, so that the records of a training set do not stay in memory beside the loader's copy.
+# Weak references: the records of a training set must not stay in memory beside the loader's copy.
 _CACHE: weakref.WeakValueDictionary[Any, DataSet] = weakref.WeakValueDictionary()
 
 
 def load(name: str) -> DataSet:
-    """The data set of a registered name; read unless somebody holds it and no file changed.
+    """The data set of a registered name; from the cache if it is still in use and unchanged.
 
     Raises:
-        DatasetError: an unknown name, or a data set that cannot be read or used.
+        DatasetError: the name is unknown, or the data set cannot be read or used.
     """
     check_name(name)
     adopt(name)
@@ -184,7 +185,7 @@ def load_all(names: Iterable[str]) -> list[DataSet]:
 
 
 def coco_source(name: str, json_file: str, image_root: str) -> Source:
-    """Reads a file in COCO's format, a local one or one that Detectron2 can fetch."""
+    """Source of a file in COCO's format, a local one or one that Detectron2 can fetch."""
 
     def read() -> Content:
         local_file = PathManager.get_local_path(json_file)
@@ -194,9 +195,9 @@ def coco_source(name: str, json_file: str, image_root: str) -> Source:
 
 
 def adopt(name: str) -> None:
-    """Have the records of a data set that somebody else registered checked wherever they are read.
+    """Check the records of a data set that somebody else registered, wherever they are read.
 
-    The function that the name stands for is replaced, also for Detectron2; repeatable.
+    Replaces the function of the name in Detectron2's catalogue; repeatable.
     """
     function = DatasetCatalog[name]
     if isinstance(function, CheckedRecords | Source):
@@ -204,7 +205,7 @@ def adopt(name: str) -> None:
     module = str(getattr(function, "__module__", ""))
     metadata = MetadataCatalog.get(name)
     file, root = (os.fspath(metadata.get(key, "")) for key in ("json_file", "image_root"))
-    # Detectron2 lets ids occur twice in the files that are called so.
+    # Detectron2 allows repeated ids in files with "minival" in their names.
     if module == load_coco_json.__module__ and file and root and "minival" not in file:
         DatasetCatalog[name] = coco_source(name, file, root)
     else:
@@ -225,7 +226,7 @@ def check_name(name: str) -> None:
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Turns what Detectron2 raises about data it cannot find or use into a DatasetError."""
+    """Turn Detectron2's errors about data that it cannot find or use into a DatasetError."""
     try:
         yield
     except FileNotFoundError as error:
@@ -244,7 +245,7 @@ def reading(name: str) -> Iterator[None]:
 
 
 def _of_function(name: str, function: CheckedRecords) -> DataSet:
-    """Of somebody's function, which is asked again once what it needs of the metadata changes."""
+    """The data set of a registered function; read again if its classes or JSON file change."""
     json_file = MetadataCatalog.get(name).get("json_file")
     key = (function, Categories.of_metadata(MetadataCatalog.get(name)), json_file)
     dataset = _CACHE.get(key)
@@ -256,7 +257,7 @@ def _of_function(name: str, function: CheckedRecords) -> DataSet:
 
 
 def _dataset(name: str, content: Content, **fields: Any) -> DataSet:
-    """With what the metadata of the name tells."""
+    """Complete content with the metadata of the name."""
     metadata = MetadataCatalog.get(name)
     json_file = metadata.get("json_file")
     numbers = metadata.get("thing_dataset_id_to_contiguous_id") or {}
@@ -282,7 +283,7 @@ def _dataset(name: str, content: Content, **fields: Any) -> DataSet:
 def _stamp(file: str) -> tuple[str, int, int]:
     try:
         status = os.stat(file)
-    except (OSError, ValueError):  # reading it tells why, or Detectron2 fetches it
+    except (OSError, ValueError):  # the reader reports the error, or Detectron2 fetches the file
         return file, -1, -1
     return file, status.st_size, status.st_mtime_ns
 
@@ -295,7 +296,7 @@ def _copy(record: Record) -> Record:
 
 
 def _copy_annotation(annotation: dict[str, Any]) -> dict[str, Any]:
-    """Detectron2 writes into RLEs and keypoints."""
+    """A copy with its own RLE and keypoints, since Detectron2 writes into both."""
     copy = dict(annotation)
     if isinstance(copy.get("segmentation"), dict):
         copy["segmentation"] = dict(copy["segmentation"])

@@ -1,4 +1,4 @@
-"""Findings about data sets: their kinds, what becomes of a set with one, and how they are told."""
+"""Findings about data sets: their kinds, their consequences, and their messages."""
 
 import enum
 from collections.abc import Iterable, Iterator
@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 
 
 class Level(enum.Enum):
-    """What becomes of the data set."""
+    """The consequence of a finding."""
 
     ERROR = "error"
-    """It is refused."""
+    """The data set is refused."""
     WARNING = "warning"
-    """It is used without the object, or what is measured on it misleads."""
+    """The data set is used without the instance, or measurements on it mislead."""
     NOTE = "note"
-    """It is used as it is."""
+    """The data set is used as it is."""
 
 
 class Kind(enum.Enum):
@@ -64,11 +64,11 @@ class Kind(enum.Enum):
 
 
 LEFT_OUT = frozenset({Kind.UNKNOWN_IMAGE, Kind.FEW_POINTS, Kind.NOT_FINITE, Kind.OUTSIDE})
-"""Objects with one of these are not used."""
+"""Instances with one of these are not used."""
 
 
 class Finding(NamedTuple):
-    """One thing that is wrong with the entry ``id`` (of an image, category or annotation)."""
+    """One problem of the entry ``id`` (of an image, category or annotation)."""
 
     kind: Kind
     id: int | float | str | None
@@ -80,7 +80,7 @@ class Report:
 
     Attributes:
         ids: kind → ids of all entries concerned; kinds in the order in which they were found.
-        examples: kind → message of the first.
+        examples: kind → message of its first finding.
     """
 
     def __init__(self, findings: Iterable[Finding]) -> None:
@@ -89,7 +89,7 @@ class Report:
         self.add(findings)
 
     def add(self, findings: Iterable[Finding]) -> None:
-        """Take more of them."""
+        """Add more findings."""
         for kind, key, message in findings:
             self.ids.setdefault(kind, []).append(key)
             self.examples.setdefault(kind, message)
@@ -103,23 +103,21 @@ class Report:
         return {key for kind in LEFT_OUT for key in self.ids.get(kind, ())}
 
     def lines(self, level: Level) -> Iterator[str]:
-        """The first message of each kind of that level, with how many more there are."""
+        """The first message of each kind of that level, with the number of further ones."""
         for kind, ids in self.ids.items():
             if kind.level is level:
-                known = first_ids([key for key in ids[1:] if key is not None])
-                more = (
-                    f" (and {len(ids) - 1} more{f': {known}' if known else ''})" if ids[1:] else ""
-                )
+                rest = first_ids([key for key in ids[1:] if key is not None])
+                more = f" (and {len(ids) - 1} more{f': {rest}' if rest else ''})" if ids[1:] else ""
                 yield self.examples[kind] + more
 
     def warnings(self) -> Iterator[str]:
-        """:meth:`lines` for a log: with what becomes of the instances."""
+        """The warnings of :meth:`lines`; those about unused instances begin with "left out"."""
         kinds = [kind for kind in self.ids if kind.level is Level.WARNING]
         for kind, line in zip(kinds, self.lines(Level.WARNING), strict=True):
             yield f"left out: {line}" if kind in LEFT_OUT else line
 
 
 def first_ids(ids: list[Any], count: int = 5) -> str:
-    """The first of them as text, for a message."""
+    """The first ``count`` ids as text, for a message."""
     shown = ", ".join(str(key) for key in ids[:count])
     return f"{shown}, ..." if ids[count:] else shown

@@ -1,7 +1,7 @@
-"""Optical flow: Middlebury's ``.flo`` files, and what augmentations do to a flow.
+"""Read and write optical flow in Middlebury's ``.flo`` files, and augment it.
 
-A flow is (H, W, 2) float32, x then y, in pixels: what is at pixel p of the image lies at p + flow
-in the reference image.  NaN stands where that is not known.
+A flow is (H, W, 2) float32, x then y, in pixels: the point at pixel p of the image lies at p + flow
+in the reference image.  NaN marks an unknown flow.
 """
 
 import numpy as np
@@ -13,17 +13,17 @@ from instseg.data.augmentations import ExpandTransform, PhotometricTransform
 from instseg.errors import DatasetError
 
 _TAG = np.float32(202021.25).tobytes()
-"""Reads "PIEH"; shows that a file is one of flow and that its bytes have the right order."""
+"""First bytes of a file, "PIEH" in the right byte order."""
 _LARGEST = 1e9
-"""The format's mark of an unknown flow: anything beyond."""
+"""Larger values mark an unknown flow."""
 _LARGEST_SIDE = 2**15
 
 
 def read_flow(path: str) -> np.ndarray:
-    """(H, W, 2) flow of a ``.flo`` file, of whatever paths Detectron2's ``PathManager`` opens.
+    """(H, W, 2) flow of a ``.flo`` file, from any path that Detectron2's ``PathManager`` opens.
 
     Raises:
-        DatasetError: a file that is missing, damaged or of another format.
+        DatasetError: the file is missing, damaged or of another format.
     """
     try:
         with PathManager.open(path, "rb") as file:
@@ -37,7 +37,7 @@ def decode_flow(content: bytes, path: str) -> np.ndarray:
     """(H, W, 2) flow of the bytes of a ``.flo`` file; ``path`` is for messages.
 
     Raises:
-        DatasetError: not such bytes.
+        DatasetError: the bytes are damaged or of another format.
     """
     if content[:4] != _TAG or len(content) < 12:
         raise DatasetError(f"{path} is no .flo file: it does not begin with PIEH and a size")
@@ -69,16 +69,16 @@ def encode_flow(flow: np.ndarray) -> bytes:
 def transform_flow(flow: np.ndarray, transforms: T.TransformList) -> np.ndarray:
     """The flow between two images after both went through ``transforms``.
 
-    Stretching takes the value of the nearest pixel, so that no value mixes those of two surfaces.
-    What a larger canvas adds is unknown.  A flow may lead out of the reference image.
+    Stretching uses the nearest pixel, so that no value mixes two surfaces.  The flow of pixels that
+    a larger canvas adds is unknown.  A flow may lead out of the reference image.
 
     Args:
-        flow: (H, W, 2) between the images as they were.
-        transforms: those of ``INPUT.AUGMENTATION ssd``; colours may change too.
+        flow: (H, W, 2) between the images before ``transforms``.
+        transforms: those of ``INPUT.AUGMENTATION ssd``, also of colours.
     Returns:
         (H', W', 2) float32.
     Raises:
-        TypeError: a transform of another kind.
+        TypeError: a transform is of another kind.
     """
     for transform in transforms.transforms:
         if isinstance(transform, T.NoOpTransform | BlendTransform | PhotometricTransform):
@@ -103,7 +103,7 @@ def transform_flow(flow: np.ndarray, transforms: T.TransformList) -> np.ndarray:
 
 
 def _resized(flow: np.ndarray, new_height: int, new_width: int) -> np.ndarray:
-    """``flow`` of images stretched to another size; each pixel asks the one at its centre."""
+    """``flow`` of images stretched to another size; each pixel uses the old one at its centre."""
     height, width = flow.shape[:2]
     rows = ((np.arange(new_height) + 0.5) * height / new_height).astype(int)
     columns = ((np.arange(new_width) + 0.5) * width / new_width).astype(int)

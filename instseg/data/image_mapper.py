@@ -1,4 +1,4 @@
-"""Mappers of images: from data set records to what a model trains on."""
+"""Mappers that turn the records of data sets into training samples of images."""
 
 import copy
 from typing import Any
@@ -15,22 +15,22 @@ from instseg.errors import ImageError
 from instseg.masks import to_rle
 
 _TRIES = 10
-"""Draws of augmentations for one image, until one keeps an object."""
+"""Draws of augmentations for one image, until one keeps an instance."""
 _THINNEST = 4 / 550
-"""Pixels; thinner boxes go, as in the code of YOLACT's authors."""
+"""Pixels; thinner boxes are dropped, as in the code of YOLACT's authors."""
 
 
 class Mapper(DatasetMapper):
-    """Detectron2's mapper, which reads images as everything else here does.
+    """Detectron2's mapper with the image reader of instseg.
 
-    Detectron2's own reader turns 16 bits into white and floats of 0 to 1 into black, and trains on
-    what is left of a damaged file.  What it reads well arrives here bit by bit the same.
+    Detectron2's own reader turns 16 bits into white and floats in 0 to 1 into black, and trains on
+    the readable part of a damaged file.  For all other images both readers give the same bits.
     """
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """
         Raises:
-            ImageError: an image, or the labels of its pixels, that cannot be used.
+            ImageError: the image, or the labels of its pixels, cannot be used.
         """
         record = copy.deepcopy(dataset_dict)
         image = read_recorded(record, format=self.image_format)
@@ -51,7 +51,7 @@ class Mapper(DatasetMapper):
 
 
 def read_recorded(record: dict[str, Any], *, format: str) -> Array:
-    """The image of a record, whose size is added where the record does not tell it.
+    """Read the image of a record, and add its size to the record if that is missing.
 
     Args:
         record: Detectron2's, with ``file_name``; changed in place.
@@ -59,7 +59,7 @@ def read_recorded(record: dict[str, Any], *, format: str) -> Array:
     Returns:
         (H, W, C) uint8.
     Raises:
-        ImageError: it cannot be read, or has another size than the record tells.
+        ImageError: the image cannot be read, or has another size than the record says.
     """
     image = read_image(record["file_name"], format=format)
     height, width = image.shape[:2]
@@ -69,18 +69,18 @@ def read_recorded(record: dict[str, Any], *, format: str) -> Array:
 
 
 def _read_semantic(record: dict[str, Any]) -> Array | None:
-    """(H, W) labels of the pixels, which the record names a file for; None where it does not."""
+    """(H, W) labels of the pixels from the file that the record names; None if it names none."""
     file = record.pop("sem_seg_file_name", None)
     if file is None:
         return None
     labels = read_labels(file)
     _check_size(file, labels.shape[::-1], (record["width"], record["height"]))
-    # What Detectron2's transforms can stretch.
+    # Detectron2's transforms can stretch these types.
     return labels.astype(np.uint8 if labels.max() < 256 else np.float32)
 
 
 def _check_size(file: str, size: tuple[int, ...], expected: tuple[Any, ...]) -> None:
-    """Refuse an image that is not as wide and high as the data set says."""
+    """Refuse an image of another size than the data set says."""
     if size != expected:
         raise ImageError(
             f"{file} is {size[0]} x {size[1]} pixels, the data set says {expected[0]} x "
@@ -89,14 +89,14 @@ def _check_size(file: str, size: tuple[int, ...], expected: tuple[Any, ...]) -> 
 
 
 class SSDMapper(Mapper):
-    """Mapper for augmentations that look at the boxes and may lose objects.
+    """Mapper for augmentations that use the boxes and may lose instances.
 
-    Against Detectron2's: augmentations get the objects' boxes; an object stays if the centre of its
-    box is still in the image; crowds are kept as ``crowd_boxes`` (``Boxes``); polygons are drawn
-    before they are transformed, so that nothing but NumPy is needed to crop them.
+    It differs from Detectron2's mapper: augmentations get the instances' boxes; an instance stays
+    if the centre of its box is still in the image; crowds stay as ``crowd_boxes`` (``Boxes``);
+    polygons are drawn before they are transformed, so that cropping them needs only NumPy.
 
-    Every record gives a sample.  Where augmentations lose all of its objects they are drawn again,
-    a few times, then replaced by ``plain_augmentations``.
+    Every record gives a sample.  If augmentations lose all of its instances, they are drawn again,
+    a few times, and then replaced by ``plain_augmentations``.
 
     Deviation: YOLACT's authors take another image, drawn at random, after a first such loss.
     """
@@ -107,13 +107,13 @@ class SSDMapper(Mapper):
         """
         Args:
             args, kwargs: those of Detectron2's mapper.
-            plain_augmentations: they lose no object.
+            plain_augmentations: augmentations that lose no instance.
         """
         super().__init__(*args, **kwargs)
         self.plain_augmentations = T.AugmentationList(plain_augmentations)
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        dataset_dict = dict(dataset_dict)  # the size is added where it is missing
+        dataset_dict = dict(dataset_dict)  # read_recorded may add the size
         image = read_recorded(dataset_dict, format=self.image_format)
         for _ in range(_TRIES):
             record, lost = self._augmented(dataset_dict, image, self.augmentations)
@@ -124,35 +124,36 @@ class SSDMapper(Mapper):
     def _augmented(
         self, dataset_dict: dict[str, Any], image: np.ndarray, augmentations: T.AugmentationList
     ) -> tuple[dict[str, Any], bool]:
-        """The sample, and whether it lost the last of its objects."""
+        """The sample, and whether it lost all of its instances."""
         record = copy.deepcopy(dataset_dict)
         shape = image.shape[:2]
-        objects: list[dict[str, Any]] = []
+        singles: list[dict[str, Any]] = []
         crowds: list[dict[str, Any]] = []
         for annotation in record.pop("annotations", []):
-            (crowds if annotation.get("iscrowd", 0) else objects).append(annotation)
-        data = T.AugInput(image, boxes=_boxes(objects))
+            (crowds if annotation.get("iscrowd", 0) else singles).append(annotation)
+        data = T.AugInput(image, boxes=_boxes(singles))
         transforms = augmentations(data)
         size = data.image.shape[:2]
         record["image"] = torch.as_tensor(np.ascontiguousarray(data.image.transpose(2, 0, 1)))
         self._transform_rest(record, transforms)
-        kept = [x for x in objects if _centre_inside(x, transforms, size)]
-        changed = []
-        for annotation in kept:
+        transformed = []
+        for annotation in singles:
+            if not _centre_inside(annotation, transforms, size):
+                continue
             annotation.pop("keypoints", None)
             annotation["segmentation"] = to_rle(annotation["segmentation"], *shape)
-            changed.append(utils.transform_instance_annotations(annotation, transforms, size))
-        instances = utils.annotations_to_instances(changed, size, self.instance_mask_format)
+            transformed.append(utils.transform_instance_annotations(annotation, transforms, size))
+        instances = utils.annotations_to_instances(transformed, size, self.instance_mask_format)
         record["instances"] = utils.filter_empty_instances(instances, box_threshold=_THINNEST)
         crowds = [x for x in crowds if _centre_inside(x, transforms, size)]
         if crowds:
             boxes = Boxes(torch.as_tensor(transforms.apply_box(_boxes(crowds))))
             boxes.clip(size)
             record["crowd_boxes"] = boxes[boxes.nonempty(_THINNEST)]
-        return record, bool(objects) and not len(record["instances"])
+        return record, bool(singles) and not len(record["instances"])
 
     def _transform_rest(self, record: dict[str, Any], transforms: T.TransformList) -> None:
-        """For samples of more than an image and its objects: put the rest of it in its place."""
+        """Transform further parts of a sample in place; subclasses override it."""
 
 
 def _boxes(annotations: list[dict[str, Any]]) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""Images from files and arrays, turned into what a model takes or refused with a reason.
+"""Turn images from files and arrays into arrays that a model takes, or refuse them with a reason.
 
 OpenCV and Detectron2 accept much that no model can use (16-bit, floats in 0..1, channels first) and
-then return nonsense or fail deep inside a layer.  Here an image is either 8 bits per channel or an
-error that names it, for training, evaluation and prediction alike.
+then return nonsense or fail deep inside a layer.  Here an image has 8 bits per channel or raises an
+error that names it, in training, evaluation and prediction alike.
 """
 
 import io
@@ -36,32 +36,35 @@ logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 
-# Pillow refuses twice its MAX_IMAGE_PIXELS, which is this number, as a decompression bomb.  Beyond
-# it the masks, which have the size of the image and one byte per pixel, also need 18 GB for 100
-# objects.
+# Twice Pillow's MAX_IMAGE_PIXELS; Pillow refuses larger images as decompression bombs.  At this
+# size the masks of 100 instances, one byte per pixel, already need 18 GB.
 MAX_PIXELS = 178_956_970
 
 CHANNELS = {"BGR": 3, "RGB": 3, "L": 1}
-"""What ``INPUT.FORMAT`` may be, and the number of channels: colour in either order, or grey."""
+"""Values of ``INPUT.FORMAT`` and their number of channels: colour in either order, or grey."""
 _LAYOUT = "expected a NumPy array of shape (H, W, 3) with 8-bit values (uint8) in BGR order"
-_ORIENTED = {"exif", "Raw profile type exif", "XML:com.adobe.xmp"}  # what can tell it in a PNG
+_ORIENTED = {
+    "exif",
+    "Raw profile type exif",
+    "XML:com.adobe.xmp",
+}  # fields of a PNG that can hold it
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-# Detectron2's own readers open whatever Pillow does; for them it is told to have no Ghostscript.
+# Detectron2's own readers open everything that Pillow opens; this keeps Pillow from Ghostscript.
 EpsImagePlugin.gs_binary = False
-# No animations: behind an MPO's JPEG photograph is a depth map or a preview of it, behind the image
-# of a TIFF are smaller copies.
+# Not animations, although they hold several images: after its photograph an MPO holds a depth map
+# or preview, and after its image a TIFF holds smaller copies.
 _STILL = ("MPO", "TIFF")
 _LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B")
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 
 
 def check_colour(cfg: CfgNode, what: str) -> None:
-    """Refuse images of one channel for what takes three.
+    """Refuse a grey ``INPUT.FORMAT`` for a part that needs three channels.
 
     Args:
-        what: takes them; the subject of the message.
+        what: that part, the subject of the message.
     Raises:
-        ConfigError: ``INPUT.FORMAT`` is not one of colour.
+        ConfigError: ``INPUT.FORMAT`` is not a colour format.
     """
     if CHANNELS.get(cfg.INPUT.FORMAT) != 3:
         colour = " or ".join(name for name, channels in CHANNELS.items() if channels == 3)
@@ -71,33 +74,33 @@ def check_colour(cfg: CfgNode, what: str) -> None:
 def read_image(path: str | os.PathLike[str], *, format: str = "BGR") -> Array:
     """Read an image file, upright as its EXIF orientation says, with 8 bits per channel.
 
-    Grey, 1-bit, palette and CMYK images are converted, transparency is dropped, of an animation the
-    first frame is taken.  The size is checked before the pixels are decoded.
+    Converts grey, 1-bit, palette and CMYK images, drops transparency, and takes the first frame of
+    an animation.  The size is checked before the pixels are decoded.
 
     Args:
-        path: an image file of a format that Pillow decodes itself, or what Detectron2's
+        path: an image file of a format that Pillow decodes itself, or a name that Detectron2's
             ``PathManager`` opens, such as the synthetic ``shapes://shapes_val/128/0``.
         format: a key of :data:`CHANNELS`.
     Returns:
         (H, W, C) uint8, contiguous.
     Raises:
-        ImageError: the file is missing, no image, damaged, larger than ``MAX_PIXELS``, has more
-            than 8 bits per channel or is a TIFF of several images; the message names the file.
+        ImageError: the file is missing, no image, damaged, larger than ``MAX_PIXELS``, of more
+            than 8 bits per channel or a TIFF of several images; the message names the file.
     """
     with _opened(path) as image:
         return convert_image(image, source=str(path), format=format)
 
 
 def read_labels(path: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
-    """Read an image file whose pixels are numbers, such as classes, and no colours.
+    """Read an image file whose pixels are numbers, such as classes, not colours.
 
     Args:
-        path: as :func:`read_image` takes it; grey of up to 32 bits, or with a palette, whose
-            colours do not count.
+        path: as for :func:`read_image`; a grey image of up to 32 bits, or one with a palette, whose
+            colours are ignored.
     Returns:
         (H, W), upright as the EXIF orientation says.
     Raises:
-        ImageError: as :func:`read_image`, except for the bits; or an image in colour.
+        ImageError: as :func:`read_image`, except for the bits; or the image is in colour.
     """
     with _opened(path) as image:
         _check_size(image.width, image.height, str(path))
@@ -112,10 +115,10 @@ def read_labels(path: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Width and height of an image file, upright as its EXIF orientation says, from its header.
+    """Width and height of an image file from its header, upright as its EXIF orientation says.
 
-    The pixels are decoded only if the file is no JPEG or PNG, or does not end as one: it may be
-    cut off.
+    Decodes the pixels only if the file is no JPEG or PNG, or lacks the end of one and may be cut
+    off.
 
     Raises:
         ImageError: as :func:`read_image`.
@@ -126,7 +129,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         if not check_whole(image, str(path)):
             height, width, _ = convert_image(image, source=str(path)).shape
             return width, height
-        # Pillow decodes a PNG to look for an orientation that is not in its header.
+        # To look for an orientation outside a PNG's header, Pillow would decode the PNG.
         if image.format == "JPEG" or _ORIENTED & image.info.keys():
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
             return image.size[::-1] if turned else image.size
@@ -135,7 +138,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """The file opened by Pillow; whatever goes wrong with it is an ImageError that names it."""
+    """Open a file with Pillow; any error becomes an ImageError that names the file."""
     name = os.fspath(path)
     try:
         content = _content(name)
@@ -155,7 +158,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
 
 
 def _content(path: str) -> bytes | None:
-    """What Detectron2 finds under a name that is none of this disk; None for a file of it."""
+    """Bytes that Detectron2 finds under a name that is no path on this disk; None for a path."""
     if not is_elsewhere(path):
         return None
     try:
@@ -175,8 +178,8 @@ def convert_image(image: Image.Image, *, source: str = "image", format: str = "B
     """Turn a Pillow image into an array, as :func:`read_image` does with a file.
 
     Args:
-        image: of any mode; it is not modified, except that Pillow loads its pixels.
-        source: what error messages call it.
+        image: of any mode; unchanged, except that Pillow loads its pixels.
+        source: name of the image in error messages.
         format: a key of :data:`CHANNELS`.
     Returns:
         (H, W, C) uint8, contiguous.
@@ -212,19 +215,19 @@ def convert_image(image: Image.Image, *, source: str = "image", format: str = "B
 
 
 def check_image(image: Any, *, source: str = "image", format: str = "BGR") -> Array:
-    """Check an array and bring it to the channels of a model.
+    """Check an array and convert it to the channels that a model takes.
 
     Args:
-        image: (H, W, 3) uint8 in BGR order.  (H, W) and (H, W, 1) are grey, of (H, W, 4) the alpha
-            channel is dropped, floats are taken as they are if they span 0 to 255.
-        source: what error messages call it.
+        image: (H, W, 3) uint8 in BGR order.  (H, W) and (H, W, 1) mean grey, (H, W, 4) loses its
+            alpha channel, and floats in 0 to 255 stay as they are.
+        source: name of the image in error messages.
         format: a key of :data:`CHANNELS`.
     Returns:
-        (H, W, C) uint8 or float; the array itself where nothing had to be changed.
+        (H, W, C) uint8 or float; the array itself if nothing had to be changed.
     Raises:
-        ImageError: None, empty, too large, more than 8 bits, floats in 0 to 1, or values that are
-            not finite.
-        TypeError: no NumPy array, or not height by width by channels.
+        ImageError: it is None, empty or too large, has more than 8 bits, floats in 0 to 1, or
+            values that are not finite.
+        TypeError: it is no NumPy array, or not height by width by channels.
     """
     if image is None:
         raise ImageError(f"{source} is None — file missing or unreadable?")
@@ -235,7 +238,7 @@ def check_image(image: Any, *, source: str = "image", format: str = "BGR") -> Ar
         )
     if not isinstance(image, np.ndarray):
         raise TypeError(f"{source} is a {type(image).__name__}; {_LAYOUT}")
-    image = np.asarray(image)  # of masked values the network would see what is below the mask
+    image = np.asarray(image)  # a masked array becomes its data, which is what the network sees
     _check_layout(image.shape, source)
     _check_size(image.shape[1], image.shape[0], source)
     _check_values(image, source)
@@ -255,7 +258,7 @@ def check_image(image: Any, *, source: str = "image", format: str = "BGR") -> Ar
 
 
 def _grey(image: Array) -> Array:
-    """(H, W, 3) in BGR order → (H, W, 1), as Pillow weighs the channels."""
+    """(H, W, 3) in BGR order → (H, W, 1), with Pillow's weights of the channels."""
     if image.dtype == np.uint8:
         pillow_image = Image.fromarray(np.ascontiguousarray(image[:, :, ::-1]))
         return np.array(pillow_image.convert("L"))[:, :, None]
@@ -285,7 +288,7 @@ def _check_size(width: int, height: int, source: str) -> None:
 
 
 def _check_values(image: Array, source: str) -> None:
-    """Refuse number types and ranges that are not those of 8-bit pixels."""
+    """Refuse types and ranges other than those of 8-bit pixels."""
     if image.dtype == np.uint8:
         return
     if image.dtype.kind in "iu":
@@ -298,7 +301,7 @@ def _check_values(image: Array, source: str) -> None:
     low, high = float(image.min()), float(image.max())
     if not np.isfinite(low) or not np.isfinite(high):
         raise ImageError(f"{source} contains non-finite values (NaN or infinity)")
-    # All zero is black by either convention.
+    # All zeros are black in 0 to 1 and in 0 to 255.
     if 0 < high <= 1 and low >= 0:
         raise ImageError(
             f"{source}: {image.dtype} values in 0 to 1 (max={high:g}), expected 0 to 255; multiply "

@@ -1,4 +1,4 @@
-"""Loaders of data sets, as ``cfg`` wants them."""
+"""Build the loaders of data sets for a configuration."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -23,7 +23,7 @@ def build_train_loader(cfg: CfgNode, datasets: Sequence[DataSet]) -> Loader:
     """Endless batches of ``datasets``, those of ``DATASETS.TRAIN``.
 
     Raises:
-        ConfigError, DatasetError: what would stop the training later.
+        ConfigError, DatasetError: a problem that would stop the training later.
     """
     if not datasets:
         raise ConfigError("DATASETS.TRAIN is empty; name a data set, e.g. ('shapes_train',)")
@@ -49,10 +49,11 @@ def build_train_loader(cfg: CfgNode, datasets: Sequence[DataSet]) -> Loader:
 def build_test_loader(cfg: CfgNode, dataset: DataSet) -> Loader:
     """One pass over ``dataset``, which is one of ``DATASETS.TEST``.
 
-    With proposals, and what ``INPUT.TRUTH_TEST`` and ``SEMANTIC_ROOT`` add.
+    Adds the proposals, and the ground truth (``INPUT.TRUTH_TEST``) and semantic maps
+    (``INPUT.SEMANTIC_ROOT``) if the configuration asks for them.
 
     Raises:
-        ConfigError, DatasetError: images or proposals without a file.
+        ConfigError, DatasetError: images or proposals have no file.
     """
     records: Sequence[Record] = dataset.records
     if cfg.MODEL.LOAD_PROPOSALS:
@@ -93,11 +94,12 @@ def _annotated_records(
     filter_empty: bool,
     proposals: tuple[str, Sequence[str]],
 ) -> list[Record]:
-    """Records of ``datasets`` that losses can be computed on, checked.
+    """Checked records of ``datasets`` to compute losses on.
 
     Args:
         filter_empty: leave out images without instances.
-        proposals: the key that names their files under ``MODEL.LOAD_PROPOSALS``, and its value.
+        proposals: the key that names the proposal files, and its value; for
+            ``MODEL.LOAD_PROPOSALS``.
     """
     names = [dataset.name for dataset in datasets]
     if cfg.MODEL.LOAD_PROPOSALS:

@@ -1,4 +1,4 @@
-"""Which mapper makes a data set's records into what a model trains on, by the configuration."""
+"""Choose the mapper that turns records into samples, by the configuration."""
 
 import importlib.util
 import logging
@@ -22,18 +22,17 @@ Map = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class ImageMapper:
-    """A mapper that goes on without images that cannot be used.
+    """A mapper that replaces unusable images, so that training goes on.
 
-    Up to ``max_unreadable`` images that cannot be used are replaced, each time by the last record
-    that could: training goes on, and every one of them is logged.  Each process that loads data
-    counts for itself.
+    It replaces up to ``max_unreadable`` images by the last usable record and logs each of them.
+    Each process that loads data counts for itself.
     """
 
     def __init__(self, mapper: Map, max_unreadable: int = 0) -> None:
         """
         Args:
-            mapper: from a record to a sample.
-            max_unreadable: 0 replaces none.
+            mapper: turns a record into a sample.
+            max_unreadable: 0 replaces no image.
         """
         self.mapper = mapper
         self.max_unreadable = max_unreadable
@@ -43,7 +42,7 @@ class ImageMapper:
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """
         Raises:
-            ImageError: an image that cannot be used, beyond those that may be replaced.
+            ImageError: the image cannot be used, and no further one may be replaced.
         """
         try:
             sample = self.mapper(dataset_dict)
@@ -70,14 +69,14 @@ def build_test_mapper(cfg: CfgNode) -> ImageMapper:
 def build_train_mapper(cfg: CfgNode, *, augment: bool) -> ImageMapper:
     """The mapper that ``INPUT.AUGMENTATION`` names, with annotations.
 
-    Both know ``INPUT.RANDOM_BRIGHTNESS`` as well; ``ssd`` serves videos too
+    Both augmentations support ``INPUT.RANDOM_BRIGHTNESS``; ``ssd`` also supports videos
     (``INPUT.VIDEO_REFERENCE``).
 
     Args:
-        cfg: the ``INPUT`` node says what happens to images.
-        augment: False resizes as for testing and changes nothing else, for validation losses.
+        cfg: its ``INPUT`` node says what happens to images.
+        augment: False only resizes, as for testing; used for validation losses.
     Raises:
-        ConfigError: values of ``INPUT`` that cannot be used.
+        ConfigError: values of ``INPUT`` cannot be used.
     """
     brightness = tuple(cfg.INPUT.RANDOM_BRIGHTNESS)
     _check_crop(cfg)
@@ -101,7 +100,7 @@ def build_train_mapper(cfg: CfgNode, *, augment: bool) -> ImageMapper:
 
 
 def _check_crop(cfg: CfgNode) -> None:
-    """Detectron2 crops polygons with a package that it does not ask for."""
+    """Refuse to crop polygons without shapely, which Detectron2 uses but does not install."""
     polygons = cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon"
     crops = cfg.INPUT.CROP.ENABLED and cfg.INPUT.AUGMENTATION == "detectron2"
     if crops and polygons and importlib.util.find_spec("shapely") is None:

@@ -1,4 +1,4 @@
-"""Which files of a data set no image can be read from, told before the first iteration."""
+"""Find the unreadable files of a data set before the first iteration."""
 
 import os
 import stat
@@ -6,34 +6,34 @@ from collections.abc import Iterator, Sequence
 
 from instseg.data.synthetic.files import is_elsewhere
 
-_ASKED = 10_000
+_MAX_CHECKED = 10_000
 
 
 def file_problem(path: str | os.PathLike[str]) -> str | None:
-    """Why ``path`` is no regular file with something in it, if so.
+    """Why ``path`` is no regular file with content; None if it is one.
 
     Raises:
-        OSError, ValueError: the system does not answer, or no file can have such a name.
+        OSError, ValueError: the system gives no answer, or no file can have such a name.
     """
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return "is a link to a file that is not there" if os.path.islink(path) else "no such file"
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         return "is a folder"
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         return "is no regular file"
-    return None if found.st_size else "the file is empty (0 bytes)"
+    return None if status.st_size else "the file is empty (0 bytes)"
 
 
 def unusable_files(files: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Those that are on this disk and cannot be read, each with the reason.
+    """The files on this disk that cannot be read, each with the reason.
 
-    Folders are listed, which tells missing files, folders and dangling links at once.  Whether a
-    file is empty or may not be read is asked of 10 000 files at most, evenly spread: that takes a
-    question for each, and long on a network disk.
+    Listing their folders finds missing files, folders and dangling links at once.  Empty files and
+    missing permissions take a system call per file, which is slow on a network disk, so at most
+    10 000 files, evenly spread, are checked for them.
     """
-    step = -(-len(files) // _ASKED)
+    step = -(-len(files) // _MAX_CHECKED)
     folders: dict[str, dict[str, bool]] = {}
     for number, file in enumerate(files):
         if is_elsewhere(file):
@@ -49,11 +49,11 @@ def unusable_files(files: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _listing(folder: str) -> dict[str, bool]:
-    """Names in a folder, and whether each is a file; none where it cannot be listed."""
+    """Names in a folder, and whether each is a file; empty if it cannot be listed."""
     try:
         with os.scandir(folder or ".") as entries:
             return {entry.name: _is_file(entry) for entry in entries}
-    # Not there, no name of a folder, or one that may be used but not listed.
+    # The folder is missing, its name is impossible, or it may be used but not listed.
     except (OSError, ValueError):
         return {}
 

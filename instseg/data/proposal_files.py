@@ -1,7 +1,7 @@
-"""Object proposals in a file, in the format of Detectron2's ``MODEL.LOAD_PROPOSALS``.
+"""Read and write object proposals in the format of Detectron2's ``MODEL.LOAD_PROPOSALS``.
 
-It is a pickle of a dict: ``ids`` of images, ``boxes`` (N, 4) and ``objectness_logits`` (N,) for
-each, and ``bbox_mode``.  Detectron2 would execute what a pickle asks for; here nothing is.
+A file is a pickle of a dict: ``ids`` of images, ``boxes`` (N, 4) and ``objectness_logits`` (N,) for
+each, and ``bbox_mode``.  Detectron2 would execute code from a pickle; this reader never does.
 """
 
 import os
@@ -20,7 +20,7 @@ from instseg.files import atomic_write
 Array = npt.NDArray[np.float32]
 
 _OLD_KEYS = {"indexes": "ids", "scores": "objectness_logits"}
-"""Names in files for Detectron."""
+"""Names in files for Detectron, and those for Detectron2."""
 _MODES = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
 
 
@@ -31,8 +31,8 @@ def write_proposals(
 
     Args:
         path: the file.
-        images: of each its id, corners (N, 4) of boxes in its pixels, and logits (N,); none is
-            asked for before the file is known to be writable.
+        images: for each image its id, corners (N, 4) of boxes in its pixels, and logits (N,).  The
+            first is taken only once the file is known to be writable.
     Raises:
         OutputError: the file cannot be written.
     """
@@ -51,18 +51,18 @@ def write_proposals(
 
 
 def with_proposals(records: Sequence[dict[str, Any]], path: str) -> list[dict[str, Any]]:
-    """The records, each with its proposals, best first, as Detectron2's mappers expect them.
+    """Copies of the records with their proposals, best first, as Detectron2's mappers expect them.
 
     Raises:
-        DatasetError: a file of another content, or without one of the images.
-        CheckpointError: a file that cannot be read or asks to execute something.
+        DatasetError: the file has other content, or lacks one of the images.
+        CheckpointError: the file cannot be read or would execute code.
     """
     content = read_array_pickle(path)
     if not isinstance(content, dict):
         raise DatasetError(f"{path} holds a {type(content).__name__}; expected proposals in a dict")
     content = {_OLD_KEYS.get(key, key): value for key, value in content.items()}
-    found = (content.get(key) for key in ("ids", "boxes", "objectness_logits"))
-    columns = [column for column in found if isinstance(column, list)]
+    values = (content.get(key) for key in ("ids", "boxes", "objectness_logits"))
+    columns = [value for value in values if isinstance(value, list)]
     if len(columns) != 3 or len({len(column) for column in columns}) != 1:
         raise DatasetError(
             f"{path} holds {', '.join(map(str, content)) or 'nothing'}; expected the lists ids, "
@@ -70,15 +70,15 @@ def with_proposals(records: Sequence[dict[str, Any]], path: str) -> list[dict[st
         )
     mode = content.get("bbox_mode", BoxMode.XYXY_ABS)
     if not isinstance(mode, int) or mode not in _MODES:
-        expected = " or ".join(f"{int(known)} ({known.name})" for known in _MODES)
+        expected = " or ".join(f"{int(allowed)} ({allowed.name})" for allowed in _MODES)
         raise DatasetError(f"{path}: bbox_mode is {short(mode)}; expected {expected}")
     other = next((key for key in columns[0] if not isinstance(key, int | str | np.ndarray)), None)
     if other is not None:
         raise DatasetError(
             f"{path}: an id is a {type(other).__name__}; expected the number or text of an image"
         )
-    known = {str(key): item for key, *item in zip(*columns, strict=True)}
-    missing = [record for record in records if str(record["image_id"]) not in known]
+    proposals = {str(key): item for key, *item in zip(*columns, strict=True)}
+    missing = [record for record in records if str(record["image_id"]) not in proposals]
     if missing:
         raise DatasetError(
             f"{path} has no proposals for {len(missing)} of {len(records)} images, first "
@@ -86,7 +86,7 @@ def with_proposals(records: Sequence[dict[str, Any]], path: str) -> list[dict[st
         )
     completed = []
     for record in records:
-        boxes, logits = known[str(record["image_id"])]
+        boxes, logits = proposals[str(record["image_id"])]
         _check(f"{path}, image {record['image_id']}", boxes, logits)
         order = np.argsort(-logits, kind="stable")
         completed.append(

@@ -1,7 +1,7 @@
-"""Records of a function that somebody registered with Detectron2, checked and in one form.
+"""Check the records of a function that somebody registered with Detectron2, and give them one form.
 
-Detectron2 itself asks the catalogue for records in many places and expects another form in each;
-the function is therefore replaced there, so that everything sees the same records.
+Detectron2 itself reads records from the catalogue in many places and expects a different form in
+each.  :class:`CheckedRecords` therefore replaces the function there, so that all see the same.
 """
 
 import functools
@@ -29,36 +29,36 @@ _PATHS = ("file_name", "sem_seg_file_name", "pan_seg_file_name")
 
 
 class CheckedRecords:
-    """Stands in the catalogue in place of a registered function.
+    """Replaces a registered function in the catalogue.
 
-    Called, it gives a list of records in Detectron2's standard form: text for paths, ``height``,
+    A call gives a list of records in Detectron2's standard form: paths as text, ``height``,
     ``width`` and ``image_id`` in each, ``annotations`` in all or none, and annotations as
-    :func:`~instseg.data.annotations.standard_annotation` makes them.  The given ones stay as they
-    are.  Training takes an ``image_id`` that occurs twice, see :func:`check_image_ids`.
+    :func:`~instseg.data.annotations.standard_annotation` makes them.  The function's own records
+    are not modified.  Repeated ``image_id`` are allowed for training, see :func:`check_image_ids`.
     """
 
     def __init__(self, name: str, function: Callable[[], Any]) -> None:
         """
         Args:
             name: of the data set.
-            function: as registered: gives records, in a list or whatever can be gone through.
+            function: the registered one; returns records in a list or any other iterable.
         """
         self.name = name
         self._function = function
         self._iterator: Iterator[Any] | None = None
-        self._taken: list[Any] = []
-        self._told: set[str] = set()
-        self._size = functools.cache(_size)  # what is read once need not be read at each call
+        self._iterator_records: list[Any] = []
+        self._logged_lines: set[str] = set()
+        self._size = functools.cache(_size)  # keeps sizes from one call to the next
 
     def __call__(self) -> list[Record]:
         """The records; see :meth:`read`."""
         return self.read()[0]
 
     def read(self) -> tuple[list[Record], Report]:
-        """The records, and what was found that keeps none of them from being used.
+        """The records, and a report without errors.
 
         Raises:
-            DatasetError: what no model can be trained or evaluated on, with the record.
+            DatasetError: no model can be trained or evaluated on a record; the message names it.
         """
         records, report = self.examine()
         error = next(report.lines(Level.ERROR), None)
@@ -67,11 +67,11 @@ class CheckedRecords:
         step = sample_step(sum(len(record.get("annotations", ())) for record in records))
         mistakes = likely_mistakes(record_instances(records, step))
         for line in (*report.warnings(), *mistakes):
-            self._tell(line)
+            self._log_once(line)
         return records, report
 
     def examine(self) -> tuple[list[Record], Report]:
-        """Those records that can be used, and what is wrong with the others."""
+        """The usable records, and a report on everything that was found."""
         report = Report([])
         given = self._given()
         classes = _classes(self.name)
@@ -95,10 +95,10 @@ class CheckedRecords:
 
     def _given(self) -> list[Any]:
         given = self._function()
-        if isinstance(given, Iterator):  # the same one cannot be gone through again
+        if isinstance(given, Iterator):  # an iterator gives its records only once
             if given is not self._iterator:
-                self._iterator, self._taken = given, list(given)
-            given = self._taken
+                self._iterator, self._iterator_records = given, list(given)
+            given = self._iterator_records
         elif isinstance(given, Dataset) and hasattr(given, "__len__"):
             given = [given[index] for index in range(len(given))]
         elif isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
@@ -112,38 +112,39 @@ class CheckedRecords:
         return records
 
     def _number(self, records: list[Record]) -> None:
-        """Gives an ``image_id`` to those without."""
-        known = {record["image_id"] for record in records}
-        numbers = (number for number in itertools.count() if number not in known)
-        without = [record for record in records if record["image_id"] is None]
-        for record, number in zip(without, numbers, strict=False):
-            record["image_id"] = number
-        if without:
-            self._tell(f"{len(without)} of {len(records)} records have no image_id: numbered")
+        """Give an ``image_id`` to records without one."""
+        used_ids = {record["image_id"] for record in records}
+        free_ids = (number for number in itertools.count() if number not in used_ids)
+        without_id = [record for record in records if record["image_id"] is None]
+        for record, image_id in zip(without_id, free_ids, strict=False):
+            record["image_id"] = image_id
+        if without_id:
+            line = f"{len(without_id)} of {len(records)} records have no image_id: numbered"
+            self._log_once(line)
 
-    def _tell(self, line: str) -> None:
-        if line not in self._told:
-            self._told.add(line)
+    def _log_once(self, line: str) -> None:
+        if line not in self._logged_lines:
+            self._logged_lines.add(line)
             logger.warning("data set %s: %s (said once)", self.name, line)
 
 
 def image_id_problems(records: Sequence[Record]) -> Iterator[Finding]:
-    """What keeps an evaluation from telling images apart; training does not look at their ids."""
-    known: dict[Any, str] = {}
-    kinds: set[type] = set()
+    """Image ids that an evaluation cannot use; training ignores them."""
+    first_files: dict[Any, str] = {}
+    id_types: set[type] = set()
     for record in records:
         key, file = record.get("image_id"), record["file_name"]
-        kinds.add(str if isinstance(key, str) else type(key))
+        id_types.add(str if isinstance(key, str) else type(key))
         if key is None:
             continue
-        if key in known:
-            same = file == known[key]
+        if key in first_files:
+            same = file == first_files[key]
             kind = Kind.REPEATED_RECORD if same else Kind.SHARED_ID
-            files = f"both {file}" if same else f"{known[key]} and {file}"
+            files = f"both {file}" if same else f"{first_files[key]} and {file}"
             message = f"two records have the image_id {key!r}, {files}"
             yield Finding(kind, key, f"{message}; training takes that, an evaluation does not")
-        known.setdefault(key, file)
-    if str in kinds and len(kinds) > 1:
+        first_files.setdefault(key, file)
+    if str in id_types and len(id_types) > 1:
         message = (
             "some image_id are numbers, others text or missing; training takes that, an "
             "evaluation needs one of the two"
@@ -155,7 +156,7 @@ def check_image_ids(name: str, records: Sequence[Record]) -> None:
     """Refuse records whose images an evaluation cannot tell apart.
 
     Raises:
-        DatasetError: an ``image_id`` that occurs twice, numbers beside text.
+        DatasetError: an ``image_id`` occurs twice, or some are numbers and others text.
     """
     problem = next(image_id_problems(records), None)
     if problem is not None:
@@ -169,10 +170,10 @@ def _standard_record(given: Any, where: str, size: Callable[[str], tuple[int, in
     """A copy with paths as text, whole numbers, and a size.
 
     Args:
-        where: what messages begin with.
+        where: beginning of messages.
         size: gives width and height of an image file.
     Raises:
-        Fault: there is no image, or no size of it.
+        Fault: the record names no image, or its image has no usable size.
     """
     if not isinstance(given, Mapping):
         raise Fault(Kind.FORMAT, f"{where} is {short(given)}; expected a dict")
@@ -220,7 +221,7 @@ def _size(file: str) -> tuple[int, int]:
 def _take_annotations(
     record: Record, classes: list[str] | None, where: str, index: int
 ) -> Iterator[Finding]:
-    """Replaces the annotations of a record by standard ones."""
+    """Replace the annotations of a record by standard ones."""
     where = f"{where} ({record['file_name']})"
     given = record.pop("annotations", None)
     if given is None:
@@ -247,7 +248,7 @@ def _take_annotations(
 
 
 def _classes(name: str) -> list[str] | None:
-    """Names of the classes of a data set; None if they are not given as names."""
+    """Class names of a data set; None if the metadata has none."""
     classes = MetadataCatalog.get(name).get("thing_classes")
     if isinstance(classes, list | tuple) and all(isinstance(entry, str) for entry in classes):
         return list(classes) or None
@@ -257,8 +258,8 @@ def _classes(name: str) -> list[str] | None:
 def _class_problems(name: str, classes: list[str] | None) -> Iterator[Finding]:
     metadata = MetadataCatalog.get(name)
     if classes is None:
-        found = metadata.get("thing_classes")
-        what = "are not set" if found is None else f"are {short(found)}"
+        given = metadata.get("thing_classes")
+        what = "are not set" if given is None else f"are {short(given)}"
         message = (
             f"its thing_classes {what}; name the classes in the order of category_id, from 0 on: "
             f"MetadataCatalog.get({name!r}).thing_classes = ['cat', 'dog']"
@@ -266,7 +267,7 @@ def _class_problems(name: str, classes: list[str] | None) -> Iterator[Finding]:
         yield Finding(Kind.FORMAT, None, message)
         return
     numbers = metadata.get("thing_dataset_id_to_contiguous_id")
-    # That of a panoptic set may have more.
+    # Panoptic sets may have further ids here.
     if numbers is not None and not set(range(len(classes))) <= set(numbers.values()):
         message = (
             f"its thing_dataset_id_to_contiguous_id is {short(numbers)}; expected one id for each "

@@ -1,9 +1,9 @@
-"""Training samples that a project draws by its own rules, in place of whole images.
+"""Load training samples that a project draws by its own rules, instead of whole images.
 
-``INPUT.SAMPLES`` names a class of :data:`SAMPLES_REGISTRY`.  It is called with the configuration,
-the annotated records of ``DATASETS.TRAIN`` and ``batch_size``, the samples per process and batch,
-and is an endless ``IterableDataset`` of dicts: ``batch_size`` successive samples of one worker make
-a batch, which the model gets as it is.
+``INPUT.SAMPLES`` names a class of :data:`SAMPLES_REGISTRY`.  Its arguments are the configuration,
+the annotated records of ``DATASETS.TRAIN`` and ``batch_size``, the samples per process and batch.
+It is an endless ``IterableDataset`` of dicts: ``batch_size`` successive samples of one worker are a
+batch, which the model gets unchanged.
 """
 
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ def build_samples(
     """The samples that ``INPUT.SAMPLES`` names, from ``records``.
 
     Raises:
-        DatasetError: records without anything to draw.
+        DatasetError: there is nothing to draw from the records.
     """
     samples: IterableDataset[dict[str, Any]] = SAMPLES_REGISTRY.get(cfg.INPUT.SAMPLES)(
         cfg, records, batch_size=batch_size

@@ -1,4 +1,4 @@
-"""Semantic maps from files, for models that take one (``INPUT.SEMANTIC_ROOT``)."""
+"""Add files of semantic maps to records, for models that take one (``INPUT.SEMANTIC_ROOT``)."""
 
 import os
 from collections.abc import Sequence
@@ -10,15 +10,15 @@ from instseg.errors import DatasetError
 
 
 def with_semantic_files(cfg: CfgNode, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records, with the label file of each for Detectron2's mapper where the key is set.
+    """The records, each with its label file for Detectron2's mapper if the key is set.
 
-    The file of ``NAME.jpg`` is ``INPUT.SEMANTIC_ROOT/NAME.png``, a grey image of the same size;
-    it is flipped, resized and cropped along and arrives as ``sem_seg``.
+    The file of ``NAME.jpg`` is ``INPUT.SEMANTIC_ROOT/NAME.png``, a grey image of the same size.  It
+    is flipped, resized and cropped with the image, and models get it as ``sem_seg``.
 
     Args:
-        records: stay as they are.
+        records: not modified.
     Raises:
-        DatasetError: an image without a file.
+        DatasetError: an image has no file.
     """
     root = cfg.INPUT.SEMANTIC_ROOT
     if not root:

@@ -1,4 +1,4 @@
-"""Images that are the frames of a video: those of a folder, or of numbered names."""
+"""Read images as the frames of a video: those of a folder, or those with numbered names."""
 
 import logging
 import os
@@ -17,19 +17,19 @@ _NUMBER = re.compile(r"%(?:0?([1-9]\d?))?d", re.ASCII)
 
 
 def natural_order(name: str) -> tuple[list[str | int], str]:
-    """Key by which ``frame_9`` comes before ``frame_10``."""
+    """Sort key that puts ``frame_9`` before ``frame_10``."""
     parts = re.split(r"([0-9]+)", name.lower())
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 
 
 def is_pattern(path: str | os.PathLike[str]) -> bool:
-    """Whether the name of a file stands for those of a sequence, as ``frames_%05d.png`` does."""
+    """Whether the name stands for the files of a sequence, as ``frames_%05d.png`` does."""
     name = os.path.basename(path)
     return name.count("%") == 1 and _NUMBER.search(name) is not None
 
 
 def without_number(name: str) -> str:
-    """What the names of a pattern's files have in common: ``frames`` of ``frames_%05d``."""
+    """The common part of the names of a pattern's files: ``frames`` for ``frames_%05d``."""
     return _NUMBER.sub("", name).strip(" _-.") or "frames"
 
 
@@ -37,20 +37,20 @@ def numbered_files(pattern: str | os.PathLike[str]) -> list[str]:
     """The files whose names are ``pattern`` with a number in place of ``%d`` or ``%05d``.
 
     Args:
-        pattern: :func:`is_pattern`.
+        pattern: a path for which :func:`is_pattern` is true.
     Returns:
-        paths in the order of the numbers; empty where there is no such folder.  Numbers that are
-        left out are told in the log.
+        paths in the order of the numbers; empty if there is no such folder.  Missing numbers are
+        logged.
     """
     folder, name = os.path.split(pattern)
     before, digits, after = _NUMBER.split(name)
     before, after, width = re.escape(before), re.escape(after), int(digits or 1)
     whole = re.compile(f"{before}([0-9]{{{width}}}|[1-9][0-9]{{{width},}}){after}", re.DOTALL)
     try:
-        names = [found for found in map(whole.fullmatch, os.listdir(folder or ".")) if found]
+        matches = [match for match in map(whole.fullmatch, os.listdir(folder or ".")) if match]
     except OSError:
         return []
-    files = {int(found[1]): os.path.join(folder, found[0]) for found in names}
+    files = {int(match[1]): os.path.join(folder, match[0]) for match in matches}
     numbers = sorted(number for number, path in files.items() if not os.path.isdir(path))
     if numbers and (missing := numbers[-1] - numbers[0] + 1 - len(numbers)):
         logger.info(
@@ -66,7 +66,7 @@ class ImageSequence:
     def __init__(self, name: str, files: Sequence[str], fps: float = DEFAULT_FPS) -> None:
         """
         Args:
-            name: what error messages call it.
+            name: of the sequence in error messages.
             files: in the order of the frames.
             fps: frames per second.
         Raises:
@@ -87,13 +87,13 @@ class ImageSequence:
         """
         count = 0
         first: ImageError | None = None
-        for place, path in enumerate(self._files):
+        for number, path in enumerate(self._files):
             try:
                 image = read_image(path)
             except ImageError as error:
                 count, first = count + 1, first or error
                 continue
-            yield Frame(image, place / self.fps, Path(path).name)
+            yield Frame(image, number / self.fps, Path(path).name)
         if first is not None:
             rest = "; the other frames are used" if count < len(self._files) else ""
             raise ImageError(
@@ -102,4 +102,4 @@ class ImageSequence:
             )
 
     def close(self) -> None:
-        """Nothing is open between two frames."""
+        """Do nothing: no file is open between two frames."""

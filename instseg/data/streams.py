@@ -1,4 +1,4 @@
-"""Video that another computer sends: ``http://``, ``rtsp://`` and the like."""
+"""Read video streams from other computers: ``http://``, ``rtsp://`` and the like."""
 
 import re
 import time
@@ -11,24 +11,24 @@ from instseg.errors import ConfigError, ImageError, short
 
 SCHEMES = ("http", "https", "rtmp", "rtmps", "rtsp", "rtsps")
 _TIMEOUT = 10.0
-"""Seconds without an answer, or without another packet, after which a stream has ended."""
-# Beside the containers: playlists of http, what cameras send, and bare codecs.
+"""A stream ends after this many seconds without an answer or packet."""
+# Containers, and also playlists over http, the formats of cameras, and bare codecs.
 _FORMATS = f"{CONTAINERS},h264,hevc,hls,live_flv,mjpeg,mpjpeg,rtp,rtsp,sdp"
-# Without "file": what a server sends must not have files of this computer read.
+# Without "file": a server must not be able to have files of this computer read.
 _PROTOCOLS = "crypto,http,httpproxy,https,rtmp,rtmps,rtmpt,rtmpts,rtp,srtp,tcp,tls,udp"
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.IGNORECASE | re.DOTALL)
 
 
 def is_url(text: str) -> bool:
-    """Whether this names something by scheme, as in ``rtsp://camera/live``."""
+    """Whether the text begins with a scheme, as ``rtsp://camera/live`` does."""
     return _URL.fullmatch(text) is not None
 
 
 def public_name(url: str) -> str:
-    """``url`` without what can be secret: user and password, and all from ``?`` on.
+    """``url`` without its possible secrets: user, password, and everything after ``?`` or ``#``.
 
     Raises:
-        ConfigError: no scheme that can be read, or no host.
+        ConfigError: the scheme is unknown, or there is no host.
     """
     match = _URL.fullmatch(url)
     scheme, rest = match.groups() if match else ("", url)
@@ -44,7 +44,7 @@ def public_name(url: str) -> str:
 
 
 class Stream(VideoFile):
-    """A stream, decoded as it comes; it ends when the sender closes it.
+    """A stream, decoded as it arrives; it ends when the sender closes it.
 
     Attributes:
         name: the address without user, password and query.
@@ -55,7 +55,7 @@ class Stream(VideoFile):
         """Connect, and read what the sender announces.
 
         Raises:
-            ImageError: nobody answers, or what is sent is no video.
+            ImageError: nobody answers, or the data are no video.
         """
         name = public_name(url)
         options = {
@@ -69,7 +69,7 @@ class Stream(VideoFile):
         try:
             container = av.open(url, options=options, metadata_errors="replace", timeout=_TIMEOUT)
         except (av.FFmpegError, OSError) as error:
-            # RTSP calls it invalid data when it is interrupted.
+            # After a timeout RTSP reports invalid data.
             late = time.monotonic() - start >= _TIMEOUT
             raise ImageError(f"{name}: cannot be read: {_reason(error, late)}") from None
         self._begin(name, container)

@@ -1,4 +1,4 @@
-"""The ground truth of a data set as COCO's code needs it."""
+"""Prepare the ground truth of a data set for COCO's code."""
 
 import contextlib
 import io
@@ -17,7 +17,7 @@ from instseg.masks import as_text, rle_area
 
 
 def of_file(name: str, json_file: str, image_root: str) -> COCO:
-    """Of a file in COCO's format that belongs to somebody's registered function.
+    """The ground truth in a file in COCO's format, which belongs to a registered function.
 
     Raises:
         DatasetError: the file cannot be read.
@@ -34,14 +34,14 @@ def of_records(
     annotated: bool,
     exact: bool,
 ) -> COCO:
-    """Of records in Detectron2's standard format.
+    """The ground truth in records in Detectron2's standard format.
 
     Args:
-        records: stay as they are.
+        records: not modified.
         categories: ``{"id": ..., "name": ...}`` in the order of the class numbers.
         annotated: whether there is a ground truth, possibly one without instances.
-        exact: boxes and areas are those of a file in COCO's format.  Otherwise areas are computed
-            and boxes rounded, as Detectron2 does where it converts records.
+        exact: keep boxes and areas, which come from a file in COCO's format.  Otherwise compute the
+            areas and round the boxes, as Detectron2 does when it converts records.
     """
     coco = COCO()
     coco.dataset = {
@@ -84,8 +84,8 @@ def _annotation(given: dict[str, Any], exact: bool) -> dict[str, Any]:
         # Detectron2 measures to the centres of pixels, COCO counts them.
         points = [v if i % 3 == 2 else v - 0.5 for i, v in enumerate(given["keypoints"])]
         annotation["keypoints"] = points
-        seen = sum(value > 0 for value in points[2::3])
-        annotation["num_keypoints"] = given.get("num_keypoints", seen)
+        num_labelled = sum(value > 0 for value in points[2::3])
+        annotation["num_keypoints"] = given.get("num_keypoints", num_labelled)
     if isinstance(mask, dict):
         is_text = isinstance(mask["counts"], str)
         annotation["segmentation"] = mask if is_text else as_text(mask)
@@ -108,27 +108,27 @@ def _indexed(coco: COCO) -> COCO:
 
 
 def prepare_truth(coco: COCO) -> None:
-    """Leave out of ``coco`` what training leaves out, and complete the rest, in place.
+    """Remove the annotations that training leaves out, and complete the others, in place.
 
-    pycocotools fails or reads beyond its memory where an object cannot be drawn, fails where one
-    has no ``area`` or ``iscrowd``, ignores one with an impossible area, and counts the object whose
-    id is 0 as never found: objects are numbered from 1.
+    Otherwise pycocotools would fail, or read beyond its memory, on an instance that cannot be
+    drawn.  It would fail on one without ``area`` or ``iscrowd``, ignore one with an impossible
+    area, and count one with the id 0 as never found, so instances are numbered from 1.
     """
     if "annotations" not in coco.dataset:
         return
     left_out = Report(check_coco(coco.dataset, masks=False)).left_out()
-    kept = [entry for entry in coco.dataset["annotations"] if entry["id"] not in left_out]
-    for number, entry in enumerate(kept, start=1):
+    used = [entry for entry in coco.dataset["annotations"] if entry["id"] not in left_out]
+    for number, entry in enumerate(used, start=1):
         entry["id"] = number
         entry.setdefault("iscrowd", 0)
         if isinstance(entry.get("segmentation"), list):
             entry["segmentation"] = usable_polygons(entry["segmentation"])
         area = entry.get("area")
-        # pycocotools leaves objects of any other area out of every range, and so of the result.
+        # Instances of any other area are in none of pycocotools' ranges, so results ignore them.
         if type(area) not in (int, float) or not 0 < area <= MAX_PIXELS:
             *_, width, height = entry.get("bbox") or (0, 0, 0, 0)
             mask = entry.get("segmentation")
             entry["area"] = float(rle_area(coco.annToRLE(entry))) if mask else float(width * height)
-    coco.dataset["annotations"] = kept
+    coco.dataset["annotations"] = used
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()

@@ -1,8 +1,8 @@
-"""Training on videos: a frame, an earlier one of its clip, and the flow between the two.
+"""Map frames of videos to samples: a frame, an earlier one of its clip, and the flow between both.
 
-A record of a video has, beside Detectron2's standard fields, ``video_id``, ``frame_index``,
-``length`` and ``reference_files``: earlier frames of its clip, the nearest first.  A data set that
-knows the flow to them gives ``flow_files`` as well, in the same order.
+A record of a frame has Detectron2's standard fields, and also ``video_id``, ``frame_index``,
+``length`` and ``reference_files``: earlier frames of its clip, the nearest first.  If the data set
+knows the flow to these, the record also has ``flow_files``, in the same order.
 """
 
 from typing import Any
@@ -18,19 +18,19 @@ from instseg.data.images import read_image
 from instseg.errors import ConfigError, DatasetError
 
 NUM_REFERENCES = 10
-"""How many earlier frames a record names at most."""
+"""Largest number of earlier frames that a record names."""
 
 
 class VideoMapper(SSDMapper):
     """SSDMapper that adds ``reference_image`` and, if asked to, ``flow``.
 
-    ``reference_image`` (3, h, w) is an earlier frame that went through the same transforms, with
-    the same random numbers, as ``image``.  ``flow`` (2, h, w) float32, x then y, is in pixels of
-    ``image``: what is at a pixel of it lies at pixel + flow in ``reference_image``.  It is NaN
-    where that is unknown, and may lead out of the image.
+    ``reference_image`` (3, h, w) is an earlier frame, transformed like ``image`` with the same
+    random numbers.  ``flow`` (2, h, w) float32, x then y, is in pixels of ``image``: the point at
+    pixel p of ``image`` lies at p + flow in ``reference_image``.  It is NaN where unknown, and may
+    lead out of the image.
 
-    Near the beginning of a clip, where no frame is as early as asked for, the earliest one is
-    taken: for the first frame, and so for every still image, that is itself.
+    If the clip has no frame as early as the drawn distance, the earliest one is used.  The first
+    frame of a clip, and so every still image, is its own reference.
     """
 
     def __init__(
@@ -39,8 +39,8 @@ class VideoMapper(SSDMapper):
         """
         Args:
             args, kwargs: those of SSDMapper.
-            reference_range: fewest and most frames from the reference to the frame.
-            with_flow: the records have ``flow_files``, or are still images.
+            reference_range: smallest and largest distance to the reference, in frames.
+            with_flow: add ``flow``; records need ``flow_files`` unless they are still images.
         """
         super().__init__(*args, **kwargs)
         self.reference_range = reference_range
@@ -51,7 +51,7 @@ class VideoMapper(SSDMapper):
         references = record.pop("reference_files", [])
         flows = record.pop("flow_files", [])
         shortest, longest = self.reference_range
-        # Drawn before anything is looked at, so that the same numbers follow for every record.
+        # Drawn for every record, so that all records take the same number of random numbers.
         distance = min(int(np.random.randint(shortest, longest + 1)), len(references))
         file = references[distance - 1] if distance else record["file_name"]
         reference = read_image(file, format=self.image_format)
@@ -81,14 +81,14 @@ class VideoMapper(SSDMapper):
 
 
 def check_video(cfg: CfgNode, names: str, records: list[dict[str, Any]]) -> None:
-    """Check that ``records`` are what ``INPUT.VIDEO_*`` ask for; do nothing if they are off.
+    """Check that ``records`` have what ``INPUT.VIDEO_*`` need; do nothing if these are off.
 
-    Still images may be mixed in, as clips of one frame.
+    Still images count as clips of one frame.
 
     Args:
         names: of the data sets, for messages.
     Raises:
-        ConfigError: none of the data sets is a video set, or one does not know its flow.
+        ConfigError: no data set has videos, or one lacks the flow.
     """
     if not cfg.INPUT.VIDEO_REFERENCE:
         return

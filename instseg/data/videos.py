@@ -1,7 +1,7 @@
-"""Frames of video files and cameras one at a time, and videos written frame by frame.
+"""Read video files and cameras frame by frame, and write videos frame by frame.
 
-Decoders conceal damage and readers stop silently where a file is cut off.  Here a video that could
-not be read completely ends with an error that says so, after all frames that could be decoded.
+Decoders conceal damage, and readers stop silently at the end of a truncated file.  Here a damaged
+video gives all frames that can be decoded and then raises an error that says what is missing.
 """
 
 import logging
@@ -24,21 +24,21 @@ from instseg.errors import ImageError, OutputError
 
 logger = logging.getLogger(__name__)
 
-# Containers of frames, named because FFmpeg would also open text files and playlists.
+# The only containers that are opened: FFmpeg would also open text files and playlists.
 CONTAINERS = "asf,avi,flv,m4v,matroska,mov,mpeg,mpegts,mpegvideo,ogg"
-# Before a path: FFmpeg would take what comes before a colon in it for a protocol.
+# Prefix of paths.  Without it FFmpeg takes the text before a colon for a protocol.
 _FILE = "file:"
-# For cameras and files that do not tell theirs.
+# For cameras and files that do not state a frame rate.
 _DEFAULT_FPS = 25.0
-# Ticks per second of written videos: whole for all usual frame rates, also 30000/1001, and below
-# the 65536 that MPEG-4 can state.
+# Ticks per second of written videos.  All usual frame rates, also 30000/1001, take a whole number
+# of ticks per frame, and MPEG-4 allows at most 65536.
 _TICKS = 60_000
 
 
 class Frame(NamedTuple):
     """An image (H, W, 3), uint8 in BGR order, and its time in seconds since the first frame.
 
-    ``file`` is the name of its file, where it has one of its own.
+    ``file`` names the image file of a frame that has its own.
     """
 
     image: Array
@@ -47,12 +47,12 @@ class Frame(NamedTuple):
 
 
 class FrameSource(Protocol):
-    """Where frames come from, such as a :class:`VideoFile` or a :class:`Camera`; to be closed.
+    """A source of frames, such as a :class:`VideoFile` or a :class:`Camera`; the user closes it.
 
     Attributes:
-        name: what error messages call it.
-        fps: frames per second, on average and as announced.
-        length: announced number of frames; None where nothing is announced.
+        name: error messages call it this.
+        fps: announced average of frames per second.
+        length: announced number of frames; None if nothing is announced.
     """
 
     name: str
@@ -63,22 +63,22 @@ class FrameSource(Protocol):
         """Yield frames; raise ImageError after the last one if not everything could be read."""
 
     def close(self) -> None:
-        """Let go of the file or device."""
+        """Release the file or device."""
 
 
 class VideoFile:
-    """A video file, decoded lazily by FFmpeg; sound is passed over.
+    """A video file, decoded lazily by FFmpeg; sound is ignored.
 
-    Frames are turned upright as the file's rotation says, and keep its time stamps: of a variable
-    frame rate too.  They change size where those in the file do.  Pixels are taken as stored, also
-    where the file says that they are not square.  Only one frame is held at a time.
+    Frames are rotated upright as the file says and keep its time stamps, also at a variable frame
+    rate.  Their size may change within a file.  Pixels are used as stored, even if the file says
+    that they are not square.  Only one frame is held at a time.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open the file and read what it announces.
 
         Raises:
-            ImageError: the file is missing, empty, no video, or of a codec that is not known.
+            ImageError: the file is missing, empty or no video, or its codec is unknown.
         """
         self._begin(os.fspath(path), _open(Path(path)))
 
@@ -98,28 +98,28 @@ class VideoFile:
             self.length = round(seconds * self.fps)
         self._lost = self._damaged = 0
         self._longest = 0.0  # time between frames
-        # Seconds up to which packets came: of the images, and of anything in the file.
+        # End of the last packet in seconds: of the video stream, and of any stream.
         self._reached = {"video": 0.0, "file": 0.0}
 
     def __iter__(self) -> Iterator[Frame]:
-        """Decode from the beginning to the end; possible once.
+        """Decode from the beginning to the end; works only once.
 
         Raises:
             ImageError: after the last frame, if the file could not be decoded completely.
         """
         first = None
-        before = -1 / self.fps
+        previous = -1 / self.fps
         count = 0
         for frame in self._frames():
             count += 1
             self._damaged += frame.is_corrupt
             if frame.time is not None and first is None:
                 first = frame.time
-            elif frame.time is not None and frame.time - first < before:  # stamps begin anew
-                first = frame.time - before - 1 / self.fps
-            moment = frame.time - first if frame.time is not None else before + 1 / self.fps
-            self._longest = max(self._longest, moment - before)
-            before = moment
+            elif frame.time is not None and frame.time - first < previous:  # time stamps restart
+                first = frame.time - previous - 1 / self.fps
+            moment = frame.time - first if frame.time is not None else previous + 1 / self.fps
+            self._longest = max(self._longest, moment - previous)
+            previous = moment
             yield Frame(_upright(frame, self.name), moment)
         if not count:
             raise ImageError(f"{self.name}: no frame can be decoded")
@@ -165,11 +165,11 @@ class VideoFile:
             self._reached["video"] = max(self._reached["video"], end)
 
     def _announced(self) -> tuple[str, float | None]:
-        """Of what the file announces the end, and its time stamp in seconds."""
+        """The part whose end the file announces ("video" or "file"), and that end in seconds."""
         stream, container = self._stream, self._container
         ticks = stream.duration or 0
         if container.format.name == "avi":
-            ticks = stream.frames  # the header's length; FFmpeg guesses duration from what is there
+            ticks = stream.frames  # from the header; FFmpeg guesses the duration from the packets
         if ticks:
             return "video", float((ticks + (stream.start_time or 0)) * stream.time_base)
         return "file", container.duration / av.time_base if container.duration else None
@@ -182,7 +182,7 @@ class VideoFile:
             problems.append(f"incomplete frames: {self._damaged}")
         part, announced = self._announced()
         reached = self._reached[part]
-        # Two frames of slack: how long the last one is shown is not always stored.
+        # Two frames of slack: the duration of the last frame is not always stored.
         slack = min(2 * max(self._longest, 1 / self.fps), 1)
         if announced is not None and 0 < reached < announced - slack - 0.01:
             problems.append(f"it ends after {reached:.2f} of {announced:.2f} seconds")
@@ -190,13 +190,13 @@ class VideoFile:
 
 
 class Camera:
-    """A camera, read until it is interrupted; times are those at which frames arrived."""
+    """A camera, read until it is interrupted; a frame's time is that of its arrival."""
 
     def __init__(self, number: int) -> None:
         """Open camera ``number`` of this computer.
 
         Raises:
-            ImageError: there is none, or another program uses it.
+            ImageError: there is no such camera, or another program uses it.
         """
         self.name = f"camera {number}"
         self._capture = cv2.VideoCapture(number)
@@ -208,10 +208,10 @@ class Camera:
         self.length: int | None = None
 
     def __iter__(self) -> Iterator[Frame]:
-        """Yield frames for as long as the camera gives any.
+        """Yield frames until the camera gives no more.
 
         Raises:
-            ImageError: it gave no more; a camera has no other end.
+            ImageError: always at the end, since a camera has no other end.
         """
         start = None
         count = 0
@@ -232,21 +232,21 @@ class Camera:
 
 
 class VideoWriter:
-    """An MP4 video without sound, H.264 where FFmpeg can encode it and MPEG-4 elsewhere.
+    """An MP4 video without sound: H.264 if FFmpeg can encode it, else MPEG-4.
 
-    All frames of a video have one size, that of the first: frames of another are scaled to fit into
-    it, on black.  Both codecs want even sizes, so the last row or column of odd ones is repeated.
-    Colours are BT.709 from 720 lines or 1025 columns on, else BT.601, and the file says which.
-    The file is written in fragments of two seconds: if the process is killed, what is complete of
-    it can be played.
+    All frames get the size of the first one; frames of other sizes are scaled to fit into it, on
+    black.  Both codecs need even sizes, so an odd size repeats the last row or column.  Colours are
+    BT.709 from 720 lines or 1025 columns on, else BT.601, and the file says which.  The file is
+    written in fragments of two seconds: if the process is killed, the complete fragments can be
+    played.
     """
 
     def __init__(self, path: Path, fps: float, *, comment: str = "") -> None:
         """
         Args:
-            path: of the file, which is created with the first frame.
-            fps: expected frames per second; each frame is shown at the time it is written with.
-            comment: is written into the file.
+            path: of the file; the first frame creates it.
+            fps: expected frames per second; each frame is shown at its own time.
+            comment: text for the file's metadata.
         """
         self._path = path
         self._comment = comment
@@ -272,8 +272,8 @@ class VideoWriter:
         """Append a frame.
 
         Raises:
-            OutputError: the disk is full, or the like.
-            ImageError: no video can be of this size.
+            OutputError: the file cannot be written, for example on a full disk.
+            ImageError: the encoder does not take this size.
         """
         try:
             if self._container is None:
@@ -287,7 +287,7 @@ class VideoWriter:
             raise self._failure(error) from error
 
     def close(self) -> None:
-        """Complete the file, unless writing it has failed.
+        """Complete the file, unless writing has failed.
 
         Raises:
             OutputError: as :meth:`write`.
@@ -297,7 +297,7 @@ class VideoWriter:
         container, self._container = self._container, None
         try:
             with container:
-                # FFmpeg crashes when it is to write on after an error.
+                # FFmpeg crashes if it writes again after an error.
                 if not self._broken:
                     container.mux(self._stream.encode(None))
         except (av.FFmpegError, OSError) as error:
@@ -310,7 +310,7 @@ class VideoWriter:
         container = av.open(f"{_FILE}{self._path}", "w", format="mp4", options=options)
         container.metadata["comment"] = self._comment
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-        # Frames that refer only to earlier ones need no memory for later ones.
+        # No B-frames: frames that refer only to earlier ones need no memory for later ones.
         options = {"preset": "veryfast", "crf": "20", "bf": "0"} if codec == "libx264" else {}
         self._stream = container.add_stream(codec, Fraction(self._fps).limit_denominator(1001))
         self._stream.options = options
@@ -329,15 +329,15 @@ class VideoWriter:
         )
         if isinstance(error, OSError):
             return OutputError(text)
-        # The encoder, which does not take every size.
+        # An error of the encoder: it does not take every size.
         return ImageError(f"{text}; predict on it with --no-overlay")
 
 
 def fit(image: Array, height: int, width: int) -> Array:
-    """``image`` at another size: as large as fits, in the middle, on black.
+    """Scale ``image`` to fit into another size, centred on black.
 
     Args:
-        image: (h, w, 3); one row or column less than asked for is repeated instead.
+        image: (h, w, 3).  If it lacks only one row or column, the last one is repeated instead.
         height, width: of the result, in pixels.
     Returns:
         (height, width, 3).
@@ -355,7 +355,7 @@ def fit(image: Array, height: int, width: int) -> Array:
 
 
 def _open(path: Path) -> Any:
-    if not os.path.exists(path):  # unlike Path.exists() also for too long a name
+    if not os.path.exists(path):  # Path.exists() raises for a name that is too long
         raise ImageError(f"{path}: no such file")
     if not path.is_file():
         raise ImageError(f"{path}: is {'a folder' if path.is_dir() else 'no regular file'}")
@@ -374,7 +374,7 @@ def _open(path: Path) -> Any:
 
 def _video_stream(container: Any, name: str) -> Any:
     stream = container.streams.best("video")
-    # A cover belongs to sound; FFmpeg gives it where there is nothing better.
+    # FFmpeg offers the cover of a sound file if there is no video stream.
     if stream is None or stream.disposition & Disposition.attached_pic:
         raise ImageError(f"{name}: holds no video stream")
     if stream.codec_context is None:
@@ -383,13 +383,13 @@ def _video_stream(container: Any, name: str) -> Any:
 
 
 def _upright(frame: Any, name: str) -> Array:
-    """Pixels of a decoded frame, (H, W, 3) in BGR order, turned as its metadata says."""
+    """Pixels of a decoded frame, (H, W, 3) in BGR order, rotated as its metadata says."""
     if frame.width * frame.height > MAX_PIXELS:
         raise ImageError(
             f"{name}: frames of {frame.width}x{frame.height} pixels; at most {MAX_PIXELS} pixels "
             "are accepted"
         )
     image = to_bgr(frame)
-    # Degrees counter-clockwise, in both.
+    # FFmpeg and NumPy both rotate counter-clockwise.
     turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image

@@ -1,8 +1,8 @@
-"""What is wrong with the annotations of a data set in COCO's format, before anything relies on it.
+"""Check the annotations of a data set in COCO's format before anything relies on them.
 
-Other ways to write that format are brought to one first (:mod:`instseg.data.readers.coco_forms`).
-``instseg check-data`` shows all of it; reading a set for training or evaluation refuses what is an
-error, and leaves out the objects that no model can learn from.  No image is opened here.
+:mod:`instseg.data.readers.coco_forms` first brings other ways of writing the format to one.
+``instseg check-data`` shows all findings.  Reading a set for training or evaluation refuses errors
+and leaves out instances that no model can learn from.  No image is opened here.
 """
 
 import math
@@ -24,9 +24,9 @@ class _Known:
     """Images or categories that annotations may refer to.
 
     Attributes:
-        entries: those that can be used, by id.
-        refused: ids of the others: what refers to them is not at fault.
-        complete: whether every entry has an id, so that one which is not known is not there.
+        entries: the usable ones, by id.
+        refused: ids of the others; an annotation that refers to them is not at fault.
+        complete: whether every entry has an id, so that an unknown id belongs to no entry.
     """
 
     entries: dict[Any, dict[str, Any]] = field(default_factory=dict)
@@ -34,16 +34,16 @@ class _Known:
     complete: bool = True
 
     def misses(self, key: Any) -> bool:
-        """Whether nothing has this id, for no other reason than the reference."""
+        """Whether certainly no entry has this id, so that the reference is at fault."""
         return self.complete and not (_is_id(key) and (key in self.entries or key in self.refused))
 
 
 def check_coco(content: Any, *, masks: bool = True) -> Iterator[Finding]:
-    """What is wrong with ``content``, in the order of the file.
+    """Findings about ``content``, in the order of the file.
 
     Args:
         content: of a JSON file.
-        masks: also find objects without one, which training without masks can use.
+        masks: also report instances without a mask, which training without masks can use.
     """
     keys = content if isinstance(content, dict) else {}
     lists = [keys.get("images"), keys.get("categories"), keys.get("annotations", [])]
@@ -54,28 +54,28 @@ def check_coco(content: Any, *, masks: bool = True) -> Iterator[Finding]:
             return
     images = yield from _check_images(lists[0])
     categories = yield from _check_categories(lists[1])
-    known: set[Any] = set()
+    annotation_ids: set[Any] = set()
     for entry in lists[2]:
         key = entry.get("id") if isinstance(entry, dict) else None
         if not _is_id(key):
             message = f"an annotation is {_short(entry)}; expected an object with an id"
             yield Finding(Kind.FORMAT, None, message)
             continue
-        if key in known:
+        if key in annotation_ids:
             message = f"two annotations have the id {key!r}; expected one id for each"
             yield Finding(Kind.ANNOTATION_ID, key, message)
-        known.add(key)
-        place = entry.get("image_id")
-        image = images.entries.get(place) if _is_id(place) else None
+        annotation_ids.add(key)
+        image_id = entry.get("image_id")
+        image = images.entries.get(image_id) if _is_id(image_id) else None
         if image is None:
-            if images.misses(place):
-                message = f"annotation {key} belongs to the image {place!r}, which is not there"
+            if images.misses(image_id):
+                message = f"annotation {key} belongs to the image {image_id!r}, which is not there"
                 yield Finding(Kind.UNKNOWN_IMAGE, key, message)
             continue
         problems = _category_problems(entry, categories)
-        problems += _object_problems(entry, image["width"], image["height"], masks)
+        problems += _instance_problems(entry, image["width"], image["height"], masks)
         for kind, text in problems:
-            message = f"annotation {key} of image {place} ({image['file_name']}): {text}"
+            message = f"annotation {key} of image {image_id} ({image['file_name']}): {text}"
             yield Finding(kind, key, message)
 
 
@@ -109,7 +109,7 @@ def _check_images(entries: list[Any]) -> Generator[Finding, None, _Known]:
 
 
 def _image_problem(entry: Any, key: Any, file: Any) -> str | None:
-    """What is wrong with an image by itself, if anything is."""
+    """The problem of a single image entry, if it has one."""
     if not _is_id(key) or not isinstance(file, str) or not file:
         return f"an image is {_short(entry)}; expected an object with id and file_name"
     width, height = entry.get("width"), entry.get("height")
@@ -158,7 +158,7 @@ def _category_problems(annotation: dict[str, Any], categories: _Known) -> list[P
     return [(Kind.UNKNOWN_CATEGORY, text)]
 
 
-def _object_problems(
+def _instance_problems(
     annotation: dict[str, Any], width: int, height: int, masks: bool
 ) -> list[Problem]:
     problems: list[Problem] = []
@@ -173,7 +173,7 @@ def _object_problems(
         text = f"keypoints are {_short(points)}; expected numbers, [x, y, visibility, ...]"
         problems.append((Kind.FORMAT, text))
     box, mask = annotation.get("bbox"), annotation.get("segmentation")
-    if box not in (None, []) or not mask:  # else the mask, which would give the box, is at fault
+    if box not in (None, []) or not mask:  # a missing box beside a mask is the mask's fault
         problems += _box_problems(box, width, height)
     if isinstance(mask, list) and mask:
         problems += polygon_problems(mask, width, height)
@@ -207,6 +207,7 @@ def _box_problems(box: Any, width: int, height: int) -> list[Problem]:
 def place_problems(
     what: str, corners: tuple[float, float, float, float], width: int, height: int
 ) -> list[Problem]:
+    """The problem of a box or outline that leaves the image, if it does."""
     left, top, right, bottom = corners
     if left >= -1 and top >= -1 and right <= width + 1 and bottom <= height + 1:
         return []
@@ -215,12 +216,13 @@ def place_problems(
         f"{width} x {height}"
     )
     off = left >= width or top >= height or right <= 0 or bottom <= 0
-    # Drawing needs memory for every pixel of an outline, also of one a million pixels long.
+    # Drawing an outline takes memory for its every pixel, even for millions far outside the image.
     far = left < -width or top < -height or right > 2 * width or bottom > 2 * height
     return [(Kind.OUTSIDE if off or far else Kind.PARTLY_OUTSIDE, text)]
 
 
 def polygon_problems(polygons: list[Any], width: int, height: int) -> list[Problem]:
+    """Problems of the polygons of one instance."""
     if not all(isinstance(polygon, list) for polygon in polygons):
         text = f"segmentation is {_short(polygons)}; expected polygons, [[x, y, x, y, ...], ...]"
         return [(Kind.FORMAT, text)]
@@ -242,7 +244,7 @@ def polygon_problems(polygons: list[Any], width: int, height: int) -> list[Probl
     if not finite:
         return [*problems, (Kind.NOT_FINITE, "its polygons have coordinates that are not finite")]
     x, y = numbers[::2], numbers[1::2]
-    # As floats, since the sum or difference of large integers may be beyond all of those.
+    # As floats: the sum or difference of large integers may be too large for a float.
     corners = float(min(x)), float(min(y)), float(max(x)), float(max(y))
     if corners[2] - corners[0] < 1 or corners[3] - corners[1] < 1:
         text = f"its polygons span {corners[2] - corners[0]:g} x {corners[3] - corners[1]:g} pixels"
@@ -251,7 +253,7 @@ def polygon_problems(polygons: list[Any], width: int, height: int) -> list[Probl
 
 
 def usable_polygons(polygons: list[list[float]]) -> list[list[float]]:
-    """Those with 3 points or more, as Detectron2 picks them for training."""
+    """The polygons with 3 points or more, as Detectron2 selects them for training."""
     return [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
 
 
@@ -264,19 +266,19 @@ def _rle_problems(mask: dict[str, Any], width: int, height: int) -> list[Problem
 
 
 def _is_id(value: Any) -> bool:
-    """JSON written by way of floating-point numbers, as pandas does, has ids such as 7.0."""
+    """Whether a value can be an id; pandas turns whole numbers into floats such as 7.0."""
     return type(value) in (int, str) or (type(value) is float and value.is_integer())
 
 
 def _is_finite(numbers: list[Any]) -> bool:
-    """Whether all are.
+    """Whether all are finite.
 
     Raises:
         TypeError: some are no numbers.
     """
     try:
         return all(map(math.isfinite, numbers))
-    except OverflowError:  # an integer beyond all floating-point numbers
+    except OverflowError:  # an integer too large for a float
         return False
 
 

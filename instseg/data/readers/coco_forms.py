@@ -1,4 +1,4 @@
-"""Other ways in which programs write COCO's format, brought to the one that everything reads."""
+"""Bring the ways in which programs write COCO's format to the one that everything reads."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -12,40 +12,42 @@ from instseg.masks import check_rle, rle_box, to_rle
 Change = tuple[Kind, str]
 _NUMBERS = (int, float)
 _FAR = 2**31
-"""No coordinate is as large; NaN is not below it either."""
+"""Above any coordinate; NaN does not compare as below it."""
 
 
 def to_standard(content: Any, image_root: str) -> list[Finding]:
-    """Rewrite ``content`` in place; returns a note for every entry that was changed.
+    """Rewrite ``content`` in place; return a note for each kind of change of an entry.
 
-    Numbers such as 96.0 and "96" become whole, ``iscrowd`` 0 or 1, outlines lists of [x, y, x, y,
-    ...], and a missing ``bbox`` that of the mask.  What stands for nothing stays: it is for
-    :func:`~instseg.data.readers.coco_check.check_coco` to refuse.
+    Numbers such as 96.0 and "96" become whole, ``iscrowd`` becomes 0 or 1, outlines become lists of
+    [x, y, x, y, ...], and a missing ``bbox`` becomes that of the mask.  Values without a clear
+    meaning stay; :func:`~instseg.data.readers.coco_check.check_coco` refuses them.
 
     Args:
         content: of a JSON file.
-        image_root: where ``file_name`` with a backslash may name a file once it has slashes.
+        image_root: folder in which backslashes of a ``file_name`` may stand for slashes.
     """
     lists = content if isinstance(content, dict) else {}
-    found: list[Finding] = []
+    notes: list[Finding] = []
     sizes: dict[Any, tuple[Any, Any]] = {}
     for image in _entries(lists, "images"):
-        found += _findings("image", image, _image_changes(image, image_root))
+        notes += _findings("image", image, _image_changes(image, image_root))
         key = image.get("id")
         if type(key) in (int, str):
             sizes[key] = image.get("height"), image.get("width")
     for category in _entries(lists, "categories"):
-        found += _findings("category", category, _number_changes(category, ("id",)))
+        notes += _findings("category", category, _number_changes(category, ("id",)))
     for annotation in _entries(lists, "annotations"):
-        found += _findings("annotation", annotation, _annotation_changes(annotation, sizes))
-    return found
+        notes += _findings("annotation", annotation, _annotation_changes(annotation, sizes))
+    return notes
 
 
 def flat_polygons(mask: list[Any]) -> list[Any] | None:
-    """Lists of [x, y, x, y, ...] from a single such list, or from points [x, y]; None if they are.
+    """Turn one list [x, y, x, y, ...], or points [x, y], into a list of such lists.
 
     Args:
-        mask: outlines of an instance, of lists and numbers alone.
+        mask: outlines of an instance, made of lists and numbers only.
+    Returns:
+        None if nothing has to be changed.
     """
     if all(type(part) is list and len(part) > 2 and type(part[0]) is not list for part in mask):
         return None
@@ -59,7 +61,7 @@ def flat_polygons(mask: list[Any]) -> list[Any] | None:
 
 
 def box_of(mask: Any, height: Any, width: Any) -> list[float] | None:
-    """[x, y, width, height] around a mask in COCO's format; None if it cannot be told."""
+    """[x, y, width, height] around a mask in COCO's format; None if the mask cannot be used."""
     if isinstance(mask, dict):
         try:
             counts = check_rle(mask, height, width)
@@ -89,7 +91,7 @@ def _entries(lists: dict[str, Any], field: str) -> Iterator[dict[str, Any]]:
 
 
 def _findings(what: str, entry: dict[str, Any], changes: Iterator[Change]) -> Iterator[Finding]:
-    """One for each kind of change."""
+    """One finding for each kind of change."""
     texts: dict[Kind, list[str]] = {}
     for kind, text in changes:
         texts.setdefault(kind, []).append(text)
@@ -128,8 +130,8 @@ def _annotation_changes(
         annotation["segmentation"] = mask = parts
         yield Kind.POINTS, "segmentation is taken as [[x, y, x, y, ...], ...]"
     if annotation.get("bbox") in (None, []):
-        place = annotation.get("image_id")
-        height, width = sizes.get(place, (0, 0)) if type(place) in (int, str) else (0, 0)
+        key = annotation.get("image_id")
+        height, width = sizes.get(key, (0, 0)) if type(key) in (int, str) else (0, 0)
         box = box_of(mask, height, width)
         if box is not None:
             annotation["bbox"] = box

@@ -1,4 +1,4 @@
-"""Files in COCO's format as Detectron2's records."""
+"""Read files in COCO's format as Detectron2's records."""
 
 import logging
 import os
@@ -27,18 +27,18 @@ _FIELDS = ("iscrowd", "bbox", "category_id", "id", "area", "num_keypoints")
 def load(
     name: str, json_file: str, image_root: str
 ) -> tuple[list[dict[str, Any]], Report, dict[int, str], bool]:
-    """A data set in COCO's format.
+    """Read a data set in COCO's format.
 
     Args:
         name: of the data set, for messages.
         json_file: images, annotations (may be missing, as in sets for testing), categories.
-        image_root: what the names of the images are relative to.
+        image_root: folder that the names of the images are relative to.
     Returns:
-        records as :func:`coco_records` gives them; what was found that keeps none of them from
-        being used; id → name of the classes, in the order of the ids; whether the file has
-        annotations, even if none.
+        records as :func:`coco_records` gives them; a report without errors; id → name of the
+        classes, in the order of the ids; whether the file has a list of annotations, even an empty
+        one.
     Raises:
-        DatasetError: missing files, or what no model can be trained on.
+        DatasetError: a file is missing, or no model can be trained on the content.
     """
     if not os.path.isfile(json_file):
         hint = (
@@ -69,9 +69,9 @@ def read_coco(where: str, json_file: str, image_root: str) -> Any:
     """Content of a file in COCO's format, in the form that everything reads; not checked.
 
     Args:
-        where: what messages begin with.
+        where: beginning of messages.
     Raises:
-        DatasetError: it cannot be read, or is no JSON.
+        DatasetError: the file cannot be read, or is no JSON.
     """
     content = read_json(json_file, where)
     to_standard(content, image_root)
@@ -81,9 +81,9 @@ def read_coco(where: str, json_file: str, image_root: str) -> Any:
 def coco_records(
     content: dict[str, Any], classes: dict[int, str], image_root: str, left_out: Set[Any]
 ) -> list[dict[str, Any]]:
-    """Records, in the order of the ids of images, as ``load_coco_json`` of Detectron2 gives them.
+    """Records in the order of the image ids, as Detectron2's ``load_coco_json`` gives them.
 
-    Beside its fields annotations have ``id``, ``area`` and ``num_keypoints`` where the file does.
+    Annotations also have the ``id``, ``area`` and ``num_keypoints`` of the file.
 
     Args:
         content: without errors, see :func:`~instseg.data.readers.coco_check.check_coco`.
@@ -117,7 +117,7 @@ def _annotation(given: dict[str, Any], numbers: dict[Any, int]) -> dict[str, Any
     elif mask:
         annotation["segmentation"] = usable_polygons(mask)
     if given.get("keypoints"):
-        # COCO counts pixels, Detectron2 measures to their centres; every third is no coordinate.
+        # COCO counts pixels, Detectron2 measures to their centres.  Every third is a visibility.
         annotation["keypoints"] = [
             value if index % 3 == 2 else value + 0.5
             for index, value in enumerate(given["keypoints"])

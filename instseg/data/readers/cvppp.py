@@ -4,8 +4,8 @@ Layout under ``$DETECTRON2_DATASETS``, as the challenge's training archive unpac
 
     cvppp/A1/plant001_rgb.png  plant001_label.png  plant001_fg.png  plant002_rgb.png  ...
 
-``cvppp_a1_trainval`` has all images (128), ``cvppp_a1_val`` 28 of 128 and ``cvppp_a1_train`` the
-others; which, follows from ``sha256("cvppp/" + name)``.
+``cvppp_a1_trainval`` has all 128 images, ``cvppp_a1_val`` 28 of them and ``cvppp_a1_train`` the
+others.  The order of ``sha256("cvppp/" + name)`` decides which.
 
 Sources: Minervini et al., Pattern Recognition Letters 2016; Scharr et al., MVA 2016.
 """
@@ -22,7 +22,7 @@ from instseg.errors import DatasetError, ImageError
 from instseg.masks import annotation_of
 
 EVALUATOR_TYPE = "leaves"
-"""In the metadata; asks for the challenge's metrics beside COCO's."""
+"""Value in the metadata; adds the challenge's metrics to COCO's."""
 SPLITS = ("train", "val", "trainval")
 
 _VAL_SHARE = 28 / 128
@@ -31,14 +31,14 @@ _VAL_SHARE = 28 / 128
 def load(name: str, folder: str, split: str) -> list[dict[str, Any]]:
     """Records in Detectron2's standard format, masks as RLE, ``image_id`` as ``plant001``.
 
-    A leaf is what ``_label.png`` gives one number; 0 is the background.
+    Each number in ``_label.png`` is a leaf; 0 is the background.
 
     Args:
         name: of the data set, for messages.
         folder: ``A1``.
         split: one of ``SPLITS``.
     Raises:
-        DatasetError: missing, damaged or contradictory files.
+        DatasetError: files are missing, damaged or contradict each other.
     """
     images = sorted(Path(folder).glob("*_rgb.png"))
     if not images:
@@ -46,8 +46,10 @@ def load(name: str, folder: str, split: str) -> list[dict[str, Any]]:
             f"data set {name}: there is no file {folder}/plant*_rgb.png; set DETECTRON2_DATASETS "
             "to the folder that holds cvppp"
         )
-    order = sorted(images, key=lambda path: hashlib.sha256(f"cvppp/{_id(path)}".encode()).digest())
-    held_out = set(order[: round(len(order) * _VAL_SHARE)])
+    shuffled = sorted(
+        images, key=lambda path: hashlib.sha256(f"cvppp/{_id(path)}".encode()).digest()
+    )
+    held_out = set(shuffled[: round(len(shuffled) * _VAL_SHARE)])
     chosen = {
         "trainval": images,
         "val": [path for path in images if path in held_out],

@@ -1,6 +1,6 @@
-"""FlyingChairs: pairs of images with the optical flow between them, read as released.
+"""Read FlyingChairs as released: pairs of images with the optical flow between them.
 
-Looked for under ``$DETECTRON2_DATASETS`` as ``FlyingChairs_release``::
+Layout of ``$DETECTRON2_DATASETS/FlyingChairs_release``::
 
     data/00001_img1.ppm  data/00001_img2.ppm  data/00001_flow.flo  ...
     FlyingChairs_train_val.txt     a line for every pair: 1 trains, 2 validates
@@ -20,26 +20,27 @@ _MARKS = {"train": "1", "val": "2"}
 
 
 def load(name: str, folder: str, split: str) -> list[dict[str, Any]]:
-    """One record for every pair, a clip of its own; without annotations and classes.
+    """One record for each pair, without annotations and classes.
 
-    The flow leads from the first image to the second, so the second is the reference.
+    Each pair is a clip of one frame.  The flow leads from the first image to the second, so the
+    second is the reference.
 
     Args:
         name: of the data set, for messages.
         folder: ``FlyingChairs_release``.
         split: ``train`` or ``val``.
     Raises:
-        DatasetError: missing or damaged files.
+        DatasetError: files are missing or damaged.
     """
     root = Path(folder)
     listing, data = root / SPLIT_FILE, root / "data"
-    there = {entry.name for entry in os.scandir(data)} if data.is_dir() else set()
+    existing_files = {entry.name for entry in os.scandir(data)} if data.is_dir() else set()
     records = []
     for number, mark in enumerate(_read_marks(name, listing), start=1):
         if mark != _MARKS[split]:
             continue
         files = [f"{number:05d}_{part}" for part in ("img1.ppm", "img2.ppm", "flow.flo")]
-        missing = [file for file in files if file not in there]
+        missing = [file for file in files if file not in existing_files]
         if missing:
             raise DatasetError(
                 f"data set {name}: there is no file {data / missing[0]}; set DETECTRON2_DATASETS "
@@ -85,7 +86,7 @@ def _read_marks(name: str, listing: Path) -> list[str]:
 
 
 def _ppm_size(name: str, path: str) -> tuple[int, int]:
-    """(height, width) in the header of a binary PPM, which alone is read."""
+    """(height, width) from the header of a binary PPM; the pixels are not read."""
     with open(path, "rb") as file:
         header = file.read(64).split(maxsplit=4)
     if len(header) < 4 or header[0] != b"P6" or not (header[1] + header[2]).isdigit():

@@ -1,4 +1,4 @@
-"""The nuclei data set, built from the public download of image set BBBC038v1.
+"""Build the nuclei data set from the public download of image set BBBC038v1.
 
 BBBC038v1 (2018 Data Science Bowl, CC0; Caicedo et al., Nature Methods 2019) unpacks into
 ``stage1_train/ID/images/ID.png`` and ``stage1_train/ID/masks/*.png``, one mask per nucleus.
@@ -18,8 +18,8 @@ from instseg.errors import DatasetError
 from instseg.files import atomic_write
 from instseg.masks import coco_annotation_of
 
-# Images with labelling errors: nuclei that later corrections added or removed, overlapping or
-# broken masks, bright objects without a mask.  First eight characters of their names.
+# First eight characters of the names of images with labelling errors: nuclei that later corrections
+# added or removed, overlapping or broken masks, bright spots without a mask.
 LEFT_OUT = frozenset(
     """
     02903040 08151b19 0a7d30b2 1609b1b8 1bd0f2b3 1f000806 2bf594e9 3a22fe59 4ee5850b 547ef286
@@ -34,19 +34,20 @@ LEFT_OUT = frozenset(
 def build(source: Path, output: Path, num_train: int = 400, num_val: int = 60) -> dict[str, int]:
     """Write ``OUTPUT/images`` and ``OUTPUT/instances_{train,val}.json`` (COCO, RLE masks).
 
-    Kept are fluorescence images: all channels equal, nuclei brighter than the background on
-    average, and not in ``LEFT_OUT``.  Their order, and so the split, is that of
-    ``sha256("nuclei/" + name)``: the first ``num_train`` train, the next ``num_val`` validate.  A
-    pixel that two masks claim belongs to the first of them by file name.
+    Uses fluorescence images only: all channels equal, nuclei brighter than the background on
+    average, and not in ``LEFT_OUT``.  In the order of ``sha256("nuclei/" + name)``, the first
+    ``num_train`` images train and the next ``num_val`` validate.  A pixel that two masks claim
+    belongs to the first of them by file name.
 
     Args:
         source: the folder ``stage1_train``.
-        output: created if need be.
+        output: created if it does not exist.
     Returns:
         number of images per split.
     Raises:
-        DatasetError: not that layout, too few images for the split, or masks of another size.
-        ImageError: an image that cannot be read.
+        DatasetError: the folder has another layout or too few images for the split, or a mask has
+            another size than its image.
+        ImageError: an image cannot be read.
     """
     if min(num_train, num_val) < 0 or not num_train + num_val:
         raise DatasetError(
@@ -87,15 +88,15 @@ def build(source: Path, output: Path, num_train: int = 400, num_val: int = 60) -
 
 
 def _masks(folder: Path, size: tuple[int, ...]) -> list[np.ndarray]:
-    """Disjoint (H, W) bool masks of one image; those that others cover completely are dropped."""
-    taken = np.zeros(size, dtype=bool)
+    """Disjoint (H, W) bool masks of one image; drops masks that others cover completely."""
+    covered = np.zeros(size, dtype=bool)
     masks = []
     for path in sorted((folder / "masks").glob("*.png")):
         mask = read_image(path)[:, :, 0] > 0
         if mask.shape != size:
             raise DatasetError(f"{path} is {mask.shape}, its image {size} (height, width)")
-        mask &= ~taken
-        taken |= mask
+        mask &= ~covered
+        covered |= mask
         if mask.any():
             masks.append(mask)
     return masks

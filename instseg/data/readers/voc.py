@@ -1,13 +1,13 @@
-"""Instances of PASCAL VOC: the 2012 segmentation set and SBD, read from the files as released.
+"""Read instances of PASCAL VOC as released: the 2012 segmentation set and SBD.
 
-They are looked for under ``$DETECTRON2_DATASETS`` as Detectron2's own sets are::
+Layout under ``$DETECTRON2_DATASETS``::
 
     VOC2012/   JPEGImages/*.jpg  SegmentationObject/*.png  SegmentationClass/*.png
                ImageSets/Segmentation/{train,val}.txt
     sbd/       img/*.jpg  inst/*.mat  {train,val}.txt     (``dataset`` of benchmark_RELEASE)
 
-The lists of SBD may be replaced: papers after SDS (FCIS among them) train on 5623 and test on 5732
-images, other lists than those in the release.
+You may replace SBD's lists: papers after SDS, such as FCIS, use other lists than the release, with
+5623 images to train and 5732 to test on.
 
 Sources: Everingham et al., IJCV 2010 (VOC); Hariharan et al., ICCV 2011 (SBD), ECCV 2014 (SDS).
 """
@@ -30,11 +30,11 @@ CLASSES = tuple(
     "person pottedplant sheep sofa train tvmonitor".split()
 )
 EVALUATOR_TYPE = "voc_instances"
-"""In the metadata; asks for VOC's metric beside COCO's."""
+"""Value in the metadata; adds VOC's metric to COCO's."""
 
 _VOID = 255
 _MAX_MAT_BYTES = 2**22
-"""Files of SBD have some 10 kB; what a file claims to unpack to is at most a thousandfold."""
+"""Files of SBD have some 10 kB; this also bounds what a file unpacks to, a thousandfold at most."""
 
 Labels = npt.NDArray[np.integer[Any]]
 Annotation = dict[str, Any]
@@ -43,15 +43,15 @@ Annotation = dict[str, Any]
 def load_voc(name: str, folder: str, split: str) -> list[dict[str, Any]]:
     """Records in Detectron2's standard format, masks as RLE, ``image_id`` the name of the image.
 
-    An object is what ``SegmentationObject`` gives one number; its class is the one that most of its
-    pixels have in ``SegmentationClass``.  The boundaries between objects (255) belong to none.
+    Each number in ``SegmentationObject`` is an instance.  Its class is the commonest class of its
+    pixels in ``SegmentationClass``.  The boundaries (255) belong to no instance.
 
     Args:
         name: of the data set, for messages.
         folder: ``VOC2012``.
         split: of ``ImageSets/Segmentation``.
     Raises:
-        DatasetError: missing, damaged or contradictory files.
+        DatasetError: files are missing, damaged or contradict each other.
     """
     root = Path(folder)
 
@@ -90,7 +90,7 @@ def load_sbd(name: str, folder: str, split: str) -> list[dict[str, Any]]:
         folder: ``dataset`` of the release.
         split: ``train`` or ``val``.
     Raises:
-        DatasetError: missing, damaged or contradictory files.
+        DatasetError: files are missing, damaged or contradict each other.
     """
     root = Path(folder)
 
@@ -128,11 +128,11 @@ def _records(
         raise DatasetError(
             f"data set {name}: {listing} {reason}; expected each image once, as 2007_000027"
         )
-    # Listed once: asking for every image takes long on a network disk.
-    there = {entry.name for entry in os.scandir(images)} if images.is_dir() else set()
+    # One listing is faster than a look at each image on a network disk.
+    existing_files = {entry.name for entry in os.scandir(images)} if images.is_dir() else set()
     records = []
     for image in names:
-        if f"{image}.jpg" not in there:
+        if f"{image}.jpg" not in existing_files:
             _missing(name, images / f"{image}.jpg")
         (height, width), annotations = annotate(image)
         records.append(
@@ -148,7 +148,7 @@ def _records(
 
 
 def _read_labels(name: str, file: Path) -> Labels:
-    """(H, W) uint8 numbers of an indexed PNG, which are not its colours."""
+    """(H, W) uint8 palette indices of an indexed PNG, not its colours."""
     _check_there(name, file)
     try:
         labels = read_labels(file)
@@ -163,7 +163,7 @@ def _read_labels(name: str, file: Path) -> Labels:
 
 
 def _read_mat(name: str, file: Path) -> tuple[Labels, Labels]:
-    """``GTinst``: (H, W) number of the object at each pixel, 0 for none, and (N,) classes."""
+    """``GTinst``: (H, W) number of the instance at each pixel, 0 for none, and (N,) classes."""
     _check_there(name, file)
     size = file.stat().st_size
     if size > _MAX_MAT_BYTES:

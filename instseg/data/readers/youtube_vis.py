@@ -1,10 +1,12 @@
-"""Videos with instances in the JSON layout of YouTube-VIS (Yang et al., ICCV 2019), 2019 to 2022.
+"""Read videos with instances in the JSON layout of YouTube-VIS 2019 to 2022.
 
-``youtubevis_{2019,2021}_{train,val}`` are looked for under ``$DETECTRON2_DATASETS``::
+Layout under ``$DETECTRON2_DATASETS`` for ``youtubevis_{2019,2021}_{train,val}``::
 
     ytvis_2019/ train.json valid.json  train/JPEGImages/VIDEO/00000.jpg  valid/JPEGImages/...
 
-The released ``valid.json`` has no annotations: its results are scored by the authors' server.
+The released ``valid.json`` has no annotations: the authors' server scores results on it.
+
+Source: Yang et al., ICCV 2019.
 """
 
 import os
@@ -19,7 +21,7 @@ from instseg.errors import DatasetError
 from instseg.masks import annotation_of, check_rle, rle_area, to_rle
 
 EVALUATOR_TYPE = "youtube_vis"
-"""In the metadata; asks for the metric over tracks beside that over frames."""
+"""Value in the metadata; adds the metric over tracks to that over frames."""
 PREFIX = "youtubevis:"
 
 YEARS = (2019, 2021)
@@ -28,19 +30,18 @@ FILES = {"train": "train", "val": "valid"}
 
 
 def load(name: str, json_file: str, image_root: str) -> list[dict[str, Any]]:
-    """One record for every frame, clip after clip, in Detectron2's standard format.
+    """One record for each frame, clip after clip, in Detectron2's standard format.
 
-    Beside the standard fields each has ``video_id``, ``frame_index``, ``length`` and
-    ``reference_files`` (earlier frames, the nearest first), and each annotation has ``track_id``.
-    ``image_id`` counts the frames of the data set.  Classes become those of the set, in the order
-    of their ids.
+    Each record also has ``video_id``, ``frame_index``, ``length`` and ``reference_files`` (earlier
+    frames, the nearest first), and each annotation has ``track_id``.  ``image_id`` counts the
+    frames of the data set.  The metadata of ``name`` gets the classes in the order of their ids.
 
     Args:
         name: of the data set, for messages and for its metadata.
         json_file: videos, annotations (may be missing, as in the sets for testing), categories.
-        image_root: what the names of the frames are relative to.
+        image_root: folder that the names of the frames are relative to.
     Raises:
-        DatasetError: missing, malformed or contradictory content.
+        DatasetError: content is missing, malformed or contradictory.
     """
     reader = _Reader(f"data set {name}: {json_file}", image_root)
     content = reader.content(json_file)
@@ -74,7 +75,7 @@ def load(name: str, json_file: str, image_root: str) -> list[dict[str, Any]]:
 
 
 class _Reader:
-    """Takes the file apart; every complaint begins with ``where``."""
+    """Reads the parts of the file; all error messages begin with ``where``."""
 
     def __init__(self, where: str, image_root: str) -> None:
         self.where = where
@@ -93,44 +94,44 @@ class _Reader:
 
     def categories(self, content: dict[str, Any]) -> dict[int, str]:
         """Id → name, in the order of the ids."""
-        found: dict[int, str] = {}
+        names: dict[int, str] = {}
         for entry in self._entries(content, "categories"):
             key = self._value(entry, "categories", "id", int)
-            if key in found:
+            if key in names:
                 raise DatasetError(f"{self.where} has two categories {key}")
-            found[key] = self._value(entry, "categories", "name", str)
-        if not found:
+            names[key] = self._value(entry, "categories", "name", str)
+        if not names:
             raise DatasetError(f"{self.where} has no categories")
-        return dict(sorted(found.items()))
+        return dict(sorted(names.items()))
 
     def videos(self, content: dict[str, Any]) -> dict[int, dict[str, Any]]:
         """Id → video, in the order of the file."""
-        found: dict[int, dict[str, Any]] = {}
+        videos: dict[int, dict[str, Any]] = {}
         for entry in self._entries(content, "videos"):
             key = self._value(entry, "videos", "id", int)
             files = self._value(entry, "videos", "file_names", list)
             size = {k: size_in_pixels(entry.get(k)) for k in ("height", "width")}
             height, width = (self._value({**entry, **size}, "videos", k, int) for k in size)
-            if key in found:
+            if key in videos:
                 raise DatasetError(f"{self.where} has two videos {key}")
             if not files or not all(isinstance(file, str) for file in files):
                 raise DatasetError(f"{self.where}: file_names of video {key} are no list of names")
             if not 1 <= min(height, width) <= max(height, width) <= _LARGEST_SIDE:
                 raise DatasetError(f"{self.where}: video {key} is {width} x {height} pixels")
             names = [slashes(file, self.image_root) for file in files]
-            found[key] = {**entry, **size, "file_names": names}
-        if not found:
+            videos[key] = {**entry, **size, "file_names": names}
+        if not videos:
             raise DatasetError(f"{self.where} has no videos")
-        return found
+        return videos
 
     def tracks(
         self, content: dict[str, Any], videos: dict[int, dict[str, Any]], categories: list[int]
     ) -> dict[tuple[int, int], list[dict[str, Any]]] | None:
-        """(video, frame) → annotations of that frame; None where the file has none at all."""
+        """(video, frame) → annotations of that frame; None if the file has no list of them."""
         if content.get("annotations") is None:
             return None
         frames: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
-        known = set()
+        track_ids = set()
         for entry in self._entries(content, "annotations"):
             track, key, category = (
                 self._value(entry, "annotations", k, int) for k in ("id", "video_id", "category_id")
@@ -138,9 +139,9 @@ class _Reader:
             crowd = crowd_flag(entry.get("iscrowd", 0))
             masks = self._value(entry, "annotations", "segmentations", list)
             what = f"{self.where}: annotation {track}"
-            if track in known:
+            if track in track_ids:
                 raise DatasetError(f"{self.where} has two annotations {track}")
-            known.add(track)
+            track_ids.add(track)
             if key not in videos:
                 raise DatasetError(f"{what} belongs to the video {key}, which is not there")
             if category not in categories:
@@ -182,10 +183,10 @@ class _Reader:
 
 
 def _to_rle(mask: Any, video: dict[str, Any], what: str) -> dict[str, Any] | None:
-    """Compressed RLE of a segmentation; None where the object is not in sight.
+    """Compressed RLE of a segmentation; None if the instance is not in sight.
 
     Raises:
-        DatasetError: neither null nor an RLE of the video's size.
+        DatasetError: the segmentation is neither null nor an RLE of the video's size.
     """
     if mask is None:
         return None

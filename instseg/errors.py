@@ -1,4 +1,4 @@
-"""Errors that a user can cause and mend.
+"""Errors that a user can cause and correct.
 
 Every entry point (``train_net.py``, the ``instseg`` command) prints the message of an InstsegError
 on one line of stderr and exits with status 2; any other exception is a defect of instseg and keeps
@@ -14,7 +14,7 @@ _SHORT.maxstring = _SHORT.maxother = 100
 
 
 class InstsegError(Exception):
-    """Base of all errors below; never raised itself."""
+    """Base class of the errors below; never raised itself."""
 
 
 class ConfigError(InstsegError, ValueError):
@@ -30,7 +30,7 @@ class CheckpointError(InstsegError, ValueError):
 
 
 class ImageError(InstsegError, ValueError):
-    """An image or video that cannot be read or has content no model can use."""
+    """An image or video that cannot be read, or that no model can use."""
 
 
 class OutputError(InstsegError, OSError):
@@ -42,23 +42,23 @@ class TrainingError(InstsegError, RuntimeError):
 
 
 class ProcessError(InstsegError, RuntimeError):
-    """A process that cannot compute, because of how it was started."""
+    """A process that cannot compute because of the way it was started."""
 
 
 def short(value: Any) -> str:
-    """A value in a message; what somebody wrote may be longer than memory."""
+    """A value as short text for a message; values of users may be extremely long."""
     return _SHORT.repr(value)
 
 
 def one_line(error: InstsegError) -> str:
-    """Its message on one line."""
+    """The message of an error on one line."""
     return " ".join(message(error).split("\n")).strip()
 
 
 def message(error: InstsegError) -> str:
-    """What was said where it was raised.
+    """The original message of an error.
 
-    If a process that loads data raised it, torch has put the traceback there before it.
+    If a data-loading process raised the error, torch has put a traceback before the message.
     """
     text = str(error)
     if "Original Traceback" not in text:

@@ -1,4 +1,4 @@
-"""Files: their names, what stands behind one, writing them whole, and locks on folders."""
+"""Name files, tell devices from files, write files atomically, and lock folders."""
 
 import errno
 import hashlib
@@ -20,27 +20,27 @@ from instseg.errors import OutputError
 logger = logging.getLogger(__name__)
 
 TEMPORARY = ".instseg-tmp"
-"""End of the names of temporary files, by which leftovers of a killed process are known."""
+"""End of the names of temporary files; marks the leftovers of a killed process."""
 _LOCK = ".lock"
 _LOCKS_UNKNOWN = {errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
-"""How some network file systems refuse to lock."""
+"""Errors of network file systems that cannot lock."""
 _locked: dict[str, FileLock] = {}
-"""Held until the process ends, by the path of the file."""
+"""Path of the lock file → lock, held until the process ends."""
 
 
 def is_device(path: str | os.PathLike[str]) -> bool:
-    """Whether it is there as neither file nor folder: a device, a pipe, a socket.
+    """Whether a path exists but is neither file nor folder: a device, a pipe, a socket.
 
-    Reading one may wait for ever; a file in its place takes it from every other program.
+    Reading one may wait for ever; replacing one by a file takes it from every other program.
     """
     return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
 
 
 def file_name(text: str) -> str:
-    """The name of a file or folder for ``text``, which may be a path or anything else.
+    """A name for a file or folder made from ``text``, which may be a path or anything else.
 
-    Letters, digits, ``_``, ``.`` and ``-``, at most 100, are the name themselves.  Of other texts
-    it has the end, by which paths are told apart, and a hash of the whole.
+    A text of at most 100 letters, digits, ``_``, ``.`` and ``-`` is the name itself.  Any other
+    text gives its end, which tells most paths apart, and a hash of the whole.
     """
     if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", text):
         return text
@@ -50,17 +50,17 @@ def file_name(text: str) -> str:
 
 
 def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
-    """Have ``write`` fill the file ``path`` so that it is never seen half-written.
+    """Have ``write`` fill the file ``path`` so that nobody sees it half-written.
 
-    The content goes to a temporary file in the same folder (made if needed), which takes the place
-    of ``path`` once it is on the disk.  A device or pipe, such as ``/dev/stdout``, is written to
-    instead: a file in its place would take it from every other program.
+    Writes a temporary file in the same folder (created if missing) and moves it to ``path`` once it
+    is on the disk.  A device or pipe, such as ``/dev/stdout``, is written to directly: replacing it
+    by a file would take it from every other program.
 
     Raises:
-        OutputError: the system refused; ``path`` is as it was, the temporary file is gone.
+        OutputError: the system refused; ``path`` is unchanged and the temporary file is removed.
     """
     path = Path(path)
-    # Not tempfile: its files are private to the user, these get the usual permissions.
+    # Not tempfile: its files are private to the user, but these need the usual permissions.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
         if is_device(path):
@@ -93,14 +93,14 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
 
 
 def lock_folder(folder: str | os.PathLike[str]) -> None:
-    """Claim ``folder`` for this process, until it ends in whatever way.
+    """Lock ``folder`` for this process, until it ends in whatever way.
 
-    The operating system keeps the claim, not the file: what a killed process leaves behind stops
-    nobody.  Worker processes that this one forks give it up, so that one of them which outlives a
-    killed training does not stop the next.
+    The operating system holds the lock, so the lock file of a killed process stops nobody.  Forked
+    worker processes give the lock up, so a worker that outlives a killed training does not stop
+    the next one.
 
     Raises:
-        OutputError: another process has claimed it; the message says which and what to do.
+        OutputError: another process has locked it; the message says which and what to do.
     """
     path = Path(folder, _LOCK).resolve()
     if str(path) in _locked and _locked[str(path)].is_locked:  # not in a forked process

@@ -1,9 +1,9 @@
-"""Masks in all their forms: arrays, COCO's run-length encodings (RLE), polygons, and boxes of them.
+"""Convert masks between arrays, COCO's run-length encodings (RLE), polygons and boxes.
 
-An RLE is ``{"size": [height, width], "counts": ...}``.  Its runs go down the columns, of background
-and instance in turn.  ``counts`` are compressed bytes as pycocotools makes them, the same as text
-in JSON, or a list of the lengths.  pycocotools reads and writes beyond its memory where the runs do
-not fit the size, so what comes from outside passes :func:`check_rle` first.
+An RLE is ``{"size": [height, width], "counts": ...}``.  Its runs go down the columns, alternating
+between background and instance.  ``counts`` are compressed bytes as pycocotools makes them, the
+same as text in JSON, or a list of the lengths.  If the runs do not fit the size, pycocotools reads
+and writes beyond its memory, so an RLE from outside first passes :func:`check_rle`.
 """
 
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ Pixels = npt.NDArray[Any]
 
 
 def encode(mask: Tensor | Pixels) -> RLE:
-    """Compressed RLE, with bytes for ``counts``, of an (H, W) mask: bool, or numbers 0 and 1."""
+    """Compressed RLE, with bytes as ``counts``, of an (H, W) mask: bool, or numbers 0 and 1."""
     pixels = mask.cpu().numpy() if isinstance(mask, Tensor) else mask
     rle: RLE = mask_util.encode(np.asfortranarray(pixels, dtype=np.uint8))
     return rle
 
 
 def decode(segmentation: Any, height: int, width: int) -> npt.NDArray[np.bool_]:
-    """(H, W) mask of what :func:`to_rle` takes; an RLE counts with its own size."""
+    """(H, W) mask from the input of :func:`to_rle`; an RLE gives a mask of its own size."""
     pixels: npt.NDArray[np.uint8] = mask_util.decode(to_rle(segmentation, height, width))
     return pixels.view(np.bool_)
 
@@ -38,8 +38,8 @@ def to_rle(segmentation: Any, height: int, width: int) -> RLE:
     """Compressed RLE of an instance's segmentation in COCO's format.
 
     Args:
-        segmentation: at least one polygon ``[x, y, x, y, ...]`` in a list, or an RLE.  One that is
-            compressed already is given back.
+        segmentation: a list of one or more polygons ``[x, y, x, y, ...]``, or an RLE.  A compressed
+            RLE is returned unchanged.
         height, width: of the image.
     """
     rle: RLE = segmentation
@@ -51,7 +51,7 @@ def to_rle(segmentation: Any, height: int, width: int) -> RLE:
 
 
 def as_text(rle: RLE) -> RLE:
-    """A compressed RLE whose ``counts`` are bytes as JSON can hold it."""
+    """A compressed RLE with text as ``counts`` for JSON, from one with bytes."""
     return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
 
 
@@ -69,11 +69,11 @@ def rle_box(rle: RLE) -> list[float]:
 def ious(
     predicted: list[Any] | Pixels, truth: list[Any] | Pixels, crowds: Sequence[int] = ()
 ) -> npt.NDArray[np.float64]:
-    """Intersection over union of every prediction with every true instance.
+    """Intersection over union of each prediction with each instance of the ground truth.
 
     Args:
         predicted, truth: P and T compressed RLEs of one size, or boxes x, y, width, height.
-        crowds: (T,) 1 divides by the area of the prediction alone; empty means all 0.
+        crowds: (T,) 1 divides by the area of the prediction only; empty means all 0.
     Returns:
         (P, T).
     """
@@ -82,12 +82,12 @@ def ious(
 
 
 def annotation_of(mask: Tensor | Pixels | RLE, category: int, **more: Any) -> dict[str, Any]:
-    """Annotation of an instance, no crowd, in Detectron2's format.
+    """Annotation of an instance that is no crowd, in Detectron2's format.
 
     Args:
         mask: as for :func:`encode`, or a compressed RLE.
         category: contiguous class, from 0.
-        more: further entries, or others than the usual ones.
+        more: further entries, or replacements of the usual ones.
     """
     rle = mask if isinstance(mask, dict) else encode(mask)
     return {
@@ -101,7 +101,7 @@ def annotation_of(mask: Tensor | Pixels | RLE, category: int, **more: Any) -> di
 
 
 def coco_annotation_of(mask: Tensor | Pixels | RLE, category_id: int) -> dict[str, Any]:
-    """As :func:`annotation_of`, in COCO's format, which JSON can hold; ``id`` and image to add."""
+    """:func:`annotation_of` in COCO's format, for JSON; the caller adds ``id`` and ``image_id``."""
     rle = mask if isinstance(mask, dict) else encode(mask)
     return {
         "category_id": category_id,
@@ -115,18 +115,17 @@ def coco_annotation_of(mask: Tensor | Pixels | RLE, category_id: int) -> dict[st
 def outlines(mask: Pixels) -> list[list[float]]:
     """The outer edges of a mask as polygons, one for each part.
 
-    A polygon is no mask: it cannot express holes, which are filled.  Without them pycocotools draws
-    the polygons as the mask they come from.
+    Polygons cannot express holes, so holes are filled.  For a mask without holes pycocotools draws
+    exactly the same mask from the polygons.
 
     Args:
         mask: (H, W), 1 inside the instance and 0 elsewhere.
     Returns:
-        ``[[x, y, x, y, ...], ...]`` in pixels, of three points or more each; (0, 0) is the upper
-        left corner of the image, (0.5, 0.5) the centre of its first pixel.  Empty for a mask
-        without pixels.
+        ``[[x, y, x, y, ...], ...]`` in pixels, each with three points or more; (0, 0) is the upper
+        left corner of the image, (0.5, 0.5) the centre of its first pixel.  Empty if the mask is.
     """
     x, y, width, height = cv2.boundingRect(np.asarray(mask, dtype=np.uint8))
-    # Twice as fine, so that corners of pixels and their centres are points of the grid.
+    # Twice as fine, so that the grid has points at the corners and centres of pixels.
     grid = np.zeros((2 * height + 1, 2 * width + 1), dtype=np.uint8)
     grid[1::2, 1::2] = mask[y : y + height, x : x + width]
     filled = cv2.dilate(grid, np.ones((3, 3), dtype=np.uint8))
@@ -135,11 +134,11 @@ def outlines(mask: Pixels) -> list[list[float]]:
 
 
 def gt_masks_of(instances: Instances) -> Tensor:
-    """Masks of the instances of a training image, polygons drawn.
+    """Masks of the instances of a training image; draws polygons.
 
     Args:
-        instances: with ``gt_masks`` (``BitMasks`` or ``PolygonMasks``), which Detectron2 leaves out
-            where there is no instance.
+        instances: with ``gt_masks`` (``BitMasks`` or ``PolygonMasks``); Detectron2 leaves the field
+            out if there is no instance.
     Returns:
         (N, H, W) bool at the size of the image.
     """
@@ -175,9 +174,9 @@ def tight_boxes(masks: Tensor) -> Tensor:
 
 
 def instances_from_masks(masks: Tensor, scores: Tensor, classes: Tensor) -> Instances:
-    """Instances of an image without those whose mask has no pixel.
+    """The instances of an image that have a pixel.
 
-    Hundreds of masks of a large image take gigabytes, so they are not copied: those that are kept
+    Hundreds of masks of a large image take gigabytes, so they are not copied: the masks with pixels
     move to the front of ``masks``.
 
     Args:
@@ -203,13 +202,13 @@ def instances_from_masks(masks: Tensor, scores: Tensor, classes: Tensor) -> Inst
 
 
 def check_rle(mask: Any, height: int, width: int) -> list[int]:
-    """Lengths of the runs of an encoding, column by column, of background and instance in turn.
+    """Lengths of the runs of an RLE, down the columns, alternating background and instance.
 
     Args:
         mask: ``{"size": [height, width], "counts": list or compressed text}``.
         height, width: of the image it belongs to.
     Raises:
-        ValueError: it is no such encoding, of another size, or its runs do not fill the image.
+        ValueError: it is no RLE, has another size, or its runs do not fill the image.
     """
     counts = mask.get("counts") if isinstance(mask, dict) else None
     if isinstance(counts, str):
@@ -225,10 +224,11 @@ def check_rle(mask: Any, height: int, width: int) -> list[int]:
 
 
 def _runs(text: str) -> list[int] | None:
-    """Lengths of the runs in COCO's compressed text; None if it is not such a text.
+    """Lengths of the runs in COCO's compressed text; None if the text is malformed.
 
-    Each character holds five bits, the lowest first, counted from "0"; 32 says that more follow, 16
-    in the last one is the sign.  From the fourth on, numbers are differences from the last but one.
+    Each character, counted from "0", holds five bits of a number, the lowest first.  The bit 32
+    says that another character follows, and the bit 16 of a number's last character is its sign.
+    From the fourth number on, each is the difference from the last but one.
     """
     counts: list[int] = []
     value = shift = 0

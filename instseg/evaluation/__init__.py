@@ -1,4 +1,4 @@
-"""Evaluations: which metrics a configuration and its data sets ask for, checked and built."""
+"""Choose, check and build the metrics that a configuration and its data sets ask for."""
 
 import os
 from collections.abc import Sequence
@@ -28,23 +28,23 @@ from instseg.files import file_name
 def build_evaluator(cfg: CfgNode, dataset: DataSet, folder: str = "inference") -> DatasetEvaluator:
     """The evaluator of ``dataset``; its files go to ``OUTPUT_DIR/FOLDER/DATASET``.
 
-    It has the metrics that ``TEST.METRICS`` names and those that the data set asks for.  Masks are
-    ranked by ``mask_scores`` where a model gives them.  COCO's limit of 100 detections per image is
-    raised to ``TEST.DETECTIONS_PER_IMAGE`` where that is more.
+    It computes the metrics that ``TEST.METRICS`` names and those that the data set asks for.  It
+    ranks masks by ``mask_scores`` if a model gives them.  COCO's limit of 100 detections per image
+    rises to ``TEST.DETECTIONS_PER_IMAGE`` if that is more.
 
-    ``DATASET`` is the name of the data set, shortened by :func:`instseg.files.file_name` where it
-    holds a path.
+    ``DATASET`` is the name of the data set; :func:`instseg.files.file_name` shortens names with
+    paths.
 
     Raises:
-        ConfigError: a data set whose metric is not known, or a metric that needs classes for a
-            model without.
-        DatasetError: a data set whose ground truth cannot be used.
+        ConfigError: the data set's metric is unknown, or a metric needs classes and the model has
+            none.
+        DatasetError: the ground truth of the data set cannot be used.
     """
     metrics = metrics_of(cfg, dataset)
     if dataset.is_from_users:
         _check_truth(cfg, dataset)
-    place = os.path.join(cfg.OUTPUT_DIR, folder, file_name(dataset.name))
-    evaluators = [metric.from_config(cfg, dataset, place) for metric in metrics]
+    output_dir = os.path.join(cfg.OUTPUT_DIR, folder, file_name(dataset.name))
+    evaluators = [metric.from_config(cfg, dataset, output_dir) for metric in metrics]
     for evaluator in evaluators:
         if isinstance(evaluator, TruthEvaluator):
             evaluator.warn_of_limit(cfg.TEST.DETECTIONS_PER_IMAGE)
@@ -52,11 +52,11 @@ def build_evaluator(cfg: CfgNode, dataset: DataSet, folder: str = "inference") -
 
 
 def check_evaluation(cfg: CfgNode, model: nn.Module, datasets: Sequence[DataSet]) -> None:
-    """Find before training what would stop the evaluation on ``datasets`` after it.
+    """Find before training the problems that would stop the evaluation after it.
 
     Raises:
-        ConfigError, DatasetError: objects without a mask, images without a file, a metric that
-            the model or the data set has nothing for, or see :func:`build_evaluator`.
+        ConfigError, DatasetError: instances have no mask, images have no file, the model or the
+            data set does not support a metric, or see :func:`build_evaluator`.
     """
     for dataset in datasets:
         metrics = metrics_of(cfg, dataset)
@@ -80,11 +80,11 @@ def _check_truth(cfg: CfgNode, dataset: DataSet) -> None:
 
 
 def metric_names(cfg: CfgNode, model: nn.Module, datasets: Sequence[DataSet]) -> list[str]:
-    """What an evaluation of ``model`` measures, as the event storage calls it.
+    """Names in the event storage of everything that an evaluation of ``model`` measures.
 
-    That is ``TASK/METRIC``, as ``segm/AP`` and ``segm/AP-person``, and of several data sets
-    ``DATASET/TASK/METRIC``, with their names as in ``DATASETS.TEST``.  Under ``TEST.AUG.ENABLED``
-    there is a ``TASK_TTA`` for each task.
+    A name is ``TASK/METRIC``, such as ``segm/AP`` and ``segm/AP-person``.  With several data sets
+    it is ``DATASET/TASK/METRIC``, with names as in ``DATASETS.TEST``.  ``TEST.AUG.ENABLED`` adds a
+    ``TASK_TTA`` for each task.
 
     Args:
         model: the one to be evaluated.

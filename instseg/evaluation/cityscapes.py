@@ -1,4 +1,4 @@
-"""The metric of Cityscapes, by the authors' own code."""
+"""The metric of Cityscapes, computed by the authors' own code."""
 
 import importlib.util
 
@@ -15,7 +15,7 @@ _KIND = "cityscapes_instance"
 
 @register("cityscapes", kind=_KIND)
 class CityscapesEvaluator(Metric, CityscapesInstanceEvaluator):
-    """AP and AP50 of masks, in place of COCO's."""
+    """AP and AP50 of masks, instead of COCO's metric."""
 
     alone = True
 

@@ -23,10 +23,10 @@ THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 class ContestEvaluator(Metric, DatasetEvaluator):
     """TP / (TP + FP + FN) of masks at IoU 0.5 ... 0.95, averaged over the images.
 
-    A prediction is a true positive when its IoU with an object is above the threshold.  As in the
-    contest, predicted masks may not overlap: a pixel belongs to the best-scored one that covers it
-    (by ``mask_scores`` where a model gives them).
-    An image without objects and without predictions counts 1.  Classes are not told apart.
+    A prediction is a true positive if its IoU with a true instance is above the threshold.  As in
+    the contest, predicted masks do not overlap: a pixel belongs to the mask with the best score
+    that covers it (``mask_scores`` if a model gives them).  An image without instances and without
+    predictions counts 1.  Classes are ignored.
 
     Source: Caicedo et al., Nature Methods 2019, "Evaluation metrics"; the same formula as in
     Schmidt et al., MICCAI 2018 (StarDist), section 3.
@@ -36,7 +36,7 @@ class ContestEvaluator(Metric, DatasetEvaluator):
         """
         Args:
             dataset: its instances have RLE or polygon masks.
-            score_threshold: predictions below it are not counted at all.
+            score_threshold: predictions with a lower score are ignored.
         """
         self._records = {record["image_id"]: record for record in dataset.records}
         self._score_threshold = score_threshold
@@ -59,11 +59,12 @@ class ContestEvaluator(Metric, DatasetEvaluator):
         for image, output in zip(inputs, outputs, strict=True):
             truth = true_label_map(self._records[image["image_id"]])
             instances = output["instances"]
-            kept = instances[instances.scores >= self._score_threshold]
-            self._scores.append(image_scores(truth, label_map(kept.pred_masks, mask_ranking(kept))))
+            counted = instances[instances.scores >= self._score_threshold]
+            predicted = label_map(counted.pred_masks, mask_ranking(counted))
+            self._scores.append(image_scores(truth, predicted))
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Per cent, as Detectron2's evaluators: ``AP`` is the mean over the thresholds."""
+        """Per cent, like Detectron2's evaluators; ``AP`` is the mean over the thresholds."""
         gathered = comm.gather(self._scores, dst=0)
         if not comm.is_main_process():
             return None
@@ -80,7 +81,7 @@ def _name(threshold: float) -> str:
 
 
 def true_label_map(record: Mapping[str, Any]) -> np.ndarray:
-    """(H, W) int32 of a data set's record: 0 for background, 1 ... N, later objects on top."""
+    """(H, W) int32 of a record: 0 for background, 1 ... N for instances, later ones on top."""
     size = record["height"], record["width"]
     labels = np.zeros(size, dtype=np.int32)
     for number, annotation in enumerate(record["annotations"], start=1):
@@ -89,7 +90,7 @@ def true_label_map(record: Mapping[str, Any]) -> np.ndarray:
 
 
 def label_map(masks: torch.Tensor, scores: torch.Tensor) -> np.ndarray:
-    """(H, W) int32: 0 for background, 1 ... N for the best-scored of the masks on each pixel.
+    """(H, W) int32: 0 for background, 1 ... N for the mask with the best score on each pixel.
 
     Args:
         masks: (N, H, W) bool.
@@ -102,10 +103,10 @@ def label_map(masks: torch.Tensor, scores: torch.Tensor) -> np.ndarray:
 
 
 def common_pixels(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """(T + 1, P + 1) pixels that have one label in ``truth`` and one in ``predicted``.
+    """(T + 1, P + 1) number of pixels for each label of ``truth`` and each of ``predicted``.
 
     Args:
-        truth, predicted: (H, W) integers 0 ... T and 0 ... P, none of them negative.
+        truth, predicted: (H, W) integers 0 ... T and 0 ... P.
     """
     columns = int(predicted.max()) + 1
     pairs = truth.ravel().astype(np.int64) * columns + predicted.ravel()
@@ -125,10 +126,10 @@ def image_scores(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     union = truth_areas[1:, None] + predicted_areas[None, 1:] - inside
     iou = inside / np.maximum(union, 1)
     total = np.count_nonzero(truth_areas[1:]) + np.count_nonzero(predicted_areas[1:])
-    # The contest asks for more than the threshold, not for the threshold itself.
+    # In the contest an IoU equal to the threshold does not count.
     above = [float(np.nextafter(threshold, 1)) for threshold in THRESHOLDS]
-    # Labels do not overlap, so above an IoU of 0.5 each object has one partner at most, and the
-    # order of the predictions does not matter.
+    # Labels do not overlap, so each instance has at most one prediction with an IoU above 0.5, and
+    # the order of the predictions does not matter.
     outcomes = match(iou.T, np.zeros(len(iou), dtype=bool), above)
     true_positives = (outcomes == HIT).sum(axis=1)
     return np.where(total == 0, 1.0, true_positives / np.maximum(total - true_positives, 1))

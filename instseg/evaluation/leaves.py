@@ -24,9 +24,9 @@ Labels = npt.NDArray[np.integer[Any]]
 class LeafEvaluator(Metric, DatasetEvaluator):
     """Symmetric best Dice (SBD), difference in count (DiC, |DiC|) and Dice of the foreground (FBD).
 
-    As in the challenge, leaves do not overlap: of predicted masks a pixel belongs to the
-    best-scored one that covers it.  Results under ``leaves`` are means over the images; ``SBD`` and
-    ``FBD`` are in per cent, ``DiC`` is predicted less true.  Classes are not told apart.
+    As in the challenge, leaves do not overlap: a pixel belongs to the predicted mask with the best
+    score that covers it.  Results under ``leaves`` are means over the images; ``SBD`` and ``FBD``
+    are in per cent, and ``DiC`` is the predicted minus the true count.  Classes are ignored.
 
     Source: Scharr et al., Machine Vision and Applications 2016, section 4.
     """
@@ -35,7 +35,7 @@ class LeafEvaluator(Metric, DatasetEvaluator):
         """
         Args:
             dataset: its instances have RLE or polygon masks.
-            score_threshold: predictions below it are not counted at all.
+            score_threshold: predictions with a lower score are ignored.
         """
         self._records = {record["image_id"]: record for record in dataset.records}
         self._score_threshold = score_threshold
@@ -43,10 +43,7 @@ class LeafEvaluator(Metric, DatasetEvaluator):
 
     @classmethod
     def measures(cls, cfg: CfgNode, dataset: DataSet, model: nn.Module) -> list[str]:
-        """Without ``DiC``, whose best value is neither high nor low.
-
-        The lowest ``|DiC|`` is the best.
-        """
+        """Names without ``DiC``, which is best at 0; ``|DiC|`` is best at its lowest."""
         return ["leaves/SBD", "leaves/FBD", "leaves/|DiC|"]
 
     @classmethod
@@ -62,13 +59,13 @@ class LeafEvaluator(Metric, DatasetEvaluator):
         for image, output in zip(inputs, outputs, strict=True):
             truth = true_label_map(self._records[image["image_id"]])
             instances = output["instances"]
-            kept = instances[instances.scores >= self._score_threshold]
-            found = label_map(kept.pred_masks, mask_ranking(kept))
+            counted = instances[instances.scores >= self._score_threshold]
+            predicted = label_map(counted.pred_masks, mask_ranking(counted))
             self._scores.append(
                 (
-                    symmetric_best_dice(truth, found),
-                    symmetric_best_dice((truth > 0).astype(int), (found > 0).astype(int)),
-                    len(np.setdiff1d(found, [0])) - len(np.setdiff1d(truth, [0])),
+                    symmetric_best_dice(truth, predicted),
+                    symmetric_best_dice((truth > 0).astype(int), (predicted > 0).astype(int)),
+                    len(np.setdiff1d(predicted, [0])) - len(np.setdiff1d(truth, [0])),
                 )
             )
 
@@ -93,10 +90,11 @@ class LeafEvaluator(Metric, DatasetEvaluator):
 
 
 def symmetric_best_dice(truth: Labels, predicted: Labels) -> float:
-    """The smaller of both best Dice's: mean over the leaves of one map of the best in the other.
+    """The smaller best Dice of two maps, from one to the other and back.
 
-    Dice of two leaves is 2 |A ∩ B| / (|A| + |B|).  Two maps without leaves agree: 1; a map without
-    leaves against one with them: 0.
+    The best Dice is the mean, over the leaves of one map, of the largest Dice with a leaf of the
+    other; Dice of two leaves is 2 |A ∩ B| / (|A| + |B|).  It is 1 if no map has leaves, and 0 if
+    only one map has.
 
     Args:
         truth: (H, W) label map, 0 for background; labels need not be consecutive.
@@ -105,8 +103,8 @@ def symmetric_best_dice(truth: Labels, predicted: Labels) -> float:
     overlap = common_pixels(truth, predicted)
     areas = overlap.sum(axis=1)[1:, None] + overlap.sum(axis=0)[None, 1:]
     dice = 2 * overlap[1:, 1:] / np.maximum(areas, 1)
-    true, found = overlap.sum(axis=1)[1:] > 0, overlap.sum(axis=0)[1:] > 0
-    dice = dice[true][:, found]
+    in_truth, in_predicted = overlap.sum(axis=1)[1:] > 0, overlap.sum(axis=0)[1:] > 0
+    dice = dice[in_truth][:, in_predicted]
     if not dice.size:
-        return float(not true.any() and not found.any())
+        return float(not in_truth.any() and not in_predicted.any())
     return float(min(dice.max(axis=0).mean(), dice.max(axis=1).mean()))

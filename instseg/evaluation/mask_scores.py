@@ -1,4 +1,4 @@
-"""COCO evaluation of detections that have one score for their box and another for their mask."""
+"""COCO evaluation of detections with separate scores for box and mask."""
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -20,15 +20,15 @@ from instseg.modeling import gives_mask_scores
 
 @register("coco")
 class MaskScoreCOCOEvaluator(Metric, TruthEvaluator):
-    """Detectron2's COCO evaluator, ranking masks by ``mask_scores`` where there are any.
+    """Detectron2's COCO evaluator, which ranks masks by ``mask_scores`` if a model gives them.
 
-    Detections with that field (N,) are evaluated by it for ``segm`` and by ``scores`` for
-    everything else.  In the written results each record then has ``mask_score`` beside ``score``.
-    Without the field, numbers and files are those of Detectron2's evaluator.
+    Detections with that field (N,) are ranked by it for ``segm`` and by ``scores`` for all other
+    tasks, and their written results have both ``mask_score`` and ``score``.  Without the field,
+    numbers and files are those of Detectron2's evaluator.
 
-    ``segm`` has one number more, ``rho``: how well the score of a mask tells its quality, see
-    :func:`score_iou_correlation`; with ``mask_scores`` also ``rho_by_score``, how well ``scores``
-    would.
+    ``segm`` also has ``rho``: how well the scores of masks predict their quality, see
+    :func:`score_iou_correlation`.  With ``mask_scores`` there is also ``rho_by_score``, the same
+    for ``scores``.
     """
 
     _tasks: Sequence[str] | None
@@ -48,20 +48,20 @@ class MaskScoreCOCOEvaluator(Metric, TruthEvaluator):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, dataset: DataSet, folder: str) -> DatasetEvaluator:
-        most = max(100, cfg.TEST.DETECTIONS_PER_IMAGE)
-        return cls(dataset, output_dir=folder, max_dets_per_image=most)
+        limit = max(100, cfg.TEST.DETECTIONS_PER_IMAGE)
+        return cls(dataset, output_dir=folder, max_dets_per_image=limit)
 
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Take the results of a batch; see Detectron2."""
+        """Add the results of a batch; see Detectron2."""
         for image, output in zip(inputs, outputs, strict=True):
-            known = len(self._predictions)
+            num_before = len(self._predictions)
             super().process([image], [output])
             instances = output.get("instances")
             if instances is None or not instances.has("mask_scores"):
                 continue
-            for prediction in self._predictions[known:]:
+            for prediction in self._predictions[num_before:]:
                 scores = instances.mask_scores.tolist()
                 for record, score in zip(prediction["instances"], scores, strict=True):
                     record["mask_score"] = score
@@ -69,9 +69,9 @@ class MaskScoreCOCOEvaluator(Metric, TruthEvaluator):
     def _eval_predictions(
         self, predictions: Sequence[Mapping[str, Any]], img_ids: Sequence[int] | None = None
     ) -> None:
-        """Evaluate one task after the other, masks first, so that the written file has ``score``.
+        """Evaluate one task after the other; masks first, so that the last file has ``score``.
 
-        Every run gets copies, since Detectron2 replaces the class ids in the records.
+        Each task gets copies, since Detectron2 replaces the class ids in the records.
         """
         records = list(chain.from_iterable(p["instances"] for p in predictions))
         if not any("mask_score" in record for record in records):
@@ -103,37 +103,38 @@ class MaskScoreCOCOEvaluator(Metric, TruthEvaluator):
 def score_iou_correlation(coco_eval: COCOeval, field: str = "score") -> float:
     """Spearman's rank correlation of the scores of masks with their true IoU.
 
-    Those masks count whose box overlaps that of an object of their class by an IoU of 0.5 or more;
-    the true IoU is that with this object.  (Over all masks, the many that found nothing would hide
-    how well the rest are ranked.)  NaN for fewer than two masks, or where all scores or all IoUs
-    are equal.
+    A mask counts if its box has an IoU of 0.5 or more with that of a true instance of its class;
+    its true IoU is that with this instance.  (All other masks are left out: they are many, and
+    would hide how well the rest are ranked.)  NaN for fewer than two masks, or if all scores or all
+    IoUs are equal.
 
     Args:
         coco_eval: for ``segm``, after ``evaluate()``.
-        field: of the detections, that holds the scores.
+        field: of the detections, with the scores.
     """
     scores: list[float] = []
     true_ious: list[float] = []
     for key, mask_ious in coco_eval.ious.items():
-        objects = coco_eval._gts[key]
-        if not len(mask_ious):  # no detections, or no objects of the class
+        truth = coco_eval._gts[key]
+        if not len(mask_ious):  # no detections, or no true instances of the class
             continue
         detections = sorted(coco_eval._dts[key], key=lambda record: -record["score"])
         detections = detections[: coco_eval.params.maxDets[-1]]
-        boxes, true_boxes = ([record["bbox"] for record in side] for side in (detections, objects))
-        box_ious = ious(np.array(boxes), np.array(true_boxes))
-        for record, own_boxes, own_masks in zip(detections, box_ious, mask_ious, strict=True):
-            nearest = own_boxes.argmax()
-            if own_boxes[nearest] >= 0.5:
+        boxes, true_boxes = ([record["bbox"] for record in side] for side in (detections, truth))
+        all_box_ious = ious(np.array(boxes), np.array(true_boxes))
+        rows = zip(detections, all_box_ious, mask_ious, strict=True)
+        for record, detection_box_ious, detection_mask_ious in rows:
+            nearest = detection_box_ious.argmax()
+            if detection_box_ious[nearest] >= 0.5:
                 scores.append(record[field])
-                true_ious.append(own_masks[nearest])
+                true_ious.append(detection_mask_ious[nearest])
     if len(set(scores)) < 2 or len(set(true_ious)) < 2:
         return float("nan")
     return float(spearmanr(scores, true_ious).statistic)
 
 
 def _ranked(record: Mapping[str, Any], task: str) -> dict[str, Any]:
-    """A copy of ``record`` whose ``score`` is the one for ``task``."""
+    """A copy of ``record`` with the score for ``task`` as ``score``."""
     copy = dict(record)
     if task == "segm" and "mask_score" in record:
         copy["score"], copy["class_score"] = record["mask_score"], record["score"]

@@ -1,4 +1,4 @@
-"""Which detections found which objects: shared by the metrics that COCO's code does not compute."""
+"""Match detections to true instances, for the metrics that COCO's code does not compute."""
 
 from collections.abc import Sequence
 
@@ -14,16 +14,16 @@ HIT, MISS, UNCOUNTED = 1, 0, -1
 def match(
     ious: npt.NDArray[np.float64], ignored: npt.NDArray[np.bool_], thresholds: Sequence[float]
 ) -> npt.NDArray[np.int8]:
-    """Match the detections of one image (and class) to its objects, as PASCAL VOC does.
+    """Match the detections of one image (and class) to its true instances, as PASCAL VOC does.
 
-    Every detection goes to the object it overlaps most, the first of equals.  Of the detections
-    that reach the threshold with an object, the first is a hit and the others are false positives:
-    none moves on to its second best object.
+    Each detection goes to the instance that it overlaps most, the first of equals.  If several
+    detections reach the threshold with an instance, the first is a hit and the others are false
+    positives: a detection never moves on to its second best instance.
 
     Args:
-        ious: (D, G) overlap of detections, best score first, and objects.
-        ignored: (G,) objects that neither count nor make a detection false.
-        thresholds: T values; an IoU equal to one reaches it.
+        ious: (D, G) overlap of detections, best score first, with instances.
+        ignored: (G,) instances that neither count nor make a detection false.
+        thresholds: T values; an IoU equal to a threshold reaches it.
     Returns:
         (T, D) of ``HIT``, ``MISS``, ``UNCOUNTED``.
     Source: VOC development kit (Everingham et al., IJCV 2010, section 4.2.2).
@@ -41,7 +41,7 @@ def match(
 
 
 def mask_ranking(instances: Instances) -> torch.Tensor:
-    """(N,) scores by which masks are ranked: ``mask_scores`` where a model gives them."""
+    """(N,) scores that rank masks: ``mask_scores`` if the model gives them, else ``scores``."""
     scores: torch.Tensor = (
         instances.mask_scores if instances.has("mask_scores") else instances.scores
     )

@@ -30,7 +30,7 @@ Counts = npt.NDArray[np.int64]
 
 LIMITS = (10, 100, 1000)
 _AREAS = ("", "s", "m", "l")
-"""As in COCOeval's default ``areaRng``: all, small < 32², medium < 96², large."""
+"""COCOeval's default ``areaRng``: all, small < 32², medium < 96², large."""
 _TASKS = {"proposals_box": "bbox", "proposals_segm": "segm"}
 _NUM_THRESHOLDS = 10
 _LEAST_IOU = 0.5
@@ -41,28 +41,28 @@ _NUM_STRICT = 5
 
 @register("proposals")
 class ProposalEvaluator(Metric, TruthEvaluator):
-    """AR@n and AUC of the masks and of the boxes of a model that does not tell classes apart.
+    """AR@n and AUC of the masks and boxes of a class-agnostic model.
 
-    Recall at an IoU threshold is the share of objects, of any class, found by the n best-scored
-    proposals of each image; AR@n is its mean over the thresholds 0.5, 0.55 ... 0.95.  Matching,
-    crowds and areas are COCO's (``COCOeval`` with ``useCats`` off and up to 1000 detections):
-    detections in the order of their scores take the free object they overlap most; objects in a
-    crowd do not count.  ``ARs``, ``ARm``, ``ARl`` count small, medium and large objects alone, by
-    the area of the annotation's mask, for boxes too.  ``AR75@n`` is the mean over the thresholds
-    0.75 to 0.95 alone, which tells sharp masks from roughly right ones.
+    Recall at an IoU threshold is the fraction of true instances, of any class, that the n best
+    proposals of each image find; AR@n is its mean over the thresholds 0.5, 0.55 ... 0.95.
+    Matching, crowds and areas are COCO's (``COCOeval`` with ``useCats`` off and up to 1000
+    detections): in the order of their scores, detections take the free instance that they overlap
+    most; crowds do not count.  ``ARs``, ``ARm``, ``ARl`` count only small, medium or large
+    instances, by the area of the annotation's mask, for boxes too.  ``AR75@n`` is the mean over the
+    thresholds 0.75 to 0.95, which separates sharp masks from roughly right ones.
 
     AUC is the area under AR@n over log10(n), from n = 1 to 1000, divided by 3 so that a perfect
-    result has 100; AR is taken at every whole n and joined by straight lines in between.
+    result has 100; AR is computed at every whole n and interpolated linearly.
 
-    Results are in per cent under ``proposals_segm`` and ``proposals_box``; NaN where there are no
-    objects to find.  Images that were not processed do not count.
+    Results are in per cent under ``proposals_segm`` and ``proposals_box``; NaN if there are no
+    instances to find.  Images that were not processed do not count.
 
-    Every image is matched when it is processed, and only counts are kept and gathered from the
+    Each image is matched when it is processed, and only counts are stored and gathered from the
     other processes: 1000 proposals of 5000 images need no more memory than those of one.
 
     Source: Hosang et al., PAMI 2016, arXiv 1502.05082 (AR); Pinheiro et al., NIPS 2015, DeepMask,
     arXiv 1506.06204 (AR@n and AUC).
-    Deviation: the former integrates recall from 0.5 to 1; the thresholds here are COCO's.
+    Deviation: Hosang et al. integrate recall from 0.5 to 1; the thresholds here are COCO's.
     """
 
     def __init__(self, dataset: DataSet) -> None:
@@ -70,7 +70,7 @@ class ProposalEvaluator(Metric, TruthEvaluator):
         Args:
             dataset: all of its instances need a mask.
         Raises:
-            DatasetError: objects without a mask.
+            DatasetError: instances have no mask.
         """
         super().__init__(dataset)
         images = self._coco_api.imgs.values()
@@ -100,15 +100,15 @@ class ProposalEvaluator(Metric, TruthEvaluator):
     ) -> None:
         for image, output in zip(inputs, outputs, strict=True):
             image_id = image["image_id"]
-            found = _best(output["instances"])
+            best = _best(output["instances"])
             for task, iou_type in _TASKS.items():
-                objects = self._coco_api.imgToAnns[image_id]
-                proposals = _boxes(found) if iou_type == "bbox" else _masks(found)
+                truth = self._coco_api.imgToAnns[image_id]
+                proposals = _boxes(best) if iou_type == "bbox" else _masks(best)
                 info = self._coco_api.imgs[image_id]
-                self._counts[task].add(_evaluate(info, objects, proposals, iou_type))
+                self._counts[task].add(_evaluate(info, truth, proposals, iou_type))
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """See the class; None on all processes but the main one."""
+        """See the class; None on all processes except the main one."""
         gathered = comm.gather(self._counts, dst=0)
         if not comm.is_main_process():
             return None
@@ -126,39 +126,39 @@ class _Recalls:
     """Sums over images.
 
     Attributes:
-        hits: (4, 1000) objects found by the proposals of each rank, summed over the thresholds, for
-            each of ``_AREAS``.
-        strict_hits: (1000,) the same of objects of all areas, over the thresholds from 0.75.
-        objects: (4,) objects to be found.
+        hits: (4, 1000) instances found by the proposals of each rank, summed over the thresholds,
+            for each of ``_AREAS``.
+        strict_hits: (1000,) the same for instances of all areas, over the thresholds from 0.75.
+        instances: (4,) instances to be found.
     """
 
     def __init__(self) -> None:
         self.hits: Counts = np.zeros((len(_AREAS), LIMITS[-1]), dtype=np.int64)
         self.strict_hits: Counts = np.zeros(LIMITS[-1], dtype=np.int64)
-        self.objects: Counts = np.zeros(len(_AREAS), dtype=np.int64)
+        self.instances: Counts = np.zeros(len(_AREAS), dtype=np.int64)
 
     def add(self, evaluated: Iterable[Mapping[str, Any] | None]) -> None:
-        """Take what :func:`_evaluate` gives, one entry for each of ``_AREAS``."""
+        """Add the result of :func:`_evaluate`, one entry for each of ``_AREAS``."""
         for area, entry in enumerate(evaluated):
-            if entry is None:  # neither objects nor proposals
+            if entry is None:  # neither instances nor proposals
                 continue
             hits = (entry["dtMatches"] > 0) & ~entry["dtIgnore"]
             ranks = np.array(entry["dtIds"], dtype=np.int64) - 1
             self.hits[area, ranks] += hits.sum(axis=0)
             if _AREAS[area] == "":
                 self.strict_hits[ranks] += hits[_STRICT].sum(axis=0)
-            self.objects[area] += np.count_nonzero(entry["gtIgnore"] == 0)
+            self.instances[area] += np.count_nonzero(entry["gtIgnore"] == 0)
 
     def merge(self, other: "_Recalls") -> None:
         self.hits += other.hits
         self.strict_hits += other.strict_hits
-        self.objects += other.objects
+        self.instances += other.instances
 
     def summary(self) -> dict[str, float]:
-        """Per cent; AR of all areas first, then the strict ones, AUC last."""
+        """Results in per cent: first AR of all areas, then the strict ones, then AUC."""
         with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: nothing to find
-            recalls = self.hits.cumsum(axis=1) / (_NUM_THRESHOLDS * self.objects[:, None])
-            strict = self.strict_hits.cumsum() / (_NUM_STRICT * self.objects[0])
+            recalls = self.hits.cumsum(axis=1) / (_NUM_THRESHOLDS * self.instances[:, None])
+            strict = self.strict_hits.cumsum() / (_NUM_STRICT * self.instances[0])
         curves = dict(zip(_AREAS, 100 * recalls, strict=True))
         result = {
             f"AR{area}@{limit}": float(curve[limit - 1])
@@ -197,29 +197,29 @@ def _masks(instances: Instances) -> list[dict[str, Any]]:
 
 def _evaluate(
     image: Mapping[str, Any],
-    objects: Sequence[Mapping[str, Any]],
+    annotations: Sequence[Mapping[str, Any]],
     proposals: Sequence[Mapping[str, Any]],
     iou_type: str,
 ) -> list[dict[str, Any] | None]:
-    """``COCOeval.evalImgs`` of one image, where the ids of proposals are their ranks from 1.
+    """``COCOeval.evalImgs`` of one image; the ids of proposals are their ranks from 1.
 
     Args:
         proposals: best first.
     """
     common = {"image_id": image["id"], "category_id": 1}
-    # COCOeval writes into the objects, and takes one with the id 0 for no match.
-    truth = [{**item, **common, "id": i} for i, item in enumerate(objects, start=1)]
+    # COCOeval writes into the annotations, and takes the id 0 for no match.
+    truth = [{**item, **common, "id": i} for i, item in enumerate(annotations, start=1)]
     if iou_type == "segm":
         for item in truth:
             item["segmentation"] = to_rle(item["segmentation"], image["height"], image["width"])
-    # Ranks double as ids.  The area of a proposal matters to precision alone.
+    # The area of a proposal only affects precision.
     common["area"] = 0
-    found = [
+    near = [
         {**proposals[rank], **common, "id": rank + 1, "score": -rank}
         for rank in _near(proposals, truth, "bbox" if iou_type == "bbox" else "segmentation")
     ]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports by print
-        evaluation = COCOeval(_coco(image, truth), _coco(image, found), iou_type)
+        evaluation = COCOeval(_coco(image, truth), _coco(image, near), iou_type)
         evaluation.params.useCats = 0
         evaluation.params.maxDets = [LIMITS[-1]]
         evaluation.evaluate()
@@ -228,11 +228,11 @@ def _evaluate(
 
 
 def _near(
-    proposals: Sequence[Mapping[str, Any]], objects: Sequence[Mapping[str, Any]], key: str
+    proposals: Sequence[Mapping[str, Any]], truth: Sequence[Mapping[str, Any]], key: str
 ) -> list[int]:
-    """Indices of the proposals that can match: COCOeval's loops take a second for a thousand."""
-    proposed, true = ([item[key] for item in side] for side in (proposals, objects))
-    overlaps = ious(proposed, true, [int(item.get("iscrowd", 0)) for item in objects])
+    """Indices of the proposals that can match, since COCOeval takes a second for a thousand."""
+    proposed, true = ([item[key] for item in side] for side in (proposals, truth))
+    overlaps = ious(proposed, true, [int(item.get("iscrowd", 0)) for item in truth])
     near: list[int] = np.flatnonzero(overlaps.max(axis=1, initial=0) >= _LEAST_IOU).tolist()
     return near
 

@@ -1,4 +1,4 @@
-"""Metrics by the names that ``TEST.METRICS`` has for them, and by the data sets that ask for them.
+"""Register metrics, and find them by ``TEST.METRICS`` or by the kind of a data set.
 
 A metric is an evaluator of Detectron2 that also derives from :class:`Metric`::
 
@@ -20,15 +20,15 @@ from instseg.errors import ConfigError, short
 _COCO = "coco"
 _METRICS: dict[str, type["Metric"]] = {}
 _OF_KIND: dict[str, str] = {}
-"""Kind of a data set → name of the metric that it asks for."""
+"""Kind of a data set → name of the metric for it."""
 
 
 class Metric:
-    """What an evaluation asks of an evaluator before it makes one.
+    """The class methods of an evaluator that an evaluation calls before it builds one.
 
     Attributes:
-        excludes: names of metrics that no model has beside this one.
-        alone: whether data sets that ask for it are evaluated by nothing else.
+        excludes: names of metrics that no model can have together with this one.
+        alone: whether data sets of its kind are evaluated by this metric only.
     """
 
     excludes: ClassVar[tuple[str, ...]] = ()
@@ -36,7 +36,7 @@ class Metric:
 
     @classmethod
     def measures(cls, cfg: CfgNode, dataset: DataSet, model: nn.Module) -> list[str]:
-        """All numbers that it may give, ``TASK/METRIC``; not those that no value is the best of."""
+        """Names ``TASK/METRIC`` of its numbers, except those whose best value is no extreme."""
         raise NotImplementedError
 
     @classmethod
@@ -44,16 +44,16 @@ class Metric:
         """The evaluator of ``dataset``; its files go to ``folder``.
 
         Raises:
-            ConfigError, DatasetError: the data set has nothing for it.
+            ConfigError, DatasetError: the data set does not support the metric.
         """
         raise NotImplementedError
 
     @classmethod
     def check(cls, cfg: CfgNode, dataset: DataSet, model: nn.Module) -> None:
-        """Find before a training what would stop the evaluation after it.
+        """Find before a training the problems that would stop the evaluation after it.
 
         Raises:
-            ConfigError, DatasetError: ``model`` or ``dataset`` has nothing for it.
+            ConfigError, DatasetError: ``model`` or ``dataset`` does not support the metric.
         """
 
 
@@ -61,10 +61,10 @@ Class = TypeVar("Class", bound=type[Metric])
 
 
 def register(name: str, *, kind: str | None = None) -> Callable[[Class], Class]:
-    """Give a metric its name for ``TEST.METRICS``.
+    """Register a metric under its name in ``TEST.METRICS``.
 
     Args:
-        kind: of data sets that are always evaluated by it.
+        kind: of data sets that always use this metric.
     """
 
     def add(metric: Class) -> Class:
@@ -78,10 +78,10 @@ def register(name: str, *, kind: str | None = None) -> Callable[[Class], Class]:
 
 
 def metrics_of(cfg: CfgNode, dataset: DataSet) -> list[type[Metric]]:
-    """The metrics that ``TEST.METRICS`` names, and that the data set asks for.
+    """The metrics that ``TEST.METRICS`` names or that the data set asks for.
 
     Raises:
-        ConfigError: unknown names, names that exclude each other, or none at all.
+        ConfigError: names are unknown or exclude each other, or there are none.
     """
     if dataset.kind not in (_COCO, *_OF_KIND):
         raise ConfigError(

@@ -23,11 +23,11 @@ BACKGROUND = "background"
 class SemanticEvaluator(Metric, DatasetEvaluator):
     """IoU of each class's region over all pixels of a data set, for models that give ``sem_seg``.
 
-    The true region of a class is the union of its objects; crowds count for nobody.  Where objects
-    of different classes overlap, the smaller one is on top.
+    The true region of a class is the union of its instances; pixels of crowds are ignored.  Where
+    instances of different classes overlap, the smaller one is on top.
 
-    Results are in per cent under ``sem_seg``: ``mIoU`` over the classes that occur, background
-    included, the IoU of each (``IoU-NAME``), and ``pACC``, the share of right pixels.
+    Results are in per cent under ``sem_seg``: ``mIoU`` over the classes that occur, including
+    background, the IoU of each (``IoU-NAME``), and ``pACC``, the fraction of correct pixels.
     """
 
     def __init__(self, dataset: DataSet) -> None:
@@ -61,7 +61,7 @@ class SemanticEvaluator(Metric, DatasetEvaluator):
     ) -> None:
         """
         Raises:
-            ConfigError: a model that gives no semantic map, or one of other classes.
+            ConfigError: the model gives no semantic map, or one of other classes.
         """
         for image, output in zip(inputs, outputs, strict=True):
             if "sem_seg" not in output:
@@ -74,8 +74,8 @@ class SemanticEvaluator(Metric, DatasetEvaluator):
             predicted = output["sem_seg"].argmax(dim=0).cpu().numpy()
             truth, counted = semantic_map(self._records[image["image_id"]])
             pairs = truth[counted] * len(self._names) + predicted[counted]
-            found = np.bincount(pairs, minlength=self._confusion.size)
-            self._confusion += found.reshape(self._confusion.shape)
+            counts = np.bincount(pairs, minlength=self._confusion.size)
+            self._confusion += counts.reshape(self._confusion.shape)
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         gathered = comm.gather(self._confusion, dst=0)
@@ -97,8 +97,8 @@ class SemanticEvaluator(Metric, DatasetEvaluator):
 
 
 def _no_map() -> ConfigError:
-    known = architectures(lambda kind: hasattr(kind, "semantic_key"))
-    keys = [f"{name} gives one with {kind.semantic_key} True" for name, kind in known.items()]
+    able = architectures(lambda kind: hasattr(kind, "semantic_key"))
+    keys = [f"{name} gives one with {kind.semantic_key} True" for name, kind in able.items()]
     return ConfigError(
         "TEST.METRICS has semantic, but the model gives no semantic map; leave semantic out "
         f"({', '.join(keys)})"
@@ -106,18 +106,18 @@ def _no_map() -> ConfigError:
 
 
 def semantic_map(record: Mapping[str, Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """(H, W) labels of a record, 0 for background, class + 1; and (H, W), False in crowds."""
+    """(H, W) labels of a record, 0 for background, else class + 1; and (H, W) False in crowds."""
     size = record["height"], record["width"]
     labels = np.zeros(size, dtype=np.int64)
     counted = np.ones(size, dtype=bool)
-    objects = []
+    instances = []
     for annotation in record["annotations"]:
         mask = decode(annotation["segmentation"], *size)
         if annotation.get("iscrowd", 0):
             counted &= ~mask
         else:
-            objects.append((mask.sum(), annotation["category_id"] + 1, mask))
-    # Large ones first, so that small ones stay visible; what an object shows is no crowd.
-    for _, label, mask in sorted(objects, key=lambda item: -item[0]):
+            instances.append((mask.sum(), annotation["category_id"] + 1, mask))
+    # Large ones first, so that small ones stay visible.  Instances are on top of crowds.
+    for _, label, mask in sorted(instances, key=lambda item: -item[0]):
         labels[mask] = label
     return labels, counted | (labels > 0)

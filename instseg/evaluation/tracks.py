@@ -1,4 +1,4 @@
-"""YouTube-VIS's average precision: of masks through time, not of masks in frames."""
+"""YouTube-VIS's average precision of tracks: masks of one instance through time."""
 
 import contextlib
 import io
@@ -30,21 +30,21 @@ from instseg.masks import RLE, as_text, decode, encode, rle_area, to_rle
 from instseg.tracking import UNTRACKED, Tracker, check_installed, vote
 
 _AREAS = {"": (0, 1e10), "s": (0, 128**2), "m": (128**2, 256**2), "l": (256**2, 1e10)}
-"""YouTube-VIS's ranges of the mean area of a track in the frames where it is seen."""
+"""YouTube-VIS's ranges of the mean area of a track over the frames in which it is visible."""
 _THRESHOLDS = (50, 75)
-"""Per cent of IoU whose AP is given beside the mean."""
+"""IoU in per cent with an AP of its own, besides the mean."""
 _MAX_TRACKS = (1, 10, 100)
 _MOST_PIXELS = 2**32 - 1
-"""Of a clip, all frames together: what the counts of an RLE hold."""
+"""Pixels of a clip, all frames together; the counts of an RLE hold no more."""
 
 
 @dataclass
 class Track:
-    """An object in a clip.
+    """An instance in a clip.
 
     Attributes:
         category: contiguous class.
-        masks: frame → mask where it is seen.
+        masks: frame → mask, for the frames in which it is visible.
         scores: of its detections; empty for ground truth.
         crowd: overlaps with it count neither for nor against a prediction.
     """
@@ -57,27 +57,29 @@ class Track:
 
 @register("tracks", kind=EVALUATOR_TYPE)
 class TrackEvaluator(Metric, DatasetEvaluator):
-    """AP and AR of tracks, whose IoU is taken over all frames of a clip at once.
+    """AP and AR of tracks, with one IoU over all frames of a clip.
 
-    That is the sum of the intersections over the sum of the unions; a frame without the object
-    counts with what the other side has there.  The rest is COCO's metric, with videos for images:
-    AP over IoU 0.5 ... 0.95, AR with 1 and 10 tracks per video (Yang et al., ICCV 2019, section 5).
+    That IoU is the sum of the intersections over the sum of the unions; in a frame where only one
+    side has a mask, that mask adds to the union.  The rest is COCO's metric with videos instead of
+    images: AP over IoU 0.5 ... 0.95, AR with 1 and 10 tracks per video (Yang et al., ICCV 2019,
+    section 5).
 
-    Tracks are linked by :class:`instseg.tracking.Tracker`; the score of one is the mean of those of
-    its masks, and its class is the one with the most score.  They are written to ``tracks.json`` as
-    the authors' server takes them.  A data set without annotations gets that file and no metric.
+    :class:`instseg.tracking.Tracker` links detections to tracks.  The score of a track is the mean
+    of those of its masks, and its class is the one with the largest sum of scores.  Tracks are
+    written to ``tracks.json`` in the format of the authors' server.  A data set without annotations
+    gets that file and no metric.
     """
 
     def __init__(self, dataset: DataSet, *, output_dir: str, score_threshold: float) -> None:
         """
         Args:
-            dataset: its records have ``video_id``, ``frame_index``,
-                ``length`` and, where annotated, annotations with ``track_id``.
+            dataset: its records have ``video_id``, ``frame_index`` and ``length``; annotations have
+                ``track_id``.
             output_dir: for ``tracks.json``.
-            score_threshold: detections below it belong to no track.
+            score_threshold: detections with a lower score belong to no track.
         Raises:
-            ConfigError: a set of still images, or the package that tracks is missing.
-            DatasetError: clips of more pixels than can be counted.
+            ConfigError: the data set has still images, or the package for tracking is missing.
+            DatasetError: a clip has more pixels than can be counted.
         """
         check_installed()
         self._dataset = dataset
@@ -101,7 +103,7 @@ class TrackEvaluator(Metric, DatasetEvaluator):
 
     @classmethod
     def measures(cls, cfg: CfgNode, dataset: DataSet, model: nn.Module) -> list[str]:
-        """On a set with annotations."""
+        """Names of the numbers for a data set with annotations."""
         names = ["AP", *(f"AP{threshold}" for threshold in _THRESHOLDS)]
         names += [f"AP{label}" for label in _AREAS if label]
         return [f"tracks/{name}" for name in (*names, *(f"AR{n}" for n in _MAX_TRACKS[:2]))]
@@ -122,11 +124,11 @@ class TrackEvaluator(Metric, DatasetEvaluator):
     ) -> None:
         for frame, output in zip(inputs, outputs, strict=True):
             instances = output["instances"]
-            kept = instances[mask_ranking(instances) >= self._threshold]
-            light = Instances(kept.image_size)
-            light.pred_boxes = Boxes(kept.pred_boxes.tensor.cpu())
-            light.scores, light.pred_classes = mask_ranking(kept), kept.pred_classes.cpu()
-            masks = [encode(mask) for mask in kept.pred_masks]
+            counted = instances[mask_ranking(instances) >= self._threshold]
+            light = Instances(counted.image_size)
+            light.pred_boxes = Boxes(counted.pred_boxes.tensor.cpu())
+            light.scores, light.pred_classes = mask_ranking(counted), counted.pred_classes.cpu()
+            masks = [encode(mask) for mask in counted.pred_masks]
             self._detections.append((frame["video_id"], frame["frame_index"], light, masks))
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
@@ -160,13 +162,13 @@ class TrackEvaluator(Metric, DatasetEvaluator):
             evaluation.params.areaRngLbl = list(_AREAS)
             evaluation.evaluate()
             evaluation.accumulate()
-        # (thresholds, recalls, classes, areas, limits) and the same without recalls; -1 is missing.
+        # (thresholds, recalls, classes, areas, limits), and without recalls; -1 is a missing value.
         precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
         thresholds = evaluation.params.iouThrs.round(2).tolist()
         result = {"AP": _mean(precision[..., 0, -1])}
         for threshold in _THRESHOLDS:
-            chosen = precision[thresholds.index(threshold / 100)]
-            result[f"AP{threshold}"] = _mean(chosen[..., 0, -1])
+            at_threshold = precision[thresholds.index(threshold / 100)]
+            result[f"AP{threshold}"] = _mean(at_threshold[..., 0, -1])
         for number, label in enumerate(_AREAS):
             if label:
                 result[f"AP{label}"] = _mean(precision[..., number, -1])
@@ -175,7 +177,7 @@ class TrackEvaluator(Metric, DatasetEvaluator):
         return result
 
     def _as_coco(self, tracks: Mapping[Any, list[Track]]) -> COCO:
-        """Clips as COCO's images: frames side by side, so that IoU is that over all frames."""
+        """Clips as COCO's images, with frames side by side so that IoU is over all frames."""
         annotations: list[dict[str, Any]] = []
         images = []
         for number, (clip, records) in enumerate(self._clips.items()):
@@ -206,7 +208,7 @@ class TrackEvaluator(Metric, DatasetEvaluator):
         return coco
 
     def _write(self, predicted: Mapping[Any, list[Track]]) -> None:
-        """``tracks.json``, with the class ids of the data set."""
+        """Write ``tracks.json``, with the class ids of the data set."""
         content = [
             {
                 "video_id": clip,
@@ -225,9 +227,9 @@ class TrackEvaluator(Metric, DatasetEvaluator):
 
 
 def side_by_side(masks: Mapping[int, RLE], size: tuple[int, int], length: int) -> RLE:
-    """The masks of a track as one RLE of an image in which the frames stand side by side.
+    """The masks of a track as one RLE of an image with the frames side by side.
 
-    An RLE runs down the columns, so its runs are those of the frames, one frame after the other.
+    An RLE runs down the columns, so its runs are those of one frame after the other.
 
     Args:
         masks: frame → mask; frames without one are empty.
@@ -239,15 +241,15 @@ def side_by_side(masks: Mapping[int, RLE], size: tuple[int, int], length: int) -
     for frame, mask in masks.items():
         runs = np.diff(decode(mask, *size).ravel(order="F").astype(np.int8), prepend=0, append=0)
         edges.append(np.flatnonzero(runs) + frame * pixels)
-    # Where a mask ends with a frame and the next begins with one, there is no edge.
-    places, counts = np.unique(np.concatenate(edges), return_counts=True)
-    runs = np.diff(places[counts == 1], prepend=0, append=length * pixels)
+    # If one mask ends at the last pixel and the next begins at the first, their edges cancel.
+    positions, counts = np.unique(np.concatenate(edges), return_counts=True)
+    runs = np.diff(positions[counts == 1], prepend=0, append=length * pixels)
     shape = [size[0], size[1] * length]
     return to_rle({"counts": runs.tolist(), "size": shape}, *shape)
 
 
 def _linked(frames: Iterable[tuple[Instances, list[RLE]] | None]) -> list[Track]:
-    """Tracks of one clip; a frame that was not predicted on is None and has no detections."""
+    """Tracks of one clip; a frame without a prediction is None and has no detections."""
     tracker = Tracker()
     tracks: dict[int, Track] = {}
     votes: dict[int, Counter[int]] = defaultdict(Counter)
@@ -297,6 +299,6 @@ def _length(records: Mapping[int, Mapping[str, Any]]) -> int:
 
 
 def _mean(values: np.ndarray) -> float:
-    """Per cent over what is not missing; NaN where all is."""
-    known = values[values > -1]
-    return float(100 * known.mean()) if known.size else float("nan")
+    """Mean of the values that are not missing, in per cent; NaN if all are missing."""
+    present = values[values > -1]
+    return float(100 * present.mean()) if present.size else float("nan")

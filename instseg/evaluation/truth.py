@@ -1,4 +1,4 @@
-"""The instances that predictions are compared with, as COCO's code needs them."""
+"""Evaluate with COCO's code on the ground truth that training would use."""
 
 import contextlib
 import json
@@ -17,10 +17,10 @@ from instseg.data.dataset import DataSet
 
 
 class TruthEvaluator(COCOEvaluator):
-    """Detectron2's COCO evaluator on the ground truth that training would see.
+    """Detectron2's COCO evaluator on the ground truth that training would use.
 
-    Detectron2's own has pycocotools read the file of the data set, which knows one encoding and no
-    faults, and writes a file for a data set without one.
+    Detectron2's own evaluator reads the file of the data set with pycocotools, which supports one
+    encoding and no faults.  For a data set without a file it writes one.
     """
 
     def __init__(self, dataset: DataSet, **kwargs: Any) -> None:
@@ -46,9 +46,9 @@ class TruthEvaluator(COCOEvaluator):
 
 @contextlib.contextmanager
 def _without_annotations(dataset_name: str) -> Iterator[None]:
-    """Has Detectron2 find an empty file for the data set."""
+    """Let Detectron2 find an empty file for the data set."""
     metadata = MetadataCatalog.get(dataset_name)
-    own = metadata.get("json_file")
+    json_file = metadata.get("json_file")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "empty.json")
         file.write_text(json.dumps({"annotations": []}))
@@ -57,15 +57,15 @@ def _without_annotations(dataset_name: str) -> Iterator[None]:
             yield
         finally:
             del metadata.json_file
-            if own is not None:
-                metadata.json_file = own
+            if json_file is not None:
+                metadata.json_file = json_file
 
 
 def warn_of_limit(dataset_name: str, annotations: Iterable[tuple[Any, bool]], limit: int) -> None:
-    """Say once for a data set how many of its instances no prediction can find.
+    """Warn once for a data set how many of its instances the limit of predictions leaves out.
 
     Args:
-        annotations: id of the image and whether it is a crowd, of each.
+        annotations: image id of each annotation, and whether it is a crowd.
         limit: ``TEST.DETECTIONS_PER_IMAGE``.
     """
     counts = Counter(image_id for image_id, crowd in annotations if not crowd)

@@ -1,4 +1,4 @@
-"""PASCAL VOC's average precision with the overlap of regions: AP^r, or mAP^r over the classes."""
+"""PASCAL VOC's average precision of masks: AP^r, or mAP^r over the classes."""
 
 import itertools
 import logging
@@ -35,15 +35,16 @@ Detection = tuple[float, Outcomes]
 
 @register("voc", kind=EVALUATOR_TYPE)
 class VOCEvaluator(Metric, DatasetEvaluator):
-    """AP of masks at IoU 0.5 and 0.7, mean over the classes that have objects.
+    """AP of masks at IoU 0.5 and 0.7, mean over the classes that have instances.
 
-    Each detection goes to the object of its class that it overlaps most; it is a hit when their
-    IoU reaches the threshold and no better-scored detection took the object before.  Objects marked
-    ``difficult`` or ``iscrowd`` do not count, nor do the detections that go to them.
+    Each detection goes to the true instance of its class that it overlaps most.  It is a hit if
+    their IoU reaches the threshold and no detection with a better score took the instance.
+    Instances marked ``difficult`` or ``iscrowd`` do not count, nor do the detections that go to
+    them.
 
-    Results are in per cent under ``voc_segm``: ``AP50`` and ``AP70``, and the same for every class
-    (``AP50-NAME``); NaN for a class without objects.  Images that were not processed do not count.
-    Only scores and outcomes are kept, masks are not.
+    Results are in per cent under ``voc_segm``: ``AP50`` and ``AP70``, and the same for each class
+    (``AP50-NAME``); NaN for a class without instances.  Images that were not processed do not
+    count.  Only scores and outcomes are stored, not masks.
 
     Source: Hariharan et al., ECCV 2014 (SDS), section 4 (AP^r); development kits of VOC 2007 and
     2010 for the two interpolations.
@@ -57,7 +58,7 @@ class VOCEvaluator(Metric, DatasetEvaluator):
             dataset: has classes, and its instances have masks.
             interpolation: see :func:`average_precision`.
         Raises:
-            DatasetError: objects without a mask.
+            DatasetError: instances have no mask.
         """
         check_masks(dataset.name, dataset.records)
         self._records = {record["image_id"]: record for record in dataset.records}
@@ -75,7 +76,7 @@ class VOCEvaluator(Metric, DatasetEvaluator):
         return cls(dataset, interpolation=cfg.TEST.VOC_INTERPOLATION)
 
     def reset(self) -> None:
-        self._objects = np.zeros(len(self._classes), dtype=np.int64)
+        self._num_instances = np.zeros(len(self._classes), dtype=np.int64)
         self._detections: dict[int, list[Detection]] = defaultdict(list)
 
     def process(
@@ -87,22 +88,22 @@ class VOCEvaluator(Metric, DatasetEvaluator):
             classes = instances.pred_classes.cpu()
             present = {item["category_id"] for item in record["annotations"]}
             for kind in sorted(present | set(classes.tolist())):
-                objects = [a for a in record["annotations"] if a["category_id"] == kind]
+                annotations = [a for a in record["annotations"] if a["category_id"] == kind]
                 ignored = np.array(
-                    [bool(a.get("iscrowd") or a.get("difficult")) for a in objects], dtype=bool
+                    [bool(a.get("iscrowd") or a.get("difficult")) for a in annotations], dtype=bool
                 )
-                self._objects[kind] += np.count_nonzero(~ignored)
+                self._num_instances[kind] += np.count_nonzero(~ignored)
                 size = record["height"], record["width"]
-                truth = [to_rle(item["segmentation"], *size) for item in objects]
-                found = instances[(classes == kind).to(instances.pred_classes.device)]
-                self._detections[kind] += _matched(found, truth, ignored)
+                truth = [to_rle(item["segmentation"], *size) for item in annotations]
+                predicted = instances[(classes == kind).to(instances.pred_classes.device)]
+                self._detections[kind] += _matched(predicted, truth, ignored)
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """See the class; None on all processes but the main one."""
-        gathered = comm.gather((self._objects, dict(self._detections)), dst=0)
+        """See the class; None on all processes except the main one."""
+        gathered = comm.gather((self._num_instances, dict(self._detections)), dst=0)
         if not comm.is_main_process():
             return None
-        numbers = np.sum([objects for objects, _ in gathered], axis=0)
+        numbers = np.sum([num_instances for num_instances, _ in gathered], axis=0)
         precisions = np.array(
             [
                 self._class_precisions(
@@ -112,8 +113,8 @@ class VOCEvaluator(Metric, DatasetEvaluator):
                 for kind, number in enumerate(numbers)
             ]
         ).reshape(-1, len(THRESHOLDS))
-        known = precisions[numbers > 0]
-        means = known.mean(axis=0) if len(known) else np.full(len(THRESHOLDS), np.nan)
+        defined = precisions[numbers > 0]
+        means = defined.mean(axis=0) if len(defined) else np.full(len(THRESHOLDS), np.nan)
         result = {key: float(mean) for key, mean in zip(_KEYS, means, strict=True)}
         logger.info("voc_segm (%s):\n%s", self._interpolation, create_small_table(result))
         for name, values in zip(self._classes, precisions, strict=True):
@@ -136,18 +137,18 @@ class VOCEvaluator(Metric, DatasetEvaluator):
 def average_precision(outcomes: Outcomes, num_objects: int, interpolation: str) -> float:
     """Area under the curve of interpolated precision over recall.
 
-    The precision at a recall is the best one at this or any higher recall.
+    The interpolated precision at a recall is the best one at this or any higher recall.
 
     Args:
         outcomes: (D,) of ``HIT``, ``MISS``, ``UNCOUNTED`` for all detections of a class, best score
             first.
-        num_objects: of the class, without ignored ones.
+        num_objects: true instances of the class, without ignored ones.
         interpolation: ``"11-point"``: mean of the precision at the recalls 0, 0.1 ... 1;
             ``"all-point"``: the exact area.
     Returns:
-        0 to 1; NaN without objects.
-    Deviation: the recalls 0.1 ... 1 are compared exactly; the development kits round, and may take
-    a recall of 3 in 10 for less than 0.3.
+        0 to 1; NaN without instances.
+    Deviation: the recalls 0.1 ... 1 are compared exactly; the development kits round, so 3 of 10
+    may count as less than 0.3.
     """
     if not num_objects:
         return float("nan")
@@ -156,15 +157,17 @@ def average_precision(outcomes: Outcomes, num_objects: int, interpolation: str) 
     precision = hits / np.arange(1, len(counted) + 1)
     best = np.maximum.accumulate(precision[::-1])[::-1]
     if interpolation == "11-point":
-        # First detection at which hits / num_objects >= step / 10, if there is any.
+        # First detection with hits / num_objects >= step / 10, if there is one.
         first = np.searchsorted(10 * hits, np.arange(11) * num_objects)
         return float(best[first[first < len(best)]].sum() / 11)
     return float(best[counted == HIT].sum() / num_objects)
 
 
-def _matched(found: Instances, truth: list[RLE], ignored: npt.NDArray[np.bool_]) -> list[Detection]:
+def _matched(
+    predicted: Instances, truth: list[RLE], ignored: npt.NDArray[np.bool_]
+) -> list[Detection]:
     """Outcomes of the detections of one class in one image."""
-    scores, order = torch.sort(mask_ranking(found), descending=True, stable=True)
-    masks = [encode(found.pred_masks[index]) for index in order.tolist()]
+    scores, order = torch.sort(mask_ranking(predicted), descending=True, stable=True)
+    masks = [encode(predicted.pred_masks[index]) for index in order.tolist()]
     outcomes = match(ious(masks, truth), ignored, THRESHOLDS)
     return list(zip(scores.tolist(), outcomes.T, strict=True))

@@ -184,7 +184,7 @@ def test_detections_of_all_processes_are_ranked_together(
     evaluators = [VOCEvaluator(dataset, interpolation="11-point") for _ in range(2)]
     for image_id, (evaluator, output) in enumerate(zip(evaluators, (FIRST, SECOND), strict=True)):
         evaluator.process([{"image_id": image_id}], [output])
-    other = evaluators[1]._objects, dict(evaluators[1]._detections)
+    other = evaluators[1]._num_instances, dict(evaluators[1]._detections)
     monkeypatch.setattr(comm, "gather", lambda data, dst: [data, other])
     result = evaluators[0].evaluate()
     assert result is not None

@@ -1,4 +1,4 @@
-"""The classes of the model that a configuration describes: how many, and what they are called."""
+"""Number and names of the classes of the model that a configuration describes."""
 
 import functools
 import logging
@@ -60,19 +60,19 @@ def class_count(cfg: CfgNode) -> ClassCount | None:
 def model_categories(
     cfg: CfgNode, checkpoint: Mapping[str, Any], chosen: Categories | None = None
 ) -> Categories:
-    """What the classes of a model are called.
+    """The ids and names of the classes of a model.
 
-    The user is believed first, then the weights, then ``MODEL.CATEGORIES``, which a training writes
-    into its ``config.yaml``.  Where all of these say nothing, the data set ``DATASETS.TEST[0]`` is
-    asked.  Names of another number of classes are those of other classes and never used.
+    They come from the first of these that has any: the user, the checkpoint, ``MODEL.CATEGORIES``,
+    which training writes into its ``config.yaml``, and the data set ``DATASETS.TEST[0]``.  A source
+    with another number of classes than the model is never used.
 
     Args:
         cfg: of the model.
-        checkpoint: what its weights hold beside the tensors.
-        chosen: what the user says.
+        checkpoint: its entries beside the weights.
+        chosen: the user's choice.
     Returns:
-        as many as the model has; ``object`` for a model that knows no classes.  Without names that
-        is logged.
+        as many classes as the model has; ``object`` for a class-agnostic model.  Missing names are
+        logged.
     Raises:
         ConfigError: ``chosen`` does not fit the model.
     """
@@ -82,14 +82,14 @@ def model_categories(
         return chosen
     if model is None:
         return OBJECT
-    for source, found in _told(cfg, checkpoint):
-        if len(found) == model.count:
-            return found
+    for source, categories in _sources(cfg, checkpoint):
+        if len(categories) == model.count:
+            return categories
         if source:
             logger.warning(
                 "%s names %d classes, the model has %d: they are not used",
                 source,
-                len(found),
+                len(categories),
                 model.count,
             )
     logger.warning(
@@ -100,8 +100,8 @@ def model_categories(
     return Categories.unnamed(model.count)
 
 
-def _told(cfg: CfgNode, checkpoint: Mapping[str, Any]) -> Iterator[tuple[str, Categories]]:
-    """What says something of the classes, the most reliable first; "" is the data set."""
+def _sources(cfg: CfgNode, checkpoint: Mapping[str, Any]) -> Iterator[tuple[str, Categories]]:
+    """Sources of classes with their names, the most reliable first; "" is the data set."""
     names = cfg.DATASETS.TEST
     test = known_categories(names[0]) if names and "categories" not in checkpoint else None
     try:
@@ -120,7 +120,7 @@ def _told(cfg: CfgNode, checkpoint: Mapping[str, Any]) -> Iterator[tuple[str, Ca
 
 
 def configured_categories(cfg: CfgNode) -> Categories | None:
-    """``MODEL.CATEGORIES``; None where it is empty, or ``cfg`` is one of stock Detectron2.
+    """``MODEL.CATEGORIES``; None if it is empty, or missing as in stock Detectron2.
 
     Raises:
         ConfigError: it is no list of categories.
@@ -135,12 +135,12 @@ def configured_categories(cfg: CfgNode) -> Categories | None:
 
 
 def training_categories(cfg: CfgNode, dataset: DataSet) -> Categories | None:
-    """The classes that a training on ``dataset`` teaches; None where the set tells none."""
+    """The classes that a model learns from ``dataset``; None if the set names none."""
     return OBJECT if class_count(cfg) is None else dataset.categories
 
 
 def with_categories(cfg: CfgNode, categories: Categories | None) -> CfgNode:
-    """A frozen copy of ``cfg`` with these in ``MODEL.CATEGORIES``."""
+    """A frozen copy of ``cfg`` with ``categories`` in ``MODEL.CATEGORIES``."""
     copy = cfg.clone()
     copy.defrost()
     copy.MODEL.CATEGORIES = categories.as_coco() if categories and categories.named else []
@@ -149,13 +149,12 @@ def with_categories(cfg: CfgNode, categories: Categories | None) -> CfgNode:
 
 
 def classes_option(text: str) -> Categories:
-    """What ``--classes`` says: ``NAME,NAME,...`` in the order of the classes, or ``FILE.json``.
+    """Parse ``--classes``: ``NAME,NAME,...`` in the order of the classes, or ``FILE.json``.
 
-    A file is in COCO's format; its classes are in the order of their ids, as Detectron2 trains on
-    them.
+    The file is in COCO's format; its classes are ordered by id, as Detectron2 trains on them.
 
     Raises:
-        ConfigError: an empty or repeated name; a file that cannot be read, or without categories.
+        ConfigError: a name is empty or repeated, or the file cannot be read or has no categories.
     """
     if text.lower().endswith(".json"):
         return _classes_of_file(text)
@@ -183,7 +182,7 @@ def _classes_of_file(file: str) -> Categories:
 
 
 def _check_chosen(chosen: Categories, model: ClassCount | None) -> None:
-    """Raise a ConfigError if ``--classes`` names other than the classes of the model."""
+    """Raise a ConfigError if ``--classes`` does not fit the classes of the model."""
     if model is None:
         raise ConfigError("--classes: this model knows no classes; leave --classes out")
     if len(chosen) != model.count:

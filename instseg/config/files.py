@@ -1,4 +1,4 @@
-"""Configuration files: plain YAML that names the files it is based on under ``_BASE_``."""
+"""Read configuration files: plain YAML that names its base files under ``_BASE_``."""
 
 import os
 from typing import Any, TextIO
@@ -10,17 +10,17 @@ from instseg.files import is_device
 
 _BASE_KEY = "_BASE_"
 _VERSIONS = (1, 2)
-"""Those of Detectron2's keys."""
+"""Versions of Detectron2's keys."""
 _LARGEST = 1_000_000
-"""Values and characters of a file, counted as often as they are referred to."""
+"""Largest number of values and characters in a file; an alias counts its values again."""
 
 
 def load_yaml(filename: str) -> dict[str, Any]:
-    """Read a file and those it names under ``_BASE_``, relative to it, into one dict.
+    """Read a file and its ``_BASE_`` files, whose paths are relative to it, into one dict.
 
     Raises:
-        ConfigError: missing, empty, malformed or excessive file, tags that execute code, cyclic
-            ``_BASE_``, or a ``VERSION`` that Detectron2 does not know.
+        ConfigError: a file is missing, empty, malformed or excessive, has tags that execute code, a
+            cyclic ``_BASE_``, or a ``VERSION`` that Detectron2 does not know.
     """
     merged = _load(filename, (), {})
     version = merged.get("VERSION", _VERSIONS[-1])
@@ -35,8 +35,8 @@ def _load(
     """
     Args:
         filename: the file to read.
-        chain: the files that led here, by ``_BASE_``.
-        loaded: files that were read before; this one is added.
+        chain: the files that led here by ``_BASE_``.
+        loaded: content of the files read so far, by path; this file is added.
     """
     origin = f" (named as _BASE_ of {chain[-1]})" if chain else ""
     try:
@@ -60,7 +60,7 @@ def _load(
             f"{filename}: _BASE_ is {short(bases)}; expected a file name or a list of them"
         )
     merged: dict[str, Any] = {}
-    # Of a base that is named again, the last time counts.
+    # A base that is named twice counts at its last mention.
     for base in reversed(dict.fromkeys(reversed(bases))):
         path = os.path.join(os.path.dirname(filename), os.path.expanduser(base))
         _merge(_load(path, (*chain, real), loaded), merged)
@@ -70,7 +70,7 @@ def _load(
 
 
 def _parse(filename: str) -> dict[str, Any]:
-    """What the file itself holds."""
+    """The keys of the file itself, without its bases."""
     with open(filename, encoding="utf-8") as file:
         return parse_yaml(file, filename)
 
@@ -79,10 +79,10 @@ def parse_yaml(text: str | TextIO, filename: str) -> dict[str, Any]:
     """The keys of a configuration in plain YAML.
 
     Args:
-        text: or the file that holds it.
-        filename: what error messages call it.
+        text: YAML, or an open file.
+        filename: its name in error messages.
     Raises:
-        ConfigError: it is not YAML, has tags, holds too much, or no keys.
+        ConfigError: the text is not YAML, has tags or too many values, or no keys.
     """
     try:
         loader = yaml.SafeLoader(text)
@@ -118,7 +118,7 @@ def parse_yaml(text: str | TextIO, filename: str) -> dict[str, Any]:
 
 
 def _is_excessive(node: yaml.Node | None) -> bool:
-    """Whether there is more than anybody writes, as where lists of aliases nest."""
+    """Whether there are too many values, for example by nested lists of aliases."""
     nodes = [node]
     size = 0
     while nodes and size + len(nodes) <= _LARGEST:
@@ -134,13 +134,13 @@ def _is_excessive(node: yaml.Node | None) -> bool:
 
 
 def _repeated_key(root: yaml.Node | None) -> str:
-    """Where a key is written twice, which PyYAML does not notice; "" if there is none."""
-    nodes, known = [root], set()
+    """Message about a key that is written twice, which PyYAML ignores; "" if there is none."""
+    nodes, visited = [root], set()
     while nodes:
         node = nodes.pop()
-        if id(node) in known:  # by an alias
+        if id(node) in visited:  # by an alias
             continue
-        known.add(id(node))
+        visited.add(id(node))
         if isinstance(node, yaml.MappingNode):
             lines: dict[tuple[str, str], int] = {}
             for key, value in node.value:
@@ -157,7 +157,7 @@ def _repeated_key(root: yaml.Node | None) -> str:
 
 
 def _merge(new: dict[str, Any], into: dict[str, Any]) -> None:
-    """Copies groups, since several files and keys may share one."""
+    """Merge ``new`` into ``into``; copies groups, since several files and keys may share one."""
     for key, value in new.items():
         if isinstance(value, dict):
             if not isinstance(into.get(key), dict):

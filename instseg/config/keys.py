@@ -1,4 +1,4 @@
-"""The keys of instseg itself, which every paper may use, and what they and Detectron2's may be."""
+"""The keys of instseg that all papers share, and the rules for them and for Detectron2's keys."""
 
 import re
 
@@ -33,19 +33,19 @@ _OLD_METRICS = {
     "LEAF_METRIC": "leaves",
     "SEMANTIC_METRIC": "semantic",
 }
-"""Keys that ``TEST.METRICS`` replaced, and the names they have there."""
+"""Keys that ``TEST.METRICS`` replaced → their names in it."""
 
 
 def rename_keys(cfg: CfgNode) -> None:
-    """Have ``cfg`` refuse keys of earlier versions with what to write instead."""
+    """Make ``cfg`` refuse keys of earlier versions and say what to write instead."""
     for key, name in _OLD_METRICS.items():
         cfg.register_renamed_key(f"TEST.{key}", "TEST.METRICS", f"name {name!r} in it")
 
 
 def take_old_keys(loaded: CfgNode) -> None:
-    """Write ``TEST.METRICS`` into the ``config.yaml`` of a run of an earlier version, in place.
+    """Convert the old keys in the ``config.yaml`` of an earlier version's run, in place.
 
-    Such a file has all of the keys; one that somebody wrote has some of them, and is refused.
+    Such a file has all old keys.  A file that somebody wrote has only some, and is refused.
     """
     test = loaded.get("TEST")
     if isinstance(test, dict) and _OLD_METRICS.keys() <= test.keys() and "METRICS" not in test:
@@ -54,12 +54,12 @@ def take_old_keys(loaded: CfgNode) -> None:
 
 
 def add_shared_config(cfg: CfgNode) -> None:
-    """Give ``cfg`` these keys, with the values they have where a configuration says nothing."""
+    """Add these keys to ``cfg`` with their defaults."""
     # SHA-256 that the file MODEL.WEIGHTS must have; "" does not check.
     cfg.MODEL.WEIGHTS_SHA256 = ""
-    # The classes of the model, [{"id": ..., "name": ...}, ...] in the order of their numbers, which
-    # results get their category ids and names from where the weights tell none. Training writes it
-    # into its config.yaml; [] is unknown.
+    # The classes of the model, [{"id": ..., "name": ...}, ...] in the order of their numbers.
+    # Results get their category ids and names from here if the weights have none. Training writes
+    # it into its config.yaml; [] is unknown.
     cfg.MODEL.CATEGORIES = []
     # Side in pixels of the images of the built-in shapes_* data sets.
     cfg.DATASETS.SHAPES_SIZE = shapes.DEFAULT_SIZE
@@ -94,21 +94,21 @@ def add_shared_config(cfg: CfgNode) -> None:
     # Folder with a semantic map NAME.png for each image NAME, labels 0 for background, class + 1,
     # 255 for neither; models that can use one get it as "sem_seg".  "" is none.
     cfg.INPUT.SEMANTIC_ROOT = ""
-    # Give models the annotations of test images too: for stages that take the truth of the stage
-    # before, never for results.
+    # Give models the annotations of test images too: for stages that use the ground truth in place
+    # of the stage before them, never for results.
     cfg.INPUT.TRUTH_TEST = False
     # Train on videos: each frame comes with an earlier one of its clip, between these numbers of
     # frames before it (fewest, most), that the same augmentation changes; () is off. Needs "ssd".
     cfg.INPUT.VIDEO_REFERENCE = ()
     # Give the flow from each frame to that earlier one as well, where the data set knows it.
     cfg.INPUT.VIDEO_FLOW = False
-    # Gigabytes that the masks of an image may take in prediction, a byte per pixel and object: of
-    # more objects than that, those with the highest scores are given. Not in evaluation.
+    # Gigabytes that the masks of an image may take in prediction, a byte per pixel and instance;
+    # instances with the lowest scores are left out beyond it. Not used in evaluation.
     cfg.TEST.MASK_MEMORY = 4.0
-    # Evaluate models whose video frames share work as on a stream: key frames in full, the frames
-    # between them with their help. Otherwise every frame is computed in full.
+    # Evaluate as on a stream: models that support it compute only key frames in full and reuse them
+    # for the frames between. Otherwise every frame is computed in full.
     cfg.TEST.VIDEO = False
-    # Frames from one key frame to the next then; 0 is the model's own.
+    # Frames from one key frame to the next under TEST.VIDEO; 0 is the model's own interval.
     cfg.TEST.KEYFRAME_INTERVAL = 0
     # Passes over each clip, the key frames one frame later in each; metrics are their mean. The
     # authors of YolactEdge make 5 with an interval of 5, so that all frames weigh the same.

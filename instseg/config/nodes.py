@@ -1,8 +1,8 @@
 """Configuration: Detectron2's defaults, the keys of instseg and of all projects, loaded safely.
 
-``get_cfg()`` returns a node that behaves like Detectron2's, except that YAML can never execute
-code, that a mistake is a :class:`~instseg.errors.ConfigError` which names the nearest key, and that
-``MODEL.DEVICE`` is a device this machine has.
+``get_cfg()`` returns a node that behaves like Detectron2's with three differences: YAML can never
+execute code, a mistake is a :class:`~instseg.errors.ConfigError` that names the nearest key, and
+the default of ``MODEL.DEVICE`` is a device of this machine.
 """
 
 import difflib
@@ -150,7 +150,7 @@ def find_config(name: str) -> str:
     if not installed.is_dir():  # an editable installation keeps configs/ beside the package
         installed = Path(__file__).parents[2] / "configs"
     relative = name.removeprefix("configs/")
-    if os.path.isfile(installed / relative):  # unlike Path.is_file() also for too long a name
+    if os.path.isfile(installed / relative):  # Path.is_file() raises for a name that is too long
         return str(installed / relative)
     known = [str(path.relative_to(installed)) for path in installed.rglob("*.yaml")]
     raise ConfigError(f"config file {name} does not exist{_did_you_mean(relative, known)}")
@@ -232,7 +232,7 @@ def _leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 def _check_key(cfg: CfgNode, key: str, value: Any, is_node: bool = False) -> None:
     node: Any = cfg
     if cfg.key_is_deprecated(key) or cfg.key_is_renamed(key):
-        return  # yacs has its own words for these
+        return  # yacs has its own messages for these
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:
             known = [name for name, _ in _leaves(cfg)]
@@ -243,7 +243,7 @@ def _check_key(cfg: CfgNode, key: str, value: Any, is_node: bool = False) -> Non
         raise ConfigError(
             f"{key} is a group of keys, not a value; set one of its keys, e.g. {inside}"
         )
-    # yacs takes None for a value of any type.
+    # yacs accepts None as a value of any type.
     if node is not None and (value is None or str(value).strip() == "None"):
         raise ConfigError(
             f"{key} must be of type {type(node).__name__} (like {node}), found no value"
@@ -251,18 +251,18 @@ def _check_key(cfg: CfgNode, key: str, value: Any, is_node: bool = False) -> Non
 
 
 def _did_you_mean(name: str, known: Sequence[str]) -> str:
-    """The nearest of ``known``, compared as a whole first and then by the last part alone."""
+    """Hint with the nearest of ``known``: first by the whole name, then by its last part."""
     lowered = {candidate.lower(): candidate for candidate in known}
     close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.75)
     if not close:
         last = {candidate.rsplit(".", 1)[-1].lower(): candidate for candidate in known}
-        found = difflib.get_close_matches(name.rsplit(".", 1)[-1].lower(), last, n=1, cutoff=0.75)
-        return f"; did you mean {last[found[0]]}?" if found else ""
+        close = difflib.get_close_matches(name.rsplit(".", 1)[-1].lower(), last, n=1, cutoff=0.75)
+        return f"; did you mean {last[close[0]]}?" if close else ""
     return f"; did you mean {lowered[close[0]]}?"
 
 
 def _explain(error: Exception) -> str:
-    """One line of yacs' complaint about a value."""
+    """An error message of yacs about a value, on one line."""
     text = " ".join(str(error.args[0] if error.args else error).split())
     mismatch = _TYPE_MISMATCH.fullmatch(text)
     if mismatch is None:

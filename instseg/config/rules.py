@@ -1,7 +1,7 @@
-"""The dialect in which keys say which values they may have, and the check of all of them.
+"""Declare which values keys may have, and check all of them.
 
-Rules stand beside the keys they are about: ``declare("MODEL.PAPER", {"STRIDE": one_of(4, 8)})``.
-They are what Detectron2, torch or a paper would refuse only while running, or misunderstand.
+Rules stand beside their keys: ``declare("MODEL.PAPER", {"STRIDE": one_of(4, 8)})``.  They cover
+values that Detectron2, torch or a paper's code would refuse only while running, or misunderstand.
 """
 
 import functools
@@ -17,41 +17,41 @@ from instseg.errors import ConfigError, short
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value must be, and how a message calls that."""
+    """A test of a value, and its description in messages."""
 
     fits: Callable[[Any], bool]
     expected: str
 
 
 Dependent = Callable[[CfgNode], Rule | None]
-"""The rule that the other values of a configuration make; it may raise a ConfigError itself."""
+"""Gives a rule that depends on other values of a configuration, or raises a ConfigError itself."""
 
 _declared: dict[str, tuple[Rule | Dependent, ...]] = {}
-"""By the whole name of the key."""
+"""Full name of a key → its rules."""
 
 
 def declare(
     node: str, rules: Mapping[str, Rule | Dependent | tuple[Rule | Dependent, ...]]
 ) -> None:
-    """Have :func:`check_values` ask for this; modules call it that define the keys.
+    """Add rules for :func:`check_values`; the modules that define the keys call it.
 
     Args:
-        node: that holds the keys, such as ``MODEL.PAPER``; "" is the whole configuration.
-        rules: by the name of a key inside it, one or several.
+        node: the group of the keys, such as ``MODEL.PAPER``; "" is the whole configuration.
+        rules: name of a key in the group → one or several rules.
     """
-    for key, found in rules.items():
+    for key, given in rules.items():
         _declared[f"{node}.{key}" if node else key] = (
-            found if isinstance(found, tuple) else (found,)
+            given if isinstance(given, tuple) else (given,)
         )
 
 
 def check_values(cfg: CfgNode) -> None:
-    """Check the values of ``cfg``, each alone first, then where one limits another.
+    """Check the values of ``cfg``: first each alone, then those that limit each other.
 
     Args:
         cfg: complete, or a stock configuration of Detectron2.
     Raises:
-        ConfigError: with the key, what was found and what was expected.
+        ConfigError: names the key, its value and the expected values.
     """
     dependent: list[tuple[str, Dependent]] = []
     for key, rules in _declared.items():
@@ -73,21 +73,21 @@ def _check(cfg: CfgNode, key: str, rule: Rule) -> None:
 
 
 def _value(cfg: CfgNode, key: str) -> Any:
-    """None for a key that a stock configuration of Detectron2 does not have."""
+    """Value of a key; None if a stock configuration of Detectron2 does not have it."""
     *nodes, name = key.split(".")
     node = functools.reduce(lambda inside, part: inside.get(part, {}), nodes, cfg)
     return node.get(name)
 
 
 def is_whole(value: Any) -> bool:
-    """Whether it is an integer, and no truth value."""
+    """Whether a value is an integer and no bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite number, and no truth value."""
-    known = isinstance(value, int | float) and not isinstance(value, bool)
-    return known and math.isfinite(value)
+    """Whether a value is a finite number and no bool."""
+    is_numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_numeric and math.isfinite(value)
 
 
 def whole(least: int, most: float = math.inf, expected: str = "") -> Rule:

@@ -1,4 +1,4 @@
-"""What the synthetic images and videos share: files that exist in memory."""
+"""Serve the synthetic images and videos as files that exist only in memory."""
 
 import io
 import re
@@ -18,7 +18,7 @@ def encode_ppm(pixels: np.ndarray) -> bytes:
 
 
 SIZES = range(16, 4097)
-"""Sides of the images: smaller ones have no room for objects, larger ones take gigabytes."""
+"""Sides of the images: smaller ones have no room for instances, larger ones take gigabytes."""
 
 
 def check_size(size: int) -> None:
@@ -30,17 +30,17 @@ def check_size(size: int) -> None:
 
 
 _CONTENT: dict[str, Callable[[str], bytes]] = {}
-"""By prefix."""
+"""Prefix → function that makes the content of a path."""
 
 
 def serve(prefix: str, content: Callable[[str], bytes]) -> None:
-    """Have Detectron2 and :func:`served` open ``prefix`` + path as what ``content(path)`` makes."""
+    """Make Detectron2 and :func:`served` read ``content(path)`` from ``prefix`` + path."""
     _CONTENT[prefix] = content
     PathManager.register_handler(_Handler(prefix, content), allow_override=True)
 
 
 def served(path: str) -> bytes | None:
-    """Content of a file that exists in memory alone; None for any other path."""
+    """Content of a file that exists only in memory; None for any other path."""
     for prefix, content in _CONTENT.items():
         if path.startswith(prefix):
             return content(path.removeprefix(prefix))
@@ -48,7 +48,7 @@ def served(path: str) -> bytes | None:
 
 
 def is_elsewhere(path: str) -> bool:
-    """Whether Detectron2 takes ``path`` for no file of this disk: it begins as a URL does."""
+    """Whether ``path`` begins like a URL, so that Detectron2 does not look for it on this disk."""
     return re.match(r"[A-Za-z][\w+.-]*://", path) is not None
 
 

@@ -1,4 +1,4 @@
-"""Outlines of the synthetic shapes, the pixels inside them and where their randomness comes from.
+"""Outlines of the synthetic shapes, the pixels inside them, and their random numbers.
 
 Coordinates are pixels, a pixel's centre lies at +0.5.
 """
@@ -56,6 +56,6 @@ def rasterise(outline: np.ndarray, size: int) -> np.ndarray:
 
 
 def generator(split: str, index: int, stream: int) -> np.random.Generator:
-    """Random numbers that depend on the split, the image and what they are for alone."""
+    """Random numbers that depend only on the split, the image and their purpose (``stream``)."""
     key = zlib.crc32(split.encode()) + (index << 32) + (stream << 60)
     return np.random.Generator(np.random.Philox(key=key))

@@ -8,7 +8,7 @@ import numpy as np
 
 
 class HasMask(Protocol):
-    """What :func:`render` needs to know of an object."""
+    """An instance, as :func:`render` needs it."""
 
     @property
     def mask(self) -> np.ndarray: ...

@@ -128,7 +128,7 @@ def clip(split: str, index: int, size: int) -> Clip:
             f"no clip {index} in {split!r}; the built-in splits are "
             + ", ".join(f"{name} (0..{count - 1})" for name, count in SPLITS.items())
         )
-    # Of their own, so that motions do not depend on how many numbers a texture takes.
+    # Two generators, so that motions do not depend on how many numbers a texture uses.
     rng, paints = generator(split, index, 0), generator(split, index, 2)
     grey = rng.random() < 0.4
     colours = [colour_of(rng, [], grey)]
@@ -194,8 +194,8 @@ def image(split: str, index: int, frame: int, size: int) -> np.ndarray:
     for number, layer in enumerate(scene.layers):
         y, x = np.nonzero(seen == number)
         matrix, position = layer.motion.pose(frame)
-        own = (np.stack([x, y], axis=1) + 0.5 - position) @ np.linalg.inv(matrix).T
-        canvas[y, x] = _sampled(layer.paint, own + len(layer.paint) / 2)
+        points = (np.stack([x, y], axis=1) + 0.5 - position) @ np.linalg.inv(matrix).T
+        canvas[y, x] = _sampled(layer.paint, points + len(layer.paint) / 2)
     rng = generator(split, index * LENGTH + frame, 1)
     noise = rng.standard_normal((size, size, scene.channels), dtype=np.float32)
     canvas += scene.light + np.float32(scene.noise) * noise
@@ -216,8 +216,8 @@ def _sampled(paint: np.ndarray, points: np.ndarray) -> np.ndarray:
 def flow(split: str, index: int, frame: int, reference: int, size: int) -> np.ndarray:
     """(size, size, 2) float32 flow from ``frame`` to the frame ``reference``, exact.
 
-    NaN where the point in sight is hidden in the reference frame or lies outside of it: where the
-    pixel of the reference frame that holds its position shows another surface.
+    It is NaN where the visible point is hidden in the reference frame or lies outside it: the pixel
+    at its position there shows another surface.
     """
     scene = clip(split, index, size)
     seen, seen_then = surfaces(scene, frame), surfaces(scene, reference)

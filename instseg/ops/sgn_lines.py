@@ -92,8 +92,8 @@ def group_lines_reference(pairs: Tensor, touches: Tensor) -> Tensor:
         for line in joined:
             groups[line] = joined
     names: dict[int, int] = {}
-    found = [names.setdefault(min(group), len(names)) for group in groups]
-    return torch.tensor(found, dtype=torch.int64)
+    numbers = [names.setdefault(min(group), len(names)) for group in groups]
+    return torch.tensor(numbers, dtype=torch.int64)
 
 
 @register_fake("decode_lines")

@@ -103,7 +103,7 @@ def yolact_losses(
 ) -> tuple[dict[str, Tensor], MaskSamples]:
     """All losses, weighted, and the masks they looked at.
 
-    An image without objects has the semantic loss alone, as no background anchors are mined in it.
+    An image without instances has the semantic loss alone; no background anchors are mined in it.
 
     Args:
         predictions: in single precision.
@@ -146,7 +146,7 @@ def yolact_losses(
 
 @torch.no_grad()
 def hardest_background(logits: Tensor, labels: Tensor, ratio: int) -> Tensor:
-    """Background anchors for the class loss: those least taken for background (as in SSD).
+    """Background anchors for the class loss, the hardest ones of each image (as in SSD).
 
     Args:
         logits: (B, P, C + 1), background first.
@@ -188,12 +188,12 @@ def _mask_loss(
             positive = positive[torch.randperm(len(positive), device=positive.device)[:limit]]
         objects = objects[positive]
         boxes = truth.boxes[objects]
-        own = mask_probabilities(
+        predicted = mask_probabilities(
             predictions.prototypes[i], predictions.coefficients[i, positive], boxes
         )
         true = shrink(truth.masks, size)[objects]
-        total = total + mask_bce(own, true, boxes) * factor
-        probabilities.append(own)
+        total = total + mask_bce(predicted, true, boxes) * factor
+        probabilities.append(predicted)
         targets.append(true)
         classes.append(truth.classes[objects])
     samples = MaskSamples(torch.cat(probabilities), torch.cat(targets), torch.cat(classes), count)
@@ -203,8 +203,8 @@ def _mask_loss(
 def mask_bce(probabilities: Tensor, targets: Tensor, boxes: Tensor) -> Tensor:
     """Binary cross entropy of cropped masks, each divided by its box's area, summed.
 
-    The targets are not cropped: what an object has outside its box, padding included, costs 100 a
-    pixel, PyTorch's bound, whatever is predicted (authors' code).
+    The targets are not cropped: each of their pixels outside the box, padding included, costs 100,
+    PyTorch's bound, for any prediction (authors' code).
 
     Args:
         probabilities: (R, h, w).

@@ -1,4 +1,4 @@
-"""Which anchor is to find which object."""
+"""Matches anchors with instances."""
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ def match(
         priors: (P, 4) relative centre and size.
         positive_iou: from this IoU on an anchor is positive.
         negative_iou: below this one it is background.
-        crowd_iou: with more than this part of its area in a crowd it is not.
+        crowd_iou: with a larger share of its area in a crowd it is not background.
     Returns:
         (P,) int64: class + 1 where positive, 0 for background, -1 for neither; and (P,) int64, the
         object of every anchor, 0 if there is none.

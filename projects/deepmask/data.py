@@ -47,7 +47,7 @@ class PatchSamples(IterableDataset[Sample]):
     A sample is a dict of ``image``, (3, S, S) float32 with values of 0 to 255 where S is the side
     of the network's window and its context, ``file_name``, and
 
-    * ``head`` "mask": ``gt_mask``, (M, M) float32 of the window without context, 1 on the object
+    * ``head`` "mask": ``gt_mask``, (M, M) float32 of the window without context, 1 on the instance
       in its middle and -1 elsewhere.  First a class is drawn evenly, then an instance of it.
     * ``head`` "score": ``label``, 1.0 if an instance is in canonical position, -1.0 if none is near
       it, equally often.  Images are drawn evenly.
@@ -240,7 +240,7 @@ def _area(segmentation: Any) -> float:
 
 
 def _draw(annotation: dict[str, Any], image: Image, record: dict[str, Any]) -> Image:
-    """(H, W) mask of an object."""
+    """(H, W) mask of an instance."""
     size = image.shape[:2]
     mask: Image = decode(annotation["segmentation"], *size).view(np.uint8)
     if mask.shape != size:

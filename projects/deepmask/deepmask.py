@@ -45,7 +45,7 @@ class DeepMask(PixelModel):
 
         patch → backbone → (C, h, w), without the cells of the context
           → 1x1 conv + ReLU → linear → vector
-              ├─ linear → mask of the object in the middle of the patch, S x S logits
+              ├─ linear → mask of the instance in the middle of the patch, S x S logits
               └─ hidden layer → is there an instance, and does it fit the patch?
 
     An image is searched at several scales.  All layers are convolutions: each runs once per scale

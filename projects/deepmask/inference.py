@@ -32,7 +32,7 @@ class Windows:
 
     Attributes:
         scale: their level.
-        scores: (N,) probabilities that an object is in the window.
+        scores: (N,) probabilities that an instance is in the window.
         cells: (N, 2) int64, row and column of each on the grid.
         vectors: (N, E) of the embedding.
     """

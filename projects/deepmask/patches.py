@@ -37,7 +37,7 @@ class Rules:
     Attributes:
         patch_size: side of the window to segment.
         context: margin around it that the network sees as well.
-        object_size: longest side of an object that fits the window best.
+        object_size: longest side of an instance that fits the window best.
         mask_size: side of a mask.
         shift: largest displacement of a mask's window, in either direction.
         scale_jitter: largest change of its scale, in octaves.
@@ -66,7 +66,7 @@ class Window:
 
 
 def is_learnable(box: Sequence[float], area: float) -> bool:
-    """Whether an object is large enough to learn its mask.
+    """Whether an instance is large enough to learn its mask.
 
     Args:
         box: (4,) corners.
@@ -77,10 +77,10 @@ def is_learnable(box: Sequence[float], area: float) -> bool:
 
 
 def canonical_scale(longest_side: float, object_size: float) -> float | None:
-    """The scale at which an object is ``object_size`` pixels long, or up to 2^(1/4) longer.
+    """The scale at which an instance is ``object_size`` pixels long, or up to 2^(1/4) longer.
 
     Returns:
-        a multiple of 1/4; None for an object without size or more than 2^8 times too large.
+        a multiple of 1/4; None for an instance without size or more than 2^8 times too large.
     """
     if not 0 < longest_side < math.inf:
         return None
@@ -90,7 +90,7 @@ def canonical_scale(longest_side: float, object_size: float) -> float | None:
 
 
 def mask_window(box: Sequence[float], rules: Rules, rng: np.random.Generator) -> Window:
-    """A window roughly centred on the object in ``box``, to learn its mask."""
+    """A window roughly centred on the instance in ``box``, to learn its mask."""
     scale = math.log2(rules.object_size / _longest_side(box))
     scale += rng.uniform(-rules.scale_jitter, rules.scale_jitter)
     x, y = _centre(box) + rng.uniform(-rules.shift, rules.shift, 2) / 2**scale
@@ -100,7 +100,7 @@ def mask_window(box: Sequence[float], rules: Rules, rng: np.random.Generator) ->
 def positive_window(
     boxes: Sequence[Sequence[float]], rules: Rules, rng: np.random.Generator
 ) -> Window:
-    """A window in canonical position around one of the objects, drawn evenly over their scales.
+    """A window in canonical position around one of the instances, drawn evenly over their scales.
 
     Args:
         boxes: (N, 4) corners, all of which have a canonical scale.
@@ -123,8 +123,8 @@ def negative_window(
     Args:
         size: height and width of the image.
         boxes: (N, 4) corners; each has a canonical scale.
-    Deviation: the released code compares the centre of a window in one scale with those of objects
-        in another, and takes the last try in any case.
+    Deviation: the released code compares the centre of a window in one scale with those of
+        instances in another, and takes the last try in any case.
     """
     height, width = size
     keys = canonical_scales(boxes, rules)

@@ -33,7 +33,7 @@ class Terms:
 def discriminative_loss(
     embeddings: Tensor, targets: DenseTargets, settings: DiscriminativeSettings
 ) -> Terms:
-    """Pull the pixels of an object together and push the objects of a class apart (equations 1-4).
+    """Pull an instance's pixels together and push a class's instances apart (equations 1-4).
 
     Every class of every image is a group; instances of different groups do not affect each other.
     Terms are means over the groups of an image, then over the images; an image without instances
@@ -88,7 +88,7 @@ class _Groups:
 
     Attributes:
         of_objects: (M,) int64 group of each instance.
-        sizes: (G,) int64 objects of each group that have a cell.
+        sizes: (G,) int64 instances of each group that have a cell.
         shares: (G,) weight of each group: 1 / groups of its image / images.
     """
 
@@ -96,7 +96,7 @@ class _Groups:
         """
         Args:
             targets: see :class:`DenseTargets`.
-            has_cells: (M,) bool, the objects that have a cell.
+            has_cells: (M,) bool, the instances that have a cell.
             num_images: images of the batch.
         """
         self._has_cells = has_cells
@@ -132,7 +132,7 @@ class _Groups:
 
 
 def count_loss(counts: Tensor, targets: DenseTargets, max_count: int) -> Tensor:
-    """Mean squared error of the number of objects of each image, relative to ``max_count``.
+    """Mean squared error of the number of instances of each image, relative to ``max_count``.
 
     Args:
         counts: (B,) predicted share of ``max_count``.

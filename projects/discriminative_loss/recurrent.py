@@ -109,7 +109,7 @@ class ReNet(nn.Module):
 
 
 class Counter(nn.Module):
-    """Number of objects as a share of the largest one: four convolutions, mean, sigmoid.
+    """Number of instances as a share of the largest one: four convolutions, mean, sigmoid.
 
     ::
 

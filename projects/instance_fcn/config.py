@@ -15,7 +15,7 @@ def add_instance_fcn_config(cfg: CfgNode) -> None:
     cfg.MODEL.INSTANCE_FCN.IN_FEATURE = "conv5"
     # Channels of the first convolution of either branch (section 3.2).
     cfg.MODEL.INSTANCE_FCN.CONV_DIM = 512
-    # k: an object is divided into k x k parts, each with a map of its own (section 3.1; 5 in 4.1).
+    # k: an instance has k x k parts, each with a map of its own (section 3.1; 5 in 4.1).
     cfg.MODEL.INSTANCE_FCN.PARTS = 5
     # m: side of a window in cells (section 3.1); k need not divide it.
     cfg.MODEL.INSTANCE_FCN.WINDOW_SIZE = 21

@@ -1,4 +1,4 @@
-"""The network: a fully convolutional trunk, maps of object parts, and scores."""
+"""The network: a fully convolutional trunk, maps of instance parts, and scores."""
 
 import math
 from collections import defaultdict
@@ -37,8 +37,8 @@ class InstanceFCN(PixelModel):
     ::
 
         image → backbone → (C, H/s, W/s)
-          ├─ 1x1 conv + ReLU → 3x3 conv → k x k maps: "is this the (i, j)-th part of an object?"
-          └─ 3x3 conv + ReLU → 1x1 conv → 1 map: "is an object centred in the window here?"
+          ├─ 1x1 conv + ReLU → 3x3 conv → k x k maps: "is this the (i, j)-th part of an instance?"
+          └─ 3x3 conv + ReLU → 1x1 conv → 1 map: "is an instance centred in the window here?"
 
     A window of m x m cells copies each of its k x k parts from the map of that part; this step
     learns and resamples nothing.  Proposals have no class: ``pred_classes`` is 0 everywhere.
@@ -72,7 +72,7 @@ class InstanceFCN(PixelModel):
             pixel_mean, pixel_std: see :class:`~instseg.modeling.PixelModel`.
             rule: which windows are trained on.
             conv_dim: channels of the first convolution of each branch.
-            parts: k, parts of an object in either direction.
+            parts: k, parts of an instance in either direction.
             windows_per_image: windows sampled per image in training.
             positive_fraction: their positive share, if there are enough.
             scales: shorter sides of the image that inference searches, in pixels.

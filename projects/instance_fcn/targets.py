@@ -19,12 +19,12 @@ UNDECIDED = -1
 
 @dataclass(frozen=True)
 class WindowRule:
-    """When a window shows an object and when it shows none (DeepMask, section 3.1).
+    """When a window shows an instance and when it shows none (DeepMask, section 3.1).
 
     Attributes:
         size: side of a window in cells.
         stride: side of a cell in pixels.
-        canonical_size: longer side of the object that fits best, in pixels.
+        canonical_size: longer side of the instance that fits best, in pixels.
         positive_offset: largest distance of the centres in either direction, in pixels.
         positive_octaves: largest ``|log2(longer side / canonical_size)|``.
         negative_offset: least distance in one direction of a negative window.
@@ -41,10 +41,10 @@ class WindowRule:
 
 
 def match_cells(boxes: Tensor, grid: tuple[int, int], rule: WindowRule) -> Tensor:
-    """The object that the window centred at each cell shows.
+    """The instance that the window centred at each cell shows.
 
     Args:
-        boxes: (G, 4) xyxy of the objects.
+        boxes: (G, 4) xyxy of the instances.
         grid: rows and columns of the map.
         rule: see :class:`WindowRule`.
     Returns:
@@ -94,8 +94,8 @@ def mask_targets(
     Windows cover whole cells, so a cell of the target is 1 if the instance covers half of it.
 
     Args:
-        masks: (G, h, w) bool, objects in the network's input.
-        owners: (P,) int64, the object that each window shows.
+        masks: (G, h, w) bool, instances in the network's input.
+        owners: (P,) int64, the instance that each window shows.
         corners: (P, 2) int64 top-left cells.
         grid: rows and columns of the map.
         rule: its ``size`` m and ``stride`` are used.

@@ -17,15 +17,15 @@ _MIN_RATIO = 1e-10
 
 
 def maskiou_targets(mask_logits: Tensor, mask_targets: Tensor, ratios: Tensor) -> Tensor:
-    """IoU of the predicted masks with their whole objects (section 3.2, authors' code).
+    """IoU of the predicted masks with their whole instances (section 3.2, authors' code).
 
     Args:
         mask_logits: (R, M, M) mask logits of the true class; above 0 counts as predicted.
         mask_targets: (R, M, M) bool, the true mask cut to the region.
-        ratios: (R,) visible part of each object, see :func:`visible_ratios`.
+        ratios: (R,) visible part of each instance, see :func:`visible_ratios`.
     Returns:
         (R,) float32 on the device of ``mask_logits``, without gradient.  0 where the mask misses
-        the object or the object has no area; such regions do not count in the loss.
+        the instance or the instance has no area; such regions do not count in the loss.
     """
     predicted = mask_logits.detach() > 0
     visible = mask_targets.to(predicted.device).flatten(1).sum(1)
@@ -49,11 +49,11 @@ def visible_ratios(
     counted, with its borders rounded to whole pixels.
 
     Args:
-        masks: R objects, in pixels of the network input.
+        masks: R instances, in pixels of the network input.
         boxes: (R, 4) the region of each, xyxy in pixels of the network input.
         image_size: (height, width) of the network input without padding.
     Returns:
-        (R,) float32 on the device of ``boxes``; NaN for an object without area.
+        (R,) float32 on the device of ``boxes``; NaN for an instance without area.
     """
     if isinstance(masks, BitMasks):
         inside, whole = _bitmask_areas(masks.tensor, boxes)

@@ -95,7 +95,7 @@ def _grouped(model: "SGN", maps: ImageMaps, probabilities: Tensor, truth: Truth 
 def merged_by_network(
     maps: ImageMaps, components: Components, network: MergerNet, settings: MergeSettings
 ) -> None:
-    """Merge components that MergerNet calls one object, in place."""
+    """Merge components that MergerNet calls one instance, in place."""
     pixels = maps.for_crops()
 
     def score(pairs: Tensor) -> Tensor:

@@ -210,11 +210,11 @@ def likeliest_of_both(pairs: Tensor, scores: Tensor, count: int) -> Tensor:
 
 
 def merge_by_owner(components: Components, owners: Tensor) -> None:
-    """Merge the components of each object, in place.
+    """Merge the components of each instance, in place.
 
     Args:
         components: of an image.
-        owners: (N,) the object of each component, -1 for none.
+        owners: (N,) the instance of each component, -1 for none.
     """
     numbers = torch.arange(len(owners), device=owners.device)
     owned = owners >= 0

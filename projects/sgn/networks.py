@@ -71,7 +71,7 @@ class LineNet(nn.Module):
 
 
 class MergerNet(nn.Module):
-    """Whether two components are one object, from a crop around them."""
+    """Whether two components are one instance, from a crop around them."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -59,7 +59,7 @@ class Truth:
     """The same from annotations, with shapes as in :class:`ImageMaps`.
 
     Attributes:
-        owners: (h, w) int64, the object at each pixel, -1 for none.
+        owners: (h, w) int64, the instance at each pixel, -1 for none.
         semantic: (h, w) int64, class + 1, or 1 for all classes, 0 for background.
         labels: (2, h, w) uint8 breakpoints.
         links: (2, h, w) bool.

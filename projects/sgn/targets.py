@@ -17,7 +17,7 @@ def breakpoint_labels(owners: Tensor, widening: int) -> tuple[Tensor, Tensor]:
     run of one pixel is START.  The border of the image begins and ends runs.
 
     Args:
-        owners: (..., H, W) int64, the object at each pixel, less than 0 for none.
+        owners: (..., H, W) int64, the instance at each pixel, less than 0 for none.
         widening: pixels by which a breakpoint is wider than one.
     Returns:
         two (..., H, W) uint8 maps, from left to right and from top to bottom.
@@ -45,7 +45,7 @@ def link_targets(owners: Tensor, semantic: Tensor) -> tuple[Tensor, Tensor]:
     """Neighbours that belong together, and pairs that count.
 
     Args:
-        owners: (B, H, W) int64, the object at each pixel, less than 0 for none.
+        owners: (B, H, W) int64, the instance at each pixel, less than 0 for none.
         semantic: (B, H, W) int64, class + 1, 0 for background.
     Returns:
         two (B, 2, H, W) bool maps: channel 0 is about a pixel and the one below it, channel 1 about
@@ -86,13 +86,13 @@ def degrade(labels: Tensor) -> Tensor:
 
 
 def majority_owners(components: Tensor, owners: Tensor, count: int) -> Tensor:
-    """The object that covers most of each component (section 5).
+    """The instance that covers most of each component (section 5).
 
     Args:
         components: (H, W) int64, 0 ... count - 1, less than 0 for none.
         owners: (H, W) int64, less than 0 for none.
     Returns:
-        (count,) int64; -1 where no object covers half of the component.
+        (count,) int64; -1 where no instance covers half of the component.
     """
     inside = components >= 0
     area = components[inside].bincount(minlength=count)

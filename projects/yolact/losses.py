@@ -33,13 +33,13 @@ class LossSettings:
 
 @dataclass(frozen=True)
 class Truth:
-    """The objects of one image.
+    """The instances of one image.
 
     Attributes:
         boxes: (G, 4) corners relative to the image.
         classes: (G,) int64 from 0.
         masks: (G, h, w) float, 0 or 1, of the whole image at any resolution.
-        crowd_boxes: (M, 4) as ``boxes``, regions full of objects that are not told apart.
+        crowd_boxes: (M, 4) as ``boxes``, regions full of instances that are not told apart.
     """
 
     boxes: Tensor
@@ -49,7 +49,7 @@ class Truth:
 
 
 def truth_of(item: dict[str, Any], device: torch.device) -> Truth:
-    """The objects of one training image, see :meth:`~instseg.projects.yolact.YOLACT.forward`."""
+    """The instances of one training image, see :meth:`~instseg.projects.yolact.YOLACT.forward`."""
     instances: Instances = item["instances"]
     height, width = instances.image_size
     scale = torch.tensor([width, height, width, height], device=device, dtype=torch.float32)
@@ -173,7 +173,7 @@ def _mask_loss(
 ) -> tuple[Tensor, MaskSamples]:
     """Sum over positive anchors, without weight; see :func:`mask_bce`."""
     size = predictions.prototypes.shape[1:3]
-    # Attached to the graph also where no image has an object.
+    # Attached to the graph also where no image has an instance.
     total = attached_zero([predictions.prototypes, predictions.coefficients])
     probabilities = [predictions.prototypes.new_zeros(0, *size)]
     targets = [predictions.prototypes.new_zeros(0, *size)]

@@ -92,7 +92,7 @@ class YolactEdge(YOLACT):
         }
 
     def _not_trained(self, freeze: bool) -> list[nn.Module]:
-        """Parameters that the stage does not train or use."""
+        """Modules that the stage does not train or use."""
         net, first = self.flow_net, self._first_warped
         if self.stage == "image":
             return [net] if self.refinement is None else [net, self.refinement]

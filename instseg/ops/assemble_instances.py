@@ -23,7 +23,7 @@ def assemble_instances(
 
     Args:
         maps: (B, parts * parts, H, W) logits; channel i * parts + j belongs to the part in row i,
-            column j of an object.  float32, float64, float16 or bfloat16.
+            column j of an instance.  float32, float64, float16 or bfloat16.
         windows: (N, 3) int64 rows of image, y0 and x0, the top-left cell, which may lie anywhere,
             also outside the map.  None: one window around every cell, ordered by image, row and
             column; for an even ``size`` that of cell y covers y - size / 2 to y + size / 2 - 1.

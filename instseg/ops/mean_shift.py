@@ -28,9 +28,9 @@ def mean_shift(
 ) -> tuple[Tensor, Tensor]:
     """Cluster points by climbing from seeds (Comaniciu and Meer, PAMI 2002).
 
-    Every seed moves to the mean of the points within the bandwidth of it, until it stays.  Of the
-    ends that are within the bandwidth of each other the one with the most points is a centre, and
-    a point belongs to the centre nearest to it.  All this is what ``sklearn.cluster.MeanShift``
+    Every seed moves to the mean of the points within the bandwidth of it, until it stays.  Among
+    ends within the bandwidth of each other, the one with the most points is a centre.  A point
+    belongs to its nearest centre.  All this is what ``sklearn.cluster.MeanShift``
     does; sums are in double precision here, so centres differ by roundings.
 
     On the CPU a tree of sums answers for whole groups of points; memory is linear in N and S.
@@ -114,8 +114,8 @@ def peel_clusters(
         min_points,
         min(max_clusters, len(points)),  # there is room for so many, and there cannot be more
     )
-    found = int(labels.max()) + 1 if len(labels) else 0
-    return _for_all(usable, labels), centres[:found].to(embeddings.dtype)
+    count = int(labels.max()) + 1 if len(labels) else 0
+    return _for_all(usable, labels), centres[:count].to(embeddings.dtype)
 
 
 @torch.no_grad()
@@ -161,7 +161,7 @@ def bin_seeds(points: Tensor, bandwidth: float, min_bin_count: int = 1) -> Tenso
 
 
 def distinct_modes(modes: Tensor, counts: Tensor, bandwidth: float) -> Tensor:
-    """Of modes within the bandwidth of each other, the one with the most points.
+    """Keep the mode with the most points among modes within the bandwidth of each other.
 
     Args:
         modes: (S, D) float64.
@@ -174,11 +174,11 @@ def distinct_modes(modes: Tensor, counts: Tensor, bandwidth: float) -> Tensor:
     for column in modes.T.flip(0):
         order = order[column[order].argsort(descending=True, stable=True)]
     order = order[counts[order].argsort(descending=True, stable=True)]
-    rest, kept = modes[order[counts[order] > 0]], modes[:0]
+    rest, centres = modes[order[counts[order] > 0]], modes[:0]
     while len(rest):
-        kept = torch.cat([kept, rest[:1]])
+        centres = torch.cat([centres, rest[:1]])
         rest = rest[1:][(rest[1:] - rest[0]).norm(dim=1) > bandwidth]
-    return kept
+    return centres
 
 
 def mean_shift_reference(

@@ -44,7 +44,7 @@ def group_lines(pairs: Tensor, touches: Tensor) -> Tensor:
     Args:
         pairs: (P, 2) int64, lines to join, the surest first.
         touches: (N,) bool, whether line i touches line i + 1 across a breakpoint; the last does
-            not.  Without the rule a single wrong line glues two objects together.
+            not.  Without the rule a single wrong line glues two instances together.
     Returns:
         (N,) int64, the component of each line, numbered from 0 in the order of their first lines.
     Raises:
@@ -92,8 +92,8 @@ def group_lines_reference(pairs: Tensor, touches: Tensor) -> Tensor:
         for line in joined:
             groups[line] = joined
     names: dict[int, int] = {}
-    found = [names.setdefault(min(group), len(names)) for group in groups]
-    return torch.tensor(found, dtype=torch.int64)
+    numbers = [names.setdefault(min(group), len(names)) for group in groups]
+    return torch.tensor(numbers, dtype=torch.int64)
 
 
 @register_fake("decode_lines")

@@ -152,13 +152,13 @@ def _best(scores: Tensor, classes: Tensor, max_detections: int) -> Tensor:
 
 
 def _weights(
-    boxes: Tensor, kept: Tensor, scores: Tensor, valid: Tensor, merge_threshold: float
+    boxes: Tensor, kept_boxes: Tensor, scores: Tensor, valid: Tensor, merge_threshold: float
 ) -> Tensor:
     """(N, R) share of every RoI in the mask of every detection; rows sum to 1.
 
     Float64, as in the authors' code: a box decides by its IoU alone whether it votes.
     """
-    a, b = kept.double()[:, None], boxes.double()[None]
+    a, b = kept_boxes.double()[:, None], boxes.double()[None]
     sides = (
         torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2]) + 1
     ).clamp(min=0)
@@ -191,22 +191,22 @@ def vote_masks_reference(
     rois = boxes.float().cpu().numpy()
     probabilities = scores.float().cpu().numpy()
     soft = masks.float().cpu().numpy().reshape(-1, side, side)
-    kept = [
+    candidates = [
         (c, r)
         for c in range(1, probabilities.shape[1])
         for r in _nms(rois, probabilities[:, c], nms_threshold)[:max_detections]
     ]
-    pooled = sorted((probabilities[r, c] for c, r in kept), reverse=True)[:max_detections]
+    pooled = sorted((probabilities[r, c] for c, r in candidates), reverse=True)[:max_detections]
     lowest = max(pooled[-1], score_threshold) if pooled else 1.0
-    kept = [(c, r) for c, r in kept if probabilities[r, c] >= lowest]
+    candidates = [(c, r) for c, r in candidates if probabilities[r, c] >= lowest]
     rendered = (
         np.stack([_render(*pair, height, width) for pair in zip(rois, soft, strict=True)])
         if len(rois)
         else np.zeros((0, height, width), np.float32)
     )
     binary = (rendered >= mask_threshold).astype(np.float32)
-    found = []
-    for c, r in kept:
+    detections = []
+    for c, r in candidates:
         voters = np.flatnonzero(_overlap(rois[r], rois) >= merge_threshold)
         weights = probabilities[voters, c] / probabilities[voters, c].sum()
         average = np.zeros((height, width), np.float32)
@@ -216,12 +216,12 @@ def vote_masks_reference(
         if resample == "image" and (box[2] <= box[0] or box[3] <= box[1]):
             continue
         mask = _resize(average, box, side, resample)
-        found.append((box, probabilities[r, c], c, mask))
+        detections.append((box, probabilities[r, c], c, mask))
     return (
-        torch.tensor([f[0] for f in found], dtype=torch.float32).view(-1, 4),
-        torch.tensor([f[1] for f in found], dtype=torch.float32),
-        torch.tensor([f[2] for f in found], dtype=torch.int64),
-        torch.from_numpy(np.array([f[3] for f in found], np.float32).reshape(-1, side, side)),
+        torch.tensor([f[0] for f in detections], dtype=torch.float32).view(-1, 4),
+        torch.tensor([f[1] for f in detections], dtype=torch.float32),
+        torch.tensor([f[2] for f in detections], dtype=torch.int64),
+        torch.from_numpy(np.array([f[3] for f in detections], np.float32).reshape(-1, side, side)),
     )
 
 

@@ -1,4 +1,4 @@
-"""What running the network densely is worth."""
+"""Compares running the network densely with running it patch by patch."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from instseg.projects.deepmask.inference import FILL, pyramid, resize_padded
 if TYPE_CHECKING:
     from instseg.projects.deepmask.deepmask import DeepMask
 
-# Windows that the slow way is measured on, and how many of them share a forward pass.
+# The slow way is measured on _SAMPLES windows, _BATCH of them in a forward pass.
 _SAMPLES = 64
 _BATCH = 16
 
@@ -19,7 +19,7 @@ _BATCH = 16
 def dense_against_patches(model: "DeepMask", image: Tensor) -> Comparison:
     """Vectors and scores of all windows of an image, or of patches cut out one by one.
 
-    The latter is measured on some windows, spread evenly over all scales, and extrapolated.
+    The second way is measured on windows spread evenly over all scales, and extrapolated.
 
     Args:
         model: in evaluation mode.
@@ -34,7 +34,7 @@ def dense_against_patches(model: "DeepMask", image: Tensor) -> Comparison:
         for column in range(_windows(scale.width, model))
     ]
     margin, side = model.patch_size // 2 + model.context, model.patch_size + 2 * model.context
-    # Resized beforehand, which is to the advantage of the patches.
+    # Resizing beforehand favours the patches.
     levels = {scale: resize_padded(image, scale, margin, model.stride)[0] for scale in scales}
     levels = {s: F.pad(x, (0, side, 0, side), value=FILL) for s, x in levels.items()}
     chosen = windows[:: max(len(windows) // _SAMPLES, 1)][:_SAMPLES]
@@ -64,6 +64,6 @@ def dense_against_patches(model: "DeepMask", image: Tensor) -> Comparison:
 
 
 def _windows(length: int, model: "DeepMask") -> int:
-    """Windows along a side of an image, see :mod:`instseg.projects.deepmask.inference`."""
+    """Windows along a side of an image; see :mod:`instseg.projects.deepmask.inference`."""
     padded = -(-(length + 2 * (model.patch_size // 2)) // model.stride)
     return padded - model.patch_size // model.stride + 1

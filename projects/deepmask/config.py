@@ -11,17 +11,17 @@ def add_deepmask_config(cfg: CfgNode) -> None:
     "Pixels" are those of a resized patch or image, as the network sees it.
     """
     cfg.MODEL.DEEPMASK = CfgNode()
-    # Side in pixels of the window that a mask is predicted for (224 in DeepMask, section 3; 160 in
-    # SharpMask, section 4); a multiple of the stride of IN_FEATURE.
+    # Side in pixels of the window that gets a mask, a multiple of the stride of IN_FEATURE (224 in
+    # DeepMask, section 3; 160 in SharpMask, section 4).
     cfg.MODEL.DEEPMASK.PATCH_SIZE = 160
-    # Pixels around the window that the trunk sees in training; its cells are cut off after it.
+    # Pixels around the window that the trunk sees in training; their cells are cut off afterwards.
     cfg.MODEL.DEEPMASK.CONTEXT = 16
-    # Longer side in pixels of an object that fits the window best; 0 is PATCH_SIZE * 128 / 224,
+    # Longer side in pixels of the instance that fits the window best; 0 is PATCH_SIZE * 128 / 224,
     # rounded up (section 4: 128 of 224 pixels).
     cfg.MODEL.DEEPMASK.OBJECT_SIZE = 0
-    # Side in pixels of the mask that a window gets (section 3).
+    # Side in pixels of the mask of a window (section 3).
     cfg.MODEL.DEEPMASK.MASK_SIZE = 56
-    # Side of the mask in training, to which the predicted one is enlarged.
+    # Side of the mask in training; the predicted mask is enlarged to it.
     cfg.MODEL.DEEPMASK.TRAIN_MASK_SIZE = 112
     # Output of the backbone that the heads work on.
     cfg.MODEL.DEEPMASK.IN_FEATURE = "res4"
@@ -29,21 +29,21 @@ def add_deepmask_config(cfg: CfgNode) -> None:
     cfg.MODEL.DEEPMASK.FEATURE_DIM = 128
     # Rank of the mask layer, the vector that stands for a window (section 3: 512).
     cfg.MODEL.DEEPMASK.EMBEDDING_DIM = 512
-    # "shared": scores come from that vector, as released; "pooled": from the trunk, by a pooling
-    # and a layer of EMBEDDING_DIM units of their own, as in the first paper.
+    # "shared": the vector gives the scores too, as released; "pooled": the trunk gives them, by a
+    # pooling and a layer of EMBEDDING_DIM units of their own, as in the first paper.
     cfg.MODEL.DEEPMASK.SCORE_BRANCH = "shared"
     # Units of the last hidden layer of the score (section 3).
     cfg.MODEL.DEEPMASK.SCORE_DIM = 1024
     # Probability that a unit of the score's layers is dropped in training (section 3).
     cfg.MODEL.DEEPMASK.DROPOUT = 0.5
-    # Lambda, the weight of the score of a patch against the mean over the pixels of a mask
-    # (section 3, equation 1).
+    # Lambda: weight of a patch's score against the mean over the pixels of a mask (section 3,
+    # equation 1).
     cfg.MODEL.DEEPMASK.SCORE_WEIGHT = 1 / 32
     # Share of batches that train the score; the others train the mask.
     cfg.MODEL.DEEPMASK.SCORE_FRACTION = 0.5
-    # Largest distance in pixels, along either axis, of a training window from its object.
+    # Largest distance in pixels, along either axis, of a training window from its instance.
     cfg.MODEL.DEEPMASK.SHIFT = 16.0
-    # Largest distance in octaves of an object from OBJECT_SIZE.
+    # Largest distance in octaves of an instance from OBJECT_SIZE.
     cfg.MODEL.DEEPMASK.SCALE_JITTER = 0.25
     # Scales at which an image is searched, in octaves: 2^-2.5 to 2^0.5 of its size.
     # INPUT.MAX_SIZE_TEST limits the longer side.

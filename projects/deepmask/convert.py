@@ -1,8 +1,8 @@
 """Weights of DeepMask and SharpMask (facebookresearch/deepmask, Torch7 files ``model.t7``).
 
-Layers are found by their order inside each part of the network, not by their place: padding,
-reshaping and wrappers come and go between the network that was trained and the one that the authors
-turned it into for whole images.
+Layers are matched by their order inside each part of the network. Their positions differ: the
+authors turned the trained network into one for whole images, which changed padding, reshaping and
+wrappers.
 """
 
 import math
@@ -26,7 +26,7 @@ _CONFIGS = {
 _EXAMPLE = "trunk.modules.1.modules.2.weight"
 _PARAMETERS = ("weight", "bias", "a", "b")
 _EPS = 1e-5
-"""Of Detectron2's frozen batch normalisation."""
+"""Epsilon of Detectron2's frozen batch normalisation."""
 _BLOCKS = (3, 4, 6)
 _MASK_HEAD = ("mask_head",)
 _SCORE_HEAD = ("score_head.hidden", "score_head.output")
@@ -45,15 +45,15 @@ _STAGES = (1, 2, 3, 4)
 def convert(path: str, options: Options) -> tuple[dict[str, Tensor], Report]:
     """Convert a released file; see :class:`~instseg.convert.common.Converter`.
 
-    Whether it is DeepMask or SharpMask is found out from the file.
+    The file tells whether it is DeepMask or SharpMask.
     """
     content = read_torch7(path)
     model = content.get("model") if isinstance(content, dict) else content
     if not isinstance(model, Torch7Object) or model.class_name not in _CONFIGS:
-        found = getattr(model, "class_name", f"a {type(model).__name__}")
+        content_class = getattr(model, "class_name", f"a {type(model).__name__}")
         raise CheckpointError(
-            f"{path} holds {found}; expected an object of class {' or '.join(_CONFIGS)}, or a "
-            "table with one as 'model'"
+            f"{path} holds {content_class}; expected an object of class {' or '.join(_CONFIGS)}, "
+            "or a table with one as 'model'"
         )
     try:
         trained = content.get("config") if isinstance(content, dict) else None
@@ -80,7 +80,7 @@ def _convert(
 
 
 def _layout(path: str, model: Torch7Object, trained: dict[Any, Any]) -> Layout:
-    """``trained`` are the options of the training, which the authors' files hold."""
+    """``trained``: the options of the training, as the authors' files hold them."""
     fields = model.fields
     sharp = model.class_name == "nn.SharpMask"
     trunk, score, mask = (
@@ -113,8 +113,8 @@ def _layout(path: str, model: Torch7Object, trained: dict[Any, Any]) -> Layout:
                 )
             yield Fact(f"MODEL.SHARPMASK.{key}", width, f"{name} {width}")
 
-    told = [f"MODEL.DEEPMASK.{key}" for x, key in _TRAINED.items() if _whole(trained.get(x))]
-    untold = tuple(key for key in _UNTOLD if key not in told)
+    stated_keys = [f"MODEL.DEEPMASK.{key}" for x, key in _TRAINED.items() if _whole(trained.get(x))]
+    untold = tuple(key for key in _UNTOLD if key not in stated_keys)
     return Layout(_CONFIGS[model.class_name], lambda cfg: list(facts(cfg)), untold)
 
 
@@ -125,7 +125,7 @@ def _outputs(layer: dict[str, Array], key: str) -> Iterator[Fact]:
 
 
 def _whole(value: Any) -> int | None:
-    """A whole number above 0, which Lua has as a double; None if it is something else."""
+    """The whole number above 0 that Lua stores as a double; None for anything else."""
     usable = isinstance(value, int | float) and 0 < value < 2**31 and value == int(value)
     return int(value) if usable else None
 
@@ -157,10 +157,10 @@ def _put_refinement(conversion: Conversion, names: dict[int, str], fields: dict[
 
 def _put(conversion: Conversion, names: dict[int, str], module: Any, layers: Sequence[str]) -> None:
     """Take the layers of ``module``, in their order, as ours."""
-    # What either has more than the other is reported as unknown or missing.
+    # Layers that only one side has are reported as unknown or missing.
     for tensors, name in zip(_layers(module, set()), layers, strict=False):
         if {"a", "b"} <= tensors.keys():
-            # A frozen normalisation a x + b, as one whose running variance is 1.
+            # A frozen normalisation a x + b becomes one with a running variance of 1.
             ones = np.ones(tensors["a"].size)
             values = {
                 "weight": (tensors["a"], "a"),
@@ -178,42 +178,42 @@ def _put(conversion: Conversion, names: dict[int, str], module: Any, layers: Seq
 
 
 def _shaped(value: Array, expected: Sequence[int]) -> Tensor:
-    """Linear layers and convolutions hold the same numbers, the latter with two axes more."""
+    """A linear layer's numbers, with two more axes where we have a convolution."""
     tensor = torch.from_numpy(np.array(value)).float()
     same = tensor.numel() == np.prod(expected) and tensor.shape[:1] == tuple(expected[:1])
     return tensor.reshape(*expected) if same else tensor
 
 
-def _layers(module: Any, seen: set[int]) -> Iterator[dict[str, Array]]:
+def _layers(module: Any, visited_ids: set[int]) -> Iterator[dict[str, Array]]:
     """{"weight", "bias"} or {"a", "b"} of the layers of a module, in the order they are applied."""
-    if not isinstance(module, Torch7Object) or id(module) in seen:
+    if not isinstance(module, Torch7Object) or id(module) in visited_ids:
         return
-    seen.add(id(module))
-    own = {key: module.fields.get(key) for key in _PARAMETERS}
-    tensors = {key: x for key, x in own.items() if isinstance(x, np.ndarray) and x.size}
+    visited_ids.add(id(module))
+    parameters = {key: module.fields.get(key) for key in _PARAMETERS}
+    tensors = {key: x for key, x in parameters.items() if isinstance(x, np.ndarray) and x.size}
     if tensors:
         yield tensors
     children = _table(module.fields.get("modules"))
     for place in sorted(key for key in children if isinstance(key, int)):
-        yield from _layers(children[place], seen)
+        yield from _layers(children[place], visited_ids)
 
 
-def _tensors(value: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Array]]:
-    """Every parameter of the network, once, with where it is."""
-    if id(value) in seen:
+def _tensors(value: Any, name: str, visited_ids: set[int]) -> Iterator[tuple[str, Array]]:
+    """Every parameter of the network once, with its path."""
+    if id(value) in visited_ids:
         return
-    seen.add(id(value))
+    visited_ids.add(id(value))
     content = value.fields if isinstance(value, Torch7Object) else value
     if not isinstance(content, dict):
         return
     for key, item in content.items():
-        place = f"{name}.{key}".lstrip(".")
+        path = f"{name}.{key}".lstrip(".")
         if isinstance(item, np.ndarray):
-            if key in _PARAMETERS and item.size and id(item) not in seen:
-                seen.add(id(item))
-                yield place, item
+            if key in _PARAMETERS and item.size and id(item) not in visited_ids:
+                visited_ids.add(id(item))
+                yield path, item
         else:
-            yield from _tensors(item, place, seen)
+            yield from _tensors(item, path, visited_ids)
 
 
 def _table(value: Any) -> dict[Any, Any]:

@@ -1,4 +1,4 @@
-"""Patches that DeepMask trains on, drawn from the objects of a data set (DeepMask, section 3.3)."""
+"""Training patches of DeepMask, drawn from the instances of a data set (DeepMask, section 3.3)."""
 
 import itertools
 import math
@@ -42,20 +42,20 @@ _TRIES = 100
 
 @SAMPLES_REGISTRY.register()
 class PatchSamples(IterableDataset[Sample]):
-    """Endless patches, all of a batch for one of the two heads.
+    """Endless patches; those of one batch are all for the same head.
 
     A sample is a dict of ``image``, (3, S, S) float32 with values of 0 to 255 where S is the side
     of the network's window and its context, ``file_name``, and
 
-    * ``head`` "mask": ``gt_mask``, (M, M) float32 of the window without context, 1 on the object
-      in its middle and -1 elsewhere.  A category is drawn, then an object of it, evenly.
-    * ``head`` "score": ``label``, 1.0 if an object is in canonical position, -1.0 if none is near
-      it, equally often.  An image is drawn evenly.
+    * ``head`` "mask": ``gt_mask``, (M, M) float32 of the window without context, 1 on the instance
+      in its middle and -1 elsewhere.  First a class is drawn evenly, then an instance of it.
+    * ``head`` "score": ``label``, 1.0 if an instance is in canonical position, -1.0 if none is near
+      it, equally often.  Images are drawn evenly.
 
-    The head of each batch is drawn as well, the same on all processes.
+    The head of each batch is drawn too; all processes draw the same one.
 
     Deviation: crowds are left out altogether; the released code puts scores on their boxes.
-    Categories without a usable object are not drawn, where the released code does not return.
+    Classes without a usable instance are never drawn; the released code never returns then.
     """
 
     @configurable
@@ -72,15 +72,15 @@ class PatchSamples(IterableDataset[Sample]):
         """
         Args:
             records: Detectron2's, with masks as polygons or RLE.
-            batch_size: successive samples that are for the same head.
-            rules: sizes.
-            score_fraction: share of batches that are for the score.
+            batch_size: number of successive samples for the same head.
+            rules: sizes in pixels, see :class:`Rules`.
+            score_fraction: share of batches for the score.
             flip: mirror half of the patches.
             image_format: order of the channels.
         Raises:
-            DatasetError: no object that a head with a share of the batches could learn from.
+            DatasetError: a head with a share of the batches has no instance to learn from.
 
-        Iterating raises an ImageError that names an image which cannot be read.
+        Iterating raises an ImageError that names the image that cannot be read.
         """
         self.batch_size = batch_size
         self.rules = rules
@@ -104,7 +104,7 @@ class PatchSamples(IterableDataset[Sample]):
             raise DatasetError(_why_unusable(records))
         self._objects = [np.array(by_category[category]) for category in sorted(by_category)]
         self._scored = np.array(scored)
-        # Serialised: processes that load data would copy a million small objects each.
+        # Serialised, because each process that loads data would copy a million small objects.
         self._records = DatasetFromList(records, copy=False)
         self._images: dict[str, Image] = {}
         self._cache_left = _CACHE_BYTES
@@ -189,7 +189,7 @@ class PatchSamples(IterableDataset[Sample]):
         return tuple(image.flip(-1) for image in images) if flips else images
 
     def _image(self, record: dict[str, Any]) -> Image:
-        """(H, W, 3); as many as fit into some memory are read once."""
+        """(H, W, 3); a bounded cache keeps images that were read."""
         name = record["file_name"]
         image = self._images.get(name)
         if image is None:
@@ -212,7 +212,7 @@ def _corners(annotation: dict[str, Any]) -> list[float]:
 
 
 def _boxes(record: dict[str, Any], rules: Rules) -> list[list[float]]:
-    """Corners of the objects that have a canonical scale."""
+    """Corners of the instances that have a canonical scale."""
     objects = [x for x in record.get("annotations", ()) if not x.get("iscrowd", 0)]
     boxes = [_corners(annotation) for annotation in objects]
     scales = canonical_scales(boxes, rules)
@@ -220,7 +220,7 @@ def _boxes(record: dict[str, Any], rules: Rules) -> list[list[float]]:
 
 
 def _learnable(record: dict[str, Any]) -> Iterator[int]:
-    """Places of the annotations whose masks can be learnt."""
+    """Indices of the annotations whose masks can be learnt."""
     for k, annotation in enumerate(record.get("annotations", ())):
         segmentation = annotation.get("segmentation")
         if segmentation and not annotation.get("iscrowd", 0):
@@ -229,7 +229,7 @@ def _learnable(record: dict[str, Any]) -> Iterator[int]:
 
 
 def _area(segmentation: Any) -> float:
-    """Of the polygons, or the number of pixels of an RLE."""
+    """Area of the polygons, or number of pixels of the RLE."""
     if isinstance(segmentation, dict):
         return float(rle_area(to_rle(segmentation, *segmentation["size"])))
     areas = []
@@ -240,7 +240,7 @@ def _area(segmentation: Any) -> float:
 
 
 def _draw(annotation: dict[str, Any], image: Image, record: dict[str, Any]) -> Image:
-    """(H, W) mask of an object."""
+    """(H, W) mask of an instance."""
     size = image.shape[:2]
     mask: Image = decode(annotation["segmentation"], *size).view(np.uint8)
     if mask.shape != size:

@@ -45,12 +45,12 @@ class DeepMask(PixelModel):
 
         patch → backbone → (C, h, w), without the cells of the context
           → 1x1 conv + ReLU → linear → vector
-              ├─ linear → mask of the object in the middle of the patch, S x S logits
-              └─ hidden layer → is there one, and does it fit the patch?
+              ├─ linear → mask of the instance in the middle of the patch, S x S logits
+              └─ hidden layer → is there an instance, and does it fit the patch?
 
-    An image is searched at several scales.  As all layers are convolutions, each runs once per
-    scale and gives a vector and a score for every window, one cell of the map apart.  Proposals
-    have no class: ``pred_classes`` is 0 everywhere.
+    An image is searched at several scales.  All layers are convolutions: each runs once per scale
+    and gives a vector and a score for every window.  Windows are one cell of the map apart.
+    Proposals have no class: ``pred_classes`` is 0 everywhere.
     """
 
     num_classes_key = None
@@ -82,18 +82,18 @@ class DeepMask(PixelModel):
             backbone: gives the feature map ``in_feature``, whose stride is that of the windows.
             pixel_mean, pixel_std: see :class:`~instseg.modeling.PixelModel`.
             patch_size: side of a window in pixels, a multiple of the stride.
-            context: pixels that a training patch has around the window, likewise.
+            context: pixels around the window in a training patch, a multiple of the stride.
             mask_size: side S of the mask logits.
             feature_dim: channels of the 1x1 convolution.
-            embedding_dim: of the vector of a window.
+            embedding_dim: dimension of a window's vector.
             score_branch: "shared" or "pooled", see :mod:`instseg.projects.deepmask.heads`.
             score_dim: units of the last hidden layer of the score.
             dropout: probability in the score's layers.
             score_weight: lambda of :func:`score_loss`.
             octaves: scales that inference searches, as powers of two.
-            max_size: largest longer side of an image there, in pixels.
+            max_size: largest longer side of an image at inference, in pixels.
             mask_threshold: probability above which a pixel belongs to a mask.
-            max_proposals: proposals of an image.
+            max_proposals: largest number of proposals of an image.
         """
         super().__init__(pixel_mean, pixel_std)
         self.backbone = backbone
@@ -163,9 +163,9 @@ class DeepMask(PixelModel):
         return [{"instances": self.propose(item)} for item in batched_inputs]
 
     def losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """``loss_mask`` or ``loss_score``, whichever the patches are for; the other is 0.
+        """``loss_mask`` or ``loss_score``, by the head of the patches; the other is 0.
 
-        One head is trained at a time, the trunk with both (section 3).
+        A batch trains one head; every batch trains the trunk (section 3).
         """
         head = self.head_of(batched_inputs)
         features = self.patch_features(batched_inputs)[self.in_feature]
@@ -195,7 +195,7 @@ class DeepMask(PixelModel):
         return losses
 
     def patch_features(self, batched_inputs: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Maps of the backbone for patches, without what their context covers."""
+        """Maps of the backbone for patches, without the cells of their context."""
         side = self.patch_size + 2 * self.context
         for item in batched_inputs:
             if item["image"].shape[-2:] != (side, side):
@@ -235,28 +235,29 @@ class DeepMask(PixelModel):
         """Proposals of one image over all scales (section 5).
 
         Returns:
-            at most ``max_proposals``, by falling score, with the usual fields.  Deviation: those
-            whose mask has no pixel in the image are left out; the released code gives them too.
+            at most ``max_proposals``, by falling score, with the usual fields.  Deviation:
+            proposals whose mask has no pixel in the image are left out; the released code gives
+            them too.
         """
         image = item["image"].to(self.device, torch.float32)
         height, width = image.shape[-2:]
         size = result_size(item)
-        found = []
+        windows_by_scale = []
         levels = []
         for scale in pyramid(height, width, self.octaves, self.max_size):
             windows, level = self.search(image, scale)
-            found.append(windows)
+            windows_by_scale.append(windows)
             levels.append(level)
         limit = min(self.max_proposals, item.get("max_instances", self.max_proposals))
-        found = best_windows(found, limit)
-        scores = torch.cat([windows.scores for windows in found])
+        windows_by_scale = best_windows(windows_by_scale, limit)
+        scores = torch.cat([windows.scores for windows in windows_by_scale])
         masks = torch.zeros(len(scores), *size, dtype=torch.bool, device=self.device)
-        # Drawn where they belong by score, since there is no room for a second copy.
+        # Masks are drawn in the order of their scores, since there is no room for a second copy.
         order = scores.argsort(descending=True, stable=True)
-        places = order.argsort().split([len(windows.scores) for windows in found])
+        places = order.argsort().split([len(windows.scores) for windows in windows_by_scale])
         with stage("masks"):
-            for windows, level, own in zip(found, levels, places, strict=True):
-                canvases = [masks[place] for place in own.tolist()]
+            for windows, level, rows in zip(windows_by_scale, levels, places, strict=True):
+                canvases = [masks[row] for row in rows.tolist()]
                 self._draw(windows, level, canvases, (size[0] / height, size[1] / width))
         return instances_from_masks(masks, scores[order], torch.zeros_like(order))
 
@@ -291,7 +292,7 @@ class DeepMask(PixelModel):
         return windows, level
 
     def prepare(self, maps: dict[str, Tensor]) -> Any:
-        """What masks need of the maps of one scale; here the vectors of windows say it all."""
+        """Input of :meth:`logits_of` from the maps of one scale; here vectors are enough."""
         return None
 
     def logits_of(self, windows: Windows, level: Any) -> Tensor:
@@ -300,7 +301,7 @@ class DeepMask(PixelModel):
 
     @property
     def output_size(self) -> int:
-        """Side of what :meth:`logits_of` gives."""
+        """Side of the logits that :meth:`logits_of` gives."""
         return self.mask_size
 
     def comparisons(self, image: Tensor) -> list[Comparison]:

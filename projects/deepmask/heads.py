@@ -1,7 +1,7 @@
 """From the trunk's map to the mask and the score of every window (sections 3.1 and 3.2).
 
-All heads are convolutional: a map of exactly one window gives one result, a larger one a result for
-each of its windows, one cell apart.  Training and inference so run the same layers.
+All heads are convolutional: a map of one window gives one result, and a larger map gives a result
+for each of its windows, one cell apart.  Training and inference run the same layers.
 """
 
 from torch import Tensor, nn
@@ -11,8 +11,7 @@ from torch.nn import functional as F
 class Embedding(nn.Module):
     """Map → one vector per window: 1x1 convolution, ReLU, one layer without activation.
 
-    Followed by a linear layer it is a mask layer of low rank, of which every output sees the whole
-    window.
+    Together with a linear layer it is a mask layer of low rank; every output sees the whole window.
     """
 
     def __init__(self, channels: int, feature_dim: int, embedding_dim: int, window: int) -> None:
@@ -20,7 +19,7 @@ class Embedding(nn.Module):
         Args:
             channels: of the map.
             feature_dim: of the 1x1 convolution.
-            embedding_dim: of a vector.
+            embedding_dim: dimension of a vector.
             window: cells along its sides.
         """
         super().__init__()

@@ -17,7 +17,7 @@ class Scale:
     """A level of the pyramid.
 
     Attributes:
-        factor: the image is resized by it.
+        factor: resizes the image.
         height, width: pixels of the resized image.
     """
 
@@ -31,10 +31,10 @@ class Windows:
     """N windows of one level, best first.
 
     Attributes:
-        scale: where they are.
-        scores: (N,) probabilities that an object is in the window.
+        scale: their level.
+        scores: (N,) probabilities that an instance is in the window.
         cells: (N, 2) int64, row and column of each on the grid.
-        vectors: (N, E), what the heads know of each.
+        vectors: (N, E) of the embedding.
     """
 
     scale: Scale
@@ -51,9 +51,9 @@ def pyramid(height: int, width: int, octaves: Sequence[float], max_size: int) ->
 
     Args:
         height, width: of the image.
-        octaves: e gives the level 2^e.
-        max_size: largest longer side of a level in pixels; levels that would be larger become one
-            of this size.
+        octaves: each e gives the level 2^e.
+        max_size: largest longer side of a level in pixels; all larger levels become one level of
+            this size.
     """
     limit = max_size / max(height, width)
     factors = sorted({min(2.0**octave, limit) for octave in octaves})
@@ -77,16 +77,16 @@ def resize_padded(image: Tensor, scale: Scale, margin: int, multiple: int) -> Te
     return F.pad(resized, (margin, margin + right, margin, margin + below), value=FILL)
 
 
-def best_windows(found: Sequence[Windows], limit: int) -> list[Windows]:
-    """The ``limit`` best windows of all levels, as many lists as there were.
+def best_windows(windows_by_scale: Sequence[Windows], limit: int) -> list[Windows]:
+    """The ``limit`` best windows of all levels, in one list per level.
 
-    Of equal scores the first wins, so that of the smaller scale; nothing is suppressed.
+    Among equal scores the first wins, so the one of the smaller scale; nothing is suppressed.
     """
-    scores = torch.cat([windows.scores for windows in found])
-    kept = torch.zeros_like(scores, dtype=torch.bool)
-    kept[scores.argsort(descending=True, stable=True)[:limit]] = True
-    parts = kept.split([len(windows.scores) for windows in found])
-    return [windows[part] for windows, part in zip(found, parts, strict=True)]
+    scores = torch.cat([windows.scores for windows in windows_by_scale])
+    chosen = torch.zeros_like(scores, dtype=torch.bool)
+    chosen[scores.argsort(descending=True, stable=True)[:limit]] = True
+    parts = chosen.split([len(windows.scores) for windows in windows_by_scale])
+    return [windows[part] for windows, part in zip(windows_by_scale, parts, strict=True)]
 
 
 def paste(
@@ -103,8 +103,8 @@ def paste(
 
     A mask becomes a square of floor(patch_size / factor) pixels whose top-left corner is at
     floor((stride * cell - patch_size / 2) / factor).  Logits are interpolated linearly, corner to
-    corner, where that is larger than the mask, and averaged where it is smaller.  Each window is
-    drawn on its own, and only what lies inside the image is computed.
+    corner, where the square is larger than the mask, and averaged where it is smaller.  Windows are
+    drawn one by one, and only pixels inside the image are computed.
 
     Args:
         logits: (N, S, S).
@@ -136,8 +136,8 @@ def _length(length: int, factor: float) -> int:
 def _resampling(size: int, side: int) -> Tensor:
     """(side, size) weights that resize a row of ``size`` values to ``side``.
 
-    Linear and corner to corner when enlarging, averages over boxes when shrinking, as Torch's image
-    library does both.
+    Like Torch's image library, it interpolates linearly, corner to corner, when enlarging and
+    averages over boxes when shrinking.
     """
     if side >= size:
         positions = torch.linspace(0, size - 1, side, dtype=torch.float64)

@@ -14,7 +14,7 @@ class _SymmetricPad(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, margin: int) -> Tensor:
         ctx.margin = margin
-        if margin == 1:  # the same, and faster
+        if margin == 1:  # the same result, faster
             return F.pad(x, (1, 1, 1, 1), mode="replicate")
         rows, columns = (_mirrored(length, margin, x.device) for length in x.shape[-2:])
         return x.index_select(2, rows).index_select(3, columns)
@@ -29,7 +29,7 @@ class _SymmetricPad(torch.autograd.Function):
 def symmetric_pad(x: Tensor, margin: int) -> Tensor:
     """Mirror ``x`` at its border, the edge included: ``c b a | a b c`` (NumPy's "symmetric").
 
-    Gradients treat what is added as a constant, as in the released code.
+    Gradients treat the added cells as constants, as in the released code.
 
     Args:
         x: (B, C, H, W), not empty.
@@ -42,7 +42,7 @@ def symmetric_pad(x: Tensor, margin: int) -> Tensor:
 
 
 class SymmetricConv2d(nn.Conv2d):
-    """A convolution of odd kernel that mirrors its input by half the kernel, not zeros."""
+    """A convolution with an odd kernel that pads its input by mirroring half a kernel."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = True
@@ -61,6 +61,6 @@ class SymmetricConv2d(nn.Conv2d):
 
 
 def _mirrored(length: int, margin: int, device: torch.device) -> Tensor:
-    """Where each cell of a padded row of ``length`` cells comes from."""
+    """Index of the source of each cell of a padded row of ``length`` cells."""
     steps = torch.arange(-margin, length + margin, device=device) % (2 * length)
     return torch.minimum(steps, 2 * length - 1 - steps)

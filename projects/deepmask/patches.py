@@ -1,4 +1,4 @@
-"""Which windows of an image DeepMask trains on, and how they are cut out (DeepMask, section 3.3).
+"""Training windows of DeepMask: which there are, and how they are cut out (section 3.3).
 
 Lengths are pixels of the image unless said otherwise; the centre of its first pixel is at 0.5.
 The scale of a window is in octaves: at scale s the image is resized by 2^s before a window of the
@@ -21,9 +21,9 @@ _KEY_STEP = 0.25
 _MAX_KEY = 8.0
 _NEGATIVE_OCTAVES = (-3.0, 2.0)
 _NEAR_OCTAVES = 2.5
-"""Objects whose canonical scale is farther from that of a negative do not matter to it."""
+"""A negative window ignores instances whose canonical scale is farther from its own."""
 _NEAR_SHIFTS = 3
-"""Negatives keep so many times ``Rules.shift`` away from objects."""
+"""Negatives keep this many times ``Rules.shift`` away from instances."""
 _TRIES = 100
 _LEAST_SIDE = 10.0
 _LEAST_AREA = 100.0
@@ -35,12 +35,12 @@ class Rules:
     """Sizes in pixels of the network's input.
 
     Attributes:
-        patch_size: side of the window that is to be segmented.
+        patch_size: side of the window to segment.
         context: margin around it that the network sees as well.
-        object_size: longest side of an object that fits the window best.
+        object_size: longest side of an instance that fits the window best.
         mask_size: side of a mask.
         shift: largest displacement of a mask's window, in either direction.
-        scale_jitter: the same of its scale, in octaves.
+        scale_jitter: largest change of its scale, in octaves.
     """
 
     patch_size: int
@@ -52,7 +52,7 @@ class Rules:
 
     @property
     def input_size(self) -> int:
-        """Side of what the network is given."""
+        """Side of the network's input."""
         return self.patch_size + 2 * self.context
 
 
@@ -66,7 +66,7 @@ class Window:
 
 
 def is_learnable(box: Sequence[float], area: float) -> bool:
-    """Whether an object is large enough to learn its mask.
+    """Whether an instance is large enough to learn its mask.
 
     Args:
         box: (4,) corners.
@@ -77,10 +77,10 @@ def is_learnable(box: Sequence[float], area: float) -> bool:
 
 
 def canonical_scale(longest_side: float, object_size: float) -> float | None:
-    """The scale at which an object is ``object_size`` pixels long, or up to 2^(1/4) longer.
+    """The scale at which an instance is ``object_size`` pixels long, or up to 2^(1/4) longer.
 
     Returns:
-        a multiple of 1/4; None for an object without size or more than 2^8 times too large.
+        a multiple of 1/4; None for an instance without size or more than 2^8 times too large.
     """
     if not 0 < longest_side < math.inf:
         return None
@@ -90,7 +90,7 @@ def canonical_scale(longest_side: float, object_size: float) -> float | None:
 
 
 def mask_window(box: Sequence[float], rules: Rules, rng: np.random.Generator) -> Window:
-    """A window roughly centred on the object in ``box``, to learn its mask."""
+    """A window roughly centred on the instance in ``box``, to learn its mask."""
     scale = math.log2(rules.object_size / _longest_side(box))
     scale += rng.uniform(-rules.scale_jitter, rules.scale_jitter)
     x, y = _centre(box) + rng.uniform(-rules.shift, rules.shift, 2) / 2**scale
@@ -100,7 +100,7 @@ def mask_window(box: Sequence[float], rules: Rules, rng: np.random.Generator) ->
 def positive_window(
     boxes: Sequence[Sequence[float]], rules: Rules, rng: np.random.Generator
 ) -> Window:
-    """A window in canonical position around one of the objects, drawn evenly over their scales.
+    """A window in canonical position around one of the instances, drawn evenly over their scales.
 
     Args:
         boxes: (N, 4) corners, all of which have a canonical scale.
@@ -118,13 +118,13 @@ def negative_window(
     rules: Rules,
     rng: np.random.Generator,
 ) -> Window | None:
-    """A window far from every object in canonical position; None where a hundred tries find none.
+    """A window far from all instances in canonical position; None if a hundred tries fail.
 
     Args:
         size: height and width of the image.
-        boxes: (N, 4) corners, all of which have a canonical scale.
-    Deviation: the released code compares the centre of a window in one scale with those of objects
-        in another, and takes the last try whatever it is.
+        boxes: (N, 4) corners; each has a canonical scale.
+    Deviation: the released code compares the centre of a window in one scale with those of
+        instances in another, and takes the last try in any case.
     """
     height, width = size
     keys = canonical_scales(boxes, rules)
@@ -133,11 +133,11 @@ def negative_window(
     for _ in range(_TRIES):
         scale = _KEY_STEP * rng.integers(low, high, endpoint=True)
         zoom = 2.0**scale
-        place = rng.integers([max(int(width * zoom), 1), max(int(height * zoom), 1)])
-        distances = np.hypot(*(centres * zoom - place).T)
+        centre = rng.integers([max(int(width * zoom), 1), max(int(height * zoom), 1)])
+        distances = np.hypot(*(centres * zoom - centre).T)
         near = (abs(keys - scale) <= _NEAR_OCTAVES) & (distances < _NEAR_SHIFTS * rules.shift)
         if not near.any():
-            x, y = place / zoom
+            x, y = centre / zoom
             return Window(x, y, _window_side(scale, rules))
     return None
 
@@ -151,14 +151,14 @@ def canonical_scales(boxes: Sequence[Sequence[float]], rules: Rules) -> Array:
 def crop(image: npt.NDArray[np.uint8], window: Window, size: int, fill: float) -> Tensor:
     """The content of ``window``, resized to a square.
 
-    Averages over the area of a new pixel where it is larger than an old one, interpolates linearly
-    between the centres of pixels else.
+    Where a new pixel is larger than an old one, it is the average over its area; elsewhere it is
+    interpolated linearly between the centres of pixels.
 
     Args:
         image: (H, W, C) or (H, W).
-        window: what to cut out; none of its sides need lie between pixels.
+        window: the square to cut out; its sides may lie anywhere.
         size: side of the result.
-        fill: value of what lies outside the image.
+        fill: value outside the image.
     Returns:
         (C, size, size) float32, C = 1 for an image without channels.
     Deviation: the released code rounds windows to whole pixels and, enlarging, puts the corner

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from instseg.errors import ConfigError
 from instseg.projects.deepmask.layers import SymmetricConv2d
 
-# Depth -> blocks of the three stages that are kept.
+# Depth -> blocks of the three stages that remain.
 _BLOCKS = {18: (2, 2, 2), 34: (3, 4, 6), 50: (3, 4, 6), 101: (3, 4, 23)}
 _OUTPUTS = ("conv1", "res2", "res3", "res4")
 
@@ -87,7 +87,7 @@ class SymmetricResNet(Backbone):
             norm: as in Detectron2's ``get_norm``; "FrozenBN" is the paper's.
             out_features: maps to return, of conv1, res2, res3, res4.
         Raises:
-            ConfigError: a value that is none of these.
+            ConfigError: another value.
         """
         super().__init__()
         if depth not in _BLOCKS:

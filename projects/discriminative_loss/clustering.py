@@ -9,7 +9,7 @@ from instseg.modeling import NONE, DenseInstances, renumbered
 from instseg.ops.mean_shift import nearest_centres, peel_clusters
 
 _STARTS, _SAMPLE, _MOST_STEPS = 8, 8192, 100
-"""Of k-means: the best of so many starts on so many points goes on with all of them."""
+"""k-means starts this often on a sample of points; the best start goes on with all of them."""
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,13 @@ class ClusterSettings:
     """How pixels are grouped.
 
     Attributes:
-        method: ``mean_shift``: every class by itself (section 4); ``k_means``: all foreground at
-            once with a given number of instances, the class by vote (Wizaron's code).
+        method: ``mean_shift`` groups every class by itself (section 4); ``k_means`` groups all
+            foreground at once into a given number of instances, whose pixels vote on the class
+            (Wizaron's code).
         bandwidth: radius of an instance in units of the embedding.
         min_pixels: instances with fewer pixels are dropped.
-        max_instances: of more instances those with the best scores are kept; mean shift looks for
-            no more than so many per class, the fullest first.
+        max_instances: most instances of an image, those with the best scores; also the most
+            clusters that mean shift looks for in a class, the fullest first.
     """
 
     method: str
@@ -57,12 +58,12 @@ def cluster(
 
     Args:
         embeddings: (D, h, w), D from 1 to 64.
-        probabilities: (C + 1, h, w) of the classes, background first.  A pixel belongs to the most
-            probable one.
+        probabilities: (C + 1, h, w) of the classes, background first.  A pixel belongs to its
+            most probable class.
         settings: the method and its limits.
-        number: of instances, for k-means.
+        number: number of instances, for k-means.
     Raises:
-        ValueError: maps that do not belong together, or no number for k-means.
+        ValueError: shapes that do not fit, or no number for k-means.
     """
     if embeddings.dim() != 3 or probabilities.dim() != 3:
         raise ValueError(
@@ -113,7 +114,7 @@ def k_means(points: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _spread(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Starting centres, each a point drawn by its squared distance to those before (k-means++)."""
+    """Starting centres, each a point drawn by its squared distance to earlier ones (k-means++)."""
     chosen = [int(torch.randint(len(points), (1,), generator=generator))]
     distances = (points - points[chosen[0]]).square().sum(dim=1)
     while len(chosen) < count:
@@ -147,28 +148,28 @@ def _sums(values: Tensor, labels: Tensor, count: int) -> Tensor:
 def _class_by_class(
     points: Tensor, semantic: Tensor, classes: int, settings: ClusterSettings
 ) -> tuple[Tensor, Tensor]:
-    """Mean shift in each class: indices of pixels, and the labels of these."""
-    pixels, labels, found = [], [], 0
+    """Mean shift in each class: indices of pixels and their labels."""
+    pixels, labels, count = [], [], 0
     for kind in range(1, classes):
-        own = (semantic == kind).nonzero()[:, 0]
-        if not len(own):
+        of_class = (semantic == kind).nonzero()[:, 0]
+        if not len(of_class):
             continue
         label, centres = peel_clusters(
-            points[own],
+            points[of_class],
             bandwidth=settings.bandwidth,
             min_points=settings.min_pixels,
             max_clusters=settings.max_instances,
         )
-        pixels.append(own[label >= 0])
-        labels.append(label[label >= 0] + found)
-        found += len(centres)
+        pixels.append(of_class[label >= 0])
+        labels.append(label[label >= 0] + count)
+        count += len(centres)
     if not pixels:
         return semantic[:0], semantic[:0]
     return torch.cat(pixels), torch.cat(labels)
 
 
 def _all_at_once(points: Tensor, semantic: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """k-means in the foreground: indices of pixels, and the labels of these."""
+    """k-means in the foreground: indices of pixels and their labels."""
     pixels = (semantic > 0).nonzero()[:, 0]
     labels, _ = k_means(points[pixels], number)
     return pixels[labels >= 0], labels[labels >= 0]
@@ -181,15 +182,15 @@ def _measured(
     labels: Tensor,
     settings: ClusterSettings,
 ) -> Clusters:
-    """Classes and scores of the labels; the best that are large enough."""
+    """The best clusters that are large enough, with their classes and scores."""
     if not len(pixels):
         return _nothing(probabilities)
-    own, shares = points[pixels].double(), probabilities.flatten(1)[:, pixels]
+    embedded, shares = points[pixels].double(), probabilities.flatten(1)[:, pixels]
     number = int(labels.max()) + 1
     sizes = labels.bincount(minlength=number)
     per_pixel = sizes.clamp(min=1)[:, None]
-    means = _sums(own, labels, number) / per_pixel
-    squares = (own - means[labels]).square().sum(dim=1, keepdim=True)
+    means = _sums(embedded, labels, number) / per_pixel
+    squares = (embedded - means[labels]).square().sum(dim=1, keepdim=True)
     variance = (_sums(squares, labels, number) / per_pixel)[:, 0]
     compactness = 1 / (1 + variance / settings.bandwidth**2)
     kinds = shares[1:].argmax(dim=0)

@@ -12,53 +12,52 @@ def add_discriminative_loss_config(cfg: CfgNode) -> None:
     # Classes, without the background.
     node.NUM_CLASSES = 8
 
-    # "backbone" (MODEL.BACKBONE and a decoder), "enet", or Wizaron's "reseg" and "hourglass".
+    # "backbone" (MODEL.BACKBONE and a decoder), "enet", or Wizaron's "reseg" or "hourglass".
     node.NETWORK = "backbone"
     # Dimension of the embedding: 8 on Cityscapes, 16 on CVPPP (section 4).
     node.EMBEDDING_DIM = 8
     # Channels of the decoder of "backbone", and its normalisation ("" is none).
     node.CHANNELS = 128
     node.NORM = "BN"
-    # Channels of a map of stride 2 made from the image itself, for sharp borders with "backbone";
-    # 0 leaves its result at the finest stride of the backbone.
+    # With "backbone": channels of a map of stride 2 made from the image itself, for sharp borders;
+    # 0 keeps the finest stride of the backbone.
     node.DETAIL_CHANNELS = 0
     # Show coordinates to the convolutions of "reseg" and "hourglass".
     node.COORDINATES = False
-    # Pixels per unit by which the position of a pixel is added to the first two dimensions of its
-    # embedding; 0 is off, as in the paper.  With it, like objects far apart differ without the
-    # network having to know where they are.
+    # Pixels per unit of the position that is added to the first two dimensions of a pixel's
+    # embedding; 0 is off, as in the paper.  Positions tell like instances far apart from each
+    # other, so the network need not.
     node.POSITION_SCALE = 0.0
-    # Pixels per cell of the maps that losses are computed on and that are clustered: maps of the
-    # network are resized to it.
+    # Pixels per cell of the maps for losses and clustering; the network's maps are resized to it.
     node.OUTPUT_STRIDE = 1
 
-    # Margins: pixels within DELTA_VAR of their object's mean and means 2 DELTA_DIST apart cost
-    # nothing (equations 1 and 2).
+    # Margins: pixels within DELTA_VAR of their instance's mean cost nothing, and neither do means
+    # 2 DELTA_DIST apart (equations 1 and 2).
     node.DELTA_VAR = 0.5
     node.DELTA_DIST = 1.5
     # "L1" or "L2".
     node.NORM_TYPE = "L2"
-    # Mean of the variance term: over the objects of their means ("instance", equation 1) or over
-    # all of their pixels ("pixel", Wizaron's code; large objects weigh more).
+    # Mean of the variance term: over the instances' means ("instance", equation 1) or over all
+    # their pixels ("pixel", Wizaron's code; large instances weigh more).
     node.VARIANCE_MEAN = "instance"
     # Weights alpha, beta, gamma of variance, distance and regulariser (equation 4).
     node.VARIANCE_WEIGHT = 1.0
     node.DISTANCE_WEIGHT = 1.0
     node.REGULARISER_WEIGHT = 0.001
     # Weights of the semantic map's cross entropy and Dice loss, and of the squared error of the
-    # number of objects, which "reseg" and "hourglass" predict.
+    # number of instances, which "reseg" and "hourglass" predict.
     node.SEMANTIC_WEIGHT = 1.0
     node.DICE_WEIGHT = 0.0
     node.COUNT_WEIGHT = 1.0
-    # Number of objects that those networks express as 1.
+    # Number of instances that those networks express as 1.
     node.MAX_COUNT = 20
 
-    # "mean_shift" (section 3.4) or "k_means" with the number of objects that the network predicts,
-    # or that an input gives as "num_instances".
+    # "mean_shift" (section 3.4), or "k_means" with the number of instances that the network
+    # predicts or an input gives as "num_instances".
     node.CLUSTERING = "mean_shift"
-    # Radius of an object in the embedding; 0 is DELTA_DIST, as in the companion paper's code.
+    # Radius of an instance in the embedding; 0 is DELTA_DIST, as in the companion paper's code.
     node.BANDWIDTH_TEST = 0.0
-    # Objects of fewer pixels of the map are dropped, those of up to 10 as in the companion code.
+    # Instances of fewer pixels of the map are dropped (companion code: those of up to 10).
     node.MIN_PIXELS_TEST = 11
     # Give the semantic probabilities as "sem_seg" too; "semantic" in TEST.METRICS needs them.
     node.SEMANTIC_TEST = False

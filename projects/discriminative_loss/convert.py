@@ -1,8 +1,7 @@
 """Weights of ``Wizaron/instance-segmentation-pytorch``, a plain state dict in a ``.pth``.
 
-Against ours the names differ.  Classes are in the same order: the background is class 0 with us
-too.  Which network it is, with coordinates or without, is found out from the names, its dimensions
-from the shapes.
+Only the names differ from ours.  Classes are in the same order: the background is class 0 in both.
+The names tell which network it is, with coordinates or without; the shapes tell its dimensions.
 """
 
 import re
@@ -21,7 +20,7 @@ _UNTOLD = (
     *(f"{_NODE}.CLUSTERING", f"{_NODE}.BANDWIDTH_TEST", f"{_NODE}.MIN_PIXELS_TEST"),
 )
 _DIRECTIONS = {"hor": "horizontal", "ver": "vertical"}
-# What the option for coordinates puts into names.
+# Parts of names that the option for coordinates adds.
 _WRAPPERS = re.compile(r"\b(cnn_model|conv_layer)\.")
 _COUNTER = (
     (r"^cnn\.conv(\d)\.", lambda m: f"counter.convs.{int(m[1]) - 1}."),
@@ -72,8 +71,8 @@ def _facts(weights: dict[str, Tensor], reseg: bool, options: Options) -> Iterato
         yield Fact("MODEL.META_ARCHITECTURE", "DiscriminativeLoss", "its layers")
         yield Fact(f"{_NODE}.NETWORK", "reseg" if reseg else "hourglass", "its layers")
     coordinates = any(_WRAPPERS.search(name) for name in weights)
-    found = "layers that coordinates are shown to" if coordinates else "no layers of coordinates"
-    yield Fact(f"{_NODE}.COORDINATES", coordinates, found)
+    reason = "layers that coordinates are shown to" if coordinates else "no layers of coordinates"
+    yield Fact(f"{_NODE}.COORDINATES", coordinates, reason)
     for names, key, background, what in (
         (("sem_seg_output.bias", "semantic_seg.Conv_1.bias"), "NUM_CLASSES", 1, "classes"),
         (("ins_seg_output.bias", "instance_seg.Conv_1.bias"), "EMBEDDING_DIM", 0, "dimensions"),
@@ -84,7 +83,7 @@ def _facts(weights: dict[str, Tensor], reseg: bool, options: Options) -> Iterato
 
 
 def _our_name(name: str, reseg: bool) -> str:
-    """Our name for the authors'; something the model does not have where it is unknown."""
+    """Our name for the authors'; an unknown one becomes a name that the model does not have."""
     name = _WRAPPERS.sub("", name)
     inner, counts = _COUNTERS.subn("", name)
     rules = _RESEG if reseg else _HOURGLASS

@@ -39,9 +39,9 @@ class DiscriminativeLoss(DenseModel):
     """Semantic instance segmentation with a discriminative loss (De Brabandere, Neven, Van Gool,
     CVPRW 2017, arXiv 1708.02551).
 
-    Every pixel gets an embedding.  Training pulls those of one object together and pushes the means
-    of the objects of a class apart; instances are the clusters of the pixels of each class of a
-    semantic map, which the same network predicts.
+    Every pixel gets an embedding.  Training pulls the embeddings of one instance together and
+    pushes the means of a class's instances apart.  The same network predicts a semantic map;
+    instances are the clusters among the pixels of each class of it.
 
     ::
 
@@ -75,9 +75,9 @@ class DiscriminativeLoss(DenseModel):
             output_stride, give_semantic: see :class:`~instseg.modeling.DenseModel`.
             position_scale: pixels per unit of the position added to the first two dimensions of the
                 embedding; 0 adds nothing.
-            loss_settings: of the loss.
-            weights: of all losses, by ``TERMS``.
-            max_count: number of objects that the network's count calls 1.
+            loss_settings: settings of the discriminative loss.
+            weights: weights of all losses, by ``TERMS``.
+            max_count: number of instances that the network's count expresses as 1.
             cluster_settings: how instances are found.
         """
         super().__init__(
@@ -158,17 +158,16 @@ class DiscriminativeLoss(DenseModel):
 
         Args:
             image: (3, h', w') normalised.
-            item: see :meth:`forward`; with ``given_semantic`` (H, W) int, those labels take the
-                place of the predicted semantic map (0 background, class + 1; resized to the image);
-                ``num_instances`` is for k-means.  Detectron2's own ``sem_seg`` is the ground truth
-                and is not used.
+            item: see :meth:`forward`.  Labels ``given_semantic`` (H, W) int replace the predicted
+                semantic map (0 background, class + 1; resized to the image); ``num_instances`` is
+                for k-means.  Detectron2's ``sem_seg`` is the ground truth and is not used.
         Raises:
             CheckpointError: the network gives values that are not finite.
             ValueError: ``given_semantic`` is no map of such labels.
         """
         with stage("network"):
             logits, embeddings, counts = self.maps([image])
-        # What the padding shows is not part of the image.
+        # Cut off the padding.
         height, width = self.cells(image)
         probabilities = logits[0, :, :height, :width].softmax(dim=0)
         embeddings = embeddings[0, :, :height, :width]

@@ -118,14 +118,14 @@ class Down(nn.Module):
         self.added = outputs - inputs
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, h, w) → (B, outputs, h/2, w/2) and where the pool found its values (B, C, ...)."""
+        """(B, C, h, w) → (B, outputs, h/2, w/2) and the pool's indices (B, C, ...)."""
         pooled, where = F.max_pool2d(x, 2, return_indices=True)
         shortcut = F.pad(pooled, (0, 0, 0, 0, 0, self.added))
         return self.activation(shortcut + self.layers(x)), where
 
 
 class Up(nn.Module):
-    """Doubles the map; the shortcut puts values back where the matching pool found them."""
+    """Doubles the map; the shortcut puts values back where the matching pool took them."""
 
     def __init__(self, inputs: int, outputs: int, norm: str) -> None:
         super().__init__()

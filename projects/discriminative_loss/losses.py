@@ -1,4 +1,4 @@
-"""The discriminative loss (section 3) and what is added to it."""
+"""The discriminative loss (section 3) and the loss of the count."""
 
 from dataclasses import dataclass
 
@@ -33,18 +33,18 @@ class Terms:
 def discriminative_loss(
     embeddings: Tensor, targets: DenseTargets, settings: DiscriminativeSettings
 ) -> Terms:
-    """Pull the pixels of an object together and push the objects of a class apart (equations 1-4).
+    """Pull an instance's pixels together and push a class's instances apart (equations 1-4).
 
-    Every class of every image is a group of its own: objects of different groups do not see each
-    other.  Terms are means over the groups of an image, then over the images; an image without
-    objects counts as 0.  Cells of no object are in no sum.  Memory is cells x D and pairs of
-    objects x D; sums are made in single precision at least.
+    Every class of every image is a group; instances of different groups do not affect each other.
+    Terms are means over the groups of an image, then over the images; an image without instances
+    counts as 0.  Background cells do not count.  Memory is cells x D and pairs of instances x D;
+    sums have at least single precision.
 
     Args:
         embeddings: (B, D, h, w).
-        targets: with maps of the same h, w.
+        targets: maps of the same h, w.
     Returns:
-        terms that are attached to ``embeddings`` even where there is no object.
+        terms, attached to ``embeddings`` even without instances.
     Raises:
         ValueError: maps of another size.
     """
@@ -64,14 +64,14 @@ def discriminative_loss(
     means = means / sizes.clamp(min=1)[:, None]
 
     nothing = attached_zero([x])
-    seen = sizes > 0  # an object may have no cell at a large stride
-    groups = _Groups(targets, seen, count)
+    has_cells = sizes > 0  # an instance may have no cell at a large stride
+    groups = _Groups(targets, has_cells, count)
     far = torch.linalg.vector_norm(pixels - means[owners], order, dim=1)
     hinges = F.relu(far - settings.delta_var).square()
     if settings.variance == "pixel":
         weights = groups.weights_of_objects(sizes.to(x.dtype))
     else:
-        weights = groups.weights_of_objects(seen.to(x.dtype)) / sizes.clamp(min=1)
+        weights = groups.weights_of_objects(has_cells.to(x.dtype)) / sizes.clamp(min=1)
     first, second = groups.pairs()
     apart = torch.linalg.vector_norm(means[first] - means[second], order, dim=1)
     repelled = F.relu(2 * settings.delta_dist - apart).square()
@@ -79,49 +79,49 @@ def discriminative_loss(
     return Terms(
         variance=nothing + (hinges * weights[owners]).sum(),
         distance=nothing + (repelled * groups.weights_of_pairs(first, x.dtype)).sum(),
-        regulariser=nothing + (norms * groups.weights_of_objects(seen.to(x.dtype))).sum(),
+        regulariser=nothing + (norms * groups.weights_of_objects(has_cells.to(x.dtype))).sum(),
     )
 
 
 class _Groups:
-    """Objects by image and class, and what each counts in a mean over them.
+    """Instances grouped by image and class, and their weights in means.
 
     Attributes:
-        of_objects: (M,) int64 group of each object.
-        sizes: (G,) int64 objects of each group that have a cell.
+        of_objects: (M,) int64 group of each instance.
+        sizes: (G,) int64 instances of each group that have a cell.
         shares: (G,) weight of each group: 1 / groups of its image / images.
     """
 
-    def __init__(self, targets: DenseTargets, seen: Tensor, num_images: int) -> None:
+    def __init__(self, targets: DenseTargets, has_cells: Tensor, num_images: int) -> None:
         """
         Args:
             targets: see :class:`DenseTargets`.
-            seen: (M,) bool, the objects that have a cell.
+            has_cells: (M,) bool, the instances that have a cell.
             num_images: images of the batch.
         """
-        self._seen = seen
+        self._has_cells = has_cells
         pairs = torch.stack([targets.images, targets.classes], dim=1)
         groups, self.of_objects = pairs.unique(dim=0, return_inverse=True)
-        self.sizes = torch.bincount(self.of_objects[seen], minlength=len(groups))
+        self.sizes = torch.bincount(self.of_objects[has_cells], minlength=len(groups))
         present = (self.sizes > 0).double()
         images = groups[:, 0]
         in_image = present.new_zeros(num_images).index_add(0, images, present)
         self.shares = present / in_image.clamp(min=1)[images] / num_images
 
     def weights_of_objects(self, amounts: Tensor) -> Tensor:
-        """(M,) share of each object's group, divided among its objects by the amounts' total.
+        """(M,) share of each instance's group, divided by the total amount of the group.
 
         Args:
-            amounts: (M,) what each object adds to the total of its group.
+            amounts: (M,) each instance's part of its group's total.
         """
         totals = amounts.new_zeros(len(self.sizes)).index_add(0, self.of_objects, amounts)
         weights = self.shares.to(amounts.dtype) / totals.clamp(min=1)
-        return weights[self.of_objects] * self._seen
+        return weights[self.of_objects] * self._has_cells
 
     def pairs(self) -> tuple[Tensor, Tensor]:
-        """(P,) and (P,): both objects of every unordered pair of one group."""
+        """(P,) and (P,): the two instances of every unordered pair in a group."""
         numbers = self.of_objects
-        same = (numbers[:, None] == numbers) & self._seen[:, None] & self._seen
+        same = (numbers[:, None] == numbers) & self._has_cells[:, None] & self._has_cells
         first, second = same.triu_(diagonal=1).nonzero().unbind(1)
         return first, second
 
@@ -132,7 +132,7 @@ class _Groups:
 
 
 def count_loss(counts: Tensor, targets: DenseTargets, max_count: int) -> Tensor:
-    """Mean squared error of the number of objects of each image, relative to ``max_count``.
+    """Mean squared error of the number of instances of each image, relative to ``max_count``.
 
     Args:
         counts: (B,) predicted share of ``max_count``.

@@ -1,4 +1,4 @@
-"""What all networks give, and the one that puts a decoder on any of Detectron2's backbones."""
+"""Output of all networks, and the network with a decoder on any of Detectron2's backbones."""
 
 from typing import Any, NamedTuple, Protocol
 
@@ -13,7 +13,7 @@ class Maps(NamedTuple):
     Attributes:
         semantic: (B, C + 1, H / s, W / s) logits, background first.
         embeddings: (B, D, H / s, W / s).
-        counts: (B,) objects as a share of the largest number; None if the network does not count.
+        counts: (B,) instances as a share of the largest number; None if the network does not count.
     """
 
     semantic: Tensor
@@ -22,11 +22,11 @@ class Maps(NamedTuple):
 
 
 class EmbeddingNetwork(Protocol):
-    """What the meta-architecture asks of a network; each is an ``nn.Module``.
+    """Interface of a network to the meta-architecture; each is an ``nn.Module``.
 
     Attributes:
         size_divisibility: height and width of its input are multiples of this.
-        min_size: and at least this.
+        min_size: least height and width of its input.
     """
 
     size_divisibility: int

@@ -1,7 +1,7 @@
 """ReSeg and the stacked recurrent hourglass of ``Wizaron/instance-segmentation-pytorch``.
 
-Both give maps of the image's size and count objects.  ``coordinates`` puts three channels before
-what convolutions of the first part, the counter and the recurrent layers see, see
+Both give maps of the image's size and count instances.  ``coordinates`` adds three channels to the
+input of the first part's convolutions, the counter and the recurrent layers: see
 :func:`with_coordinates`.
 """
 
@@ -36,7 +36,7 @@ def with_coordinates(x: Tensor) -> Tensor:
 
 
 class CoordinateConv(nn.Conv2d):
-    """A convolution that sees the coordinates too."""
+    """A convolution whose input includes the coordinates."""
 
     def __init__(self, inputs: int, outputs: int, size: int, padding: int) -> None:
         super().__init__(inputs + COORDINATES, outputs, size, padding=padding)
@@ -76,7 +76,7 @@ def vgg_features(last_stage: str, coordinates: bool) -> VGG:
 
 
 class ReNet(nn.Module):
-    """A map seen along its rows, then along its columns (Visin et al., arXiv 1505.00393).
+    """Two recurrent layers, along the rows and then the columns (Visin et al., arXiv 1505.00393).
 
     ::
 
@@ -103,13 +103,13 @@ class ReNet(nn.Module):
             x = with_coordinates(x)
         count, _, height, width = x.shape
         rows = x.permute(0, 2, 3, 1).reshape(count * height, width, -1)
-        seen = self.horizontal(rows)[0].view(count, height, width, -1)
-        columns = seen.transpose(1, 2).reshape(count * width, height, -1)
+        swept = self.horizontal(rows)[0].view(count, height, width, -1)
+        columns = swept.transpose(1, 2).reshape(count * width, height, -1)
         return self.vertical(columns)[0].view(count, width, height, -1).permute(0, 3, 2, 1)
 
 
 class Counter(nn.Module):
-    """Number of objects as a share of the largest one: four convolutions, mean, sigmoid.
+    """Number of instances as a share of the largest one: four convolutions, mean, sigmoid.
 
     ::
 
@@ -165,10 +165,10 @@ class ReSeg(nn.Module):
     def forward(self, images: Tensor) -> Maps:
         """(B, 3, H, W) normalised → maps of stride 1."""
         features = self.vgg(images)
-        seen = self.renet2(self.renet1(features["conv3"]))
-        x = torch.cat([self.up1(seen).relu(), features["conv2"]], dim=1)
+        swept = self.renet2(self.renet1(features["conv3"]))
+        x = torch.cat([self.up1(swept).relu(), features["conv2"]], dim=1)
         x = torch.cat([self.up2(x).relu(), features["conv1"]], dim=1)
-        return Maps(self.semantic(x), self.embedding(x), self.counter(seen))
+        return Maps(self.semantic(x), self.embedding(x), self.counter(swept))
 
 
 class ConvGRU(nn.Module):

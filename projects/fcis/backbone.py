@@ -12,12 +12,12 @@ from torch.nn import functional as F
 class CeilPoolStem(BasicStem):
     """Detectron2's stem with a max pool 3x3, stride 2, without padding, in ceil mode.
 
-    n cells become ⌊n / 2⌋, against ⌈n / 2⌉ with padding, and cell i looks at 2i .. 2i + 2 instead
-    of 2i - 1 .. 2i + 1: weights do not transfer exactly between the two.
+    n cells become ⌊n / 2⌋; with padding they would be ⌈n / 2⌉.  Cell i reads 2i .. 2i + 2 instead
+    of 2i - 1 .. 2i + 1, so weights do not transfer exactly between the two.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) → (B, C, H / 4, W / 4); H and W must be 3 at least."""
+        """(B, 3, H, W) → (B, C, H / 4, W / 4); H and W are at least 3."""
         x = F.relu_(self.conv1(x))
         return F.max_pool2d(x, kernel_size=3, stride=2, ceil_mode=True)
 

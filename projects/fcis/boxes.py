@@ -1,8 +1,8 @@
 """Box arithmetic of FCIS in continuous corners.
 
 The authors count pixels inclusively: a box (x1, y1, x2, y2) holds its last row and column and is
-x2 - x1 + 1 wide.  Stored as (x1, y1, x2 + 1, y2 + 1), its width, IoU and regression deltas are the
-usual ones; only clipping, pooling and pasting know about the difference.
+x2 - x1 + 1 wide.  Stored as (x1, y1, x2 + 1, y2 + 1), it has the usual width, IoU and regression
+deltas; only clipping, pooling and pasting have to convert.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def clip_boxes(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Boxes cut to the image, at least one pixel of it.
+    """Boxes clipped to the image, at least a pixel wide and high.
 
     Args:
         boxes: (..., 4) continuous corners.
@@ -23,9 +23,9 @@ def clip_boxes(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
         corners to [0, W - 1].
     """
     height, width = image_size
-    least = boxes.new_tensor([0, 0, 1, 1])
-    most = boxes.new_tensor([width - 1, height - 1, width, height])
-    return torch.minimum(torch.maximum(boxes, least), most)
+    smallest = boxes.new_tensor([0, 0, 1, 1])
+    largest = boxes.new_tensor([width - 1, height - 1, width, height])
+    return torch.minimum(torch.maximum(boxes, smallest), largest)
 
 
 def refine_boxes(
@@ -35,8 +35,8 @@ def refine_boxes(
 
     Args:
         boxes: (R, 4) continuous corners.
-        deltas: (R, 8) output of the box branch; the last four belong to objects, the first four, of
-            the background, are not used.
+        deltas: (R, 8) output of the box branch; the last four, of the foreground, are used, the
+            first four, of the background, are not.
         transform: with the weights 1 / standard deviation.
         image_size: height and width of the network input.
     Returns:
@@ -47,7 +47,7 @@ def refine_boxes(
 
 
 def to_rois(boxes: Sequence[Tensor]) -> Tensor:
-    """What the pooling operators take.
+    """RoIs for the pooling operators.
 
     Args:
         boxes: (R_i, 4) continuous corners of every image.

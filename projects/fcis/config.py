@@ -22,16 +22,16 @@ def add_fcis_config(cfg: CfgNode) -> None:
     cfg.MODEL.FCIS.GROUP_SIZE = 7
     # Side of the pooled maps, and so of a mask, in bins (authors' code: 21).
     cfg.MODEL.FCIS.POOLED_SIZE = 21
-    # Which regions are trained on: "ohem", the ROI_HEADS.BATCH_SIZE_PER_IMAGE candidates with the
-    # largest loss, or "random", that many drawn with ROI_HEADS.POSITIVE_FRACTION (section 3).
+    # Training regions: "ohem" takes the ROI_HEADS.BATCH_SIZE_PER_IMAGE candidates with the largest
+    # loss, "random" draws as many with ROI_HEADS.POSITIVE_FRACTION (section 3).
     cfg.MODEL.FCIS.SAMPLING = "ohem"
     # Weight of loss_mask; it makes up for dividing by all regions instead of the positive ones.
     cfg.MODEL.FCIS.MASK_LOSS_WEIGHT = 10.0
-    # Least foreground probability inside a mask: of mask targets, of the masks that vote, of their
-    # average and of the final mask.
+    # Least foreground probability inside a mask: for mask targets, voting masks, their average and
+    # the final mask.
     cfg.MODEL.FCIS.MASK_THRESH = 0.4
-    # Mask voting (section 2.3): "image" and "box" are the authors' GPU and CPU procedures, of which
-    # the published numbers come from the first; "none" keeps each region's own mask.
+    # Mask voting (section 2.3): "image" is the authors' GPU procedure, behind the published
+    # numbers; "box" is their CPU procedure; "none" keeps each region's own mask.
     cfg.MODEL.FCIS.VOTING_TEST = "image"
     # Least box IoU with a detection at which a region votes on its mask.
     cfg.MODEL.FCIS.MERGE_THRESH_TEST = 0.5

@@ -1,7 +1,7 @@
 """Checkpoints of FCIS's authors (msracver/FCIS, MXNet ``.params``).
 
-Against ours, the names differ, images are RGB instead of BGR, the RPN has two scores per anchor,
-and the score maps stand in the order class, part, cell.
+Differences from ours: the names; images are RGB instead of BGR; the RPN has two scores per anchor;
+score maps are in the order class, part, cell.
 """
 
 import logging
@@ -53,8 +53,8 @@ _SCALED = ("arg:fcis_bbox_weight_test", "arg:fcis_bbox_bias_test")
 def convert(path: str, options: Options) -> tuple[dict[str, Tensor], Report]:
     """Convert a released checkpoint; see :class:`~instseg.convert.common.Converter`.
 
-    The copies ``fcis_bbox_*_test`` that training leaves in a checkpoint, the box layer times the
-    standard deviations of its targets, are ignored: the model multiplies by these itself.
+    Training leaves copies ``fcis_bbox_*_test`` in a checkpoint: the box layer times the standard
+    deviations of its targets.  They are ignored, because the model multiplies by these itself.
     """
     weights = read_params(path)
     conversion = Conversion(path, _layout(path, weights, options), options)
@@ -106,7 +106,7 @@ def _match(name: str) -> re.Match[str] | None:
 
 
 def _our_name(name: str) -> str:
-    """Our name of ``arg:...`` or ``aux:...``; of no tensor where there is none."""
+    """Our name of ``arg:...`` or ``aux:...``; an unknown one becomes the name of no tensor."""
     kind, _, rest = name.partition(":")
     if kind not in ("arg", "aux"):
         return ""

@@ -12,7 +12,7 @@ from instseg.modeling import result_size
 from instseg.projects.fcis.inference import Detector
 
 _LEAST_SIDE = 32
-"""Pixels that a batch is padded to, so that every stage has a cell."""
+"""Least side of a padded batch in pixels, so that every stage has a cell."""
 
 
 @META_ARCH_REGISTRY.register()
@@ -20,8 +20,8 @@ class FCIS(GeneralizedRCNN):
     """Fully Convolutional Instance-aware Semantic Segmentation (Li et al., CVPR 2017, 1611.07709).
 
     Detectron2's two stages with ``FCISRPN`` and ``FCISROIHeads``.  At test time every proposal and
-    its refined copy are scored and a detection's mask is voted on by the regions around it, so
-    masks are made here instead of being pasted from regions.
+    its refined copy are scored, and the regions around a detection vote on its mask; so masks are
+    made here instead of being pasted from regions.
     """
 
     @configurable
@@ -50,9 +50,9 @@ class FCIS(GeneralizedRCNN):
         return arguments
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalise and batch the images, padded at the right and bottom to the largest.
+        """Normalise and batch the images; pad them at the right and bottom to the largest.
 
-        Deviation: the authors train on one image per GPU and pad none.
+        Deviation: the authors train on one image per GPU without padding.
         """
         images: ImageList = super().preprocess_image(batched_inputs)
         height, width = images.tensor.shape[-2:]
@@ -62,11 +62,11 @@ class FCIS(GeneralizedRCNN):
         return images
 
     def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Detections in every image; the images run one by one, so none sees padding.
+        """Detections in every image; the images run one by one, without padding.
 
         Args:
-            batched_inputs: each with ``image`` (3, H, W) and, if another size of the result or no
-                more than so many detections are wanted, ``height``, ``width``, ``max_instances``.
+            batched_inputs: each with ``image`` (3, H, W) and optionally ``height`` and ``width`` of
+                the result and ``max_instances`` in it.
         Returns:
             a dict per image with ``instances``, see :class:`Detector`.
         """
@@ -76,6 +76,6 @@ class FCIS(GeneralizedRCNN):
         images = self.preprocess_image([sample])
         features: dict[str, Tensor] = self.backbone(images.tensor)
         proposals, _ = self.proposal_generator(images, features, None)
-        (found,), _ = self.roi_heads(images, features, proposals)
+        (detections,), _ = self.roi_heads(images, features, proposals)
         size, limit = result_size(sample), sample.get("max_instances")
-        return self.detector(found, images.image_sizes[0], size, limit)
+        return self.detector(detections, images.image_sizes[0], size, limit)

@@ -19,7 +19,7 @@ class Detector:
     Attributes:
         voting: "image" or "box", the authors' GPU and CPU procedures of mask voting, see
             :func:`instseg.ops.vote_masks.vote_masks`; "none" keeps each region's own mask.
-        min_size: regions with a side below this many pixels of the network input are dropped.
+        min_size: least side of a region in pixels of the network input; smaller ones are dropped.
         nms_threshold: IoU above which a region is suppressed by a better one of the class.
         merge_threshold: least IoU of a voter with the detection.
         mask_threshold: least probability inside a mask.
@@ -37,26 +37,26 @@ class Detector:
 
     def __call__(
         self,
-        found: Detections,
+        detections: Detections,
         network_size: tuple[int, int],
         output_size: tuple[int, int],
         max_instances: int | None = None,
     ) -> Instances:
         """
         Args:
-            found: regions of one image.
+            detections: regions of one image.
             network_size: height and width of the network input.
             output_size: height and width asked for.
-            max_instances: detections at most, beside ``max_detections``.
+            max_instances: further limit on the number of detections.
         Returns:
             ``pred_boxes``, ``scores``, ``pred_classes`` and ``pred_masks`` (N, H, W) bool at
             ``output_size``, by descending score.  With voting, a box is the tight box of its
             averaged mask.
         """
-        sides = found.boxes[:, 2:] - found.boxes[:, :2]
-        kept = (sides >= self.min_size).all(dim=1)
-        boxes = _to_output(found.boxes[kept], network_size, output_size)
-        scores, masks = found.probabilities[kept], found.masks[kept]
+        sides = detections.boxes[:, 2:] - detections.boxes[:, :2]
+        large = (sides >= self.min_size).all(dim=1)
+        boxes = _to_output(detections.boxes[large], network_size, output_size)
+        scores, masks = detections.probabilities[large], detections.masks[large]
         if len(boxes) == 0:
             classes = torch.zeros(0, dtype=torch.int64, device=boxes.device)
             scores = scores.new_zeros(0)
@@ -88,15 +88,15 @@ class Detector:
     def _suppress(
         self, boxes: Tensor, scores: Tensor, masks: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """NMS in every foreground class, and the best ``max_detections`` of all."""
+        """NMS in every foreground class, then the best ``max_detections`` of all."""
         regions, classes = (scores[:, 1:] > self.score_threshold).nonzero(as_tuple=True)
         classes = classes + 1
         values = scores[regions, classes]
         corners = boxes + boxes.new_tensor([0, 0, 1, 1])
-        kept = batched_nms(corners[regions], values, classes, self.nms_threshold)
-        kept = kept[: self.max_detections]
-        regions = regions[kept]
-        return boxes[regions], values[kept], classes[kept], masks[regions]
+        best = batched_nms(corners[regions], values, classes, self.nms_threshold)
+        best = best[: self.max_detections]
+        regions = regions[best]
+        return boxes[regions], values[best], classes[best], masks[regions]
 
 
 def _to_output(

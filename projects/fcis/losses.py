@@ -16,15 +16,15 @@ def fcis_losses(
 ) -> dict[str, Tensor]:
     """Losses of the regions chosen in all images.
 
-    Each is a mean over images of what the authors compute for one image per GPU.  They sum the
-    gradients of the GPUs, so their learning rate times the number of images is the one to use here.
+    The authors compute each loss for one image per GPU; here it is the mean over images.  They sum
+    the gradients of the GPUs, so use their learning rate times the number of images here.
 
     Args:
         regions: with the masks of the labelled classes.
         samples: the same regions, in the same order.
         num_images: number of images in the batch.
         regions_per_image: constant divisor of ``loss_mask`` and ``loss_box``, 128, whatever the
-            number of regions or of objects.
+            number of regions or instances.
         mask_weight: weight of ``loss_mask``.
     Returns:
         ``loss_cls`` (mean over the regions of an image), ``loss_mask`` (cross-entropy averaged over

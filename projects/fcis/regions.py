@@ -1,4 +1,4 @@
-"""What FCIS says about regions, what it trains them to become, and what it finds."""
+"""Regions of FCIS: its output for them, their targets, and its detections."""
 
 from typing import NamedTuple
 
@@ -18,13 +18,13 @@ class Maps(NamedTuple):
 
 
 class Regions(NamedTuple):
-    """What the head says about R regions.
+    """Output of the head for R regions.
 
     Attributes:
         scores: (R, C) class logits, background first.
         mask_logits: (R, 2, P, P) outside and inside logits of the class in ``classes``.
         classes: (R,) int64, the asked class or the best one of the foreground (1 .. C - 1).
-        deltas: (R, 8) box deltas over their standard deviations; the last four belong to objects.
+        deltas: (R, 8) box deltas over their standard deviations; the last four are foreground.
     """
 
     scores: Tensor
@@ -33,19 +33,19 @@ class Regions(NamedTuple):
     deltas: Tensor
 
     def at(self, rows: Tensor) -> "Regions":
-        """Those of some rows."""
+        """The same for the given rows."""
         return Regions(*(x[rows] for x in self))
 
 
 class Samples(NamedTuple):
-    """R regions that are trained on, and what they are to become.
+    """R training regions and their targets.
 
     Attributes:
         images: (R,) int64 index of the image of each.
         boxes: (R, 4) continuous corners in pixels of the network input.
         labels: (R,) int64 class + 1, 0 for the background.
         masks: (R, P, P) int64, 1 inside, 0 outside, -1 ignored (all bins of background regions).
-        deltas: (R, 4) normalised deltas; those of background regions do not matter.
+        deltas: (R, 4) normalised deltas; those of background regions are ignored.
     """
 
     images: Tensor
@@ -55,12 +55,12 @@ class Samples(NamedTuple):
     deltas: Tensor
 
     def at(self, rows: Tensor) -> "Samples":
-        """Those of some rows."""
+        """The same for the given rows."""
         return Samples(*(x[rows] for x in self))
 
 
 class Detections(NamedTuple):
-    """Regions of one image at test time, before anything is thrown away.
+    """All regions of one image at test time.
 
     Attributes:
         boxes: (R, 4) continuous corners in pixels of the network input.

@@ -40,8 +40,8 @@ class FCISROIHeads(nn.Module):
           → cls_seg → (B, 2 G² C, H, W) → fcis_head → scores (R, C), mask logits (R, 2, P, P)
           → bbox    → (B, 8 G², H, W)   → psroi_pool, mean over bins → deltas (R, 8)
 
-    C counts the background, which is class 0 of the maps.  A score is the mean over the bins of the
-    larger of inside and outside map, a mask the softmax of the two, class by class.
+    C counts the background, which is class 0 of the maps.  The score of a class is the mean over
+    the bins of the larger of its inside and outside map; its mask is the softmax of the two.
     """
 
     @configurable
@@ -78,9 +78,9 @@ class FCISROIHeads(nn.Module):
             pooled_size: P, bins per side.
             sampling: "ohem" or "random".
             regions_per_image: regions trained on, and the divisor of two losses.
-            positive_fraction: largest part of objects among them, with "random".
+            positive_fraction: largest share of foreground among them, with "random".
             mask_weight: weight of ``loss_mask``.
-            mask_threshold: least value of a mask target inside the object.
+            mask_threshold: least value of a mask target inside the instance.
         """
         super().__init__()
         self.in_feature = in_feature
@@ -149,7 +149,7 @@ class FCISROIHeads(nn.Module):
     ) -> tuple[list[Any], dict[str, Tensor]]:
         """
         Args:
-            images: the batch, for the sizes of its images without padding.
+            images: the batch; gives the sizes of its images without padding.
             features: feature maps by name.
             proposals: with ``proposal_boxes``, one per image.
             targets: in training, with ``gt_boxes``, ``gt_classes`` and ``gt_masks``.
@@ -175,7 +175,7 @@ class FCISROIHeads(nn.Module):
     def maps(self, features: Tensor) -> Maps:
         """Score and box maps of (B, C5, H, W) features."""
         hidden = F.relu(self.conv_new_1(features))
-        # As matrix products over channels-last memory, the layout that fcis_head reads.
+        # Matrix products over channels-last memory, the layout that fcis_head reads.
         cells = hidden.permute(0, 2, 3, 1)
         scores = F.linear(cells, self.cls_seg.weight.flatten(1), self.cls_seg.bias)
         return Maps(scores.permute(0, 3, 1, 2), self.bbox(hidden))
@@ -223,7 +223,7 @@ class FCISROIHeads(nn.Module):
 
     @torch.no_grad()
     def _sample(self, number: int, proposals: Tensor, image: Instances) -> Samples:
-        """Regions of image ``number``; the objects' own boxes are candidates too."""
+        """Regions of image ``number``; the ground-truth boxes are candidates too."""
         gt_boxes = image.gt_boxes.tensor
         boxes = torch.cat([proposals, gt_boxes])
         labels, matched = assign_labels(boxes, gt_boxes, image.gt_classes, self.matcher)
@@ -238,20 +238,21 @@ class FCISROIHeads(nn.Module):
         size = self.pooled_size
         masks = labels.new_full((len(labels), size, size), -1)
         deltas = boxes.new_zeros(len(labels), 4)
-        objects = labels > 0
-        if objects.any():
-            own = matched[objects]
+        foreground = labels > 0
+        if foreground.any():
+            gt_indices = matched[foreground]
             gt_masks = gt_masks_of(image).to(boxes.device)
-            masks[objects] = mask_targets(
-                boxes[objects], own, gt_boxes, gt_masks, size, self.mask_threshold
+            masks[foreground] = mask_targets(
+                boxes[foreground], gt_indices, gt_boxes, gt_masks, size, self.mask_threshold
             )
-            deltas[objects] = self.box_transform.get_deltas(boxes[objects], gt_boxes[own])
+            matched_boxes = gt_boxes[gt_indices]
+            deltas[foreground] = self.box_transform.get_deltas(boxes[foreground], matched_boxes)
         return Samples(torch.full_like(labels, number), boxes, labels, masks, deltas)
 
     def _losses(self, maps: Maps, samples_by_image: list[Samples]) -> dict[str, Tensor]:
         num_images = len(samples_by_image)
-        rois = to_rois([own.boxes for own in samples_by_image])
-        counts = [len(own.labels) for own in samples_by_image]
+        rois = to_rois([image_samples.boxes for image_samples in samples_by_image])
+        counts = [len(image_samples.labels) for image_samples in samples_by_image]
         samples = Samples(*(torch.cat(parts) for parts in zip(*samples_by_image, strict=True)))
         # Masks of background regions are ignored.
         regions = self.regions(maps, rois, torch.where(samples.labels > 0, samples.labels, -1))
@@ -264,20 +265,20 @@ class FCISROIHeads(nn.Module):
                 ]
                 for rows in torch.arange(len(rois), device=rois.device).split(counts)
             ]
-            kept = torch.cat(hardest)
-            regions, samples = regions.at(kept), samples.at(kept)
+            hardest_rows = torch.cat(hardest)
+            regions, samples = regions.at(hardest_rows), samples.at(hardest_rows)
         self._log(regions.scores, samples.labels, num_images)
         return fcis_losses(regions, samples, num_images, self.regions_per_image, self.mask_weight)
 
     @staticmethod
     @torch.no_grad()
     def _log(scores: Tensor, labels: Tensor, num_images: int) -> None:
-        """Accuracy in classes, which tells a frozen or badly loaded layer early."""
+        """Log the accuracy of classes, which reveals a frozen or badly loaded layer early."""
         right = (scores.argmax(dim=1) == labels).float()
-        objects = labels > 0
+        foreground = labels > 0
         storage = get_event_storage()
-        storage.put_scalar("fcis/num_fg", objects.sum().item() / num_images)
+        storage.put_scalar("fcis/num_fg", foreground.sum().item() / num_images)
         if len(labels):
             storage.put_scalar("fcis/accuracy", right.mean().item())
-        if objects.any():
-            storage.put_scalar("fcis/fg_accuracy", right[objects].mean().item())
+        if foreground.any():
+            storage.put_scalar("fcis/fg_accuracy", right[foreground].mean().item())

@@ -20,9 +20,10 @@ from instseg.projects.fcis.boxes import clip_boxes
 class RoundedAnchorGenerator(DefaultAnchorGenerator):
     """Anchors whose sides are integers before they are scaled (Faster R-CNN's first code).
 
-    A cell of s x s pixels, s being the stride, is given each aspect ratio with its sides rounded
-    and then each scale ``SIZES / s``.  With s = 16 and the ratios 0.5, 1, 2 the sides are 23 x 12,
-    16 x 16 and 11 x 22 times the scale.  Order: ratio-major, as in the released weights.
+    A square of s x s pixels, s being the stride, is changed to each aspect ratio, its sides are
+    rounded, and the result is multiplied by each scale ``SIZES / s``.  With s = 16 and the ratios
+    0.5, 1, 2 the sides are 23 x 12, 16 x 16 and 11 x 22 times the scale.  Order: ratio-major, as in
+    the released weights.
     ``ANCHOR_GENERATOR.OFFSET`` must be 0.5, the centre of the cell.
     """
 
@@ -52,11 +53,11 @@ class RoundedAnchorGenerator(DefaultAnchorGenerator):
 class FCISRPN(RPN):
     """Detectron2's RPN on one feature map with the rules of the authors' code.
 
-    - Anchors count only if they lie inside the image completely, also when the best anchor of an
-      object is looked for.
+    - Anchors count only if they lie completely inside the image, also as the best anchor of an
+      instance.
     - The classification loss is the mean over the sampled anchors of an image.
     - Proposals come from the ⌊H / s⌋ x ⌊W / s⌋ cells that are completely inside the image, in
-      training as in testing; what is left after the NMS is not filled up.
+      training as in testing; after NMS no proposals are added.
 
     Deviation: the authors repeat proposals at random up to 300, so that results change from run to
     run and repeated regions count double in mask voting.
@@ -78,15 +79,15 @@ class FCISRPN(RPN):
                 & (corners[:, 3] <= height)
             ).nonzero()[:, 0]
             ious = pairwise_iou(image.gt_boxes, every[inside])
-            # Each object takes its best anchors, but none if no anchor meets it at all.
-            met = (ious > 0).any(dim=1)
-            chosen, own = self.anchor_matcher(ious[met])
+            # Each instance takes its best anchors; without an overlapping anchor it takes none.
+            reached = (ious > 0).any(dim=1)
+            gt_indices, inside_labels = self.anchor_matcher(ious[reached])
             label = torch.full((len(every),), -1, dtype=torch.int8, device=corners.device)
-            label[inside] = own
+            label[inside] = inside_labels
             labels.append(self._subsample_labels(label))
             boxes = torch.zeros_like(corners)
-            if met.any():
-                boxes[inside] = image.gt_boxes.tensor[met][chosen]
+            if reached.any():
+                boxes[inside] = image.gt_boxes.tensor[reached][gt_indices]
             matched.append(boxes)
         return labels, matched
 
@@ -122,8 +123,8 @@ class FCISRPN(RPN):
         """See ``RPN``: ``proposal_boxes`` and ``objectness_logits`` by descending score.
 
         Raises:
-            FloatingPointError, CheckpointError: boxes or scores are not finite, in training and
-                else.
+            FloatingPointError: in training, boxes or scores are not finite.
+            CheckpointError: the same outside training.
         """
         return [
             self._proposals_of(anchors[0].tensor, logits.float(), deltas.float(), size)
@@ -148,8 +149,8 @@ class FCISRPN(RPN):
             raise FloatingPointError("RPN: boxes or scores are not finite, training has diverged")
         boxes = clip_boxes(boxes, image_size)
         sides = boxes[:, 2:] - boxes[:, :2]
-        kept = (sides >= self.min_box_size).all(dim=1)
-        boxes, logits = boxes[kept], logits[kept]
+        large = (sides >= self.min_box_size).all(dim=1)
+        boxes, logits = boxes[large], logits[large]
         order = logits.sort(descending=True, stable=True).indices
         order = order[: self.pre_nms_topk[self.training]]
         order = order[torchvision.ops.nms(boxes[order], logits[order], self.nms_thresh)]

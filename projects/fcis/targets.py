@@ -1,4 +1,4 @@
-"""Which regions FCIS trains on, and what they are to become (section 3, authors' code)."""
+"""Training regions of FCIS and their targets (section 3, authors' code)."""
 
 import torch
 from detectron2.modeling.matcher import Matcher
@@ -12,16 +12,16 @@ from instseg.projects.fcis.regions import Regions, Samples
 def assign_labels(
     boxes: Tensor, gt_boxes: Tensor, gt_classes: Tensor, matcher: Matcher
 ) -> tuple[Tensor, Tensor]:
-    """Class of every candidate region by its IoU with the best object.
+    """Class of every candidate region, by its IoU with the best ground-truth box.
 
     Args:
         boxes: (N, 4) candidates, continuous corners.
         gt_boxes: (G, 4); G may be 0.
         gt_classes: (G,) int64, 0 .. number of classes - 1.
-        matcher: gives 1 (object), 0 (background) or -1 (neither).
+        matcher: gives 1 (foreground), 0 (background) or -1 (neither).
     Returns:
-        labels (N,) int64: class + 1, 0 for the background or -1; and (N,) index of the best object,
-        0 if there is none.
+        labels (N,) int64: class + 1, 0 for the background or -1; and (N,) index of the best
+        ground-truth box, 0 if there is none.
     """
     matched, kinds = matcher(pairwise_iou(Boxes(gt_boxes), Boxes(boxes)))
     labels = kinds.to(torch.int64)
@@ -31,7 +31,7 @@ def assign_labels(
 
 
 def every_candidate(labels: Tensor) -> Tensor:
-    """Indices of all candidates that are not ignored: objects first, then background."""
+    """Indices of all candidates that are not ignored: foreground first, then background."""
     return torch.cat([(labels > 0).nonzero()[:, 0], (labels == 0).nonzero()[:, 0]])
 
 
@@ -42,12 +42,12 @@ def random_candidates(
 
     Args:
         labels: (N,) of :func:`assign_labels`.
-        count: how many; fewer are given only if there are fewer than that in all.
-        positive_fraction: at most this part of them are objects.
+        count: number of candidates; only a smaller total gives fewer.
+        positive_fraction: largest share of foreground among them.
     Returns:
-        indices and their labels, objects first, then background.  If there is too little
-        background, the rest is drawn from whatever is not among the chosen objects and labelled 0,
-        as in the authors' code: it may hold objects that were not chosen.
+        indices and their labels, foreground first, then background.  If there is too little
+        background, the rest is drawn from all candidates that are not among the chosen foreground
+        and labelled 0, as in the authors' code: it may include foreground that was not chosen.
     """
     device = labels.device
     positive = (labels > 0).nonzero()[:, 0]
@@ -69,36 +69,36 @@ def random_candidates(
 def mask_targets(
     boxes: Tensor, matched: Tensor, gt_boxes: Tensor, gt_masks: Tensor, size: int, threshold: float
 ) -> Tensor:
-    """Masks of objects inside regions.
+    """Masks of instances inside regions.
 
-    Region and box of the object are rounded to integers (half to even); a canvas of the region's
-    size is zero but where the two meet, where it holds the object's mask; it is resized linearly
+    Region and box of the instance are rounded to integers (half to even).  A canvas of the region's
+    size holds the instance's mask where the two boxes meet and 0 elsewhere.  It is resized linearly
     (pixel centres at half, edges repeated) to ``size`` x ``size`` and compared with ``threshold``.
 
     Args:
         boxes: (R, 4) regions, continuous corners in pixels of the network input.
-        matched: (R,) index of the object of each.
+        matched: (R,) index of the instance of each.
         gt_boxes: (G, 4).
         gt_masks: (G, H, W) of the network input, bool or with values in [0, 1].
         size: bins per side.
-        threshold: least value that is inside.
+        threshold: least value inside the mask.
     Returns:
         (R, size, size) int64, 1 inside and 0 outside.  R = 0 gives (0, size, size).
     """
-    region, own = _inclusive(boxes), _inclusive(gt_boxes)[matched]
+    region, instance = _inclusive(boxes), _inclusive(gt_boxes)[matched]
     columns = _samples(region[:, 0], region[:, 2], size)
     rows = _samples(region[:, 1], region[:, 3], size)
     value = boxes.new_zeros(len(boxes), size, size)
     for y, weight_y in rows:
         for x, weight_x in columns:
-            seen_x = (x >= own[:, 0, None]) & (x <= own[:, 2, None])
-            seen_y = (y >= own[:, 1, None]) & (y <= own[:, 3, None])
+            inside_x = (x >= instance[:, 0, None]) & (x <= instance[:, 2, None])
+            inside_y = (y >= instance[:, 1, None]) & (y <= instance[:, 3, None])
             cell = gt_masks[
                 matched[:, None, None],
                 y.clamp(0, gt_masks.shape[1] - 1)[:, :, None],
                 x.clamp(0, gt_masks.shape[2] - 1)[:, None, :],
             ]
-            weight_x, weight_y = weight_x * seen_x, weight_y * seen_y
+            weight_x, weight_y = weight_x * inside_x, weight_y * inside_y
             value += cell * weight_y[:, :, None] * weight_x[:, None, :]
     return (value >= threshold).to(torch.int64)
 
@@ -130,7 +130,7 @@ def hard_examples(regions: Regions, samples: Samples, count: int, mask_weight: f
     Args:
         regions: with the masks of the labelled classes.
         samples: the same regions, in the same order.
-        count: how many regions are kept.
+        count: number of regions to choose.
         mask_weight: weight of the mask's cross-entropy, a mean over all P x P bins in which ignored
             ones count as 0.
     Returns:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from instseg.errors import ConfigError
 
 _BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-# Detectron2's ResNet can dilate res5 alone and so has sixteen pixels per cell at least.
+# Detectron2's ResNet can only dilate res5, so its cells have at least sixteen pixels.
 _STRIDES = (1, 2, 1, 1)
 _DILATIONS = (1, 1, 2, 4)
 
@@ -56,14 +56,14 @@ def build_stride8_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNe
 
 
 class FinestLevel(Backbone):
-    """The finest map of a feature pyramid, without the others (Lin et al., arXiv 1612.03144).
+    """The finest map of a feature pyramid alone (Lin et al., arXiv 1612.03144).
 
     ::
 
         coarsest stage → 1x1 conv ─ enlarge 2x → + 1x1 conv of the next finer stage ... → 3x3 conv
 
-    Detectron2's ``FPN`` has an output convolution for every stage; those that nothing uses would
-    get no gradient.
+    Detectron2's ``FPN`` has an output convolution for every stage; the unused ones would get no
+    gradient.
     """
 
     def __init__(self, bottom_up: Backbone, channels: int, norm: str) -> None:
@@ -92,8 +92,10 @@ class FinestLevel(Backbone):
         stages = self.bottom_up(x)
         merged: Tensor | None = None
         for name, projection in self.lateral.items():
-            own = projection(stages[name])
-            merged = own if merged is None else own + F.interpolate(merged, scale_factor=2.0)
+            projected = projection(stages[name])
+            if merged is not None:
+                projected = projected + F.interpolate(merged, scale_factor=2.0)
+            merged = projected
         return {self._out_features[0]: self.output(merged)}
 
     @property

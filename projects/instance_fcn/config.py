@@ -15,34 +15,33 @@ def add_instance_fcn_config(cfg: CfgNode) -> None:
     cfg.MODEL.INSTANCE_FCN.IN_FEATURE = "conv5"
     # Channels of the first convolution of either branch (section 3.2).
     cfg.MODEL.INSTANCE_FCN.CONV_DIM = 512
-    # k: an object is divided into k x k parts, each with a map of its own (section 3.1; 5 in 4.1).
+    # k: an instance has k x k parts, each with a map of its own (section 3.1; 5 in 4.1).
     cfg.MODEL.INSTANCE_FCN.PARTS = 5
-    # m: side of a window in cells (section 3.1); any number, also one that k does not divide.
+    # m: side of a window in cells (section 3.1); k need not divide it.
     cfg.MODEL.INSTANCE_FCN.WINDOW_SIZE = 21
-    # Longer side in pixels of an object that fits the window best (section 3.3, from DeepMask).
+    # Longer side in pixels of the instance that fits the window best (section 3.3, from DeepMask).
     cfg.MODEL.INSTANCE_FCN.CANONICAL_SIZE = 128.0
-    # A window is positive if its centre is at most so many pixels, in both directions, from the
-    # centre of an object whose size is at most so many octaves from canonical (DeepMask's rule; it
-    # has 0.25, which leaves gaps between scales that are 1.5 apart).
+    # A window is positive if an instance's centre is at most POSITIVE_OFFSET pixels away in both
+    # directions and its size at most POSITIVE_OCTAVES from canonical (DeepMask's rule; its 0.25
+    # leaves gaps between scales that are 1.5 apart).
     cfg.MODEL.INSTANCE_FCN.POSITIVE_OFFSET = 16.0
     cfg.MODEL.INSTANCE_FCN.POSITIVE_OCTAVES = 0.3
-    # It is negative if every object is at least so far away in one direction or so many octaves
-    # from canonical.
+    # A window is negative if every instance is at least NEGATIVE_OFFSET pixels away in one
+    # direction or its size NEGATIVE_OCTAVES from canonical.
     cfg.MODEL.INSTANCE_FCN.NEGATIVE_OFFSET = 32.0
     cfg.MODEL.INSTANCE_FCN.NEGATIVE_OCTAVES = 1.0
-    # Windows drawn from each image, and the share of them that is positive if there are enough
-    # (section 3.3).
+    # Windows drawn from each image, and their positive share if there are enough (section 3.3).
     cfg.MODEL.INSTANCE_FCN.WINDOWS_PER_IMAGE_TRAIN = 256
     cfg.MODEL.INSTANCE_FCN.POSITIVE_FRACTION_TRAIN = 0.5
     # Shorter sides in pixels at which an image is searched (section 3.3), one or more;
     # INPUT.MAX_SIZE_TEST limits the longer side.
     cfg.MODEL.INSTANCE_FCN.SCALES_TEST = (119, 178, 267, 400, 600, 900)
-    # Windows of each scale, by score, that enter the suppression of duplicates.
+    # Best windows of each scale that enter the suppression of duplicates.
     cfg.MODEL.INSTANCE_FCN.PRE_NMS_TOPK_TEST = 2000
-    # Intersection over union of the tight boxes of two masks from which on the one with the lower
-    # score goes (section 3.3).  TEST.DETECTIONS_PER_IMAGE says how many are kept in the end.
+    # Least IoU of the tight boxes of two masks at which the one with the lower score is removed
+    # (section 3.3).  TEST.DETECTIONS_PER_IMAGE limits the final number.
     cfg.MODEL.INSTANCE_FCN.NMS_THRESH_TEST = 0.8
-    # Probability from which on a pixel belongs to the mask.
+    # Least probability of a pixel of the mask.
     cfg.MODEL.INSTANCE_FCN.MASK_THRESH_TEST = 0.5
 
 

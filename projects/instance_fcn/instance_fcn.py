@@ -1,4 +1,4 @@
-"""The network: a fully convolutional trunk, maps of object parts, and scores."""
+"""The network: a fully convolutional trunk, maps of instance parts, and scores."""
 
 import math
 from collections import defaultdict
@@ -37,11 +37,11 @@ class InstanceFCN(PixelModel):
     ::
 
         image → backbone → (C, H/s, W/s)
-          ├─ 1x1 conv + ReLU → 3x3 conv → k x k maps: "is this the (i, j)-th part of an object?"
-          └─ 3x3 conv + ReLU → 1x1 conv → 1 map: "is an object centred in the window here?"
+          ├─ 1x1 conv + ReLU → 3x3 conv → k x k maps: "is this the (i, j)-th part of an instance?"
+          └─ 3x3 conv + ReLU → 1x1 conv → 1 map: "is an instance centred in the window here?"
 
-    A window of m x m cells takes each of its k x k parts from the map of that part; nothing is
-    learnt or resampled there.  Proposals have no class: ``pred_classes`` is 0 everywhere.
+    A window of m x m cells copies each of its k x k parts from the map of that part; this step
+    learns and resamples nothing.  Proposals have no class: ``pred_classes`` is 0 everywhere.
     """
 
     num_classes_key = None
@@ -72,15 +72,15 @@ class InstanceFCN(PixelModel):
             pixel_mean, pixel_std: see :class:`~instseg.modeling.PixelModel`.
             rule: which windows are trained on.
             conv_dim: channels of the first convolution of each branch.
-            parts: k, parts of an object in either direction.
-            windows_per_image: windows sampled in training.
+            parts: k, parts of an instance in either direction.
+            windows_per_image: windows sampled per image in training.
             positive_fraction: their positive share, if there are enough.
             scales: shorter sides of the image that inference searches, in pixels.
-            max_size: largest longer side for that.
+            max_size: largest longer side of a searched image, in pixels.
             pre_nms_topk: windows of each scale, by score, that get a mask.
             nms_threshold: box IoU of masks above which the one with the lower score goes.
-            mask_threshold: probability from which on a pixel belongs to a mask.
-            max_proposals: proposals of an image in the end.
+            mask_threshold: least probability of a pixel of a mask.
+            max_proposals: final number of proposals of an image.
         """
         super().__init__(pixel_mean, pixel_std)
         self.backbone = backbone
@@ -173,13 +173,13 @@ class InstanceFCN(PixelModel):
     def losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """``loss_mask`` over positive windows and ``loss_score`` over all sampled ones.
 
-        Images of one size share a forward pass.  Padding all to the largest would cost more than
-        it saves, as each has a scale of its own.
+        Images of one size share a forward pass.  Padding all to the largest would cost more than it
+        saves, because their scales differ.
         """
         groups: dict[tuple[int, ...], list[dict[str, Any]]] = defaultdict(list)
         for sample in batched_inputs:
             groups[sample["image"].shape[-2:]].append(sample)
-        # Windows of all groups; each tensor is attached to the network even if it has no rows.
+        # Windows of all groups; even tensors without rows are attached to the network.
         logits, targets, counted, scores, positive = (
             torch.cat(parts)
             for parts in zip(*(self._sample(group) for group in groups.values()), strict=True)
@@ -193,8 +193,8 @@ class InstanceFCN(PixelModel):
         """Windows drawn from images of one size.
 
         Returns:
-            for P positive windows ``logits``, ``targets`` and ``counted`` as :func:`mask_loss`
-            wants them, for all N windows ``logits`` and ``positive`` as :func:`score_loss` does.
+            ``logits``, ``targets`` and ``counted`` of :func:`mask_loss` for the P positive windows;
+            ``logits`` and ``positive`` of :func:`score_loss` for all N windows.
         """
         mask_maps, score_maps = self.maps([sample["image"].to(self.device) for sample in group])
         grid = self.grid(*group[0]["image"].shape[-2:])
@@ -203,17 +203,17 @@ class InstanceFCN(PixelModel):
         targets = [torch.zeros(0, size, size, device=self.device)]
         scores, positive = [], []
         for number, sample in enumerate(group):
-            objects = sample["instances"].to(self.device)
-            owners = match_cells(objects.gt_boxes.tensor, grid, self.rule)
+            instances = sample["instances"].to(self.device)
+            owners = match_cells(instances.gt_boxes.tensor, grid, self.rule)
             shown, empty = subsample_labels(
-                owners, self.windows_per_image, self.positive_fraction, len(objects)
+                owners, self.windows_per_image, self.positive_fraction, len(instances)
             )
             chosen = torch.cat([shown, empty])
             scores.append(score_maps[number, : grid[0], : grid[1]].flatten()[chosen])
             positive.append(torch.arange(len(chosen), device=self.device) < len(shown))
             if len(shown):
                 corners = top_left(shown, grid[1], size)
-                masks = objects.gt_masks.tensor
+                masks = instances.gt_masks.tensor
                 windows.append(F.pad(corners, (1, 0), value=number))
                 targets.append(mask_targets(masks, owners[shown], corners, grid, self.rule))
         placed = torch.cat(windows)
@@ -234,17 +234,17 @@ class InstanceFCN(PixelModel):
         image = sample["image"].to(self.device)
         height, width = image.shape[-2:]
         size = result_size(sample)
-        # Scales that the limit on the longer side makes equal are searched once.
+        # Scales may become equal by the limit on the longer side; search them once.
         shapes = dict.fromkeys(self._shape_at(side, height, width) for side in self.scales)
         windows = Instances.cat([self._search(image, shape, size) for shape in shapes])
-        kept = nms(windows.boxes, windows.scores, self.nms_threshold)[: self.max_proposals]
-        kept = kept[: sample.get("max_instances")]
-        windows = windows[kept]
+        best = nms(windows.boxes, windows.scores, self.nms_threshold)[: self.max_proposals]
+        best = best[: sample.get("max_instances")]
+        windows = windows[best]
         masks = paste_windows(
             windows.logits - self.mask_logit, windows.corners, windows.cells, windows.grids, size
         )
-        # An enlarged mask can lose its last pixel, and its instance goes with it.
-        return instances_from_masks(masks, windows.scores, torch.zeros_like(kept))
+        # Instances whose mask loses its last pixel here are dropped.
+        return instances_from_masks(masks, windows.scores, torch.zeros_like(best))
 
     def _shape_at(self, side: int, height: int, width: int) -> tuple[int, int]:
         """Size of an image whose shorter side becomes ``side``, if ``max_size`` allows it."""
@@ -260,9 +260,9 @@ class InstanceFCN(PixelModel):
             size: height and width of the results.
         Returns:
             ``scores`` (N,) probabilities, ``logits`` (N, m, m), ``boxes`` (N, 4) around the masks,
-            in pixels of the result, and what :func:`paste_windows` wants to know.
+            in pixels of the result; ``corners``, ``cells`` and ``grids`` of :func:`paste_windows`.
         """
-        # As Pillow resizes training images: smoothed where they shrink.
+        # Smooths when shrinking, as Pillow does with training images.
         resized = F.interpolate(image[None].float(), shape, mode="bilinear", antialias=True)[0]
         mask_maps, score_maps = self.maps([resized])
         check_finite(mask_maps, score_maps)
@@ -279,14 +279,14 @@ class InstanceFCN(PixelModel):
         filled = tight[:, 2] > tight[:, 0]
         boxes = Boxes(boxes)
         boxes.clip(size)
-        found = Instances(size)
-        found.boxes = boxes.tensor
-        found.scores = best.values
-        found.logits = logits
-        found.corners = corners
-        found.cells = cell.expand(len(corners), 2)
-        found.grids = corners.new_tensor(grid).expand(len(corners), 2)
-        return found[filled]
+        windows = Instances(size)
+        windows.boxes = boxes.tensor
+        windows.scores = best.values
+        windows.logits = logits
+        windows.corners = corners
+        windows.cells = cell.expand(len(corners), 2)
+        windows.grids = corners.new_tensor(grid).expand(len(corners), 2)
+        return windows[filled]
 
 
 def _check(cfg: CfgNode, backbone: Backbone) -> None:

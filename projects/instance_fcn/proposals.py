@@ -12,11 +12,11 @@ def paste_windows(
 ) -> Tensor:
     """Masks of whole images from the logits of windows.
 
-    Logits are interpolated linearly between the centres of cells and continued with their last
-    value up to the border of the window or of the map; nothing lies outside the window.
+    Logits are interpolated linearly between the centres of cells.  Beyond the last centres they
+    keep their value up to the border of the window or map; outside the window the mask is empty.
 
     Args:
-        logits: (N, m, m), a pixel is part of the mask where they are above 0.
+        logits: (N, m, m); the mask is where they are above 0.
         corners: (N, 2) rows and columns of the top-left cells, possibly outside the map.
         cells: (N, 2) height and width of a cell in pixels of the result.
         grids: (N, 2) rows and columns of the map that a window was cut from.
@@ -51,7 +51,7 @@ def _weights(corner: Tensor, cell: Tensor, grid: Tensor, length: int, size: int)
     pixels = torch.arange(length, dtype=torch.float32, device=cell.device) + 0.5
     position = pixels / cell[:, None] - corner[:, None]
     outside = (position < 0) | (position > size)
-    # Cells outside the map have no logit of their own.
+    # Cells outside the map have no logit.
     first = (-corner).clamp(min=0)[:, None]
     last = torch.minimum(grid - corner, grid.new_tensor(size))[:, None] - 1
     position = torch.minimum(torch.maximum(position - 0.5, first), last)

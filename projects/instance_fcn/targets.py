@@ -1,4 +1,4 @@
-"""Which windows are trained on, what their masks should be, and the losses (section 3.3).
+"""Training windows, the targets of their masks, and the losses (section 3.3).
 
 Lengths are pixels of the network's input unless cells are mentioned; coordinates are continuous, a
 pixel's centre lies at +0.5.  A window covers whole cells: cell (y, x) of a map with stride s is the
@@ -14,21 +14,21 @@ from torch.nn import functional as F
 from instseg.ops.assemble_instances import assemble_instances
 
 UNDECIDED = -1
-"""In :func:`match_cells`: the window neither shows an object nor clearly none."""
+"""In :func:`match_cells`: the window is neither positive nor negative."""
 
 
 @dataclass(frozen=True)
 class WindowRule:
-    """When a window shows an object and when it shows none (DeepMask, section 3.1).
+    """When a window shows an instance and when it shows none (DeepMask, section 3.1).
 
     Attributes:
         size: side of a window in cells.
         stride: side of a cell in pixels.
-        canonical_size: longer side of the object that fits best, in pixels.
+        canonical_size: longer side of the instance that fits best, in pixels.
         positive_offset: largest distance of the centres in either direction, in pixels.
         positive_octaves: largest ``|log2(longer side / canonical_size)|``.
-        negative_offset: distance in one direction from which on a window does not show an object.
-        negative_octaves: likewise for the size.
+        negative_offset: least distance in one direction of a negative window.
+        negative_octaves: least ``|log2(longer side / canonical_size)|`` of a negative window.
     """
 
     size: int
@@ -41,15 +41,15 @@ class WindowRule:
 
 
 def match_cells(boxes: Tensor, grid: tuple[int, int], rule: WindowRule) -> Tensor:
-    """The object that the window centred at each cell shows.
+    """The instance that the window centred at each cell shows.
 
     Args:
-        boxes: (G, 4) xyxy of the objects.
+        boxes: (G, 4) xyxy of the instances.
         grid: rows and columns of the map.
         rule: see :class:`WindowRule`.
     Returns:
-        (rows * columns,) int64: the index of the object, of the nearest one if there are several;
-        G for a window that shows none, ``UNDECIDED`` for one in between.
+        (rows * columns,) int64 index of the instance, the nearest if there are several; G for a
+        negative window, ``UNDECIDED`` for one in between.
     """
     rows, columns = grid
     count = len(boxes)
@@ -78,7 +78,7 @@ def top_left(cells: Tensor, columns: int, size: int) -> Tensor:
     Args:
         cells: (N,) int64 row-major indices into a map.
         columns: columns of the map.
-        size: side of a window in cells; an even one has a cell more before its centre.
+        size: side of a window in cells; an even window has one more cell before its centre.
     Returns:
         (N, 2) int64 rows and columns, possibly outside the map.
     """
@@ -89,19 +89,18 @@ def top_left(cells: Tensor, columns: int, size: int) -> Tensor:
 def mask_targets(
     masks: Tensor, owners: Tensor, corners: Tensor, grid: tuple[int, int], rule: WindowRule
 ) -> Tensor:
-    """What the masks of positive windows should be.
+    """Targets of the masks of positive windows.
 
-    As windows cover whole cells, resampling an object's mask means asking of each cell whether half
-    of it is covered.
+    Windows cover whole cells, so a cell of the target is 1 if the instance covers half of it.
 
     Args:
-        masks: (G, h, w) bool, objects in the network's input.
-        owners: (P,) int64, the object that each window shows.
+        masks: (G, h, w) bool, instances in the network's input.
+        owners: (P,) int64, the instance that each window shows.
         corners: (P, 2) int64 top-left cells.
         grid: rows and columns of the map.
         rule: its ``size`` m and ``stride`` are used.
     Returns:
-        (P, m, m) float32, 1 on the object; other objects and what lies outside the map are 0.
+        (P, m, m) float32, 1 on the instance, 0 on other instances and outside the map.
     """
     used, index = owners.unique(return_inverse=True)
     height, width = masks.shape[-2:]

@@ -1,7 +1,7 @@
 """Weights of matterport/Mask_RCNN and of Keras' ResNet-50 (HDF5, Keras ``save_weights``).
 
-Against Detectron2: kernels are (height, width, in, out); convolutions before a batch normalisation
-have biases and the normalisation an epsilon of 1e-3; the heads are normalised too; objectness is a
+Differences from Detectron2: kernels are (height, width, in, out); convolutions before a batch
+normalisation have biases, and its epsilon is 1e-3; the heads are normalised too; objectness is a
 pair of logits; deltas are (dy, dx, log dh, log dw); the background is class 0.
 """
 
@@ -47,14 +47,14 @@ _OLD_LEAVES = {
     "W": "kernel",
     "b": "bias",
     "running_mean": "moving_mean",
-    "running_std": "moving_variance",  # the name was wrong: it always was the variance
+    "running_std": "moving_variance",  # a wrong name: it always was the variance
 }
 
 
 def convert(path: str, options: Options) -> tuple[dict[str, Tensor], Report]:
     """Convert a weight file; see :class:`~instseg.convert.common.Converter`.
 
-    Layers may lie at the root or inside further groups, convolutions may lack a bias, ``:0`` may be
+    Layers may lie at the root or inside groups; a convolution's bias and the suffix ``:0`` may be
     missing.
 
     Raises:
@@ -116,9 +116,10 @@ class _Layers:
         return any(layer in layers for layer, _ in self.names)
 
     def kernel(self, layer: str) -> Tensor:
-        """Weight with Detectron2's order of axes: (out, in, kh, kw), or (out, in) of a dense layer.
+        """Weight with Detectron2's order of axes.
 
-        Of a transposed convolution (in, out, kh, kw).
+        (out, in, kh, kw) of a convolution, (in, out, kh, kw) of a transposed one, (out, in) of a
+        dense layer.
         """
         kernel = self._get(layer, "kernel")
         if kernel.ndim not in (2, 4):
@@ -126,7 +127,7 @@ class _Layers:
         return kernel.T if kernel.ndim == 2 else kernel.permute(3, 2, 0, 1)
 
     def bias(self, layer: str, size: int) -> Tensor:
-        """Bias of ``size`` outputs, zero where the file has none."""
+        """Bias of ``size`` outputs; zero if the file has none."""
         if (layer, "bias") not in self.tensors:
             return torch.zeros(size)
         return self.vector(layer, "bias", size)
@@ -139,7 +140,7 @@ class _Layers:
         return vector
 
     def origin(self, layer: str, *leaves: str) -> list[str]:
-        """Names in the file of those of the leaves that it has."""
+        """Names in the file of the leaves that it has."""
         return [self.names[layer, leaf] for leaf in leaves if (layer, leaf) in self.names]
 
     def _get(self, layer: str, leaf: str) -> Tensor:
@@ -163,7 +164,7 @@ def _by_layer(
     """Sort by layer and leaf; the groups around a layer do not matter.
 
     Raises:
-        CheckpointError: two tensors claim the same place.
+        CheckpointError: two tensors have the same layer and leaf.
     """
     values: dict[tuple[str, str], Tensor] = {}
     names: dict[tuple[str, str], str] = {}
@@ -245,7 +246,7 @@ def _plain(
 def _normalised(
     conversion: Conversion, layers: _Layers, layer: str, norm: str, target: str
 ) -> None:
-    """A convolution of the backbone; its bias moves into the mean of the normalisation."""
+    """A convolution of the backbone; the mean of its normalisation absorbs its bias."""
     if not layers.has(layer, norm):
         return
     kernel = layers.kernel(layer)
@@ -267,7 +268,7 @@ def _normalised(
 
 
 def _folded(conversion: Conversion, layers: _Layers, layer: str, norm: str, target: str) -> None:
-    """A layer of a head, where Detectron2 has no normalisation: it is multiplied into the weights.
+    """A layer of a head; its normalisation, which Detectron2 lacks, is multiplied into the weights.
 
     A convolution over the whole 7x7 region becomes a fully connected layer, inputs ordered C, H, W.
     """
@@ -293,7 +294,7 @@ def _folded(conversion: Conversion, layers: _Layers, layer: str, norm: str, targ
 def _objectness(rows: Tensor) -> Tensor:
     """Rows (background, foreground) of each anchor → their difference.
 
-    The softmax of two logits is the sigmoid of that.
+    The softmax of two logits is the sigmoid of their difference.
     """
     return rows[1::2] - rows[: 2 * (len(rows) // 2) : 2]
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 class SamePaddingStem(BasicStem):
     """ResNet stem whose max pooling pads as TensorFlow's "same" does.
 
-    Of an even size, as any image padded for an FPN has, "same" pads one row at the bottom and one
-    column at the right, where Detectron2 pads one on every side: its windows lie two image pixels
+    For even sizes, as all images padded for an FPN have, "same" pads one row at the bottom and one
+    column at the right.  Detectron2 pads one on every side, so its windows lie two image pixels
     further to the top left.
     """
 
@@ -21,7 +21,7 @@ class SamePaddingStem(BasicStem):
         """(B, 3, H, W) normalised pixels → (B, C, ceil(ceil(H / 2) / 2), likewise W)."""
         x = F.relu_(self.conv1(x))
         height, width = x.shape[-2:]
-        # Zeros never win against the values after a ReLU, so they stand for TensorFlow's "nothing".
+        # Values after a ReLU are never below 0, so zeros act like TensorFlow's padding.
         x = F.pad(x, (width % 2, 1, height % 2, 1))
         return F.max_pool2d(x, kernel_size=3, stride=2)
 

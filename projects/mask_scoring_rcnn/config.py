@@ -23,8 +23,8 @@ def add_mask_scoring_rcnn_config(cfg: CfgNode) -> None:
     cfg.MODEL.ROI_MASKIOU_HEAD.CONV_DIM = 256
     # Outputs of the two fully connected layers after them (section 3.2, figure 3).
     cfg.MODEL.ROI_MASKIOU_HEAD.FC_DIM = 1024
-    # Whether the loss of the head trains the head alone.  The paper's also trains the mask head and
-    # the backbone (section 3.3); stopped, the rest of the network is that of Mask R-CNN.
+    # True: the loss of the head trains the head alone, and the rest is plain Mask R-CNN.  False: it
+    # also trains the mask head and the backbone, as in the paper (section 3.3).
     cfg.MODEL.ROI_MASKIOU_HEAD.STOP_GRADIENT = False
 
 

@@ -1,7 +1,7 @@
 """Checkpoints of Mask Scoring R-CNN's authors (zjhuang22/maskscoring_rcnn, a PyTorch ``.pth``).
 
-Their code is a fork of maskrcnn-benchmark.  Against Detectron2 the names differ, the background is
-class 0 instead of the last one, and the frozen batch normalisation adds no epsilon to the variance.
+Their code is a fork of maskrcnn-benchmark.  Differences from Detectron2: the names; the background
+is class 0 instead of the last one; the frozen batch normalisation adds no epsilon to the variance.
 """
 
 import re
@@ -53,7 +53,7 @@ _BACKGROUND_ROWS = {
     "roi_heads.mask_head.predictor": 1,
     "roi_heads.maskiou_head.maskiou": 1,
 }
-"""Layer → rows of the background class, which come first and have no place with us."""
+"""Layer → rows of the background class, which come first and which we do not have."""
 _SIZES = {
     "backbone.fpn.fpn_inner1.bias": "MODEL.FPN.OUT_CHANNELS",
     "roi_heads.box.feature_extractor.fc6.bias": "MODEL.ROI_BOX_HEAD.FC_DIM",
@@ -73,7 +73,7 @@ _MASKIOU = "roi_heads.maskiou.predictor.maskiou.weight"
 def convert(path: str, options: Options) -> tuple[dict[str, Tensor], Report]:
     """Convert a released checkpoint; see :class:`~instseg.convert.common.Converter`.
 
-    Optimizer and scheduler in it are ignored.
+    Its optimizer and scheduler are ignored.
     """
     weights = read_released(path)
     conversion = Conversion(path, _layout(path, weights, options), options)
@@ -95,7 +95,7 @@ def _layout(path: str, weights: dict[str, Tensor], options: Options) -> Layout:
     for name in weights:
         if match := re.match(r"backbone\.body\.layer([1-4])\.(\d+)\.", name):
             blocks[int(match[1]) - 1].add(match[2])
-    # Of part of a network, layers of any block tell; without any, most networks have bottlenecks.
+    # In a partial file, layers of any block tell; without any, assume bottlenecks.
     bottleneck = any(".conv3." in x for x in weights) or not any(".conv2." in x for x in weights)
     depth = resnet_depth(path, [len(x) for x in blocks], options, bottleneck=bottleneck)
     nearest = {18: 18, 34: 18, 101: 101, 152: 101}.get(depth or 50, 50)

@@ -24,16 +24,16 @@ from instseg.projects.mask_scoring_rcnn.targets import maskiou_targets, visible_
 
 ROI_MASKIOU_HEAD_REGISTRY = Registry("ROI_MASKIOU_HEAD")
 ROI_MASKIOU_HEAD_REGISTRY.__doc__ = """
-Heads that predict the IoU of a mask with its object.
+Heads that predict the IoU of a mask with its instance.
 
-The registered object is called with ``(cfg, input_shape)``, the shape of the region features, and
-its result with ``(features, masks)`` as :class:`MaskIoUHead` is.
+The registered object is called with ``(cfg, input_shape)``, the shape of the region features.  Its
+result is called with ``(features, masks)``, like :class:`MaskIoUHead`.
 """
 
 
 @ROI_MASKIOU_HEAD_REGISTRY.register()
 class MaskIoUHead(nn.Module):
-    """Regresses how well a mask fits its object (Huang et al., section 3.2, figure 3).
+    """Predicts the IoU of a mask with its instance (Huang et al., section 3.2, figure 3).
 
     ::
 
@@ -93,11 +93,11 @@ class MaskIoUHead(nn.Module):
         """Predicted IoU for every class.
 
         Args:
-            features: (R, C, S, S) region features, the very ones that the mask head got.
-            masks: (R, 1, 2S, 2S) probabilities of the one mask to be judged.
+            features: (R, C, S, S) region features, those of the mask head.
+            masks: (R, 1, 2S, 2S) probabilities of the mask to score.
         Returns:
-            (R, K), neither clamped nor squashed; only the value of the mask's class means anything.
-            R = 0 gives (0, K).
+            (R, K), unbounded; only the value of the mask's class has a meaning.  R = 0 gives
+            (0, K).
         """
         x = torch.cat([features, F.max_pool2d(masks, kernel_size=2, stride=2)], dim=1)
         for k in range(1, self.num_conv + 1):
@@ -128,7 +128,7 @@ def build_maskiou_head(cfg: CfgNode, input_shape: ShapeSpec) -> nn.Module:
 class MaskScoringROIHeads(StandardROIHeads):
     """Box and mask heads of Mask R-CNN plus a MaskIoU head (Mask Scoring R-CNN, CVPR 2019).
 
-    In training there is one loss more, ``loss_maskiou``.  Detections carry ``mask_scores`` (N,)
+    Training has one more loss, ``loss_maskiou``.  Detections carry ``mask_scores`` (N,)
     beside ``scores``: class score times predicted IoU.  It may be negative or above 1, as in the
     authors' code; ``scores``, boxes, masks and their order stay those of Mask R-CNN.
 
@@ -175,7 +175,7 @@ class MaskScoringROIHeads(StandardROIHeads):
         size = cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION
         channels = input_shape[cfg.MODEL.ROI_HEADS.IN_FEATURES[0]].channels
         shape = ShapeSpec(channels=channels, height=size, width=size)
-        # The random numbers that follow, in training, are those of Mask R-CNN at the same seed.
+        # Leaves the random numbers that follow as in Mask R-CNN at the same seed.
         with torch.random.fork_rng():
             arguments["maskiou_head"] = build_maskiou_head(cfg, shape)
         return arguments
@@ -239,7 +239,7 @@ class MaskScoringROIHeads(StandardROIHeads):
 
 
 def _check_mask_head(cfg: CfgNode) -> None:
-    """Raise a ConfigError unless there are masks, and pooled features that they come from."""
+    """Raise a ConfigError unless there are masks, made from pooled features."""
     if not cfg.MODEL.MASK_ON:
         raise ConfigError(
             "MODEL.MASKIOU_ON scores masks, but MODEL.MASK_ON is False; set MODEL.MASK_ON True"
@@ -256,7 +256,7 @@ def _check_mask_head(cfg: CfgNode) -> None:
 
 
 def select_masks(mask_logits: Tensor, classes: Tensor) -> Tensor:
-    """The mask of one class per region; class-agnostic heads have only that.
+    """The mask of one class per region; class-agnostic heads have no others.
 
     Args:
         mask_logits: (R, K, M, M) or (R, 1, M, M).
@@ -270,7 +270,7 @@ def select_masks(mask_logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def maskiou_loss(predicted: Tensor, classes: Tensor, targets: Tensor) -> Tensor:
-    """Half the mean squared error over the regions whose mask meets its object (section 3.3).
+    """Half the mean squared error over the regions whose mask meets its instance (section 3.3).
 
     Args:
         predicted: (R, K) output of the MaskIoU head.
@@ -279,9 +279,9 @@ def maskiou_loss(predicted: Tensor, classes: Tensor, targets: Tensor) -> Tensor:
     Returns:
         scalar, 0 if no region counts; always attached to the graph.
     """
-    own = predicted.float()[torch.arange(len(classes), device=classes.device), classes]
+    of_class = predicted.float()[torch.arange(len(classes), device=classes.device), classes]
     counted = targets > 0
-    errors = torch.where(counted, own - targets, own * 0)
+    errors = torch.where(counted, of_class - targets, of_class * 0)
     return 0.5 * errors.square().sum() / counted.sum().clamp(min=1)
 
 

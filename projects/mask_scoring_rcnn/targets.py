@@ -1,8 +1,8 @@
-"""What the MaskIoU head is trained to predict: the IoU of a predicted mask and the whole object.
+"""Targets of the MaskIoU head: the IoU of a predicted mask and the whole instance.
 
-A mask lives in a region that may cut its object off, so the true mask inside the region does not
-tell the union.  The authors' code extrapolates: if the region shows the part r of the object, then
-the whole object has 1 / r times the area of its visible part.
+A region may cut its instance off, so the true mask inside the region does not give the union.  The
+authors' code extrapolates: if the region shows the part r of the instance, the whole instance has
+1 / r times the area of its visible part.
 """
 
 import numpy as np
@@ -17,15 +17,15 @@ _MIN_RATIO = 1e-10
 
 
 def maskiou_targets(mask_logits: Tensor, mask_targets: Tensor, ratios: Tensor) -> Tensor:
-    """IoU of the predicted masks with their whole objects (section 3.2, authors' code).
+    """IoU of the predicted masks with their whole instances (section 3.2, authors' code).
 
     Args:
         mask_logits: (R, M, M) mask logits of the true class; above 0 counts as predicted.
         mask_targets: (R, M, M) bool, the true mask cut to the region.
-        ratios: (R,) visible part of each object, see :func:`visible_ratios`.
+        ratios: (R,) visible part of each instance, see :func:`visible_ratios`.
     Returns:
         (R,) float32 on the device of ``mask_logits``, without gradient.  0 where the mask misses
-        the object or the object has no area; such regions do not count in the loss.
+        the instance or the instance has no area; such regions do not count in the loss.
     """
     predicted = mask_logits.detach() > 0
     visible = mask_targets.to(predicted.device).flatten(1).sum(1)
@@ -39,21 +39,21 @@ def maskiou_targets(mask_logits: Tensor, mask_targets: Tensor, ratios: Tensor) -
 def visible_ratios(
     masks: PolygonMasks | BitMasks, boxes: Tensor, image_size: tuple[int, int]
 ) -> Tensor:
-    """Which part of each object lies inside its region, by area.
+    """Share of each instance's area inside its region.
 
-    Polygons follow the authors' code to the pixel (:func:`_polygon_areas`), which counts
-    overlapping parts of an object twice and truncates the sizes of the canvases it draws on, so a
-    ratio may exceed 1 a little.
+    Polygons follow the authors' code to the pixel (:func:`_polygon_areas`).  It counts overlapping
+    parts of an instance twice and truncates the sizes of its canvases, so a ratio may slightly
+    exceed 1.
 
-    Deviation: of bit masks, which the authors' code does not know, the pixels inside the region
-    are counted, its borders rounded to whole pixels.
+    Deviation: the authors' code does not know bit masks; here their pixels inside the region are
+    counted, with its borders rounded to whole pixels.
 
     Args:
-        masks: R objects, in pixels of the network input.
+        masks: R instances, in pixels of the network input.
         boxes: (R, 4) the region of each, xyxy in pixels of the network input.
         image_size: (height, width) of the network input without padding.
     Returns:
-        (R,) float32 on the device of ``boxes``; NaN for an object without area.
+        (R,) float32 on the device of ``boxes``; NaN for an instance without area.
     """
     if isinstance(masks, BitMasks):
         inside, whole = _bitmask_areas(masks.tensor, boxes)
@@ -81,9 +81,9 @@ def _bitmask_areas(masks: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
 def _polygon_areas(
     polygons: list[NDArray[np.float64]], box: NDArray[np.float32], image_size: tuple[int, int]
 ) -> tuple[float, float]:
-    """Pixels of one object inside its region and in all, drawn as the authors' code draws them.
+    """Pixels of one instance inside its region and in total, drawn as the authors' code does.
 
-    "In all" means inside the smallest rectangle around region and object, without the last row and
+    The total is over the smallest rectangle around region and instance, without the last row and
     column of the image.
     """
     if not polygons:
@@ -103,7 +103,7 @@ def _polygon_areas(
 def _drawn_area(polygons: list[NDArray[np.float64]], window: tuple[float, ...]) -> float:
     """Pixels of all polygons on a canvas that begins at a corner of ``window`` (xyxy).
 
-    Width and height are cut to integers, as the pycocotools did that the authors used; and single
+    Width and height are truncated to integers, as in the authors' version of pycocotools.  Single
     precision, as in their code, decides about pixels on an edge.
     """
     x1, y1, x2, y2 = window

@@ -21,8 +21,8 @@ def add_sgn_config(cfg: CfgNode) -> None:
     # Classes, without the background.
     node.NUM_CLASSES = 8
 
-    # Networks that are trained, of "breakpoints" (with the semantic head), "lines", "merger"; the
-    # others keep the weights they have.  All together each learns on what those before it give.
+    # Networks to train: "breakpoints" (with the semantic head), "lines", "merger"; the others keep
+    # their weights.  Each learns on the results of those before it.
     node.STAGES = ["breakpoints", "lines", "merger"]
     # The semantic map: the network's "own", the "truth" of the annotations, or "files"
     # (INPUT.SEMANTIC_ROOT).
@@ -34,24 +34,24 @@ def add_sgn_config(cfg: CfgNode) -> None:
     node.LINKS_TEST = "own"
     node.MERGES_TEST = "own"
 
-    # Whether lines end where the class changes, so that no object has two.  False groups all that
-    # is no background, and each object gets the class that its pixels have in the mean.
+    # True: lines end where the class changes, so an instance has one class.  False: all foreground
+    # is grouped, and an instance gets the mean class of its pixels.
     node.CLASS_AWARE = True
 
     # Channels of the decoder and its normalisation ("" is none).
     node.CHANNELS = 128
     node.NORM = ""
-    # Channels of a map of stride 1 made from the image itself; 0 leaves the network's result at
-    # the finest stride of the backbone.
+    # Channels of a map of stride 1 made from the image itself; 0 keeps the finest stride of the
+    # backbone.
     node.DETAIL_CHANNELS = 0
-    # Factor on the learning rate of all of the breakpoint network but its backbone.
+    # Factor on the learning rate of the breakpoint network without its backbone.
     node.HEAD_LR_FACTOR = 1.0
-    # Pixels per cell of the maps that lines are made of: the network's are resized to it.
+    # Pixels per cell of the maps for lines; the network's maps are resized to it.
     node.OUTPUT_STRIDE = 1
-    # Weights of the semantic map's cross entropy and Dice loss; short trainings need the latter.
+    # Weights of the semantic map's cross entropy and Dice loss; short trainings need Dice.
     node.SEMANTIC_WEIGHT = 1.0
     node.DICE_WEIGHT = 0.0
-    # Pixels by which breakpoints are wider than one, towards the inside of their object.
+    # Pixels by which breakpoints are wider than one, towards the inside of their instance.
     node.WIDENING = 1
     # A breakpoint needs more than this probability of START and END together.
     node.BREAKPOINT_THRESH_TEST = 0.5
@@ -60,18 +60,18 @@ def add_sgn_config(cfg: CfgNode) -> None:
     node.LINE_CHANNELS = 32
     # "rows" joins the lines of successive rows, "columns" those of successive columns.
     node.LINES = "rows"
-    # Lines are joined where the mean link over what they share is above this.
+    # Lines are joined if the mean link over their shared columns is above this.
     node.LINK_THRESH_TEST = 0.5
 
-    # Least area, in cells of the maps, of components that may be merged.
+    # Least area of components that may be merged, in cells of the maps.
     node.MERGE_MIN_AREA = 50
-    # The largest so many components may be merged, which bounds what an image of noise costs.
+    # Number of components that may be merged, the largest ones; bounds the cost of a noisy image.
     node.MERGE_MAX_COMPONENTS = 1000
-    # Gap between their boxes at most, as a share of the longest of their sides.
+    # Largest gap between their boxes, as a share of their longest side.
     node.MERGE_MAX_GAP = 0.5
-    # Nearest components that each is compared with.
+    # Each component is compared with this many nearest ones.
     node.MERGE_PARTNERS = 10
-    # Pairs per batch that MergerNet is trained on, half of each kind at most.
+    # Training pairs of MergerNet per batch, at most half of each kind.
     node.MERGE_PAIRS_TRAIN = 64
     # Components are merged above this probability.
     node.MERGE_THRESH_TEST = 0.5

@@ -1,4 +1,4 @@
-"""Prediction: what the three networks, or the truth in their place, make of one image."""
+"""Prediction: from the maps of the three networks, or the ground truth, to instances."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from instseg.projects.sgn.sgn import SGN
 
 _PAIRS_PER_BATCH = 256
-"""Crops that MergerNet looks at at a time, against running out of memory."""
+"""Crops per call of MergerNet; bounds memory."""
 
 
 @dataclass(frozen=True)
 class Found(DenseInstances):
-    """Instances of one image, those that MergerNet makes of components, and the stages before.
+    """Instances of one image, after MergerNet, and the results of the stages before.
 
     ``scores`` are the mean probability of the class.
 
     Attributes:
         labels: (2, h, w) uint8 breakpoints along rows and columns.
         lines: (h, w) int64, numbered from 0, -1 for none, on the CPU; so are
-        components: those that LineNet makes of lines.
+        components: of LineNet, before merging.
     """
 
     labels: Tensor
@@ -51,7 +51,7 @@ def find(model: "SGN", image: Tensor, item: dict[str, Any]) -> tuple[Found, Tens
     rows, columns = size = model.cells(image)
     with stage("breakpoints"):
         semantic, logits = model.breakpoint_logits([image])
-    # What the padding shows is not part of the image.
+    # Cut off the padding.
     probabilities = semantic[0, :, :rows, :columns].softmax(dim=0)
     breakpoints = logits[0, :, :, :rows, :columns].softmax(dim=1)
     check_finite(probabilities, breakpoints)
@@ -95,17 +95,17 @@ def _grouped(model: "SGN", maps: ImageMaps, probabilities: Tensor, truth: Truth 
 def merged_by_network(
     maps: ImageMaps, components: Components, network: MergerNet, settings: MergeSettings
 ) -> None:
-    """Merge components that MergerNet calls one object, in place."""
+    """Merge components that MergerNet calls one instance, in place."""
     pixels = maps.for_crops()
 
     def score(pairs: Tensor) -> Tensor:
-        found = [
+        batches = [
             network(
-                crop_pairs(pixels, maps.semantic, components, some, windows(components, some))
+                crop_pairs(pixels, maps.semantic, components, batch, windows(components, batch))
             ).sigmoid()
-            for some in pairs.split(_PAIRS_PER_BATCH)
+            for batch in pairs.split(_PAIRS_PER_BATCH)
         ]
-        scores = torch.cat([pixels.new_zeros(0), *found])
+        scores = torch.cat([pixels.new_zeros(0), *batches])
         check_finite(scores)
         return scores
 
@@ -113,7 +113,7 @@ def merged_by_network(
 
 
 def merged_by_truth(components: Components, truth: Truth) -> None:
-    """Merge components of which most belongs to one object, in place."""
+    """Merge components that mostly belong to one instance, in place."""
     count = len(components.areas)
     merge_by_owner(components, majority_owners(components.map, truth.owners, count))
 
@@ -121,7 +121,7 @@ def merged_by_truth(components: Components, truth: Truth) -> None:
 def classes_and_scores(
     instances: Tensor, probabilities: Tensor, count: int
 ) -> tuple[Tensor, Tensor]:
-    """The class, from 0, that the pixels of each instance have in the mean, and its probability.
+    """The class, from 0, with the highest mean probability in each instance, and that probability.
 
     Args:
         instances: (h, w) int64, 0 ... count - 1, each with a pixel; -1 for none.

@@ -1,4 +1,4 @@
-"""Inputs: what they bring along in place of a prediction, and how cells belong to their pixels."""
+"""Semantic maps and annotations of inputs, resized to the cells of the maps."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +24,7 @@ def given_probabilities(
     Args:
         items: inputs.
         cells: rows and columns of each image.
-        truth: of the batch; None takes each input's ``sem_seg``.
+        truth: targets of the batch; None takes each input's ``sem_seg``.
         size: rows and columns of the result.
         num_classes: C, without the background.
     """
@@ -33,10 +33,10 @@ def given_probabilities(
     for number, (item, (rows, columns)) in enumerate(zip(items, cells, strict=True)):
         if truth is not None:
             labels = truth.semantic[number, :rows, :columns]
-            own = one_hot(labels[None], num_classes + 1)[0]
+            of_item = one_hot(labels[None], num_classes + 1)[0]
         else:
-            own = probabilities_from_input(item, (rows, columns), num_classes, device)
-        probabilities[number, :, :rows, :columns] = own
+            of_item = probabilities_from_input(item, (rows, columns), num_classes, device)
+        probabilities[number, :, :rows, :columns] = of_item
     return probabilities
 
 
@@ -45,12 +45,12 @@ def probabilities_from_input(
 ) -> Tensor:
     """(C + 1, h, w) probabilities at ``size`` cells from the ``sem_seg`` of an input.
 
-    That is either labels (H, W), of which each cell takes the nearest, or logits (C + 1, H, W),
+    ``sem_seg`` holds labels (H, W), and each cell takes the nearest; or logits (C + 1, H, W),
     background first, which are resized bilinearly before the softmax.
 
     Raises:
-        ConfigError: there is none, it is neither, its labels are above ``num_classes`` or its
-            logits not finite.
+        ConfigError: ``sem_seg`` is missing or neither of these, a label is above
+            ``num_classes``, or a logit is not finite.
     """
     if "sem_seg" not in item:
         raise ConfigError(
@@ -96,10 +96,10 @@ def true_targets(
     keys: Sequence[str],
     device: torch.device,
 ) -> DenseTargets:
-    """Targets of one image of ``size`` cells, for what is taken from the truth.
+    """Targets of one image of ``size`` cells, for stages that take the ground truth.
 
     Args:
-        keys: under ``MODEL.SGN``, that ask for it; for the message.
+        keys: keys under ``MODEL.SGN`` that ask for it, for the message.
     Raises:
         ConfigError: the input has no annotations.
     """

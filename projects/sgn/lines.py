@@ -20,18 +20,18 @@ def most_likely_labels(probabilities: Tensor, threshold: float) -> Tensor:
 def line_components(
     labels: Tensor, semantic: Tensor, links: Tensor, *, widened: bool, threshold: float
 ) -> tuple[Tensor, Tensor]:
-    """Lines of the rows, joined to components from the surest pair on.
+    """Lines of the rows, joined to components, the surest pair first.
 
-    Lines of successive rows are a pair where they share columns and the class; it is joined if the
-    mean link over these columns is above ``threshold``, unless that would bring lines together that
+    Two lines of successive rows that share columns and the class are a pair.  It is joined if the
+    mean link over these columns is above ``threshold``, unless that would bring together lines that
     touch each other in a row.
 
     Args:
         labels: (H, W) uint8 breakpoints along rows.
         semantic: (H, W) int64, class + 1, 0 for background.
-        links: (H, W) probability that a pixel and the one below belong together.
+        links: (H, W) probability that a pixel and the one below it belong together.
         widened: see :func:`instseg.ops.sgn_lines.decode_lines`.
-        threshold: on the mean link.
+        threshold: for the mean link.
     Returns:
         (H, W) int64 maps of lines and of components, each numbered from 0, -1 for none; on the CPU.
     """
@@ -67,7 +67,7 @@ def _pairs(lines: Tensor, semantic: Tensor, links: Tensor) -> tuple[Tensor, Tens
 
 
 def links_from_breakpoints(labels: Tensor, *, widened: bool) -> Tensor:
-    """Links without a network: 1 where no breakpoint is between a pixel and the one below.
+    """Links without a network: 1 where no breakpoint is between a pixel and the one below it.
 
     Args:
         labels: (H, W) uint8 breakpoints along columns.

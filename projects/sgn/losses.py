@@ -18,7 +18,7 @@ def breakpoint_loss(logits: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
     Args:
         logits: (B, 4, H, W) of one direction.
         labels: (B, H, W) uint8.
-        counts: (B, H, W) bool, pixels of objects.
+        counts: (B, H, W) bool, pixels of instances.
     Returns:
         a scalar; 0 where no pixel counts.
     """
@@ -32,7 +32,7 @@ def breakpoint_loss(logits: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
 
 
 def link_loss(logits: Tensor, same: Tensor, counts: Tensor) -> Tensor:
-    """Binary cross entropy; pairs that belong together weigh as much as all others do.
+    """Binary cross entropy; pairs that belong together weigh as much in total as the others.
 
     Args:
         logits: (B, 2, H, W), see :func:`link_targets`.

@@ -16,14 +16,14 @@ _JITTER = 0.1
 
 @dataclass(frozen=True)
 class MergeSettings:
-    """Which pairs of components are looked at, and when they are merged.
+    """Candidate pairs of components, and when they are merged.
 
     Attributes:
-        min_area: pixels that a component of a pair has at least.
-        most: the largest so many components are looked at; bounds what an image of noise costs.
-        max_gap: between the boxes of a pair, as a share of the longest of their sides.
-        partners: the nearest so many are looked at, for each component.
-        threshold: pairs with a probability above it are merged.
+        min_area: least pixels of a component of a pair.
+        most: number of candidate components, the largest; bounds the cost of a noisy image.
+        max_gap: largest gap between the boxes of a pair, as a share of their longest side.
+        partners: number of nearest components that each is paired with.
+        threshold: pairs with a higher probability are merged.
     """
 
     min_area: int
@@ -40,7 +40,7 @@ class Components:
     Attributes:
         map: (H, W) int64, 0 ... N - 1, -1 for none.
         classes: (N,) int64, class + 1.
-        areas: (N,) pixels; 0 for one that was merged into another.
+        areas: (N,) pixels; 0 for a component that was merged into another.
         boxes: (N, 4) corners in pixels, float32.
     """
 
@@ -71,28 +71,28 @@ class Components:
         """Make components parts of others.
 
         Args:
-            into: (N,) int64, the component that each becomes a part of, which stays: itself, or
-                one that does.
+            into: (N,) int64, the component that each becomes a part of: itself, or one that
+                stays itself.
         """
-        # The last is for pixels of none, whose number is -1.
+        # The last entry is for pixels of no component, numbered -1.
         self.map = torch.cat([into, into.new_tensor([-1])])[self.map]
         self.areas = torch.zeros_like(self.areas).scatter_add_(0, into, self.areas)
-        kept = into[:, None].expand(-1, 2)
+        corners_into = into[:, None].expand(-1, 2)
         low, high = self.boxes.split(2, dim=1)
-        low = low.scatter_reduce(0, kept, low, "amin")
-        high = high.scatter_reduce(0, kept, high, "amax")
+        low = low.scatter_reduce(0, corners_into, low, "amin")
+        high = high.scatter_reduce(0, corners_into, high, "amax")
         self.boxes = torch.cat([low, high], dim=1)
 
 
 def large_components(components: Components, settings: MergeSettings) -> Tensor:
-    """(M,) int64 numbers of those that may be merged, ascending."""
+    """(M,) int64 numbers of the components that may be merged, ascending."""
     largest = components.areas.argsort(descending=True, stable=True)[: settings.most]
     enough = components.areas[largest] >= max(settings.min_area, 1)
     return largest[enough].sort().values
 
 
 def candidate_pairs(components: Components, large: Tensor, settings: MergeSettings) -> Tensor:
-    """(P, 2) int64 pairs of ``large`` that might be one object, the larger of the two first."""
+    """(P, 2) int64 pairs of ``large`` that might be one instance, the larger one first."""
     boxes, classes = components.boxes[large], components.classes[large]
     low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
     high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
@@ -114,7 +114,7 @@ def candidate_pairs(components: Components, large: Tensor, settings: MergeSettin
 def windows(components: Components, pairs: Tensor, *, jitter: bool = False) -> Tensor:
     """(P, 4) corners of a square around both components of each pair, with a margin.
 
-    ``jitter`` moves and scales each by up to 10 per cent at random.
+    ``jitter`` randomly moves and scales each by up to 10 per cent.
     """
     boxes = components.boxes[pairs]
     low, high = boxes[:, :, :2].amin(dim=1), boxes[:, :, 2:].amax(dim=1)
@@ -130,15 +130,15 @@ def windows(components: Components, pairs: Tensor, *, jitter: bool = False) -> T
 def crop_pairs(
     maps: Tensor, semantic: Tensor, components: Components, pairs: Tensor, boxes: Tensor
 ) -> Tensor:
-    """What MergerNet sees of each pair.
+    """MergerNet's input for each pair.
 
     Args:
-        maps: (6, H, W) image, probability of the class, of a horizontal and of a vertical
-            breakpoint.
+        maps: (6, H, W) image (3), probabilities of the class, of a horizontal breakpoint and of a
+            vertical one.
         semantic: (H, W) int64, class + 1, 0 for background.
         components: of the image.
         pairs: (P, 2) their numbers.
-        boxes: (P, 4) corners of the crops in pixels; what lies outside of the image is 0.
+        boxes: (P, 4) corners of the crops in pixels; crops are 0 outside the image.
     Returns:
         (P, 10, 64, 64): the image (3), the first component, the second, others of their class,
         pixels of other classes, then the rest of ``maps``.
@@ -164,15 +164,15 @@ def crop_pairs(
 def merge_greedily(
     components: Components, settings: MergeSettings, score: Callable[[Tensor], Tensor]
 ) -> None:
-    """Merge the likeliest pairs until no pair is likely, looking at merged components anew.
+    """Merge the likeliest pairs until no pair is likely; score merged components anew.
 
-    In each round all pairs are merged that are the likeliest of both their components, of which
-    the likeliest of all is one.  Rounds are few, so that ``score`` has many pairs at once.
+    Each round merges every pair that is the likeliest of both its components; the likeliest pair of
+    all is one of them.  So rounds are few and ``score`` gets many pairs at once.
 
     Args:
         components: changed in place.
-        settings: which pairs, and how likely.
-        score: pairs (P, 2) → (P,) probabilities, for ``components`` as they are when it is called.
+        settings: candidates and threshold.
+        score: pairs (P, 2) → (P,) probabilities, for the current ``components``.
     """
     large = large_components(components, settings)
     pairs = candidate_pairs(components, large, settings)
@@ -196,11 +196,11 @@ def merge_greedily(
 
 
 def likeliest_of_both(pairs: Tensor, scores: Tensor, count: int) -> Tensor:
-    """(M, 2) the pairs that are the likeliest of both their components; no component is in two.
+    """(M, 2) pairs that are the likeliest of both their components; no component is in two.
 
     Args:
         pairs: (P, 2) of ``count`` components.
-        scores: (P,), the first of equal ones counting as the likelier.
+        scores: (P,); of equal ones the first counts as the likelier.
     """
     pairs = pairs[scores.argsort(descending=True, stable=True)]
     places = torch.arange(len(pairs), device=pairs.device)
@@ -210,11 +210,11 @@ def likeliest_of_both(pairs: Tensor, scores: Tensor, count: int) -> Tensor:
 
 
 def merge_by_owner(components: Components, owners: Tensor) -> None:
-    """Merge the components of each object, in place.
+    """Merge the components of each instance, in place.
 
     Args:
         components: of an image.
-        owners: (N,) the object of each component, -1 for none.
+        owners: (N,) the instance of each component, -1 for none.
     """
     numbers = torch.arange(len(owners), device=owners.device)
     owned = owners >= 0

@@ -12,14 +12,14 @@ from instseg.projects.sgn.merging import CROP_CHANNELS
 class BreakpointNet(DenseNetwork):
     """Labels of breakpoints in both directions, and a semantic map.
 
-    Its details have stride 1, as breakpoints are a pixel or three wide, which the first levels of a
-    backbone do not resolve.
+    Its details have stride 1: breakpoints are one to three pixels wide, too narrow for the first
+    levels of a backbone.
     """
 
     def __init__(self, *, head_lr_factor: float, **settings: Any) -> None:
         """
         Args:
-            head_lr_factor: on the learning rate of all but the backbone.
+            head_lr_factor: factor on the learning rate of all but the backbone.
             settings: the rest of :class:`~instseg.modeling.DenseNetwork`.
         """
         super().__init__(detail_stride=1, reduced=True, in_channels=3, **settings)
@@ -34,16 +34,16 @@ class BreakpointNet(DenseNetwork):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) normalised → logits (B, C + 1, h, w) and (B, 2, 4, h, w).
 
-        The second are of the labels of ``instseg.ops.sgn_lines`` along rows and along columns.
+        The second are logits of the labels of ``instseg.ops.sgn_lines``, along rows and columns.
         """
         x = self.features(images)
         return self.semantic(x), self.breakpoints(x).unflatten(1, (2, 4))
 
 
 class LineNet(nn.Module):
-    """Which neighbouring pixels belong together, from breakpoints alone; no colour, any class.
+    """Links between neighbouring pixels, from breakpoints alone; no colour, any class.
 
-    Five 3x3 convolutions, two of them dilated, see 19 pixels.
+    Five 3x3 convolutions, two of them dilated, cover 19 pixels.
     """
 
     def __init__(self, channels: int) -> None:
@@ -71,7 +71,7 @@ class LineNet(nn.Module):
 
 
 class MergerNet(nn.Module):
-    """Whether two components are one object, from a crop around them."""
+    """Whether two components are one instance, from a crop around them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class MergerNet(nn.Module):
         self.score = nn.Linear(channels[-1], 1)
 
     def forward(self, crops: Tensor) -> Tensor:
-        """(P, 10, 64, 64), see :func:`crop_pairs` → (P,) logits, whichever component is first."""
+        """(P, 10, 64, 64), see :func:`crop_pairs` → (P,) logits, for either order of a pair."""
         image, first, second, rest = crops.split([3, 1, 1, CROP_CHANNELS - 5], dim=1)
         swapped = torch.cat([image, second, first, rest], dim=1)
         features = self.layers(torch.cat([crops, swapped])).mean(dim=(2, 3))

@@ -1,4 +1,4 @@
-"""Maps of one image, predicted or true, and the components that they give."""
+"""Maps of one image, predicted or true, and the components made from them."""
 
 from dataclasses import dataclass
 
@@ -30,15 +30,15 @@ class LineSettings:
 
 @dataclass(frozen=True)
 class ImageMaps:
-    """What the first two networks say about one image, or the truth.
+    """Output of the first two networks for one image, or the ground truth.
 
     Attributes:
         image: (3, h, w) normalised, of the size of the maps.
         semantic: (h, w) int64, class + 1, or 1 for all classes, 0 for background.
-        confidence: (h, w) probability of that.
+        confidence: (h, w) probability of that class.
         breakpoints: (2, 4, h, w) probabilities of labels along rows and columns.
-        seen: (2, h, w) probability of a breakpoint by the network, even where ``breakpoints`` are
-            the truth, as MergerNet has learnt to see these.
+        seen: (2, h, w) the network's probability of a breakpoint, even where ``breakpoints`` are
+            the ground truth, because MergerNet was trained on it.
         links: (2, h, w) probability that a pixel and the one below, to the right, belong together.
     """
 
@@ -56,10 +56,10 @@ class ImageMaps:
 
 @dataclass(frozen=True)
 class Truth:
-    """The same from annotations; all (h, w) or as in :class:`ImageMaps`.
+    """The same from annotations, with shapes as in :class:`ImageMaps`.
 
     Attributes:
-        owners: (h, w) int64, the object at each pixel, -1 for none.
+        owners: (h, w) int64, the instance at each pixel, -1 for none.
         semantic: (h, w) int64, class + 1, or 1 for all classes, 0 for background.
         labels: (2, h, w) uint8 breakpoints.
         links: (2, h, w) bool.
@@ -74,7 +74,7 @@ class Truth:
     def of_image(
         cls, targets: DenseTargets, number: int, size: tuple[int, int], widening: int
     ) -> "Truth":
-        """From the targets of a batch: image ``number``, which has ``size`` cells."""
+        """Image ``number``, of ``size`` cells, from the targets of a batch."""
         rows, columns = size
         owners = targets.owners[number, :rows, :columns]
         semantic = targets.semantic[number, :rows, :columns]

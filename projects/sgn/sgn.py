@@ -31,7 +31,7 @@ class SGN(DenseModel):
           → lines, cut by breakpoints → LineNet: links → components
           → MergerNet: pairs of components → instances
 
-    Each network is trained on what those before it give, without a gradient into them.
+    Each network is trained on the results of those before it, without a gradient into them.
     """
 
     num_classes_key = "MODEL.SGN.NUM_CLASSES"
@@ -67,13 +67,13 @@ class SGN(DenseModel):
             num_classes: without the background.
             stages: networks to train, of ``STAGES``.
             class_aware: whether lines end where the class changes.
-            sources: by the keys of ``SOURCES``.
+            sources: source of each stage's result, by the keys of ``SOURCES``.
             output_stride, give_semantic: see :class:`~instseg.modeling.DenseModel`.
-            semantic_weight, dice_weight: of the semantic map's losses.
+            semantic_weight, dice_weight: weights of the semantic map's losses.
             line_settings, merge_settings: how components and instances are found.
-            merge_pairs: pairs per batch to train MergerNet on.
-            min_area: cells of an instance at least.
-            max_instances: the best so many are given.
+            merge_pairs: training pairs of MergerNet per batch.
+            min_area: least cells of an instance.
+            max_instances: most instances of an image, the best ones.
         """
         super().__init__(
             pixel_mean, pixel_std, output_stride=output_stride, give_semantic=give_semantic
@@ -152,8 +152,8 @@ class SGN(DenseModel):
 
         Args:
             images: (3, h, w) each, normalised.
-            batched_inputs: see :meth:`forward`; where the semantic map comes from "files", with
-                ``sem_seg`` as :meth:`find` takes it.
+            batched_inputs: see :meth:`forward`; with ``sem_seg`` as in :meth:`find` if the semantic
+                map comes from "files".
         """
         return training.losses(self, images, batched_inputs)
 
@@ -162,9 +162,9 @@ class SGN(DenseModel):
 
         Args:
             image: (3, h', w') normalised.
-            item: see :meth:`forward`; where a source is "truth", with ``instances``; where the
-                semantic map comes from "files", with ``sem_seg``: labels (h, w), class + 1, 0 for
-                background, 255 for neither, or logits (C + 1, h, w), background first.
+            item: see :meth:`forward`; with ``instances`` if a source is "truth"; with ``sem_seg``
+                if the semantic map comes from "files": labels (h, w), class + 1, 0 for background,
+                255 for neither, or logits (C + 1, h, w), background first.
         Raises:
             CheckpointError: the network gives values that are not finite.
             ConfigError: the input lacks what a source needs.
@@ -178,7 +178,7 @@ class SGN(DenseModel):
         breakpoints: Tensor,
         truth: Truth | None = None,
     ) -> ImageMaps:
-        """Maps of one image, each from where its key says, the networks' in training.
+        """Maps of one image, each from the source of its key; in training from the networks.
 
         Args:
             image: (3, h', w') normalised.
@@ -187,7 +187,7 @@ class SGN(DenseModel):
             truth: None if no source needs it.
         """
         confidence, semantic = probabilities.max(dim=0)
-        seen = breakpoints[:, START:].sum(dim=1)
+        breakpoint_probability = breakpoints[:, START:].sum(dim=1)
         if truth is not None and self.sources["BREAKPOINTS_TEST"] == "truth":
             breakpoints = truth.breakpoints().to(breakpoints)
         source = "own" if self.training else self.sources["LINKS_TEST"]
@@ -202,7 +202,7 @@ class SGN(DenseModel):
                 links = self.lines(breakpoints[None], confidence[None])[0].sigmoid()
         rows, columns = self.cells(image)
         resized = F.interpolate(image[None], (rows, columns), mode="area")[0]
-        return ImageMaps(resized, semantic, confidence, breakpoints, seen, links)
+        return ImageMaps(resized, semantic, confidence, breakpoints, breakpoint_probability, links)
 
     def breakpoint_logits(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Semantic logits (B, C + 1, h, w) and breakpoint logits (B, 2, 4, h, w) of a batch.

@@ -1,4 +1,4 @@
-"""What the three networks learn, from a map of the object at each pixel (sections 2 and 4)."""
+"""Targets of the three networks, from a map of the instance at each pixel (sections 2 and 4)."""
 
 import torch
 from torch import Tensor
@@ -10,14 +10,14 @@ DROPPED, ADDED = 0.05, 0.01
 
 
 def breakpoint_labels(owners: Tensor, widening: int) -> tuple[Tensor, Tensor]:
-    """Where objects begin and end along rows and along columns.
+    """Where instances begin and end along rows and along columns.
 
-    A run is a stretch of one object in a row.  Its first ``widening + 1`` pixels are START, at most
-    half of it; of the others the last ``widening + 1`` are END, the rest INTERIOR.  A run of one
-    pixel is START.  The border of the image begins and ends runs like any other.
+    A run is a stretch of one instance in a row.  Its first ``widening + 1`` pixels, but at most
+    half of it, are START; the last ``widening + 1`` of the others are END, the rest INTERIOR.  A
+    run of one pixel is START.  The border of the image begins and ends runs.
 
     Args:
-        owners: (..., H, W) int64, the object at each pixel, less than 0 for none.
+        owners: (..., H, W) int64, the instance at each pixel, less than 0 for none.
         widening: pixels by which a breakpoint is wider than one.
     Returns:
         two (..., H, W) uint8 maps, from left to right and from top to bottom.
@@ -42,10 +42,10 @@ def _along_rows(owners: Tensor, widening: int) -> Tensor:
 
 
 def link_targets(owners: Tensor, semantic: Tensor) -> tuple[Tensor, Tensor]:
-    """Which neighbours belong together, and which pairs count.
+    """Neighbours that belong together, and pairs that count.
 
     Args:
-        owners: (B, H, W) int64, the object at each pixel, less than 0 for none.
+        owners: (B, H, W) int64, the instance at each pixel, less than 0 for none.
         semantic: (B, H, W) int64, class + 1, 0 for background.
     Returns:
         two (B, 2, H, W) bool maps: channel 0 is about a pixel and the one below it, channel 1 about
@@ -67,8 +67,8 @@ def link_targets(owners: Tensor, semantic: Tensor) -> tuple[Tensor, Tensor]:
 def degrade(labels: Tensor) -> Tensor:
     """True breakpoints as a poor network would draw them, to train LineNet on (section 7).
 
-    Each image's map is shifted by up to a pixel along rows and columns; then breakpoints are lost
-    and others appear at random.
+    Each image's map is shifted by up to a pixel along rows and columns; then some breakpoints are
+    removed and others added at random.
 
     Args:
         labels: (B, H, W) uint8.
@@ -86,20 +86,20 @@ def degrade(labels: Tensor) -> Tensor:
 
 
 def majority_owners(components: Tensor, owners: Tensor, count: int) -> Tensor:
-    """The object that covers most of each component (section 5).
+    """The instance that covers most of each component (section 5).
 
     Args:
         components: (H, W) int64, 0 ... count - 1, less than 0 for none.
         owners: (H, W) int64, less than 0 for none.
     Returns:
-        (count,) int64; -1 where no object covers half of the component.
+        (count,) int64; -1 where no instance covers half of the component.
     """
     inside = components >= 0
     area = components[inside].bincount(minlength=count)
     both = inside & (owners >= 0)
     width = int(owners.max()) + 1 if both.any() else 1
     keys, shared = (components[both] * width + owners[both]).unique(return_counts=True)
-    # The object goes along as the last digit of the overlap; none overlaps by nothing.
+    # The instance is the last digit of the overlap; no instance has an overlap of 0.
     best = area.new_zeros(count)
     best.scatter_reduce_(0, keys // width, shared * width + keys % width, "amax")
     return torch.where((best > 0) & (2 * (best // width) >= area), best % width, -1)

@@ -1,4 +1,4 @@
-"""Training: the losses, and what LineNet and MergerNet learn from (sections 4, 5 and 7)."""
+"""Training: the losses and the samples of LineNet and MergerNet (sections 4, 5 and 7)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -115,10 +115,10 @@ def line_loss(
     targets: DenseTargets,
     widening: int,
 ) -> Tensor:
-    """LineNet's loss, for each image on predicted breakpoints or on true ones made worse.
+    """LineNet's loss; each image has predicted breakpoints or degraded true ones.
 
     Args:
-        network: is trained.
+        network: to train.
         breakpoints: (B, 2, 4, h, w) predicted probabilities, without gradient.
         confidence: (B, h, w) probability of each pixel's class.
         targets: of the batch.
@@ -138,14 +138,14 @@ def merger_loss(
     settings: MergeSettings,
     most: int,
 ) -> Tensor:
-    """MergerNet's loss on components that the first stages find and on true fragments.
+    """MergerNet's loss on components of the first stages and on true fragments.
 
     Args:
-        network: is trained.
+        network: to train.
         images: maps and truth of each.
         lines: how components are found.
         settings: which of their pairs are candidates.
-        most: pairs, half of each kind at most.
+        most: number of pairs, at most half of each kind.
     Returns:
         a scalar; 0 if there is no pair.
     """
@@ -157,16 +157,17 @@ def merger_loss(
             (predicted, maps.semantic, maps.links),
             (truth.labels, truth.semantic, truth.links),
         ):
-            _, found = find_components(breaks, semantic, links, lines)
-            components = Components.from_map(found.to(semantic.device), semantic)
+            _, component_map = find_components(breaks, semantic, links, lines)
+            components = Components.from_map(component_map.to(semantic.device), semantic)
             large = large_components(components, settings)
-            own = candidate_pairs(components, large, settings)
-            owners = majority_owners(components.map, truth.owners, len(components.areas))[own]
-            own = own[(owners >= 0).all(dim=1)]
+            candidates = candidate_pairs(components, large, settings)
+            owners = majority_owners(components.map, truth.owners, len(components.areas))
+            owners = owners[candidates]
+            candidates = candidates[(owners >= 0).all(dim=1)]
             owners = owners[(owners >= 0).all(dim=1)]
-            pairs.append(own)
+            pairs.append(candidates)
             labels.append(owners[:, 0] == owners[:, 1])
-            numbers.append(torch.full((len(own),), len(sources), device=own.device))
+            numbers.append(torch.full((len(candidates),), len(sources), device=candidates.device))
             sources.append((maps.for_crops(), semantic, components))
     pair, label, number = torch.cat(pairs), torch.cat(labels), torch.cat(numbers)
     chosen = _half_of_each(label, most)
@@ -174,22 +175,22 @@ def merger_loss(
         return attached_zero(network.parameters())
     crops, targets = [], []
     for index, (pixels, semantic, components) in enumerate(sources):
-        own = chosen[number[chosen] == index]
-        boxes = windows(components, pair[own], jitter=True)
-        crops.append(crop_pairs(pixels, semantic, components, pair[own], boxes))
-        targets.append(label[own])
+        rows = chosen[number[chosen] == index]
+        boxes = windows(components, pair[rows], jitter=True)
+        crops.append(crop_pairs(pixels, semantic, components, pair[rows], boxes))
+        targets.append(label[rows])
     logits = network(_flipped(torch.cat(crops)))
     target = torch.cat(targets).to(logits.dtype)
     return F.binary_cross_entropy_with_logits(logits, target)
 
 
-def _half_of_each(labels: Tensor, most: int) -> Tensor:
-    """Random indices of at most ``most / 2`` true and as many false labels."""
+def _half_of_each(labels: Tensor, limit: int) -> Tensor:
+    """Random indices of at limit ``limit / 2`` true and as many false labels."""
     chosen = []
-    for kind in (labels, ~labels):
-        places = kind.nonzero()[:, 0]
-        order = torch.randperm(len(places), device=labels.device)
-        chosen.append(places[order[: most // 2]])
+    for of_kind in (labels, ~labels):
+        indices = of_kind.nonzero()[:, 0]
+        order = torch.randperm(len(indices), device=labels.device)
+        chosen.append(indices[order[: limit // 2]])
     return torch.cat(chosen)
 
 

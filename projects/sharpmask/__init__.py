@@ -21,6 +21,6 @@ PROJECT = Project(
     example="sharpmask/sharpmask_shapes.yaml",
     fast=("MODEL.DEEPMASK.OCTAVES_TEST", (0.0,)),
     reference="sharpmask/sharpmask_resnet50_coco.yaml",
-    # Half of all untrained networks say "nowhere" of every pixel.
+    # Half of all untrained networks leave every pixel out of the mask.
     narrow=("MODEL.DEEPMASK.MASK_THRESH_TEST", 0.4),
 )

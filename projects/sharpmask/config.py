@@ -4,13 +4,13 @@ from detectron2.config import CfgNode
 
 
 def add_sharpmask_config(cfg: CfgNode) -> None:
-    """Add ``MODEL.SHARPMASK``; everything but the refinement is in ``MODEL.DEEPMASK``."""
+    """Add ``MODEL.SHARPMASK``; all keys but those of the refinement are in ``MODEL.DEEPMASK``."""
     cfg.MODEL.SHARPMASK = CfgNode()
-    # k: channels of the coarsest mask, halved by every stage (section 3.2: 32).
+    # k: channels of the coarsest mask; every stage halves them (section 3.2: 32).
     cfg.MODEL.SHARPMASK.MASK_DIM = 32
-    # Channels of the second convolution of the horizontal nets in the first stage, likewise.
+    # Channels of the horizontal nets' second convolution in the first stage; halved likewise.
     cfg.MODEL.SHARPMASK.SKIP_DIM = 32
-    # Channels that the first convolution of each horizontal net reduces the trunk's map to, from
+    # Channels of the first convolution of each horizontal net, which reduces the trunk's map, from
     # the coarsest stage to the finest.
     cfg.MODEL.SHARPMASK.REDUCED_DIMS = (64, 64, 64, 32)
     # Compute the horizontal nets once for an image, not once for each window (section 3.1).

@@ -18,15 +18,15 @@ class Refinement(nn.Module):
         stage i = 1 ... 4:  M(i+1) = enlarge 2x (ReLU (V(Mi) + H(Fi)))     half the channels of Mi
         M5 (k/16, 16 w, 16 w) → 3x3 conv → logits
 
-    F1 ... F4 are maps of the trunk, F1 the coarsest.  H reduces the channels of one by three
-    convolutions, V is two.  The sum is the convolution of both maps together, so a stage is
-    the paper's plain module, ``conv(concatenation)``, taken apart (section 3.1): H(F) belongs to a
-    place in the image, not to a window, and can be computed once for all windows.
+    F1 ... F4 are maps of the trunk, F1 the coarsest.  H is three convolutions that reduce the
+    channels of such a map, V is two convolutions.  V(M) + H(F) is one convolution of both maps, so
+    a stage is the paper's plain module, ``conv(concatenation)``, in two parts (section 3.1).  H(F)
+    depends on the image alone and can be computed once for all windows.
 
     Deviation: masks are enlarged by repetition, as the released code does; the paper says
     bilinearly.  Convolutions start by He's rule, the sums V(M) + H(F) around 1 and the logits
-    around 0: by Torch's default, which the code keeps, values fade from layer to layer, and ReLU
-    may silence the few channels of the last stage for good.
+    around 0.  The released code keeps Torch's default; with it values fade from layer to layer, and
+    ReLU may silence the few channels of the last stage for good.
     """
 
     def __init__(

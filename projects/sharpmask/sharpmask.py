@@ -1,4 +1,4 @@
-"""The network: DeepMask, whose masks a second, top-down network makes sharp."""
+"""The network: DeepMask, and a second, top-down network that makes its masks sharp."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,10 +25,10 @@ from instseg.projects.sharpmask.refinement import Refinement, gather_windows
 class SharpMask(DeepMask):
     """SharpMask (Pinheiro et al., ECCV 2016, arXiv 1603.08695).
 
-    Everything of DeepMask is there, under the same names, and is not trained: ``MODEL.WEIGHTS``
-    is a trained DeepMask (two-stage training, section 4).  Only :class:`Refinement` learns, from
-    patches for the mask.  At inference windows are found by DeepMask's scores, and only those that
-    are kept get a mask.
+    It contains a whole DeepMask under the same names, which is not trained: ``MODEL.WEIGHTS`` is a
+    trained DeepMask (two-stage training, section 4).  Only :class:`Refinement` learns, from patches
+    for the mask.  At inference DeepMask's scores choose the windows, and only chosen windows get a
+    mask.
     """
 
     @configurable
@@ -116,12 +116,12 @@ class SharpMask(DeepMask):
         return {"loss_mask": mask_loss(logits, self._stack(batched_inputs, "gt_mask"))}
 
     def prepare(self, maps: dict[str, Tensor]) -> list[Tensor]:
-        """The horizontal features of a scale, or the maps they come from."""
+        """The horizontal features of a scale, or the maps that they are made of."""
         features = [maps[name] for name in self.levels]
         return self.refinement.skips(features) if self.refactored else features
 
     def logits_of(self, windows: Windows, level: Any) -> Tensor:
-        """(N, S, S) refined mask logits; what lies beyond a map counts as 0."""
+        """(N, S, S) refined mask logits; cells beyond a map count as 0."""
         parts = [
             gather_windows(x[0], windows.cells << number, self.window << number)
             for number, x in enumerate(level)
@@ -131,25 +131,25 @@ class SharpMask(DeepMask):
         return logits
 
     def comparisons(self, image: Tensor) -> list[Comparison]:
-        """DeepMask's, and the two forms of the refinement on the windows that are kept."""
+        """DeepMask's comparison, and the two forms of the refinement on the best windows."""
         multiple = max(self.backbone.size_divisibility, 1)
-        found, maps = [], []
+        windows_by_scale, maps = [], []
         height, width = image.shape[-2:]
         for scale in pyramid(height, width, self.octaves, self.max_size):
-            found.append(self.search(image, scale)[0])
+            windows_by_scale.append(self.search(image, scale)[0])
             padded = resize_padded(image, scale, self.patch_size // 2, multiple)
             maps.append(self.features(padded))
-        found = best_windows(found, self.max_proposals)
+        windows_by_scale = best_windows(windows_by_scale, self.max_proposals)
 
         def refine(refactored: bool) -> None:
-            chosen, self.refactored = self.refactored, refactored
-            for windows, own in zip(found, maps, strict=True):
-                level = self.prepare(own)
+            configured, self.refactored = self.refactored, refactored
+            for windows, features in zip(windows_by_scale, maps, strict=True):
+                level = self.prepare(features)
                 for part in torch.arange(len(windows.scores), device=self.device).split(64):
                     self.logits_of(windows[part], level)
-            self.refactored = chosen
+            self.refactored = configured
 
-        count = sum(len(windows.scores) for windows in found)
+        count = sum(len(windows.scores) for windows in windows_by_scale)
         return [
             *super().comparisons(image),
             Comparison(
@@ -168,7 +168,7 @@ class SharpMask(DeepMask):
 def _check(cfg: CfgNode, backbone: Backbone) -> None:
     """Raise a ConfigError for values that do not fit together."""
     node = cfg.MODEL.DEEPMASK
-    own = cfg.MODEL.SHARPMASK
+    sharp = cfg.MODEL.SHARPMASK
     strides = sorted((shape.stride for shape in backbone.output_shape().values()), reverse=True)
     coarsest = backbone.output_shape()[node.IN_FEATURE].stride
     wanted = [coarsest >> number for number in range(len(strides))]
@@ -178,16 +178,16 @@ def _check(cfg: CfgNode, backbone: Backbone) -> None:
             f"gives {strides}; of a ResNet, set MODEL.RESNETS.OUT_FEATURES "
             "['conv1', 'res2', 'res3', 'res4']"
         )
-    if len(own.REDUCED_DIMS) != len(strides):
+    if len(sharp.REDUCED_DIMS) != len(strides):
         raise ConfigError(
-            f"MODEL.SHARPMASK.REDUCED_DIMS is {own.REDUCED_DIMS}; expected {len(strides)} numbers, "
-            "one for each map of the backbone"
+            f"MODEL.SHARPMASK.REDUCED_DIMS is {sharp.REDUCED_DIMS}; expected {len(strides)} "
+            "numbers, one for each map of the backbone"
         )
     for key in ("MASK_DIM", "SKIP_DIM"):
-        if own[key] < 1 or own[key] % (1 << len(strides)):
+        if sharp[key] < 1 or sharp[key] % (1 << len(strides)):
             raise ConfigError(
-                f"MODEL.SHARPMASK.{key} is {own[key]}; expected a multiple of {1 << len(strides)}, "
-                "as every stage halves it"
+                f"MODEL.SHARPMASK.{key} is {sharp[key]}; expected a multiple of "
+                f"{1 << len(strides)}, as every stage halves it"
             )
     if node.TRAIN_MASK_SIZE != node.PATCH_SIZE:
         raise ConfigError(

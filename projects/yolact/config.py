@@ -40,7 +40,7 @@ def add_yolact_config(cfg: CfgNode) -> None:
     # Prototypes k, and coefficients of each anchor (section 3.1).
     node.NUM_PROTOTYPES = 32
 
-    # An anchor is positive from this IoU with its object on ...
+    # An anchor is positive from this IoU with its instance on ...
     node.POSITIVE_IOU = 0.5
     # ... and background below this one; in between it is ignored.
     node.NEGATIVE_IOU = 0.4

@@ -1,7 +1,7 @@
 """Weights of YOLACT and YOLACT++ (dbolya/yolact, a plain state dict in a ``.pth``).
 
-Against ours the names differ.  The order of anchors and classes is the same: the background is
-class 0 with us too.
+Only the names differ from ours.  The order of anchors and classes is the same: the background is
+class 0 in both.
 """
 
 import re

@@ -185,8 +185,8 @@ class HeadByLevel(nn.ModuleList):
 
     def forward(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """See :class:`PredictionHead`."""
-        found = [head([level]) for head, level in zip(self, pyramid, strict=True)]
-        deltas, logits, coefficients = (torch.cat(x, dim=1) for x in zip(*found, strict=True))
+        outputs = [head([level]) for head, level in zip(self, pyramid, strict=True)]
+        deltas, logits, coefficients = (torch.cat(x, dim=1) for x in zip(*outputs, strict=True))
         return deltas, logits, coefficients
 
 

@@ -33,13 +33,13 @@ class LossSettings:
 
 @dataclass(frozen=True)
 class Truth:
-    """The objects of one image.
+    """The instances of one image.
 
     Attributes:
         boxes: (G, 4) corners relative to the image.
         classes: (G,) int64 from 0.
         masks: (G, h, w) float, 0 or 1, of the whole image at any resolution.
-        crowd_boxes: (M, 4) as ``boxes``, regions full of objects that are not told apart.
+        crowd_boxes: (M, 4) as ``boxes``, regions full of instances that are not told apart.
     """
 
     boxes: Tensor
@@ -49,7 +49,7 @@ class Truth:
 
 
 def truth_of(item: dict[str, Any], device: torch.device) -> Truth:
-    """The objects of one training image, see :meth:`~instseg.projects.yolact.YOLACT.forward`."""
+    """The instances of one training image, see :meth:`~instseg.projects.yolact.YOLACT.forward`."""
     instances: Instances = item["instances"]
     height, width = instances.image_size
     scale = torch.tensor([width, height, width, height], device=device, dtype=torch.float32)
@@ -103,7 +103,7 @@ def yolact_losses(
 ) -> tuple[dict[str, Tensor], MaskSamples]:
     """All losses, weighted, and the masks they looked at.
 
-    An image without objects has the semantic loss alone, as no background anchors are mined in it.
+    An image without instances has the semantic loss alone; no background anchors are mined in it.
 
     Args:
         predictions: in single precision.
@@ -146,7 +146,7 @@ def yolact_losses(
 
 @torch.no_grad()
 def hardest_background(logits: Tensor, labels: Tensor, ratio: int) -> Tensor:
-    """Background anchors for the class loss: those least taken for background (as in SSD).
+    """Background anchors for the class loss, the hardest ones of each image (as in SSD).
 
     Args:
         logits: (B, P, C + 1), background first.
@@ -173,7 +173,7 @@ def _mask_loss(
 ) -> tuple[Tensor, MaskSamples]:
     """Sum over positive anchors, without weight; see :func:`mask_bce`."""
     size = predictions.prototypes.shape[1:3]
-    # Attached to the graph also where no image has an object.
+    # Attached to the graph also where no image has an instance.
     total = attached_zero([predictions.prototypes, predictions.coefficients])
     probabilities = [predictions.prototypes.new_zeros(0, *size)]
     targets = [predictions.prototypes.new_zeros(0, *size)]
@@ -188,12 +188,12 @@ def _mask_loss(
             positive = positive[torch.randperm(len(positive), device=positive.device)[:limit]]
         objects = objects[positive]
         boxes = truth.boxes[objects]
-        own = mask_probabilities(
+        predicted = mask_probabilities(
             predictions.prototypes[i], predictions.coefficients[i, positive], boxes
         )
         true = shrink(truth.masks, size)[objects]
-        total = total + mask_bce(own, true, boxes) * factor
-        probabilities.append(own)
+        total = total + mask_bce(predicted, true, boxes) * factor
+        probabilities.append(predicted)
         targets.append(true)
         classes.append(truth.classes[objects])
     samples = MaskSamples(torch.cat(probabilities), torch.cat(targets), torch.cat(classes), count)
@@ -203,8 +203,8 @@ def _mask_loss(
 def mask_bce(probabilities: Tensor, targets: Tensor, boxes: Tensor) -> Tensor:
     """Binary cross entropy of cropped masks, each divided by its box's area, summed.
 
-    The targets are not cropped: what an object has outside its box, padding included, costs 100 a
-    pixel, PyTorch's bound, whatever is predicted (authors' code).
+    The targets are not cropped: each of their pixels outside the box, padding included, costs 100,
+    PyTorch's bound, for any prediction (authors' code).
 
     Args:
         probabilities: (R, h, w).

@@ -1,4 +1,4 @@
-"""Which anchor is to find which object."""
+"""Matches anchors with instances."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from torchvision.ops import box_iou
 from instseg.projects.yolact.boxes import to_corners
 
 _FORCED = 2.0
-"""IoU given to the anchors that an object gets whatever the overlap."""
+"""IoU given to the anchors that an instance gets whatever the overlap."""
 
 
 def match(
@@ -20,22 +20,22 @@ def match(
     negative_iou: float = 0.4,
     crowd_iou: float = 0.7,
 ) -> tuple[Tensor, Tensor]:
-    """Assign the objects of one image to anchors (section 4.1, authors' code).
+    """Assign the instances of one image to anchors (section 4.1, authors' code).
 
-    Every anchor gets the object it overlaps most.  Every object gets an anchor of its own, the
+    Every anchor gets the instance it overlaps most.  Every instance gets an anchor of its own, the
     greatest overlaps being served first.
 
     Args:
         boxes: (G, 4) relative corners.
         classes: (G,) int64 from 0.
-        crowd_boxes: (M, 4) relative corners of regions full of objects.
+        crowd_boxes: (M, 4) relative corners of regions full of instances.
         priors: (P, 4) relative centre and size.
         positive_iou: from this IoU on an anchor is positive.
         negative_iou: below this one it is background.
-        crowd_iou: with more than this part of its area in a crowd it is not.
+        crowd_iou: with a larger share of its area in a crowd it is not background.
     Returns:
         (P,) int64: class + 1 where positive, 0 for background, -1 for neither; and (P,) int64, the
-        object of every anchor, 0 if there is none.
+        instance of every anchor, 0 if there is none.
     """
     count = len(priors)
     labels = torch.zeros(count, dtype=torch.int64, device=priors.device)
@@ -56,7 +56,7 @@ def match(
 
 
 def _forced(overlaps: Tensor) -> list[tuple[int, int]]:
-    """Pairs (anchor, object), a distinct anchor for every object.
+    """Pairs (anchor, instance), a distinct anchor for every instance.
 
     Args:
         overlaps: (G, P) IoU; overwritten.
@@ -69,7 +69,7 @@ def _forced(overlaps: Tensor) -> list[tuple[int, int]]:
         pairs.append((prior, index))
         overlaps[:, prior] = -1
         overlaps[index] = -1
-        # Only objects that wanted the same anchor have to look for another one.
+        # Only instances that wanted the same anchor have to look for another one.
         changed = (where == prior).nonzero()[:, 0]
         best[changed], where[changed] = overlaps[changed].max(dim=1)
     return pairs

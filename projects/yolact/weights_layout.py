@@ -76,8 +76,8 @@ def architecture_facts(
     there = any(name.startswith(prefix) for name in weights)
     if there or not options.allow_partial:
         part = prefix.removesuffix(".")
-        found = f"tensors of {part}" if there else f"no tensors of {part}"
-        yield Fact("MODEL.META_ARCHITECTURE", with_prefix if there else without, found)
+        reason = f"tensors of {part}" if there else f"no tensors of {part}"
+        yield Fact("MODEL.META_ARCHITECTURE", with_prefix if there else without, reason)
 
 
 def is_darknet(weights: Weights) -> bool:

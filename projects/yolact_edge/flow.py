@@ -109,10 +109,10 @@ class FeatFlowNet(nn.Module):
             encoded.append(x)
         motions = [self.predictors[-1](x)]
         for level in reversed(range(finest, len(self.up_features))):
-            own = encoded[level]
-            features = self.up_features[level](resized(x, own))
-            flow = self.up_flow[level](resized(motions[0].flow, own))
-            x = torch.cat([own, features, flow], dim=1)
+            skip = encoded[level]
+            features = self.up_features[level](resized(x, skip))
+            flow = self.up_flow[level](resized(motions[0].flow, skip))
+            x = torch.cat([skip, features, flow], dim=1)
             motions.insert(0, self.predictors[level](x))
         return motions
 

@@ -1,4 +1,4 @@
-"""What YolactEdge trains on beside the losses of YOLACT."""
+"""Losses of YolactEdge beside those of YOLACT."""
 
 from collections.abc import Sequence
 

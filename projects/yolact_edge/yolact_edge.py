@@ -92,7 +92,7 @@ class YolactEdge(YOLACT):
         }
 
     def _not_trained(self, freeze: bool) -> list[nn.Module]:
-        """What the stage leaves as it is, or does not use."""
+        """Modules that the stage does not train or use."""
         net, first = self.flow_net, self._first_warped
         if self.stage == "image":
             return [net] if self.refinement is None else [net, self.refinement]
@@ -168,14 +168,14 @@ class YolactEdge(YOLACT):
         """C3 and the other levels that frames between key frames compute, and nothing else."""
         wanted = self._levels[: max(self._first_warped, 1)]
         x = self.backbone.stem(images)
-        found = []
+        levels = []
         for name, part in zip(self.backbone.stage_names, self.backbone.stages, strict=True):
             x = part(x)
             if name in wanted:
-                found.append(x)
-            if len(found) == len(wanted):
+                levels.append(x)
+            if len(levels) == len(wanted):
                 break
-        return found
+        return levels
 
     def losses(self, images: Tensor, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """The losses of the stage.

@@ -16,7 +16,7 @@ from instseg.projects.yolact import YOLACT, Detections, MaskSamples, mask_probab
 
 
 class FastMaskIoUNet(nn.Module):
-    """Predicts the IoU of a mask with its object from the mask alone (section 6.1).
+    """Predicts the IoU of a mask with its instance from the mask alone (section 6.1).
 
     ::
 

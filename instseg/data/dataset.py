@@ -141,9 +141,10 @@ class Source:
     def load(self) -> DataSet:
         """The data set; see :func:`load`."""
         key = (*self._key, *map(_stamp, self.files))
+        named = _CACHE.get((self.name, key))
+        if named is not None:
+            return named
         cached = _CACHE.get(key)
-        if cached is not None and cached.name == self.name:
-            return cached
         if cached is None:
             content = self._read()
         else:
@@ -157,8 +158,8 @@ class Source:
                 },
             )
         dataset = _dataset(self.name, content, files=self.files, _origin=cached)
-        if cached is None:
-            _CACHE[key] = dataset
+        _CACHE[self.name, key] = dataset
+        _CACHE.setdefault(key, dataset)
         return dataset
 
 

@@ -31,6 +31,7 @@ class MaskScoreCOCOEvaluator(Metric, TruthEvaluator):
     for ``scores``.
     """
 
+    excludes = ("proposals",)
     _tasks: Sequence[str] | None
 
     @classmethod

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 
 def optimize(model: nn.Module) -> nn.Module:
@@ -65,5 +65,15 @@ def _fold(module: Any, norm: Any) -> None:
     """Give ``module`` the weights by which it computes ``norm(module(x))``."""
     # The module stays, with new parameters: deformable ones are folded in the same way, and those
     # that share their weights may have normalisations of their own.
-    fused = fuse_conv_bn_eval(module, norm)
-    module.weight, module.bias = fused.weight, fused.bias
+    dtype = module.weight.dtype
+    weight, bias = fuse_conv_bn_weights(
+        *map(_double, (module.weight, module.bias, norm.running_mean, norm.running_var)),
+        norm.eps,
+        *map(_double, (norm.weight, norm.bias)),
+    )
+    module.weight, module.bias = nn.Parameter(weight.to(dtype)), nn.Parameter(bias.to(dtype))
+
+
+def _double(values: Tensor | None) -> Tensor | None:
+    """Folding rounds once, at its end."""
+    return None if values is None else values.double()

@@ -62,7 +62,7 @@ def remove(path: Path) -> None:
             os.remove(mask)
         if os.path.isdir(path) and not os.path.islink(path) and not os.listdir(path):
             os.rmdir(path)
-    elif _is_ours(path):
+    elif is_ours(path):
         os.remove(path)
 
 
@@ -76,7 +76,7 @@ def tell_others(output: Path, sources: Sequence[Source]) -> None:
     for name in sorted(os.listdir(output)):
         path = output / name
         if name.lower() not in expected:
-            if _masks(path) if name.endswith("_masks") else _is_ours(path):
+            if _masks(path) if name.endswith("_masks") else is_ours(path):
                 others.append(name)
     if others:
         more = f" and {len(others) - _TOLD} more" if len(others) > _TOLD else ""
@@ -99,11 +99,12 @@ def _masks(folder: Path) -> list[Path]:
     return [
         folder / name
         for name in os.listdir(folder)
-        if _MASK.fullmatch(name) and _is_ours(folder / name)
+        if _MASK.fullmatch(name) and is_ours(folder / name)
     ]
 
 
-def _is_ours(path: Path) -> bool:
+def is_ours(path: Path) -> bool:
+    """Whether a run of ``instseg predict`` wrote this file."""
     if not os.path.isfile(path) or os.path.islink(path):
         return False
     try:

@@ -15,10 +15,13 @@ import cv2
 from instseg.data.images import Array
 from instseg.errors import ConfigError, ImageError, OutputError
 from instseg.masks import check_rle
-from instseg.predict.earlier import marked
+from instseg.predict.earlier import is_ours, marked
 
 _LARGEST = 1e12
 _UNUSABLE = (ValueError, KeyError, TypeError, RecursionError)
+
+_LONGEST_NAME = 255
+"""Bytes of the name of a file."""
 
 
 class JsonLines:
@@ -41,13 +44,20 @@ class JsonLines:
             key: of the list in that object.
         """
         self.path = path
-        self.lines = path.with_suffix(".jsonl")
+        # That of a name as long as names can be is a character shorter.
+        stem = os.fsdecode(os.fsencode(path.stem)[: _LONGEST_NAME - len(".jsonl")])
+        self.lines = path.with_name(f"{stem}.jsonl")
         self.tail: dict[str, Any] = {}
         self._head = head
         self._key = key
 
     def __enter__(self) -> "JsonLines":
         with writing(self.lines):
+            if self.lines.exists() and self.lines.stat().st_size and not is_ours(self.lines):
+                raise OutputError(
+                    f"{self.lines} is in the way, and no run of instseg predict wrote it; move it, "
+                    "or choose another --output"
+                )
             self._begin()
             self._file = self.lines.open("ab")
         with writing(self.path):

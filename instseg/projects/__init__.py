@@ -114,12 +114,16 @@ def converters() -> dict[str, str]:
     that has the name of the project.  No project is imported: a command's help names the formats.
     """
     packages = {name: f"{__name__}.{name}" for name in folders()}
-    packages |= {entry.name: entry.module for entry in entry_points(group=__name__)}
+    for entry in entry_points(group=__name__):
+        try:
+            packages.setdefault(entry.name, entry.module)
+        except AttributeError:  # malformed: projects() tells, where it is used
+            continue
     found: dict[str, str] = {}
     for project, package in packages.items():
         try:
             spec = find_spec(package)
-        except Exception:  # of a parent package: projects() tells, where it is used
+        except Exception:  # of a parent package: projects() tells
             continue
         for module in pkgutil.iter_modules(spec and spec.submodule_search_locations or []):
             first, _, format_name = module.name.partition("_")

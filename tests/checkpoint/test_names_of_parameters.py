@@ -2,7 +2,7 @@
 
 ``tests/golden/parameters.json`` holds, for the ``shapes`` configuration of every system, the
 SHA-256 of its sorted lines "name shape dtype".  A change of these makes the weights that users have
-unusable.  A failure writes the lines beside it; to see what changed, compare them with those that
+unusable.  A failure names the file of the lines; to see what changed, compare them with those that
 the last commit that passed writes.
 """
 

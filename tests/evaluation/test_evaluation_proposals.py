@@ -262,5 +262,7 @@ def test_objects_without_a_mask_are_refused(tmp_path: Path) -> None:
 def test_proposals_replace_the_precision_of_classes(tmp_path: Path) -> None:
     name = write(tmp_path, [annotation(SMALL)])
     assert isinstance(evaluator_for(name, tmp_path), ProposalEvaluator)
-    with pytest.raises(ConfigError, match="has proposals, .* and voc, .*; leave one of them out"):
-        evaluator_for(name, tmp_path, "TEST.METRICS", ("proposals", "voc"))
+    for other in ("voc", "coco"):
+        message = f"has proposals, .* and {other}, .*; leave one of them out"
+        with pytest.raises(ConfigError, match=message):
+            evaluator_for(name, tmp_path, "TEST.METRICS", ("proposals", other))

@@ -150,11 +150,21 @@ def test_a_join_that_fails_leaves_the_lines(
     assert json.loads((tmp_path / "a.jsonl").read_text()) == FOUND
 
 
-def test_a_name_may_be_as_long_as_names_can_be(tmp_path: Path) -> None:
-    path = tmp_path / f"{'n' * 249}.json"
+@pytest.mark.parametrize("stem", ["n" * 249, "n" * 250, "å" * 125])
+def test_a_name_may_be_as_long_as_names_can_be(tmp_path: Path, stem: str) -> None:
+    path = tmp_path / f"{stem}.json"
     with JsonLines(path) as file:
         file.add(FOUND)
     assert json.loads(path.read_text()) == [FOUND]
+
+
+def test_lines_of_another_program_are_refused_and_stay(tmp_path: Path) -> None:
+    (tmp_path / "clip.jsonl").write_text('{"mine": 1}\n')
+    with pytest.raises(OutputError, match="clip.jsonl is in the way, .* choose another --output"):
+        with JsonLines(tmp_path / "clip.json") as file:
+            file.add(FOUND)
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.jsonl"]
+    assert (tmp_path / "clip.jsonl").read_text() == '{"mine": 1}\n'
 
 
 _KILLED = """

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import instseg
-from instseg.projects import Project, folders, projects
+from instseg.projects import Project, converters, folders, projects
 from tests.conftest import ROOT
 
 LIST = "import instseg.projects as p; print(*(x.name for x in p.projects()))"
@@ -108,6 +108,17 @@ def test_a_broken_package_is_left_out_with_a_line_that_names_it(tmp_path: Path) 
     assert len(lines) == len(broken)
     for name, (_, _, reason) in broken.items():
         assert reason in lines[f"project {name} of the distribution {name}"]
+
+
+def test_help_names_converters_whatever_is_installed(tmp_path: Path) -> None:
+    install(tmp_path, "fcis", "evil:PROJECT", "")
+    (tmp_path / "evil").mkdir()
+    for file in ("__init__.py", "convert.py"):
+        (tmp_path / "evil" / file).touch()
+    install(tmp_path, "gone", "no.such.module:PROJECT", "")
+    install(tmp_path, "malformed", "", "")
+    done = run("import instseg.projects as p; print(p.converters())", tmp_path)
+    assert done.stdout == f"{converters()}\n", done.stderr
 
 
 def test_the_names_of_the_folders_are_known_without_torch(tmp_path: Path) -> None:

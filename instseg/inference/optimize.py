@@ -16,7 +16,7 @@ def optimize(model: nn.Module) -> nn.Module:
     convolutions with a normalisation after them in an ``nn.Sequential``, as torchvision's networks
     have them.  Other normalisations stay.  Results differ by rounding alone.
 
-    The names of its parameters change: save a checkpoint before, not after.
+    Parameter names change: save a checkpoint before, not after.
 
     Args:
         model: in evaluation mode.
@@ -63,7 +63,7 @@ def _fold_neighbours(layers: nn.Sequential) -> None:
 
 def _fold(module: Any, norm: Any) -> None:
     """Give ``module`` the weights by which it computes ``norm(module(x))``."""
-    # The module stays, with new parameters: deformable ones are folded in the same way, and those
-    # that share their weights may have normalisations of their own.
+    # Only the parameters are new: this folds deformable convolutions too, and modules that share
+    # weights may have different normalisations.
     fused = fuse_conv_bn_eval(module, norm)
     module.weight, module.bias = fused.weight, fused.bias

@@ -1,4 +1,4 @@
-# Every target sets up .venv from nothing by itself; nothing else knows how to install.
+# Every target first sets up .venv if need be; the commands for that are nowhere else.
 #   make demo | test | test-configs | lint | setup      (PYTHON=python3.12 chooses that of a new .venv)
 #   make asan         operator tests under the address and undefined-behaviour sanitizers
 #   make fuzz         the tests of random input with ten thousand examples each
@@ -15,14 +15,14 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10))
 
 CUDA_PYTHON ?= $(CURDIR)/$(BIN)/python
 OPERATORS := $(wildcard csrc/* csrc/*/*)
-# A copy of the package with operators built in another way, $(1), and the tests beside it.
+# Builds a copy of the package with other operators into build/$(1), and copies the tests there.
 BUILD_ASIDE = setup.py --quiet build --build-lib build/$(1) --build-temp build/$(1)-objects && \
 	cp -r tests pyproject.toml build/$(1)
 
-# Each takes half of the tests, in order, so that what a module prepares is prepared once.
+# Each worker takes half of the tests, in order, so that a module's fixtures are made once.
 TWO_WORKERS = --numprocesses 2 --dist worksteal
 
-# Tests with random input, of which there is a marker by hypothesis; -m replaces that of pyproject.toml.
+# Tests with random input, which hypothesis marks; this -m replaces that of pyproject.toml.
 FUZZED = -m "hypothesis and not slow and not network" --hypothesis-profile fuzz --timeout 3600
 
 .PHONY: setup demo test test-configs lint asan fuzz chaos cuda cuda-test
@@ -76,14 +76,14 @@ $(STAMP): constraints.txt setup.py pyproject.toml instseg/install_detectron2.py 
 	@$(PYTHON) -c '$(NEW_ENOUGH)' || { \
 		echo "error: instseg needs Python 3.10 or newer, and '$(PYTHON)' is not one; type: make PYTHON=python3.12" >&2; \
 		exit 1; }
-	@# The metadata of pip are its last files: an environment whose creation was interrupted has none.
+	@# pip's metadata are written last: an environment whose creation was interrupted has none.
 	@$(BIN)/python -c 'import importlib.metadata as m; m.version("pip"); $(NEW_ENOUGH)' 2>/dev/null \
 		|| $(PYTHON) -m venv --clear $(VENV)
 	@echo "setup: installing into $(VENV) (the first time some minutes and 5 GB, most of it torch)"
 	@$(PIP) install --quiet --constraint constraints.txt ninja setuptools wheel torch torchvision
 	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[convert,demo,export,lint,test,video]'
 	@$(BIN)/python instseg/install_detectron2.py --constraint constraints.txt
-	@# opencv-python needs libGL and libglib of the system; the headless wheel is the same without them.
+	@# opencv-python needs the system's libGL and libglib; the headless wheel works without them.
 	@reason=$$($(BIN)/python -c 'import cv2' 2>&1) || case "$$reason" in \
 		*"cannot open shared object file"*) \
 			echo "setup: a system library is missing, taking opencv-python-headless ($${reason##*ImportError: })"; \

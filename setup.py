@@ -1,8 +1,8 @@
 """Build of instseg: maps the folders and compiles ``csrc/``; all metadata is in ``pyproject.toml``.
 
 The papers live in ``projects/`` and the configurations in ``configs/``, where a reader looks for
-them, and are installed as ``instseg.projects.<paper>`` and ``instseg.configs``.  ``csrc/`` becomes
-``instseg._C``: for the CPU always, for CUDA when a GPU is there or with ``FORCE_CUDA=1``.
+them.  They are installed as ``instseg.projects.<paper>`` and ``instseg.configs``.  ``csrc/``
+becomes ``instseg._C``, always for the CPU, and for CUDA with a GPU or ``FORCE_CUDA=1``.
 ``INSTSEG_SANITIZE=1`` builds it with sanitizers (see ``make asan``).
 """
 
@@ -20,7 +20,7 @@ from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 OLDEST_TORCH = (2, 6)
-# What makes no use of torch (source distributions, queries) works without it.
+# Other commands (source distributions, queries) work without torch.
 BUILD_COMMANDS = {
     "bdist_wheel",
     "build",
@@ -33,17 +33,17 @@ BUILD_COMMANDS = {
 
 
 def check_torch() -> None:
-    """Stop with one sentence when the torch that this build sees is missing or too old."""
+    """Stop with one sentence if the torch that this build sees is missing or too old."""
     try:
-        found = version("torch")
+        torch_version = version("torch")
     except PackageNotFoundError:
-        found = ""
-    numbers = re.match(r"(\d+)\.(\d+)", found)
+        torch_version = ""
+    numbers = re.match(r"(\d+)\.(\d+)", torch_version)
     if numbers is None or tuple(map(int, numbers.groups())) < OLDEST_TORCH:
         oldest = ".".join(map(str, OLDEST_TORCH))
         sys.exit(
             f"instseg is built against an installed torch >= {oldest} and this build sees "
-            f"{'torch ' + found if found else 'none'}: "
+            f"{'torch ' + torch_version if torch_version else 'none'}: "
             "type `pip install torch==2.11.0 torchvision==0.26.0`, "
             "then `pip install --no-build-isolation -e .`"
         )
@@ -62,9 +62,9 @@ def folder_of_each_package() -> dict[str, str]:
 
 
 def cuda_toolkit() -> str | None:
-    """Return the folder of the CUDA toolkit: as named, beside the real nvcc, or from PyPI wheels.
+    """Return the folder of the CUDA toolkit: the named one, the real nvcc's, or a PyPI wheel's.
 
-    torch guesses it from where ``nvcc`` is found, which is wrong when that is a link or a script.
+    torch takes the folder of the ``nvcc`` on PATH, which is wrong if that is a link or a script.
     """
     if named := os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
         return named
@@ -72,8 +72,8 @@ def cuda_toolkit() -> str | None:
         plan = subprocess.run(
             [nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True
         )
-        if found := re.search(r"^#\$ _HERE_=(.+)$", plan.stderr, re.MULTILINE):
-            return str(Path(found[1]).parent)
+        if real_folder := re.search(r"^#\$ _HERE_=(.+)$", plan.stderr, re.MULTILINE):
+            return str(Path(real_folder[1]).parent)
     nvidia = find_spec("nvidia")
     for folder in (nvidia and nvidia.submodule_search_locations) or ():
         for nvcc in sorted(Path(folder).glob("*/bin/nvcc")):
@@ -82,7 +82,7 @@ def cuda_toolkit() -> str | None:
 
 
 def check_compiler() -> None:
-    """Stop with one sentence when there is no C++ compiler."""
+    """Stop with one sentence if there is no C++ compiler."""
     compiler = os.environ.get("CXX", "cl" if os.name == "nt" else "c++").split()[0]
     if shutil.which(compiler) is None:
         sys.exit(
@@ -96,7 +96,7 @@ def extension() -> tuple[Extension, Any]:
     check_compiler()
     toolkit = cuda_toolkit()
     if toolkit:
-        os.environ["CUDA_HOME"] = toolkit  # read by torch when the following is imported
+        os.environ["CUDA_HOME"] = toolkit  # torch reads it during the next imports
     import torch
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
@@ -116,7 +116,7 @@ def extension() -> tuple[Extension, Any]:
     if os.name == "nt":
         flags, link = ["/O2", "/openmp"], []
     else:
-        # Multiply and add are rounded one after the other everywhere, so that all devices agree.
+        # No fused multiply-add: products are rounded before sums, so that all devices agree.
         flags, link = ["-O3", "-ffp-contract=off"], []
         if sys.platform == "linux":
             flags.append("-fopenmp")

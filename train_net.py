@@ -7,9 +7,9 @@
 Several GPUs: ``--num-gpus N``; several processes on any device: ``torchrun --nproc-per-node N
 train_net.py …``.
 
-Exit status: 0 done, 1 a defect (with a traceback), 2 a mistake (one line on stderr), 143 or 130
-stopped by SIGTERM or Ctrl-C: a training finishes its iteration and saves a checkpoint first, from
-which ``--resume`` goes on.
+Exit status: 0 done, 1 a defect (with a traceback), 2 a user's mistake (one line on stderr), 143 or
+130 stopped by SIGTERM or Ctrl-C: a training first finishes its iteration and saves a checkpoint,
+from which ``--resume`` goes on.
 """
 
 import argparse
@@ -44,8 +44,8 @@ def run(args: argparse.Namespace) -> None:
             inference=True,
             classes=class_count(cfg),
         )
-        told = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        write_config(cfg, model_categories(cfg, told))
+        checkpoint = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        write_config(cfg, model_categories(cfg, checkpoint))
         check_expected_results(cfg, model, datasets)
         results = Trainer.test(cfg, model)
         if comm.is_main_process():
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """``run``, with the mistakes of a user as one line on stderr and exit status 2."""
+    """Call ``run``; a user's mistake gives one line on stderr and exit status 2."""
     try:
         run(args)
     except InstsegError as error:
@@ -82,7 +82,7 @@ if __name__ == "__main__":
         report(error)
         sys.exit(2)
     except ProcessExitedException as error:
-        # Of a process that a signal ended the code is minus its number.
+        # The code of a process that a signal ended is minus the number of the signal.
         sys.exit(error.exit_code if error.exit_code >= 0 else 128 - error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

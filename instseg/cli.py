@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _load_requirements() -> None:
     """Raise an ImportError that says what to type if torch or Detectron2 is missing."""
-    # Read when OpenCV is loaded: its own messages would stand beside the one line per bad file.
+    # Read when OpenCV is loaded: keeps its messages away from our one line per bad file.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     instseg.get_cfg  # noqa: B018 - resolved on first use
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _group(parser: argparse.ArgumentParser) -> Callable[..., argparse.ArgumentParser]:
-    """What adds commands below another one."""
+    """A function that adds commands below another one."""
     return parser.add_subparsers(metavar="COMMAND", required=True).add_parser
 
 

@@ -1,4 +1,4 @@
-"""What a command of instseg prints."""
+"""How the commands of instseg read arguments and print messages."""
 
 import argparse
 import io
@@ -12,9 +12,10 @@ from instseg.errors import ConfigError
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports mistakes as one line, where all errors end, not as usage text.
+    """Raises mistakes as ConfigError, which is printed as one line, instead of printing the usage.
 
-    What is no option may stand before, between and behind options: ``KEY VALUE`` pairs come last.
+    Positional arguments may stand before, between and behind options: ``KEY VALUE`` pairs come
+    last.
     """
 
     _mixing = False
@@ -36,10 +37,10 @@ class Parser(argparse.ArgumentParser):
 
 @contextmanager
 def console() -> Iterator[None]:
-    """Show instseg's own messages while a command runs, and none of PyTorch's for developers.
+    """Show instseg's own messages while a command runs, and hide PyTorch's for developers.
 
-    Names that have no characters in the encoding of the terminal, such as those of files that are
-    no UTF-8, are printed with escapes.
+    Prints characters that the terminal cannot show, such as names of files that are no UTF-8, as
+    escapes.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as Python sets it for stderr

@@ -1,9 +1,9 @@
-"""What a fork does to threads, and what is done about it.
+"""Keeps forked processes from waiting for threads that they do not have.
 
 A forked process is a copy of its parent with one thread.  GNU's OpenMP, on which PyTorch and our
-operators run on Linux, keeps its threads from one call to the next; the copy would wait for ever
-for threads that it does not have, and outlive a parent that is killed, since nothing ends it.
-Therefore they are given up before every fork; parent and child start others when they need them.
+operators run on Linux, keeps its threads from one call to the next.  A forked process would wait
+for ever for threads that it does not have, and would outlive a parent that is killed.  Therefore
+OpenMP ends its threads before every fork; parent and child start new ones when they need them.
 """
 
 import ctypes
@@ -18,13 +18,13 @@ _SOFT = 1
 """``omp_pause_soft``: settings stay."""
 
 _kept = False
-"""Whether the last fork was made although threads could not be given up."""
+"""Whether the threads could not be ended before the last fork."""
 _lost = False
-"""Whether this process was made by such a fork."""
+"""Whether such a fork made this process."""
 
 
 def check_threads() -> None:
-    """Raise a ProcessError where operators would wait for threads that a fork has not copied."""
+    """Raise a ProcessError if operators would wait for threads that a fork has not copied."""
     if _lost and torch.get_num_threads() > 1:
         raise ProcessError(
             "this process was forked from one whose operators run on several threads, which a fork "
@@ -44,13 +44,13 @@ def _in_child() -> None:
     global _lost
     _lost = _lost or _kept
     if torch.get_num_threads() > 1:
-        # Replaces another pool of PyTorch's, which its threads would race to do later.
+        # Replaces PyTorch's other pool now; later its threads would race to do so.
         torch.set_num_threads(torch.get_num_threads())
 
 
 def _give_up_threads(file: str) -> bool:
-    """End the OpenMP threads behind a loaded extension; False if it has some and they go on."""
-    # Asks for functions of the libraries that the extension was linked to.
+    """End the OpenMP threads of a loaded extension; False if they cannot be ended."""
+    # Looks functions up in the libraries that the extension was linked to.
     library = ctypes.CDLL(file)
     try:
         return library.omp_pause_resource_all(_SOFT) == 0

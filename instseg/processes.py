@@ -1,4 +1,4 @@
-"""Processes that a program starts end with it."""
+"""Ends the processes that a program started when the program ends."""
 
 import ctypes
 import os
@@ -16,13 +16,13 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def end_with(parent: int) -> None:
-    """Have this process get SIGTERM when ``parent`` ends, in whatever way, kill -9 included.
+    """Have this process get SIGTERM when ``parent`` ends in any way, kill -9 included.
 
-    Only Linux can do that; elsewhere nothing happens.
+    Works on Linux only; elsewhere nothing happens.
 
     Args:
-        parent: id of the process that started this one, as told by it, since it may have ended
-            before this is called.
+        parent: id of the process that started this one.  It has to come from that process, which
+            may have ended before this is called.
     """
     if _LIBC is None:
         return
@@ -40,12 +40,12 @@ def end_with_make() -> None:
 def run(command: Sequence[str | os.PathLike[str]]) -> None:
     """Run ``command`` to its end, in the main thread.
 
-    SIGTERM and Ctrl-C reach it as SIGTERM, and its end is waited for: a training finishes its
-    iteration and saves a checkpoint.  It also ends if this process is killed outright, see
+    Forwards SIGTERM and Ctrl-C as SIGTERM and waits for the command to end: a training finishes its
+    iteration and saves a checkpoint.  The command also ends if this process is killed outright, see
     :func:`end_with`.
 
     Raises:
-        SystemExit: it failed, with its status; or 128 + the number of a signal, as shells have it.
+        SystemExit: the command failed, with its status; or a signal came, with 128 + its number.
     """
     received: list[int] = []
     children: list[subprocess.Popen[bytes]] = []
@@ -55,11 +55,11 @@ def run(command: Sequence[str | os.PathLike[str]]) -> None:
         for child in children:
             child.terminate()
 
-    own = os.getpid()
+    this_process = os.getpid()
     former = {number: signal.signal(number, forward) for number in _SIGNALS}
     try:
-        children.append(subprocess.Popen(command, preexec_fn=lambda: end_with(own)))
-        if received:  # while it was being started
+        children.append(subprocess.Popen(command, preexec_fn=lambda: end_with(this_process)))
+        if received:  # while the command was being started
             children[0].terminate()
         status = children[0].wait()
     finally:

@@ -1,4 +1,4 @@
-"""What the readers of foreign binary files share: no size is believed before there is room for it.
+"""Base of the readers of foreign binary files; it checks every claimed size against the file.
 
 The formats hold numbers and names; nothing in them can be executed.
 """
@@ -19,11 +19,11 @@ class Malformed(Exception):
 
 @contextmanager
 def opened(path: str | os.PathLike[str], kind: str) -> Iterator[BinaryIO]:
-    """The open file, while whose content is read.
+    """Open a file to read its content inside.
 
     Args:
         path: local path or URL.
-        kind: what the file should be, such as "Torch7 file".
+        kind: of file, in messages, such as "Torch7 file".
     Raises:
         CheckpointError: the file cannot be opened or read, or is :class:`Malformed`.
     """
@@ -38,14 +38,14 @@ def opened(path: str | os.PathLike[str], kind: str) -> Iterator[BinaryIO]:
 
 
 class ByteReader:
-    """Takes a file apart from front to back."""
+    """Reads a file from front to back."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._left = os.fstat(file.fileno()).st_size
 
     def _room(self, count: int, size: int, what: str) -> int:
-        """``count`` things of ``size`` bytes or more, which must fit into the rest of the file."""
+        """``count``, once that many things of ``size`` bytes fit into the rest of the file."""
         if count < 0 or count * size > self._left:
             raise Malformed(f"it claims {count} {what}, but only {self._left} bytes follow")
         return count

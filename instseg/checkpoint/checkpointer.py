@@ -31,9 +31,9 @@ T = TypeVar("T")
 class Checkpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, made safe against bad files, misfits, full disks and sudden ends.
 
-    Files are the same as Detectron2's; what its own checkpointer cannot promise is written at each
-    method.  Under ``DistributedDataParallel`` the main worker reads and writes the files, and all
-    workers get the same content or the same error; every worker has to call the loading methods.
+    Files are the same as Detectron2's; each method says what it guarantees beyond Detectron2's.
+    Under ``DistributedDataParallel`` the main worker reads and writes the files, and all workers
+    get the same content or the same error; every worker has to call the loading methods.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class Checkpointer(DetectionCheckpointer):
     ) -> None:
         """
         Args:
-            model: the module whose weights are saved and loaded; a DDP wrapper is looked through.
+            model: the module whose weights are saved and loaded, also inside a DDP wrapper.
             save_dir: local folder of the checkpoints; "" saves nothing.
             save_to_disk: whether this process saves; by default the main worker.
             sha256: SHA-256 that a file given to :meth:`load` must have, "" for any.
             allow_partial: load files that initialise less than half of the model, or for inference
-                not all of it.
-            inference: the model is not going to be trained: a file must have every tensor that
-                inference uses, and no other.
+                less than all of it.
+            inference: the model will not be trained: a file must have exactly the tensors that
+                inference uses.
             classes: of the model, for messages.
             categories: of the model, saved beside the weights for prediction.
             checkpointables: objects with ``state_dict`` and ``load_state_dict``, saved by key.
@@ -113,16 +113,16 @@ class Checkpointer(DetectionCheckpointer):
                 match names by their suffixes.  "" loads nothing.
             checkpointables: which of the other objects to load if the file has them, None for all.
         Returns:
-            What else the file holds, e.g. ``iteration`` or ``categories``.
+            the other contents of the file, e.g. ``iteration`` or ``categories``.
         Raises:
             CheckpointError: the file cannot be read, or without ``allow_partial`` fits less than
-                half of the model, or for inference not all of it; the model is as it was.
+                half of the model, or for inference less than all of it; the model is as it was.
         """
         if not path:
             logger.info("No weights given: the model starts from scratch")
             return {}
-        file, found = re.subn(r"(?<=[?&])matching_heuristics=(True|False)(&|$)", "", path)
-        file = file.rstrip("?&") if found else path
+        file, count = re.subn(r"(?<=[?&])matching_heuristics=(True|False)(&|$)", "", path)
+        file = file.rstrip("?&") if count else path
         checkpoint = self._on_main(lambda: self._load_file(file))
         if "matching_heuristics=True" in path:
             checkpoint["matching_heuristics"] = True
@@ -132,7 +132,7 @@ class Checkpointer(DetectionCheckpointer):
         return self._read(filename, self.sha256)
 
     def _read(self, file: str, sha256: str = "") -> dict[str, Any]:
-        """The content of a file, its weights named as in the model where they can be."""
+        """The content of a file, its weights named as in the model if possible."""
         checkpoint = read_weights(file, sha256)
         checkpoint["model"] = plain_names(checkpoint["model"], self.model.state_dict())
         return checkpoint
@@ -150,8 +150,8 @@ class Checkpointer(DetectionCheckpointer):
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Resume from the last good checkpoint in ``save_dir``, or else :meth:`load` weights alone.
 
-        Resuming loads everything, model, ``checkpointables`` and iteration, and accepts nothing
-        less; ``sha256`` and ``allow_partial`` are about ``path``.
+        Resuming loads everything, model, ``checkpointables`` and iteration, and requires all of it;
+        ``sha256`` and ``allow_partial`` apply to ``path`` only.
 
         Raises:
             CheckpointError: as :meth:`load`; or the checkpoint to resume from belongs to another
@@ -192,7 +192,7 @@ class Checkpointer(DetectionCheckpointer):
         dated = []
         for file in files.values():
             iteration = peek_iteration(file)
-            if iteration is not None and iteration >= 0:  # others were put there by hand
+            if iteration is not None and iteration >= 0:  # a file without was put there by hand
                 dated.append((iteration, file.stat().st_mtime, str(file)))
         for _, _, name in sorted(dated, reverse=True):
             yield name
@@ -211,10 +211,10 @@ class Checkpointer(DetectionCheckpointer):
     ) -> dict[str, Any]:
         """Check that the content of a file fits, and only then load it."""
         fit = self._fit(checkpoint, path, inference=self.inference and not resuming)
-        lacking = [key for key in self.checkpointables if key not in checkpoint]
-        if resuming and (lacking or not fit.complete):
+        missing_keys = [key for key in self.checkpointables if key not in checkpoint]
+        if resuming and (missing_keys or not fit.complete):
             text = f"; {fit.remedy}" if fit.reshaped else ""
-            text += f"; saved state missing: {few(lacking)}" if lacking else ""
+            text += f"; saved state missing: {few(missing_keys)}" if missing_keys else ""
             raise CheckpointError(
                 f"cannot resume from {path}: {fit}{text}; resume with the configuration that wrote "
                 f"it, or start anew in another OUTPUT_DIR with it as MODEL.WEIGHTS"
@@ -233,7 +233,7 @@ class Checkpointer(DetectionCheckpointer):
         return checkpoint
 
     def _judge(self, fit: Fit, path: str) -> None:
-        """Refuse weights that do not fit well enough, and say what starts from scratch."""
+        """Refuse weights that do not fit well enough, and log what starts from scratch."""
         text = f"{path}: {fit}"
         refused = self.inference and not fit.complete and not self.allow_partial
         if fit.reshaped or refused:
@@ -297,10 +297,10 @@ class Checkpointer(DetectionCheckpointer):
         )
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        """Nothing: the summary of the fit has told it."""
+        """Do nothing: the summary of the fit was logged."""
 
     def _on_main(self, read: Callable[[], T]) -> T:
-        """The result of ``read`` on the main worker, or its error, for all workers under DDP."""
+        """Give all DDP workers the result of ``read`` on the main one, or its error."""
         if not self._distributed:
             return read()
         failure: Exception | None = None
@@ -308,7 +308,7 @@ class Checkpointer(DetectionCheckpointer):
         if comm.is_main_process():
             try:
                 outcome[0] = read()
-            except Exception as error:  # raised below, once nobody waits for us
+            except Exception as error:  # raised below, when no worker waits for this one
                 failure, outcome[1] = error, str(error) or repr(error)
         group = dist.new_group(backend="gloo")  # objects travel through the CPU
         dist.broadcast_object_list(outcome, src=0, group=group)
@@ -321,7 +321,7 @@ class Checkpointer(DetectionCheckpointer):
 
 
 def _save_loadable(data: dict[str, Any], file: BinaryIO) -> None:
-    """``torch.save``, refusing now what could not be loaded when resuming."""
+    """``torch.save``, but refuses data that could not be loaded again."""
     torch.save(data, file)
     file.flush()
     if peek_iteration(file.name) is None:

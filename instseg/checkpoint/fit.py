@@ -1,4 +1,4 @@
-"""What a weight file has for a model, found out before the model is changed."""
+"""Compares a weight file with a model before the model is changed."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -13,25 +13,25 @@ from instseg.modeling.contract import unused_in_inference
 Shape = tuple[int, ...]
 
 _FEW_PARTS = 6
-"""How many parts of a model a message names."""
+"""Number of parts of a model that a message names."""
 _CLASSIFIER = 4
-"""Tensors that a backbone has beside those of ours, at most: its classifier, a bias."""
+"""Most tensors that a released backbone has beside those of ours: its classifier, a bias."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How the tensors of a file meet those of a model.
+    """How well the tensors of a file fit those of a model.
 
-    Batch counters are left out, and so are the statistics of frozen normalisations that the file
-    has as scale and shift only.
+    Leaves out batch counters, and the statistics of frozen normalisations that the file has as
+    scale and shift only.
 
     Attributes:
         ours: name -> shape of the tensors of the model that a file can initialise.
-        theirs: name -> shape of those of the file, named as in the model where it has them.
-        missing: names in the model that the file has nothing for.
-        unexpected: names in the file that the model has no place for.
-        reshaped: name -> shapes in the file and in the model, where they differ.
-        classes: of the model, None where it is not known.
+        theirs: name -> shape of the tensors of the file, named as in the model if it has them.
+        missing: names in the model that are not in the file.
+        unexpected: names in the file that are not in the model.
+        reshaped: name -> shapes in the file and in the model, if they differ.
+        classes: of the model, None if unknown.
         classes_there: numbers of classes that a file with these shapes may be for; none if shapes
             differ in other ways.
     """
@@ -60,7 +60,7 @@ class Fit:
             model: its state dict gives the names and shapes asked for.
             weights: named as in the model.
             by_suffix: names were matched by suffix, so a tensor of another shape kept its own.
-            inference: do not ask for what
+            inference: do not ask for the tensors that
                 :func:`~instseg.modeling.contract.unused_in_inference` names.
             classes: of the model, for messages.
         """
@@ -83,13 +83,13 @@ class Fit:
                 tensors.pop(name, None)
                 reshaped.pop(name, None)
         # A tensor that the model holds under two names is initialised through either.
-        filled = {_place(tensors[k]) for k in same} - {None}
+        filled = {_storage(tensors[k]) for k in same} - {None}
         missing = [k for k in tensors if k not in reshaped and k not in same]
-        missing = [k for k in missing if _place(tensors[k]) not in filled]
+        missing = [k for k in missing if _storage(tensors[k]) not in filled]
         # Buffers outside the state dict (pixel mean, anchors) were saved by older versions.
         known = {*model.state_dict(), *(name for name, _ in model.named_buffers())}
         unexpected = [k for k in weights if k not in known and "num_batches_tracked" not in k]
-        if by_suffix:  # tensors of another shape were left under the name they have in the file
+        if by_suffix:  # tensors of another shape kept their name in the file
             pairs = [(k, u) for u in unexpected for k in missing if k.endswith(f".{u}")]
             reshaped |= {k: (tuple(weights[u].shape), tuple(tensors[k].shape)) for k, u in pairs}
             missing = [k for k in missing if k not in reshaped]
@@ -128,9 +128,9 @@ class Fit:
     def remedy(self) -> str:
         """The most likely cause of a misfit, and what to change."""
         if self.classes and self.reshaped and self.classes_there:
-            key, found = self.classes.key, " or ".join(map(str, self.classes_there))
+            key, there = self.classes.key, " or ".join(map(str, self.classes_there))
             return (
-                f"the file is for {found} classes, {key} is {self.classes.count}: set {key} {found}"
+                f"the file is for {there} classes, {key} is {self.classes.count}: set {key} {there}"
             )
         one_size = all(len(_difference(*pair)) == 1 for pair in self.reshaped.values())
         if self.reshaped and one_size and not self.classes:
@@ -168,7 +168,7 @@ class Fit:
 
 
 def parts(names: Sequence[str], among: Collection[str]) -> str:
-    """``names`` as the modules that consist of nothing else, the few with the most tensors.
+    """Describe ``names`` by the modules that consist of nothing else, those with most tensors.
 
     Args:
         names: of tensors, some of ``among``.
@@ -187,21 +187,21 @@ def parts(names: Sequence[str], among: Collection[str]) -> str:
 
 
 def few(names: Sequence[str], limit: int = 3) -> str:
-    """The first names of a list and, if there are more, how many there are."""
+    """The first names of a list and, if there are more, their number."""
     return ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if names[limit:] else "")
 
 
 def _difference(theirs: Shape, ours: Shape) -> list[tuple[int, int]]:
-    """Sizes where two shapes differ; none if they have not the same number of axes."""
+    """Pairs of sizes that differ; none if the shapes have different numbers of axes."""
     if len(theirs) != len(ours):
         return []
     return [(a, b) for a, b in zip(theirs, ours, strict=True) if a != b]
 
 
 def _possible_classes(pairs: Iterable[tuple[Shape, Shape]], count: int) -> tuple[int, ...]:
-    """Numbers of classes for which all tensors of another shape would have theirs.
+    """Numbers of classes with which the model's tensors would have the shapes of the file.
 
-    A layer has as many outputs for each of C classes, or of C + 1 with the background.
+    A layer has the same number of outputs for each of C classes, or of C + 1 with background.
 
     Args:
         pairs: shapes in the file and in the model.
@@ -221,13 +221,13 @@ def _possible_classes(pairs: Iterable[tuple[Shape, Shape]], count: int) -> tuple
     return tuple(sorted(number for number in possible or () if number > 0 and number != count))
 
 
-def _place(tensor: Tensor) -> tuple[int, Shape] | None:
-    """Where the values of a tensor are; None if there are none."""
+def _storage(tensor: Tensor) -> tuple[int, Shape] | None:
+    """Address and shape of a tensor's values; None if there are none."""
     return (tensor.data_ptr(), tuple(tensor.shape)) if tensor.data_ptr() else None
 
 
 def _counts(names: Iterable[str]) -> dict[str, int]:
-    """Name of a tensor or module → how many tensors it is or has."""
+    """Name of a tensor or module → number of its tensors."""
     counts: dict[str, int] = {}
     for name in names:
         steps = name.split(".")
@@ -238,7 +238,7 @@ def _counts(names: Iterable[str]) -> dict[str, int]:
 
 
 def _other_lengths(theirs: Iterable[str], ours: Iterable[str]) -> str:
-    """The first list of modules that is of another length in the file than in the model."""
+    """Describes the first list of modules whose lengths in the file and the model differ."""
     there, here = _lengths(theirs), _lengths(ours)
     for name, length in here.items():
         if there.get(name, length) != length:
@@ -247,7 +247,7 @@ def _other_lengths(theirs: Iterable[str], ours: Iterable[str]) -> str:
 
 
 def _lengths(names: Iterable[str]) -> dict[str, int]:
-    """Name of a list of modules → how many it has, by the highest number in it."""
+    """Name of a list of modules → its length, by the highest number in it."""
     lengths: dict[str, int] = {}
     for name in names:
         for match in re.finditer(r"\.(\d{1,4})(?=\.)", name):

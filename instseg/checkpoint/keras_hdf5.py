@@ -1,8 +1,8 @@
 """Weights saved by Keras as HDF5, read without following the file to anywhere else.
 
 HDF5 can refer to other files (external links and storage, virtual data sets), load filter plugins,
-hold Python objects as pickles, and claim sizes it does not have.  None of that is in a file that
-Keras wrote; here it is refused before any data are read.
+hold Python objects as pickles, and claim sizes it does not have.  A file that Keras wrote has none
+of that; the reader refuses it before it reads any data.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from instseg.checkpoint.reading import local_path
 from instseg.errors import CheckpointError
 
 _MAX_BYTES = 2**30
-"""Of all tensors together; matterport's ResNet-101 has 0.25 GiB."""
+"""Limit of all tensors together; matterport's ResNet-101 has 0.25 GiB."""
 _MAX_DEPTH = 6
 # Deflate, shuffle, Fletcher's checksum and LZF are part of HDF5 and h5py; others are plugins.
 _FILTERS = {1, 2, 3, 32000}
@@ -44,16 +44,18 @@ def read_keras_hdf5(path: str, skipped: set[str]) -> tuple[dict[str, Tensor], li
     local = local_path(path)
     try:
         with h5py.File(local, "r") as file:
-            found = dict(_datasets(file, set()))
-            read = {name: data for name, data in found.items() if not skipped & {*name.split("/")}}
-            for name, data in read.items():
+            arrays = dict(_datasets(file, set()))
+            wanted = {
+                name: data for name, data in arrays.items() if not skipped & {*name.split("/")}
+            }
+            for name, data in wanted.items():
                 _check(name, data)
-            size = sum(data.size * data.dtype.itemsize for data in read.values())
+            size = sum(data.size * data.dtype.itemsize for data in wanted.values())
             if size > _MAX_BYTES:
                 raise CheckpointError(f"claims {size} bytes of tensors; at most {_MAX_BYTES}")
             tensors = {
                 name: torch.from_numpy(np.asarray(data[()], dtype=np.float32))
-                for name, data in read.items()
+                for name, data in wanted.items()
             }
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from error
@@ -61,11 +63,11 @@ def read_keras_hdf5(path: str, skipped: set[str]) -> tuple[dict[str, Tensor], li
         raise CheckpointError(
             f"{path} is no HDF5 file, damaged or truncated: {' '.join(str(error).split())[:200]}"
         ) from error
-    return tensors, [name for name in found if name not in tensors]
+    return tensors, [name for name in arrays if name not in tensors]
 
 
-def _datasets(group: Any, seen: set[int], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every data set below ``group`` with its name; each object may appear once."""
+def _datasets(group: Any, addresses: set[int], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every HDF5 data set below ``group`` with its name; each object may appear once."""
     import h5py
 
     for key in group:
@@ -74,19 +76,19 @@ def _datasets(group: Any, seen: set[int], prefix: str = "") -> Iterator[tuple[st
             raise CheckpointError(f"has a link in place of {name}; expected plain data")
         item = group[key]
         address = h5py.h5o.get_info(item.id).addr
-        if address in seen:
+        if address in addresses:
             raise CheckpointError(f"holds {name} under another name as well")
-        seen.add(address)
+        addresses.add(address)
         if isinstance(item, h5py.Dataset):
             yield name, item
         elif isinstance(item, h5py.Group) and name.count("/") < _MAX_DEPTH:
-            yield from _datasets(item, seen, f"{name}/")
+            yield from _datasets(item, addresses, f"{name}/")
         else:
             raise CheckpointError(f"has {name}, which is neither a layer nor a tensor")
 
 
 def _check(name: str, data: Any) -> None:
-    """Refuse what is not an array of floating-point numbers inside this very file."""
+    """Refuse anything but an array of floating-point numbers that is stored in this file."""
     if data.dtype.kind != "f" or data.dtype.itemsize > 8 or data.shape is None:
         raise CheckpointError(f"holds {name} of type {data.dtype}; expected numbers")
     if data.is_virtual or data.external:

@@ -1,9 +1,9 @@
 """Weights saved by MXNet (``PREFIX-EPOCH.params``), read without MXNet.
 
 The file is little endian: a magic number, a reserved zero, the number of arrays, the arrays, the
-number of names, the names.  Three layouts of an array exist, told apart by its first four bytes
-(those of MXNet 1.x, 0.12 and older).  The format holds numbers and names only, so nothing can be
-executed; what remains is to believe no size before the file was seen to have room for it.
+number of names, the names.  Three layouts of an array exist, those of MXNet 1.x, 0.12 and older;
+its first four bytes tell them apart.  The format holds numbers and names only, so nothing can be
+executed.  The reader checks every claimed size against the file.
 """
 
 import math
@@ -55,7 +55,7 @@ def read_params(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 class _Reader(ByteReader):
     def arrays(self) -> dict[str, Tensor]:
-        """The whole file; nothing may follow the last name."""
+        """Read the whole file; nothing may follow the last name."""
         magic, reserved = self._unpack("<QQ", "the magic number")
         if (magic, reserved) != (_MAGIC, 0):
             raise Malformed(f"it starts with {magic:#x}, {reserved:#x}; expected {_MAGIC:#x} and 0")

@@ -1,6 +1,6 @@
-"""Pickles of arrays, read without executing anything they contain.
+"""Reads pickles of arrays without executing anything they contain.
 
-They are rebuilt from stand-ins for the few NumPy names that arrays need.
+Stand-ins replace the few NumPy names that pickled arrays need.
 """
 
 import io
@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, ClassVar
 import numpy as np
 
 _LARGEST = 2**62
-"""Bytes; readers of files take no larger number."""
+"""Bytes; the read methods of files accept no larger number."""
 
 
 class BlockedGlobal(Exception):
@@ -20,37 +20,37 @@ class BlockedGlobal(Exception):
 
 
 def load_arrays(file: BinaryIO) -> Any:
-    """Numbers, texts, arrays, and lists and dicts of them, from a pickle.
+    """Read numbers, texts, arrays, and lists and dicts of them, from a pickle.
 
-    Sizes that a file claims, and what it refers to again and again, take no memory.
+    Claimed sizes and repeated references take no memory.
 
     Raises:
         BlockedGlobal: it asks for more.
         Exception: of any kind, about a damaged file.
     """
     content = file.read()
-    # From memory, since reading from a file makes room for as many bytes as are asked for.
+    # From memory: a read from a file would allocate as many bytes as the pickle claims.
     value = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
     return _Filler(len(content)).filled(value)
 
 
 class _Filler:
-    """Puts arrays and bytes in place of what stands for them.
+    """Replaces stand-ins by the arrays and bytes that they stand for.
 
-    What a pickle holds once and refers to often is made once, or a few lists of lists would grow
-    without end.
+    Makes each object once, however often the pickle refers to it; otherwise a few nested lists
+    could grow without end.
     """
 
     def __init__(self, size: int) -> None:
         """
         Args:
-            size: bytes that all of them together may take, those of the file.
+            size: of the file in bytes, which all of them together may take.
         """
         self._left = size
         self._made: dict[int, Any] = {}
 
     def filled(self, value: Any) -> Any:
-        """``value`` without anything that stands for something else."""
+        """``value`` with its stand-ins replaced."""
         key = id(value)
         if key in self._made:
             return self._made[key]
@@ -78,7 +78,7 @@ class _Filler:
 
 
 class _StandIn:
-    """Base of what pickled names become; a pickle that tries to set attributes on a class fails."""
+    """Base of the stand-ins for pickled names; a pickle cannot set attributes on it."""
 
     __slots__ = ()
 
@@ -101,7 +101,7 @@ class _DType(_StandIn):
 
 
 class _Array(_StandIn):
-    """``numpy.ndarray`` and ``_reconstruct``, which makes an empty one for its state to follow."""
+    """``numpy.ndarray``, and ``_reconstruct``, which makes an empty array that gets its state."""
 
     __slots__ = ("parts",)
 
@@ -113,7 +113,7 @@ class _Array(_StandIn):
         self.parts = shape, stored.dtype, fortran, data
 
     def content(self) -> np.ndarray:
-        """The array, in the memory of the pickle where it can."""
+        """The array, in the memory of the pickle if possible."""
         shape, dtype, fortran, data = self.parts
         data = data.content() if isinstance(data, _Bytes) else data
         raw = data.encode("latin1") if isinstance(data, str) else data  # str: written by Python 2
@@ -139,7 +139,7 @@ class _Scalar(_Array):
 
 
 def _plain_scalar(stored: _DType, data: bytes) -> Any:
-    """``numpy.core.multiarray.scalar`` of a number, as Python's own.
+    """``numpy.core.multiarray.scalar`` as a number of Python.
 
     Raises:
         Exception: of any kind, about a damaged file.
@@ -152,20 +152,20 @@ SCALARS: list[Any] = [
     *((_plain_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     (_DType, "numpy.dtype"),
 ]
-"""Stand-ins by which PyTorch's reader takes NumPy's numbers, such as a metric beside weights."""
+"""Stand-ins that let PyTorch's reader accept NumPy scalars, such as a metric beside weights."""
 
 
 class _Dict(dict[Any, Any]):
-    """``collections.OrderedDict`` without attributes (PyTorch hangs module versions on it)."""
+    """``collections.OrderedDict`` without attributes (PyTorch stores module versions there)."""
 
     __slots__ = ()
 
     def __setstate__(self, state: Any) -> None:
-        """Ignore them."""
+        """Ignore the attributes."""
 
 
 class _Bytes(_StandIn):
-    """``_codecs.encode``, by which pickle protocol 2 writes bytes, always as Latin-1."""
+    """``_codecs.encode``, with which pickle protocol 2 writes bytes, always as Latin-1."""
 
     __slots__ = ("text",)
 
@@ -178,7 +178,7 @@ class _Bytes(_StandIn):
 
 
 class _Tuple(tuple[Any, ...]):
-    """A tuple that is no key: the hash of tuples of tuples takes time without end."""
+    """A tuple that cannot be a key: hashing nested tuples can take time without end."""
 
     __slots__ = ()
     __hash__ = None  # type: ignore[assignment]
@@ -190,7 +190,7 @@ def _load_tuple(unpickler: Any, code: int) -> None:
 
 
 def _load_bytearray(unpickler: Any) -> None:
-    """Take the bytes alone, since a bytearray is made as large as is said before one is read."""
+    """Read bytes instead; pickle would allocate a bytearray of the claimed size before reading."""
     size = int.from_bytes(unpickler.read(8), "little")
     data = unpickler.read(min(size, _LARGEST))
     if len(data) != size:
@@ -203,9 +203,9 @@ def _refuse(_: Any, code: int) -> None:
 
 
 class _ArrayUnpickler(pickle._Unpickler):
-    """Knows the names that pickled arrays use, each as a harmless stand-in, and nothing else.
+    """Knows only the names that pickled arrays use, each as a harmless stand-in.
 
-    Based on the variant in Python, since a few bytes make the one in C take gigabytes for its memo.
+    Based on the Python variant, since a few bytes make the C one allocate gigabytes for its memo.
     """
 
     _KNOWN: ClassVar[dict[str, type]] = {

@@ -1,9 +1,9 @@
-"""Weight files of any kind, read without executing anything they contain.
+"""Reads weight files of any kind without executing anything they contain.
 
 A pickle may call any function while it is read, and the usual weight formats are pickles.  Here
 PyTorch files go through its ``weights_only`` reader, safetensors files hold no code, and the
-``.pkl`` files of Detectron's model zoos go through :mod:`instseg.checkpoint.pickles`.  Whatever a
-damaged or hostile file does to a parser, the caller sees a :class:`CheckpointError`.
+``.pkl`` files of Detectron's model zoos go through :mod:`instseg.checkpoint.pickles`.  The caller
+gets a :class:`CheckpointError` for any damaged or hostile file.
 """
 
 import difflib
@@ -32,7 +32,7 @@ from instseg.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 _KEY = "MODEL.WEIGHTS_SHA256"
-# Bytes that the tensors of a file may be worth beyond what it stores; views repeat values.
+# Limit of the bytes by which tensors may exceed their storage; views repeat values.
 _MOST_REPEATED = 2**30
 _NOT_WEIGHTS = (
     (b"<!doctype", "it is an HTML page, so the download failed"),
@@ -47,24 +47,24 @@ def read_weights(path: str | os.PathLike[str], sha256: str = "") -> dict[str, An
 
     Args:
         path: a local path or a URL that Detectron2's ``PathManager`` resolves.  ``.safetensors``
-            and ``.pkl`` (Detectron2 zoo, Caffe2) are known by their extension, anything else is a
+            and ``.pkl`` (Detectron2 zoo, Caffe2) are told by their extension; any other file is a
             PyTorch file (``.pyth``: pycls).
         sha256: the expected SHA-256 of the file in hexadecimal; "" for any.
     Returns:
-        ``{"model": {name: CPU tensor}, ...}``; the other entries are what the file holds beside
-        its weights, in a safetensors file the JSON object under ``"instseg"`` in its metadata.
-        The weights of a PyTorch file may have another entry, see
+        ``{"model": {name: CPU tensor}, ...}``; the other entries are those that the file holds
+        beside its weights, in a safetensors file the JSON object under ``"instseg"`` in its
+        metadata.  A PyTorch file may hold its weights under another name, see
         :func:`~instseg.checkpoint.wrappers.find_weights`.
     Raises:
-        CheckpointError: the file is missing, corrupt, unsafe, not the expected one or holds
-            something else than weights, or NaN.
+        CheckpointError: the file is missing, corrupt, unsafe, not the expected one, holds no
+            weights, or holds NaN.
     """
     path = os.fspath(path)
     local = local_path(path)
     suffix = PurePosixPath(path.partition("?")[0]).suffix.lower()
     try:
         with open(local, "rb") as file:
-            # One open handle for hash and content: the file verified is the file read.
+            # One open handle for hash and content, so that the verified file is the file read.
             digest = _verify(file, path, local, sha256)
             return _parse(file, path, local, suffix, digest)
     except OSError as error:
@@ -103,7 +103,7 @@ def read_array_pickle(path: str) -> Any:
 
 
 def local_path(path: str) -> str:
-    """The file on this machine that ``path`` stands for; a URL is downloaded (once).
+    """The local file for ``path``; a URL is downloaded (once).
 
     Raises:
         CheckpointError: no such file, or the download failed.
@@ -112,7 +112,7 @@ def local_path(path: str) -> str:
     if "://" in path:
         try:
             local = PathManager.get_local_path(path)
-        except Exception as error:  # every URL handler raises kinds of its own
+        except Exception as error:  # every URL handler raises its own exceptions
             raise CheckpointError(
                 f"weights {path} cannot be downloaded ({_one_line(error)}); "
                 f'give a local path instead, or MODEL.WEIGHTS "" to train from scratch'
@@ -187,7 +187,7 @@ def _parse(file: BinaryIO, path: str, local: str, suffix: str, digest: str) -> d
 
 def _load_torch(file: BinaryIO) -> dict[Any, Any]:
     if zipfile.is_zipfile(file):
-        # PyTorch writes a checksum of every tensor, but does not look at it when reading.
+        # PyTorch writes a checksum of every tensor, but does not check it when reading.
         with zipfile.ZipFile(file) as archive:
             packed = [
                 entry.filename
@@ -209,11 +209,11 @@ def _load_torch(file: BinaryIO) -> dict[Any, Any]:
         blocked = re.search(r"GLOBAL (\S+)", str(error))
         if blocked:
             raise BlockedGlobal(blocked[1]) from error
-        # The rest of PyTorch's message advises to switch its protection off.
+        # The rest of PyTorch's message advises to turn its protection off.
         reason = re.search(r"WeightsUnpickler error: ([^\n]*)", str(error))
         raise ValueError(reason[1] if reason else "not a pickle of tensors") from error
     except RuntimeError as error:
-        if "weights_only" in str(error):  # advises to switch it off, too
+        if "weights_only" in str(error):  # this message advises the same
             raise ValueError("an archive of TorchScript, or a tar file; expected a dict") from error
         raise
     if not isinstance(loaded, dict):
@@ -236,7 +236,7 @@ def _read_pycls(file: BinaryIO) -> dict[str, Any]:
 def _read_safetensors(file: BinaryIO) -> dict[str, Any]:
     content = file.read()
     weights = safetensors.torch.load(content)
-    # The package shows the metadata of named files only; it has just validated this header.
+    # The package gives the metadata of files only by path; it has just validated this header.
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     extra = json.loads(header.get("__metadata__", {}).get("instseg", "{}"))
     return _checked({**extra, "model": weights})
@@ -260,9 +260,9 @@ def _read_pkl(file: BinaryIO) -> dict[str, Any]:
 
 
 def _checked(checkpoint: dict[Any, Any]) -> dict[str, Any]:
-    """The checkpoint with "model" as a fresh dict of dense tensors, or an error saying what it is.
+    """The checkpoint with "model" as a new dict of dense tensors, or an error that says what it is.
 
-    Module versions (``_metadata`` of a state dict) are kept, other attributes in a file are not.
+    Keeps module versions (``_metadata`` of a state dict), but no other attributes.
     """
     source = checkpoint["model"]
     weights: OrderedDict[str, Tensor] = OrderedDict()
@@ -283,7 +283,7 @@ def _checked(checkpoint: dict[Any, Any]) -> dict[str, Any]:
                 "expected each value on its own, as .contiguous() makes it"
             )
         weights[name] = value
-    # Infinity may be meant, as in a mask; numbers of one byte know no NaN that torch would find.
+    # Infinity may be intended, as in a mask; torch finds no NaN in types of one byte.
     broken = [
         name
         for name, value in weights.items()
@@ -312,7 +312,7 @@ def _digest(file: BinaryIO) -> str:
 
 
 def _nearest(file: Path) -> str:
-    """How an error about a missing file goes on: with the most similar name that is there."""
+    """The end of an error about a missing file, with the most similar name in its folder."""
     if not file.parent.is_dir():
         return f": there is no folder {file.parent}"
     similar = difflib.get_close_matches(file.name, os.listdir(file.parent), n=1)
@@ -320,11 +320,11 @@ def _nearest(file: Path) -> str:
 
 
 def _cached(path: str, local: str) -> str:
-    """How an error about a downloaded file goes on: a bad one stays cached until deleted."""
+    """The end of an error about a downloaded file: a bad one stays cached until deleted."""
     return "" if local == path else f"; delete {local} to download it again"
 
 
 def _one_line(error: BaseException) -> str:
-    """The message of a foreign exception, short enough to be part of one of ours."""
+    """The message of a foreign exception, short enough for one of ours."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:200] + " ..."

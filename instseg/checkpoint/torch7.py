@@ -1,9 +1,9 @@
-"""Files that Torch7 wrote (``torch.save``, binary, 64 bit), read without Torch.
+"""Reads files that Torch7 wrote (``torch.save``, binary, 64 bit) without Torch.
 
 The format is a tree of Lua values in which tables and objects are numbered, so that they can appear
-again.  Objects are a class name and their fields; nothing is constructed or called, compiled Lua
-functions are skipped.  No count or length is believed before the file was seen to have room for it,
-no tensor is taken that does not lie within its storage, and depth and number of values are bounded.
+again.  Objects are a class name and their fields.  The reader constructs and calls nothing, and
+skips compiled Lua functions.  It checks every count and length against the size of the file and
+every tensor against its storage, and limits the depth and number of values.
 """
 
 import math
@@ -42,7 +42,7 @@ _KINDS = {
 _MAX_AXES = 16
 _MAX_DEPTH = 100
 _MAX_VALUES = 1_000_000
-"""Of all kinds together; released networks have some thousands."""
+"""Limit of all values of a file; released networks have some thousands."""
 _LEAST_PAIR = 8
 """Bytes of the smallest entry of a table."""
 
@@ -67,8 +67,8 @@ def read_torch7(path: str) -> Any:
         path: local path or URL.
     Returns:
         None, bool, str (bytes that are no UTF-8 as Latin-1), int or float, dict for a table (keys
-        as in Lua, counted from 1), :class:`Torch7Object`, or a NumPy array for a tensor.  What
-        appears several times is the same object each time.
+        as in Lua, counted from 1), :class:`Torch7Object`, or a NumPy array for a tensor.  A value
+        that appears several times is the same object each time.
     Raises:
         CheckpointError: a missing, damaged, truncated or hostile file.
     """
@@ -84,7 +84,7 @@ class _Reader(ByteReader):
         self._depth = 0
 
     def whole(self) -> Any:
-        """Its value; nothing may follow."""
+        """Read the value of the file; nothing may follow it."""
         value = self._value()
         self._end()
         return value
@@ -119,7 +119,7 @@ class _Reader(ByteReader):
         else:
             self._text()
             value = self._known[index] = None
-            self._value()  # what the function refers to
+            self._value()  # the function's upvalues
         self._depth -= 1
         return value
 
@@ -164,7 +164,7 @@ class _Reader(ByteReader):
             return np.zeros(0, dtype)
         if not isinstance(storage, np.ndarray) or storage.ndim != 1 or storage.dtype != dtype:
             raise Malformed(f"a {name} has no storage of its kind")
-        # Every element once at most, and all of them inside: as_strided checks nothing.
+        # No element may repeat or lie outside the storage: as_strided checks nothing.
         end = start + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
         if (
             min(shape) < 1
@@ -177,7 +177,7 @@ class _Reader(ByteReader):
                 f"a {name} of shape {tuple(shape)}, strides {tuple(strides)} and offset {start} "
                 f"does not lie within its storage of {len(storage)} numbers"
             )
-        # Not copied: many tensors of a storage would take many times the memory of the file.
+        # No copy: many tensors on one storage would take many times the memory of the file.
         bytes_apart = [stride * dtype.itemsize for stride in strides]
         return np.lib.stride_tricks.as_strided(storage[start:], shape, bytes_apart)
 

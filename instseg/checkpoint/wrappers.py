@@ -1,4 +1,4 @@
-"""What training code leaves around the weights of a model: other entries, and parts of names."""
+"""Removes what training code puts around the weights of a model: entries, and parts of names."""
 
 import logging
 from collections import Counter, OrderedDict
@@ -15,7 +15,7 @@ _ENTRIES = (
     *("model", "state_dict", "model_state_dict", "model_state", "net", "network"),
     *("module", "weights", "params"),
 )
-"""Where a file may hold its weights; the first that does counts."""
+"""Entries that may hold the weights of a file; the first that does counts."""
 _WRAPPERS = frozenset(
     {
         "module",  # DataParallel, DistributedDataParallel, AveragedModel
@@ -25,17 +25,17 @@ _WRAPPERS = frozenset(
         "_forward_module",  # Lightning Fabric
     }
 )
-"""Parts of names that stand for no layer, wherever they are."""
+"""Parts of names that stand for no layer, at any position."""
 _ATTRIBUTES = frozenset({"model", "net", "network"})
-"""What code around a network calls it, as a Lightning module does; the first part of all names."""
+"""Attributes that hold a network, as in a Lightning module; the first part of all names."""
 _DEEPEST = 4
-"""Entries in entries, and attributes of attributes."""
+"""Deepest nesting of entries and of attributes."""
 
 
 def find_weights(content: dict[Any, Any]) -> dict[Any, Any]:
-    """The content of a file with its weights as ``"model"``, whatever their entry is called.
+    """The content of a file with its weights under ``"model"``, whatever the name of their entry.
 
-    An entry that is the only one with names and tensors may have any name.  A file without weights
+    If exactly one entry is a dict of tensors, its name does not matter.  A file without weights
     stays as it is.
     """
     weights = _weights_in(content, _DEEPEST)
@@ -69,15 +69,15 @@ def _is_weights(value: dict[Any, Any]) -> bool:
 def plain_names(
     weights: "OrderedDict[str, Tensor]", names: Collection[str] | None
 ) -> "OrderedDict[str, Tensor]":
-    """Weights without what wrappers around a model put into the names.
+    """Remove from the names of weights the parts that wrappers around a model put there.
 
-    These are ``module.`` and its like wherever they stand, and the name of the attribute that held
-    the model (``model.``).
+    These are ``module.`` and the like at any position, and the name of the attribute that held the
+    model (``model.``).
 
     Args:
         weights: as in the file.
-        names: of the tensors of the model that they are for: of several ways to rename, the one by
-            which most names are among them counts.  None where the model is not known.
+        names: of the tensors of the target model; the renaming that gives most of these is taken.
+            None if the model is unknown.
     """
     if not weights:
         return weights
@@ -93,7 +93,7 @@ def plain_names(
         return weights
     logger.info("%d names lose what a wrapper put there: %s is %s", len(changed), *changed[0])
     if any(name.startswith("module.") for name in weights):
-        renamed.pop("n_averaged", None)  # of torch's AveragedModel, no part of the model
+        renamed.pop("n_averaged", None)  # a counter of torch's AveragedModel
     versions = getattr(weights, "_metadata", None)
     if versions is not None:
         renamed._metadata = OrderedDict(  # type: ignore[attr-defined]
@@ -113,7 +113,7 @@ def _for_any_model(names: Iterable[str]) -> Rename:
 
 
 def _without_attributes(names: Collection[str], known: frozenset[str], rename: Rename) -> Rename:
-    """``rename``, and then without as many first parts as bring most names into ``known``."""
+    """``rename``, then drop as many first parts as bring most names into ``known``."""
     ways: list[Rename] = []
     while len(ways) <= _DEEPEST and _distinct(names, rename):
         ways.append(rename)

@@ -1,4 +1,4 @@
-"""Weights as a safetensors file."""
+"""Writes weights as a safetensors file."""
 
 import json
 import os
@@ -21,8 +21,8 @@ def save_safetensors(
 
     Args:
         path: the file to write; the extension ``.safetensors`` tells the reader its format.
-        state_dict: tensors of any device, layout in memory and sharing.
-        metadata: JSON-able values that :func:`read_weights` gives back beside ``"model"``.
+        state_dict: tensors on any device; they may share memory and be non-contiguous.
+        metadata: JSON values that :func:`read_weights` gives back beside ``"model"``.
     """
     if metadata and "model" in metadata:
         raise ValueError("metadata cannot hold 'model', the key of the weights")

@@ -1,5 +1,4 @@
-"""The commands of ``instseg``, a file each.
+"""The commands of ``instseg``, one file each.
 
-What a command needs beside its arguments is imported when it runs, so that ``instseg --help`` works
-without torch.
+A command imports what it needs when it runs, so that ``instseg --help`` works without torch.
 """

@@ -1,18 +1,18 @@
-"""What several commands share."""
+"""Arguments that several commands share."""
 
 import argparse
 from pathlib import Path
 
 
 def path(text: str) -> Path:
-    """A path; Python takes an empty one, of a shell's variable that is not set, as ``.``."""
+    """A path; refuses an empty one (an unset shell variable), which Python would take as ``.``."""
     if not text:
         raise argparse.ArgumentTypeError("expected a path, found nothing")
     return Path(text)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every command takes that runs one model."""
+    """Give ``parser`` the arguments of every command that runs one model."""
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="YAML file, or its name in configs/")
     add("--weights", metavar="FILE", help="checkpoint, instead of MODEL.WEIGHTS")
@@ -30,10 +30,10 @@ def add_allow_partial(parser: argparse.ArgumentParser) -> None:
 
 
 def add_classes_argument(parser: argparse.ArgumentParser) -> None:
-    """``--classes``, what the classes of a model are called."""
+    """Give ``parser`` the argument ``--classes``, the names of a model's classes."""
     parser.add_argument(
         "--classes",
         metavar="CLASSES",
         help="names of the classes in their order, NAME,NAME,..., or FILE.json in COCO's format, "
-        "whose ids results then have",
+        "with the ids for results",
     )

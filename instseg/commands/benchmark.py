@@ -19,7 +19,7 @@ def add_models_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="NAME",
         help="eager (the default), folded (batch normalisation folded, channels last) or compiled "
-        "(that through torch.compile); may be repeated, a row each",
+        "(folded and run through torch.compile); may be repeated, a row each",
     )
     add("--repeats", type=int, default=6, metavar="N", help="passes (default %(default)s)")
     add("--json", type=path, metavar="FILE", help="write the rows as a JSON list")
@@ -32,8 +32,8 @@ def add_ops_arguments(parser: argparse.ArgumentParser) -> None:
     """Give ``parser`` the arguments of the command and what it runs."""
     parser.description = (
         "Compares each compiled operator with its composition of common operators on the same "
-        "input.  Ratios are peer / ours: above 1 is ahead.  floor_ms is what moving the bytes of "
-        "input and output takes."
+        "input.  Ratios are peer / ours: above 1 is ahead.  floor_ms is the time to move the bytes "
+        "of input and output."
     )
     add = parser.add_argument
     add("--device", default="cpu", metavar="DEVICE", help="cpu or cuda (default %(default)s)")

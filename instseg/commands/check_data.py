@@ -1,4 +1,4 @@
-"""``instseg check-data``: what is wrong with data sets, before training finds it."""
+"""``instseg check-data``: finds what is wrong with data sets before training does."""
 
 import argparse
 import sys
@@ -7,9 +7,9 @@ import sys
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give ``parser`` the arguments of the command and what it runs."""
     parser.description = (
-        "Checks annotations and the header of every image.  Several data sets are taken for "
-        "those of one training: with the same classes and no image in common.  Training refuses "
-        "errors; objects with a warning are left out of it.  Exit status 1 if there is an error."
+        "Checks annotations and the header of every image.  Several data sets count as those of "
+        "one training, which must have the same classes and no image in common.  Training refuses "
+        "errors, and leaves out instances with a warning.  Exit status 1 if there is an error."
     )
     parser.add_argument("dataset", nargs="+", metavar="NAME", help="or coco:PATH:IMAGE_ROOT")
     parser.add_argument("--strict", action="store_true", help="exit status 1 for warnings as well")
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """``instseg check-data``."""
-    # Imported here because the command line must be there without what the rest needs.
+    # Imported here, so that the command line works without the requirements.
     from instseg.check_data import check_data
     from instseg.data.findings import Level
 

@@ -9,8 +9,9 @@ from instseg.projects import converters
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give ``parser`` the arguments of the command and what it runs."""
     parser.description = (
-        "Writes a checkpoint and, beside it as .yaml, the configuration that runs it; says what "
-        "became of every tensor and what the file does not tell. Runs no code."
+        "Writes a checkpoint and, beside it as .yaml, the configuration that runs it.  Lists what "
+        "became of every tensor, and the settings that the file does not contain.  Executes no "
+        "code in the file."
     )
     add = parser.add_argument
     *formats, last = converters()
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="configuration of the training, or its name in configs/, instead of the nearest one",
     )
-    add("overrides", nargs="*", metavar="KEY VALUE", help="what the training had, last")
+    add("overrides", nargs="*", metavar="KEY VALUE", help="settings of the training, last")
     parser.set_defaults(run=run)
 
 

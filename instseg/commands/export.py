@@ -8,8 +8,8 @@ from instseg.commands.arguments import add_classes_argument, add_model_arguments
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give ``parser`` the arguments of the command and what it runs."""
     parser.description = (
-        "Writes the network from normalised square images, any number of them, to what the head "
-        "gives; instseg.export.ExportedPredictor does the rest.  Prints the files written."
+        "Writes the network, from a batch of normalised square images to the outputs of the head; "
+        "instseg.export.ExportedPredictor does the rest.  Prints the files written."
     )
     add_model_arguments(parser)
     add_classes_argument(parser)

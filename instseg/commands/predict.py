@@ -10,8 +10,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Writes predictions.json for images (COCO results with RLE masks) with their classes and "
         "image ids in categories.json, NAME.json for each video (the same by frame), an overlay "
-        "per image or video, and on request one PNG per object.  Exit status 1 if some input "
-        "could not be used, or not completely."
+        "per image or video, and on request one PNG per instance.  Exit status 1 if some input "
+        "could not be used completely."
     )
     add_model_arguments(parser)
     add = parser.add_argument
@@ -36,24 +36,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.5,
         metavar="SCORE",
-        help="objects with a lower score are left out (default %(default)s)",
+        help="instances with a lower score are left out (default %(default)s)",
     )
     add(
         "--rank-by",
         default="class",
         metavar="SCORE",
-        help="class or mask: which score of an object is its score, for models that score masks "
-        "(default %(default)s)",
+        help="class or mask: which of the two is the score of an instance, for models that score "
+        "masks (default %(default)s)",
     )
     add("--polygons", action="store_true", help="masks as polygons, not RLE; holes are filled")
     add("--no-overlay", action="store_true", help="no overlay images and videos")
-    add("--instance-masks", action="store_true", help="one black and white PNG per object")
+    add("--instance-masks", action="store_true", help="one black and white PNG per instance")
     add(
         "--keyframe-interval",
         type=int,
         metavar="N",
-        help="frames from one that a video model computes in full to the next (default: the "
-        "configuration's)",
+        help="a video model computes every N-th frame in full (default: the configuration's)",
     )
     _add_tracking(parser)
     add("--fps", type=float, metavar="N", help="of images that make a video (default 25)")
@@ -67,20 +66,20 @@ def _add_tracking(parser: argparse.ArgumentParser) -> None:
     add(
         "--track",
         action="store_true",
-        help="number the objects of videos over time; a folder of images is a video then",
+        help="number the instances of videos over time; a folder of images is then a video",
     )
     add("--tracker", metavar="NAME", help="sort (default) or bytetrack")
     add(
         "--track-patience",
         type=int,
         metavar="N",
-        help="frames for which an object may be hidden (default 10)",
+        help="frames for which an instance may be hidden (default 10)",
     )
     add(
         "--track-min-iou",
         type=float,
         metavar="IOU",
-        help="least overlap with where an object was expected (default: the tracker's own)",
+        help="least overlap with the expected place of an instance (default: the tracker's own)",
     )
 
 

@@ -1,4 +1,4 @@
-"""Key frames in full, frames between with their help: in prediction and evaluation alike."""
+"""Video models in prediction and evaluation: key frames in full, others with their help."""
 
 import logging
 from typing import Any
@@ -13,9 +13,9 @@ logger = logging.getLogger(__name__)
 class KeyFrames:
     """Runs a video model on frames in their order: decides which are key frames, keeps the state.
 
-    A key frame is the first frame, every ``interval``-th, and one of another size than the frame
-    before it, from which they are counted anew.  A frame at which the network fails counts for
-    nothing.
+    Key frames are the first frame, every ``interval``-th frame, and a frame of another size than
+    the one before it, from which counting starts again.  A frame at which the network fails is not
+    counted.
 
     Attributes:
         model: the video model.
@@ -31,7 +31,7 @@ class KeyFrames:
         self.reset()
 
     def reset(self, number: int = 0) -> None:
-        """Forget the frames so far: the next one is a key frame, ``number`` of its video."""
+        """Forget the frames so far: the next one is a key frame with this number in its video."""
         self._state: tuple[Tensor, ...] | None = None
         self._number = number
 
@@ -40,7 +40,7 @@ class KeyFrames:
 
         Args:
             frame: as Detectron2's models take it.
-            name: what messages call it.
+            name: its name in messages.
         Returns:
             Detectron2's result, and whether the frame was computed in full.
         """

@@ -51,7 +51,7 @@ class _Prepared:
     Attributes:
         image: (C, H, W), None where resizing leaves no pixel.
         height, width: of the image itself.
-        max_instances: objects at most.
+        max_instances: upper limit of the instances in the result.
     """
 
     image: Tensor | None
@@ -61,7 +61,7 @@ class _Prepared:
 
     @property
     def mask_bytes(self) -> int:
-        """Memory of the masks of so many objects."""
+        """Memory that the masks of ``max_instances`` instances take."""
         return self.height * self.width * self.max_instances
 
 
@@ -76,7 +76,7 @@ class Predictor:
     Attributes:
         cfg: frozen copy of the configuration in use.
         model: the network, in evaluation mode.
-        batch_size: how many images share a forward pass at most.
+        batch_size: upper limit of the images in a forward pass.
         categories: ids and names of the classes,
             see :func:`instseg.config.classes.model_categories`.
 
@@ -106,13 +106,13 @@ class Predictor:
             overrides: ``[KEY, VALUE, ...]``, applied last.
             batch_size: None chooses 8 on a GPU and 1 on a CPU, where a batch takes longer per
                 image than single images do.
-            allow_partial: go on with weights that lack some of what inference uses, which stays
-                random, or hold something else.
+            allow_partial: accept weights that lack tensors that inference uses, which stay random,
+                or that have others.
             optimize: fold batch normalisation and store weights channels last, see
                 :func:`instseg.inference.optimize.optimize`.
             compile: run the network through ``torch.compile`` as one graph.  That takes a minute
                 or so at the first image and needs a C++ compiler (on a GPU Triton).
-            classes: what the classes are called, whatever the weights say.
+            classes: ids and names of the classes, instead of those in the weights.
         Raises:
             ConfigError: a configuration that cannot be used; ``compile`` for a model that declares
                 no network of fixed shape.
@@ -143,7 +143,7 @@ class Predictor:
         return list(self.categories.names) if self.categories.named else None
 
     def _load(self, allow_partial: bool) -> dict[str, Any]:
-        """Give the model its weights; return what else the checkpoint holds."""
+        """Load the weights of the model; return the rest of the checkpoint."""
         if not self.cfg.MODEL.WEIGHTS:
             logger.warning(
                 "MODEL.WEIGHTS is empty: the model is untrained and its results are noise"
@@ -168,8 +168,7 @@ class Predictor:
 
         Args:
             images: an (H, W, 3) uint8 array in BGR order, a path or a Pillow image; or a list or
-                tuple of these.  What else is accepted and refused:
-                :func:`instseg.data.images.check_image`.
+                tuple of these.  :func:`instseg.data.images.check_image` says what else is accepted.
         Returns:
             for one image a dict whose ``"instances"`` has ``pred_boxes`` (pixels of the image,
             xyxy), ``scores``, ``pred_classes`` and ``pred_masks`` (N, H, W) bool; for a list, a
@@ -191,7 +190,7 @@ class Predictor:
             infer: list of Detectron2's inputs → list of its results; not called for an image so
                 thin that resizing leaves no pixel of it.  None is the model.
             image: see :meth:`__call__`.
-            name: what error messages call it.
+            name: its name in error messages.
         Returns:
             as :meth:`__call__` for one image.
         Raises:
@@ -206,8 +205,8 @@ class Predictor:
     def stream(self, images: Iterable[Any]) -> Iterator[dict[str, Any]]:
         """Predict on any number of images, lazily and in order.
 
-        At most ``batch_size`` images are taken from ``images`` before the first of their results
-        is given; fewer where their masks could take more than ``TEST.MASK_MEMORY``.
+        Takes at most ``batch_size`` images before it gives the first of their results; fewer if
+        their masks could take more than ``TEST.MASK_MEMORY``.
 
         Args:
             images: see :meth:`__call__`.
@@ -224,12 +223,12 @@ class Predictor:
             except Exception:
                 yield from self._run(window)
                 raise
-            room = self._mask_bytes - sum(item.mask_bytes for item in window)
-            if window and prepared.mask_bytes > room:
+            free_bytes = self._mask_bytes - sum(item.mask_bytes for item in window)
+            if window and prepared.mask_bytes > free_bytes:
                 yield from self._run(window)
                 window = []
             window.append(prepared)
-            if prepared.mask_bytes >= room or len(window) >= self.batch_size:
+            if prepared.mask_bytes >= free_bytes or len(window) >= self.batch_size:
                 yield from self._run(window)
                 window = []
         yield from self._run(window)
@@ -242,38 +241,38 @@ class Predictor:
         else:
             image = check_image(item, source=name, format=self.cfg.INPUT.FORMAT)
         height, width = image.shape[:2]
-        most = self._max_instances(height, width)
+        max_instances = self._max_instances(height, width)
         # Detectron2's augmentation object would draw its one size with NumPy's global generator.
         if shortest := self.cfg.INPUT.MIN_SIZE_TEST:
             shape = ResizeShortestEdge.get_output_shape(
                 height, width, shortest, self.cfg.INPUT.MAX_SIZE_TEST
             )
             if min(shape) == 0:
-                return _Prepared(None, height, width, most)
+                return _Prepared(None, height, width, max_instances)
             image = ResizeTransform(height, width, *shape, Image.Resampling.BILINEAR).apply_image(
                 image
             )
         tensor = torch.as_tensor(image.astype("float32").transpose(2, 0, 1))
-        return _Prepared(tensor, height, width, most)
+        return _Prepared(tensor, height, width, max_instances)
 
     @property
     def _mask_bytes(self) -> int:
         return int(self.cfg.TEST.MASK_MEMORY * 1e9)
 
     def _max_instances(self, height: int, width: int) -> int:
-        """Objects whose masks fit into ``TEST.MASK_MEMORY``, at least one."""
+        """Number of instances whose masks fit into ``TEST.MASK_MEMORY``, at least one."""
         wanted: int = self.cfg.TEST.DETECTIONS_PER_IMAGE
-        most = max(self._mask_bytes // (height * width), 1)
-        if 0 <= wanted <= most:
+        limit = max(self._mask_bytes // (height * width), 1)
+        if 0 <= wanted <= limit:
             return wanted
         log_first_n(
             logging.WARNING,
-            f"Of an image of {width}x{height} pixels at most {most} objects are given, those with "
-            f"the highest scores: masks of TEST.DETECTIONS_PER_IMAGE {wanted} could take more than "
-            f"TEST.MASK_MEMORY {self.cfg.TEST.MASK_MEMORY:g} GB; raise that or shrink the image "
-            "(said once)",
+            f"an image of {width}x{height} pixels gets only the {limit} instances with the highest "
+            f"scores: masks of TEST.DETECTIONS_PER_IMAGE {wanted} could take more than "
+            f"TEST.MASK_MEMORY {self.cfg.TEST.MASK_MEMORY:g} GB; raise TEST.MASK_MEMORY or shrink "
+            "the image (said once)",
         )
-        return most
+        return limit
 
     # Not around the generator: between two results the caller's own gradient mode must hold.
     @torch.no_grad()
@@ -300,9 +299,9 @@ class Predictor:
         return results
 
     def _infer(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """``self.model(inputs)``, with another implementation of its network where there is one."""
+        """``self.model(inputs)``, run with test-time augmentation or another network if asked."""
         if self._augmented is not None:
-            # 8 bits, as of files in an evaluation: Detectron2 resizes other numbers otherwise.
+            # 8 bits, as evaluation reads files: Detectron2 resizes other types differently.
             exact = [{**item, "image": item["image"].to(torch.uint8)} for item in inputs]
             augmented: list[dict[str, Any]] = self._augmented(exact)
             return augmented
@@ -318,7 +317,7 @@ class Predictor:
         return model.postprocess(outputs, inputs)
 
     def _nothing(self, item: _Prepared) -> dict[str, Any]:
-        """A result without objects, for an image so thin that the network would see nothing."""
+        """A result without instances, for an image of which resizing leaves no pixel."""
         device = self.cfg.MODEL.DEVICE
         instances = Instances((item.height, item.width))
         instances.pred_boxes = Boxes(torch.zeros(0, 4, device=device))
@@ -343,7 +342,7 @@ def _resolve(
             cfg.MODEL.WEIGHTS_SHA256 = ""
     # Also for a file, where the line above may have undone an overridden checksum.
     cfg.merge_from_list(list(overrides))
-    # A configuration of stock Detectron2 has none.
+    # A configuration of stock Detectron2 has no such key.
     cfg.TEST.setdefault("MASK_MEMORY", get_cfg().TEST.MASK_MEMORY)
     if not 0 < cfg.TEST.MASK_MEMORY < math.inf:
         raise ConfigError(
@@ -360,6 +359,6 @@ def _resolve(
 
 
 def require_weights(cfg: CfgNode, weights: str | None, purpose: str) -> None:
-    """Raise a ConfigError where only random weights would be used to ``purpose``."""
+    """Raise a ConfigError if there are only random weights to ``purpose``."""
     if not (weights or cfg.MODEL.WEIGHTS):
         raise ConfigError(f"no weights to {purpose}; pass --weights FILE or MODEL.WEIGHTS FILE")

@@ -14,8 +14,8 @@ from instseg.errors import ConfigError, DatasetError
 from instseg.inference.predictor import Predictor, require_weights
 from instseg.modeling.contract import architectures
 
-_LEAST = 1e-6
-"""Scores are kept so far from 0 and 1, that their logits are finite."""
+_MARGIN = 1e-6
+"""Distance of scores from 0 and 1 that keeps their logits finite."""
 
 
 def propose(
@@ -29,17 +29,17 @@ def propose(
 ) -> int:
     """Write the boxes that a model without classes proposes for every image of a data set.
 
-    ``TEST.DETECTIONS_PER_IMAGE`` says how many at most.
+    ``TEST.DETECTIONS_PER_IMAGE`` limits their number.
 
     Args:
         config_file, weights, overrides, allow_partial: see :class:`Predictor`.
         dataset: a registered name or ``coco:PATH``; needs no annotations.
         output: the file to write, NAME.pkl; see :mod:`instseg.data.proposal_files`.
     Returns:
-        how many images there are.
+        the number of images.
     Raises:
         ConfigError: a model that tells classes apart, or a name that does not end in ``.pkl``.
-        DatasetError, CheckpointError, ImageError, OutputError: what cannot be read or written.
+        DatasetError, CheckpointError, ImageError, OutputError: a file cannot be read or written.
     """
     if not os.fspath(output).endswith(".pkl"):
         raise ConfigError(f"{output}: the name of a proposal file must end in .pkl")
@@ -71,6 +71,6 @@ def _proposals(
     results = predictor.stream(record["file_name"] for record in records)
     for record, result in zip(tqdm(records, unit="image", disable=None), results, strict=True):
         instances = result["instances"].to("cpu")
-        scores = instances.scores.double().numpy().clip(_LEAST, 1 - _LEAST)
+        scores = instances.scores.double().numpy().clip(_MARGIN, 1 - _MARGIN)
         logits = np.log(scores / (1 - scores)).astype(np.float32)
         yield record["image_id"], instances.pred_boxes.tensor.float().numpy(), logits

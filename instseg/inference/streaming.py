@@ -1,6 +1,6 @@
-"""Evaluation of video models on clips as on a stream: key frames in full, others with their help.
+"""Evaluation of video models on streams of frames: key frames in full, others with their help.
 
-Switched on by ``TEST.VIDEO``; without it every frame is computed in full.
+``TEST.VIDEO`` switches it on; without it every frame is computed in full.
 """
 
 from collections.abc import Sequence
@@ -19,14 +19,13 @@ from instseg.modeling.contract import architectures
 
 
 class Stream(nn.Module):
-    """A video model as one that predicts on single frames, which come in the order of their clips.
+    """Lets a video model predict on single frames that come in the order of their clips.
 
-    Frames are computed as :class:`instseg.VideoPredictor` does, which here begins anew at a frame
-    that does not follow the one before it (another clip, a gap).  Inputs need ``video_id`` and
-    ``frame_index``; key frames are counted by the latter.
+    Computes frames as :class:`instseg.VideoPredictor` does, and begins anew at a frame that does
+    not follow the one before it (another clip, a gap).  Inputs need ``video_id`` and
+    ``frame_index``; the latter decides which are key frames.
 
-    Where several processes share a data set, a clip that two of them share begins once more in the
-    second.
+    If a clip is split between two processes, it begins anew in the second.
     """
 
     def __init__(self, model: VideoModel, *, interval: int, offset: int = 0) -> None:
@@ -54,13 +53,13 @@ class Stream(nn.Module):
 
 
 def build_streams(cfg: CfgNode, model: nn.Module, datasets: Sequence[DataSet]) -> list[Stream]:
-    """``model`` for each pass of ``TEST.KEYFRAME_PASSES`` over the clips; their key frames differ.
+    """A stream for each of ``TEST.KEYFRAME_PASSES`` passes over the clips; key frames differ.
 
     Args:
         datasets: those of ``DATASETS.TEST``.
     Raises:
-        ConfigError: a model whose frames share no work, data sets without videos, or numbers that
-            cannot be.
+        ConfigError: a model whose frames share no work, a data set without videos, or an impossible
+            number of passes.
     """
     bare = model.module if isinstance(model, DistributedDataParallel) else model
     video = as_video(bare)

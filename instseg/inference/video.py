@@ -1,4 +1,4 @@
-"""Prediction on the frames of a video, where what was seen in one frame serves the next ones."""
+"""Prediction on the frames of a video, in which later frames may reuse work on earlier ones."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,10 +20,10 @@ class VideoPredictor:
 
     A model whose frames share work (:class:`instseg.modeling.VideoModel`) computes every
     ``keyframe_interval``-th frame in full and the others with its help.  Any other model sees each
-    frame alone.  Frames are taken and results given as :class:`instseg.Predictor` does.
+    frame alone.  Takes frames and gives results as :class:`instseg.Predictor` does.
 
     Attributes:
-        predictor: what prepares frames, and holds ``cfg``, ``model`` and ``categories``.
+        predictor: prepares frames, and holds ``cfg``, ``model`` and ``categories``.
         keyframe_interval: frames from one key frame to the next; 1 where every frame is one.
 
     Example::
@@ -45,12 +45,12 @@ class VideoPredictor:
         """Build the model and load its weights.
 
         Args:
-            config: a configuration, the path of a YAML file, or a predictor, also an exported one,
-                whose model is used as it is; that of a video model is never the compiled one.
+            config: a configuration, the path of a YAML file, or a predictor (exported ones too),
+                whose model is used as it is.  A video model never runs compiled.
             weights: a checkpoint, as for :class:`instseg.Predictor`; not with a predictor.
             keyframe_interval: None takes the model's own.
             overrides: ``[KEY, VALUE, ...]``, applied last; not with a predictor.
-            allow_partial: as for :class:`instseg.Predictor`; plays no part with a predictor.
+            allow_partial: as for :class:`instseg.Predictor`; ignored with a predictor.
         Raises:
             ConfigError: a configuration that cannot be used, an interval below 1, or one above 1
                 for a model whose frames share no work.
@@ -91,12 +91,12 @@ class VideoPredictor:
     ) -> dict[str, Any]:
         """Predict on the next frame.
 
-        A frame of another size than the one before it is a key frame.  One that is refused counts
-        for nothing: the next one is seen as if it had not been there.
+        A frame of another size than the one before it is a key frame.  A refused frame is as if it
+        had not been there.
 
         Args:
-            frame: an (H, W, 3) uint8 array in BGR order, or what else a predictor takes.
-            name: what messages call it.
+            frame: an (H, W, 3) uint8 array in BGR order, or anything else that a predictor takes.
+            name: its name in messages.
         Returns:
             a dict with ``"instances"`` as :class:`instseg.Predictor` gives them, and with
             ``"keyframe"``, whether the frame was computed in full.
@@ -119,8 +119,8 @@ class VideoPredictor:
     def stream(self, frames: Iterable[Any]) -> Iterator[dict[str, Any]]:
         """Predict on any number of frames, lazily and in order.
 
-        A model that sees every frame alone takes as many at a time as its predictor's
-        ``batch_size`` says, any other one frame at a time.
+        A model that sees every frame alone takes its predictor's ``batch_size`` frames at a time,
+        any other model one.
 
         Args:
             frames: see :meth:`__call__`.
@@ -131,7 +131,7 @@ class VideoPredictor:
                 it.
         """
         if self._keyframes is None:
-            # Not a loop, whose variable would hold on to a result while the next is made.
+            # The variable of a loop would keep a result in memory while the next is made.
             results = self.predictor.stream(frames)
             yield from map(lambda result: result | {"keyframe": True}, results)
             return

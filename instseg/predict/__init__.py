@@ -16,38 +16,37 @@ COCO, so that ``pycocotools.coco.COCO.loadRes`` reads it::
 ``image_id`` counts images from 1, and ``file_name`` is the input as given, or FOLDER/NAME; with
 ``--images-of`` both are those of the data set.  ``category_id`` and ``category_name`` are those of
 the data set that the model was trained on, which its weights know
-(:func:`instseg.config.classes.model_categories`); where nobody knows them, the class counted from 0
-and ``class 0``.  A model that knows no classes gives ``object``.  Coordinates are pixels of the
-upright image.  ``area`` is the number of pixels of the mask, or the area of the box for models
-without masks.  ``mask_score`` is there for models that score their masks.  With ``--rank-by mask``
-``score`` is that as well, and ``class_score`` is what ``score`` would have been.  ``segmentation``
-is compressed RLE, left out for models without masks.  With ``--polygons`` it is a list of polygons,
+(:func:`instseg.config.classes.model_categories`); if they are unknown, the class counted from 0 and
+``class 0``.  A model without classes gives ``object``.  Coordinates are pixels of the upright
+image.  ``area`` is the number of pixels of the mask, or the area of the box for models without
+masks.  Models that score their masks give ``mask_score``.  With ``--rank-by mask``, ``score`` is
+``mask_score`` and ``class_score`` is the ``score`` of the class.  ``segmentation`` is compressed
+RLE, left out for models without masks.  With ``--polygons`` it is a list of polygons,
 ``[[x, y, x, y, ...], ...]``, in which holes are filled (:func:`instseg.masks.outlines`);
 a mask without pixels stays an RLE.
 
-``categories.json`` is what belongs to that list: a file in the format of COCO without annotations,
-as COCO itself publishes them for its test images::
+``categories.json`` goes with that list: it is a COCO file without annotations, as COCO publishes
+them for its test images::
 
     {"info": {"config": ..., "weights": ..., "overrides": [...], "confidence": 0.5,
               "rank_by": "class", "polygons": false, "images_of": null},
      "categories": [{"id": 17, "name": "cat"}, ...],
      "images": [{"id": 1, "file_name": "a/cat.jpg", "width": 640, "height": 480}, ...]}
 
-It names every class of the model and every image that was predicted on, also those without
-objects, so ``COCO("categories.json").loadRes("predictions.json")`` knows all there is to know.
-While a run goes on, and after it was killed, both are ``predictions.jsonl`` and
-``categories.jsonl``, with a line for each object in the lists, complete after every image; every
-other end joins the lines into the files.
+It names every class of the model and every image, also those without instances, so
+``COCO("categories.json").loadRes("predictions.json")`` is complete.  During a run, and after it was
+killed, the two are ``predictions.jsonl`` and ``categories.jsonl``, with one line per entry of their
+lists, complete after every image.  Any other end of the run joins the lines into the JSON files.
 
 ``--images-of NAME`` predicts on the images of a data set; NAME is one of ``DATASETS.TEST``, such as
 ``coco:PATH.json:FOLDER``.  ``image_id`` and ``file_name`` are those of its file, so pycocotools can
-compare ``predictions.json`` with that.  The frames of a set of videos are images there, counted
-as evaluation counts them; as a video each clip is an ``--input`` of its own.
+compare ``predictions.json`` with that file.  The frames of a video data set are images there,
+numbered as in evaluation; to predict on a clip as a video, give it as ``--input``.
 
-**Videos**, which are files, cameras, streams such as ``rtsp://...``, numbered images
+**Videos** are files, cameras, streams such as ``rtsp://...``, numbered images
 (``frames_%05d.png``), and with ``--track`` the images of a folder.  ``NAME.json`` has the parts of
-a YouTube-VIS file, ``info``, ``videos`` and ``categories``, but lists objects by frame: a list by
-object, as YouTube-VIS has it, could be written only at the end::
+a YouTube-VIS file, ``info``, ``videos`` and ``categories``, but lists instances by frame, since
+YouTube-VIS's list by instance could be written only at the end::
 
     {"info": {"config": ..., "weights": ..., "overrides": [...], "confidence": 0.5,
               "rank_by": "class", "polygons": false, "keyframe_interval": 5, "track": false},
@@ -58,30 +57,29 @@ object, as YouTube-VIS has it, could be written only at the end::
     ...
     ], "complete": true}
 
-``length`` is the announced number of frames, null where nothing is announced.  ``frame`` counts
-decoded frames from 0, ``time`` is in seconds since the first one.  Frames that are images have a
-``file_name`` as well.  The ``file_name`` of a stream leaves out user, password and query.
-``keyframe`` tells whether the model computed the frame in full.  ``objects`` are as those of
-images, from ``category_id`` to ``segmentation``.  ``complete`` is false after an interrupt, and
-where a part could not be decoded.
+``length`` is the announced number of frames, or null.  ``frame`` counts decoded frames from 0,
+``time`` is in seconds since the first one.  Frames that are images have a ``file_name`` as well.
+The ``file_name`` of a stream leaves out user, password and query.  ``keyframe`` tells whether the
+model computed the frame in full.  ``objects`` are as those of images, from ``category_id`` to
+``segmentation``.  ``complete`` is false after an interrupt, or if a part could not be decoded.
 
-With ``--track`` each object has a ``track_id`` as well, counted from 0 over all classes, null where
+With ``--track`` each object has a ``track_id`` as well, counted from 0 over all classes, or null if
 it belongs to no track (:class:`instseg.tracking.Tracker`), and ``info`` says ``"track": true`` and
 the settings of the tracker.  ``category_id`` remains what was predicted in that frame.  The overlay
 shows a track in one colour, with ``#`` and its number.
-:func:`instseg.predict.as_youtube_vis` turns such a file into YouTube-VIS's list by object.
+:func:`instseg.predict.as_youtube_vis` turns such a file into YouTube-VIS's list by instance.
 
-**A second run** into a folder replaces what an earlier one wrote for the same inputs, by the stems
-of their files, whether it succeeds with them or not; with ``--resume`` videos go on.  Results of
-inputs that are not in the run are named and stay, as does every file that no run wrote.
+**A second run** into a folder replaces the results of an earlier one for inputs with the same
+stems, even if it fails on them; with ``--resume`` videos go on.  A warning names results of other
+inputs, which stay, as does every file that no run wrote.
 
-Every frame is one line, written to ``NAME.jsonl`` as soon as it is done; the first line is what
-stands before the frames.  The end of the run, also by an error, joins the lines into ``NAME.json``.
-A process that is killed outright loses the frames in work (one, or a batch of images on a GPU)
-and leaves the lines.  ``--resume`` goes on with either file: frames before its last key frame are
-kept, prediction goes on from there with what an uninterrupted run gives, and the overlay
-``NAME.mp4`` is drawn anew from the file's records, from the beginning.  Polygons would not give the
-same masks again, so a video with ``--polygons`` cannot be resumed.
+Each frame is written as one line of ``NAME.jsonl`` as soon as it is done; the first line is the
+part before the frames.  The end of the run, also by an error, joins the lines into ``NAME.json``.
+A process that is killed outright leaves the lines and loses the frames in work (one, or a batch of
+images on a GPU).  ``--resume`` takes either file: it keeps the frames before the last key frame,
+predicts the rest as an uninterrupted run would, and draws the overlay ``NAME.mp4`` from the
+beginning.  A video with ``--polygons`` cannot be resumed, since polygons do not give the same masks
+again.
 """
 
 import logging
@@ -119,14 +117,14 @@ __all__ = ["RANKINGS", "PredictOptions", "as_youtube_vis", "predict"]
 logger = logging.getLogger(__name__)
 
 RANKINGS = ("class", "mask")
-"""What ``--rank-by`` can be: the score of an object is that of its class, or that of its mask."""
+"""Values of ``--rank-by``: the score of an instance is that of its class, or that of its mask."""
 
 _HIGHEST_FPS = 1000
 
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What ``instseg predict`` is asked to do; the fields are its command-line arguments."""
+    """The command-line arguments of ``instseg predict``."""
 
     config_file: str
     inputs: Sequence[str]
@@ -154,14 +152,14 @@ class PredictOptions:
 def predict(options: PredictOptions) -> int:
     """Predict on ``options.inputs``, or on a data set, and write the results as they come.
 
-    An image or video that cannot be used is one line on stderr, and the rest is done.  SIGTERM
-    ends the run as Ctrl-C does: the files are closed.
+    Prints one line on stderr for an image or video that cannot be used, and goes on.  SIGTERM ends
+    the run as Ctrl-C does, with all files closed.
 
     Returns:
-        0, or 1 if some input could not be used, or not completely.
+        0, or 1 if some input could not be used completely.
     Raises:
-        ConfigError, CheckpointError, DatasetError, OutputError: nothing can be done; found before
-            the model is built where it can be.
+        ConfigError, CheckpointError, DatasetError, OutputError: the run cannot start; raised before
+            the model is built where possible.
     """
     if not 0 <= options.confidence <= 1:
         raise ConfigError(f"--confidence is {options.confidence}; expected a number from 0 to 1")
@@ -170,7 +168,7 @@ def predict(options: PredictOptions) -> int:
     classes = None if options.classes is None else classes_option(options.classes)
     tracker = _tracker(options)
     inputs = _inputs(options)
-    cfg = load_cfg(options.config_file, options.overrides)  # which settles built-in data sets
+    cfg = load_cfg(options.config_file, options.overrides)  # also registers built-in data sets
     require_weights(cfg, options.weights, "predict with")
     sources = inputs if options.images_of is None else dataset_sources(options.images_of)
     _check_sources(options, sources)
@@ -241,7 +239,7 @@ def _run(
 
 
 def _inputs(options: PredictOptions) -> list[Source]:
-    """What ``--input`` names; nothing where ``--images-of`` does."""
+    """The sources of ``--input``; none with ``--images-of``."""
     if options.images_of is None:
         return find_sources(
             options.inputs,
@@ -255,7 +253,7 @@ def _inputs(options: PredictOptions) -> list[Source]:
 
 
 def _compare_categories(ours: Categories, name: str) -> None:
-    """Say if the results are not to be compared with the annotations of the data set ``name``."""
+    """Warn if the results cannot be compared with the annotations of the data set ``name``."""
     theirs = known_categories(name)
     if ours != OBJECT and theirs is not None and ours != theirs:
         logger.warning(
@@ -266,7 +264,7 @@ def _compare_categories(ours: Categories, name: str) -> None:
 
 
 def _tracker(options: PredictOptions) -> Callable[[], Tracker] | None:
-    """What makes the tracker of a video; None without ``--track``.
+    """A function that makes a tracker for each video; None without ``--track``.
 
     Raises:
         ConfigError: options that no tracker can have, or the package that tracks is missing.
@@ -300,13 +298,13 @@ def _check_sources(options: PredictOptions, sources: Sequence[Source]) -> None:
     for source in sources:
         if options.resume and options.polygons and source.kind in ("video", "sequence"):
             raise ConfigError(
-                f"--resume draws what was found in {source.name} from its masks, which --polygons "
-                "does not keep; leave one of them out"
+                f"--resume needs the masks found so far in {source.name}, which --polygons does "
+                "not keep; leave one of them out"
             )
         if options.resume and source.kind in ("camera", "stream"):
             raise ConfigError(
-                f"--resume: what {source.kind} {source.name} has shown is gone; leave --resume "
-                "out, and choose another --output if the earlier results are to be kept"
+                f"--resume: {source.kind} {source.name} cannot show its earlier frames again; "
+                "leave --resume out, and choose another --output to keep the earlier results"
             )
         if options.track and source.kind == "image" and os.path.exists(source.name):
             raise ConfigError(
@@ -329,7 +327,7 @@ def _info(options: PredictOptions, predictor: Predictor) -> dict[str, object]:
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt inside; does nothing in threads, which get no signals."""
+    """Inside, SIGTERM raises KeyboardInterrupt; does nothing in threads, which get no signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,7 +1,7 @@
-"""What earlier runs left in a folder of results, and how it is known from files of the user.
+"""Results of earlier runs in a folder, told apart from the user's own files.
 
-Images and videos that are written carry a mark: PNG in its text, JPEG and MP4 as a comment.  JSON
-files begin as no other program's do.  A file without the mark is never removed, nor is a link.
+Written images and videos carry a mark: PNG in its text, JPEG and MP4 as a comment.  JSON files
+begin as no other program's do.  A file without the mark is never removed, nor is a link.
 """
 
 import logging
@@ -19,14 +19,14 @@ logger = logging.getLogger(__name__)
 
 MARK = "instseg predict"
 _HEAD = 200
-"""Bytes of a file among which its mark or beginning is."""
+"""Bytes at the start of a file that hold its mark or beginning."""
 _HEADER = b'{"info": {"config": '
 _RESULTS = {
     ".json": (_HEADER, b'[\n{"image_id": ', b"[\n]"),
     ".jsonl": (_HEADER, b'{"image_id": '),
 }
 _MASK = re.compile(r"(frame\d{6,}_)?\d{3,}_.*\.png")
-_TOLD = 5
+_MOST_NAMED = 5
 
 
 def marked(image: bytes) -> bytes:
@@ -36,7 +36,7 @@ def marked(image: bytes) -> bytes:
         chunk = (len(text) - 4).to_bytes(4, "big") + text + zlib.crc32(text).to_bytes(4, "big")
         return image[:33] + chunk + image[33:]  # the signature and the header come first
     if image.startswith(b"\xff\xd8\xff\xe0"):
-        end = 4 + int.from_bytes(image[4:6], "big")  # of the header of JFIF
+        end = 4 + int.from_bytes(image[4:6], "big")  # of JFIF's header
         comment = MARK.encode()
         length = (len(comment) + 2).to_bytes(2, "big")
         return image[:end] + b"\xff\xfe" + length + comment + image[end:]
@@ -44,10 +44,10 @@ def marked(image: bytes) -> bytes:
 
 
 def remove_earlier(output: Path, sources: Iterable[Source], *, resume: bool) -> None:
-    """Remove what earlier runs wrote for these inputs, so that nothing of it is taken for new.
+    """Remove what earlier runs wrote for these inputs, so that none of it passes for new.
 
     Args:
-        resume: keep that of videos.
+        resume: keep the results of videos.
     """
     for source in sources:
         if not resume or source.kind == "image":
@@ -67,7 +67,7 @@ def remove(path: Path) -> None:
 
 
 def tell_others(output: Path, sources: Sequence[Source]) -> None:
-    """Log what earlier runs wrote for inputs that are not among these; it stays."""
+    """Log results of earlier runs for other inputs; they stay."""
     expected = {name.lower() for source in sources for name in _names(source)}
     if any(source.kind == "image" for source in sources):
         for name in ("predictions", "categories"):
@@ -79,21 +79,21 @@ def tell_others(output: Path, sources: Sequence[Source]) -> None:
             if _masks(path) if name.endswith("_masks") else is_ours(path):
                 others.append(name)
     if others:
-        more = f" and {len(others) - _TOLD} more" if len(others) > _TOLD else ""
+        more = f" and {len(others) - _MOST_NAMED} more" if len(others) > _MOST_NAMED else ""
         logger.warning(
             "%s holds results of inputs that are not in this run, which stay as they are: %s%s",
-            *(output, ", ".join(others[:_TOLD]), more),
+            *(output, ", ".join(others[:_MOST_NAMED]), more),
         )
 
 
 def _names(source: Source) -> list[str]:
-    """Files and folders that a run may write for an input alone."""
+    """Names of the files and folders that a run may write for one input."""
     suffixes = (".png", ".jpg") if source.kind == "image" else (*_RESULTS, ".mp4")
     return [f"{source.stem}{suffix}" for suffix in (*suffixes, "_masks")]
 
 
 def _masks(folder: Path) -> list[Path]:
-    """Masks that a run wrote into a folder; none where it is a link or no folder."""
+    """Masks that a run wrote into a folder; none if it is a link or no folder."""
     if not os.path.isdir(folder) or os.path.islink(folder):
         return []
     return [
@@ -115,7 +115,7 @@ def is_ours(path: Path) -> bool:
         if path.suffix in _RESULTS:
             return head.startswith(_RESULTS[path.suffix])
         return path.suffix == ".mp4" and _comment(path) == MARK
-    except (OSError, av.FFmpegError):  # no file that can be read is one that was written
+    except (OSError, av.FFmpegError):  # a file of ours can be read
         return False
 
 

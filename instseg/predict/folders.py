@@ -8,7 +8,7 @@ from instseg.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-# HEIC is listed although Pillow cannot read it: such a file gets a reason and is not passed over.
+# HEIC is listed although Pillow cannot read it, so that such a file is refused, not passed over.
 IMAGE_SUFFIXES = frozenset(
     ".avif .bmp .dib .gif .heic .heif .ico .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm "
     ".qoi .tga .tif .tiff .webp".split()
@@ -24,8 +24,8 @@ def media_in(
 ) -> list[tuple[Path, list[Path]]]:
     """The images and videos in a folder, and in those inside it, by folder.
 
-    What is passed over is told in the log: other files, folders inside it, and links to folders,
-    which could lead in circles.  Names that begin with a dot are hidden, and not told.
+    Logs what it passes over: other files, folders inside it, and links to folders, which could lead
+    in circles.  Names that begin with a dot are hidden, and not logged.
 
     Args:
         recursive: search the folders inside it as well.
@@ -33,7 +33,7 @@ def media_in(
     Returns:
         folders in the order of their names, each before those inside it, and their files in order.
     Raises:
-        ConfigError: it cannot be read, or there are none.
+        ConfigError: the folder cannot be read, or has no images or videos.
     """
     media: list[tuple[Path, list[Path]]] = []
     others = folders = links = 0
@@ -47,14 +47,14 @@ def media_in(
                 raise ConfigError(f"--input {folder} cannot be read: {error.strerror}") from None
             logger.warning("%s cannot be read: %s; passed over", current, error.strerror)
             continue
-        found = [file for file in files if file.suffix.lower() in MEDIA_SUFFIXES]
-        others += len(files) - len(found)
-        if found:
-            media.append((current, found))
+        media_files = [file for file in files if file.suffix.lower() in MEDIA_SUFFIXES]
+        others += len(files) - len(media_files)
+        if media_files:
+            media.append((current, media_files))
         if recursive:
-            real = [path for path in inner if not path.is_symlink()]
-            links += len(inner) - len(real)
-            waiting.extend(reversed(real))
+            real_folders = [path for path in inner if not path.is_symlink()]
+            links += len(inner) - len(real_folders)
+            waiting.extend(reversed(real_folders))
         else:
             folders = len(inner)
     hint = f"; it holds {folders} folders, which --recursive searches" if folders else ""

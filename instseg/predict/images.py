@@ -19,10 +19,10 @@ _JPEG_SUFFIXES = frozenset((".jfif", ".jpe", ".jpeg", ".jpg"))
 def predict_images(
     results: Results, sources: Sequence[Source], records: JsonLines, images: JsonLines
 ) -> None:
-    """Predict on images, batched as the predictor does, and write what belongs to each.
+    """Predict on images, in the predictor's batches, and write the results of each.
 
     Args:
-        results: where an image that cannot be used is counted.
+        results: counts images that cannot be used.
         sources: images.
         records: ``predictions.json``.
         images: ``categories.json``, which lists the images.
@@ -41,24 +41,24 @@ def predict_images(
             pending.append((source, image))
             yield image
 
-    image_ids = count(1)  # enumerate() would hold on to a result while the next is made
+    image_ids = count(1)  # enumerate() would keep a result in memory while the next is made
     for result in results.predictor.stream(readable()):
         source, image = pending.popleft()
-        kept = results.keep(result["instances"])
+        instances = results.keep(result["instances"])
         number = next(image_ids)
         image_id = number if source.image_id is None else source.image_id
         name = source.file_name or source.name
         head = {"image_id": image_id, "file_name": name}
         height, width = image.shape[:2]
         try:
-            instances = results.describe(kept, source.stem)
-            # The image first: whenever the run ends, all that is said of images can be looked up.
+            descriptions = results.describe(instances, source.stem)
+            # The image first: its records refer to it, whenever the run ends.
             images.add({"id": image_id, "file_name": name, "width": width, "height": height})
-            records.add(*(head | instance for instance in instances))
+            records.add(*(head | description for description in descriptions))
             if results.overlay:
                 suffix = ".jpg" if Path(source.name).suffix.lower() in _JPEG_SUFFIXES else ".png"
                 path = results.output / f"{source.stem}{suffix}"
-                write_image(path, results.draw(image, kept))
-        except ImageError as error:  # no file can hold its masks or overlay, or be named for them
+                write_image(path, results.draw(image, instances))
+        except ImageError as error:  # too large for a file of masks or overlay, or too long a name
             results.fail(error)
-        del result, kept  # masks of a large image, which the next one needs the room of
+        del result, instances  # frees the memory of the masks before the next image

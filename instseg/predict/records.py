@@ -27,20 +27,20 @@ _LONGEST_NAME = 255
 class JsonLines:
     """A JSON file whose list grows: one line per record in ``NAME.jsonl``, joined at the end.
 
-    Every line is handed to the operating system as a whole.  A process that is killed leaves
+    Each line is handed to the operating system as a whole.  A process that is killed leaves
     ``NAME.jsonl`` and no ``NAME.json``; any other end makes ``NAME.json`` and removes the lines.
 
     Attributes:
         path: ``NAME.json``; it is removed at the beginning.
-        lines: ``NAME.jsonl``: the head, where there is one, and the records.
-        tail: what the file says after the list; to be set before leaving.
+        lines: ``NAME.jsonl``: the head, if any, and the records.
+        tail: entries of the file after the list; set it before leaving.
     """
 
     def __init__(self, path: Path, head: dict[str, Any] | None = None, key: str = "") -> None:
         """
         Args:
             path: of the file that is made.
-            head: the file is this object, with the list as its last value; None: it is the list.
+            head: the file is this object with the list as its last value; None: only the list.
             key: of the list in that object.
         """
         self.path = path
@@ -87,13 +87,13 @@ class JsonLines:
             self._file.flush()
 
     def _begin(self) -> None:
-        """Make the file of lines as it is before the first record is added."""
+        """Write the file of lines as it is before the first record is added."""
         head = "" if self._head is None else f"{json.dumps(self._head)}\n"
         with self.lines.open("wb") as file:
             file.write(head.encode())
 
     def _join(self) -> None:
-        """Make the JSON file of the lines, all or nothing."""
+        """Join the lines into the JSON file, all or nothing."""
         begin, end = "[", "\n]\n"
         if self._head is not None:
             begin, end = json.dumps({**self._head, self._key: [], **self.tail}).rsplit("[]", 1)
@@ -112,24 +112,24 @@ class JsonLines:
 class VideoRecords(JsonLines):
     """The file of a video: a header and one record per frame.
 
-    The layout is in the documentation of :mod:`instseg.predict`.  What a run left that was killed
-    (``NAME.jsonl``) or ended (``NAME.json``) can be continued.
+    The layout is in the documentation of :mod:`instseg.predict`.  The file of a run that was killed
+    (``NAME.jsonl``) or that ended (``NAME.json``) can be continued.
 
     Attributes:
         kept: number of frames taken over from an earlier run.
-        complete: whether the whole video is in the file; to be set before leaving.
+        complete: whether the whole video is in the file; set it before leaving.
     """
 
     def __init__(self, path: Path, header: dict[str, Any], *, resume: bool) -> None:
         """
         Args:
             path: of the file that is made.
-            header: what stands before the frames; JSON.
-            resume: continue what there is.  It is cut before its last key frame, from which a
+            header: the part before the frames; JSON.
+            resume: continue an existing file.  It is cut before its last key frame, from which a
                 video model has to start.
         Raises:
-            ConfigError: what is to be continued has another header.
-            OutputError: it is no file.
+            ConfigError: the existing file has another header.
+            OutputError: it is no regular file.
         """
         super().__init__(path, header, "frames")
         self.kept, self.complete = 0, False
@@ -160,27 +160,27 @@ class VideoRecords(JsonLines):
                 file.write(earlier.readline().rstrip(b",\n") + b"\n")
 
     def _scan(self, header: dict[str, Any]) -> None:
-        """Find what can be kept of an earlier run."""
+        """Count the frames of an earlier run that can be kept."""
         ids = {category["id"] for category in header["categories"]}
         with self._earlier.open("rb") as file:
             first = file.readline().rstrip()
-            if first.endswith(b"["):  # of the joined file
+            if first.endswith(b"["):  # in a joined file
                 first += b"]}"
             try:
-                found = json.loads(first)
+                old_header = json.loads(first)
             except (ValueError, RecursionError):  # killed before the header was written
                 return
-            if not isinstance(found, dict):
-                found = {}
-            if {**header, "frames": []} != {**found, "frames": []}:
+            if not isinstance(old_header, dict):
+                old_header = {}
+            if {**header, "frames": []} != {**old_header, "frames": []}:
                 raise ConfigError(
-                    f"{self._earlier} was written with {_difference(found, header)}; it cannot be "
-                    "resumed: repeat that, or choose another --output"
+                    f"{self._earlier} was written with {_difference(old_header, header)}; it "
+                    "cannot be resumed: use the old setting, or choose another --output"
                 )
             for number, line in enumerate(file):
                 try:
                     record = _record(line, number, ids)
-                except _UNUSABLE:  # the line that closes the file, or one that was torn
+                except _UNUSABLE:  # the line that closes the file, or an incomplete one
                     self.complete = line.startswith(b'], "complete": true')
                     return
                 if record["keyframe"]:
@@ -190,7 +190,7 @@ class VideoRecords(JsonLines):
 @contextmanager
 def _replacing(path: Path) -> Iterator[BinaryIO]:
     """A new file that takes the place of ``path`` once it is complete."""
-    # Its name is short: that of ``path`` may be as long as names can be.
+    # A short name: that of ``path`` may be as long as names can be.
     temporary = path.with_name(f".{secrets.token_hex(4)}{path.suffix}")
     try:
         with temporary.open("xb") as file:
@@ -206,8 +206,7 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
 def writing(path: Path) -> Iterator[None]:
     """Turns the operating system's errors while ``path`` is written into OutputError.
 
-    That the name is too long is an ImageError: it is made of the name of an input, and other inputs
-    can be done.
+    A name that is too long is an ImageError: it comes from one input, and the others can be done.
     """
     try:
         yield
@@ -227,7 +226,7 @@ def write_image(path: Path, image: Array) -> None:
     # Windows.
     try:
         ok, encoded = cv2.imencode(path.suffix, image)
-    except cv2.error:  # as some of its versions do in place of returning False
+    except cv2.error:  # some versions raise it instead of returning False
         ok = False
     if not ok:
         height, width = image.shape[:2]
@@ -246,24 +245,24 @@ def _record(line: bytes, number: int, category_ids: Collection[Any]) -> dict[str
     """
     record: dict[str, Any] = json.loads(line.rstrip(b",\n"))
     height, width, objects = record["height"], record["width"], record["objects"]
-    masks = {"segmentation" in found for found in objects}
+    masks = {"segmentation" in entry for entry in objects}
     if record["frame"] != number or type(record["keyframe"]) is not bool or len(masks) > 1:
         raise ValueError("another frame")
-    for found in objects:
-        category = found["category_id"]
-        numbers = [*found["bbox"], found["score"], 0 if category in category_ids else category]
+    for entry in objects:
+        category = entry["category_id"]
+        numbers = [*entry["bbox"], entry["score"], 0 if category in category_ids else category]
         if len(numbers) != 6 or not all(-_LARGEST < value < _LARGEST for value in numbers):
             raise ValueError("no object")
-        if masks == {True}:  # pycocotools writes beyond its memory at runs that do not fit
-            check_rle(found["segmentation"], height, width)
+        if masks == {True}:  # runs that do not fit make pycocotools write beyond its memory
+            check_rle(entry["segmentation"], height, width)
     return record
 
 
-def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """The first setting that two headers differ in, as they are in ``found`` and ``wanted``."""
-    info = found.get("info")
-    old = {**(info if isinstance(info, dict) else {}), "video": found.get("videos")}
-    new = {**wanted["info"], "video": wanted["videos"]}
+def _difference(old_header: dict[str, Any], new_header: dict[str, Any]) -> str:
+    """The first setting in which two headers differ, with the value that each has."""
+    info = old_header.get("info")
+    old = {**(info if isinstance(info, dict) else {}), "video": old_header.get("videos")}
+    new = {**new_header["info"], "video": new_header["videos"]}
     for key, value in new.items():
         if old.get(key) != value:
             return f"{key} {str(old.get(key)):.200}, not {value}"

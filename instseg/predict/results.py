@@ -1,4 +1,4 @@
-"""What ``instseg predict`` does with a result, of images and videos alike."""
+"""How ``instseg predict`` chooses, draws and describes results, of images and videos alike."""
 
 import re
 import sys
@@ -22,20 +22,20 @@ from instseg.visualize import at_least, draw_instances
 _LONGEST_NAME = 50
 """Characters of a class name in the name of a file, of at most 4 bytes each."""
 _FURTHER_SCORES = {"class_scores": "class_score", "mask_scores": "mask_score"}
-"""Field of instances that not all have → key of records."""
+"""Optional field of instances → key of records."""
 
 
 @dataclass
 class Results:
-    """Chooses, draws and describes the objects found, and counts the inputs that failed.
+    """Chooses, draws and describes predicted instances, and counts the inputs that failed.
 
     Attributes:
-        predictor: whose results they are.
+        predictor: gives the results.
         output: folder of everything that is written.
-        confidence: objects with a lower score are left out.
-        overlay: whether images with the objects drawn on them are wanted.
-        instance_masks: write a black and white PNG per object.
-        rank_by_mask: the score of an object is its ``mask_scores``, not its ``scores``.
+        confidence: instances with a lower score are left out.
+        overlay: write images with the instances drawn on them.
+        instance_masks: write a black and white PNG per instance.
+        rank_by_mask: the score of an instance is its ``mask_scores``, not its ``scores``.
         polygons: describe masks by polygons.
         failures: number of inputs that could not be used.
     """
@@ -59,7 +59,7 @@ class Results:
         return self.predictor.categories.as_coco()
 
     def keep(self, instances: Instances) -> Instances:
-        """The objects that are sure enough, on the CPU, the best first."""
+        """The instances whose score is high enough, on the CPU, best first."""
         if self.rank_by_mask and len(instances):
             return _ranked_by_mask(instances, self.confidence).to("cpu")
         return at_least(instances, self.confidence).to("cpu")
@@ -69,12 +69,11 @@ class Results:
         return draw_instances(image, instances, self.predictor.categories.names)
 
     def describe(self, instances: Instances, stem: str, prefix: str = "") -> list[dict[str, Any]]:
-        """Records of objects: category, box, area, scores and mask, in COCO's form.
+        """Records of instances: category, box, area, scores and mask, in COCO's form.
 
         Args:
-            instances: what :meth:`keep` left.
-            stem: of the input's files; with ``instance_masks`` those of ``STEM_masks/`` are
-                written.
+            instances: those that :meth:`keep` gave.
+            stem: of the input's files; ``instance_masks`` are written to ``STEM_masks/``.
             prefix: of the names of these files.
         Returns:
             one JSON object per instance.
@@ -94,8 +93,7 @@ class Results:
                 if instances.has(field):
                     record[key] = float(instances.get(field)[index])
             if instances.has("pred_masks"):
-                # One at a time: all masks of a large image as bytes in Fortran order would double
-                # the memory.
+                # One at a time: copies of all masks in Fortran order would double the memory.
                 mask = np.asfortranarray(instances.pred_masks[index].numpy(), dtype=np.uint8)
                 rle = encode(mask)
                 record["area"], record["segmentation"] = rle_area(rle), as_text(rle)
@@ -108,14 +106,14 @@ class Results:
         return records
 
     def restore(self, records: Sequence[dict[str, Any]], height: int, width: int) -> Instances:
-        """The objects that :meth:`describe` gave ``records`` of.
+        """The instances that :meth:`describe` turned into ``records``.
 
         Args:
             records: all of an image, with or without masks.
             height, width: of the image, in pixels.
         """
         instances = Instances((height, width))
-        # In double precision, in which adding undoes the subtraction.
+        # Double precision, so that adding undoes the subtraction.
         boxes = torch.tensor([record["bbox"] for record in records], dtype=torch.float64)
         boxes = boxes.reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
@@ -138,9 +136,9 @@ class Results:
 
 
 def _ranked_by_mask(instances: Instances, least: float) -> Instances:
-    """Those with a mask score of ``least`` or more, the best first.
+    """The instances with a mask score of ``least`` or more, best first.
 
-    Their ``scores`` are those of the masks; ``class_scores`` are what ``scores`` were.
+    Their ``scores`` are those of the masks; ``class_scores`` are the former ``scores``.
     """
     order = instances.mask_scores.argsort(descending=True, stable=True)
     ranked = instances[order[instances.mask_scores[order] >= least]]

@@ -1,4 +1,4 @@
-"""What ``instseg predict`` works on, such as files and cameras, and the names of their results."""
+"""Inputs of ``instseg predict``, such as files and cameras, and the names of their results."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from instseg.predict.folders import MEDIA_SUFFIXES, VIDEO_SUFFIXES, media_in
 
 _CAMERA_DIGITS = 10
 _RESERVED = frozenset(("categories", "predictions"))
-"""Stems of JSON files that are not those of a video."""
+"""Stems of the JSON files that belong to no video."""
 _LONGEST_STEM = 50
 
 
@@ -27,12 +27,12 @@ class Source:
     """Something to predict on, and the stem of the files written for it.
 
     Attributes:
-        name: what is opened, or what is shown of the address of a stream.
+        name: the file to open, or the public part of a stream's address.
         stem: of the files written for it.
-        kind: what it is.
-        image_id: that of the data set it belongs to, None without one.
-        file_name: what results call it, "" for ``name``.
-        url: of a stream, with what its name hides.
+        kind: of input.
+        image_id: its id in a data set, None without one.
+        file_name: its name in results, "" for ``name``.
+        url: full address of a stream.
         files: of a sequence, in the order of its frames.
     """
 
@@ -52,10 +52,10 @@ def find_sources(
     sequences: bool = False,
     output: Path | None = None,
 ) -> list[Source]:
-    """Files, the images and videos inside folders, patterns, streams and camera numbers.
+    """The sources that files, folders, patterns, streams and camera numbers stand for.
 
-    A file that does not exist, or a link to none in a folder, is kept: it becomes an error line of
-    its own when its turn comes.
+    A file that does not exist, or a link to none in a folder, is kept: it gives an error line when
+    its turn comes.
 
     Args:
         recursive: search the folders inside folders as well, but not those that are links.
@@ -160,7 +160,7 @@ def _in_folder(
 
 
 def _is_camera(name: str) -> bool:
-    """Whether it is a number that OpenCV takes; longer ones can only be names of files."""
+    """Whether it is a number that OpenCV takes; a longer one can only be the name of a file."""
     return name.isdecimal() and len(name) <= _CAMERA_DIGITS and int(name) < 2**31
 
 
@@ -200,6 +200,6 @@ def prepare_output(output: Path, sources: Iterable[Source]) -> None:
 
 
 def _folders(name: str) -> set[str]:
-    """Where the file ``name`` is: a link is in one folder, and what it leads to in another."""
+    """The folder of the file ``name``, and if it is a link, also that of its target."""
     paths = (os.path.dirname(name), os.path.dirname(os.path.realpath(name)))
     return {os.path.realpath(path) for path in paths}

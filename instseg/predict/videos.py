@@ -1,4 +1,4 @@
-"""Prediction on the frames of videos, of whatever kind."""
+"""Prediction on the frames of videos of any kind."""
 
 import logging
 from collections import deque
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class VideoRun:
-    """Predicts on videos one after the other, and writes what belongs to each."""
+    """Predicts on videos one after the other, and writes the results of each."""
 
     def __init__(
         self,
@@ -39,10 +39,10 @@ class VideoRun:
     ) -> None:
         """
         Args:
-            results: where a video that cannot be used, or not completely, is counted.
+            results: counts videos that cannot be used completely.
             predictor: of the frames; reset before each video.
             info: settings that the results depend on; JSON, written to each file.
-            tracker: makes what links the objects of successive frames, for each video.
+            tracker: makes a tracker for each video.
             fps: frames per second of image sequences.
             resume: continue files of an earlier run with the same settings.
         """
@@ -102,7 +102,7 @@ class VideoRun:
             frames = iter(bar)
             tracker = self._tracker() if self._tracker else None
             self._repeat(frames, source, records, writer, tracker)
-            if writer is None:  # the overlay would end where the run that is resumed did
+            if writer is None:  # the overlay of the earlier run lacks the frames to come
                 with writing(path):
                     remove(path)
             self._go_on(frames, source, records, writer, tracker)
@@ -116,7 +116,7 @@ class VideoRun:
         writer: VideoWriter | None,
         tracker: Tracker | None,
     ) -> None:
-        """Draw and track what an earlier run has found: both begin at the beginning."""
+        """Draw and track the results of an earlier run; both have to start at the first frame."""
         for record, frame in zip(records.earlier(), frames, strict=False):
             if frame.image.shape[:2] != (record["height"], record["width"]):
                 raise ConfigError(
@@ -124,11 +124,11 @@ class VideoRun:
                     f"{record['height']} pixels as in the run to be resumed: it is another video; "
                     "choose another --output"
                 )
-            found = self._results.restore(record["objects"], record["height"], record["width"])
+            instances = self._results.restore(record["objects"], record["height"], record["width"])
             if tracker is not None:
-                found.track_ids = tracker.update(found)
+                instances.track_ids = tracker.update(instances)
             if writer is not None:
-                writer.write(frame._replace(image=self._results.draw(frame.image, found)))
+                writer.write(frame._replace(image=self._results.draw(frame.image, instances)))
 
     def _go_on(
         self,
@@ -147,21 +147,21 @@ class VideoRun:
                 for frame in frames:
                     pending.append(frame)
                     yield frame.image
-            except ImageError as error:  # kept back until all frames before it are done
+            except ImageError as error:  # raised below, when all frames before it are done
                 problem = error
 
         self._predictor.reset()
-        numbers = count(records.kept)  # enumerate() would hold on to a result
+        numbers = count(records.kept)  # enumerate() would keep a result in memory
         for result in self._predictor.stream(images()):
             number = next(numbers)
             frame = pending.popleft()
-            kept = self._results.keep(result["instances"])
+            instances = self._results.keep(result["instances"])
             height, width = frame.image.shape[:2]
-            objects = self._results.describe(kept, source.stem, f"frame{number:06d}_")
+            objects = self._results.describe(instances, source.stem, f"frame{number:06d}_")
             if tracker is not None:
-                kept.track_ids = tracker.update(kept)
-                for found, track in zip(objects, kept.track_ids.tolist(), strict=True):
-                    found["track_id"] = None if track == UNTRACKED else track
+                instances.track_ids = tracker.update(instances)
+                for entry, track in zip(objects, instances.track_ids.tolist(), strict=True):
+                    entry["track_id"] = None if track == UNTRACKED else track
             records.add(
                 {
                     "frame": number,
@@ -174,7 +174,7 @@ class VideoRun:
                 }
             )
             if writer is not None:
-                writer.write(frame._replace(image=self._results.draw(frame.image, kept)))
-            del result, kept  # masks of a large frame, which the next one needs the room of
+                writer.write(frame._replace(image=self._results.draw(frame.image, instances)))
+            del result, instances  # frees the memory of the masks before the next frame
         if problem is not None:
             raise problem

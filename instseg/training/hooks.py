@@ -30,8 +30,8 @@ _TOTAL = "val/total_loss"
 class BestCheckpoint(BestCheckpointer):
     """Keeps the weights with the best ``metric`` in ``FOLDER/model_best.pth``.
 
-    Detectron2's, except that it looks after every step, since losses and evaluations have periods
-    of their own, and that the file holds its value, with which a resumed training goes on.
+    Unlike Detectron2's, it compares after every step, since losses and evaluations have periods of
+    their own, and saves the best value, with which a resumed training goes on.
 
     The folder is not the one that training resumes from, so the best checkpoint never passes for
     the last one.  Must run after the evaluation.
@@ -43,8 +43,8 @@ class BestCheckpoint(BestCheckpointer):
         """
         Args:
             checkpointer: saves the weights, into a folder of its own.
-            metric: name in the event storage, e.g. ``segm/AP``; only a finite value is the best.
-            lower_is_better: keep the lowest value, as of losses.
+            metric: name in the event storage, e.g. ``segm/AP``; a value must be finite to count.
+            lower_is_better: keep the lowest value, for losses.
         """
         super().__init__(0, checkpointer, metric, "min" if lower_is_better else "max")
         self._measured = -1  # the iteration of the latest value
@@ -111,10 +111,10 @@ class ValidationLoss(HookBase):
             self._measure()
 
     def names(self) -> list[str]:
-        """What is measured, found out on one batch of each process; all have to ask."""
+        """Names of the losses, measured on one batch per process; every process has to call it."""
         losses, _ = self._sums(itertools.islice(self._build_loader(), 1))
-        found = set(itertools.chain.from_iterable(comm.all_gather(list(losses))))
-        return [_TOTAL, *sorted(f"val/{name}" for name in found)]
+        loss_names = set(itertools.chain.from_iterable(comm.all_gather(list(losses))))
+        return [_TOTAL, *sorted(f"val/{name}" for name in loss_names)]
 
     def _measure(self) -> None:
         gathered = comm.gather(self._sums(self._build_loader()))
@@ -129,7 +129,7 @@ class ValidationLoss(HookBase):
 
     @torch.no_grad()
     def _sums(self, batches: Iterable[list[dict[str, Any]]]) -> tuple[dict[str, float], int]:
-        """Each loss summed over ``batches``, and the number of these."""
+        """Sum of each loss over ``batches``, and the number of batches."""
         sums: dict[str, float] = {}
         count = 0
         norms = [m for m in self._model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
@@ -157,12 +157,12 @@ class ValidationLoss(HookBase):
 def check_best_metric(
     cfg: CfgNode, model: nn.Module, datasets: Sequence[DataSet], losses: ValidationLoss | None
 ) -> bool:
-    """Find before training that nothing will measure ``TEST.BEST_METRIC``.
+    """Check before training that something will measure ``TEST.BEST_METRIC``.
 
     Returns:
         whether its lowest value is the best.
     Raises:
-        ConfigError: with close names.
+        ConfigError: nothing measures it; the message has close names.
     """
     metric = cfg.TEST.BEST_METRIC
     known = metric_names(cfg, model, datasets)
@@ -189,7 +189,7 @@ def check_best_metric(
 
 
 def check_expected_results(cfg: CfgNode, model: nn.Module, datasets: Sequence[DataSet]) -> None:
-    """Find before training that ``TEST.EXPECTED_RESULTS`` cannot be compared with its results.
+    """Check before training that ``TEST.EXPECTED_RESULTS`` can be compared with its results.
 
     Raises:
         ConfigError: an entry that is not ``[TASK, METRIC, VALUE, TOLERANCE]``, or that nothing
@@ -228,10 +228,10 @@ def _is_expected_result(entry: Any) -> bool:
 
 
 def _instead(metric: str, known: list[str]) -> str:
-    """Which of ``known`` may be meant."""
+    """The end of an error message: which names in ``known`` may be meant."""
     if not known:
         return ": DATASETS.TEST is empty"
-    # With several data sets a metric has the name of one before it, else it has none.
+    # With several data sets, the name of one stands before the metric.
     pairs = [(name, f"/{name}".lower(), f"/{metric}".lower()) for name in known]
     close = [name for name, one, other in pairs if one.endswith(other) or other.endswith(one)]
     lowered = {name.lower(): name for name in known}

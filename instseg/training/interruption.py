@@ -25,10 +25,10 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Interruption(HookBase):
     """Ends training after the iteration in which SIGTERM or SIGINT comes, with a checkpoint.
 
-    The exit status is 128 + the number of the signal: 143 after SIGTERM, 130 after Ctrl-C, which
-    typed again ends at once.  Of several processes it is enough that one gets the signal.  What
-    follows an iteration, such as an evaluation, is not finished; the checkpoint is that iteration's
-    in any case.
+    The exit status is 128 + the number of the signal: 143 after SIGTERM, 130 after Ctrl-C.  A
+    second Ctrl-C ends at once.  A signal to one of several processes stops all of them.  A hook
+    that follows the iteration, such as an evaluation, is not finished; the checkpoint is still that
+    of the iteration.
 
     Must run after the hooks that change weights or learning rates, before those that save them.
     """
@@ -41,7 +41,7 @@ class Interruption(HookBase):
         self._checkpointer = checkpointer
         self._device = next(checkpointer.model.parameters()).device
         self._received = 0
-        # The iteration that the weights are the result of, None while one is under way.
+        # The iteration that gave the weights; None during an iteration.
         self._finished: int | None = None
         self._former: dict[signal.Signals, Any] = {}
 
@@ -60,7 +60,7 @@ class Interruption(HookBase):
         self._finished = self.trainer.iter
         if self._received:
             self._save(self._finished)
-            comm.synchronize()  # what started these processes kills the others once one has ended
+            comm.synchronize()  # the launcher kills the other processes once one has ended
             raise SystemExit(128 + self._received)
 
     def after_train(self) -> None:
@@ -76,12 +76,12 @@ class Interruption(HookBase):
             return
         self._received = number
         if self._finished is not None:
-            # Data workers may have got the signal as well; their end is no error any more.
+            # Data workers may have got the signal as well; their end is no longer an error.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             raise SystemExit(128 + number)
 
     def _save(self, iteration: int) -> None:
-        self.trainer.iter = iteration  # it counts one more where the next was about to begin
+        self.trainer.iter = iteration  # one too high if the next iteration was about to begin
         is_last = iteration + 1 >= self.trainer.max_iter
         name = "model_final" if is_last else f"model_{iteration:07d}"
         self._checkpointer.save(name, iteration=iteration)
@@ -95,10 +95,10 @@ class Interruption(HookBase):
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Processes started inside do not get SIGTERM and SIGINT, nor does the caller until the end.
+    """Hide SIGTERM and SIGINT from processes started inside, and delay them for the caller.
 
-    For the workers that load training data: signals often go to a whole group of processes, and an
-    iteration cannot be finished without data.
+    Protects the workers that load training data: signals often go to a whole group of processes,
+    and an iteration cannot be finished without data.
     """
     before = set(multiprocessing.active_children())
     former = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -107,20 +107,20 @@ def signals_held() -> Iterator[None]:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, former)
         for process in set(multiprocessing.active_children()) - before:
-            # multiprocessing would end those still there by SIGTERM and then wait for ever.
+            # multiprocessing would send SIGTERM to the remaining ones and then wait for ever.
             Finalize(None, _kill, args=(process,), exitpriority=1)
 
 
 def _kill(process: BaseProcess) -> None:
-    """End a process when this one ends, also if an error keeps what started it alive."""
+    """Kill a worker when this process ends, also if an error keeps its data loader alive."""
     if process.is_alive():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # it is no worker that was lost
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch would report a lost worker
         process.kill()
 
 
 @contextmanager
 def signals_forwarded() -> Iterator[None]:
-    """SIGTERM and SIGINT of this process go to those it started, as SIGTERM, inside."""
+    """Inside, forward SIGTERM and SIGINT as SIGTERM to the processes that this one started."""
 
     def forward(number: int, frame: FrameType | None) -> None:
         for child in multiprocessing.active_children():

@@ -1,4 +1,4 @@
-"""What ``train_net.py`` does before training: arguments, checks of the first second, processes."""
+"""Start of ``train_net.py``: its arguments, the checks of the first second, its processes."""
 
 import argparse
 import logging
@@ -67,13 +67,13 @@ def setup(args: argparse.Namespace) -> CfgNode:
     logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="instseg")
     for handler in logger.handlers:
         if getattr(handler, "stream", None) is sys.stdout:
-            handler.setLevel(logging.INFO)  # tracebacks of mistakes are for log.txt alone
+            handler.setLevel(logging.INFO)  # tracebacks of user errors go to log.txt alone
     logger.info(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}")
     return cfg
 
 
 def write_config(cfg: CfgNode, categories: Categories | None) -> None:
-    """Write ``config.yaml`` anew, with the categories that only the data or the weights tell."""
+    """Rewrite ``config.yaml`` with the categories, which come from the data or the weights."""
     if comm.is_main_process():
         text = with_categories(cfg, categories).dump()
         path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
@@ -90,7 +90,7 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
     """Run ``main(args)`` here, in ``--num-gpus`` processes, or as one rank of ``torchrun``.
 
     Raises:
-        ConfigError: processes or ports that are not to be had.
+        ConfigError: more processes than this machine can run, or a port that is taken.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _run_as_rank(main, args)
@@ -109,7 +109,7 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
 
 
 def _run_as_rank(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
-    end_with(os.getppid())  # torchrun, whose own end it does not watch
+    end_with(os.getppid())  # a torchrun that is killed does not end its processes
     local_size = int(os.environ["LOCAL_WORLD_SIZE"])
     on_gpu = _read_config(args).MODEL.DEVICE.startswith("cuda")
     if on_gpu and local_size > torch.cuda.device_count():
@@ -141,8 +141,8 @@ def _check_processes(args: argparse.Namespace) -> None:
         )
     if args.num_gpus * args.num_machines == 1:
         return
-    own = args.dist_url == "auto" and args.num_machines == 1
-    if not own and not args.dist_url.startswith(("tcp://", "file://", "env://")):
+    is_automatic = args.dist_url == "auto" and args.num_machines == 1
+    if not is_automatic and not args.dist_url.startswith(("tcp://", "file://", "env://")):
         raise ConfigError(
             f"--dist-url is {args.dist_url}; expected tcp://HOST:PORT, or auto on one machine"
         )
@@ -184,8 +184,8 @@ def _check_output_dir(path: str) -> None:
 
 
 def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
-    own = Checkpointer(torch.nn.Identity(), cfg.OUTPUT_DIR).has_checkpoint()
-    has_checkpoint = comm.all_gather(own)[0]  # others may not see the main process's disk
+    seen_here = Checkpointer(torch.nn.Identity(), cfg.OUTPUT_DIR).has_checkpoint()
+    has_checkpoint = comm.all_gather(seen_here)[0]  # others may not see the main process's disk
     if args.resume and not has_checkpoint:
         raise ConfigError(
             f"--resume: there is no checkpoint in OUTPUT_DIR {cfg.OUTPUT_DIR}; leave --resume out "

@@ -23,15 +23,15 @@ _RESUMED = {
     "momentum": "SOLVER.MOMENTUM",
     "weight_decay": "SOLVER.WEIGHT_DECAY",
 }
-"""What an optimizer saves, and the keys that it comes from."""
+"""Value that an optimizer saves → the key that sets it."""
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @contextmanager
 def mistakes_unlogged() -> Iterator[None]:
-    """Keep tracebacks of a user's mistakes out of what Detectron2 logs while it trains.
+    """Keep tracebacks of user errors out of Detectron2's training log.
 
-    The error goes on as it is; who catches it tells it in a line.
+    The error itself passes through; its handler prints one line.
     """
 
     def is_no_mistake(record: logging.LogRecord) -> bool:
@@ -109,7 +109,7 @@ class TrainLoop(SimpleTrainer):
 
     @property
     def _data_loader_iter(self) -> Iterator[list[dict[str, Any]]]:
-        """Detectron2's, begun where no signal reaches the processes that it starts."""
+        """Detectron2's, whose worker processes start where no signal reaches them."""
         if self._data_loader_iter_obj is None:
             with signals_held():
                 batches = iter(self.data_loader)
@@ -130,7 +130,7 @@ class TrainLoop(SimpleTrainer):
                 self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
             ):
                 losses = self.model(batch)
-        except Exception as error:  # raised below, once no other process waits for this one
+        except Exception as error:  # raised below, when no other process waits for this one
             failure = type(error)(message(error)) if isinstance(error, InstsegError) else error
         self._check(losses, batch, failure)
         return losses, waited
@@ -138,8 +138,8 @@ class TrainLoop(SimpleTrainer):
     def _check(
         self, losses: dict[str, Tensor], batch: list[dict[str, Any]], failure: Exception | None
     ) -> None:
-        """Stop all ranks if a loss of any is not finite, or a ``failure`` kept it from losses."""
-        # Detectron2's RPN raises this of its own accord, before there is a loss.
+        """Stop all ranks if any of them has a loss that is not finite, or a ``failure``."""
+        # Detectron2's RPN raises this by itself, before there is a loss.
         is_divergence = isinstance(failure, FloatingPointError)
         several = comm.get_world_size() > 1
         if failure is not None and not several and not is_divergence:
@@ -162,11 +162,11 @@ class TrainLoop(SimpleTrainer):
             failed = f"rank {comm.get_rank()}: {type(failure).__name__}: {failure}"
         reports = comm.all_gather((diverged, failed))
         if failed and failure is not None and not isinstance(failure, InstsegError):
-            raise failure  # a defect, whose traceback is wanted
+            raise failure  # a defect keeps its traceback
         raise TrainingError(self._explain(reports)) from failure
 
     def _explain(self, reports: list[tuple[str, str]]) -> str:
-        """The message of what the ranks report, of divergence and of other failures."""
+        """The error message for the (divergence, other failure) that each rank reports."""
         if failed := " | ".join(text for _, text in reports if text):
             return f"training cannot go on at iteration {self.iter}: {failed}"
         diverged = " | ".join(text for text, _ in reports if text)
@@ -185,7 +185,7 @@ class TrainLoop(SimpleTrainer):
         Raises:
             ValueError: the state of another optimizer.
         """
-        # Of an optimizer, values replace those of the configuration, whichever optimizer had them.
+        # Loading replaces configured values, even with those of another kind of optimizer.
         configured = [dict(group) for group in self.optimizer.param_groups]
         try:
             super().load_state_dict(state_dict)
@@ -199,11 +199,12 @@ class TrainLoop(SimpleTrainer):
                 "another optimizer's, or damaged; set SOLVER.OPTIMIZER to that one"
             )
         for name, key in _RESUMED.items():
-            wanted = [group[name] for group in configured if name in group]
-            found = [group[name] for group in groups if name in group]
-            if wanted != found:
+            configured_values = [group[name] for group in configured if name in group]
+            loaded_values = [group[name] for group in groups if name in group]
+            if configured_values != loaded_values:
                 logger.warning(
-                    f"{key} is not what the checkpoint was trained with; training goes on with "
-                    f"that, {found[0]:g}. For another one start anew, with it as MODEL.WEIGHTS"
+                    f"{key} differs from the checkpoint's, and training goes on with the "
+                    f"checkpoint's {loaded_values[0]:g}; to use another value, start anew with the "
+                    "checkpoint as MODEL.WEIGHTS"
                 )
         self.scaler.load_state_dict(state_dict["scaler"])

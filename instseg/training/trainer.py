@@ -106,7 +106,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Detectron2's; what parts of it have against the configuration is a ConfigError."""
+        """Detectron2's; a configuration that a part of the model refuses is a ConfigError."""
         check_values(cfg)
         with building():
             model: nn.Module = super().build_model(cfg)
@@ -124,7 +124,7 @@ class Trainer(DefaultTrainer):
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         """``SOLVER.OPTIMIZER`` over parameter groups with Detectron2's norm and bias rules.
 
-        A module may train parts of it at another rate, see
+        A module may train parts of itself at another rate, see
         :class:`instseg.modeling.contract.OwnRatesModule`.
         """
         parameters = get_default_optimizer_params(
@@ -173,13 +173,13 @@ class Trainer(DefaultTrainer):
                 categories=self.checkpointer.categories,
             )
             extra.append(BestCheckpoint(best, metric, lower_is_better=lower))
-        # After the timer, the schedule and exact norm statistics come those that save and measure;
-        # the writer stays last, so that it writes what the others measured.
+        # Hooks that save and measure follow the timer, the schedule and exact norm statistics; the
+        # writer stays last, so that it writes what the others measured.
         end = len(hooks) - 1 if comm.is_main_process() else len(hooks)
         return [*hooks[:3], Interruption(self.checkpointer), *hooks[3:end], *extra, *hooks[end:]]
 
     def train(self) -> Any:
-        """Train from ``start_iter``, which is the end where the end itself was not saved."""
+        """Train from ``start_iter``; if that is the end, save ``model_final`` again first."""
         if self.start_iter >= max(self.max_iter, 1):
             self.checkpointer.save("model_final", iteration=self.start_iter - 1)
         with mistakes_unlogged():
@@ -194,7 +194,7 @@ class Trainer(DefaultTrainer):
             self.start_iter = self.iter + 1
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Detectron2's, which takes any iteration.
+        """Detectron2's, which would take any iteration.
 
         Raises:
             ValueError: an iteration that training cannot go on from.
@@ -211,12 +211,12 @@ class Trainer(DefaultTrainer):
         model: nn.Module,
         evaluators: Sequence[DatasetEvaluator] | None = None,
     ) -> dict[str, Any]:
-        """Evaluate on ``DATASETS.TEST``; on all processes with the main one's running statistics.
+        """Evaluate on ``DATASETS.TEST``.
 
-        Each process keeps statistics of its own while training, and the main one's are saved.
-        Under ``TEST.VIDEO`` the frames of each clip are a stream.  Under ``TEST.AUG.ENABLED`` there
-        are also results of test-time augmentation: for each ``TASK`` a ``TASK_TTA``, whose files go
-        to ``OUTPUT_DIR/inference_TTA``.
+        All processes use the main one's running statistics, which are those that are saved; during
+        training each process has its own.  Under ``TEST.VIDEO`` the frames of each clip are a
+        stream.  Under ``TEST.AUG.ENABLED`` test-time augmentation adds a ``TASK_TTA`` for each
+        ``TASK``; its files go to ``OUTPUT_DIR/inference_TTA``.
         """
         check_augmentation(cfg)
         register_datasets(cfg)
@@ -248,7 +248,7 @@ class Trainer(DefaultTrainer):
 def _add_augmented(results: dict[str, Any], augmented: dict[str, Any]) -> None:
     """Add ``augmented`` to ``results`` of the same form, ``TASK`` as ``TASK_TTA``."""
     for key, value in augmented.items():
-        if any(isinstance(inner, dict) for inner in value.values()):  # of one of several data sets
+        if any(isinstance(inner, dict) for inner in value.values()):  # ``key`` is a data set
             _add_augmented(results[key], value)
         else:
             results[f"{key}_TTA"] = value

@@ -276,7 +276,7 @@ def test_objects_whose_masks_would_be_too_large_are_left_out_and_that_is_said_on
     detectron2_logger._LOG_COUNTER.clear()
     limited = Predictor(tiny_cfg(*masks_of(2)), weights)
     assert [len(result["instances"]) for result in limited([PHOTO, PHOTO])] == [2, 2]
-    assert caplog.text.count("64x48 pixels at most 2 objects are given") == 1
+    assert caplog.text.count("64x48 pixels gets only the 2 instances with the highest scores") == 1
     assert "TEST.DETECTIONS_PER_IMAGE 5 could take more than TEST.MASK_MEMORY" in caplog.text
 
 

@@ -249,7 +249,7 @@ def test_classes_on_the_command_line_name_the_results(
         (["--input", "a.png", "--rank-by", "size"], "--rank-by is 'size'; expected class or mask"),
         (
             ["--input", "v.mp4", "--polygons", "--resume"],
-            "--resume draws what was found in v.mp4 from its masks, which --polygons does not keep",
+            "--resume needs the masks found so far in v.mp4, which --polygons does not keep",
         ),
     ],
 )

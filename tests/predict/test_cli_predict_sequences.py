@@ -122,7 +122,10 @@ def test_images_of_one_name_in_a_tree_have_results_of_their_own(
         ([".", "--fps", "5"], "--fps is for numbered images such as frames_%05d.png"),
         (["f_%d.png", "--fps", "0"], "--fps is 0.0; expected a number above 0"),
         (["f_%d.png", "--fps", "nan"], "--fps is nan; expected a number above 0"),
-        (["rtsp://u:secret@h/live", "--resume"], "what stream rtsp://h/live has shown is gone"),
+        (
+            ["rtsp://u:secret@h/live", "--resume"],
+            "stream rtsp://h/live cannot show its earlier frames",
+        ),
         (["file:///v.mp4"], "--input 'file:///v.mp4' cannot be read; expected a file, a folder"),
     ],
 )

@@ -358,7 +358,9 @@ def test_a_camera_is_not_resumed(
 ) -> None:
     arguments = [*model, "--input", "0", "--output", str(tmp_path), "--resume"]
     assert cli.main(arguments) == 2
-    assert "error: --resume: what camera 0 has shown is gone" in capsys.readouterr().err
+    assert (
+        "error: --resume: camera 0 cannot show its earlier frames again" in capsys.readouterr().err
+    )
 
 
 def test_a_key_frame_interval_for_a_model_without_shared_work_is_a_mistake(

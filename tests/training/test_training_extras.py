@@ -344,8 +344,8 @@ def test_a_rate_that_resuming_does_not_take_is_told(
     cfg.defrost()
     cfg.SOLVER.BASE_LR /= 10
     Trainer(cfg).resume_or_load(resume=True)
-    assert f"goes on with that, {trainer.cfg.SOLVER.BASE_LR:g}" in caplog.text
-    assert caplog.text.count("SOLVER.BASE_LR is not what the checkpoint was trained with") == 1
+    assert f"goes on with the checkpoint's {trainer.cfg.SOLVER.BASE_LR:g}" in caplog.text
+    assert caplog.text.count("SOLVER.BASE_LR differs from the checkpoint's") == 1
     assert "WEIGHT_DECAY" not in caplog.text
 
 

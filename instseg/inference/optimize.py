@@ -63,8 +63,8 @@ def _fold_neighbours(layers: nn.Sequential) -> None:
 
 def _fold(module: Any, norm: Any) -> None:
     """Give ``module`` the weights by which it computes ``norm(module(x))``."""
-    # The module stays, with new parameters: deformable ones are folded in the same way, and those
-    # that share their weights may have normalisations of their own.
+    # Only the parameters are new: this folds deformable convolutions too, and modules that share
+    # weights may have different normalisations.
     dtype = module.weight.dtype
     weight, bias = fuse_conv_bn_weights(
         *map(_double, (module.weight, module.bias, norm.running_mean, norm.running_var)),

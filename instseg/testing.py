@@ -270,7 +270,7 @@ def check_weights_that_are_not_finite(system: System) -> None:
 
 
 def check_limited_memory(system: System) -> None:
-    """Of more instances than there is memory for, the best are given (``max_instances``)."""
+    """The best instances are given where there is memory for some (``max_instances``)."""
     every = system.predictor(PHOTO)["instances"]
     limited = copy.copy(system.predictor)
     limited.cfg = system.predictor.cfg.clone()

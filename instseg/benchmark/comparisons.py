@@ -61,7 +61,7 @@ def _rois(count: int, width: float, height: float, device: torch.device) -> Tens
 
 
 _CLASSES, _GROUP, _POOLED, _SCALE = 81, 7, 21, 1 / 16
-"""Of FCIS on COCO; the classes include the background."""
+"""FCIS on COCO; the classes include the background."""
 
 
 def _head_inputs(device: torch.device, tiny: bool) -> Inputs:
@@ -123,7 +123,7 @@ def _with_gradient(head: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Ten
 
 
 _PARTS, _WINDOW = 5, 21
-"""Of InstanceFCN."""
+"""InstanceFCN."""
 
 
 def _window_inputs(device: torch.device, tiny: bool) -> Inputs:
@@ -175,7 +175,7 @@ def _mask_inputs(device: torch.device, tiny: bool) -> Inputs:
 
 
 _NMS_IOU, _NMS_TOP, _DETECTIONS = 0.5, 200, 100
-"""Of YOLACT."""
+"""YOLACT."""
 
 
 def _nms_inputs(device: torch.device, tiny: bool) -> Inputs:

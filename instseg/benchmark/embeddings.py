@@ -10,7 +10,7 @@ from instseg.ops.mean_shift import mean_shift
 
 BANDWIDTH = 1.5
 _DIMENSIONS, _SPREAD, _APART = 8, 0.5, 3.0
-"""Of the paper on Cityscapes: instances within delta_v, their means 2 delta_d apart."""
+"""As in the paper on Cityscapes: instances within delta_v, their means 2 delta_d apart."""
 
 
 def embedding_inputs(device: torch.device, tiny: bool) -> tuple[Any, ...]:

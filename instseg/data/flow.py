@@ -98,7 +98,7 @@ def transform_flow(flow: np.ndarray, transforms: T.TransformList) -> np.ndarray:
         elif isinstance(transform, T.ResizeTransform):
             flow = _resized(flow, transform.new_h, transform.new_w)
         else:
-            raise TypeError(f"{type(transform).__name__} is not known to move pixels how")
+            raise TypeError(f"cannot tell how {type(transform).__name__} moves pixels")
     return np.ascontiguousarray(flow)
 
 

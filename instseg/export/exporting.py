@@ -34,7 +34,7 @@ INPUT = "images"
 STATE = "state"
 """Inputs and outputs with what a key frame leaves behind are called state0, state1, ..."""
 BETWEEN = "between"
-"""Of the file for frames between key frames."""
+"""End of the name of the file for frames between key frames."""
 METADATA = "instseg"
 """Name of the JSON object that every file carries."""
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -145,7 +145,7 @@ def child_path(path: Path, name: str) -> Path:
 def _metadata(predictor: Predictor, children: list[str], video: bool) -> str:
     cfg = predictor.cfg.clone()
     cfg.defrost()
-    # Of the machine that exported, not of the network.
+    # They belong to the machine that exported, not to the network.
     cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS_SHA256 = cfg.OUTPUT_DIR = ""
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.pop("CATEGORIES", None)  # those of the predictor count, which stand below
@@ -194,7 +194,7 @@ def _write_onnx(graph: Graph, metadata: str) -> None:
         graph.examples,
         input_names=list(graph.inputs),
         output_names=list(graph.outputs),
-        # Of a program that is traced already, only the name is taken.
+        # The program is traced already: torch takes only the name of the axis.
         dynamic_shapes=tuple({0: "batch"} for _ in graph.examples),
         opset_version=_OPSET,
         dynamo=True,

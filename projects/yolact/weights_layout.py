@@ -41,7 +41,7 @@ _STAGES = 4
 
 
 def layout_of(path: str, weights: Weights, options: Options) -> Layout:
-    """Of a file of YOLACT or YOLACT++.
+    """The layout of a file of YOLACT or YOLACT++.
 
     Files of one network for other anchors or image sizes hold the same tensors; these are told
     apart by the authors' file names (``yolact_im700_54_800000.pth``).

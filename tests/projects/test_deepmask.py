@@ -361,9 +361,8 @@ def test_the_model_is_class_agnostic() -> None:
 )
 def test_values_that_make_no_network_are_refused(key: str, value: Any, message: str) -> None:
     key = f"MODEL.{key}" if key.startswith("DEEPMASK.") else key
-    cfg = instseg.load_cfg(SHAPES, ["MODEL.DEVICE", "cpu", key, value])
     with pytest.raises(ConfigError, match=message):
-        Trainer.build_model(cfg)
+        Trainer.build_model(instseg.load_cfg(SHAPES, ["MODEL.DEVICE", "cpu", key, value]))
 
 
 def test_both_predictors_agree(tmp_path: Path) -> None:

@@ -239,6 +239,7 @@ def test_the_model_is_class_agnostic() -> None:
     ],
 )
 def test_values_that_make_no_network_are_refused(key: str, value: Any, message: str) -> None:
-    cfg = instseg.load_cfg(SHAPES, ["MODEL.DEVICE", "cpu", f"MODEL.{key}", value])
     with pytest.raises(ConfigError, match=message):
-        Trainer.build_model(cfg)
+        Trainer.build_model(
+            instseg.load_cfg(SHAPES, ["MODEL.DEVICE", "cpu", f"MODEL.{key}", value])
+        )

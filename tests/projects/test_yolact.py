@@ -331,9 +331,8 @@ def test_boxes_too_large_for_numbers_are_reported(model: torch.nn.Module) -> Non
 def test_a_configuration_that_cannot_be_built_is_refused(
     overrides: list[Any], message: str
 ) -> None:
-    cfg = instseg.load_cfg("yolact/yolact_resnet50.yaml", [*SMALL, *overrides])
     with pytest.raises(ConfigError, match=message):
-        Trainer.build_model(cfg)
+        Trainer.build_model(instseg.load_cfg("yolact/yolact_resnet50.yaml", [*SMALL, *overrides]))
 
 
 def test_the_backbone_is_registered_with_its_configuration() -> None:

@@ -212,6 +212,5 @@ def test_the_number_of_classes_is_yolacts() -> None:
 def test_a_configuration_that_cannot_be_built_is_refused(
     overrides: list[Any], message: str
 ) -> None:
-    cfg = instseg.load_cfg(CONFIG, [*SMALL_PLUS, *overrides])
     with pytest.raises(ConfigError, match=message):
-        Trainer.build_model(cfg)
+        Trainer.build_model(instseg.load_cfg(CONFIG, [*SMALL_PLUS, *overrides]))

@@ -291,9 +291,8 @@ def test_a_full_disk_is_refused_before_training(
 
 
 def test_what_detectron2_asserts_about_a_model_is_a_config_error() -> None:
-    cfg = instseg.load_cfg(CONFIG, ["MODEL.RESNETS.DEPTH", 18])
     with pytest.raises(ConfigError, match="cannot be built: Must set MODEL.RESNETS.RES2_OUT"):
-        Trainer.build_model(cfg)
+        Trainer.build_model(instseg.load_cfg(CONFIG, ["MODEL.RESNETS.DEPTH", 18]))
 
 
 def test_a_second_run_in_a_folder_is_refused_before_it_writes_anything(tmp_path: Path) -> None:

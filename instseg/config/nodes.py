@@ -21,7 +21,6 @@ from detectron2.utils.registry import Registry
 
 from instseg.config.files import load_yaml
 from instseg.config.keys import add_shared_config, rename_keys, take_old_keys
-from instseg.config.rules import check_values
 from instseg.data.build import register_builtin_datasets, register_datasets
 from instseg.data.samples import SAMPLES_REGISTRY
 from instseg.errors import ConfigError
@@ -137,7 +136,6 @@ def load_cfg(path: str | os.PathLike[str], overrides: Sequence[Any] = ()) -> Cfg
     cfg.merge_from_file(os.fspath(path))
     cfg.merge_from_list(overrides)
     check_names(cfg)
-    check_values(cfg)
     register_datasets(cfg)
     return cfg
 

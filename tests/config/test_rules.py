@@ -84,18 +84,3 @@ def test_a_stock_configuration_of_detectron2_needs_no_key_of_ours(paper: CfgNode
 def test_all_declared_keys_exist() -> None:
     cfg = instseg.get_cfg()
     assert [key for key in rules._declared if rules._value(cfg, key) is None] == []
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ("fcis/fcis_shapes.yaml", "MODEL.FCIS.SAMPLING", "x"),
-        ("sgn/sgn_shapes.yaml", "MODEL.SGN.LINES", "diagonal"),
-        ("yolact/yolact_shapes.yaml", "MODEL.YOLACT.NMS", "x"),
-    ],
-)
-def test_a_configuration_is_checked_where_it_is_loaded(overrides: tuple[str, str, str]) -> None:
-    """Whoever builds the model: Detectron2's predictor checks nothing."""
-    config, key, value = overrides
-    with pytest.raises(ConfigError, match=f"{key} is '{value}'; expected"):
-        instseg.load_cfg(config, [key, value])

@@ -50,14 +50,17 @@ class JsonLines:
         self.tail: dict[str, Any] = {}
         self._head = head
         self._key = key
+        self._continues = False
 
     def __enter__(self) -> "JsonLines":
         with writing(self.lines):
-            if self.lines.exists() and self.lines.stat().st_size and not is_ours(self.lines):
-                raise OutputError(
-                    f"{self.lines} is in the way, and no run of instseg predict wrote it; move it, "
-                    "or choose another --output"
-                )
+            foreign = self.lines.exists() and self.lines.stat().st_size and not is_ours(self.lines)
+        if foreign and not self._continues:
+            raise OutputError(
+                f"{self.lines} is in the way, and no run of instseg predict wrote it; move it, "
+                "or choose another --output"
+            )
+        with writing(self.lines):
             self._begin()
             self._file = self.lines.open("ab")
         with writing(self.path):
@@ -137,6 +140,7 @@ class VideoRecords(JsonLines):
         if resume and self._earlier.exists():
             with writing(self._earlier):
                 self._scan(header)
+            self._continues = True
 
     def __exit__(self, *error: Any) -> None:
         self.tail = {"complete": self.complete}

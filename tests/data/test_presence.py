@@ -72,7 +72,7 @@ def test_of_many_files_no_more_than_some_are_asked_for(
     files[5].mkdir()
     asked = []
     problem = presence.file_problem
-    monkeypatch.setattr(presence, "_ASKED", 3)
+    monkeypatch.setattr(presence, "_MAX_CHECKED", 3)
     monkeypatch.setattr(
         presence, "file_problem", lambda file: asked.append(Path(file).stem) or problem(file)
     )

@@ -105,9 +105,7 @@ template <typename T>
 class StretchedRows {
  public:
   explicit StretchedRows(const Image<T>& image)
-      : image_(image),
-        cells_(image.cells_x + 2),
-        rows_{std::vector<T>(image.width), rows_[0]} {}
+      : image_(image), cells_(image.cells_x + 2), rows_{std::vector<T>(image.width), rows_[0]} {}
 
   // The mask with these coefficients, cropped to `rows` and `columns` of cells, at `pixels` of each
   // row.
@@ -133,9 +131,8 @@ class StretchedRows {
     }
     T* cells = cells_.data() + 1;
     const int64_t first = crop_columns_.begin, size = crop_columns_.end - first;
-    logits_of_row(size, image_.planes + y * image_.cells_x + first,
-                  image_.cells_y * image_.cells_x, coefficients_, image_.count,
-                  cells + first);
+    logits_of_row(size, image_.planes + y * image_.cells_x + first, image_.cells_y * image_.cells_x,
+                  coefficients_, image_.count, cells + first);
     for (int64_t i = first; i < crop_columns_.end; ++i) cells[i] = probability_of(cells[i]);
     const Blends<T>& x = image_.x;
     stretched(count, cells, x.low.data() + pixels_.begin, x.low_weight.data() + pixels_.begin,

@@ -67,13 +67,17 @@ def _fold(module: Any, norm: Any) -> None:
     # weights may have different normalisations.
     dtype = module.weight.dtype
     weight, bias = fuse_conv_bn_weights(
-        *map(_double, (module.weight, module.bias, norm.running_mean, norm.running_var)),
+        _double(module.weight),
+        _double(module.bias),
+        _double(norm.running_mean),
+        _double(norm.running_var),
         norm.eps,
-        *map(_double, (norm.weight, norm.bias)),
+        _double(norm.weight),
+        _double(norm.bias),
     )
     module.weight, module.bias = nn.Parameter(weight.to(dtype)), nn.Parameter(bias.to(dtype))
 
 
-def _double(values: Tensor | None) -> Tensor | None:
+def _double(values: Any) -> Any:
     """Folding rounds once, at its end."""
     return None if values is None else values.double()

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,20 @@ def check_size(size: int) -> None:
     if size not in SIZES:
         raise DatasetError(
             f"no synthetic image is {size} pixels wide; expected {SIZES[0]} to {SIZES[-1]}"
+        )
+
+
+def check_member(kind: str, split: str, index: int, sizes: Mapping[str, int]) -> None:
+    """Raise a DatasetError if a split is unknown or has no image or clip with that number.
+
+    Args:
+        kind: what a split holds, for the message.
+        sizes: names of the splits and how many each holds.
+    """
+    if split not in sizes or not 0 <= index < sizes[split]:
+        raise DatasetError(
+            f"no {kind} {index} in {split!r}; the built-in splits are "
+            + ", ".join(f"{name} (0..{count - 1})" for name, count in sizes.items())
         )
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from instseg.data.synthetic.files import check_size, encode_ppm, serve
+from instseg.data.synthetic.files import check_member, check_size, encode_ppm, serve
 from instseg.data.synthetic.outlines import KINDS, generator, outline_of, polygon_area, rasterise
 from instseg.data.synthetic.render import render
 from instseg.errors import DatasetError
@@ -73,11 +73,7 @@ def scene(split: str, index: int, size: int) -> list[Shape]:
         DatasetError: unknown split, an index outside it, or a size outside ``SIZES``.
     """
     check_size(size)
-    if split not in SPLITS or not 0 <= index < SPLITS[split]:
-        raise DatasetError(
-            f"no image {index} in {split!r}; the built-in splits are "
-            + ", ".join(f"{name} (0..{count - 1})" for name, count in SPLITS.items())
-        )
+    check_member("image", split, index, SPLITS)
     rng = generator(split, index, 0)
     hard = "hard" in split
     smallest, most = (14, 8) if hard else (20, 6)

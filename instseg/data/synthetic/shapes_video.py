@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from instseg.data.flow import encode_flow
-from instseg.data.synthetic.files import check_size, encode_ppm, serve
+from instseg.data.synthetic.files import check_member, check_size, encode_ppm, serve
 from instseg.data.synthetic.outlines import KINDS, generator, outline_of, polygon_area, rasterise
 from instseg.data.synthetic.render import colour_of, texture
 from instseg.data.video_mapper import NUM_REFERENCES
@@ -123,11 +123,7 @@ def clip(split: str, index: int, size: int) -> Clip:
         DatasetError: unknown split, an index outside it, or a size outside ``SIZES``.
     """
     check_size(size)
-    if split not in SPLITS or not 0 <= index < SPLITS[split]:
-        raise DatasetError(
-            f"no clip {index} in {split!r}; the built-in splits are "
-            + ", ".join(f"{name} (0..{count - 1})" for name, count in SPLITS.items())
-        )
+    check_member("clip", split, index, SPLITS)
     # Two generators, so that motions do not depend on how many numbers a texture uses.
     rng, paints = generator(split, index, 0), generator(split, index, 2)
     grey = rng.random() < 0.4

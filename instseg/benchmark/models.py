@@ -18,7 +18,8 @@ from yaml import safe_load
 from instseg.benchmark.rows import Row, in_fresh_process, peak_resident, seconds
 from instseg.config.nodes import CfgNode as SafeCfgNode
 from instseg.config.nodes import get_cfg, load_cfg
-from instseg.data.images import check_colour, check_image, read_image
+from instseg.data.image_arrays import check_image
+from instseg.data.images import check_colour, read_image
 from instseg.data.synthetic import shapes
 from instseg.errors import ConfigError
 from instseg.inference.predictor import Predictor

@@ -1,6 +1,6 @@
 """Checks that a model keeps the contract of :mod:`instseg.modeling.contract`.
 
-In the manner of scikit-learn's ``check_estimator``::
+Used like scikit-learn's ``check_estimator``::
 
     from instseg.testing import check_system
 

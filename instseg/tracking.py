@@ -19,9 +19,9 @@ _FRAME_RATE = 30.0  # at which the library counts patience in frames
 _SAME_CLASS = 0.2
 """Overlap that a common class is worth where two tracks compete for a detection."""
 _REACH = 3.0
-"""Longer sides of an instance by which it may move from its first detection to its second."""
+"""How far an instance may move to its second detection, in lengths of its longer side."""
 _GROWTH = 1.5
-"""Factor by which its width and height may change between these two."""
+"""Factor by which its width and height may change on this way."""
 
 Boxes = npt.NDArray[np.float64]
 

@@ -1,4 +1,4 @@
-"""``instseg benchmark ops``: each compiled operator against its composition of common operators."""
+"""``instseg benchmark ops``: each compiled operator against a composition of common operators."""
 
 import logging
 import statistics

@@ -57,7 +57,7 @@ class Fit:
         """Compare names and shapes.
 
         Args:
-            model: its state dict gives the names and shapes asked for.
+            model: its state dict gives the expected names and shapes.
             weights: named as in the model.
             by_suffix: names were matched by suffix, so a tensor of another shape kept the
                 name that it has in the file.
@@ -171,7 +171,7 @@ def parts(names: Sequence[str], among: Collection[str]) -> str:
     """Describe ``names`` by the modules that hold no other tensors, the largest first.
 
     Args:
-        names: of tensors, some of ``among``.
+        names: of tensors, all of them in ``among``.
         among: names of all tensors.
     """
     all_below, named_below = _counts(among), _counts(names)

@@ -207,7 +207,7 @@ def check_device(cfg: CfgNode) -> None:
         )
     if int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"MODEL.DEVICE is {device}; the GPUs of this machine count from cuda:0 to "
+            f"MODEL.DEVICE is {device}; this machine has the GPUs cuda:0 to "
             f"cuda:{torch.cuda.device_count() - 1}"
         )
 

@@ -225,7 +225,7 @@ def resnet_facts(
 
 
 def classifier_classes(path: str, rows: int | None) -> int | None:
-    """Classes of a classifier with ``rows`` outputs, one of them background; None if it has none.
+    """Classes of a classifier with ``rows`` outputs, one of them background; None for None.
 
     Raises:
         CheckpointError: an impossible number.

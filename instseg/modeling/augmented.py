@@ -92,7 +92,7 @@ class AugmentedRCNN(GeneralizedRCNNWithTTA):
 
 
 class _Sizes(DatasetMapperTTA):
-    """Detectron2's mapper, which here uses up no random numbers and shrinks no image to nothing."""
+    """Detectron2's mapper, but it leaves random numbers alone and skips sizes without a pixel."""
 
     def __call__(self, dataset_dict: Mapping[str, Any]) -> list[dict[str, Any]]:
         height, width = dataset_dict["image"].shape[-2:]

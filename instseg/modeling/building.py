@@ -1,4 +1,4 @@
-"""Building a model from a configuration that may not suit it."""
+"""Makes errors of a model under construction errors of its configuration."""
 
 import traceback
 from collections.abc import Iterator

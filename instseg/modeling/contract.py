@@ -81,7 +81,7 @@ class Model(Protocol):
 
 @runtime_checkable
 class SplitModel(Protocol):
-    """A model whose prediction is a network of fixed shape, tensors in and out, and the rest.
+    """A model whose prediction is a network of fixed shape, from tensor to tensors, and the rest.
 
     The network can be compiled and exported as one graph; what follows depends on the data.
     ``model(inputs)`` must equal ``model.postprocess(model.raw(model.preprocess(inputs)), inputs)``.

@@ -183,7 +183,7 @@ def _check_output_dir(path: str) -> None:
 
 def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
     on_this_disk = Checkpointer(torch.nn.Identity(), cfg.OUTPUT_DIR).has_checkpoint()
-    has_checkpoint = comm.all_gather(on_this_disk)[0]  # only the main process may see its disk
+    has_checkpoint = comm.all_gather(on_this_disk)[0]  # rank 0 decides: others may not see its disk
     if args.resume and not has_checkpoint:
         raise ConfigError(
             f"--resume: there is no checkpoint in OUTPUT_DIR {cfg.OUTPUT_DIR}; leave --resume out "

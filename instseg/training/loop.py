@@ -180,7 +180,7 @@ class TrainLoop(SimpleTrainer):
         return {**super().state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Detectron2's, with the scaler.
+        """Load the state as Detectron2 does, and that of the scaler.
 
         Raises:
             ValueError: the state of another optimizer.

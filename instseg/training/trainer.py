@@ -106,7 +106,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Detectron2's; a configuration that a part of the model refuses is a ConfigError."""
+        """Build as Detectron2 does; a configuration that some part refuses is a ConfigError."""
         check_values(cfg)
         with building():
             model: nn.Module = super().build_model(cfg)
@@ -194,7 +194,7 @@ class Trainer(DefaultTrainer):
             self.start_iter = self.iter + 1
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Detectron2's, which would take any iteration.
+        """Load the state as Detectron2 does, but refuse an impossible iteration.
 
         Raises:
             ValueError: an iteration that training cannot go on from.

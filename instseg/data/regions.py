@@ -277,7 +277,16 @@ def _yxc(shape: tuple[int, ...], axes: str, source: str) -> tuple[int, int, int]
 
 def _check_codecs(array: Any, source: str) -> None:
     """Refuse types and codecs that are no plain numbers; some of them could execute code."""
-    metadata = array.metadata.to_dict()
+    # The package zarr has metadata from its version 3 on.
+    metadata = (
+        array.metadata.to_dict()
+        if hasattr(array, "metadata")
+        else {
+            "zarr_format": 2,
+            "filters": array.filters,
+            "compressor": array.compressor,
+        }
+    )
     if metadata["zarr_format"] == 2:
         given = [*(metadata.get("filters") or ()), metadata.get("compressor")]
         names, known = [x["id"] for x in map(_as_dict, given) if x], _CODECS_2

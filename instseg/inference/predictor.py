@@ -22,7 +22,8 @@ from instseg.checkpoint import Checkpointer
 from instseg.config.classes import class_count, model_categories
 from instseg.config.nodes import check_device, get_cfg, load_cfg
 from instseg.config.rules import check_values
-from instseg.data.images import Array, check_image, convert_image, read_image
+from instseg.data.image_arrays import check_image
+from instseg.data.images import Array, convert_image, read_image
 from instseg.errors import ConfigError
 from instseg.forks import check_threads
 from instseg.inference.optimize import optimize as optimize_model
@@ -168,7 +169,8 @@ class Predictor:
 
         Args:
             images: an (H, W, 3) uint8 array in BGR order, a path or a Pillow image; or a list or
-                tuple of these.  :func:`instseg.data.images.check_image` says what else is accepted.
+                tuple of these.  :func:`instseg.data.image_arrays.check_image` says what else is
+                accepted.
         Returns:
             for one image a dict whose ``"instances"`` has ``pred_boxes`` (pixels of the image,
             xyxy), ``scores``, ``pred_classes`` and ``pred_masks`` (N, H, W) bool; for a list, a

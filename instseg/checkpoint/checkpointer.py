@@ -47,6 +47,7 @@ class Checkpointer(DetectionCheckpointer):
         inference: bool = False,
         classes: ClassCount | None = None,
         categories: Categories | None = None,
+        largest_instance: int | None = None,
         **checkpointables: Any,
     ) -> None:
         """
@@ -61,6 +62,8 @@ class Checkpointer(DetectionCheckpointer):
                 inference uses.
             classes: of the model, for messages.
             categories: of the model, saved beside the weights for prediction.
+            largest_instance: see :func:`instseg.data.sizes.largest_instance`; saved beside the
+                weights for the prediction of large images.
             checkpointables: objects with ``state_dict`` and ``load_state_dict``, saved by key.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
@@ -70,6 +73,7 @@ class Checkpointer(DetectionCheckpointer):
         self.inference = inference
         self.classes = classes
         self.categories = categories
+        self.largest_instance = largest_instance
         self._distributed = isinstance(model, DistributedDataParallel)
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -97,6 +101,8 @@ class Checkpointer(DetectionCheckpointer):
         data |= {key: item.state_dict() for key, item in self.checkpointables.items()}
         if self.categories is not None:
             data["categories"] = self.categories.as_coco()
+        if self.largest_instance is not None:
+            data["largest_instance"] = self.largest_instance
         data |= kwargs
         logger.info("Saving checkpoint to %s", file)
         atomic_write(file, lambda stream: _save_loadable(data, stream))

@@ -36,7 +36,8 @@ def check_image(
             values that are not finite.
         TypeError: it is no NumPy array, or not height by width by channels.
     """
-    if isinstance(image, ModelImage):
+    checked = isinstance(image, ModelImage)
+    if checked:
         image, intensity = image.pixels, AS_IS
     if image is None:
         raise ImageError(f"{source} is None — file missing or unreadable?")
@@ -53,7 +54,8 @@ def check_image(
     if intensity.changes:
         pixels = _as_in_files(image, bool(intensity.channels))
         return intensity.apply(pixels, source=source, format=format)
-    _check_values(image, source)
+    if not checked:  # a part of a sound image of floats may hold no value above 1
+        _check_values(image, source)
     if image.ndim == 2:
         image = image[:, :, None]
     if image.shape[2] == 1:

@@ -24,9 +24,12 @@ from instseg.config.nodes import check_device, get_cfg, load_cfg
 from instseg.config.rules import check_values
 from instseg.data.image_arrays import check_image
 from instseg.data.images import Array, convert_image, read_image
+from instseg.data.sizes import saved_largest_instance
 from instseg.errors import ConfigError
 from instseg.forks import check_threads
 from instseg.inference.optimize import optimize as optimize_model
+from instseg.inference.tile_sources import opened
+from instseg.inference.tiles import layout_of, predict_tiles
 from instseg.modeling import (
     Network,
     VideoModel,
@@ -80,6 +83,8 @@ class Predictor:
         batch_size: upper limit of the images in a forward pass.
         categories: ids and names of the classes,
             see :func:`instseg.config.classes.model_categories`.
+        largest_instance: longest side of an instance in training in pixels of its image; None if
+            the weights do not say it.
 
     Example::
 
@@ -129,6 +134,7 @@ class Predictor:
             self.model = build_model(cfg).eval()
         self._network: Callable[[Tensor], Sequence[Tensor]] | None = None
         checkpoint = self._load(allow_partial)
+        self.largest_instance = saved_largest_instance(checkpoint)
         self.categories = model_categories(cfg, checkpoint, classes)
         if optimize:
             optimize_model(self.model)
@@ -199,6 +205,33 @@ class Predictor:
             ImageError, TypeError: an image that cannot be used, before ``infer`` is called.
         """
         return self._run([self._prepare(image, name)], infer)[0]
+
+    def predict_tiled(
+        self,
+        image: Any,
+        tile: int = 1024,
+        overlap: int | None = None,
+        progress: bool = True,
+    ) -> dict[str, Any]:
+        """Predict on an image of any size, tile by tile, see :mod:`instseg.inference.tiles`.
+
+        Args:
+            image: as for one image in :meth:`__call__`, or regions
+                (:class:`instseg.data.regions.Regions`).  A TIFF or zarr file is read by parts.
+            tile: side of the tiles in pixels of the image.
+            overlap: pixels that neighbouring tiles share at least, an instance and what the network
+                has to see around it; None is :func:`instseg.inference.tiles.default_overlap`.
+            progress: show a bar on terminals.
+        Returns:
+            as :meth:`__call__` for one image; ``pred_masks`` are
+            :class:`instseg.masks.CroppedMasks`.
+        Raises:
+            ConfigError: no tiles of this side overlap so much.
+            ImageError, TypeError: as :meth:`__call__`.
+        """
+        with opened(image, self.cfg) as source:
+            layout = layout_of(self, source, tile, overlap)
+            return {"instances": predict_tiles(self, source, layout, progress=progress)}
 
     def video(self) -> VideoModel | None:
         """The networks for key frames and for frames between; None if frames share no work."""

@@ -30,6 +30,7 @@ from instseg.data.loaders import (
     build_train_loader,
     loss_records,
 )
+from instseg.data.sizes import largest_instance
 from instseg.errors import ConfigError, OutputError
 from instseg.evaluation import build_evaluator, check_evaluation
 from instseg.inference.streaming import build_streams, mean_result
@@ -98,6 +99,7 @@ class Trainer(DefaultTrainer):
             allow_partial=allow_partial,
             classes=class_count(cfg),
             categories=categories,
+            largest_instance=largest_instance(train_sets),
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0
@@ -171,6 +173,7 @@ class Trainer(DefaultTrainer):
                 self.checkpointer.model,
                 os.path.join(self.cfg.OUTPUT_DIR, "best"),
                 categories=self.checkpointer.categories,
+                largest_instance=self.checkpointer.largest_instance,
             )
             extra.append(BestCheckpoint(best, metric, lower_is_better=lower))
         # Hooks that save and measure follow the timer, the schedule and exact norm statistics; the

@@ -68,8 +68,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="frames per second of images that form a video (default 25)",
     )
     add("--recursive", action="store_true", help="search the folders inside folders as well")
-    add("--resume", action="store_true", help="go on with unfinished videos; redo images")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with unfinished videos and, with --tile, images; redo other images",
+    )
+    _add_tiles(parser)
     parser.set_defaults(run=run)
+
+
+def _add_tiles(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tile",
+        type=int,
+        metavar="N",
+        help="predict large images by tiles of N pixels a side, such as 1024; each tile is resized "
+        "as an image, and TEST.DETECTIONS_PER_IMAGE is its limit",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=int,
+        metavar="N",
+        help="pixels that neighbouring tiles share (default: the largest instance of the training "
+        "and 16 pixels on both sides)",
+    )
 
 
 def _add_tracking(parser: argparse.ArgumentParser) -> None:
@@ -117,6 +139,8 @@ def run(arguments: argparse.Namespace) -> int:
             fps=arguments.fps,
             recursive=arguments.recursive,
             resume=arguments.resume,
+            tile=arguments.tile,
+            overlap=arguments.overlap,
             images_of=arguments.images_of,
             classes=arguments.classes,
             rank_by=arguments.rank_by,

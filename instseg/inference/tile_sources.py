@@ -67,7 +67,7 @@ def _of_regions(regions: Regions, cfg: CfgNode, name: str) -> TileSource:
         part = regions.read(rect.y0, rect.y1, rect.x0, rect.x1)
         return ModelImage(scaling.apply(part, format=_order(cfg)))
 
-    return TileSource(*regions.shape[:2], read)
+    return TileSource(regions.shape[0], regions.shape[1], read)
 
 
 def _of_pixels(image: Any, cfg: CfgNode, name: str) -> TileSource:
@@ -75,7 +75,7 @@ def _of_pixels(image: Any, cfg: CfgNode, name: str) -> TileSource:
     if isinstance(image, Image.Image):
         pixels = convert_image(image, source=name, **settings)
     else:
-        shape = getattr(image, "shape", ())
+        shape: tuple[int, ...] = getattr(image, "shape", ())
         if len(shape) in (2, 3) and shape[0] * shape[1] > MAX_PIXELS:
             raise ImageError(
                 f"{name} is an array of {shape[1]}x{shape[0]} pixels; arrays may have {MAX_PIXELS}:"
@@ -86,7 +86,7 @@ def _of_pixels(image: Any, cfg: CfgNode, name: str) -> TileSource:
     def read(rect: Rect) -> ModelImage:
         return ModelImage(pixels[rect.y0 : rect.y1, rect.x0 : rect.x1])
 
-    return TileSource(*pixels.shape[:2], read)
+    return TileSource(pixels.shape[0], pixels.shape[1], read)
 
 
 def _order(cfg: CfgNode) -> str:

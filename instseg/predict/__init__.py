@@ -43,6 +43,11 @@ lists, complete after every image.  Any other end of the run joins the lines int
 compare ``predictions.json`` with that file.  The frames of a video data set are images there,
 numbered as in evaluation; to predict on a clip as a video, give it as ``--input``.
 
+With ``--tile N`` images of any size are predicted by tiles of N pixels a side
+(:mod:`instseg.inference.tiles`).  Until the run is over, ``NAME.tiles.jsonl`` has a line for each
+tile, and ``--resume`` goes on after the last one.  The overlay, ``NAME.png``, is scaled down to at
+most 4000 pixels a side.
+
 **Videos** are files, cameras, streams such as ``rtsp://...``, numbered images
 (``frames_%05d.png``), and with ``--track`` the images of a folder.  ``NAME.json`` has the parts of
 a YouTube-VIS file, ``info``, ``videos`` and ``categories``, but lists instances by frame, since
@@ -100,6 +105,7 @@ from instseg.config.nodes import load_cfg
 from instseg.data.categories import known_categories
 from instseg.data.sequences import DEFAULT_FPS
 from instseg.errors import ConfigError
+from instseg.inference.layout import check_tile
 from instseg.inference.predictor import Predictor, require_weights
 from instseg.inference.video import VideoPredictor
 from instseg.modeling.contract import architectures, gives_mask_scores
@@ -108,6 +114,7 @@ from instseg.predict.images import predict_images
 from instseg.predict.records import JsonLines, writing
 from instseg.predict.results import Results
 from instseg.predict.sources import Source, dataset_sources, find_sources, prepare_output
+from instseg.predict.tiled import TileSettings, predict_tiled_images
 from instseg.predict.videos import VideoRun
 from instseg.predict.youtube_vis import as_youtube_vis
 from instseg.tracking import Tracker
@@ -144,6 +151,8 @@ class PredictOptions:
     fps: float | None = None
     recursive: bool = False
     resume: bool = False
+    tile: int | None = None
+    overlap: int | None = None
     rank_by: str = "class"
     polygons: bool = False
     overrides: Sequence[str] = ()
@@ -165,6 +174,7 @@ def predict(options: PredictOptions) -> int:
         raise ConfigError(f"--confidence is {options.confidence}; expected a number from 0 to 1")
     if options.rank_by not in RANKINGS:
         raise ConfigError(f"--rank-by is {options.rank_by!r}; expected {' or '.join(RANKINGS)}")
+    _check_tiles(options)
     classes = None if options.classes is None else classes_option(options.classes)
     tracker = _tracker(options)
     inputs = _inputs(options)
@@ -222,7 +232,11 @@ def _run(
             JsonLines(options.output / "categories.json", about, "images") as images,
             JsonLines(options.output / "predictions.json") as records,
         ):
-            predict_images(results, image_sources, records, images)
+            if options.tile is None:
+                predict_images(results, image_sources, records, images)
+            else:
+                tiles = TileSettings(options.tile, options.overlap, info, options.resume)
+                predict_tiled_images(results, image_sources, records, images, tiles)
     info |= {"keyframe_interval": frames.keyframe_interval, "track": options.track}
     info |= tracker().settings if tracker else {}
     run = VideoRun(
@@ -284,8 +298,26 @@ def _tracker(options: PredictOptions) -> Callable[[], Tracker] | None:
     return make
 
 
+def _check_tiles(options: PredictOptions) -> None:
+    if options.tile is None:
+        if options.overlap is not None:
+            raise ConfigError("--overlap goes with --tile, the side of the tiles in pixels")
+        return
+    check_tile(options.tile, options.overlap or 0)
+    if options.instance_masks:
+        raise ConfigError(
+            "--instance-masks writes an image as large as the input for each instance, which large "
+            "inputs have thousands of; leave it or --tile out"
+        )
+
+
 def _check_sources(options: PredictOptions, sources: Sequence[Source]) -> None:
     kinds = {source.kind for source in sources}
+    if options.tile is not None and kinds - {"image"}:
+        other = next(source for source in sources if source.kind != "image")
+        raise ConfigError(
+            f"--tile divides images, and {other.name} is a {other.kind}; leave it out"
+        )
     if options.fps is not None and "sequence" not in kinds:
         raise ConfigError(
             "--fps is for numbered images such as frames_%05d.png, and with --track for folders; "

@@ -18,6 +18,8 @@ from instseg.predict.sources import Source
 logger = logging.getLogger(__name__)
 
 MARK = "instseg predict"
+TILES = ".tiles.jsonl"
+"""End of the name of the file that holds what was found in the tiles of an image."""
 _HEAD = 200
 """Bytes at the start of a file that hold its mark or beginning."""
 _HEADER = b'{"info": {"config": '
@@ -47,12 +49,13 @@ def remove_earlier(output: Path, sources: Iterable[Source], *, resume: bool) -> 
     """Remove what earlier runs wrote for these inputs, so that none of it passes for new.
 
     Args:
-        resume: keep the results of videos.
+        resume: keep the results of videos, and what was found in the tiles of images.
     """
     for source in sources:
         if not resume or source.kind == "image":
             for name in _names(source):
-                remove(output / name)
+                if not (resume and name.endswith(TILES)):
+                    remove(output / name)
 
 
 def remove(path: Path) -> None:
@@ -88,7 +91,7 @@ def tell_others(output: Path, sources: Sequence[Source]) -> None:
 
 def _names(source: Source) -> list[str]:
     """Names of the files and folders that a run may write for one input."""
-    suffixes = (".png", ".jpg") if source.kind == "image" else (*_RESULTS, ".mp4")
+    suffixes = (".png", ".jpg", TILES) if source.kind == "image" else (*_RESULTS, ".mp4")
     return [f"{source.stem}{suffix}" for suffix in (*suffixes, "_masks")]
 
 

@@ -18,7 +18,9 @@ def record(*annotations: dict[str, Any]) -> dict[str, Any]:
     return {"file_name": "a.png", "image_id": 1, "annotations": list(annotations)}
 
 
-def annotation(box: list[float], mode: BoxMode = BoxMode.XYWH_ABS, crowd: int = 0) -> dict[str, Any]:
+def annotation(
+    box: list[float], mode: BoxMode = BoxMode.XYWH_ABS, crowd: int = 0
+) -> dict[str, Any]:
     return {"bbox": box, "bbox_mode": mode, "iscrowd": crowd, "category_id": 0}
 
 

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from instseg.data.images import MAX_PIXELS, is_tiff, read_pixels
+from instseg.data.image_headers import MAX_PIXELS
+from instseg.data.images import is_tiff, read_pixels
 from instseg.data.tiff import (
     Page,
     TiffImages,

@@ -22,7 +22,8 @@ from instseg.data.build import (
 from instseg.data.consistency import check_consistency, coco_instances, record_instances
 from instseg.data.dataset import check_name, load, reading
 from instseg.data.findings import Finding, Kind, Level, Report, first_ids
-from instseg.data.images import MAX_PIXELS, describe_image
+from instseg.data.image_headers import MAX_PIXELS
+from instseg.data.images import describe_image
 from instseg.data.intensity import other_channels, too_deep
 from instseg.data.readers.coco_check import check_coco
 from instseg.data.readers.coco_forms import to_standard

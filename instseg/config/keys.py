@@ -20,8 +20,7 @@ from instseg.config.rules import (
     some_of,
     whole,
 )
-from instseg.data.images import CHANNELS
-from instseg.data.intensity import NORMALIZATIONS
+from instseg.data.intensity import CHANNELS, NORMALIZATIONS
 from instseg.data.synthetic import shapes
 from instseg.data.video_mapper import NUM_REFERENCES
 from instseg.modeling.augmented import check_augmentation

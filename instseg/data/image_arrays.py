@@ -8,8 +8,8 @@ import torch
 from detectron2.utils.logger import log_first_n
 from PIL import Image
 
-from instseg.data.images import Array, check_size
-from instseg.data.intensity import AS_IS, Intensity, ModelImage
+from instseg.data.image_headers import check_size
+from instseg.data.intensity import AS_IS, Array, Intensity, ModelImage
 from instseg.errors import ImageError
 
 _LAYOUT = "expected a NumPy array of shape (H, W, 3) with 8-bit values (uint8) in BGR order"
@@ -27,7 +27,7 @@ def check_image(
             types are taken too, and with ``INPUT.CHANNELS`` any number of channels.  It counts
             three as red, green and blue, as in a file, and others as they lie in the array.
         source: name of the image in error messages.
-        format: a key of :data:`instseg.data.images.CHANNELS`.
+        format: a key of :data:`instseg.data.intensity.CHANNELS`.
         intensity: what is done to its channels; nothing more to a :class:`ModelImage`.
     Returns:
         (H, W, C) uint8 or float; the array itself if nothing had to be changed.

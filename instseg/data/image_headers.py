@@ -21,6 +21,9 @@ from instseg.errors import ImageError
 
 # The only formats that are opened: for an EPS file Pillow would run Ghostscript, which executes it.
 FILE_TYPES = tuple("AVIF BMP DIB GIF ICO JPEG JPEG2000 PNG PPM QOI TGA TIFF WEBP".split())
+# Twice Pillow's MAX_IMAGE_PIXELS; Pillow refuses larger images as decompression bombs.  At this
+# size the masks of 100 instances, one byte per pixel, already need 18 GB.
+MAX_PIXELS = 178_956_970
 MOST_COUNTED = 1000
 """Images of a TIFF, beyond which the rest is not counted."""
 _MOST_OF_HEADER = 2**16
@@ -32,6 +35,22 @@ _END_OF_JPEG = b"\xff\xd9"
 _TAIL_BYTES = 64  # some programs pad files
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _ANCILLARY = 0x20  # bit in the first byte of a PNG chunk's name: pixels do not depend on the chunk
+
+
+def check_size(width: int, height: int, source: str) -> None:
+    """Refuse an image without pixels or with more than ``MAX_PIXELS``."""
+    if not width or not height:
+        raise ImageError(f"{source} is empty: {width}x{height} pixels")
+    if width * height > MAX_PIXELS:
+        raise too_large(f"{source}: {width}x{height} pixels")
+
+
+def too_large(what: str) -> ImageError:
+    """The refusal of an image of more than ``MAX_PIXELS``; ``what`` names it and its size."""
+    return ImageError(
+        f"{what}; at most {MAX_PIXELS} pixels are accepted, and the network sees no more than "
+        "INPUT.MAX_SIZE_TEST pixels a side, so shrink the image first"
+    )
 
 
 def check_whole(image: Image.Image, source: str) -> bool:

@@ -11,7 +11,6 @@ Pillow reads every format, except for TIFFs that it cannot read or reads wrongly
 """
 
 import io
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,40 +19,31 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
-from detectron2.utils.logger import log_first_n
-from PIL import EpsImagePlugin, ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import EpsImagePlugin, ExifTags, Image, UnidentifiedImageError
 
 from instseg.data.image_headers import (
     FILE_TYPES,
     MOST_COUNTED,
-    check_depth,
+    check_size,
     check_whole,
     count_images,
     depth_of,
     first_bytes,
     what_instead,
 )
-from instseg.data.intensity import AS_IS, Intensity
+from instseg.data.intensity import AS_IS, CHANNELS, Intensity
+from instseg.data.pillow_images import as_image_error, convert_image, pillow_pixels, upright_image
 from instseg.data.presence import file_problem
 from instseg.data.synthetic.files import is_elsewhere, served
-from instseg.data.tiff import STARTS, TiffImages, upright
+from instseg.data.tiff import STARTS, Page, TiffImages
 from instseg.errors import ConfigError, ImageError
-
-logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 
-# Twice Pillow's MAX_IMAGE_PIXELS; Pillow refuses larger images as decompression bombs.  At this
-# size the masks of 100 instances, one byte per pixel, already need 18 GB.
-MAX_PIXELS = 178_956_970
-
-CHANNELS = {"BGR": 3, "RGB": 3, "L": 1}
-"""Values of ``INPUT.FORMAT`` and their number of channels: colour in either order, or grey."""
 _ORIENTED = {
     "exif",
     "Raw profile type exif",
@@ -62,11 +52,7 @@ _ORIENTED = {
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 # Detectron2's own readers open everything that Pillow opens; this keeps Pillow from Ghostscript.
 EpsImagePlugin.gs_binary = False
-# Not animations, although they hold several images: after its photograph an MPO holds a depth map
-# or preview, and after its image a TIFF holds smaller copies.
-_STILL = ("MPO", "TIFF")
 _LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B")
-_ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 
 
 def check_colour(cfg: CfgNode, what: str) -> None:
@@ -97,7 +83,7 @@ def read_image(
     Args:
         path: an image file of a format that Pillow decodes itself, a TIFF, or a name that
             Detectron2's ``PathManager`` opens, such as the synthetic ``shapes://shapes_val/128/0``.
-        format: a key of :data:`CHANNELS`.
+        format: a key of :data:`instseg.data.intensity.CHANNELS`.
         intensity: what is done to its channels.
         page: of a TIFF with several images, counted from 0.
     Returns:
@@ -108,8 +94,8 @@ def read_image(
             several images; the message names the file.
     """
     if _needs_tifffile(path, page):
-        pixels, alpha = _read_tiff(path, page)
-        return intensity.apply(pixels, source=_name(path, page), format=format, alpha=alpha)
+        pixels, found = _read_tiff(path, page)
+        return intensity.apply(pixels, source=found.source, format=format, alpha=found.alpha)
     with _opened(path) as image:
         return convert_image(image, source=str(path), format=format, intensity=intensity)
 
@@ -128,7 +114,7 @@ def read_pixels(path: str | os.PathLike[str], *, page: int | None = None) -> Arr
     if _needs_tifffile(path, page):
         return _read_tiff(path, page)[0]
     with _opened(path) as image:
-        return _pillow_pixels(image, str(path))
+        return pillow_pixels(image, str(path))
 
 
 def read_labels(path: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
@@ -151,7 +137,7 @@ def read_labels(path: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
                 "a grey image or one with a palette"
             )
         image.load()
-        return np.asarray(_upright(image, str(path))).astype(np.int64)
+        return np.asarray(upright_image(image, str(path))).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -179,13 +165,14 @@ def describe_image(path: str | os.PathLike[str]) -> ImageFacts:
         ImageError: as :func:`read_pixels`.
     """
     if _needs_tifffile(path, None):
-        pixels, alpha = _read_tiff(path, None)
+        pixels, found = _read_tiff(path, None)
+        alpha = found.alpha
     else:
         with _opened(path) as image:
             if depth_of(image) is None:
                 channels = 1 if image.mode in ("1", "L") else 3
                 return ImageFacts(*image_size(path), channels, "uint8", None)
-            pixels, alpha = _pillow_pixels(image, str(path)), True
+            pixels, alpha = pillow_pixels(image, str(path)), True
     height, width, channels = pixels.shape
     limits = None if pixels.dtype == np.uint8 else (float(pixels.min()), float(pixels.max()))
     kept = 3 if channels == 4 and alpha else channels
@@ -207,7 +194,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     with _opened(path) as image:
         check_size(image.width, image.height, str(path))
         if not check_whole(image, str(path)):
-            height, width, _ = _pillow_pixels(image, str(path)).shape
+            height, width, _ = pillow_pixels(image, str(path)).shape
             return width, height
         # To look for an orientation outside a PNG's header, Pillow would decode the PNG.
         if image.format == "JPEG" or _ORIENTED & image.info.keys():
@@ -231,7 +218,7 @@ def _needs_tifffile(path: str | os.PathLike[str], page: int | None) -> bool:
         if page:
             raise ImageError(f"{path}: there is no page {page}; only TIFFs have several")
         return False
-    if page is not None:
+    if page is not None or _is_garbled(path):
         return True
     return find_spec("tifffile") is not None and not _is_plain(path)
 
@@ -240,6 +227,16 @@ def _starts_as_tiff(path: str | os.PathLike[str]) -> bool:
     try:
         return is_tiff(path)
     except OSError:  # _opened() says why it cannot be read
+        return False
+
+
+def _is_garbled(path: str | os.PathLike[str]) -> bool:
+    """Whether Pillow mixes up the pixels: it reads uncompressed rows as columns if turned."""
+    try:
+        with Image.open(path, formats=["TIFF"]) as image:
+            turned = image.tag_v2.get(ExifTags.Base.Orientation) in _TURNED  # type: ignore[attr-defined]
+            return turned and any(tile[0] != "libtiff" for tile in image.tile)
+    except Exception:  # a damaged file can make Pillow's readers raise anything
         return False
 
 
@@ -252,16 +249,12 @@ def _is_plain(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def _read_tiff(path: str | os.PathLike[str], page: int | None) -> tuple[Array, bool]:
-    """(H, W, C), and whether the last of four channels is transparency."""
+def _read_tiff(path: str | os.PathLike[str], page: int | None) -> tuple[Array, Page]:
+    """(H, W, C), and what is known about the image."""
     with TiffImages(path) as file:
         found = file.page(page)
-        check_size(found.shape[1], found.shape[0], _name(path, page))
-        return file.read(found), found.alpha
-
-
-def _name(path: str | os.PathLike[str], page: int | None) -> str:
-    return str(path) if page is None else f"{path} page {page}"
+        check_size(found.shape[1], found.shape[0], found.source)
+        return file.read(found), found
 
 
 @contextmanager
@@ -282,7 +275,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
         start = first_bytes(Path(path)) if content is None else content[:64]
         raise ImageError(f"{path}: {what_instead(start)}") from error
     except Exception as error:  # a damaged file can make Pillow's readers raise anything
-        raise _as_image_error(error, str(path)) from error
+        raise as_image_error(error, str(path)) from error
 
 
 def _content(path: str) -> bytes | None:
@@ -300,140 +293,3 @@ def _content(path: str) -> bytes | None:
     except Exception as error:  # a store may raise anything
         raise ImageError(f"{path}: cannot be read: {error}") from error
     return read
-
-
-def convert_image(
-    image: Image.Image,
-    *,
-    source: str = "image",
-    format: str = "BGR",
-    intensity: Intensity = AS_IS,
-) -> Array:
-    """Turn a Pillow image into an array, as :func:`read_image` does with a file.
-
-    Args:
-        image: of any mode; unchanged, except that Pillow loads its pixels.
-        source: name of the image in error messages.
-        format: a key of :data:`CHANNELS`.
-        intensity: what is done to its channels.
-    Returns:
-        (H, W, C) uint8, contiguous.
-    Raises:
-        ImageError: as :func:`read_image`.
-    """
-    if format not in CHANNELS:
-        raise ValueError(f"format must be one of {', '.join(CHANNELS)}, found {format!r}")
-    if intensity.changes:
-        return intensity.apply(_pillow_pixels(image, source), source=source, format=format)
-    with _decoding(source):
-        check_size(image.width, image.height, source)
-        check_depth(image, source)
-        _check_single(image, source)
-        image.load()
-        image = _upright(image, source)
-        if _is_transparent(image):
-            log_first_n(logging.WARNING, f"{source}: transparency is ignored (said once)")
-            image = image.convert("RGBA")
-        image = image.convert("RGB")
-        pixels = np.asarray(image if format != "L" else image.convert("L"))
-    if format == "L":
-        pixels = pixels[:, :, None]
-    return np.array(pixels[:, :, ::-1] if format == "BGR" else pixels, order="C")
-
-
-def _pillow_pixels(image: Image.Image, source: str) -> Array:
-    """(H, W, C) of a Pillow image as its numbers are; see :func:`read_pixels`."""
-    with _decoding(source):
-        check_size(image.width, image.height, source)
-        _check_single(image, source)
-        content = _deep_colours(image, source)
-        image.load()
-        if content is not None:
-            pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-            colour = cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            return np.ascontiguousarray(upright(cv2.cvtColor(pixels, colour), orientation))
-        image = _upright(image, source)
-        if image.mode[0] not in "IF":
-            kind = "RGBA" if _is_transparent(image) else "L" if image.mode in "1L" else "RGB"
-            image = image.convert(kind)
-        pixels = np.asarray(image)
-    native = pixels.astype(pixels.dtype.newbyteorder("="))
-    return native if native.ndim == 3 else native[:, :, None]
-
-
-def _deep_colours(image: Image.Image, source: str) -> bytes | None:
-    """Content of a file of 16-bit colours, which Pillow cuts to 8 bits; None for others.
-
-    Raises:
-        ImageError: OpenCV does not read them either.
-    """
-    if image.mode[0] in "IF" or (depth := depth_of(image)) is None:
-        return None
-    if image.format not in ("PNG", "PPM"):
-        raise ImageError(
-            f"{source}: expected 8 bits per channel, found {depth}; files of {image.format} are "
-            "not read at such depth, save it as TIFF or PNG"
-        )
-    file = image.fp  # type: ignore[attr-defined]
-    position = file.tell()
-    file.seek(0)
-    content: bytes = file.read()
-    file.seek(position)
-    return content
-
-
-def _check_single(image: Image.Image, source: str) -> None:
-    check_whole(image, source)
-    if getattr(image, "is_animated", False) and image.format not in _STILL:
-        log_first_n(
-            logging.WARNING,
-            f"{source}: animated; only the first frame is used (said once)",
-            key="message",
-        )
-
-
-def _is_transparent(image: Image.Image) -> bool:
-    return image.mode in _ALPHA_MODES or "transparency" in image.info
-
-
-@contextmanager
-def _decoding(source: str) -> Iterator[None]:
-    try:
-        yield
-    except ImageError:
-        raise
-    except Exception as error:  # a damaged file can make Pillow's decoders raise anything
-        raise _as_image_error(error, source) from error
-
-
-def check_size(width: int, height: int, source: str) -> None:
-    """Refuse an image without pixels or with more than ``MAX_PIXELS``."""
-    if not width or not height:
-        raise ImageError(f"{source} is empty: {width}x{height} pixels")
-    if width * height > MAX_PIXELS:
-        raise _too_large(f"{source}: {width}x{height} pixels")
-
-
-def _upright(image: Image.Image, source: str) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception as error:  # cameras write EXIF blocks that make Pillow's parser raise anything
-        logger.warning("%s: unreadable EXIF block, orientation ignored: %s", source, error)
-        return image
-
-
-def _as_image_error(error: Exception, source: str) -> ImageError:
-    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return _too_large(f"{source}: {error}".rstrip("."))
-    if isinstance(error, OSError) and error.strerror:
-        return ImageError(f"{source}: cannot be read: {error.strerror}")
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return ImageError(f"{source}: cannot be decoded: {reason}")
-
-
-def _too_large(what: str) -> ImageError:
-    return ImageError(
-        f"{what}; at most {MAX_PIXELS} pixels are accepted, and the network sees no more than "
-        "INPUT.MAX_SIZE_TEST pixels a side, so shrink the image first"
-    )

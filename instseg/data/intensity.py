@@ -25,6 +25,8 @@ from instseg.errors import ImageError
 Array = npt.NDArray[Any]
 Pixels = npt.NDArray[np.uint8]
 
+CHANNELS = {"BGR": 3, "RGB": 3, "L": 1}
+"""Values of ``INPUT.FORMAT`` and their number of channels: colour in either order, or grey."""
 NORMALIZATIONS = ("none", "percentile", "range")
 """Values of ``INPUT.NORMALIZE``."""
 _BLOCK = 2**22
@@ -59,7 +61,7 @@ class Scaling:
 
         Args:
             pixels: (H, W, C) as read.
-            format: a key of :data:`instseg.data.images.CHANNELS`.
+            format: a key of :data:`CHANNELS`.
         Returns:
             (H, W, 3), or (H, W, 1) for ``L``; contiguous.
         """
@@ -111,7 +113,7 @@ class Intensity:
         Args:
             pixels: (H, W, C): red, green and blue, or one grey, or the channels of a file.
             source: name of the image in messages.
-            format: a key of :data:`instseg.data.images.CHANNELS`.
+            format: a key of :data:`CHANNELS`.
             alpha: the last of four channels is transparency.
         Returns:
             (H, W, 3), or (H, W, 1) for ``L``; contiguous.
@@ -148,8 +150,8 @@ class Intensity:
         if self.channels:
             if max(self.channels) >= count:
                 raise ImageError(
-                    f"{source}: has {count} channels, counted from 0; INPUT.CHANNELS "
-                    f"{self.channels} asks for channel {max(self.channels)}"
+                    f"{source}: has {count} channel{'s' * (count > 1)}, counted from 0; "
+                    f"INPUT.CHANNELS {self.channels} asks for channel {max(self.channels)}"
                 )
             return self.channels
         if count == 4 and alpha:

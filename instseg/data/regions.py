@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from instseg.data.images import MAX_PIXELS, is_tiff, read_pixels
+from instseg.data.image_headers import MAX_PIXELS
+from instseg.data.images import is_tiff, read_pixels
 from instseg.data.tiff import (
     Page,
     TiffImages,
@@ -197,7 +198,7 @@ def _tiff_getter(
         return None
     array, store = file.store(page)
     files.callback(store.close)
-    axes = page.series.keyframe.axes
+    axes = page.axes
 
     def get(y: slice, x: slice) -> Array:
         parts = (slice(None), y, x) if axes == "SYX" else (y, x)

@@ -23,7 +23,9 @@ from instseg.config.classes import class_count, model_categories
 from instseg.config.nodes import check_device, get_cfg, load_cfg
 from instseg.config.rules import check_values
 from instseg.data.image_arrays import check_image
-from instseg.data.images import Array, convert_image, read_image
+from instseg.data.images import Array, read_image
+from instseg.data.intensity import Intensity
+from instseg.data.pillow_images import convert_image
 from instseg.data.sizes import saved_largest_instance
 from instseg.errors import ConfigError
 from instseg.forks import check_threads
@@ -80,6 +82,8 @@ class Predictor:
     Attributes:
         cfg: frozen copy of the configuration in use.
         model: the network, in evaluation mode.
+        intensity: what is done to the channels of images, by ``INPUT.NORMALIZE`` and
+            ``INPUT.CHANNELS``.
         batch_size: upper limit of the images in a forward pass.
         categories: ids and names of the classes,
             see :func:`instseg.config.classes.model_categories`.
@@ -129,6 +133,7 @@ class Predictor:
             raise ConfigError(f"batch_size is {batch_size}, expected at least 1")
         self.cfg = cfg.clone()
         self.cfg.freeze()
+        self.intensity = Intensity.of(cfg)
         self.batch_size = batch_size or (8 if cfg.MODEL.DEVICE.startswith("cuda") else 1)
         with building():
             self.model = build_model(cfg).eval()
@@ -269,12 +274,13 @@ class Predictor:
         yield from self._run(window)
 
     def _prepare(self, item: Any, name: str) -> _Prepared:
+        format = self.cfg.INPUT.FORMAT
         if isinstance(item, str | os.PathLike):
-            image = read_image(item, format=self.cfg.INPUT.FORMAT)
+            image = read_image(item, format=format, intensity=self.intensity)
         elif isinstance(item, Image.Image):
-            image = convert_image(item, source=name, format=self.cfg.INPUT.FORMAT)
+            image = convert_image(item, source=name, format=format, intensity=self.intensity)
         else:
-            image = check_image(item, source=name, format=self.cfg.INPUT.FORMAT)
+            image = check_image(item, source=name, format=format, intensity=self.intensity)
         height, width = image.shape[:2]
         max_instances = self._max_instances(height, width)
         # Detectron2's augmentation object would draw its one size with NumPy's global generator.

@@ -11,8 +11,9 @@ from detectron2.config import CfgNode
 from PIL import Image
 
 from instseg.data.image_arrays import check_image
-from instseg.data.images import MAX_PIXELS, convert_image
+from instseg.data.image_headers import MAX_PIXELS
 from instseg.data.intensity import Intensity, ModelImage
+from instseg.data.pillow_images import convert_image
 from instseg.data.regions import Regions, open_regions, sample
 from instseg.errors import ImageError
 from instseg.inference.layout import Rect

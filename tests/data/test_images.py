@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from instseg.data import images
+from instseg.data import image_headers, images
 from instseg.data.image_arrays import check_image
-from instseg.data.images import convert_image, image_size, read_image
+from instseg.data.images import image_size, read_image
+from instseg.data.pillow_images import convert_image
 from instseg.data.synthetic import shapes, shapes_video
 from instseg.errors import ImageError
 
@@ -260,7 +261,7 @@ def test_a_huge_image_is_refused_from_its_header(tmp_path: Path, side: int) -> N
 def test_the_cap_is_checked_before_pixels_are_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    monkeypatch.setattr(image_headers, "MAX_PIXELS", 100)
     path = tmp_path / "a.png"
     path.write_bytes(png_header(20, 12))
     with pytest.raises(ImageError, match="20x12 pixels; at most 100 pixels"):
@@ -407,7 +408,7 @@ def test_the_size_is_read_without_the_pixels(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = save(tmp_path, name, RGB)
-    monkeypatch.setattr(images, "convert_image", None)
+    monkeypatch.setattr(images, "pillow_pixels", None)
     assert image_size(path) == (20, 12)
 
 

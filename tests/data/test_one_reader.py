@@ -27,8 +27,9 @@ import instseg
 from instseg import Predictor
 from instseg.check_data import check_data
 from instseg.data import image_headers, images
-from instseg.data.images import convert_image, image_size, read_image
+from instseg.data.images import image_size, read_image
 from instseg.data.mappers import build_test_mapper, build_train_mapper
+from instseg.data.pillow_images import convert_image
 from instseg.data.readers.coco_check import Kind
 from instseg.data.samples import build_sample_loader
 from instseg.errors import ImageError

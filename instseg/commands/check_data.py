@@ -11,7 +11,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "one training, which must have the same classes and no image in common.  Training refuses "
         "errors, and leaves out instances with a warning.  Exit status 1 if there is an error."
     )
-    parser.add_argument("dataset", nargs="+", metavar="NAME", help="or coco:PATH:IMAGE_ROOT")
+    parser.add_argument(
+        "dataset",
+        nargs="+",
+        metavar="NAME",
+        help="or coco:PATH:IMAGE_ROOT, or labels:IMAGES:LABELS",
+    )
     parser.add_argument("--strict", action="store_true", help="exit status 1 for warnings as well")
     parser.set_defaults(run=run)
 

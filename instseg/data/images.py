@@ -28,6 +28,7 @@ from instseg.data.image_headers import (
     first_bytes,
     what_instead,
 )
+from instseg.data.label_images import as_labels, colour_error, pillow_labels, tiff_labels
 from instseg.data.presence import file_problem
 from instseg.data.synthetic.files import is_elsewhere, served
 from instseg.errors import ConfigError, ImageError
@@ -54,7 +55,7 @@ EpsImagePlugin.gs_binary = False
 # Not animations, although they hold several images: after its photograph an MPO holds a depth map
 # or preview, and after its image a TIFF holds smaller copies.
 _STILL = ("MPO", "TIFF")
-_LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B")
+_LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "F")
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 
 
@@ -96,22 +97,25 @@ def read_labels(path: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
 
     Args:
         path: as for :func:`read_image`; a grey image of up to 32 bits, or one with a palette, whose
-            colours are ignored.
+            colours are ignored.  Where tifffile is installed, a TIFF of any depth.
     Returns:
-        (H, W), upright as the EXIF orientation says.
+        (H, W), from 0 on, upright as the EXIF orientation says.
     Raises:
-        ImageError: as :func:`read_image`, except for the bits; or the image is in colour.
+        ImageError: as :func:`read_image`, except for the bits; or the image is in colour, or has
+            negative numbers or fractions.
     """
-    with _opened(path) as image:
-        _check_size(image.width, image.height, str(path))
-        check_whole(image, str(path))
-        if image.mode not in _LABEL_MODES:
-            raise ImageError(
-                f"{path}: has pixels of mode {image.mode}; expected one number per pixel, as in "
-                "a grey image or one with a palette"
-            )
-        image.load()
-        return np.asarray(_upright(image, str(path))).astype(np.int64)
+    name = os.fspath(path)
+    content = _content(name)
+    pixels = tiff_labels(name if content is None else content, name, MAX_PIXELS)
+    if pixels is None:
+        with _opened(path) as image:
+            _check_size(image.width, image.height, name)
+            check_whole(image, name)
+            if image.mode not in _LABEL_MODES:
+                raise colour_error(name, f"pixels of mode {image.mode}")
+            image.load()
+            pixels = pillow_labels(image, np.asarray(_upright(image, name)))
+    return as_labels(pixels, name)
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:

@@ -13,8 +13,9 @@ from instseg.data.dataset import load
 from instseg.data.records import check_image_ids
 from instseg.data.sequences import is_pattern, natural_order, numbered_files, without_number
 from instseg.data.streams import is_url, public_name
+from instseg.data.suffixes import MEDIA_SUFFIXES, VIDEO_SUFFIXES
 from instseg.errors import ConfigError, DatasetError, OutputError
-from instseg.predict.folders import MEDIA_SUFFIXES, VIDEO_SUFFIXES, media_in
+from instseg.predict.folders import media_in
 
 _CAMERA_DIGITS = 10
 _RESERVED = frozenset(("categories", "predictions"))

@@ -18,7 +18,7 @@ from instseg.errors import ConfigError, DatasetError, OutputError
 from instseg.predict.folders import media_in
 
 _CAMERA_DIGITS = 10
-_RESERVED = frozenset(("categories", "predictions"))
+RESERVED = frozenset(("categories", "predictions"))
 """Stems of the JSON files that belong to no video."""
 _LONGEST_STEM = 50
 
@@ -66,7 +66,7 @@ def find_sources(
         ConfigError: nothing at all to work on, or an input that is a configuration key.
     """
     sources: list[Source] = []
-    stems = set(_RESERVED)
+    stems = set(RESERVED)
     for item in inputs:
         if not item:
             raise ConfigError("an --input is empty; is a variable of the shell not set?")
@@ -105,7 +105,7 @@ def dataset_sources(name: str) -> list[Source]:
     dataset = load(name)
     check_image_ids(name, dataset.records)
     root = os.path.join(dataset.image_root, "")
-    stems = set(_RESERVED)
+    stems = set(RESERVED)
     sources = []
     for number, record in enumerate(dataset.records):
         file = os.fspath(record["file_name"])
@@ -113,7 +113,7 @@ def dataset_sources(name: str) -> list[Source]:
         sources.append(
             Source(
                 file,
-                _unused(Path(file).stem, stems),
+                unused_stem(Path(file).stem, stems),
                 "image",
                 image_id if isinstance(image_id, str) else int(image_id),
                 file.removeprefix(root),
@@ -134,18 +134,18 @@ def _source(name: str, stems: set[str]) -> Source:
     if os.path.lexists(name):
         pass
     elif _is_camera(name):
-        return Source(name, _unused(f"camera_{name}", stems), "camera")
+        return Source(name, unused_stem(f"camera_{name}", stems), "camera")
     elif is_pattern(name):
-        stem = _unused(without_number(path.stem), stems)
+        stem = unused_stem(without_number(path.stem), stems)
         return Source(name, stem, "sequence", files=tuple(numbered_files(name)))
     is_video = path.suffix.lower() in VIDEO_SUFFIXES
-    return Source(name, _unused(path.stem, stems), "video" if is_video else "image")
+    return Source(name, unused_stem(path.stem, stems), "video" if is_video else "image")
 
 
 def _stream(url: str, stems: set[str]) -> Source:
     name = public_name(url)
     stem = re.sub(r"[^\w-]+", "_", Path(name.partition("://")[2]).stem)[:_LONGEST_STEM]
-    return Source(name, _unused(stem, stems), "stream", url=url)
+    return Source(name, unused_stem(stem, stems), "stream", url=url)
 
 
 def _in_folder(
@@ -153,7 +153,7 @@ def _in_folder(
 ) -> Iterator[Source]:
     images = [str(file) for file in media if file.suffix.lower() not in VIDEO_SUFFIXES]
     if sequences and images:
-        stem = _unused(folder.resolve().name or "images", stems)
+        stem = unused_stem(folder.resolve().name or "images", stems)
         yield Source(str(folder), stem, "sequence", files=tuple(sorted(images, key=natural_order)))
     for file in media:
         if not sequences or file.suffix.lower() in VIDEO_SUFFIXES:
@@ -165,7 +165,7 @@ def _is_camera(name: str) -> bool:
     return name.isdecimal() and len(name) <= _CAMERA_DIGITS and int(name) < 2**31
 
 
-def _unused(stem: str, taken: set[str]) -> str:
+def unused_stem(stem: str, taken: set[str]) -> str:
     """``stem`` or ``stem_2``, ``stem_3``, ...: compared without case, as some file systems do."""
     candidate, number = stem, 1
     while candidate.lower() in taken:

@@ -37,6 +37,8 @@ class Kind(enum.Enum):
     NO_LABELS = "image without labels", Level.WARNING
     NO_IMAGE = "labels without an image", Level.WARNING
     IN_PIECES = "label in several pieces", Level.WARNING
+    DEPTH = "more than 8 bits per channel", Level.WARNING
+    CHANNELS = "other channels than grey or colours", Level.WARNING
     UNKNOWN_IMAGE = "unknown image id", Level.WARNING
     FEW_POINTS = "polygon without 3 points", Level.WARNING
     NOT_FINITE = "NaN or infinity", Level.WARNING

@@ -1,7 +1,5 @@
 """Label images: one number per pixel, 0 for the background and the same number for an instance."""
 
-import io
-import os
 from typing import Any
 
 import numpy as np
@@ -14,65 +12,22 @@ from instseg.errors import ImageError
 from instseg.masks import RLE
 
 Labels = npt.NDArray[np.int64]
-_ORIENTATION, _SAMPLE_FORMAT = 274, 339  # tags of a TIFF
+_SAMPLE_FORMAT = 339  # tag of a TIFF
 _SIGNED = 2  # value of SampleFormat
-_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TOUCHING = np.ones((3, 3))  # pixels that share a corner belong to one piece
 
 
-def tiff_labels(file: str | bytes, source: str, max_pixels: int) -> npt.NDArray[Any] | None:
-    """The (H, W) numbers in a TIFF of any depth and compression, read by tifffile.
+def signed_pixels(image: Image.Image, upright: Image.Image) -> npt.NDArray[Any]:
+    """(H, W) numbers of an image, with the sign that its TIFF gives them and Pillow mixes up.
 
     Args:
-        file: its path or its bytes.
-        source: name of the file in error messages.
-        max_pixels: larger images are refused before they are decoded.
-    Returns:
-        None if the file is no TIFF, is turned by a tag, or tifffile is not installed: Pillow reads
-        it then, which knows numbers of 8 to 32 bits only.
-    Raises:
-        ImageError: the file is damaged, or holds something else than one number per pixel.
+        image: opened by Pillow.
+        upright: the same, turned.
     """
-    if not _is_tiff(file):
-        return None
-    try:
-        import tifffile
-    except ImportError:
-        return None
-    try:
-        with tifffile.TiffFile(io.BytesIO(file) if isinstance(file, bytes) else file) as tiff:
-            page, series = tiff.pages.first, tiff.series[0]
-            if page.tags.valueof(_ORIENTATION, 1) != 1:
-                return None
-            if page.samplesperpixel > 1:
-                raise colour_error(source, f"{page.samplesperpixel} values per pixel")
-            shape = tuple(side for side in series.shape if side > 1)
-            if len(tiff.series) > 1 or len(shape) > 2:
-                count = len(tiff.series) if len(tiff.series) > 1 else int(np.prod(shape[:-2]))
-                raise ImageError(
-                    f"{source}: is a TIFF of {count} images; expected one, with the labels of one "
-                    "image: split it, one file per image"
-                )
-            height, width = page.imagelength, page.imagewidth
-            if height * width > max_pixels:
-                raise ImageError(
-                    f"{source}: {width}x{height} pixels; at most {max_pixels} are accepted"
-                )
-            pixels: npt.NDArray[Any] = page.asarray()
-            return pixels.reshape(height, width)
-    except ImageError:
-        raise
-    except Exception as error:  # a damaged file can make a reader raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"{source}: cannot be decoded: {reason}") from error
-
-
-def pillow_labels(image: Image.Image, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Pixels that Pillow loaded, with the sign that a TIFF gives them and Pillow mixes up."""
+    pixels = np.asarray(upright)
     if image.format != "TIFF":
         return pixels
-    tags: Any = image.getexif()
-    is_signed = tags.get(_SAMPLE_FORMAT, 1) in (_SIGNED, (_SIGNED,))
+    is_signed = image.getexif().get(_SAMPLE_FORMAT, 1) in (_SIGNED, (_SIGNED,))
     if is_signed and pixels.dtype == np.uint8:
         return pixels.view(np.int8)
     if not is_signed and pixels.dtype == np.int32:
@@ -158,12 +113,3 @@ def labels_in_pieces(labels: Labels) -> dict[int, int]:
         if count > 1:
             pieces[number] = count
     return pieces
-
-
-def _is_tiff(file: str | bytes) -> bool:
-    if isinstance(file, bytes):
-        return file.startswith(_TIFF_STARTS)
-    if not os.path.isfile(file):
-        return False
-    with open(file, "rb") as opened:
-        return opened.read(4) in _TIFF_STARTS

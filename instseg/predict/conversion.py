@@ -22,6 +22,8 @@ from instseg.predict.sources import RESERVED, prepare_output, unused_stem
 logger = logging.getLogger(__name__)
 
 _LIST = b"["
+_OF_IMAGE = ("image_id", "file_name", "page")
+"""Keys of a record that belong to its image."""
 _UNUSABLE = (OSError, ValueError, RecursionError)
 
 
@@ -191,6 +193,11 @@ def _image_result(
     height, width = image.get("height"), image.get("width")
     if type(height) is not int or type(width) is not int or min(height, width) < 1:
         raise ConfigError(f"{path}: image {name} has the size {short((width, height))}")
+    page = image.get("page")
+    if page is not None and type(page) is not int:
+        raise ConfigError(f"{path}: image {name} has the page {short(page)}")
+    stem = image.get("stem") or Path(name).stem or "image"
+    stem += "" if page is None else f"_page{page:04d}"
     checked = [_record(path, name, record, categories, height, width) for record in records]
     checked.sort(key=lambda pair: -pair[0]["score"])
     masks = [mask for _, mask in checked]
@@ -198,12 +205,13 @@ def _image_result(
     return ImageResult(
         image_id=image["id"],
         file_name=name,
-        stem=unused_stem(image.get("stem") or Path(name).stem or "image", stems),
+        stem=unused_stem(stem, stems),
         height=height,
         width=width,
         records=[record for record, _ in checked],
         masks=CroppedMasks.from_rles(masks, (height, width)) if has_masks else None,
         path=_file(name, images),
+        page=page,
     )
 
 
@@ -211,7 +219,7 @@ def _record(
     path: Path, name: str, record: Any, categories: Categories, height: int, width: int
 ) -> tuple[dict[str, Any], Any]:
     """A checked record without the keys of its image, and its mask as compressed RLE, or None."""
-    record = {k: v for k, v in _object(record).items() if k not in ("image_id", "file_name")}
+    record = {k: v for k, v in _object(record).items() if k not in _OF_IMAGE}
     score, key = record.get("score"), record.get("category_id")
     if type(score) not in (int, float) or not math.isfinite(score):
         raise ConfigError(f"{path}: an instance of {name} has the score {short(score)}")
@@ -235,8 +243,8 @@ def _image_of(path: Path, key: Any, record: dict[str, Any]) -> dict[str, Any]:
             f"{path}: the size of image {short(key)} is not known; expected categories.json beside "
             "the file, or masks as RLE"
         )
-    name = record.get("file_name")
-    return {"id": key, "file_name": name, "width": size[1], "height": size[0]}
+    more = {name: record.get(name) for name in ("file_name", "page")}
+    return {"id": key, "width": size[1], "height": size[0]} | more
 
 
 def _file(name: str, images: Path | None) -> Path | None:

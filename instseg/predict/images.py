@@ -8,6 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from instseg.data.images import Array, read_image
+from instseg.data.intensity import ModelImage
 from instseg.errors import ImageError
 from instseg.predict.formats import Format, ImageResult
 from instseg.predict.records import write_image
@@ -28,16 +29,17 @@ def predict_images(results: Results, sources: Sequence[Source], formats: Sequenc
         OutputError: a result cannot be written.
     """
     pending: deque[tuple[Source, Array]] = deque()
+    intensity = results.predictor.intensity
 
-    def readable() -> Iterator[Array]:
+    def readable() -> Iterator[ModelImage]:
         for source in tqdm(sources, unit="image", disable=None):
             try:
-                image = read_image(source.name)
+                image = read_image(source.name, intensity=intensity, page=source.page)
             except ImageError as error:
                 results.fail(error)
                 continue
             pending.append((source, image))
-            yield image
+            yield ModelImage(image)
 
     image_ids = count(1)  # enumerate() would keep a result in memory while the next is made
     for result in results.predictor.stream(readable()):
@@ -48,10 +50,17 @@ def predict_images(results: Results, sources: Sequence[Source], formats: Sequenc
         name = source.file_name or source.name
         height, width = image.shape[:2]
         try:
-            descriptions = results.describe(instances, source.stem)
-            masks = cropped(instances)
-            path = Path(source.name)
-            one = ImageResult(image_id, name, source.stem, height, width, descriptions, masks, path)
+            one = ImageResult(
+                image_id=image_id,
+                file_name=name,
+                stem=source.stem,
+                height=height,
+                width=width,
+                records=results.describe(instances, source.stem),
+                masks=cropped(instances),
+                path=Path(source.name),
+                page=source.page,
+            )
             for writer in formats:
                 writer.add(one)
             if results.overlay:

@@ -35,6 +35,8 @@ class Source:
         file_name: its name in results, "" for ``name``.
         url: full address of a stream.
         files: of a sequence, in the order of its frames.
+        page: of an image in a stack, None without one.
+        pages: of a sequence that is a stack; ``files`` is then that one file.
     """
 
     name: str
@@ -44,6 +46,8 @@ class Source:
     file_name: str = ""
     url: str = field(default="", repr=False)
     files: tuple[str, ...] = field(default=(), repr=False)
+    page: int | None = None
+    pages: tuple[int, ...] = field(default=(), repr=False)
 
 
 def find_sources(
@@ -166,7 +170,11 @@ def _is_camera(name: str) -> bool:
 
 
 def unused_stem(stem: str, taken: set[str]) -> str:
-    """``stem`` or ``stem_2``, ``stem_3``, ...: compared without case, as some file systems do."""
+    """``stem`` or ``stem_2``, ``stem_3``, ...: compared without case, as some file systems do.
+
+    Args:
+        taken: stems in lower case; the result is added to it.
+    """
     candidate, number = stem, 1
     while candidate.lower() in taken:
         number += 1

@@ -119,7 +119,12 @@ BAD: dict[str, tuple[Kind, Callable[[Path], object], str]] = {
     "a picture of labels": (
         Kind.LABELS,
         lambda p: tifffile.imwrite(p, np.zeros((HEIGHT, WIDTH, 3), np.uint8), photometric="rgb"),
-        "has 3 values per pixel; expected one number per pixel.*a picture of labels in colour",
+        "has pixels of mode RGB; expected one number per pixel.*a picture of labels in colour",
+    ),
+    "a picture of labels of 16 bits": (
+        Kind.LABELS,
+        lambda p: tifffile.imwrite(p, np.zeros((HEIGHT, WIDTH, 3), np.uint16), photometric="rgb"),
+        "has 3 values per pixel; expected one number per pixel",
     ),
     "fractions": (
         Kind.LABELS,

@@ -327,6 +327,30 @@ def test_measurements_of_images_that_differ_have_all_columns(
     assert "b.png: no intensities are measured: there is no such file" in caplog.text
 
 
+def test_intensities_are_those_of_the_file_and_its_page(tmp_path: Path) -> None:
+    """16 bits, two channels and three pages."""
+    path = tmp_path / "a.ome.tif"
+    pixels = np.random.default_rng(0).integers(0, 2**16, (3, 2, HEIGHT, WIDTH), dtype=np.uint16)
+    metadata = {"axes": "ZCYX", "PhysicalSizeX": 2.0, "PhysicalSizeY": 3.0}
+    tifffile.imwrite(path, pixels, ome=True, metadata=metadata, photometric="minisblack")
+    write("csv", tmp_path, image_result(path=path, page=1))
+    row = read_csv(tmp_path / "measurements.csv")[2]
+    means = pixels[1][:, DENSE[2]].mean(axis=1)
+    assert [float(row[f"mean_intensity_{n}"]) for n in (1, 2)] == pytest.approx(means.tolist())
+    assert (row["page"], row["pixel_width_um"], row["pixel_height_um"]) == ("1", "2.0", "3.0")
+
+
+def test_transparency_is_no_channel_and_grey_is_one(tmp_path: Path) -> None:
+    for mode, names in (
+        ("RGBA", {f"mean_intensity_{n}" for n in (1, 2, 3)}),
+        ("L", {"mean_intensity"}),
+    ):
+        Image.new(mode, (WIDTH, HEIGHT)).save(tmp_path / "a.png")
+        write("csv", tmp_path, image_result(path=tmp_path / "a.png"))
+        row = read_csv(tmp_path / "measurements.csv")[0]
+        assert {name for name in row if name.startswith("mean")} == names
+
+
 def test_no_measurement_leaves_a_header_and_no_other_file(tmp_path: Path) -> None:
     write("csv", tmp_path, image_result(DENSE[:0]))
     assert (tmp_path / "measurements.csv").read_text() == "image,instance,class,score,area_px\n"

@@ -24,6 +24,7 @@ class ImageResult:
         records: one for each instance in COCO's form, the best first.
         masks: of ``records``, in their order; None for models without masks.
         path: of the image file; None if it is not there.
+        page: of a stack, counted from 0; None for a single image.
     """
 
     image_id: int | str
@@ -34,6 +35,7 @@ class ImageResult:
     records: Sequence[dict[str, Any]]
     masks: CroppedMasks | None
     path: Path | None
+    page: int | None = None
 
     def needed_masks(self) -> CroppedMasks:
         """The masks, for a format that cannot do without.

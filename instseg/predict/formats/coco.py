@@ -32,8 +32,9 @@ class Coco(Format):
         self._open.__exit__(*error)
 
     def add(self, image: ImageResult) -> None:
-        head = {"image_id": image.image_id, "file_name": image.file_name}
+        page = {} if image.page is None else {"page": image.page}
+        entry = {"id": image.image_id, "file_name": image.file_name} | page
         # The image first: its records refer to it, whenever the run ends.
-        size = {"width": image.width, "height": image.height}
-        self._images.add({"id": image.image_id, "file_name": image.file_name, **size})
+        self._images.add(entry | {"width": image.width, "height": image.height})
+        head = {"image_id": image.image_id, "file_name": image.file_name} | page
         self._records.add(*(head | record for record in image.records))

@@ -14,8 +14,8 @@ import numpy as np
 from detectron2.utils.logger import log_first_n
 
 from instseg.categories import Categories
-from instseg.data.images import read_image
 from instseg.data.pixel_size import pixel_size
+from instseg.data.regions import Regions, open_regions
 from instseg.errors import ImageError
 from instseg.predict.formats.base import Format, ImageResult
 from instseg.predict.records import replacing, writing
@@ -33,37 +33,24 @@ _LENGTHS = (
 """Measurements in pixels, and the axis, x or y, that they lie along."""
 
 
-class Regions:
-    def __init__(self, path):
-        self.pixels = read_image(path, format="RGB")
-        if not np.ptp(self.pixels, axis=2).any():
-            self.pixels = self.pixels[:, :, :1]
-        self.shape = self.pixels.shape
-
-    def read(self, a, b, c, d):
-        return self.pixels[a:b, c:d]
-
-    def close(self):
-        pass
-
-
-open_regions = Regions
-
-
 class Measurements(Format):
     """One row per instance, measured by scikit-image's ``regionprops``.
 
     ``image`` and ``instance`` are the name of the image and the number of the instance in it, from
-    1, the best first: the number in the label image and the ROI set.  ``centroid_x_px`` and
-    ``centroid_y_px`` count from the centre of the upper left pixel, ``bbox_x_px`` and ``bbox_y_px``
-    from its corner.  ``mean_intensity`` and ``sum_intensity`` are those of the image as it is in
-    its file, without any normalisation; with several channels each has columns of its own, from
-    ``mean_intensity_1`` on.  They are empty where the image cannot be read.  ``area_um2``,
-    ``centroid_x_um`` and so on are in micrometres, where the TIFF says how large its pixels are
-    (``pixel_width_um``, ``pixel_height_um``).
+    1, the best first: the number in the label image and the ROI set.  ``page`` is the page of a
+    stack.  ``centroid_x_px`` and ``centroid_y_px`` count from the centre of the upper left pixel,
+    ``bbox_x_px`` and ``bbox_y_px`` from its corner.
+
+    ``mean_intensity`` and ``sum_intensity`` are those of the image as it is in its file, without
+    any normalisation.  Several channels have columns of their own, from ``mean_intensity_1`` on;
+    transparency is none.  They are empty where the image cannot be read.
+
+    ``area_um2``, ``centroid_x_um`` and so on are in micrometres, where the TIFF says how large its
+    pixels are (``pixel_width_um``, ``pixel_height_um``).  Eccentricity and solidity are measured in
+    pixels.
 
     Rows wait in a temporary file, since the first row can only name the columns that the images
-    need at the end.  Eccentricity and solidity are measured in pixels.
+    need at the end.
     """
 
     NAME: ClassVar[str] = "measurements.csv"
@@ -106,6 +93,7 @@ def _rows(image: ImageResult) -> Iterator[dict[str, Any]]:
             row |= {"class": record["category_name"], "score": record["score"]}
             row |= _measured(*masks.crop(number), regions)
             row |= {key: record[key] for key in _SCORES if key in record}
+            row |= {} if image.page is None else {"page": image.page}
             yield row | ({} if size is None else _micrometres(row, *size))
     finally:
         if regions is not None:
@@ -116,7 +104,7 @@ def _regions(image: ImageResult) -> Regions | None:
     """The pixels of the file; None if they cannot be read, which is told once."""
     reason = "there is no such file"
     try:
-        regions = None if image.path is None else open_regions(image.path)
+        regions = None if image.path is None else open_regions(image.path, image.page)
         if regions is not None and regions.shape[:2] == (image.height, image.width):
             return regions
         if regions is not None:
@@ -152,13 +140,14 @@ def _measured(x: int, y: int, crop: Any, regions: Regions | None) -> dict[str, A
             "solidity": float(properties.solidity),
         }
     if regions is not None:
-        row |= _intensities(crop, regions.read(y, y + height, x, x + width))
+        pixels = regions.read(y, y + height, x, x + width)
+        row |= _intensities(crop, pixels[:, :, :3] if regions.alpha else pixels)
     return row
 
 
 def _intensities(crop: Any, pixels: Any) -> dict[str, float]:
     """Mean and sum of each channel inside a mask."""
-    inside = pixels[crop].astype(np.float64)
+    inside = pixels[crop].astype(np.float64)  # (pixels, channels)
     names = (
         [f"_{number}" for number in range(1, inside.shape[1] + 1)] if inside.shape[1] > 1 else [""]
     )

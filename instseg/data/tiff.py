@@ -1,0 +1,339 @@
+"""Read the images in TIFF files of any depth by the package tifffile.
+
+**Pages.**  A file holds one image or a stack of them.  Every position along an axis other than
+rows, columns and channels is a page: time, depth (z), or just the order in the file.  Pages are
+numbered from 0 in the order of the file's axes, the last axis running fastest.  Channels are the
+samples of a pixel and the axis C of OME-TIFF and ImageJ; they are part of an image.  Smaller copies
+(pyramids, thumbnails) and masks are no pages.  Formats of slide scanners have one page, the slide.
+
+Pages of several sizes are read too; each is an image of its own.
+"""
+
+import importlib
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from instseg.errors import ImageError
+
+Array = npt.NDArray[Any]
+
+INSTALL = "pip install tifffile imagecodecs zarr (the extra 'microscopy')"
+STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""First bytes of TIFF and BigTIFF files."""
+_SEVERAL_IMAGES = ("generic", "imagej", "ome", "shaped", "uniform")
+"""Kinds of files in which every series holds images; in others only the first does."""
+_PLANES = ("YX", "YXS", "SYX")
+_COLOURS = ("MINISBLACK", "MINISWHITE", "RGB", "PALETTE", "YCBCR")
+
+
+def import_package(name: str, source: str) -> Any:
+    """An optional package that reads images.
+
+    Args:
+        source: name of the image in the message.
+    Raises:
+        ImageError: the package is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImageError(
+            f"{source}: reading it needs the package {name}, which is not installed; type: "
+            f"{INSTALL}"
+        ) from error
+
+
+def several_images(source: str, count: str) -> ImageError:
+    """The refusal of a stack where one image is expected."""
+    return ImageError(
+        f"{source}: is a TIFF of {count} images; expected one in a file: `instseg predict --pages "
+        "all` (or N, or A:B) takes the pages of a stack; elsewhere split it, for example with "
+        "`magick STACK.tif PAGE_%03d.tif`"
+    )
+
+
+@dataclass(frozen=True)
+class Page:
+    """An image in a TIFF file.
+
+    Attributes:
+        series: tifffile's ``TiffPageSeries`` that it belongs to.
+        planes: numbers of its planes within the series, one for each position on the axis C.
+        shape: (H, W, C) as stored, not turned upright.
+        dtype: of its pixels.
+    """
+
+    series: Any
+    planes: tuple[int, ...]
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+
+    @property
+    def alpha(self) -> bool:
+        """Whether the last of four channels is transparency."""
+        return self.shape[2] == 4 and self.series.keyframe.photometric.name == "RGB"
+
+    def index(self, plane: int) -> tuple[int, ...]:
+        """The place of a plane in the axes of the series before those of a plane."""
+        lengths = self.series.shape[: len(self.series.axes) - len(self.series.keyframe.axes)]
+        return tuple(int(i) for i in np.unravel_index(plane, lengths)) if lengths else ()
+
+
+class TiffImages:
+    """An open TIFF file; a context manager.
+
+    Attributes:
+        source: name of the file in error messages.
+        pages: its images, in order.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """
+        Raises:
+            ImageError: no TIFF, damaged, of unknown kind, or tifffile is not installed.
+        """
+        self.source = str(path)
+        tifffile = import_package("tifffile", self.source)
+        with reporting(self.source):
+            self._file = tifffile.TiffFile(Path(path))
+        try:
+            with reporting(self.source):
+                self.pages = self._pages()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> "TiffImages":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def page(self, number: int | None) -> Page:
+        """An image of the file.
+
+        Args:
+            number: None for the only one.
+        Raises:
+            ImageError: there is no such page, or the file has several and None was asked for.
+        """
+        count = len(self.pages)
+        if number is None:
+            if count > 1:
+                raise several_images(self.source, str(count))
+            number = 0
+        if not 0 <= number < count:
+            raise ImageError(
+                f"{self.source}: there is no page {number}; it has {count}, counted from 0"
+            )
+        return self.pages[number]
+
+    def read(self, page: Page) -> Array:
+        """The pixels of a page.
+
+        Returns:
+            (H, W, C), upright, in the order of the file's channels and of its type: red, green and
+            blue for colours, 0 for black.
+        Raises:
+            ImageError: damaged, or its compression is unknown.
+        """
+        self.check_complete(page)
+        with reporting(self.source):
+            planes = [self._plane(page, number) for number in page.planes]
+            pixels = np.concatenate(planes, axis=2) if len(planes) > 1 else planes[0]
+            return np.ascontiguousarray(upright(pixels, self.orientation(page)))
+
+    def orientation(self, page: Page) -> int:
+        """The tag Orientation, 1 to 8, in the meaning of EXIF."""
+        value = page.series.keyframe.tags.valueof(274, 1)
+        return value if value in range(1, 9) else 1
+
+    def check_complete(self, page: Page) -> None:
+        """Refuse a page of which the file does not hold all strips or tiles.
+
+        tifffile would fill some of them with zeros, or make room for what a damaged header claims.
+        """
+        keyframe, end = page.series.keyframe, self._file.filehandle.size
+        for number in page.planes:
+            if page.series.dataoffset is not None:
+                size = math.prod(keyframe.shape) * keyframe.dtype.itemsize
+                parts = [(page.series.dataoffset + number * size, size)]
+                expected = 1
+            else:
+                plane = page.series.pages[number]
+                if plane is None:
+                    raise ImageError(f"{self.source}: plane {number} is missing")
+                parts = list(zip(plane.dataoffsets, plane.databytecounts, strict=False))
+                expected = math.prod(keyframe.chunked)
+            if len(parts) != expected or any(start + size > end for start, size in parts):
+                height, width, _ = page.shape
+                raise ImageError(
+                    f"{self.source}: is damaged or cut off: it claims {width} x {height} pixels, "
+                    f"and its {end} bytes do not hold all of them"
+                )
+
+    def mapped(self, page: Page) -> Array | None:
+        """The file's own bytes as (H, W, C), without reading them; None if they are compressed."""
+        offset = page.series.dataoffset
+        if offset is None or len(page.planes) > 1 or not has_plain_pixels(page):
+            return None
+        with reporting(self.source):
+            return channels_last(self._map(page, page.planes[0]), page.series.keyframe.axes)
+
+    def store(self, page: Page) -> tuple[Any, Array]:
+        """The series of ``page`` as an array of zarr, and its store, which the caller closes."""
+        zarr = import_package("zarr", self.source)
+        with reporting(self.source):
+            store = page.series.aszarr(level=0)
+            return zarr.open_array(store, mode="r"), store
+
+    def _pages(self) -> list[Page]:
+        used = [x for x in self._file.series if not (x.keyframe.is_reduced or x.keyframe.is_mask)]
+        used = used or list(self._file.series)
+        if used and used[0].kind not in _SEVERAL_IMAGES:
+            used = used[:1]
+        pages = [page for series in used for page in self._in_series(series)]
+        if not pages:
+            raise ImageError(f"{self.source}: is a TIFF without images")
+        if len(used) > 1 and all(series.kind == "generic" for series in used):
+            pages.sort(key=lambda page: page.series.pages[page.planes[0]].index)
+        return pages
+
+    def _in_series(self, series: Any) -> Iterator[Page]:
+        plane = series.keyframe
+        if plane.axes not in _PLANES or not series.axes.endswith(plane.axes):
+            raise ImageError(
+                f"{self.source}: has axes {series.axes}; expected planes of rows and columns (YX)"
+            )
+        self._check_colours(plane)
+        axes = series.axes.removesuffix(plane.axes)
+        lengths = series.shape[: len(axes)]
+        numbers = np.arange(math.prod(lengths)).reshape(lengths)
+        channels = [i for i, axis in enumerate(axes) if axis == "C"]
+        last = [*(i for i in range(len(axes)) if i not in channels), *channels]
+        count = math.prod(lengths[i] for i in channels)
+        rows, columns = (plane.shape[plane.axes.index(axis)] for axis in "YX")
+        samples = 3 if plane.photometric.name == "PALETTE" else math.prod(plane.shape)
+        samples = samples if samples == 3 else samples // max(rows * columns, 1)
+        dtype = np.dtype(np.uint8) if plane.photometric.name == "PALETTE" else plane.dtype
+        for planes in numbers.transpose(last).reshape(-1, max(count, 1)).tolist():
+            yield Page(series, tuple(planes), (rows, columns, samples * len(planes)), dtype)
+
+    def _check_colours(self, plane: Any) -> None:
+        colours = getattr(plane.photometric, "name", str(plane.photometric))
+        if colours not in _COLOURS or (colours == "YCBCR" and plane.compression.name != "JPEG"):
+            raise ImageError(
+                f"{self.source}: its colours are {colours}; expected grey, RGB or a palette"
+            )
+        if plane.dtype is None or plane.dtype.kind not in "buif":
+            raise ImageError(f"{self.source}: has pixels of type {plane.dtype}; expected numbers")
+
+    def _plane(self, page: Page, number: int) -> Array:
+        """(H, W, S) of one plane."""
+        keyframe = page.series.keyframe
+        if page.series.dataoffset is not None:
+            pixels = self._map(page, number)
+        else:
+            pixels = page.series.pages[number].asarray()
+        return _as_stored_colours(channels_last(pixels, keyframe.axes), keyframe)
+
+    def _map(self, page: Page, number: int) -> Array:
+        keyframe = page.series.keyframe
+        dtype = keyframe.dtype.newbyteorder(self._file.byteorder)
+        offset = page.series.dataoffset + number * math.prod(keyframe.shape) * dtype.itemsize
+        return np.memmap(self._file.filehandle.path, dtype, "r", offset, keyframe.shape)
+
+
+def has_plain_pixels(page: Page) -> bool:
+    """Whether the numbers in the file are those of the image: no palette, no white below black."""
+    keyframe = page.series.keyframe
+    return keyframe.photometric.name in ("MINISBLACK", "RGB", "YCBCR") and not _few_bits(keyframe)
+
+
+def channels_last(pixels: Array, axes: str) -> Array:
+    """A plane of axes YX, YXS or SYX → (H, W, S)."""
+    if axes == "YX":
+        return pixels[:, :, None]
+    return np.moveaxis(pixels, 0, 2) if axes == "SYX" else pixels
+
+
+def _few_bits(keyframe: Any) -> bool:
+    return keyframe.dtype.kind == "b" or keyframe.bitspersample < 8
+
+
+def _as_stored_colours(pixels: Array, keyframe: Any) -> Array:
+    """(H, W, S) numbers of a file → intensities: palette looked up, 0 black, few bits spread."""
+    if keyframe.photometric.name == "PALETTE":
+        return (keyframe.colormap.T[pixels[:, :, 0]] // 257).astype(np.uint8)
+    if _few_bits(keyframe):
+        bits = 1 if keyframe.dtype.kind == "b" else keyframe.bitspersample
+        pixels = pixels.astype(np.uint8) * np.uint8(255 // (2**bits - 1))
+    if keyframe.photometric.name == "MINISWHITE" and pixels.dtype.kind == "u":
+        return np.invert(pixels)
+    return pixels
+
+
+def upright(pixels: Array, orientation: int) -> Array:
+    """(H, W, C) as stored → as seen, by an EXIF orientation of 1 to 8."""
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels
+
+
+@contextmanager
+def reporting(source: str) -> Iterator[None]:
+    """Turn what tifffile and zarr raise into an ImageError that names the image."""
+    try:
+        yield
+    except (ImageError, KeyboardInterrupt, MemoryError):
+        raise
+    except Exception as error:  # a damaged file makes them raise anything
+        raise _as_image_error(error, source) from error
+
+
+def _as_image_error(error: Exception, source: str) -> ImageError:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "requires the 'imagecodecs' package" in text or isinstance(error, ImportError):
+        return ImageError(
+            f"{source}: its compression needs the package imagecodecs ({text}); type: {INSTALL}"
+        )
+    if isinstance(error, OSError) and error.strerror:
+        return ImageError(f"{source}: cannot be read: {error.strerror}")
+    return ImageError(f"{source}: cannot be decoded: {text}")
+
+
+def check_levels(source: str, shapes: Sequence[tuple[int, int, int]]) -> None:
+    """Refuse a pyramid whose levels are not the same image in falling sizes.
+
+    Args:
+        shapes: (H, W, C) of each level, the full resolution first.
+    Raises:
+        ImageError: a level has another number of channels or other proportions (more than a pixel
+            off), or is larger than the one before it.
+    """
+    height, width, channels = shapes[0]
+    for level, (rows, columns, samples) in enumerate(shapes[1:], 1):
+        smaller = rows <= shapes[level - 1][0] and columns <= shapes[level - 1][1]
+        # Both sides are divided by the same factor and then rounded.
+        alike = abs(rows * width - columns * height) <= height + width
+        if samples != channels or not smaller or not alike:
+            raise ImageError(
+                f"{source}: the levels of its pyramid disagree: level 0 is {width} x {height} "
+                f"pixels of {channels} channels, level {level} {columns} x {rows} of {samples}"
+            )

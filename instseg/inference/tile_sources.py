@@ -34,7 +34,9 @@ class TileSource:
 
 
 @contextmanager
-def opened(image: Any, cfg: CfgNode, name: str = "image") -> Iterator[TileSource]:
+def opened(
+    image: Any, cfg: CfgNode, name: str = "image", page: int | None = None
+) -> Iterator[TileSource]:
     """Open an image.
 
     ``INPUT.NORMALIZE percentile`` is measured once, on the image
@@ -45,12 +47,13 @@ def opened(image: Any, cfg: CfgNode, name: str = "image") -> Iterator[TileSource
             :class:`instseg.data.regions.Regions`, which stay open.
         cfg: of the model.
         name: of an image that is no path, in error messages.
+        page: of a path that is a stack, counted from 0.
     Raises:
         ImageError, TypeError: it cannot be read or used; or it is an array that is so large that it
             has to be a file.
     """
     if isinstance(image, str | os.PathLike):
-        with open_regions(image) as regions:
+        with open_regions(image, page) as regions:
             yield _of_regions(regions, cfg, os.fspath(image))
     elif isinstance(image, np.ndarray | Image.Image) or not hasattr(image, "read"):
         yield _of_pixels(image, cfg, name)

@@ -116,9 +116,10 @@ from instseg.inference.predictor import Predictor, require_weights
 from instseg.inference.video import VideoPredictor
 from instseg.modeling.contract import architectures, gives_mask_scores
 from instseg.predict.earlier import remove_earlier, tell_others
+from instseg.predict.formats import DEFAULT, opened, parse
 from instseg.predict.images import predict_images
 from instseg.predict.pages import Pages, take_pages
-from instseg.predict.records import JsonLines, writing
+from instseg.predict.records import writing
 from instseg.predict.results import Results
 from instseg.predict.sources import Source, dataset_sources, find_sources, prepare_output
 from instseg.predict.tiled import TileSettings, predict_tiled_images
@@ -162,6 +163,7 @@ class PredictOptions:
     overlap: int | None = None
     rank_by: str = "class"
     polygons: bool = False
+    format: str = DEFAULT
     pages: str | None = None
     overrides: Sequence[str] = ()
 
@@ -183,6 +185,7 @@ def predict(options: PredictOptions) -> int:
     if options.rank_by not in RANKINGS:
         raise ConfigError(f"--rank-by is {options.rank_by!r}; expected {' or '.join(RANKINGS)}")
     _check_tiles(options)
+    formats = parse(options.format, "--format")
     classes = None if options.classes is None else classes_option(options.classes)
     tracker = _tracker(options)
     inputs = _inputs(options)
@@ -190,6 +193,11 @@ def predict(options: PredictOptions) -> int:
     require_weights(cfg, options.weights, "predict with")
     sources = inputs if options.images_of is None else dataset_sources(options.images_of)
     _check_sources(options, sources)
+    if formats != (DEFAULT,) and any(source.kind != "image" for source in sources):
+        logger.warning(
+            "--format is for images; the results of a video are in its NAME.json, which `instseg "
+            "results` converts"
+        )
     prepare_output(options.output, sources)
     predictor = Predictor(
         cfg,
@@ -220,7 +228,7 @@ def predict(options: PredictOptions) -> int:
         remove_earlier(options.output, sources, resume=options.resume)
         tell_others(options.output, sources)
     with _ended_by_sigterm():
-        _run(options, results, frames, sources, tracker)
+        _run(options, results, frames, sources, tracker, formats)
     return 1 if results.failures else 0
 
 
@@ -230,21 +238,18 @@ def _run(
     frames: VideoPredictor,
     sources: Sequence[Source],
     tracker: Callable[[], Tracker] | None,
+    formats: Sequence[str],
 ) -> None:
     info = _info(options, results.predictor)
     image_sources = [source for source in sources if source.kind == "image"]
     if image_sources:
-        about: dict[str, object] = {"info": info | {"images_of": options.images_of}}
-        about["categories"] = results.categories()
-        with (
-            JsonLines(options.output / "categories.json", about, "images") as images,
-            JsonLines(options.output / "predictions.json") as records,
-        ):
+        about = info | {"images_of": options.images_of}
+        with opened(formats, options.output, results.predictor.categories, about) as writers:
             if options.tile is None:
-                predict_images(results, image_sources, records, images)
+                predict_images(results, image_sources, writers)
             else:
                 tiles = TileSettings(options.tile, options.overlap, info, options.resume)
-                predict_tiled_images(results, image_sources, records, images, tiles)
+                predict_tiled_images(results, image_sources, writers, tiles)
     info |= {"keyframe_interval": frames.keyframe_interval, "track": options.track}
     info |= tracker().settings if tracker else {}
     run = VideoRun(

@@ -5,28 +5,62 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
+from detectron2.structures import Instances
 from tqdm import tqdm
 
 from instseg.data.images import Array, read_image
 from instseg.data.intensity import ModelImage
 from instseg.errors import ImageError
-from instseg.predict.records import JsonLines, write_image
-from instseg.predict.results import Results
+from instseg.predict.formats import Format, ImageResult
+from instseg.predict.records import write_image
+from instseg.predict.results import Results, cropped
 from instseg.predict.sources import Source
 
 _JPEG_SUFFIXES = frozenset((".jfif", ".jpe", ".jpeg", ".jpg"))
 
 
-def predict_images(
-    results: Results, sources: Sequence[Source], records: JsonLines, images: JsonLines
+def add_results(
+    results: Results,
+    source: Source,
+    number: int,
+    size: tuple[int, ...],
+    instances: Instances,
+    formats: Sequence[Format],
 ) -> None:
+    """Write the results of an image in every format.
+
+    Args:
+        source: the image.
+        number: of the image in this run, from 1.
+        size: height and width.
+        instances: what :meth:`Results.keep` gave.
+        formats: where they are written.
+    Raises:
+        ImageError: too large an image for a format, or too long a name.
+        OutputError: a result cannot be written.
+    """
+    one = ImageResult(
+        image_id=number if source.image_id is None else source.image_id,
+        file_name=source.file_name or source.name,
+        stem=source.stem,
+        height=size[0],
+        width=size[1],
+        records=results.describe(instances, source.stem),
+        masks=cropped(instances),
+        path=Path(source.name),
+        page=source.page,
+    )
+    for writer in formats:
+        writer.add(one)
+
+
+def predict_images(results: Results, sources: Sequence[Source], formats: Sequence[Format]) -> None:
     """Predict on images, in the predictor's batches, and write the results of each.
 
     Args:
         results: counts images that cannot be used.
         sources: images.
-        records: ``predictions.json``.
-        images: ``categories.json``, which lists the images.
+        formats: they take the results of each image.
     Raises:
         OutputError: a result cannot be written.
     """
@@ -48,17 +82,8 @@ def predict_images(
         source, image = pending.popleft()
         instances = results.keep(result["instances"])
         number = next(image_ids)
-        image_id = number if source.image_id is None else source.image_id
-        name = source.file_name or source.name
-        page = {} if source.page is None else {"page": source.page}
-        head = {"image_id": image_id, "file_name": name} | page
-        height, width = image.shape[:2]
         try:
-            descriptions = results.describe(instances, source.stem)
-            # The image first: its records refer to it, whenever the run ends.
-            size = {"width": width, "height": height}
-            images.add({"id": image_id, "file_name": name} | page | size)
-            records.add(*(head | description for description in descriptions))
+            add_results(results, source, number, image.shape[:2], instances, formats)
             if results.overlay:
                 suffix = ".jpg" if Path(source.name).suffix.lower() in _JPEG_SUFFIXES else ".png"
                 path = results.output / f"{source.stem}{suffix}"

@@ -17,7 +17,9 @@ from instseg.inference.layout import Rect
 from instseg.inference.tile_sources import TileSource, opened
 from instseg.inference.tiles import layout_of, predict_tiles
 from instseg.masks import CroppedMasks
-from instseg.predict.records import JsonLines, write_image
+from instseg.predict.formats import Format
+from instseg.predict.images import add_results
+from instseg.predict.records import write_image
 from instseg.predict.results import Results
 from instseg.predict.sources import Source
 from instseg.predict.tile_records import TileRecords, tiles_file
@@ -46,8 +48,7 @@ class TileSettings:
 def predict_tiled_images(
     results: Results,
     sources: Sequence[Source],
-    records: JsonLines,
-    images: JsonLines,
+    formats: Sequence[Format],
     settings: TileSettings,
 ) -> None:
     """Predict on images, one after the other, and write the results of each.
@@ -57,25 +58,18 @@ def predict_tiled_images(
     Args:
         results: counts images that cannot be used.
         sources: images.
-        records: ``predictions.json``.
-        images: ``categories.json``, which lists the images.
+        formats: they take the results of each image.
     Raises:
         OutputError: a result cannot be written.
         ConfigError: an earlier run to be resumed had other settings.
     """
-    image_ids = count(1)
+    numbers = count(1)
     for source in tqdm(sources, unit="image", disable=None if len(sources) > 1 else True):
         try:
-            with opened(source.name, results.predictor.cfg) as image:
+            with opened(source.name, results.predictor.cfg, page=source.page) as image:
                 instances = _predict(results, source, image, settings)
-                image_id = next(image_ids) if source.image_id is None else source.image_id
-                name = source.file_name or source.name
-                head = {"image_id": image_id, "file_name": name}
-                descriptions = results.describe(instances, source.stem)
-                # The image first: its records refer to it, whenever the run ends.
-                size = {"width": image.width, "height": image.height}
-                images.add({"id": image_id, "file_name": name, **size})
-                records.add(*(head | description for description in descriptions))
+                size = image.height, image.width
+                add_results(results, source, next(numbers), size, instances, formats)
                 if results.overlay:
                     path = results.output / f"{source.stem}.png"
                     write_image(path, results.draw(*scaled_down(image, instances)))
@@ -91,7 +85,12 @@ def _predict(
     layout = layout_of(results.predictor, image, settings.tile, settings.overlap)
     header = {
         "info": settings.info | {"tile": layout.tile, "overlap": layout.overlap},
-        "image": {"file_name": source.name, "width": image.width, "height": image.height},
+        "image": {
+            "file_name": source.name,
+            "page": source.page,
+            "width": image.width,
+            "height": image.height,
+        },
     }
     path = tiles_file(results.output, source.stem)
     with TileRecords(path, header, layout, resume=settings.resume) as tiles:

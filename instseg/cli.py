@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     add_to = _group(add("benchmark", help="speed and memory against a named peer"))
     benchmark.add_models_arguments(add_to("models", help="whole predictions"))
     benchmark.add_ops_arguments(add_to("ops", help="compiled operators"))
+    benchmark.add_tiles_arguments(add_to("tiles", help="a large image by tiles"))
     return parser
 
 

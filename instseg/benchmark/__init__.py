@@ -3,5 +3,6 @@
 from instseg.benchmark.models import benchmark_models
 from instseg.benchmark.ops import benchmark_ops
 from instseg.benchmark.rows import Row, report
+from instseg.benchmark.tiles import benchmark_tiles
 
-__all__ = ["Row", "benchmark_models", "benchmark_ops", "report"]
+__all__ = ["Row", "benchmark_models", "benchmark_ops", "benchmark_tiles", "report"]

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tabulate import tabulate
 
@@ -15,6 +15,7 @@ from instseg.files import atomic_write
 from instseg.modeling import now
 from instseg.processes import end_with
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -25,7 +26,8 @@ class Row:
     The ratios are peer / ours, above 1 ours is ahead; None where peak memory cannot be measured.
     ``ratio_memory`` counts the inputs, ``ratio_own_memory`` what a call takes beside them.
     ``stages_ms`` splits ``ours_ms`` by the parts of the model.  ``floor_ms`` is how long it takes
-    to move the bytes that an operator must read and write.
+    to move the bytes that an operator must read and write.  ``f1`` and ``peer_f1`` say
+    how good both results are.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Row:
     peak_memory_mib: float | None = None
     stages_ms: dict[str, float] = field(default_factory=dict)
     floor_ms: float | None = None
+    f1: float | None = None
+    peer_f1: float | None = None
 
 
 def report(rows: Sequence[Row], json_file: Path | None) -> str:
@@ -51,7 +55,7 @@ def report(rows: Sequence[Row], json_file: Path | None) -> str:
         content = json.dumps([asdict(row) for row in rows], indent=2).encode() + b"\n"
         atomic_write(str(json_file), lambda file: file.write(content))
     columns = ["name", "peer", "ours_ms", "peer_ms", "ratio_time", "ratio_memory"]
-    for column in ("ratio_own_memory", "floor_ms"):
+    for column in ("ratio_own_memory", "floor_ms", "f1", "peer_f1"):
         if any(getattr(row, column) is not None for row in rows):
             columns.append(column)
     table = tabulate(
@@ -75,7 +79,7 @@ def seconds(run: Callable[[], Any]) -> float:
     return now() - start
 
 
-def in_fresh_process(function: Callable[..., float | None], *arguments: Any) -> float | None:
+def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T | None:
     """``function(*arguments)``, computed by a new process; None, with a warning, if that fails."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -83,7 +87,7 @@ def in_fresh_process(function: Callable[..., float | None], *arguments: Any) -> 
     process.start()
     sender.close()
     try:
-        result: float | None = receiver.recv()
+        result: T | None = receiver.recv()
     except EOFError:
         result = None
         logger.warning(f"the process that measures memory ended with status {process.exitcode}")
@@ -91,7 +95,7 @@ def in_fresh_process(function: Callable[..., float | None], *arguments: Any) -> 
     return result
 
 
-def _send(parent: int, sender: Any, function: Callable[..., float | None], *arguments: Any) -> None:
+def _send(parent: int, sender: Any, function: Callable[..., Any], *arguments: Any) -> None:
     end_with(parent)
     sender.send(function(*arguments))
 

@@ -1,0 +1,288 @@
+"""``instseg benchmark tiles``: a large image by tiles, against the slicing of other packages."""
+
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from detectron2.structures import Instances
+from yaml import safe_load
+
+from instseg.benchmark.rows import Row, forget_peak, in_fresh_process, peak_resident
+from instseg.config.nodes import CfgNode, get_cfg, load_cfg
+from instseg.data.images import read_image
+from instseg.data.readers.json_files import read_json
+from instseg.data.regions import open_regions
+from instseg.errors import ConfigError
+from instseg.inference.layout import check_tile
+from instseg.inference.predictor import Predictor
+from instseg.masks import CroppedMasks, to_rle
+from instseg.visualize import at_least
+
+_IOU = 0.5
+"""A prediction is right if its IoU with an instance of the ground truth is above."""
+
+
+class Found(NamedTuple):
+    """What one way to predict took and gave; memory is that beside the model, None if unknown."""
+
+    seconds: float
+    mebibytes: float | None
+    f1: float
+
+
+class Task(NamedTuple):
+    """A large image to predict on, the same for all.
+
+    Attributes:
+        config: text of the configuration.
+        image: file.
+        truth: file in COCO's format, whose first image it is.
+        tile, overlap: pixels.
+        confidence: least score of an instance.
+        allow_partial: see :class:`Predictor`.
+    """
+
+    config: str
+    image: str
+    truth: str
+    tile: int
+    overlap: int
+    confidence: float
+    allow_partial: bool = False
+
+
+def benchmark_tiles(
+    config_file: str,
+    image: str,
+    truth: str,
+    *,
+    tile: int = 1024,
+    overlap: int = 128,
+    confidence: float = 0.5,
+    peers: Sequence[str] = ("sahi", "supervision"),
+    overrides: Sequence[str] = (),
+    allow_partial: bool = False,
+) -> list[Row]:
+    """Compare ``Predictor.predict_tiled`` with the slicing of other packages.
+
+    All use the same predictor on the same tiles, each in a process of its own, in which time and
+    peak memory are measured.  The others get the image as an array; ours reads it by parts.
+
+    Args:
+        config_file: of the model, with weights.
+        image: an image file, such as one of ``tools/mosaic.py``.
+        truth: its ground truth in COCO's format.
+        tile, overlap: pixels.
+        confidence: least score of an instance.
+        peers: keys of :data:`PEERS`, a row each.
+        overrides: ``[KEY, VALUE, ...]``.
+        allow_partial: see :class:`Predictor`.
+    Raises:
+        ConfigError: an unknown peer or one that is not installed, or no such tiles.
+    """
+    check_tile(tile, overlap)
+    for peer in peers:
+        if peer not in PEERS:
+            raise ConfigError(f"--peer is {peer}; expected one of {', '.join(PEERS)}")
+        package = PEERS[peer].package
+        if find_spec(package) is None:
+            raise ConfigError(
+                f"--peer {peer} needs the package {package}, which is not installed; type: pip "
+                f"install {package}"
+            )
+    cfg = load_cfg(config_file, overrides)
+    task = Task(cfg.dump(), image, truth, tile, overlap, confidence, allow_partial)
+    ours = _measured("instseg", task)
+    rows = []
+    for peer in peers:
+        theirs = _measured(peer, task)
+        memory = None
+        if ours.mebibytes and theirs.mebibytes:
+            memory = theirs.mebibytes / ours.mebibytes
+        rows.append(
+            Row(
+                name=f"{Path(config_file).stem} on {Path(image).name}",
+                peer=f"{PEERS[peer].title} {version(PEERS[peer].package)}",
+                ours_ms=1000 * ours.seconds,
+                peer_ms=1000 * theirs.seconds,
+                ratio_time=theirs.seconds / ours.seconds,
+                ratio_memory=memory,
+                peak_memory_mib=ours.mebibytes,
+                f1=ours.f1,
+                peer_f1=theirs.f1,
+            )
+        )
+    return rows
+
+
+def _measured(kind: str, task: Task) -> Found:
+    found = in_fresh_process(measure, kind, task)
+    return found or Found(float("nan"), None, float("nan"))
+
+
+def measure(kind: str, task: Task) -> Found:
+    """Predict on the image in one way; for a process of its own.
+
+    Args:
+        kind: "instseg", or a key of :data:`PEERS`.
+    """
+    cfg = get_cfg()
+    cfg.merge_from_other_cfg(CfgNode(safe_load(task.config)))
+    predictor = Predictor(cfg, allow_partial=task.allow_partial)
+    predict = _predict_ours if kind == "instseg" else PEERS[kind].predict
+    size = open_regions(task.image).shape
+    predictor(np.zeros((min(task.tile, size[0]), min(task.tile, size[1]), 3), np.uint8))
+    forget_peak()
+    before, start = peak_resident(), time.perf_counter()
+    masks = predict(predictor, task)
+    seconds, peak = time.perf_counter() - start, peak_resident()
+    taken = None if before is None or peak is None else peak - before
+    return Found(seconds, taken, f1(masks, truth_of(task.truth)))
+
+
+def truth_of(file: str) -> CroppedMasks:
+    """The instances of the first image of a file in COCO's format."""
+    content = read_json(file, f"--truth {file}")
+    image = content["images"][0]
+    size = image["height"], image["width"]
+    rles = [
+        to_rle(annotation["segmentation"], *size)
+        for annotation in content["annotations"]
+        if annotation["image_id"] == image["id"]
+    ]
+    return CroppedMasks.from_rles(rles, size)
+
+
+def f1(predicted: CroppedMasks, truth: CroppedMasks) -> float:
+    """F1 of predictions, best first, each matched with the free instance of the largest IoU."""
+    right = 0
+    free = np.ones(len(truth), dtype=bool)
+    boxes = truth.boxes.numpy()
+    for start in range(0, len(predicted), 100):
+        part = predicted[start : start + 100]
+        _, y0, _, y1 = part.boxes.numpy().T
+        near = np.flatnonzero(
+            (boxes[:, 1] < y1.max(initial=0)) & (boxes[:, 3] > y0.min(initial=1 << 31))
+        )
+        for row in part.ious(truth[near]) if len(near) else ():
+            best = int(np.argmax(np.where(free[near], row, -1)))
+            if free[near[best]] and row[best] > _IOU:
+                free[near[best]] = False
+                right += 1
+    return 2 * right / max(len(predicted) + len(truth), 1)
+
+
+def _predict_ours(predictor: Predictor, task: Task) -> CroppedMasks:
+    result = predictor.predict_tiled(task.image, task.tile, task.overlap, progress=False)
+    masks: CroppedMasks = at_least(result["instances"], task.confidence).pred_masks
+    return masks
+
+
+def _instances(predictor: Predictor, tile: np.ndarray, confidence: float) -> Instances:
+    """What the predictor finds in a tile in BGR order."""
+    return at_least(predictor(np.ascontiguousarray(tile))["instances"], confidence).to("cpu")
+
+
+def _slicer(compact: bool) -> Callable[[Predictor, Task], CroppedMasks]:
+    def predict(predictor: Predictor, task: Task) -> CroppedMasks:
+        import supervision as sv
+
+        def callback(tile: np.ndarray) -> Any:
+            found = _instances(predictor, tile, task.confidence)
+            return sv.Detections.from_detectron2({"instances": found})
+
+        slicer = sv.InferenceSlicer(
+            callback, slice_wh=task.tile, overlap_wh=task.overlap, compact_masks=compact
+        )
+        image = read_image(task.image)
+        found: Any = slicer(image)
+        order = np.argsort(-found.confidence, kind="stable").tolist()
+        return _cropped((np.asarray(found.mask[index]) for index in order), image.shape[:2])
+
+    return predict
+
+
+def _cropped(masks: Any, size: tuple[int, ...]) -> CroppedMasks:
+    """From masks of the image's size, one at a time."""
+    parts = [CroppedMasks.from_crops([], [], (size[0], size[1]))]
+    parts += [CroppedMasks.from_dense(mask.reshape(1, *size)) for mask in masks]
+    return CroppedMasks.cat(parts)
+
+
+def _predict_with_sahi(predictor: Predictor, task: Task) -> CroppedMasks:
+    from sahi.models.base import DetectionModel
+    from sahi.predict import get_sliced_prediction
+    from sahi.prediction import ObjectPrediction
+    from sahi.utils.cv import get_coco_segmentation_from_bool_mask
+
+    class Model(DetectionModel):  # type: ignore[misc, unused-ignore]
+        """The predictor, as sahi calls models."""
+
+        def load_model(self) -> None:
+            self.model = predictor
+
+        def perform_inference(self, image: np.ndarray) -> None:
+            self._original_predictions = _instances(predictor, image, task.confidence)
+
+        def _create_object_prediction_list_from_original_predictions(
+            self, shift_amount_list: Any = None, full_shape_list: Any = None
+        ) -> None:
+            found = self._original_predictions
+            shift = (shift_amount_list or [[0, 0]])[0]
+            shape = full_shape_list[0] if full_shape_list else None
+            self._object_prediction_list_per_image = [
+                [
+                    ObjectPrediction(
+                        bbox=found.pred_boxes.tensor[index].tolist(),
+                        category_id=int(found.pred_classes[index]),
+                        category_name=str(int(found.pred_classes[index])),
+                        segmentation=get_coco_segmentation_from_bool_mask(
+                            found.pred_masks[index].numpy()
+                        ),
+                        score=float(found.scores[index]),
+                        shift_amount=shift,
+                        full_shape=shape,
+                    )
+                    for index in range(len(found))
+                    if bool(found.pred_masks[index].any())
+                ]
+            ]
+
+    image = read_image(task.image)
+    ratio = task.overlap / task.tile
+    result = get_sliced_prediction(
+        image,  # in BGR order, as the predictor takes it
+        Model(confidence_threshold=task.confidence, device="cpu"),
+        slice_height=task.tile,
+        slice_width=task.tile,
+        overlap_height_ratio=ratio,
+        overlap_width_ratio=ratio,
+        perform_standard_pred=False,
+        verbose=0,
+    )
+    found = sorted(result.object_prediction_list, key=lambda item: -item.score.value)
+    size = (image.shape[0], image.shape[1])
+    polygons = [item.mask.segmentation for item in found if item.mask is not None]
+    return CroppedMasks.from_rles([to_rle(item, *size) for item in polygons if item], size)
+
+
+class Peer(NamedTuple):
+    """Another way to predict on a large image."""
+
+    title: str
+    package: str
+    predict: Callable[[Predictor, Task], CroppedMasks]
+
+
+PEERS: dict[str, Peer] = {
+    "sahi": Peer("sahi", "sahi", _predict_with_sahi),
+    "supervision": Peer(
+        "supervision InferenceSlicer, compact masks", "supervision", _slicer(compact=True)
+    ),
+    "supervision-dense": Peer("supervision InferenceSlicer", "supervision", _slicer(compact=False)),
+}
+"""By the names of ``--peer``.  Dense masks take the image's size in bytes for each instance."""

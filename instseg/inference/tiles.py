@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.logger import log_first_n
 from torch import Tensor
 from tqdm import tqdm
 
@@ -143,8 +144,8 @@ def predict_tiles(
             instances = keep(result["instances"]).to("cpu")
             if not instances.has("pred_masks"):
                 raise ConfigError("tiles are joined by their masks, and this model gives none")
-            if not isinstance(instances.pred_masks, CroppedMasks):
-                instances.pred_masks = CroppedMasks.from_dense(instances.pred_masks)
+            instances.pred_masks = CroppedMasks.of(instances.pred_masks)
+            _tell_limit(predictor, len(instances))
             results.add(instances)
             image.add(instances)
             bar.update()
@@ -160,6 +161,17 @@ def _with_cropped_masks(predictor: "Predictor") -> "Predictor":
     other.cfg.TEST.MASKS = "cropped"
     other.cfg.freeze()
     return other
+
+
+def _tell_limit(predictor: "Predictor", count: int) -> None:
+    """Log that a tile has as many instances as it may have."""
+    limit = predictor.cfg.TEST.DETECTIONS_PER_IMAGE
+    if 0 <= limit <= count:
+        log_first_n(
+            logging.WARNING,
+            f"a tile has the {limit} instances that TEST.DETECTIONS_PER_IMAGE allows it, so some "
+            "may be missing; raise it, or choose smaller tiles (said once)",
+        )
 
 
 def _tell_scale(predictor: "Predictor", layout: Layout) -> None:

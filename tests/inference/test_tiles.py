@@ -221,6 +221,17 @@ def test_the_size_that_tiles_are_resized_to_is_told(caplog: pytest.LogCaptureFix
     assert "every tile of 64x64 pixels is resized to 32x32 (INPUT.MIN_SIZE_TEST 32)" in caplog.text
 
 
+def test_a_tile_with_as_many_instances_as_it_may_have_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    source = of_array(drawn(scattered(0, 130, 160), 130, 160))
+    for limit in (1000, 9):
+        with caplog.at_level(logging.WARNING, "instseg"):
+            exact = Exact(tiny_cfg("TEST.DETECTIONS_PER_IMAGE", limit))
+            predict_tiles(exact, source, Layout(130, 160, 64, 24))
+        assert ("a tile has the 9 instances that TEST" in caplog.text) == (limit == 9)
+
+
 @pytest.mark.parametrize(("tile", "overlap"), [(0, None), (64, 64), (64, -1)])
 def test_tiles_that_cannot_be_are_refused(
     predictor: Predictor, tile: int, overlap: int | None

@@ -68,6 +68,16 @@ def test_every_instance_of_a_large_image_is_in_the_results_once(
     assert cv2.imread(str(output / "a.png")).shape == (130, 160, 3)
 
 
+def test_an_overlay_that_would_take_too_much_memory_is_left_out_with_a_line(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = f"{5 * 130 * 160 / 1e9:.9f}"
+    assert cli.main([*arguments, *TILES, "--", "TEST.MASK_MEMORY", few]) == 0
+    assert "a.png gets no overlay: the masks of its" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "a.png").exists()
+    assert len(found_in(tmp_path / "out", 1)) == len(TRUTH)
+
+
 @pytest.mark.parametrize("tiles", [0, 1, 7, 12, 20])
 def test_a_run_that_was_interrupted_goes_on_to_the_same_result(
     tiles: int, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -21,6 +21,7 @@ OPTIONAL = {
     "onnxruntime",
     "onnxscript",
     "ray",
+    "sahi",
     "roifile",
     "skimage",
     "sklearn",

@@ -93,6 +93,11 @@ def test_a_checkpoint_and_the_config_beside_it_know_the_categories(trained: Path
     assert instseg.load_cfg(trained / "config.yaml").MODEL.CATEGORIES == expected
 
 
+def test_a_checkpoint_knows_the_largest_instance_of_its_training(trained: Path) -> None:
+    largest = read_weights(str(trained / "model_final.pth"))["largest_instance"]
+    assert 10 < largest <= 128  # in images of 128 x 128 pixels
+
+
 def test_resume_goes_on_where_the_run_ended(trained: Path, tiny: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "resumed"
     shutil.copytree(trained, folder)

@@ -1,0 +1,128 @@
+"""``instseg benchmark tiles`` and ``tools/mosaic.py``: every way to slice runs and is scored."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from instseg import Predictor, cli
+from instseg.benchmark import tiles
+from instseg.benchmark.tiles import PEERS, Task, f1, measure, truth_of
+from instseg.errors import ConfigError
+from instseg.inference.layout import Layout
+from instseg.masks import CroppedMasks
+from tests.conftest import ROOT, load_module
+from tests.inference.test_predictor import tiny_cfg
+from tests.inference.test_stitching import scattered, square
+from tests.inference.test_tiles import Exact, drawn
+from tests.support.tiles import Instance, straight_edges
+
+TRUTH = scattered(0, 130, 160, least=9)
+
+
+def cropped(instances: list[Instance]) -> CroppedMasks:
+    corners = np.array([x[:2] for x in instances]).reshape(-1, 2)
+    return CroppedMasks.from_crops([x[2] for x in instances], corners, (130, 160))
+
+
+@pytest.fixture
+def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
+    """An image and a predictor without error, in this process."""
+    tifffile = pytest.importorskip("tifffile")
+    image = drawn(TRUTH, 130, 160)
+    tifffile.imwrite(tmp_path / "image.tif", image[:, :, ::-1], tile=(32, 32), photometric="rgb")
+    annotations = [
+        {"image_id": 1, "segmentation": {**rle, "counts": rle["counts"].decode()}}
+        for rle in cropped(TRUTH).to_rle()
+    ]
+    content = {"images": [{"id": 1, "width": 160, "height": 130}], "annotations": annotations}
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+
+    def stream(self: Predictor, images: Any) -> Any:
+        for result in Exact().stream(images):
+            if self.cfg.TEST.MASKS == "dense":
+                result["instances"].pred_masks = result["instances"].pred_masks.to_dense()
+            yield result
+
+    monkeypatch.setattr(Predictor, "stream", stream)
+    monkeypatch.setattr(Predictor, "__call__", lambda self, image: next(self.stream([image])))
+    monkeypatch.setattr(tiles, "in_fresh_process", lambda function, *given: function(*given))
+    files = [str(tmp_path / name) for name in ("image.tif", "truth.json")]
+    return Task(tiny_cfg().dump(), *files, 64, 24, 0.5)
+
+
+@pytest.mark.parametrize("kind", ["instseg", *PEERS])
+def test_every_way_finds_what_the_tiles_hold(kind: str, task: Task) -> None:
+    pytest.importorskip(PEERS[kind].package if kind in PEERS else "torch")
+    found = measure(kind, task)
+    assert found.f1 == 1 if kind == "instseg" else 0.5 < found.f1 <= 1
+    assert found.seconds > 0
+
+
+def test_a_row_for_each_peer(
+    task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(task.config)
+    words = ["benchmark", "tiles", "--config-file", str(tmp_path / "tiny.yaml")]
+    words += ["--input", task.image, "--truth", task.truth, "--tile", "64", "--overlap", "24"]
+    words += ["--peer", "supervision", "--json", str(tmp_path / "rows.json")]
+    assert cli.main(words) == 0
+    assert "| peer_f1" in capsys.readouterr().out.replace("  ", "").replace("|  ", "| ")
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert row["f1"] == 1 and 0.5 < row["peer_f1"] <= 1
+    assert row["peer"].startswith("supervision InferenceSlicer, compact masks 0.")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"peers": ["other"]}, "--peer is other; expected one of sahi, supervision"),
+        ({"tile": 64, "overlap": 64}, "overlap is 64 with tiles of 64 pixels"),
+    ],
+)
+def test_a_mistake_is_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tiles.benchmark_tiles("a.yaml", "a.tif", "a.json", **change)
+
+
+def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="needs the package sahi.*pip install sahi"):
+        tiles.benchmark_tiles("a.yaml", "a.tif", "a.json", peers=["sahi"])
+
+
+def test_f1_counts_each_instance_once() -> None:
+    truth = cropped([square(0, 0, 10), square(20, 0, 10)])
+    assert f1(truth, truth) == 1
+    assert f1(cropped([square(0, 0, 10), square(0, 0, 9)]), truth) == 0.5
+    # An IoU of 0.5 is not above it.
+    assert f1(cropped([square(0, 0, 5, 10), square(50, 50, 4)]), truth) == 0
+    assert f1(cropped([]), truth) == 0
+    assert f1(cropped([square(0, 0, 9)]), cropped([])) == 0
+
+
+def test_a_mosaic_is_its_images_with_their_ground_truth(
+    tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    mosaic = load_module(ROOT / "tools/mosaic.py")
+    count = mosaic.make(tmp_path / "m.tif", 600, "nuclei_val", 0)
+    image = tifffile.imread(tmp_path / "m.tif")
+    content = json.loads((tmp_path / "m.json").read_text())
+    truth = truth_of(str(tmp_path / "m.json"))
+    assert image.shape == (600, 600) and len(truth) == count > 20
+    covered = truth.to_dense().any(dim=0).numpy()
+    assert image[covered].mean() > 2 * image[~covered].mean()
+    # The prediction without error is worth everything, and without its half, half.
+    annotations = content["annotations"]
+    for kept, low, high in ((annotations, 100, 100), (annotations[::2], 55, 75)):
+        records = [{**annotation, "score": 0.9} for annotation in kept]
+        (tmp_path / "predictions.json").write_text(json.dumps(records))
+        scores = mosaic.score(tmp_path / "m.json", tmp_path / "predictions.json", 0.5)
+        assert low <= scores["F1"] <= high
+        assert scores["AP50"] == 100 if low == 100 else scores["AP50"] < 75
+    layout = Layout(600, 600, 128, 32)
+    crops = [truth.crop(index) for index in range(len(truth))]
+    assert mosaic.straight_edges(truth, layout) == straight_edges(crops, layout)

@@ -92,7 +92,7 @@ def benchmark_tiles(
         if find_spec(package) is None:
             raise ConfigError(
                 f"--peer {peer} needs the package {package}, which is not installed; type: pip "
-                f"install {package}"
+                "install 'instseg[benchmark]'"
             )
     cfg = load_cfg(config_file, overrides)
     task = Task(cfg.dump(), image, truth, tile, overlap, confidence, allow_partial)
@@ -214,43 +214,21 @@ def _cropped(masks: Any, size: tuple[int, ...]) -> CroppedMasks:
 
 
 def _predict_with_sahi(predictor: Predictor, task: Task) -> CroppedMasks:
-    from sahi.models.base import DetectionModel
+    from sahi.models.detectron2 import Detectron2DetectionModel
     from sahi.predict import get_sliced_prediction
-    from sahi.prediction import ObjectPrediction
-    from sahi.utils.cv import get_coco_segmentation_from_bool_mask
 
-    class Model(DetectionModel):  # type: ignore[misc, unused-ignore]
-        """The predictor, as sahi calls models."""
+    class Model(Detectron2DetectionModel):  # type: ignore[misc, unused-ignore]
+        """Takes our predictor in place of Detectron2's."""
 
         def load_model(self) -> None:
             self.model = predictor
+            self.category_mapping = {
+                str(number): name for number, name in enumerate(predictor.categories.names)
+            }
 
         def perform_inference(self, image: np.ndarray) -> None:
-            self._original_predictions = _instances(predictor, image, task.confidence)
-
-        def _create_object_prediction_list_from_original_predictions(
-            self, shift_amount_list: Any = None, full_shape_list: Any = None
-        ) -> None:
-            found = self._original_predictions
-            shift = (shift_amount_list or [[0, 0]])[0]
-            shape = full_shape_list[0] if full_shape_list else None
-            self._object_prediction_list_per_image = [
-                [
-                    ObjectPrediction(
-                        bbox=found.pred_boxes.tensor[index].tolist(),
-                        category_id=int(found.pred_classes[index]),
-                        category_name=str(int(found.pred_classes[index])),
-                        segmentation=get_coco_segmentation_from_bool_mask(
-                            found.pred_masks[index].numpy()
-                        ),
-                        score=float(found.scores[index]),
-                        shift_amount=shift,
-                        full_shape=shape,
-                    )
-                    for index in range(len(found))
-                    if bool(found.pred_masks[index].any())
-                ]
-            ]
+            found = _instances(predictor, image, task.confidence)
+            self._original_predictions = {"instances": found}
 
     image = read_image(task.image)
     ratio = task.overlap / task.tile

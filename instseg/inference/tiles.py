@@ -171,6 +171,7 @@ def _tell_limit(predictor: "Predictor", count: int) -> None:
             logging.WARNING,
             f"a tile has the {limit} instances that TEST.DETECTIONS_PER_IMAGE allows it, so some "
             "may be missing; raise it, or choose smaller tiles (said once)",
+            key="message",
         )
 
 

@@ -127,10 +127,10 @@ class TileRecords:
             ConfigError: its settings were others.
         """
         with self._path.open("rb") as file:
-            try:
-                header = json.loads(file.readline())
-            except ValueError:  # killed before the header was written
+            first = file.readline()
+            if not first.endswith(b"\n"):  # killed before the header was written
                 return 0
+            header = json.loads(first)
             if header != self._header:
                 raise ConfigError(
                     f"{self._path} was written with {_difference(header, self._header)}; it cannot "

@@ -52,11 +52,11 @@ class Exact:
         self.largest_instance = None
         self.fail_after = fail_after
 
-    def stream(self, images: Iterable[ModelImage]) -> Iterator[dict[str, Any]]:
+    def stream(self, images: Iterable[ModelImage | np.ndarray]) -> Iterator[dict[str, Any]]:
         for number, image in enumerate(images):
             if number == self.fail_after:
                 raise KeyboardInterrupt
-            pixels = image.pixels.astype(np.int64)
+            pixels = getattr(image, "pixels", image).astype(np.int64)
             labels = pixels[:, :, 0] + 256 * pixels[:, :, 1]
             numbers = np.unique(labels[labels > 0])
             masks = torch.from_numpy(labels == numbers[:, None, None])

@@ -61,7 +61,7 @@ def coin_masks(photograph: np.ndarray) -> np.ndarray:
 
 
 def count_found(predicted: np.ndarray, coins: np.ndarray) -> int:
-    """Number of ``coins`` (K, H, W) that a mask of ``predicted`` (N, H, W) matches at IoU >= 0.5."""
+    """Number of ``coins`` (K, H, W) that ``predicted`` masks (N, H, W) match at IoU >= 0.5."""
     overlap = np.einsum("nhw,khw->nk", predicted.astype(np.float32), coins.astype(np.float32))
     union = predicted.sum(axis=(1, 2))[:, None] + coins.sum(axis=(1, 2)) - overlap
     # Coins do not overlap, so at IoU >= 0.5 a prediction matches one coin at most.

@@ -181,6 +181,22 @@ def test_pieces_of_an_instance_larger_than_the_overlap_are_joined(
     assert as_set(results) == as_set(truth)
 
 
+def test_pieces_that_two_tiles_see_a_pixel_apart_are_joined() -> None:
+    layout = Layout(40, 60, 40, 20)
+    [joined] = stitched(
+        [square(2, 10, 56, 12)], layout, lambda tile, _, instance: [moved(instance, 0, tile)]
+    )
+    assert joined.joined and joined.box == Rect(2, 10, 58, 23)
+
+
+def test_the_version_of_the_tile_that_has_an_instance_in_its_core_stands_for_it() -> None:
+    layout = Layout(40, 60, 40, 20)  # the cores meet at 30
+    for x, best in ((23, 0), (27, 1)):
+        views = [square(x, 10, 10), square(x, 10, 10, 9)]
+        results = stitched([views[0]], layout, lambda tile, _, __, v=views: [v[tile]])
+        assert as_set(results) == as_set([views[best]])
+
+
 def test_a_nested_instance_stays_beside_the_one_around_it() -> None:
     truth = [square(20, 20, 20), square(24, 24, 5), square(33, 33, 6)]
     layout = Layout(60, 60, 45, 30)

@@ -42,7 +42,9 @@ class CroppedMasks:
         self.image_size = image_size
         self._boxes = boxes
         self._bits = bits
-        self._ends = np.cumsum(_byte_counts(boxes))
+        counts = _byte_counts(boxes)
+        self._ends = np.cumsum(counts)
+        self._starts = self._ends - counts
 
     @classmethod
     def of(cls, masks: "CroppedMasks | Tensor") -> "CroppedMasks":
@@ -302,8 +304,7 @@ class CroppedMasks:
 
     def _packed(self, index: int) -> npt.NDArray[np.uint8]:
         """The bits of one mask."""
-        end = self._ends[index]
-        return self._bits[end - _byte_counts(self._boxes[[index]])[0] : end]
+        return self._bits[self._starts[index] : self._ends[index]]
 
     def _run_lengths(self, group: slice) -> tuple[Integers, Integers]:
         """Lengths of the runs of consecutive masks over the image, and their number per mask.
@@ -311,10 +312,9 @@ class CroppedMasks:
         Every second length is of background, the first of each mask too.
         """
         boxes = self._boxes[group]
-        bytes_each = _byte_counts(boxes)
-        first_byte = self._ends[group.start] - bytes_each[0]
+        first_byte = self._starts[group.start]
         pixels = np.unpackbits(self._bits[first_byte : self._ends[group.stop - 1]])
-        first_pixels = 8 * (np.cumsum(bytes_each) - bytes_each)
+        first_pixels = 8 * (self._starts[group] - first_byte)
         starts, ends = _runs_in_columns(pixels.view(np.bool_), boxes, first_pixels)
         masks = np.searchsorted(first_pixels, starts, side="right") - 1
         left, top, _, bottom = boxes[masks].T

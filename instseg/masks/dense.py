@@ -73,8 +73,10 @@ def instances_from_masks(
     instances.pred_boxes = Boxes(boxes[filled])
     instances.scores = scores[filled]
     instances.pred_classes = classes[filled]
-    is_cropped = isinstance(masks, CroppedMasks)
-    instances.pred_masks = masks[filled] if is_cropped else _first(masks, filled)
+    if isinstance(masks, CroppedMasks):
+        instances.pred_masks = masks[filled]
+    else:
+        instances.pred_masks = _first(masks, filled)
     return instances
 
 

@@ -42,8 +42,8 @@ def pasted(
         largest = sides[chosen].amax(dim=0).tolist()
         values = _values(masks[chosen], boxes[chosen], first[chosen], largest)
         for row, pixels in zip(rows, values >= threshold, strict=True):
-            width, height = lengths[row]
-            yield PlacedMask(row, *corners[row], pixels[:height, :width])
+            (x, y), (width, height) = corners[row], lengths[row]
+            yield PlacedMask(row, x, y, pixels[:height, :width])
 
 
 def _groups(sides: Tensor) -> Iterator[list[int]]:

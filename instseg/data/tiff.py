@@ -3,8 +3,9 @@
 **Pages.**  A file holds one image or a stack of them.  Every position along an axis other than
 rows, columns and channels is a page: time, depth (z), or just the order in the file.  Pages are
 numbered from 0 in the order of the file's axes, the last axis running fastest.  Channels are the
-samples of a pixel and the axis C of OME-TIFF and ImageJ; they are part of an image.  Smaller copies
-(pyramids, thumbnails) and masks are no pages.  Formats of slide scanners have one page, the slide.
+samples of a pixel and the axis C of OME-TIFF and ImageJ (up to 7 there); they are part of an image.
+Smaller copies (pyramids, thumbnails) and masks are no pages.  Formats of slide scanners have one
+page, the slide.
 
 Pages of several sizes are read too; each is an image of its own.
 """
@@ -31,6 +32,7 @@ STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of TIFF and BigTIFF files."""
 _SEVERAL_IMAGES = ("generic", "imagej", "ome", "shaped", "uniform")
 """Kinds of files in which every series holds images; in others only the first does."""
+_IMAGEJ_CHANNELS = 7
 _PLANES = ("YX", "YXS", "SYX", "ZYX")
 """Axes of what one directory of a file holds: S are samples of a pixel."""
 _COLOURS = ("MINISBLACK", "MINISWHITE", "RGB", "PALETTE", "YCBCR")
@@ -248,7 +250,9 @@ class TiffImages:
         axes = series.axes[: -len(kept)]
         lengths = series.shape[: len(axes)]
         numbers = np.arange(math.prod(lengths)).reshape(lengths)
-        channels = [i for i, axis in enumerate(axes) if axis == "C"]
+        # Programs that know no axes give ImageJ, which shows 7 channels, its frames as channels.
+        most = _IMAGEJ_CHANNELS if series.kind == "imagej" else math.inf
+        channels = [i for i, axis in enumerate(axes) if axis == "C" and lengths[i] <= most]
         last = [*(i for i in range(len(axes)) if i not in channels), *channels]
         count = math.prod(lengths[i] for i in channels)
         rows, columns = (plane.shape[plane.axes.index(axis)] for axis in "YX")

@@ -201,7 +201,7 @@ class TiffImages:
         with reporting(self.source):
             return channels_last(self._map(page, page.offset, page.planes[0]), page.axes)
 
-    def store(self, page: Page) -> tuple[Any, Array]:
+    def store(self, page: Page) -> tuple[Any, Any]:
         """The series of ``page`` as an array of zarr, and its store, which the caller closes."""
         zarr = import_package("zarr", self.source)
         with reporting(self.source):

@@ -83,7 +83,12 @@ def test_a_stack_is_opened_once_for_all_of_its_pages(
     for name in ("a.tif", "b.tif"):
         tifffile.imwrite(tmp_path / name, STACK)
     tiff_file = tifffile.TiffFile
-    monkeypatch.setattr(tifffile, "TiffFile", lambda p: opened.append(p.name) or tiff_file(p))
+
+    def open_and_count(path: Path) -> Any:
+        opened.append(path.name)
+        return tiff_file(path)
+
+    monkeypatch.setattr(tifffile, "TiffFile", open_and_count)
     reader = PageReader(PERCENTILE)
     for name in ("a.tif", "b.tif"):
         for number, page in enumerate(STACK):

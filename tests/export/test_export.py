@@ -64,6 +64,18 @@ def test_onnxruntime_gives_the_detections_of_the_model(case: Case, count: int) -
 
 
 @papers
+def test_masks_are_cropped_unless_the_configuration_says_otherwise(case: Case) -> None:
+    pixels = []
+    for crop in (True, False):
+        exported = ExportedPredictor(case.path, overrides=["MODEL.YOLACT.CROP_MASKS_TEST", crop])
+        with_settings(case.predictor, exported)
+        result = exported(PHOTO)
+        same_detections(result, case.predictor(PHOTO))
+        pixels.append(result["instances"].pred_masks.sum())
+    assert pixels[0] < pixels[1]
+
+
+@papers
 def test_one_file_takes_batches_of_any_size(case: Case) -> None:
     exported = ExportedPredictor(case.path)
     with_settings(case.predictor, exported)

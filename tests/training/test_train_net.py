@@ -180,7 +180,9 @@ def test_two_processes_evaluate_and_resume_as_one_does(tiny: list[str], tmp_path
             "1",
         ),
         *("SOLVER.ACCUMULATE_BATCHES", "2", "TEST.METRICS", "('coco', 'contest')"),
-        *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "OUTPUT_DIR", str(tmp_path)),
+        *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.DETECTIONS_PER_IMAGE", "20"),
+        *("MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),
+        *("OUTPUT_DIR", str(tmp_path)),
     ]
     result = processes(*tiny, *extras, launcher=torchrun)
     assert result.returncode == 0, result.stderr

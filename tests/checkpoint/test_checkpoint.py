@@ -18,7 +18,7 @@ from torch import nn
 from instseg.categories import Categories
 from instseg.checkpoint import Checkpointer, read_weights, save_safetensors
 from instseg.errors import CheckpointError
-from tests.support.ranks import run_ranks
+from tests.support.forking import run_ranks
 
 PAGE = b"<!DOCTYPE html><html><body>404</body></html>"
 

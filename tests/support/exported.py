@@ -1,9 +1,11 @@
 """Predictors of tiny networks, exported as ONNX."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import nn
 
 import instseg
@@ -30,7 +32,7 @@ class Case:
         decided(self.predictor.model)
         self.predictor.categories = Categories((7, 12, 30), ("a", "b", "c"))
         self.path = folder / f"{paper}.onnx"
-        self.files = export(self.predictor, "onnx", self.path)
+        self.files = _exported(self.predictor, self.path)
 
 
 class VideoCase:
@@ -47,7 +49,18 @@ class VideoCase:
             torch.nn.init.normal_(motion.flow.weight, std=0.5)
         self.model = model
         self.path = folder / "edge.onnx"
-        self.files = export(self.predictor, "onnx", self.path)
+        self.files = _exported(self.predictor, self.path)
+
+
+def _exported(predictor: Predictor, path: Path) -> list[Path]:
+    """The files of a network, which one of the processes of this run of tests exports."""
+    path.parent.mkdir(exist_ok=True)
+    listing = path.parent / "files.json"
+    with FileLock(path.parent / ".lock"):
+        if not listing.exists():
+            files = export(predictor, "onnx", path)
+            listing.write_text(json.dumps([str(file) for file in files]))
+    return [Path(file) for file in json.loads(listing.read_text())]
 
 
 def _shorten(blocks: nn.Sequential) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from instseg.checkpoint import read_weights
 from tests.conftest import ROOT
-from tests.support.ranks import run_ranks
+from tests.support.forking import run_ranks
 
 Outcomes = list[dict[str, str]]
 SYSTEMS = sorted(

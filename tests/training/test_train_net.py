@@ -23,8 +23,8 @@ from instseg.training import launch
 from instseg.training.trainer import Trainer
 from tests.conftest import ROOT
 from tests.support import programs
+from tests.support.forking import run_ranks
 from tests.support.programs import Done
-from tests.support.ranks import run_ranks
 
 CONFIG = "configs/mask_rcnn/mask_rcnn_shapes.yaml"
 QUICK = [

@@ -1,7 +1,7 @@
-"""Processes that train together, in which nothing has run but ``import``.
+"""Other processes, in which nothing has run but ``import``.
 
-They are forked from a server that has loaded torch once: new interpreters would take the time
-of most such tests.
+They are forked from a server that has loaded torch once: new interpreters would take the time of
+most tests that need them.
 """
 
 import multiprocessing
@@ -21,26 +21,36 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["setuptools", "instseg.cli", "instseg.training.trainer"])
 
 
-def run_ranks(script: str, *words: str, count: int = 2) -> list[Done]:
-    """What each rank of ``torchrun --nproc-per-node=COUNT SCRIPT WORDS`` leaves.
+def run_forked(script: str, *words: str) -> Done:
+    """What ``python SCRIPT WORDS`` leaves.
 
     Args:
         script: a file inside the repository, or a module.
     """
+    [done] = _run_all([{}], script, *words)
+    return done
+
+
+def run_ranks(script: str, *words: str, count: int = 2) -> list[Done]:
+    """What each rank of ``torchrun --nproc-per-node=COUNT SCRIPT WORDS`` leaves."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "none"}
-    sizes = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    group |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    ranks = [group | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    return _run_all(ranks, script, *words)
+
+
+def _run_all(environments: list[dict[str, str]], script: str, *words: str) -> list[Done]:
+    """What processes leave that run at the same time, each with an environment of its own."""
     with tempfile.TemporaryDirectory() as name:
-        outputs = [
-            (Path(name) / f"{rank}.out", Path(name) / f"{rank}.err") for rank in range(count)
-        ]
-        processes = []
-        for rank, files in enumerate(outputs):
-            environment = {**group, **sizes, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        outputs, processes = [], []
+        for number, environment in enumerate(environments):
+            files = Path(name) / f"{number}.out", Path(name) / f"{number}.err"
             process = SERVER.Process(target=_run, args=(files, environment, script, *words))
             process.start()
+            outputs.append(files)
             processes.append(process)
         for process in processes:
             process.join(280)

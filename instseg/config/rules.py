@@ -17,7 +17,7 @@ from instseg.errors import ConfigError, short
 
 @dataclass(frozen=True)
 class Rule:
-    """A test of a value, and its description in messages."""
+    """A test of a value, and the description of fitting values in messages."""
 
     fits: Callable[[Any], bool]
     expected: str
@@ -39,10 +39,9 @@ def declare(
         node: the group of the keys, such as ``MODEL.PAPER``; "" is the whole configuration.
         rules: name of a key in the group → one or several rules.
     """
-    for key, given in rules.items():
-        _declared[f"{node}.{key}" if node else key] = (
-            given if isinstance(given, tuple) else (given,)
-        )
+    for key, of_key in rules.items():
+        key_rules = of_key if isinstance(of_key, tuple) else (of_key,)
+        _declared[f"{node}.{key}" if node else key] = key_rules
 
 
 def check_values(cfg: CfgNode) -> None:

@@ -52,7 +52,7 @@ numbered as in evaluation; to predict on a clip as a video, give it as ``--input
 :mod:`instseg.predict.formats` says what each can hold:
 
 - ``coco`` (default): ``predictions.json`` and ``categories.json``;
-- ``labels``: ``STEM_labels.tif``, whose pixels are the numbers of instances, from 1, the best first;
+- ``labels``: ``STEM_labels.tif``, whose pixels are the numbers of instances, the best one 1;
 - ``csv``: ``measurements.csv``, one row per instance with that number;
 - ``geojson``: ``STEM.geojson``, polygons for QuPath;
 - ``imagej``: ``STEM_rois.zip``, a set of ROIs for ImageJ;

@@ -40,7 +40,7 @@ from instseg.data.label_images import as_labels, colour_error, signed_pixels
 from instseg.data.pillow_images import as_image_error, convert_image, pillow_pixels, upright_image
 from instseg.data.presence import file_problem
 from instseg.data.synthetic.files import is_elsewhere, served
-from instseg.data.tiff import STARTS, TiffImages
+from instseg.data.tiff import STARTS, Page, TiffImages
 from instseg.errors import ConfigError, ImageError
 
 Array = npt.NDArray[Any]
@@ -95,8 +95,8 @@ def read_image(
             several images; the message names the file.
     """
     if _needs_tifffile(path, page):
-        pixels, alpha = _read_tiff(path, page)
-        return intensity.apply(pixels, source=_name(path, page), format=format, alpha=alpha)
+        pixels, found = _read_tiff(path, page)
+        return intensity.apply(pixels, source=found.source, format=format, alpha=found.alpha)
     with _opened(path) as image:
         return convert_image(image, source=str(path), format=format, intensity=intensity)
 
@@ -170,7 +170,8 @@ def describe_image(path: str | os.PathLike[str]) -> ImageFacts:
         ImageError: as :func:`read_pixels`.
     """
     if _needs_tifffile(path, None):
-        pixels, alpha = _read_tiff(path, None)
+        pixels, found = _read_tiff(path, None)
+        alpha = found.alpha
     else:
         with _opened(path) as image:
             if depth_of(image) is None:
@@ -222,7 +223,7 @@ def _needs_tifffile(path: str | os.PathLike[str], page: int | None) -> bool:
         if page:
             raise ImageError(f"{path}: there is no page {page}; only TIFFs have several")
         return False
-    if page is not None:
+    if page is not None or _is_garbled(path):
         return True
     return find_spec("tifffile") is not None and not _is_plain(path)
 
@@ -231,6 +232,16 @@ def _starts_as_tiff(path: str | os.PathLike[str]) -> bool:
     try:
         return is_tiff(path)
     except OSError:  # _opened() says why it cannot be read
+        return False
+
+
+def _is_garbled(path: str | os.PathLike[str]) -> bool:
+    """Whether Pillow mixes up the pixels: it reads uncompressed rows as columns if turned."""
+    try:
+        with Image.open(path, formats=["TIFF"]) as image:
+            turned = image.tag_v2.get(ExifTags.Base.Orientation) in _TURNED  # type: ignore[attr-defined]
+            return turned and any(tile[0] != "libtiff" for tile in image.tile)
+    except Exception:  # a damaged file can make Pillow's readers raise anything
         return False
 
 
@@ -243,16 +254,12 @@ def _is_plain(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def _read_tiff(path: str | os.PathLike[str], page: int | None) -> tuple[Array, bool]:
-    """(H, W, C), and whether the last of four channels is transparency."""
+def _read_tiff(path: str | os.PathLike[str], page: int | None) -> tuple[Array, Page]:
+    """(H, W, C), and what is known about the image."""
     with TiffImages(path) as file:
         found = file.page(page)
-        check_size(found.shape[1], found.shape[0], _name(path, page))
-        return file.read(found), found.alpha
-
-
-def _name(path: str | os.PathLike[str], page: int | None) -> str:
-    return str(path) if page is None else f"{path} page {page}"
+        check_size(found.shape[1], found.shape[0], found.source)
+        return file.read(found), found
 
 
 @contextmanager

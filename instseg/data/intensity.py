@@ -150,8 +150,8 @@ class Intensity:
         if self.channels:
             if max(self.channels) >= count:
                 raise ImageError(
-                    f"{source}: has {count} channels, counted from 0; INPUT.CHANNELS "
-                    f"{self.channels} asks for channel {max(self.channels)}"
+                    f"{source}: has {count} channel{'s' * (count > 1)}, counted from 0; "
+                    f"INPUT.CHANNELS {self.channels} asks for channel {max(self.channels)}"
                 )
             return self.channels
         if count == 4 and alpha:

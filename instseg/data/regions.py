@@ -198,7 +198,7 @@ def _tiff_getter(
         return None
     array, store = file.store(page)
     files.callback(store.close)
-    axes = page.series.keyframe.axes
+    axes = page.axes
 
     def get(y: slice, x: slice) -> Array:
         parts = (slice(None), y, x) if axes == "SYX" else (y, x)

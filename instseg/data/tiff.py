@@ -10,11 +10,12 @@ Pages of several sizes are read too; each is an image of its own.
 """
 
 import importlib
+import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of TIFF and BigTIFF files."""
 _SEVERAL_IMAGES = ("generic", "imagej", "ome", "shaped", "uniform")
 """Kinds of files in which every series holds images; in others only the first does."""
-_PLANES = ("YX", "YXS", "SYX")
+_PLANES = ("YX", "YXS", "SYX", "ZYX")
+"""Axes of what one directory of a file holds: S are samples of a pixel."""
 _COLOURS = ("MINISBLACK", "MINISWHITE", "RGB", "PALETTE", "YCBCR")
 
 
@@ -65,25 +67,39 @@ class Page:
     """An image in a TIFF file.
 
     Attributes:
+        source: its name in error messages.
         series: tifffile's ``TiffPageSeries`` that it belongs to.
         planes: numbers of its planes within the series, one for each position on the axis C.
+        axes: of a plane: YX, YXS or SYX.
+        inner: planes in each directory of the file; more than one in volumes.
         shape: (H, W, C) as stored, not turned upright.
         dtype: of its pixels.
     """
 
+    source: str
     series: Any
     planes: tuple[int, ...]
+    axes: str
+    inner: int
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
 
     @property
     def alpha(self) -> bool:
         """Whether the last of four channels is transparency."""
-        return self.shape[2] == 4 and self.series.keyframe.photometric.name == "RGB"
+        plane = self.series.keyframe
+        told = any(extra.name != "UNSPECIFIED" for extra in plane.extrasamples)
+        return self.shape[2] == 4 and plane.photometric.name == "RGB" and told
+
+    @property
+    def plane_shape(self) -> tuple[int, ...]:
+        """Lengths of :attr:`axes`."""
+        shape: tuple[int, ...] = self.series.keyframe.shape
+        return shape[len(shape) - len(self.axes) :]
 
     def index(self, plane: int) -> tuple[int, ...]:
         """The place of a plane in the axes of the series before those of a plane."""
-        lengths = self.series.shape[: len(self.series.axes) - len(self.series.keyframe.axes)]
+        lengths = self.series.shape[: len(self.series.axes) - len(self.axes)]
         return tuple(int(i) for i in np.unravel_index(plane, lengths)) if lengths else ()
 
 
@@ -93,6 +109,7 @@ class TiffImages:
     Attributes:
         source: name of the file in error messages.
         pages: its images, in order.
+        damage: why there may be further ones that cannot be found; "" if there are none.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -102,11 +119,14 @@ class TiffImages:
         """
         self.source = str(path)
         tifffile = import_package("tifffile", self.source)
-        with reporting(self.source):
+        warnings = _Warnings()
+        with reporting(self.source), warnings.resumed():
             self._file = tifffile.TiffFile(Path(path))
         try:
-            with reporting(self.source):
+            with reporting(self.source), warnings.resumed():
                 self.pages = self._pages()
+            lost = any("invalid page offset" in line for line in warnings.lines)
+            self.damage = f"is cut off or damaged behind page {len(self.pages) - 1}" * lost
         except BaseException:
             self.close()
             raise
@@ -131,13 +151,14 @@ class TiffImages:
         """
         count = len(self.pages)
         if number is None:
+            if self.damage:
+                raise ImageError(f"{self.source}: {self.damage}")
             if count > 1:
                 raise several_images(self.source, str(count))
             number = 0
         if not 0 <= number < count:
-            raise ImageError(
-                f"{self.source}: there is no page {number}; it has {count}, counted from 0"
-            )
+            why = self.damage or f"has {count} page{'s' * (count > 1)}, counted from 0"
+            raise ImageError(f"{self.source}: there is no page {number}: it {why}")
         return self.pages[number]
 
     def read(self, page: Page) -> Array:
@@ -150,7 +171,7 @@ class TiffImages:
             ImageError: damaged, or its compression is unknown.
         """
         self.check_complete(page)
-        with reporting(self.source):
+        with reporting(page.source), _Warnings().resumed():
             planes = [self._plane(page, number) for number in page.planes]
             pixels = np.concatenate(planes, axis=2) if len(planes) > 1 else planes[0]
             return np.ascontiguousarray(upright(pixels, self.orientation(page)))
@@ -168,19 +189,19 @@ class TiffImages:
         keyframe, end = page.series.keyframe, self._file.filehandle.size
         for number in page.planes:
             if page.series.dataoffset is not None:
-                size = math.prod(keyframe.shape) * keyframe.dtype.itemsize
+                size = math.prod(page.plane_shape) * keyframe.dtype.itemsize
                 parts = [(page.series.dataoffset + number * size, size)]
                 expected = 1
             else:
-                plane = page.series.pages[number]
+                plane = page.series.pages[number // page.inner]
                 if plane is None:
-                    raise ImageError(f"{self.source}: plane {number} is missing")
+                    raise ImageError(f"{page.source}: its plane {number} is missing")
                 parts = list(zip(plane.dataoffsets, plane.databytecounts, strict=False))
                 expected = math.prod(keyframe.chunked)
             if len(parts) != expected or any(start + size > end for start, size in parts):
                 height, width, _ = page.shape
                 raise ImageError(
-                    f"{self.source}: is damaged or cut off: it claims {width} x {height} pixels, "
+                    f"{page.source}: is damaged or cut off: it claims {width} x {height} pixels, "
                     f"and its {end} bytes do not hold all of them"
                 )
 
@@ -190,7 +211,7 @@ class TiffImages:
         if offset is None or len(page.planes) > 1 or not has_plain_pixels(page):
             return None
         with reporting(self.source):
-            return channels_last(self._map(page, page.planes[0]), page.series.keyframe.axes)
+            return channels_last(self._map(page, page.planes[0]), page.axes)
 
     def store(self, page: Page) -> tuple[Any, Array]:
         """The series of ``page`` as an array of zarr, and its store, which the caller closes."""
@@ -208,28 +229,36 @@ class TiffImages:
         if not pages:
             raise ImageError(f"{self.source}: is a TIFF without images")
         if len(used) > 1 and all(series.kind == "generic" for series in used):
-            pages.sort(key=lambda page: page.series.pages[page.planes[0]].index)
-        return pages
+            pages.sort(key=lambda page: page.series.pages[page.planes[0] // page.inner].index)
+        if len(pages) == 1:
+            return pages
+        return [replace(page, source=f"{self.source} page {i}") for i, page in enumerate(pages)]
 
     def _in_series(self, series: Any) -> Iterator[Page]:
         plane = series.keyframe
-        if plane.axes not in _PLANES or not series.axes.endswith(plane.axes):
+        within = series.axes[-len(plane.axes) :]
+        if plane.axes not in _PLANES or not within.endswith(plane.axes[-2:]):
             raise ImageError(
                 f"{self.source}: has axes {series.axes}; expected planes of rows and columns (YX)"
             )
         self._check_colours(plane)
-        axes = series.axes.removesuffix(plane.axes)
+        # Samples that are labelled as something else than channels are planes, as those in volumes.
+        inner = plane.axes.endswith("YX") and len(within) == 3 and within[0] not in "SC"
+        kept = "YX" if inner else plane.axes
+        axes = series.axes[: -len(kept)]
         lengths = series.shape[: len(axes)]
         numbers = np.arange(math.prod(lengths)).reshape(lengths)
         channels = [i for i, axis in enumerate(axes) if axis == "C"]
         last = [*(i for i in range(len(axes)) if i not in channels), *channels]
         count = math.prod(lengths[i] for i in channels)
         rows, columns = (plane.shape[plane.axes.index(axis)] for axis in "YX")
-        samples = 3 if plane.photometric.name == "PALETTE" else math.prod(plane.shape)
-        samples = samples if samples == 3 else samples // max(rows * columns, 1)
+        samples = plane.shape[plane.axes.index("S")] if "S" in kept else 1
+        samples = 3 if plane.photometric.name == "PALETTE" else samples
         dtype = np.dtype(np.uint8) if plane.photometric.name == "PALETTE" else plane.dtype
         for planes in numbers.transpose(last).reshape(-1, max(count, 1)).tolist():
-            yield Page(series, tuple(planes), (rows, columns, samples * len(planes)), dtype)
+            shape = (rows, columns, samples * len(planes))
+            depth = plane.shape[0] if inner else 1
+            yield Page(self.source, series, tuple(planes), kept, depth, shape, dtype)
 
     def _check_colours(self, plane: Any) -> None:
         colours = getattr(plane.photometric, "name", str(plane.photometric))
@@ -246,14 +275,20 @@ class TiffImages:
         if page.series.dataoffset is not None:
             pixels = self._map(page, number)
         else:
-            pixels = page.series.pages[number].asarray()
-        return _as_stored_colours(channels_last(pixels, keyframe.axes), keyframe)
+            pixels = page.series.pages[number // page.inner].asarray()
+            pixels = pixels[number % page.inner] if page.inner > 1 else pixels
+        pixels = channels_last(pixels.reshape(page.plane_shape), page.axes)
+        if keyframe.photometric.name == "PALETTE":
+            palette = page.series.pages[number // page.inner].aspage().colormap
+            return (palette.T[pixels[:, :, 0]] >> 8).astype(np.uint8)
+        return _as_stored_intensities(pixels, keyframe)
 
     def _map(self, page: Page, number: int) -> Array:
         keyframe = page.series.keyframe
         dtype = keyframe.dtype.newbyteorder(self._file.byteorder)
-        offset = page.series.dataoffset + number * math.prod(keyframe.shape) * dtype.itemsize
-        return np.memmap(self._file.filehandle.path, dtype, "r", offset, keyframe.shape)
+        size = math.prod(page.plane_shape) * dtype.itemsize
+        offset = page.series.dataoffset + number * size
+        return np.memmap(self._file.filehandle.path, dtype, "r", offset, page.plane_shape)
 
 
 def has_plain_pixels(page: Page) -> bool:
@@ -273,10 +308,8 @@ def _few_bits(keyframe: Any) -> bool:
     return keyframe.dtype.kind == "b" or keyframe.bitspersample < 8
 
 
-def _as_stored_colours(pixels: Array, keyframe: Any) -> Array:
-    """(H, W, S) numbers of a file → intensities: palette looked up, 0 black, few bits spread."""
-    if keyframe.photometric.name == "PALETTE":
-        return (keyframe.colormap.T[pixels[:, :, 0]] // 257).astype(np.uint8)
+def _as_stored_intensities(pixels: Array, keyframe: Any) -> Array:
+    """Numbers of a file → intensities: 0 is black, and few bits are spread to 255."""
     if _few_bits(keyframe):
         bits = 1 if keyframe.dtype.kind == "b" else keyframe.bitspersample
         pixels = pixels.astype(np.uint8) * np.uint8(255 // (2**bits - 1))
@@ -305,6 +338,30 @@ def reporting(source: str) -> Iterator[None]:
         raise
     except Exception as error:  # a damaged file makes them raise anything
         raise _as_image_error(error, source) from error
+
+
+class _Warnings(logging.Handler):
+    """Collects what tifffile logs, which goes nowhere else meanwhile: errors here are one line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+    @contextmanager
+    def resumed(self) -> Iterator[None]:
+        """Collect inside."""
+        logger = logging.getLogger("tifffile")
+        before = logger.propagate
+        logger.propagate = False
+        logger.addHandler(self)
+        try:
+            yield
+        finally:
+            logger.removeHandler(self)
+            logger.propagate = before
 
 
 def _as_image_error(error: Exception, source: str) -> ImageError:

@@ -113,11 +113,14 @@ def _video(stack: Source, pages: range) -> Source:
 
 
 def _count(file: str) -> int | None:
-    """The number of images in a file, more than one only in a TIFF; None if it cannot be read."""
+    """The number of images in a file, more than one only in a TIFF; None if it cannot be read.
+
+    Of a TIFF that is cut off one more, whose reading says so.
+    """
     try:
         if not is_tiff(file):
             return 1 if os.path.isfile(file) else None
         with TiffImages(file) as images:
-            return len(images.pages)
+            return len(images.pages) + bool(images.damage)
     except (ImageError, OSError):  # said when the turn of the source comes
         return None

@@ -5,14 +5,16 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
+from detectron2.structures import Instances
 from tqdm import tqdm
 
 from instseg.data.images import Array, read_image
 from instseg.data.intensity import ModelImage
 from instseg.errors import ImageError
+from instseg.masks import CroppedMasks
 from instseg.predict.formats import Format, ImageResult
 from instseg.predict.records import write_image
-from instseg.predict.results import Results, cropped
+from instseg.predict.results import Results
 from instseg.predict.sources import Source
 
 _JPEG_SUFFIXES = frozenset((".jfif", ".jpe", ".jpeg", ".jpg"))
@@ -57,7 +59,7 @@ def predict_images(results: Results, sources: Sequence[Source], formats: Sequenc
                 height=height,
                 width=width,
                 records=results.describe(instances, source.stem),
-                masks=cropped(instances),
+                masks=_cropped(instances),
                 path=Path(source.name),
                 page=source.page,
             )
@@ -70,3 +72,11 @@ def predict_images(results: Results, sources: Sequence[Source], formats: Sequenc
         except ImageError as error:  # too large for a file of masks or overlay, or too long a name
             results.fail(error)
         del result, instances  # frees the memory of the masks before the next image
+
+
+def _cropped(instances: Instances) -> CroppedMasks | None:
+    """The masks of instances; None for a model without masks."""
+    if not instances.has("pred_masks"):
+        return None
+    masks = instances.pred_masks
+    return masks if isinstance(masks, CroppedMasks) else CroppedMasks.from_dense(masks)

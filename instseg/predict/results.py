@@ -15,7 +15,7 @@ from tqdm import tqdm
 from instseg.data.images import Array
 from instseg.errors import ImageError
 from instseg.inference.predictor import Predictor
-from instseg.masks import CroppedMasks, as_text, decode, encode, outlines, rle_area
+from instseg.masks import as_text, decode, encode, outlines, rle_area
 from instseg.predict.records import write_image, writing
 from instseg.visualize import at_least, draw_instances
 
@@ -133,14 +133,6 @@ class Results:
         with writing(folder):
             folder.mkdir(exist_ok=True)
         write_image(folder / name, mask * 255)
-
-
-def cropped(instances: Instances) -> CroppedMasks | None:
-    """The masks of instances; None for a model without masks."""
-    if not instances.has("pred_masks"):
-        return None
-    masks = instances.pred_masks
-    return masks if isinstance(masks, CroppedMasks) else CroppedMasks.from_dense(masks)
 
 
 def _ranked_by_mask(instances: Instances, least: float) -> Instances:

@@ -195,7 +195,7 @@ def test_every_geojson_feature_is_a_valid_detection(tmp_path: Path) -> None:
     kinds = [feature["geometry"]["type"] for feature in content["features"]]
     assert kinds == ["Polygon", "Polygon", "MultiPolygon", "Polygon", "Polygon"]
     assert len(content["features"][1]["geometry"]["coordinates"]) == 2  # a hole
-    assert content["features"][0]["properties"]["measurements"] == {"Score": 0.9}
+    assert content["features"][0]["properties"]["measurements"] == [{"name": "Score", "value": 0.9}]
     assert is_ours(tmp_path / "a.geojson")
 
 

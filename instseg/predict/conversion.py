@@ -49,8 +49,8 @@ class ResultFile:
             if not isinstance(entry, dict):
                 raise ConfigError(f"{self.path}: entry {number} is {short(entry)}, no JSON object")
             if not self.is_video and type(entry.get("image_id")) not in (int, str):
-                found = short(entry.get("image_id"))
-                raise ConfigError(f"{self.path}: entry {number} has the image_id {found}")
+                image_id = short(entry.get("image_id"))
+                raise ConfigError(f"{self.path}: entry {number} has the image_id {image_id}")
             yield entry
 
     def categories(self) -> Categories:

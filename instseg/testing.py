@@ -44,6 +44,7 @@ from instseg.data.samples import build_samples
 from instseg.errors import CheckpointError, ImageError
 from instseg.inference.predictor import Predictor
 from instseg.inference.video import VideoPredictor
+from instseg.masks import CroppedMasks, encode
 
 SMALL: tuple[Any, ...] = (
     *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "TEST.DETECTIONS_PER_IMAGE", 8),
@@ -282,6 +283,22 @@ def check_limited_memory(system: System) -> None:
     assert_same(best["instances"], all_instances[:1])
 
 
+def check_cropped_masks(system: System) -> None:
+    """Cropped masks (``masks`` of an input) are the dense ones, and their number has no limit."""
+    tall = np.ascontiguousarray(np.tile(PHOTO, (3, 1, 1)))
+    dense = [result["instances"] for result in system.predictor([PHOTO, tall])]
+    cropping = copy.copy(system.predictor)
+    cropping.cfg = system.predictor.cfg.clone()
+    cropping.cfg.defrost()
+    cropping.cfg.TEST.MASKS, cropping.cfg.TEST.MASK_MEMORY = "cropped", 1e-9
+    for every, result in zip(dense, cropping([PHOTO, tall]), strict=True):
+        found = result["instances"]
+        assert isinstance(found.pred_masks, CroppedMasks), f"masks are {type(found.pred_masks)}"
+        assert found.pred_masks.to_rle() == [encode(mask) for mask in every.pred_masks]
+        found.pred_masks = found.pred_masks.to_dense().to(every.pred_masks.device)
+        assert_same(every, found)
+
+
 def check_odd_frames(system: System) -> None:
     """A model whose frames share work gives valid results for odd key frames and others."""
     if system.predictor.video() is None:
@@ -308,6 +325,7 @@ CHECKS: tuple[Callable[[System], None], ...] = (
     check_saving,
     check_weights_that_are_not_finite,
     check_limited_memory,
+    check_cropped_masks,
     check_odd_frames,
 )
 """The checks, one for each rule of the contract."""

@@ -9,6 +9,8 @@ import torch
 from detectron2.structures import Instances
 from torchvision.utils import make_grid
 
+from instseg.masks import CroppedMasks
+
 Pixels = npt.NDArray[np.uint8]
 
 _GALLERY_GAP = 4
@@ -59,6 +61,8 @@ def draw_instances(
     shown = at_least(instances, min_score).to("cpu")
     if not len(shown):
         return scene
+    if shown.has("pred_masks") and isinstance(shown.pred_masks, CroppedMasks):
+        shown.pred_masks = shown.pred_masks.to_dense()
     detections = sv.Detections.from_detectron2({"instances": shown})
     height, width = scene.shape[:2]
     lookup = sv.ColorLookup.INDEX

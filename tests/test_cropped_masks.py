@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -104,6 +105,37 @@ def test_crops_are_cut_at_the_edges_of_the_image(
     made = CroppedMasks.from_crops(list(crops), corners, (height, width))
     expected = dense[:, 20 : 20 + height, 20 : 20 + width]
     np.testing.assert_array_equal(made.to_dense(), expected)
+
+
+@given(
+    arrays(np.int32, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 6))
+)
+def test_a_label_image_is_taken_apart(labels: np.ndarray[Any, np.dtype[np.int32]]) -> None:
+    """Five masks, some of them empty; the value 6 belongs to none."""
+    made = CroppedMasks.from_label_image(labels, 5)
+    np.testing.assert_array_equal(made.to_dense(), labels == np.arange(1, 6)[:, None, None])
+    np.testing.assert_array_equal(made.to_label_image(), np.where(labels > 5, 0, labels))
+    assert len(CroppedMasks.from_label_image(labels, 0)) == 0
+
+
+def test_a_part_is_packed_before_the_next_is_made() -> None:
+    """The same memory can hold one part after the other."""
+    canvas = np.zeros((4, 4), dtype=bool)
+
+    def parts() -> Iterator[tuple[int, int, Dense]]:
+        for number in range(4):
+            canvas[:] = False
+            canvas[number] = True
+            yield number, 0, canvas
+
+    made = CroppedMasks.from_parts(parts(), (4, 9))
+    assert made.boxes.tolist() == [[n, n, n + 4, n + 1] for n in range(4)]
+
+
+def test_masks_are_cropped_only_if_they_are_dense() -> None:
+    dense = torch.ones(2, 3, 4, dtype=torch.bool)
+    made = CroppedMasks.of(dense)
+    assert CroppedMasks.of(made) is made and torch.equal(made.to_dense(), dense)
 
 
 @given(sets(), st.data())

@@ -13,6 +13,7 @@ import torch
 
 from instseg import Predictor
 from instseg.benchmark.rows import forget_peak, in_fresh_process, peak_resident
+from instseg.modeling import MASK_FORMS
 from instseg.projects import projects
 
 # A score threshold that no random network stays below.
@@ -28,10 +29,10 @@ def random_image(megapixels: float) -> np.ndarray:
     return blots.repeat(50, axis=0).repeat(50, axis=1)
 
 
-def measure(config: str, overrides: Sequence[str], megapixels: float) -> float | None:
+def measure(config: str, overrides: Sequence[str], megapixels: float, masks: str) -> float | None:
     """Predict, print a line, and give the mebibytes."""
     torch.manual_seed(0)
-    predictor = Predictor(config, overrides=[*ANY, *overrides])
+    predictor = Predictor(config, overrides=[*ANY, *overrides], masks=masks)
     image = random_image(megapixels)
     forget_peak()
     before, start = peak_resident(), time.perf_counter()
@@ -48,11 +49,12 @@ def main() -> None:
     references = [project.reference for project in projects()]
     parser.add_argument("--config-file", nargs="+", default=references, metavar="FILE")
     parser.add_argument("--megapixels", type=float, default=4, metavar="N")
+    parser.add_argument("--masks", choices=MASK_FORMS, default="dense")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE")
     args = parser.parse_args()
     print("| configuration | image | objects | memory | time |\n|---|---|---|---|---|", flush=True)
     for config in args.config_file:
-        in_fresh_process(measure, config, args.overrides, args.megapixels)
+        in_fresh_process(measure, config, args.overrides, args.megapixels, args.masks)
 
 
 if __name__ == "__main__":

@@ -110,8 +110,11 @@ def add_shared_config(cfg: CfgNode) -> None:
     cfg.INPUT.VIDEO_REFERENCE = ()
     # Give the flow from each frame to that earlier one as well, where the data set knows it.
     cfg.INPUT.VIDEO_FLOW = False
-    # Gigabytes that the masks of an image may take in prediction, a byte per pixel and instance;
-    # instances with the lowest scores are left out beyond it. Not used in evaluation.
+    # Masks of predictions: "dense", a byte for each pixel of the image and instance, or "cropped",
+    # instseg.masks.CroppedMasks. The program's own evaluation and commands always crop.
+    cfg.TEST.MASKS = "dense"
+    # Gigabytes that the dense masks of an image may take in prediction; instances with the lowest
+    # scores are left out beyond it. Not used in evaluation.
     cfg.TEST.MASK_MEMORY = 4.0
     # Evaluate as on a stream: models that support it compute only key frames in full and reuse them
     # for the frames between. Otherwise every frame is computed in full.
@@ -313,6 +316,7 @@ declare(
         "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("value", "norm"),
         "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": POSITIVE,
         "TEST.DETECTIONS_PER_IMAGE": whole(0),
+        "TEST.MASKS": one_of("dense", "cropped"),
         "TEST.PRECISE_BN.NUM_ITER": COUNT,
         "TEST.AUG.ENABLED": check_augmentation,
         "TEST.AUG.MIN_SIZES": several(COUNT, "one or more sides in pixels, such as (400, 800)"),

@@ -49,8 +49,9 @@ def build_train_loader(cfg: CfgNode, datasets: Sequence[DataSet]) -> Loader:
 def build_test_loader(cfg: CfgNode, dataset: DataSet) -> Loader:
     """One pass over ``dataset``, which is one of ``DATASETS.TEST``.
 
-    Adds the proposals, and the ground truth (``INPUT.TRUTH_TEST``) and semantic maps
-    (``INPUT.SEMANTIC_ROOT``) if the configuration asks for them.
+    Asks for masks as ``TEST.MASKS`` says.  Adds the proposals, and the ground truth
+    (``INPUT.TRUTH_TEST``) and semantic maps (``INPUT.SEMANTIC_ROOT``) if the configuration asks for
+    them.
 
     Raises:
         ConfigError, DatasetError: images or proposals have no file.
@@ -63,6 +64,7 @@ def build_test_loader(cfg: CfgNode, dataset: DataSet) -> Loader:
     if cfg.MODEL.LOAD_PROPOSALS:
         records = with_proposals(records, files[list(cfg.DATASETS.TEST).index(dataset.name)])
     records = with_semantic_files(cfg, records)
+    records = [{**record, "masks": cfg.TEST.MASKS} for record in records]
     truth = cfg.INPUT.TRUTH_TEST
     mapper = build_train_mapper(cfg, augment=False) if truth else build_test_mapper(cfg)
     return _once(cfg, records, mapper)

@@ -51,6 +51,15 @@ def build_evaluator(cfg: CfgNode, dataset: DataSet, folder: str = "inference") -
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 
+def take_cropped(cfg: CfgNode, datasets: Sequence[DataSet]) -> bool:
+    """Whether all metrics of an evaluation read :class:`instseg.masks.CroppedMasks`.
+
+    Args:
+        datasets: those of ``DATASETS.TEST``.
+    """
+    return all(metric.takes_cropped for dataset in datasets for metric in metrics_of(cfg, dataset))
+
+
 def check_evaluation(cfg: CfgNode, model: nn.Module, datasets: Sequence[DataSet]) -> None:
     """Find before training the problems that would stop the evaluation after it.
 

@@ -14,7 +14,7 @@ from torch import nn
 from instseg.data.dataset import DataSet
 from instseg.evaluation.matching import HIT, mask_ranking, match
 from instseg.evaluation.registry import Metric, register
-from instseg.masks import decode
+from instseg.masks import CroppedMasks, decode
 
 THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 
@@ -31,6 +31,8 @@ class ContestEvaluator(Metric, DatasetEvaluator):
     Source: Caicedo et al., Nature Methods 2019, "Evaluation metrics"; the same formula as in
     Schmidt et al., MICCAI 2018 (StarDist), section 3.
     """
+
+    takes_cropped = True
 
     def __init__(self, dataset: DataSet, *, score_threshold: float) -> None:
         """
@@ -89,17 +91,16 @@ def true_label_map(record: Mapping[str, Any]) -> np.ndarray:
     return labels
 
 
-def label_map(masks: torch.Tensor, scores: torch.Tensor) -> np.ndarray:
+def label_map(masks: torch.Tensor | CroppedMasks, scores: torch.Tensor) -> np.ndarray:
     """(H, W) int32: 0 for background, 1 ... N for the mask with the best score on each pixel.
 
     Args:
-        masks: (N, H, W) bool.
+        masks: (N, H, W) bool, or cropped.
         scores: (N,).
     """
-    labels = np.zeros(masks.shape[1:], dtype=np.int32)
-    for number, index in enumerate(scores.argsort().tolist(), start=1):
-        labels[masks[index].cpu().numpy()] = number
-    return labels
+    best_first = CroppedMasks.of(masks)[scores.argsort().flip(0)]
+    ranks = best_first.to_label_image().astype(np.int32)
+    return np.where(ranks > 0, len(best_first) + 1 - ranks, 0)
 
 
 def common_pixels(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:

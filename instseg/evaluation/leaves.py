@@ -31,6 +31,8 @@ class LeafEvaluator(Metric, DatasetEvaluator):
     Source: Scharr et al., Machine Vision and Applications 2016, section 4.
     """
 
+    takes_cropped = True
+
     def __init__(self, dataset: DataSet, *, score_threshold: float) -> None:
         """
         Args:

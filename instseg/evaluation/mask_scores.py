@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import Instances
 from pycocotools.cocoeval import COCOeval
 from scipy.stats import spearmanr
 from torch import nn
@@ -14,7 +15,7 @@ from torch import nn
 from instseg.data.dataset import DataSet
 from instseg.evaluation.registry import Metric, register
 from instseg.evaluation.truth import TruthEvaluator
-from instseg.masks import ious
+from instseg.masks import CroppedMasks, as_text, ious
 from instseg.modeling import gives_mask_scores
 
 
@@ -32,6 +33,7 @@ class MaskScoreCOCOEvaluator(Metric, TruthEvaluator):
     """
 
     excludes = ("proposals",)
+    takes_cropped = True
     _tasks: Sequence[str] | None
 
     @classmethod
@@ -58,14 +60,24 @@ class MaskScoreCOCOEvaluator(Metric, TruthEvaluator):
         """Add the results of a batch; see Detectron2."""
         for image, output in zip(inputs, outputs, strict=True):
             num_before = len(self._predictions)
-            super().process([image], [output])
             instances = output.get("instances")
-            if instances is None or not instances.has("mask_scores"):
+            if instances is None:
+                super().process([image], [output])
                 continue
+            # Detectron2 would encode dense masks.
+            fields = instances.get_fields()
+            bare = Instances(instances.image_size, **fields)
+            more: dict[str, list[Any]] = {}
+            if "pred_masks" in fields:
+                bare.remove("pred_masks")
+                rles = CroppedMasks.of(instances.pred_masks).to_rle()
+                more["segmentation"] = [as_text(rle) for rle in rles]
+            if "mask_scores" in fields:
+                more["mask_score"] = instances.mask_scores.tolist()
+            super().process([image], [{**output, "instances": bare}])
             for prediction in self._predictions[num_before:]:
-                scores = instances.mask_scores.tolist()
-                for record, score in zip(prediction["instances"], scores, strict=True):
-                    record["mask_score"] = score
+                for number, record in enumerate(prediction["instances"]):
+                    record.update({key: values[number] for key, values in more.items()})
 
     def _eval_predictions(
         self, predictions: Sequence[Mapping[str, Any]], img_ids: Sequence[int] | None = None

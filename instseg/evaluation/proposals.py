@@ -22,7 +22,7 @@ from instseg.data.dataset import DataSet
 from instseg.evaluation.matching import mask_ranking
 from instseg.evaluation.registry import Metric, register
 from instseg.evaluation.truth import TruthEvaluator
-from instseg.masks import encode, ious, to_rle
+from instseg.masks import CroppedMasks, ious, to_rle
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,8 @@ class ProposalEvaluator(Metric, TruthEvaluator):
     arXiv 1506.06204 (AR@n and AUC).
     Deviation: Hosang et al. integrate recall from 0.5 to 1; the thresholds here are COCO's.
     """
+
+    takes_cropped = True
 
     def __init__(self, dataset: DataSet) -> None:
         """
@@ -192,7 +194,7 @@ def _boxes(instances: Instances) -> list[dict[str, Any]]:
 
 
 def _masks(instances: Instances) -> list[dict[str, Any]]:
-    return [{"segmentation": encode(mask)} for mask in instances.pred_masks]
+    return [{"segmentation": rle} for rle in CroppedMasks.of(instances.pred_masks).to_rle()]
 
 
 def _evaluate(

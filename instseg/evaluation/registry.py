@@ -29,10 +29,13 @@ class Metric:
     Attributes:
         excludes: names of metrics that no model can have together with this one.
         alone: whether data sets of its kind are evaluated by this metric only.
+        takes_cropped: whether it reads ``pred_masks`` that are
+            :class:`instseg.masks.CroppedMasks`.  If a metric does not, models give dense ones.
     """
 
     excludes: ClassVar[tuple[str, ...]] = ()
     alone: ClassVar[bool] = False
+    takes_cropped: ClassVar[bool] = False
 
     @classmethod
     def measures(cls, cfg: CfgNode, dataset: DataSet, model: nn.Module) -> list[str]:

@@ -30,6 +30,8 @@ class SemanticEvaluator(Metric, DatasetEvaluator):
     background, the IoU of each (``IoU-NAME``), and ``pACC``, the fraction of correct pixels.
     """
 
+    takes_cropped = True
+
     def __init__(self, dataset: DataSet) -> None:
         """
         Args:

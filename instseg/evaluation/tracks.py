@@ -26,7 +26,7 @@ from instseg.errors import ConfigError, DatasetError
 from instseg.evaluation.matching import mask_ranking
 from instseg.evaluation.registry import Metric, register
 from instseg.files import atomic_write
-from instseg.masks import RLE, as_text, decode, encode, rle_area, to_rle
+from instseg.masks import RLE, CroppedMasks, as_text, decode, rle_area, to_rle
 from instseg.tracking import UNTRACKED, Tracker, check_installed, vote
 
 _AREAS = {"": (0, 1e10), "s": (0, 128**2), "m": (128**2, 256**2), "l": (256**2, 1e10)}
@@ -69,6 +69,8 @@ class TrackEvaluator(Metric, DatasetEvaluator):
     written to ``tracks.json`` in the format of the authors' server.  A data set without annotations
     gets that file and no metric.
     """
+
+    takes_cropped = True
 
     def __init__(self, dataset: DataSet, *, output_dir: str, score_threshold: float) -> None:
         """
@@ -128,7 +130,7 @@ class TrackEvaluator(Metric, DatasetEvaluator):
             light = Instances(counted.image_size)
             light.pred_boxes = Boxes(counted.pred_boxes.tensor.cpu())
             light.scores, light.pred_classes = mask_ranking(counted), counted.pred_classes.cpu()
-            masks = [encode(mask) for mask in counted.pred_masks]
+            masks = CroppedMasks.of(counted.pred_masks).to_rle()
             self._detections.append((frame["video_id"], frame["frame_index"], light, masks))
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:

@@ -21,7 +21,7 @@ from instseg.data.dataset import DataSet
 from instseg.data.readers.voc import EVALUATOR_TYPE
 from instseg.evaluation.matching import HIT, UNCOUNTED, mask_ranking, match
 from instseg.evaluation.registry import Metric, register
-from instseg.masks import RLE, encode, ious, to_rle
+from instseg.masks import RLE, CroppedMasks, ious, to_rle
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ class VOCEvaluator(Metric, DatasetEvaluator):
     """
 
     excludes = ("proposals",)
+    takes_cropped = True
 
     def __init__(self, dataset: DataSet, *, interpolation: str) -> None:
         """
@@ -168,6 +169,6 @@ def _matched(
 ) -> list[Detection]:
     """Outcomes of the detections of one class in one image."""
     scores, order = torch.sort(mask_ranking(predicted), descending=True, stable=True)
-    masks = [encode(predicted.pred_masks[index]) for index in order.tolist()]
-    outcomes = match(ious(masks, truth), ignored, THRESHOLDS)
+    masks = CroppedMasks.of(predicted.pred_masks)[order]
+    outcomes = match(ious(masks.to_rle(), truth), ignored, THRESHOLDS)
     return list(zip(scores.tolist(), outcomes.T, strict=True))

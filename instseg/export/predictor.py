@@ -49,13 +49,18 @@ class ExportedPredictor(Predictor):
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, overrides: tuple[Any, ...] | list[Any] = ()
+        self,
+        path: str | os.PathLike[str],
+        *,
+        overrides: tuple[Any, ...] | list[Any] = (),
+        masks: str | None = None,
     ) -> None:
         """
         Args:
             path: the ``.onnx`` file.
             overrides: ``[KEY, VALUE, ...]``, such as thresholds; keys of the network itself must
                 not change.
+            masks: as for :class:`~instseg.inference.predictor.Predictor`.
         Raises:
             CheckpointError: a missing or damaged file, or one that ``instseg export`` did not
                 write.
@@ -81,7 +86,7 @@ class ExportedPredictor(Predictor):
             ) from error
         cfg = get_cfg()
         cfg.merge_from_other_cfg(CfgNode(parse_yaml(str(text), f"the configuration in {path}")))
-        super().__init__(cfg, overrides=overrides)
+        super().__init__(cfg, overrides=overrides, masks=masks)
 
     def video(self) -> VideoModel | None:
         """The networks for key frames and for frames between; None for a model of images.

@@ -30,10 +30,12 @@ from instseg.errors import ConfigError
 from instseg.forks import check_threads
 from instseg.inference.optimize import optimize as optimize_model
 from instseg.modeling import (
+    CROPPED,
     Network,
     VideoModel,
     as_split,
     as_video,
+    cropped,
     is_rcnn,
     predict_rcnn,
     stage,
@@ -55,16 +57,20 @@ class _Prepared:
         image: (C, H, W), None where resizing leaves no pixel.
         height, width: of the image itself.
         max_instances: upper limit of the instances in the result.
+        masks: "dense" or "cropped".
     """
 
     image: Tensor | None
     height: int
     width: int
     max_instances: int
+    masks: str
 
     @property
     def mask_bytes(self) -> int:
-        """Memory that the masks of ``max_instances`` instances take."""
+        """Memory that dense masks of ``max_instances`` instances take."""
+        if self.masks == CROPPED:
+            return 0
         return self.height * self.width * self.max_instances
 
 
@@ -102,6 +108,7 @@ class Predictor:
         optimize: bool = False,
         compile: bool = False,
         classes: Categories | None = None,
+        masks: str | None = None,
     ) -> None:
         """Build the model and load its weights.
 
@@ -118,12 +125,16 @@ class Predictor:
             compile: run the network through ``torch.compile`` as one graph.  That takes a minute
                 or so at the first image and needs a C++ compiler (on a GPU Triton).
             classes: ids and names of the classes, instead of those in the weights.
+            masks: "dense" for ``pred_masks`` (N, H, W) bool, "cropped" for
+                :class:`instseg.masks.CroppedMasks`, which take the memory that the instances cover;
+                None is ``TEST.MASKS``.
         Raises:
             ConfigError: a configuration that cannot be used; ``compile`` for a model that declares
                 no network of fixed shape.
             CheckpointError: weights that cannot be used.
         """
-        cfg = _resolve(config, weights, overrides)
+        chosen = () if masks is None else ("TEST.MASKS", masks)
+        cfg = _resolve(config, weights, [*overrides, *chosen])
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}, expected at least 1")
         self.cfg = cfg.clone()
@@ -178,7 +189,8 @@ class Predictor:
                 accepted.
         Returns:
             for one image a dict whose ``"instances"`` has ``pred_boxes`` (pixels of the image,
-            xyxy), ``scores``, ``pred_classes`` and ``pred_masks`` (N, H, W) bool; for a list, a
+            xyxy), ``scores``, ``pred_classes`` and ``pred_masks``, (N, H, W) bool or cropped (see
+            ``masks`` of the class); for a list, a
             list of such dicts.
         Raises:
             ImageError: an image that cannot be read or used.
@@ -213,7 +225,7 @@ class Predictor:
         """Predict on any number of images, lazily and in order.
 
         Takes at most ``batch_size`` images before it gives the first of their results; fewer if
-        their masks could take more than ``TEST.MASK_MEMORY``.
+        their dense masks could take more than ``TEST.MASK_MEMORY``.
 
         Args:
             images: see :meth:`__call__`.
@@ -249,26 +261,29 @@ class Predictor:
         else:
             image = check_image(item, source=name, format=format, intensity=self.intensity)
         height, width = image.shape[:2]
-        max_instances = self._max_instances(height, width)
+        masks: str = self.cfg.TEST.MASKS
+        max_instances: int = self.cfg.TEST.DETECTIONS_PER_IMAGE
+        if masks != CROPPED:
+            max_instances = self._max_instances(height, width)
         # Detectron2's augmentation object would draw its one size with NumPy's global generator.
         if shortest := self.cfg.INPUT.MIN_SIZE_TEST:
             shape = ResizeShortestEdge.get_output_shape(
                 height, width, shortest, self.cfg.INPUT.MAX_SIZE_TEST
             )
             if min(shape) == 0:
-                return _Prepared(None, height, width, max_instances)
+                return _Prepared(None, height, width, max_instances, masks)
             image = ResizeTransform(height, width, *shape, Image.Resampling.BILINEAR).apply_image(
                 image
             )
         tensor = torch.as_tensor(image.astype("float32").transpose(2, 0, 1))
-        return _Prepared(tensor, height, width, max_instances)
+        return _Prepared(tensor, height, width, max_instances, masks)
 
     @property
     def _mask_bytes(self) -> int:
         return int(self.cfg.TEST.MASK_MEMORY * 1e9)
 
     def _max_instances(self, height: int, width: int) -> int:
-        """Number of instances whose masks fit into ``TEST.MASK_MEMORY``, at least one."""
+        """Number of instances whose dense masks fit into ``TEST.MASK_MEMORY``, at least one."""
         wanted: int = self.cfg.TEST.DETECTIONS_PER_IMAGE
         limit = max(self._mask_bytes // (height * width), 1)
         if 0 <= wanted <= limit:
@@ -277,8 +292,8 @@ class Predictor:
             logging.WARNING,
             f"an image of {width}x{height} pixels gets only the {limit} instances with the highest "
             f"scores: masks of TEST.DETECTIONS_PER_IMAGE {wanted} could take more than "
-            f"TEST.MASK_MEMORY {self.cfg.TEST.MASK_MEMORY:g} GB; raise TEST.MASK_MEMORY or shrink "
-            "the image (said once)",
+            f"TEST.MASK_MEMORY {self.cfg.TEST.MASK_MEMORY:g} GB; set TEST.MASKS cropped, raise "
+            "TEST.MASK_MEMORY or shrink the image (said once)",
         )
         return limit
 
@@ -299,11 +314,12 @@ class Predictor:
                     "height": window[i].height,
                     "width": window[i].width,
                     "max_instances": window[i].max_instances,
+                    "masks": window[i].masks,
                 }
                 for i in indices
             ]
             for index, result in zip(indices, infer(inputs), strict=True):
-                results[index] = result
+                results[index] = cropped(result) if window[index].masks == CROPPED else result
         return results
 
     def _infer(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -331,10 +347,10 @@ class Predictor:
         instances.pred_boxes = Boxes(torch.zeros(0, 4, device=device))
         instances.scores = torch.zeros(0, device=device)
         instances.pred_classes = torch.zeros(0, dtype=torch.int64, device=device)
-        instances.pred_masks = torch.zeros(
-            0, item.height, item.width, dtype=torch.bool, device=device
-        )
-        return {"instances": instances}
+        masks = torch.zeros(0, item.height, item.width, dtype=torch.bool, device=device)
+        instances.pred_masks = masks
+        result = {"instances": instances}
+        return cropped(result) if item.masks == CROPPED else result
 
 
 def _resolve(
@@ -348,10 +364,11 @@ def _resolve(
         cfg.MODEL.WEIGHTS = os.fspath(weights)
         if "WEIGHTS_SHA256" in cfg.MODEL:
             cfg.MODEL.WEIGHTS_SHA256 = ""
-    # Also for a file, where the line above may have undone an overridden checksum.
+    # A configuration of stock Detectron2 has no such keys.
+    for key in ("MASKS", "MASK_MEMORY"):
+        cfg.TEST.setdefault(key, get_cfg().TEST[key])
+    # Also for a file, where the lines above may have undone an overridden checksum.
     cfg.merge_from_list(list(overrides))
-    # A configuration of stock Detectron2 has no such key.
-    cfg.TEST.setdefault("MASK_MEMORY", get_cfg().TEST.MASK_MEMORY)
     if not 0 < cfg.TEST.MASK_MEMORY < math.inf:
         raise ConfigError(
             f"TEST.MASK_MEMORY is {cfg.TEST.MASK_MEMORY}; expected gigabytes, more than 0"

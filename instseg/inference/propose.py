@@ -48,6 +48,7 @@ def propose(
         weights,
         overrides=[*overrides, "DATASETS.TEST", (dataset,)],
         allow_partial=allow_partial,
+        masks="cropped",
     )
     if classes := class_count(predictor.cfg):
         known = architectures(lambda kind: getattr(kind, "num_classes_key", "") is None)

@@ -41,6 +41,7 @@ class VideoPredictor:
         keyframe_interval: int | None = None,
         overrides: Sequence[Any] = (),
         allow_partial: bool = False,
+        masks: str | None = None,
     ) -> None:
         """Build the model and load its weights.
 
@@ -51,18 +52,19 @@ class VideoPredictor:
             keyframe_interval: None takes the model's own.
             overrides: ``[KEY, VALUE, ...]``, applied last; not with a predictor.
             allow_partial: as for :class:`instseg.Predictor`; ignored with a predictor.
+            masks: as for :class:`instseg.Predictor`; not with a predictor.
         Raises:
             ConfigError: a configuration that cannot be used, an interval below 1, or one above 1
                 for a model whose frames share no work.
             CheckpointError: weights that cannot be used, or a part of an exported model is missing.
         """
         if isinstance(config, Predictor):
-            if weights is not None or overrides:
-                raise ConfigError("a predictor has its weights and overrides already")
+            if weights is not None or overrides or masks is not None:
+                raise ConfigError("a predictor has its weights, overrides and masks already")
             self.predictor = config
         else:
             self.predictor = Predictor(
-                config, weights, overrides=overrides, allow_partial=allow_partial
+                config, weights, overrides=overrides, allow_partial=allow_partial, masks=masks
             )
         model = self.predictor.video()
         self.keyframe_interval = self._interval(model, keyframe_interval)

@@ -1,12 +1,13 @@
 """Masks that take the memory which their instances cover, not that of the image."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.ndimage import find_objects
 from torch import Tensor
 
 from instseg.masks.rle import RLE, Pixels, ious, to_rle
@@ -41,7 +42,14 @@ class CroppedMasks:
         self.image_size = image_size
         self._boxes = boxes
         self._bits = bits
-        self._ends = np.cumsum(_byte_counts(boxes))
+        counts = _byte_counts(boxes)
+        self._ends = np.cumsum(counts)
+        self._starts = self._ends - counts
+
+    @classmethod
+    def of(cls, masks: "CroppedMasks | Tensor") -> "CroppedMasks":
+        """``masks`` themselves if they are cropped, else from (N, H, W) bool."""
+        return masks if isinstance(masks, CroppedMasks) else cls.from_dense(masks)
 
     @classmethod
     def from_dense(cls, masks: Tensor | Pixels) -> "CroppedMasks":
@@ -54,29 +62,55 @@ class CroppedMasks:
     @classmethod
     def from_crops(
         cls,
-        crops: Sequence[Pixels] | Pixels,
-        corners: Pixels | Sequence[Sequence[int]],
+        crops: Iterable[Pixels],
+        corners: Pixels | Iterable[Sequence[int]],
         image_size: tuple[int, int],
     ) -> "CroppedMasks":
         """From parts of the image that hold the whole of a mask each.
 
         Args:
             crops: N times (h, w) bool of any size; cut to what is filled and inside the image.
-            corners: (N, 2) int, x and y of their upper left pixels in the image.
+            corners: (N, 2) whole numbers, x and y of their upper left pixels in the image.
             image_size: height and width.
         """
-        boxes = np.zeros((len(crops), 4), dtype=np.int64)
-        packed = []
-        origins = np.asarray(corners, dtype=np.int64).reshape(-1, 2).tolist()
+        pairs = zip(crops, corners, strict=True)
+        return cls.from_parts(((int(x), int(y), crop) for crop, (x, y) in pairs), image_size)
+
+    @classmethod
+    def from_parts(
+        cls, parts: Iterable[tuple[int, int, Pixels]], image_size: tuple[int, int]
+    ) -> "CroppedMasks":
+        """:meth:`from_crops` of (x, y, crop); each is packed before the next is asked for."""
+        boxes, packed = [], [np.zeros(0, np.uint8)]
         rows, columns = image_size
-        for box, crop, (x, y) in zip(boxes, crops, origins, strict=True):
+        for x, y, crop in parts:
             cut = crop[max(-y, 0) : max(rows - y, 0), max(-x, 0) : max(columns - x, 0)]
-            left, top, width, height = cv2.boundingRect(cut.view(np.uint8)) if cut.size else [0] * 4
-            if width:
-                packed.append(np.packbits(cut[top : top + height, left : left + width].T))
-                left, top = left + max(x, 0), top + max(y, 0)
-                box[:] = left, top, left + width, top + height
-        return cls(boxes, np.concatenate([np.zeros(0, np.uint8), *packed]), image_size)
+            x1, y1, width, height = cv2.boundingRect(cut.view(np.uint8)) if cut.size else [0] * 4
+            if not width:
+                boxes.append((0, 0, 0, 0))
+                continue
+            packed.append(np.packbits(cut[y1 : y1 + height, x1 : x1 + width].T))
+            x1, y1 = x1 + max(x, 0), y1 + max(y, 0)
+            boxes.append((x1, y1, x1 + width, y1 + height))
+        corners_of_boxes = np.array(boxes, dtype=np.int64).reshape(-1, 4)
+        return cls(corners_of_boxes, np.concatenate(packed), image_size)
+
+    @classmethod
+    def from_label_image(cls, labels: npt.NDArray[np.integer[Any]], count: int) -> "CroppedMasks":
+        """From an (H, W) image in which the pixels of mask i have the value i + 1.
+
+        Args:
+            labels: 0 for none; values above ``count`` belong to no mask.
+            count: of the masks; those without a pixel are empty.
+        """
+        places = find_objects(labels, max_label=count) if count else []
+        parts = (
+            (place[1].start, place[0].start, labels[place] == number)
+            if place
+            else (0, 0, np.zeros((0, 0), dtype=np.bool_))
+            for number, place in enumerate(places, start=1)
+        )
+        return cls.from_parts(parts, (labels.shape[0], labels.shape[1]))
 
     @classmethod
     def from_rles(cls, rles: Sequence[RLE], image_size: tuple[int, int]) -> "CroppedMasks":
@@ -270,8 +304,7 @@ class CroppedMasks:
 
     def _packed(self, index: int) -> npt.NDArray[np.uint8]:
         """The bits of one mask."""
-        end = self._ends[index]
-        return self._bits[end - _byte_counts(self._boxes[[index]])[0] : end]
+        return self._bits[self._starts[index] : self._ends[index]]
 
     def _run_lengths(self, group: slice) -> tuple[Integers, Integers]:
         """Lengths of the runs of consecutive masks over the image, and their number per mask.
@@ -279,10 +312,9 @@ class CroppedMasks:
         Every second length is of background, the first of each mask too.
         """
         boxes = self._boxes[group]
-        bytes_each = _byte_counts(boxes)
-        first_byte = self._ends[group.start] - bytes_each[0]
+        first_byte = self._starts[group.start]
         pixels = np.unpackbits(self._bits[first_byte : self._ends[group.stop - 1]])
-        first_pixels = 8 * (np.cumsum(bytes_each) - bytes_each)
+        first_pixels = 8 * (self._starts[group] - first_byte)
         starts, ends = _runs_in_columns(pixels.view(np.bool_), boxes, first_pixels)
         masks = np.searchsorted(first_pixels, starts, side="right") - 1
         left, top, _, bottom = boxes[masks].T

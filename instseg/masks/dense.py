@@ -4,6 +4,8 @@ import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
+from instseg.masks.cropped import CroppedMasks
+
 
 def gt_masks_of(instances: Instances) -> Tensor:
     """Masks of the instances of a training image; draws polygons.
@@ -45,29 +47,43 @@ def tight_boxes(masks: Tensor) -> Tensor:
     return torch.stack([x1, y1, x2, y2], dim=1).float()
 
 
-def instances_from_masks(masks: Tensor, scores: Tensor, classes: Tensor) -> Instances:
+def instances_from_masks(
+    masks: Tensor | CroppedMasks, scores: Tensor, classes: Tensor
+) -> Instances:
     """The instances of an image that have a pixel.
 
-    Hundreds of masks of a large image take gigabytes, so they are not copied: the masks with pixels
-    move to the front of ``masks``.
+    Hundreds of dense masks of a large image take gigabytes, so they are not copied: the masks with
+    pixels move to the front of ``masks``.
 
     Args:
-        masks: (N, H, W) bool, written to.
+        masks: (N, H, W) bool, written to; or cropped.
         scores, classes: (N,).
     Returns:
         ``pred_boxes`` (tight), ``scores``, ``pred_classes`` and ``pred_masks``, a view of
-        ``masks``.
+        ``masks`` if they are dense.
     """
-    boxes = tight_boxes(masks)
+    if isinstance(masks, CroppedMasks):
+        boxes = masks.boxes.to(scores.device, torch.float32)
+        size = masks.image_size
+    else:
+        boxes = tight_boxes(masks)
+        size = (masks.shape[1], masks.shape[2])
     filled = boxes[:, 2] > boxes[:, 0]
-    rows = filled.nonzero()[:, 0].tolist()
-    for target, row in enumerate(rows):
-        if target != row:
-            masks[target] = masks[row]
-    height, width = masks.shape[1:]
-    instances = Instances((height, width))
+    instances = Instances(size)
     instances.pred_boxes = Boxes(boxes[filled])
     instances.scores = scores[filled]
     instances.pred_classes = classes[filled]
-    instances.pred_masks = masks[: len(rows)]
+    if isinstance(masks, CroppedMasks):
+        instances.pred_masks = masks[filled]
+    else:
+        instances.pred_masks = _first(masks, filled)
     return instances
+
+
+def _first(masks: Tensor, chosen: Tensor) -> Tensor:
+    """The chosen masks, moved to the front of ``masks``, as a view."""
+    rows = chosen.nonzero()[:, 0].tolist()
+    for target, row in enumerate(rows):
+        if target != row:
+            masks[target] = masks[row]
+    return masks[: len(rows)]

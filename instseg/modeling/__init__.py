@@ -24,8 +24,17 @@ from instseg.modeling.dense_targets import IGNORED, NONE, DenseTargets, centres,
 from instseg.modeling.fast_nms import cross_class_nms, fast_nms
 from instseg.modeling.losses import attached_zero, dice_loss, semantic_loss
 from instseg.modeling.pixels import PixelModel
-from instseg.modeling.rcnn import is_rcnn, predict_rcnn
-from instseg.modeling.results import result_size
+from instseg.modeling.rcnn import EvaluatedRCNN, is_rcnn, predict_rcnn
+from instseg.modeling.results import (
+    CROPPED,
+    DENSE,
+    MASK_FORMS,
+    PlacedMask,
+    cropped,
+    masks_of,
+    result_size,
+    wants_cropped,
+)
 from instseg.modeling.stages import now, stage, stage_times
 from instseg.modeling.vgg import VGG, build_vgg_backbone
 from instseg.modeling.warp import warp
@@ -65,6 +74,14 @@ __all__ = [
     "renumbered",
     "resized_index",
     "result_size",
+    "masks_of",
+    "wants_cropped",
+    "PlacedMask",
+    "CROPPED",
+    "cropped",
+    "DENSE",
+    "MASK_FORMS",
+    "EvaluatedRCNN",
     "semantic_loss",
     "stage",
     "stage_times",

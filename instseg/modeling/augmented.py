@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from instseg.errors import ConfigError
 from instseg.modeling.checks import check_finite
-from instseg.modeling.rcnn import checked_heads, predicts_as_rcnn
+from instseg.modeling.rcnn import SoftMasks, checked_heads, predicts_as_rcnn
+from instseg.modeling.results import wants_cropped
 
 
 def check_augmentation(cfg: CfgNode) -> None:
@@ -56,9 +57,11 @@ class AugmentedRCNN(GeneralizedRCNNWithTTA):
         self.training = model.training
         self._max_instances: int | None = None
         self._merged: Instances | None = None
+        self._cropped = False
 
     def _inference_one_image(self, input: Mapping[str, Any]) -> dict[str, Any]:
         self._max_instances = input.get("max_instances")
+        self._cropped = wants_cropped(input)
         with checked_heads(self.model):
             result: dict[str, Any] = super()._inference_one_image(input)
         self._merged = None
@@ -82,13 +85,13 @@ class AugmentedRCNN(GeneralizedRCNNWithTTA):
 
     def _reduce_pred_masks(
         self, outputs: Sequence[Instances], tfms: Sequence[TransformList]
-    ) -> Tensor:
+    ) -> SoftMasks:
         masks: Tensor = super()._reduce_pred_masks(outputs, tfms)
         check_finite(masks)
         if self._merged is not None and outputs[0].has("mask_scores"):
             self._merged.mask_scores = torch.stack([o.mask_scores for o in outputs]).mean(dim=0)
             check_finite(self._merged.mask_scores)
-        return masks
+        return SoftMasks(masks[:, 0], cropped=self._cropped)
 
 
 class _Sizes(DatasetMapperTTA):

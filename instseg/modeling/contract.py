@@ -34,6 +34,8 @@ class Input(TypedDict, total=False):
         image: (C, h, w) values 0..255 in the order of ``INPUT.FORMAT``, resized but not padded.
         height, width: pixels of the result; those of ``image`` where they are missing.
         max_instances: the result has at most so many instances, those with the highest scores.
+        masks: "cropped" for :class:`instseg.masks.CroppedMasks`, made without dense masks on the
+            way; "dense", (N, height, width) bool, where it is missing.
         instances: Detectron2's ``Instances`` with ``gt_boxes``, ``gt_classes``, ``gt_masks``; in
             training, and under ``INPUT.TRUTH_TEST`` in evaluation.
         sem_seg: (h, w) labels from ``INPUT.SEMANTIC_ROOT``: 0 background, class + 1, 255 neither.
@@ -44,6 +46,7 @@ class Input(TypedDict, total=False):
     height: int
     width: int
     max_instances: int
+    masks: str
     instances: Any
     sem_seg: Tensor
     proposals: Any
@@ -72,7 +75,9 @@ class Model(Protocol):
             trainable parameter, also where no image has an instance.  Otherwise one dict per image
             with ``instances``: ``pred_boxes`` (pixels of the result, xyxy, inside it), ``scores``
             (N,) in descending order, ``pred_classes`` (N,) and ``pred_masks`` (N, height, width)
-            bool.  An image gives the same result in a batch as alone.
+            bool, or cropped if the input asks for it.  A model that knows no cropped masks may give
+            dense ones all the same: whoever asks crops them.  An image gives the same result in a
+            batch as alone.
         Raises:
             CheckpointError: not in training, the network gives values that are not finite; see
                 :func:`instseg.modeling.check_finite`.

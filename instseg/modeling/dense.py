@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from instseg.masks import instances_from_masks
+from instseg.masks import CroppedMasks, instances_from_masks
 from instseg.modeling.dense_targets import NONE, DenseTargets, dense_targets
 from instseg.modeling.pixels import PixelModel
-from instseg.modeling.results import result_size
+from instseg.modeling.results import result_size, wants_cropped
 from instseg.modeling.stages import stage
 
 
@@ -60,8 +60,8 @@ class DenseModel(PixelModel):
                 ``max_instances`` of the result; and what :meth:`find` looks for.
         Returns:
             in training a dict of scalar losses, else a list of dicts with ``instances``:
-            ``pred_boxes``, ``scores``, ``pred_classes``, ``pred_masks`` (N, height, width) bool,
-            which do not overlap; and ``sem_seg`` (C + 1, height, width) if asked for.
+            ``pred_boxes``, ``scores``, ``pred_classes``, ``pred_masks`` (N, height, width) bool or
+            cropped, which do not overlap; and ``sem_seg`` (C + 1, height, width) if asked for.
         Raises:
             CheckpointError: not in training, the network gives values that are not finite.
         """
@@ -103,7 +103,12 @@ class DenseModel(PixelModel):
                 for length, new_length in zip(image.shape[1:], size, strict=True)
             )
             best = torch.arange(len(found.scores), device=self.device)[: item.get("max_instances")]
-            masks = found.numbers[rows[:, None], columns] == best[:, None, None]
+            numbers = found.numbers[rows[:, None], columns]
+            masks: Tensor | CroppedMasks = (
+                CroppedMasks.from_label_image((numbers + 1).cpu().numpy(), len(best))
+                if wants_cropped(item)
+                else numbers == best[:, None, None]
+            )
             # A tiny instance may vanish in a smaller result.
             instances = instances_from_masks(masks, found.scores[best], found.classes[best])
         result: dict[str, Any] = {"instances": instances}

@@ -1,16 +1,18 @@
 """Prediction of Detectron2's two-stage models, made to say what they would pass over."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, Instances, ROIMasks
 from torch import Tensor, nn
 
 from instseg.modeling.checks import check_finite
-from instseg.modeling.results import result_size
+from instseg.modeling.pasting import pasted
+from instseg.modeling.results import masks_of, result_size, wants_cropped
 
 _HEADS = ("rpn_head", "box_predictor")
 """Names of the modules whose outputs Detectron2 drops where they are not finite."""
@@ -50,8 +52,57 @@ def predict_rcnn(
     results = []
     for instances, item in zip(found, batched_inputs, strict=True):
         best = instances[: item.get("max_instances")]
-        results.append({"instances": detector_postprocess(best, *result_size(item))})
+        results.append({"instances": postprocess_rcnn(best, item)})
     return results
+
+
+def postprocess_rcnn(instances: Instances, item: Mapping[str, Any]) -> Instances:
+    """Detectron2's ``detector_postprocess``, with dense or cropped masks as the input asks.
+
+    Args:
+        instances: of one image, as the heads give them; their boxes are changed.
+        item: the input.
+    """
+    if instances.has("pred_masks"):
+        instances.pred_masks = SoftMasks(instances.pred_masks[:, 0], cropped=wants_cropped(item))
+    result: Instances = detector_postprocess(instances, *result_size(item))
+    return result
+
+
+class SoftMasks(ROIMasks):
+    """Masks of boxes that Detectron2's ``detector_postprocess`` has pasted by our own code."""
+
+    def __init__(self, tensor: Tensor, *, cropped: bool) -> None:
+        """
+        Args:
+            tensor: (N, M, M) probabilities.
+            cropped: give cropped masks, else dense ones.
+        """
+        super().__init__(tensor)
+        self.cropped = cropped
+
+    def __getitem__(self, item: Any) -> "SoftMasks":
+        return SoftMasks(self.tensor[item], cropped=self.cropped)
+
+    def to_bitmasks(
+        self, boxes: Boxes, height: int, width: int, threshold: float = 0.5
+    ) -> SimpleNamespace:
+        """(N, H, W) bool or cropped masks, as the ``tensor`` that Detectron2 takes."""
+        size = (height, width)
+        placed = pasted(self.tensor, boxes.tensor, size, threshold)
+        masks = masks_of(placed, len(self), size, cropped=self.cropped, device=self.tensor.device)
+        return SimpleNamespace(tensor=masks)
+
+
+class EvaluatedRCNN(nn.Module):
+    """A two-stage model, evaluated as it predicts: :func:`predict_rcnn`."""
+
+    def __init__(self, model: GeneralizedRCNN) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batched_inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        return predict_rcnn(self.model, batched_inputs)
 
 
 @contextmanager

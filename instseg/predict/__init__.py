@@ -209,6 +209,7 @@ def predict(options: PredictOptions) -> int:
         overrides=options.overrides,
         allow_partial=options.allow_partial,
         classes=classes,
+        masks="cropped",
     )
     if options.rank_by == "mask" and not gives_mask_scores(predictor.model):
         known = architectures(lambda kind: hasattr(kind, "gives_mask_scores"))

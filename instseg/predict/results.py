@@ -15,7 +15,7 @@ from tqdm import tqdm
 from instseg.data.images import Array
 from instseg.errors import ImageError
 from instseg.inference.predictor import Predictor
-from instseg.masks import as_text, decode, encode, outlines, rle_area
+from instseg.masks import CroppedMasks, as_text, outlines, rle_area
 from instseg.predict.records import write_image, writing
 from instseg.visualize import at_least, draw_instances
 
@@ -79,6 +79,8 @@ class Results:
             one JSON object per instance.
         """
         records = []
+        masks = CroppedMasks.of(instances.pred_masks) if instances.has("pred_masks") else None
+        rles = [] if masks is None else masks.to_rle()
         for index in range(len(instances)):
             number = int(instances.pred_classes[index])
             left, top, right, bottom = instances.pred_boxes.tensor[index].tolist()
@@ -92,15 +94,14 @@ class Results:
             for field, key in _FURTHER_SCORES.items():
                 if instances.has(field):
                     record[key] = float(instances.get(field)[index])
-            if instances.has("pred_masks"):
-                # One at a time: copies of all masks in Fortran order would double the memory.
-                mask = np.asfortranarray(instances.pred_masks[index].numpy(), dtype=np.uint8)
-                rle = encode(mask)
+            if masks is not None:
+                rle = rles[index]
                 record["area"], record["segmentation"] = rle_area(rle), as_text(rle)
                 if self.polygons:
-                    record["segmentation"] = outlines(mask) or record["segmentation"]
+                    record["segmentation"] = _polygons(masks, index) or record["segmentation"]
                 if self.instance_masks:
                     name = re.sub(r"[^\w-]+", "_", record["category_name"])[:_LONGEST_NAME]
+                    mask = masks[index].to_label_image().astype(np.uint8)
                     self._write_mask(mask, stem, f"{prefix}{index:03d}_{name}.png")
             records.append(record)
         return records
@@ -124,8 +125,8 @@ class Results:
             dtype=torch.int64,
         )
         if records and "segmentation" in records[0]:
-            masks = [decode(record["segmentation"], height, width) for record in records]
-            instances.pred_masks = torch.from_numpy(np.stack(masks))
+            rles = [record["segmentation"] for record in records]
+            instances.pred_masks = CroppedMasks.from_rles(rles, (height, width))
         return instances
 
     def _write_mask(self, mask: Array, stem: str, name: str) -> None:
@@ -133,6 +134,17 @@ class Results:
         with writing(folder):
             folder.mkdir(exist_ok=True)
         write_image(folder / name, mask * 255)
+
+
+def _polygons(masks: CroppedMasks, index: int) -> list[list[float]]:
+    """See :func:`instseg.masks.outlines`; none for a mask without pixels."""
+    x, y, crop = masks.crop(index)
+    if not crop.size:
+        return []
+    corner = (x, y)
+    return [
+        [value + corner[place % 2] for place, value in enumerate(edge)] for edge in outlines(crop)
+    ]
 
 
 def _ranked_by_mask(instances: Instances, least: float) -> Instances:

@@ -31,8 +31,9 @@ from instseg.data.loaders import (
     loss_records,
 )
 from instseg.errors import ConfigError, OutputError
-from instseg.evaluation import build_evaluator, check_evaluation
+from instseg.evaluation import build_evaluator, check_evaluation, take_cropped
 from instseg.inference.streaming import build_streams, mean_result
+from instseg.modeling import CROPPED, EvaluatedRCNN, is_rcnn
 from instseg.modeling.augmented import AugmentedRCNN, check_augmentation
 from instseg.modeling.building import building
 from instseg.modeling.contract import lr_multipliers
@@ -213,6 +214,9 @@ class Trainer(DefaultTrainer):
     ) -> dict[str, Any]:
         """Evaluate on ``DATASETS.TEST``.
 
+        Masks are cropped if all metrics read such; evaluators that are given or of another class
+        get those of ``TEST.MASKS``.
+
         All processes use the running statistics of the main one, which it also saves; during
         training they differ between processes.  Under ``TEST.VIDEO`` the frames of each clip are a
         stream.  Under ``TEST.AUG.ENABLED`` test-time augmentation adds a ``TASK_TTA`` for each
@@ -221,11 +225,18 @@ class Trainer(DefaultTrainer):
         check_augmentation(cfg)
         register_datasets(cfg)
         datasets = load_all(cfg.DATASETS.TEST)  # held, so that they are read once
+        ours = cls.build_evaluator.__func__ is Trainer.build_evaluator.__func__
+        if evaluators is None and ours and take_cropped(cfg, datasets):
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.TEST.MASKS = CROPPED
         if comm.get_world_size() > 1:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
         if not cfg.TEST.VIDEO:
-            results: dict[str, Any] = super().test(cfg, model, evaluators)
+            bare = model.module if isinstance(model, DistributedDataParallel) else model
+            evaluated = EvaluatedRCNN(bare) if is_rcnn(bare) else model
+            results: dict[str, Any] = super().test(cfg, evaluated, evaluators)
             if cfg.TEST.AUG.ENABLED:
                 chosen = evaluators or [
                     build_evaluator(cfg, dataset, "inference_TTA") for dataset in datasets

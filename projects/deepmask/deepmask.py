@@ -1,7 +1,7 @@
 """The network: a trunk, the mask and the score of a window, trained on patches, run densely."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,10 +16,13 @@ from instseg.masks import instances_from_masks
 from instseg.modeling import (
     Comparison,
     PixelModel,
+    PlacedMask,
     attached_zero,
     check_finite,
+    masks_of,
     result_size,
     stage,
+    wants_cropped,
 )
 from instseg.projects.deepmask.comparisons import dense_against_patches
 from instseg.projects.deepmask.heads import Embedding, PooledScoreHead, SharedScoreHead
@@ -251,14 +254,19 @@ class DeepMask(PixelModel):
         limit = min(self.max_proposals, item.get("max_instances", self.max_proposals))
         windows_by_scale = best_windows(windows_by_scale, limit)
         scores = torch.cat([windows.scores for windows in windows_by_scale])
-        masks = torch.zeros(len(scores), *size, dtype=torch.bool, device=self.device)
-        # Masks are drawn in the order of their scores, since there is no room for a second copy.
+        # Masks come scale by scale and take their places in the order of scores.
         order = scores.argsort(descending=True, stable=True)
         places = order.argsort().split([len(windows.scores) for windows in windows_by_scale])
+        enlarged = (size[0] / height, size[1] / width)
+        placed = (
+            mask
+            for windows, level, rows in zip(windows_by_scale, levels, places, strict=True)
+            for mask in self._paste(windows, level, rows.tolist(), size, enlarged)
+        )
         with stage("masks"):
-            for windows, level, rows in zip(windows_by_scale, levels, places, strict=True):
-                canvases = [masks[row] for row in rows.tolist()]
-                self._draw(windows, level, canvases, (size[0] / height, size[1] / width))
+            masks = masks_of(
+                placed, len(scores), size, cropped=wants_cropped(item), device=self.device
+            )
         return instances_from_masks(masks, scores[order], torch.zeros_like(order))
 
     def search(self, image: Tensor, scale: Scale) -> tuple[Windows, Any]:
@@ -308,20 +316,26 @@ class DeepMask(PixelModel):
         """See :class:`instseg.modeling.ComparedModel`."""
         return [dense_against_patches(self, image)]
 
-    def _draw(
-        self, windows: Windows, level: Any, masks: list[Tensor], enlarged: tuple[float, float]
-    ) -> None:
-        """Paste the masks of windows of one scale, some at a time."""
+    def _paste(
+        self,
+        windows: Windows,
+        level: Any,
+        rows: Sequence[int],
+        size: tuple[int, int],
+        enlarged: tuple[float, float],
+    ) -> Iterator[PlacedMask]:
+        """The masks of windows of one scale; logits are computed some at a time."""
         step = max(_CHUNK // self.output_size**2 // 8, 1)
         factor = windows.scale.factor
-        for start in range(0, len(masks), step):
-            part = torch.arange(start, min(start + step, len(masks)), device=self.device)
+        for start in range(0, len(rows), step):
+            part = torch.arange(start, min(start + step, len(rows)), device=self.device)
             logits = self.logits_of(windows[part], level).float()
             check_finite(logits)
-            paste(
+            yield from paste(
                 logits,
                 windows.cells[part],
-                masks[start : start + step],
+                rows[start : start + step],
+                size,
                 factors=(factor / enlarged[0], factor / enlarged[1]),
                 patch_size=self.patch_size,
                 stride=self.stride,

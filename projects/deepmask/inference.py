@@ -1,12 +1,14 @@
 """Where windows lie: the pyramid of an image, and masks of windows pasted into it (section 5)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from instseg.modeling import PlacedMask
 
 FILL = 127.5
 """Pixels outside an image: 0.5 of the range of values, before normalisation."""
@@ -92,24 +94,26 @@ def best_windows(windows_by_scale: Sequence[Windows], limit: int) -> list[Window
 def paste(
     logits: Tensor,
     cells: Tensor,
-    masks: Sequence[Tensor],
+    rows: Sequence[int],
+    image_size: tuple[int, int],
     *,
     factors: tuple[float, float],
     patch_size: int,
     stride: int,
     threshold: float,
-) -> None:
-    """Draw the masks of windows of one level into images.
+) -> Iterator[PlacedMask]:
+    """The masks of windows of one level, at the size of an image.
 
     A mask becomes a square of floor(patch_size / factor) pixels whose top-left corner is at
     floor((stride * cell - patch_size / 2) / factor).  Logits are interpolated linearly, corner to
     corner, where the square is larger than the mask, and averaged where it is smaller.  Windows are
-    drawn one by one, and only pixels inside the image are computed.
+    computed one by one, and only their pixels inside the image.
 
     Args:
         logits: (N, S, S).
         cells: (N, 2) int64 rows and columns on the grid.
-        masks: N times (H, W) bool, written to; pixels outside a window stay as they are.
+        rows: (N,) numbers of the instances.
+        image_size: height and width of the image.
         factors: pixels of the level per pixel of the image, vertically and horizontally.
         patch_size: side of a window in pixels of the level.
         stride: pixels of the level per cell.
@@ -117,15 +121,15 @@ def paste(
     """
     sides = [max(math.floor(patch_size / factor), 1) for factor in factors]
     weights = [_resampling(logits.shape[-1], side).to(logits) for side in sides]
-    for logit, cell, mask in zip(logits, cells.tolist(), masks, strict=True):
-        here, there = [], []
-        for index, factor, side, length in zip(cell, factors, sides, mask.shape, strict=True):
+    for row, logit, cell in zip(rows, logits, cells.tolist(), strict=True):
+        corner, parts = [], []
+        for index, factor, side, length in zip(cell, factors, sides, image_size, strict=True):
             start = math.floor((stride * index - patch_size / 2) / factor)
             first, last = max(start, 0), max(min(start + side, length), 0)
-            here.append(slice(first, last))
-            there.append(slice(first - start, max(last - start, 0)))
-        rows, columns = (weight[part] for weight, part in zip(weights, there, strict=True))
-        mask[here[0], here[1]] = rows @ logit @ columns.T > threshold
+            corner.append(first)
+            parts.append(slice(first - start, max(last - start, 0)))
+        down, across = (weight[part] for weight, part in zip(weights, parts, strict=True))
+        yield PlacedMask(row, corner[1], corner[0], down @ logit @ across.T > threshold)
 
 
 def _length(length: int, factor: float) -> int:

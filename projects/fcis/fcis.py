@@ -8,7 +8,7 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor
 from torch.nn import functional as F
 
-from instseg.modeling import result_size
+from instseg.modeling import result_size, wants_cropped
 from instseg.projects.fcis.inference import Detector
 
 _LEAST_SIDE = 32
@@ -78,4 +78,6 @@ class FCIS(GeneralizedRCNN):
         proposals, _ = self.proposal_generator(images, features, None)
         (detections,), _ = self.roi_heads(images, features, proposals)
         size, limit = result_size(sample), sample.get("max_instances")
-        return self.detector(detections, images.image_sizes[0], size, limit)
+        return self.detector(
+            detections, images.image_sizes[0], size, limit, cropped=wants_cropped(sample)
+        )

@@ -1,5 +1,6 @@
 """From regions to detections: mask voting or plain NMS, and masks at the image's size."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torch.nn import functional as F
 
+from instseg.modeling import PlacedMask, masks_of
 from instseg.ops.vote_masks import vote_masks
 from instseg.projects.fcis.regions import Detections
 
@@ -41,6 +43,8 @@ class Detector:
         network_size: tuple[int, int],
         output_size: tuple[int, int],
         max_instances: int | None = None,
+        *,
+        cropped: bool = False,
     ) -> Instances:
         """
         Args:
@@ -48,10 +52,11 @@ class Detector:
             network_size: height and width of the network input.
             output_size: height and width asked for.
             max_instances: further limit on the number of detections.
+            cropped: give cropped masks.
         Returns:
-            ``pred_boxes``, ``scores``, ``pred_classes`` and ``pred_masks`` (N, H, W) bool at
-            ``output_size``, by descending score.  With voting, a box is the tight box of its
-            averaged mask.
+            ``pred_boxes``, ``scores``, ``pred_classes`` and ``pred_masks``, (N, H, W) bool at
+            ``output_size`` or cropped, by descending score.  With voting, a box is the tight box of
+            its averaged mask.
         """
         sides = detections.boxes[:, 2:] - detections.boxes[:, :2]
         large = (sides >= self.min_size).all(dim=1)
@@ -80,8 +85,9 @@ class Detector:
         instances.pred_boxes = Boxes(boxes[order] + boxes.new_tensor([0, 0, 1, 1]))
         instances.scores = scores[order]
         instances.pred_classes = classes[order] - 1
-        instances.pred_masks = paste_masks(
-            masks[order], boxes[order], output_size, self.mask_threshold
+        placed = paste_masks(masks[order], boxes[order], output_size, self.mask_threshold)
+        instances.pred_masks = masks_of(
+            placed, len(order), output_size, cropped=cropped, device=masks.device
         )
         return instances
 
@@ -116,24 +122,21 @@ def _to_output(
 
 def paste_masks(
     masks: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float
-) -> Tensor:
-    """Binary masks at the size of the image.
+) -> Iterator[PlacedMask]:
+    """Binary masks at the size of the image, each in its box.
 
     Args:
         masks: (N, P, P) probabilities.
         boxes: (N, 4) inclusive corners, rounded here (half to even) and clipped to the image.
         image_size: height and width of the image.
         threshold: least probability inside.
-    Returns:
-        (N, H, W) bool.  Each mask is resized linearly (pixel centres at half, edges repeated) to
-        its box.
+    Yields:
+        each mask, resized linearly (pixel centres at half, edges repeated) to its box.
     """
     height, width = image_size
-    pasted = torch.zeros(len(masks), height, width, dtype=torch.bool, device=masks.device)
     limit = boxes.new_tensor([width - 1, height - 1, width - 1, height - 1])
     corners = torch.minimum(boxes.round().clamp(min=0), limit).to(torch.int64).tolist()
-    for canvas, mask, (x1, y1, x2, y2) in zip(pasted, masks, corners, strict=True):
+    for row, (mask, (x1, y1, x2, y2)) in enumerate(zip(masks, corners, strict=True)):
         size = (max(y2 - y1, 0) + 1, max(x2 - x1, 0) + 1)
         resized = F.interpolate(mask[None, None].float(), size, mode="bilinear")[0, 0]
-        canvas[y1 : y1 + size[0], x1 : x1 + size[1]] = resized >= threshold
-    return pasted
+        yield PlacedMask(row, x1, y1, resized >= threshold)

@@ -16,7 +16,7 @@ from torchvision.ops import nms
 
 from instseg.errors import ConfigError
 from instseg.masks import instances_from_masks, tight_boxes
-from instseg.modeling import PixelModel, check_finite, result_size
+from instseg.modeling import PixelModel, check_finite, masks_of, result_size, wants_cropped
 from instseg.ops.assemble_instances import assemble_instances
 from instseg.projects.instance_fcn.proposals import paste_windows
 from instseg.projects.instance_fcn.targets import (
@@ -240,9 +240,11 @@ class InstanceFCN(PixelModel):
         best = nms(windows.boxes, windows.scores, self.nms_threshold)[: self.max_proposals]
         best = best[: sample.get("max_instances")]
         windows = windows[best]
-        masks = paste_windows(
+        placed = paste_windows(
             windows.logits - self.mask_logit, windows.corners, windows.cells, windows.grids, size
         )
+        cropped = wants_cropped(sample)
+        masks = masks_of(placed, len(windows), size, cropped=cropped, device=self.device)
         # Instances whose mask loses its last pixel here are dropped.
         return instances_from_masks(masks, windows.scores, torch.zeros_like(best))
 

@@ -1,16 +1,17 @@
 """From assembled windows to masks of the image's size."""
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
-# Elements of the largest intermediate tensor when masks are enlarged: 64 MiB of float32.
-_CHUNK = 2**24
+from instseg.modeling import PlacedMask
 
 
 def paste_windows(
     logits: Tensor, corners: Tensor, cells: Tensor, grids: Tensor, image_size: tuple[int, int]
-) -> Tensor:
-    """Masks of whole images from the logits of windows.
+) -> Iterator[PlacedMask]:
+    """Masks of windows at the size of an image.
 
     Logits are interpolated linearly between the centres of cells.  Beyond the last centres they
     keep their value up to the border of the window or map; outside the window the mask is empty.
@@ -21,40 +22,41 @@ def paste_windows(
         cells: (N, 2) height and width of a cell in pixels of the result.
         grids: (N, 2) rows and columns of the map that a window was cut from.
         image_size: height H and width W of the result.
-    Returns:
-        (N, H, W) bool.
+    Yields:
+        each mask, inside its window.
     """
-    height, width = image_size
-    masks = torch.zeros(len(logits), height, width, dtype=torch.bool, device=logits.device)
-    step = max(_CHUNK // max(height * width, 1), 1)
-    for start in range(0, len(logits), step):
-        part = slice(start, start + step)
-        placed = [values[part].unbind(1) for values in (corners, cells, grids)]
+    size = logits.shape[-1]
+    limits = corners.new_tensor(image_size)
+    # A pixel more on every side, since positions are rounded.
+    first = torch.minimum(((corners * cells).floor().long() - 1).clamp(min=0), limits)
+    last = torch.minimum((((corners + size) * cells).ceil().long() + 1).clamp(min=0), limits)
+    spans = torch.stack([first, torch.maximum(first, last)], dim=2).tolist()
+    for row, (down, across) in enumerate(spans):
         rows, columns = (
-            _weights(corner, cell, grid, length, logits.shape[-1])
-            for corner, cell, grid, length in zip(*placed, image_size, strict=True)
+            _weights(corners[row, axis], cells[row, axis], grids[row, axis], span, size)
+            for axis, span in enumerate((down, across))
         )
-        masks[part] = rows @ logits[part].float() @ columns.transpose(1, 2) > 0
-    return masks
+        pixels = rows @ logits[row].float() @ columns.T > 0
+        yield PlacedMask(row, across[0], down[0], pixels)
 
 
-def _weights(corner: Tensor, cell: Tensor, grid: Tensor, length: int, size: int) -> Tensor:
+def _weights(corner: Tensor, cell: Tensor, grid: Tensor, span: Sequence[int], size: int) -> Tensor:
     """Interpolation along one axis.
 
     Args:
-        corner, cell, grid: (N,), see :func:`paste_windows`.
-        length: pixels of the image along this axis.
+        corner, cell, grid: numbers, see :func:`paste_windows`.
+        span: first pixel, and the one after the last.
         size: cells of the window.
     Returns:
-        (N, length, size) float32, rows of sum 1, or 0 for pixels outside the window.
+        (P, size) float32, rows of sum 1, or 0 for pixels outside the window.
     """
-    pixels = torch.arange(length, dtype=torch.float32, device=cell.device) + 0.5
-    position = pixels / cell[:, None] - corner[:, None]
+    pixels = torch.arange(*span, dtype=torch.float32, device=cell.device) + 0.5
+    position = pixels / cell - corner
     outside = (position < 0) | (position > size)
     # Cells outside the map have no logit.
-    first = (-corner).clamp(min=0)[:, None]
-    last = torch.minimum(grid - corner, grid.new_tensor(size))[:, None] - 1
+    first = (-corner).clamp(min=0)
+    last = torch.minimum(grid - corner, grid.new_tensor(size)) - 1
     position = torch.minimum(torch.maximum(position - 0.5, first), last)
     steps = torch.arange(size, device=cell.device)
-    weights = (1 - (position[:, :, None] - steps).abs()).clamp(min=0)
-    return weights.masked_fill(outside[:, :, None], 0)
+    weights = (1 - (position[:, None] - steps).abs()).clamp(min=0)
+    return weights.masked_fill(outside[:, None], 0)

@@ -20,8 +20,10 @@ from instseg.modeling import (
     fast_nms,
     result_size,
     stage,
+    wants_cropped,
 )
 from instseg.ops.assemble_masks import assemble_masks
+from instseg.projects.yolact.assembly import assemble_cropped
 from instseg.projects.yolact.boxes import anchors_by_level, decode, level_sizes, make_priors
 from instseg.projects.yolact.layers import (
     FeaturePyramid,
@@ -307,7 +309,9 @@ class YOLACT(PixelModel):
                 detections = self.detect(deltas, logits, coefficients)
                 detections = detections[self.pixel_boxes(detections, size).nonempty()]
                 detections = detections[: item.get("max_instances")]
-            results.append({"instances": self.finish(detections, prototypes, size)})
+            cropped = wants_cropped(item)
+            instances = self.finish(detections, prototypes, size, cropped=cropped)
+            results.append({"instances": instances})
         return results
 
     def detect(self, deltas: Tensor, logits: Tensor, coefficients: Tensor) -> Detections:
@@ -334,20 +338,22 @@ class YOLACT(PixelModel):
         return Detections(boxes[rows], best, classes, coefficients[candidates[rows]])
 
     def finish(
-        self, detections: Detections, prototypes: Tensor, size: tuple[int, int]
+        self,
+        detections: Detections,
+        prototypes: Tensor,
+        size: tuple[int, int],
+        *,
+        cropped: bool = False,
     ) -> Instances:
         """Detections of one image as Instances with masks of ``size`` (height, width)."""
         instances = Instances(size)
         instances.pred_boxes = self.pixel_boxes(detections, size)
         instances.scores = detections.scores
         instances.pred_classes = detections.classes
+        extents = in_pixels(self.mask_extents(detections), size)
         with stage("mask assembly"):
-            instances.pred_masks = assemble_masks(
-                prototypes,
-                detections.coefficients,
-                in_pixels(self.mask_extents(detections), size),
-                size,
-            )
+            assemble = assemble_cropped if cropped else assemble_masks
+            instances.pred_masks = assemble(prototypes, detections.coefficients, extents, size)
         return instances
 
     def mask_extents(self, detections: Detections) -> Tensor:

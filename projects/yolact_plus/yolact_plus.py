@@ -111,10 +111,15 @@ class YOLACTPlus(YOLACT):
         return {"loss_maskiou": loss * (self.maskiou_weight / samples.num_positives)}
 
     def finish(
-        self, detections: Detections, prototypes: Tensor, size: tuple[int, int]
+        self,
+        detections: Detections,
+        prototypes: Tensor,
+        size: tuple[int, int],
+        *,
+        cropped: bool = False,
     ) -> Instances:
         """See YOLACT; with ``mask_scores``."""
-        instances = super().finish(detections, prototypes, size)
+        instances = super().finish(detections, prototypes, size, cropped=cropped)
         with stage("mask re-scoring"):
             ious = self.predicted_ious(detections, prototypes)
             instances.mask_scores = detections.scores * ious

@@ -38,6 +38,39 @@ def test_two_hundred_objects_of_a_large_image_take_the_memory_of_fifty(name: str
     assert count == 50 or name.startswith("sgn/")  # which tells few objects apart untrained
 
 
+@pytest.mark.skipif(peak_resident() is None, reason="reads memory from /proc")
+def test_five_thousand_instances_of_twelve_megapixels_take_less_than_a_gigabyte() -> None:
+    """Dense masks of them would be 60 gigabytes."""
+    predictor = build(
+        *("mask_rcnn/mask_rcnn_shapes.yaml", "TEST.DETECTIONS_PER_IMAGE", 5000),
+        *("TEST.MASKS", "cropped", "MODEL.ANCHOR_GENERATOR.SIZES", [[2], [4], [8], [16], [32]]),
+        *("MODEL.RPN.PRE_NMS_TOPK_TEST", 3000, "MODEL.RPN.POST_NMS_TOPK_TEST", 3000),
+        *("MODEL.RPN.NMS_THRESH", 1.0, "MODEL.ROI_HEADS.NMS_THRESH_TEST", 1.0),
+    )
+    image = np.tile(IMAGE, (3, 3, 1))[:3000, :4000]
+    forget_peak()
+    before = peak_resident()
+    found = predictor(image)["instances"]
+    assert len(found.pred_masks.to_rle()) == 5000
+    assert peak_resident() - before < 950
+
+
+@pytest.mark.skipif(peak_resident() is None, reason="reads memory from /proc")
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_cropped_masks_of_a_large_image_take_less_than_fifty_dense_ones(name: str) -> None:
+    """All two hundred, dense, would be 305 MiB, and there is no room for one."""
+    predictor = build(
+        *(name, "TEST.MASK_MEMORY", 1e-9, "TEST.DETECTIONS_PER_IMAGE", 200),
+        *("MODEL.RPN.PRE_NMS_TOPK_TEST", 1000, "MODEL.RPN.POST_NMS_TOPK_TEST", 300),
+        *("MODEL.YOLACT.NMS_TOP_K_TEST", 1000, "TEST.MASKS", "cropped"),
+    )
+    forget_peak()
+    before = peak_resident()
+    count = len(predictor(IMAGE)["instances"])
+    assert peak_resident() - before < 280
+    assert count == 200 or name.startswith("sgn/")  # which tells few objects apart untrained
+
+
 @pytest.mark.parametrize("kind", ["images", "video"])
 def test_masks_are_gone_before_those_of_the_next_image_are_made(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,16 +1,19 @@
 """DeepMask's layers, losses and geometry, against numbers worked out by hand."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models import resnet50
 
 from instseg.errors import ConfigError
+from instseg.modeling import masks_of
 from instseg.projects.deepmask import (
     FILL,
     PooledScoreHead,
@@ -168,21 +171,25 @@ def test_the_best_windows_of_all_scales_are_kept_the_smaller_scale_first_of_equa
     assert kept[1].scores.tolist() == pytest.approx([0.7])
 
 
+def drawn(logits: Tensor, cells: Tensor, size: tuple[int, int], **geometry: Any) -> Tensor:
+    """(N, H, W) masks of windows."""
+    placed = paste(logits, cells, range(len(cells)), size, **geometry)
+    return masks_of(placed, len(cells), size, cropped=False, device="cpu")
+
+
 def test_a_window_is_pasted_where_it_was_seen() -> None:
     """Window (7, 9) at scale 1/2: top-left (16 * 7 - 80) * 2 = 64, (16 * 9 - 80) * 2 = 128."""
-    masks = torch.zeros(1, 500, 700, dtype=torch.bool)
     geometry = {"factors": (0.5, 0.5), "patch_size": 160, "stride": 16, "threshold": 0.0}
-    paste(torch.ones(1, 56, 56), torch.tensor([[7, 9]]), masks, **geometry)
+    masks = drawn(torch.ones(1, 56, 56), torch.tensor([[7, 9]]), (500, 700), **geometry)
     rows, columns = masks[0].nonzero().unbind(1)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (64, 383, 128, 447)
 
 
 def test_positions_and_sides_are_rounded_down() -> None:
     """At 2^0.5 a window has floor(160 / 1.41421) = 113 pixels; its corner is at -80 / 1.41421."""
-    masks = torch.zeros(1, 200, 200, dtype=torch.bool)
     factor = 2**0.5
     geometry = {"factors": (factor, factor), "patch_size": 160, "stride": 16, "threshold": 0.0}
-    paste(torch.ones(1, 56, 56), torch.tensor([[0, 6]]), masks, **geometry)
+    masks = drawn(torch.ones(1, 56, 56), torch.tensor([[0, 6]]), (200, 200), **geometry)
     rows, columns = masks[0].nonzero().unbind(1)
     # floor(-56.57) = -57, so 56 rows are left; floor(16 / 1.41421) = 11.
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (0, 55, 11, 123)
@@ -191,11 +198,10 @@ def test_positions_and_sides_are_rounded_down() -> None:
 @given(st.integers(2, 12), st.integers(1, 40))
 def test_masks_are_enlarged_linearly_and_shrunk_by_averages(size: int, side: int) -> None:
     logits = torch.randn(1, size, size)
-    masks = torch.zeros(1, side, side, dtype=torch.bool)
     # A window as large as the image, whose corner is the image's.
     geometry = {"factors": (1.0, 1.0), "patch_size": side, "stride": 2, "threshold": 0.1}
     if side % 4 == 0:
-        paste(logits, torch.tensor([[side // 4, side // 4]]), masks, **geometry)
+        masks = drawn(logits, torch.tensor([[side // 4, side // 4]]), (side, side), **geometry)
         if side >= size:
             expected = F.interpolate(logits[None], side, mode="bilinear", align_corners=True)[0]
         elif size % side == 0:
@@ -216,9 +222,8 @@ def test_a_mask_shrunk_by_a_fraction_is_averaged_by_area() -> None:
 
 @pytest.mark.parametrize("cell", [(-50, 3), (3, -50), (400, 3), (3, 400)])
 def test_a_window_outside_the_image_leaves_no_trace(cell: tuple[int, int]) -> None:
-    masks = torch.zeros(1, 30, 40, dtype=torch.bool)
     geometry = {"factors": (1.0, 1.0), "patch_size": 64, "stride": 16, "threshold": 0.0}
-    paste(torch.ones(1, 8, 8), torch.tensor([cell]), masks, **geometry)
+    masks = drawn(torch.ones(1, 8, 8), torch.tensor([cell]), (30, 40), **geometry)
     assert not masks.any()
 
 
@@ -227,9 +232,10 @@ def test_the_mask_threshold_is_a_logit() -> None:
     assert math.log(0.2 / 0.8) == pytest.approx(-1.386, abs=1e-3)
     areas = []
     for value in (-1.38, -1.39):
-        masks = torch.zeros(1, 64, 64, dtype=torch.bool)
         geometry = {"factors": (1.0, 1.0), "patch_size": 64, "stride": 16}
         cells = torch.tensor([[2, 2]])
-        paste(torch.full((1, 8, 8), value), cells, masks, threshold=math.log(0.25), **geometry)
+        masks = drawn(
+            torch.full((1, 8, 8), value), cells, (64, 64), threshold=math.log(0.25), **geometry
+        )
         areas.append(int(masks.sum()))
     assert areas == [64 * 64, 0]

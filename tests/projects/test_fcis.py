@@ -247,9 +247,10 @@ def test_without_voting_at_most_the_asked_number_is_kept() -> None:
 def test_a_pasted_mask_is_resized_linearly_and_cut_at_the_threshold() -> None:
     """Values 0 and 1 on six columns: 0, 0, 1/3, 2/3, 1, 1."""
     mask = torch.tensor([[[0.0, 1], [0, 1]]])
-    pasted = paste_masks(mask, torch.tensor([[1.0, 0, 6, 1]]), (2, 8), 0.4)
+    (part,) = paste_masks(mask, torch.tensor([[1.0, 0, 6, 1]]), (2, 8), 0.4)
+    assert part[:3] == (0, 1, 0)
     # Position (i + 0.5) / 3 - 0.5 of column i is -1/3, 0, 1/3, 2/3, 1, 4/3.
-    assert pasted[0].int().tolist() == [[0, 0, 0, 0, 1, 1, 1, 0]] * 2
+    assert part.pixels.int().tolist() == [[0, 0, 0, 1, 1, 1]] * 2
 
 
 def test_detections_in_a_batch_are_exactly_those_of_single_images(model: nn.Module) -> None:

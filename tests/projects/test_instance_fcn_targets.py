@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from instseg.masks import tight_boxes
+from instseg.modeling import masks_of
 from instseg.projects.instance_fcn import (
     mask_loss,
     mask_targets,
@@ -16,6 +17,7 @@ from instseg.projects.instance_fcn import (
     score_loss,
     top_left,
 )
+from instseg.projects.instance_fcn.proposals import _weights
 from instseg.projects.instance_fcn.targets import inside
 from tests.support.instance_fcn_common import window_rule
 
@@ -126,7 +128,8 @@ def paste(logits: list[list[float]], corner: list[int], cell: list[float], **kw:
     grid = kw.get("grid", [100, 100])
     values = torch.tensor(logits)[None]
     cells = torch.tensor([cell])
-    return paste_windows(values, torch.tensor([corner]), cells, torch.tensor([grid]), (12, 16))[0]
+    placed = paste_windows(values, torch.tensor([corner]), cells, torch.tensor([grid]), (12, 16))
+    return masks_of(placed, 1, (12, 16), cropped=False, device="cpu")[0]
 
 
 def test_a_window_is_pasted_where_its_cells_are() -> None:
@@ -150,10 +153,20 @@ def test_the_cells_outside_the_map_do_not_eat_into_a_mask() -> None:
     assert tight_boxes(mask[None]).tolist() == [[12, 8, 16, 12]]
 
 
-def test_pasting_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, corners = torch.randn(5, 3, 3), torch.randint(-2, 5, (5, 2))
-    cells, grids = torch.rand(5, 2) + 1, torch.full((5, 2), 6)
-    whole = paste_windows(logits, corners, cells, grids, (9, 7))
-    monkeypatch.setattr("instseg.projects.instance_fcn.proposals._CHUNK", 130)
-    assert torch.equal(paste_windows(logits, corners, cells, grids, (9, 7)), whole)
-    assert whole.any()
+def test_parts_of_windows_hold_all_that_they_show() -> None:
+    """The same over the whole image, with the interpolation that the windows are cut from."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(40, 3, 3, generator=generator)
+    corners = torch.randint(-3, 8, (40, 2), generator=generator)
+    cells = torch.rand(40, 2, generator=generator) * 3 + 0.3
+    grids = torch.full((40, 2), 6)
+    placed = paste_windows(logits, corners, cells, grids, (9, 7))
+    masks = masks_of(placed, 40, (9, 7), cropped=False, device="cpu")
+    assert masks.any()
+    for row, mask in enumerate(masks):
+        down, across = (
+            _weights(corners[row, axis], cells[row, axis], grids[row, axis], (0, length), 3)
+            for axis, length in enumerate((9, 7))
+        )
+        values = down @ logits[row] @ across.T
+        assert torch.equal(mask[values.abs() > 1e-5], (values > 0)[values.abs() > 1e-5])

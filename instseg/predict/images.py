@@ -5,13 +5,11 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
-from detectron2.structures import Instances
 from tqdm import tqdm
 
 from instseg.data.images import Array, read_image
 from instseg.data.intensity import ModelImage
 from instseg.errors import ImageError
-from instseg.masks import CroppedMasks
 from instseg.predict.formats import Format, ImageResult
 from instseg.predict.records import write_image
 from instseg.predict.results import Results
@@ -59,7 +57,7 @@ def predict_images(results: Results, sources: Sequence[Source], formats: Sequenc
                 height=height,
                 width=width,
                 records=results.describe(instances, source.stem),
-                masks=_cropped(instances),
+                masks=instances.pred_masks if instances.has("pred_masks") else None,
                 path=Path(source.name),
                 page=source.page,
             )
@@ -72,11 +70,3 @@ def predict_images(results: Results, sources: Sequence[Source], formats: Sequenc
         except ImageError as error:  # too large for a file of masks or overlay, or too long a name
             results.fail(error)
         del result, instances  # frees the memory of the masks before the next image
-
-
-def _cropped(instances: Instances) -> CroppedMasks | None:
-    """The masks of instances; None for a model without masks."""
-    if not instances.has("pred_masks"):
-        return None
-    masks = instances.pred_masks
-    return masks if isinstance(masks, CroppedMasks) else CroppedMasks.from_dense(masks)

@@ -14,6 +14,7 @@ from instseg.masks import RLE
 Labels = npt.NDArray[np.int64]
 _SAMPLE_FORMAT = 339  # tag of a TIFF
 _SIGNED = 2  # value of SampleFormat
+_LARGEST = 2**53  # floats hold every whole number up to it
 _TOUCHING = np.ones((3, 3))  # pixels that share a corner belong to one piece
 
 
@@ -63,6 +64,8 @@ def as_labels(pixels: npt.NDArray[Any], source: str) -> Labels:
             f"{source}: has the negative label {lowest:g}; expected 0 for the background and "
             "labels from 1"
         )
+    if pixels.max() > _LARGEST:
+        raise ImageError(f"{source}: has the label {pixels.max():g}; expected at most {_LARGEST}")
     return pixels.astype(np.int64)
 
 

@@ -53,6 +53,20 @@ With ``--tile N`` images of any size are predicted by tiles of N pixels a side
 tile, and ``--resume`` goes on after the last one.  The overlay, ``NAME.png``, is scaled down to at
 most 4000 pixels a side.
 
+**Formats.** ``--format NAME,NAME,...`` writes the results of images in one or more of these forms;
+:mod:`instseg.predict.formats` says what each can hold:
+
+- ``coco`` (default): ``predictions.json`` and ``categories.json``;
+- ``labels``: ``STEM_labels.tif``, whose pixels are the numbers of instances, the best one 1;
+- ``csv``: ``measurements.csv``, one row per instance with that number;
+- ``geojson``: ``STEM.geojson``, polygons for QuPath;
+- ``imagej``: ``STEM_rois.zip``, a set of ROIs for ImageJ;
+- ``yolo``: ``STEM.txt``, an outline per instance.
+
+``STEM`` is the name of the image without its extension, with ``_2`` and so on where two are alike.
+``instseg results predictions.json --to NAME,NAME,...`` converts the results of a run afterwards,
+also those of a run that was killed and of a video, whose frames are ``NAME_frame000012`` and so on.
+
 **Videos** are files, cameras, streams such as ``rtsp://...``, numbered images
 (``frames_%05d.png``), and with ``--track`` the images of a folder or the pages of a stack.
 ``NAME.json`` has the parts of a YouTube-VIS file, ``info``, ``videos`` and ``categories``, but

@@ -48,6 +48,9 @@ class ResultFile:
         for number, entry in enumerate(_entries(self.path, "frames" if self.is_video else "")):
             if not isinstance(entry, dict):
                 raise ConfigError(f"{self.path}: entry {number} is {short(entry)}, no JSON object")
+            if not self.is_video and type(entry.get("image_id")) not in (int, str):
+                image_id = short(entry.get("image_id"))
+                raise ConfigError(f"{self.path}: entry {number} has the image_id {image_id}")
             yield entry
 
     def categories(self) -> Categories:
@@ -93,7 +96,8 @@ def convert(
     results = open_results(file)
     prepare_output(output, ())
     categories = results.categories()
-    about = {"config": None, "results": str(file)} | (results.head.get("info") or {})
+    info = results.head.get("info")
+    about = {"config": None, "results": str(file)} | (info if isinstance(info, dict) else {})
     status = 0
     with opened(names, output, categories, about) as writers:
         for image in image_results(results, categories, images):
@@ -150,7 +154,7 @@ def image_results(
     if results.is_video:
         yield from _frames(results, categories, images)
         return
-    listed = {image.get("id"): image for image in map(_object, results.head.get("images") or [])}
+    listed = _listed(results)
     stems, done = set(RESERVED), set()
     for key, group in groupby(results.entries(), key=lambda entry: entry.get("image_id")):
         if key in done:
@@ -165,6 +169,17 @@ def image_results(
     for key, image in listed.items():
         if key not in done:
             yield _image_result(results.path, image, [], stems, categories, images)
+
+
+def _listed(results: ResultFile) -> dict[int | str, dict[str, Any]]:
+    """Id → entry of the images that ``categories.json`` lists."""
+    images = results.head.get("images") or []
+    if not isinstance(images, list):
+        raise ConfigError(f"{results.path}: the list of images beside it is {short(images)}")
+    for image in map(_object, images):
+        if type(image.get("id")) not in (int, str):
+            raise ConfigError(f"{results.path}: the list of images beside it has {short(image)}")
+    return {image["id"]: image for image in images}
 
 
 def _frames(
@@ -230,15 +245,15 @@ def _record(
         mask = standard_annotation(given, height, width, None)[0]["segmentation"]
     except (Fault, KeyError) as fault:
         raise ConfigError(f"{path}: an instance of {name}: {fault}") from None
-    record.setdefault("category_name", categories.name_of(categories.number_of(key)))
-    return record, to_rle(mask, height, width)
+    name = record.get("category_name") or categories.name_of(categories.number_of(key))
+    return record | {"category_name": str(name)}, to_rle(mask, height, width)
 
 
 def _image_of(path: Path, key: Any, record: dict[str, Any]) -> dict[str, Any]:
     """An image that no file lists, as its first record tells it."""
     mask = record.get("segmentation")
     size = mask.get("size") if isinstance(mask, dict) else None
-    if not isinstance(key, int | str) or not isinstance(size, list) or len(size) != 2:
+    if not isinstance(size, list) or len(size) != 2:
         raise ConfigError(
             f"{path}: the size of image {short(key)} is not known; expected categories.json beside "
             "the file, or masks as RLE"

@@ -132,7 +132,7 @@ def is_ours(path: Path) -> bool:
         if path.suffix in _STARTS:
             return head.startswith(_STARTS[path.suffix])
         if path.suffix == ".txt":
-            return _end(path) == YOLO_END
+            return re.match(rb"\d+ [\d.e -]+", head) is not None and _end(path) == YOLO_END
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
                 return archive.comment == MARK.encode()

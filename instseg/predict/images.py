@@ -13,7 +13,7 @@ from instseg.data.intensity import ModelImage
 from instseg.errors import ImageError
 from instseg.predict.formats import Format, ImageResult
 from instseg.predict.records import write_image
-from instseg.predict.results import Results, cropped
+from instseg.predict.results import Results
 from instseg.predict.sources import Source
 
 _JPEG_SUFFIXES = frozenset((".jfif", ".jpe", ".jpeg", ".jpg"))
@@ -46,7 +46,7 @@ def add_results(
         height=size[0],
         width=size[1],
         records=results.describe(instances, source.stem),
-        masks=cropped(instances),
+        masks=instances.pred_masks if instances.has("pred_masks") else None,
         path=Path(source.name),
         page=source.page,
     )

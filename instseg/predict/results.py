@@ -136,11 +136,6 @@ class Results:
         write_image(folder / name, mask * 255)
 
 
-def cropped(instances: Instances) -> CroppedMasks | None:
-    """The masks of instances; None for a model without masks."""
-    return CroppedMasks.of(instances.pred_masks) if instances.has("pred_masks") else None
-
-
 def _polygons(masks: CroppedMasks, index: int) -> list[list[float]]:
     """See :func:`instseg.masks.outlines`; none for a mask without pixels."""
     x, y, crop = masks.crop(index)

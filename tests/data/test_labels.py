@@ -141,6 +141,11 @@ BAD: dict[str, tuple[Kind, Callable[[Path], object], str]] = {
         lambda p: tifffile.imwrite(p, LABELS.astype(np.int16) - 1),
         "has the negative label -1; expected 0 for the background",
     ),
+    "labels beyond all numbers": (
+        Kind.LABELS,
+        lambda p: tifffile.imwrite(p, LABELS * 1e30),
+        r"has the label 3e\+32; expected at most",
+    ),
     "negative labels of 8 bits": (
         Kind.LABELS,
         lambda p: tifffile.imwrite(p, LABELS.astype(np.int8) - 1),

@@ -67,9 +67,9 @@ def test_records_of_the_nuclei_are_those_of_coco(data_root: Path, tmp_path: Path
     assert labels.classes == expected.classes
     assert len(labels.records) == len(expected.records) == 60
     assert essence(labels) == essence(expected)
-    truth, own = expected.coco, labels.coco
+    truth, from_labels = expected.coco, labels.coco
     assert [(a["area"], a["bbox"]) for a in truth.anns.values()] == [
-        (a["area"], a["bbox"]) for a in own.anns.values()
+        (a["area"], a["bbox"]) for a in from_labels.anns.values()
     ]
 
 

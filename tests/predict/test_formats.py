@@ -85,17 +85,17 @@ def drawn(rings: list[Any], height: int = HEIGHT, width: int = WIDTH) -> np.ndar
 
 @given(arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))))
 def test_polygons_are_valid_and_cover_exactly_the_pixels(crop: np.ndarray) -> None:
-    found = polygons(5, 3, crop)
-    shapes = [shapely.Polygon(part.outer, part.holes) for part in found]
+    parts = polygons(5, 3, crop)
+    shapes = [shapely.Polygon(part.outer, part.holes) for part in parts]
     assert all(shape.is_valid and shape.is_simple for shape in shapes)
     whole = shapely.MultiPolygon(shapes)
-    assert whole.is_valid and whole.area == crop.sum() == sum(part.area() for part in found)
+    assert whole.is_valid and whole.area == crop.sum() == sum(part.area() for part in parts)
     assert all(shape.exterior.is_ccw for shape in shapes)
     assert not any(hole.is_ccw for shape in shapes for hole in shape.interiors)
     y, x = np.indices(crop.shape)
     inside = shapely.contains_xy(whole, x.ravel() + 5.5, y.ravel() + 3.5)
     np.testing.assert_array_equal(inside.reshape(crop.shape), crop)
-    areas = [part.area() for part in found]
+    areas = [part.area() for part in parts]
     assert areas == sorted(areas, reverse=True)
 
 
@@ -195,7 +195,7 @@ def test_every_geojson_feature_is_a_valid_detection(tmp_path: Path) -> None:
     kinds = [feature["geometry"]["type"] for feature in content["features"]]
     assert kinds == ["Polygon", "Polygon", "MultiPolygon", "Polygon", "Polygon"]
     assert len(content["features"][1]["geometry"]["coordinates"]) == 2  # a hole
-    assert content["features"][0]["properties"]["measurements"] == {"Score": 0.9}
+    assert content["features"][0]["properties"]["measurements"] == [{"name": "Score", "value": 0.9}]
     assert is_ours(tmp_path / "a.geojson")
 
 
@@ -387,7 +387,7 @@ def test_formats_are_taken_once_each() -> None:
 def test_a_missing_package_is_named_at_the_start(
     monkeypatch: pytest.MonkeyPatch, name: str, package: str
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda found: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=rf"{package}, .* pip install 'instseg\[microscopy\]'"):
         parse(name, "--format")
 

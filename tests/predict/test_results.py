@@ -2,6 +2,8 @@
 
 import csv
 import json
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,13 @@ import numpy as np
 import pytest
 import roifile
 import tifffile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 
 from instseg import cli
-from instseg.errors import ConfigError
+from instseg.errors import ConfigError, InstsegError
 from instseg.masks import as_text, encode
 from instseg.predict.conversion import convert
 from instseg.predict.earlier import is_ours
@@ -207,6 +211,7 @@ def test_every_frame_of_a_video_is_an_image(model: list[str], tmp_path: Path) ->
         ("[{", "is no JSON"),
         ('[\n{"image_id": 1},\n{"image', "is damaged behind its first 1 entries"),
         ([{"image_id": 1}], "the size of image 1 is not known"),
+        ([record(image_id=None)], "entry 0 has the image_id None"),
         ([record(score=None)], "an instance of 5 has the score None"),
         ([record(score=float("nan"))], "has the score nan"),
         ([record(category_id="x")], "category_id is 'x'"),
@@ -221,6 +226,28 @@ def test_a_file_that_cannot_be_used_is_one_line(tmp_path: Path, content: Any, re
     with pytest.raises(ConfigError, match=reason) as caught:
         convert(saved(tmp_path, content), "labels,csv")
     assert "\n" not in str(caught.value)
+
+
+ODD = [None, True, -1, 1.5, float("nan"), 10**40, "", "x", [], [1], [[1, 2]], [None], {}, {"a": 1}]
+ODD += [[{"id": 5}], [{"id": 2, "name": "x"}], {"size": [30, 40], "counts": "0"}]
+ANYTHING = st.sampled_from(ODD)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(
+        st.builds(
+            lambda changes: record(**changes),
+            st.dictionaries(st.sampled_from([*record(), "category_name", "file_name"]), ANYTHING),
+        ),
+        max_size=3,
+    ),
+    st.dictionaries(st.sampled_from(["info", "images", "categories"]), ANYTHING),
+)
+def test_whatever_a_file_holds_it_is_converted_or_refused(entries: Any, listed: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder, suppress(InstsegError):
+        saved(Path(folder), listed, "categories.json")
+        convert(saved(Path(folder), entries), OTHERS)
 
 
 def test_mistakes_in_arguments_are_one_line(

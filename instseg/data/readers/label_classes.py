@@ -65,16 +65,16 @@ def _rows(file: str) -> Iterator[tuple[tuple[str, int], str]]:
     lines = io.StringIO(content.decode("utf-8-sig"), newline="")
     header = lines.readline()
     delimiter = max(",;\t", key=header.count)
-    named = next(csv.reader([header], delimiter=delimiter), [])
-    columns = [column.strip().lower() for column in named]
+    cells = next(csv.reader([header], delimiter=delimiter), [])
+    columns = [column.strip().lower() for column in cells]
     if not set(_COLUMNS) <= set(columns):
         raise ValueError(f"its first line is {short(header.strip())}; expected file,label,class")
-    places = [columns.index(column) for column in _COLUMNS]
+    numbers = [columns.index(column) for column in _COLUMNS]
     given: dict[tuple[str, int], str] = {}
     for number, row in enumerate(csv.reader(lines, delimiter=delimiter), start=2):
         if not any(cell.strip() for cell in row):
             continue
-        cells = [row[place].strip() if place < len(row) else "" for place in places]
+        cells = [row[column].strip() if column < len(row) else "" for column in numbers]
         image, label, kind = cells
         if not all(cells) or not label.isdecimal() or not int(label):
             raise ValueError(

@@ -39,13 +39,17 @@ class GeoJson(Format):
             if not parts:
                 continue
             name = record["category_name"]
-            scores = {text: record[key] for key, text in _SCORES.items() if key in record}
+            # As a list, which all versions of QuPath read.
+            scores = [
+                {"name": text, "value": record[key]}
+                for key, text in _SCORES.items()
+                if key in record
+            ]
             colour = _colour(self.categories.number_of(record["category_id"]))
             properties = {
                 "objectType": "detection",
                 "name": f"{number + 1}",
                 "classification": {"name": name, "color": colour},
-                "isLocked": False,
                 "measurements": scores,
             }
             feature = {"type": "Feature", "geometry": _geometry(parts), "properties": properties}

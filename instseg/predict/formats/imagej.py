@@ -58,8 +58,8 @@ def _roi(parts: list[Polygon], name: str) -> Any:
         return roi
     path: list[float] = []
     for ring in rings:
-        for place, (x, y) in enumerate(ring.tolist()):
-            path += (_LINE if place else _MOVE, x, y)
+        for number, (x, y) in enumerate(ring.tolist()):
+            path += (_LINE if number else _MOVE, x, y)
         path.append(_CLOSE)
     left, top = np.minimum(corners.min(axis=0), _SHORT - 1).tolist()
     right, bottom = np.minimum(corners.max(axis=0), _SHORT - 1).tolist()

@@ -38,11 +38,11 @@ def polygons(x: int, y: int, crop: npt.NDArray[np.bool_]) -> list[Polygon]:
     padded = np.pad(crop, 1)
     count, parts = cv2.connectedComponents(padded.view(np.uint8), connectivity=4)
     corner = np.array((x, y))
-    found = [
+    all_parts = [
         _polygon(_rings(parts == number if count > 2 else padded), corner)
         for number in range(1, count)
     ]
-    return sorted(found, key=Polygon.area, reverse=True)
+    return sorted(all_parts, key=Polygon.area, reverse=True)
 
 
 def _polygon(rings: list[Ring], corner: Ring) -> Polygon:

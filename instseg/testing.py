@@ -39,6 +39,7 @@ from torch import nn
 from instseg.checkpoint import Checkpointer
 from instseg.config.classes import class_count
 from instseg.config.nodes import load_cfg
+from instseg.config.rules import check_values
 from instseg.data.mappers import build_train_mapper
 from instseg.data.samples import build_samples
 from instseg.errors import CheckpointError, ImageError
@@ -155,7 +156,11 @@ def check_training_on(cfg: CfgNode, records: list[dict[str, Any]]) -> nn.Module:
 
     Args:
         records: see :func:`train_batches`.
+    Raises:
+        AssertionError: the model breaks the contract.
+        ConfigError: a value cannot be used.
     """
+    check_values(cfg)
     torch.manual_seed(0)
     model: nn.Module = build_model(cfg).train()
     for module in model.modules():

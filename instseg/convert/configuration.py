@@ -130,7 +130,8 @@ def choose(path: str, layout: Layout, options: Options) -> Choice:
         ConfigError: the two contradict each other, or the user's keys cannot be used.
     """
     config = options.config or layout.config
-    cfg = load_cfg(config, options.overrides)
+    cfg = load_cfg(config)
+    cfg.merge_from_list(options.overrides)  # checked below, with what the file tells
     given = tuple(map(str, options.overrides[::2]))
     facts = [x for x in layout.facts(cfg) if _plain(_value(cfg, x.key)) != _plain(x.value)]
     wrong = [x for x in facts if options.config or x.key in given]

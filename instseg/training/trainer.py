@@ -107,7 +107,6 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Detectron2's; a configuration that a part of the model refuses is a ConfigError."""
-        check_values(cfg)
         with building():
             model: nn.Module = super().build_model(cfg)
         return model

@@ -106,10 +106,6 @@ class FCISROIHeads(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         node, heads = cfg.MODEL.FCIS, cfg.MODEL.ROI_HEADS
-        if len(heads.IN_FEATURES) != 1:
-            raise ConfigError(
-                f"MODEL.ROI_HEADS.IN_FEATURES is {heads.IN_FEATURES}; FCIS works on one feature map"
-            )
         if heads.IN_FEATURES[0] not in input_shape:
             raise ConfigError(
                 f"MODEL.ROI_HEADS.IN_FEATURES is {heads.IN_FEATURES}; the backbone gives "

@@ -9,10 +9,10 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 import instseg
-from instseg.projects import projects
 from instseg.testing import assert_valid, batch_of, check_saving_of, check_training_on
 from tests.conftest import ROOT
 from tests.support.meta_models import meta_model
+from tests.support.own_projects import PROJECTS
 
 CONFIGS = sorted(
     str(path.relative_to(ROOT / "configs"))
@@ -27,7 +27,7 @@ SMALL = [
     *("INPUT.CROP.ENABLED", False),
     *("INPUT.SQUARE_SIZE", 160),
     *("TEST.DETECTIONS_PER_IMAGE", 20),
-    *(word for project in projects() for word in project.any_score + project.fast),
+    *(word for project in PROJECTS for word in project.any_score + project.fast),
 ]
 
 

@@ -331,6 +331,8 @@ def assert_valid(instances: Instances, height: int, width: int, most: int) -> No
     assert masks.dtype == torch.bool, f"masks of type {masks.dtype}"
     assert instances.scores.shape == instances.pred_classes.shape == (count,)
     assert bool(instances.scores.isfinite().all()), f"scores {instances.scores.tolist()}"
+    falling = bool((instances.scores.diff() <= 0).all())
+    assert falling, f"scores are not in descending order: {instances.scores.tolist()}"
     assert boxes.shape == (count, 4), f"boxes of shape {tuple(boxes.shape)}"
     inside = (boxes >= 0).all() and (boxes <= boxes.new_tensor([width, height] * 2)).all()
     assert bool(inside), f"boxes outside {height}x{width}: {boxes.tolist()}"

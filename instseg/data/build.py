@@ -272,7 +272,11 @@ def _register_shapes(name: str, size: int) -> None:
 
 @functools.lru_cache(maxsize=4)
 def _synthetic(name: str, size: int) -> Content:
-    """Content of a synthetic set; cached, since it is small and takes seconds to make."""
+    """Content of a synthetic set.
+
+    Unlike those of files, some stay in memory when nobody uses them: the largest takes 3 MB and
+    seconds to make.
+    """
     if name in shapes_video.SPLITS:
         return Content(shapes_video.load(name, size))
     split, indices = shapes.SUBSETS.get(name, (name, None))

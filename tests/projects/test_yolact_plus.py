@@ -1,6 +1,6 @@
 """YOLACT++'s parts against numbers of its authors' code and against sums done by hand.
 
-The stages of the whole network are compared in ``tests/checkpoint/test_convert_yolact.py``.
+The stages of the whole network are compared in ``tests/convert/test_convert_yolact.py``.
 """
 
 from types import ModuleType, SimpleNamespace

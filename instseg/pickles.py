@@ -15,7 +15,7 @@ from instseg.downloads import local_path
 from instseg.errors import CheckpointError, reason_of
 
 _LARGEST = 2**62
-"""Bytes; the read methods of files accept no larger number."""
+"""Largest number of bytes that the read methods of files accept."""
 
 
 class BlockedGlobal(Exception):
@@ -26,7 +26,7 @@ def read_array_pickle(path: str) -> Any:
     """Read numbers, texts, arrays, and lists and dicts of them, from a pickle; nothing is executed.
 
     Raises:
-        CheckpointError: a missing or damaged file, or one that asks for more.
+        CheckpointError: the file is missing or damaged, or holds anything else.
     """
     local = local_path(path)
     try:
@@ -50,8 +50,8 @@ def load_arrays(file: BinaryIO) -> Any:
     Claimed sizes and repeated references take no memory.
 
     Raises:
-        BlockedGlobal: it asks for more.
-        Exception: of any kind, about a damaged file.
+        BlockedGlobal: it asks for anything else.
+        Exception: of any class, since a damaged file can make the parser raise anything.
     """
     content = file.read()
     # From memory: a read from a file would allocate as many bytes as the pickle claims.
@@ -69,7 +69,7 @@ class _Filler:
     def __init__(self, size: int) -> None:
         """
         Args:
-            size: of the file in bytes, which all of them together may take.
+            size: bytes of the file; all arrays together may not take more.
         """
         self._left = size
         self._made: dict[int, Any] = {}
@@ -112,13 +112,13 @@ class _StandIn:
 
 
 class _DType(_StandIn):
-    """``numpy.dtype``, numbers only: a crafted structured type could make bytes object pointers."""
+    """``numpy.dtype``, numbers only: a crafted structured type could turn bytes into pointers."""
 
     __slots__ = ("dtype",)
 
     def __init__(self, code: str, *_: Any) -> None:
         if not re.fullmatch(r"[biufc]\d{1,2}", code):
-            raise pickle.UnpicklingError(f"array of type {code!r}; expected numbers")
+            raise pickle.UnpicklingError(f"it has an array of type {code!r}; expected numbers")
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: Any) -> None:
@@ -167,7 +167,7 @@ def _plain_scalar(stored: _DType, data: bytes) -> Any:
     """``numpy.core.multiarray.scalar`` as a number of Python.
 
     Raises:
-        Exception: of any kind, about a damaged file.
+        Exception: of any class, for a damaged file.
     """
     (value,) = np.frombuffer(data, stored.dtype)
     return value.item()
@@ -203,7 +203,7 @@ class _Bytes(_StandIn):
 
 
 class _Tuple(tuple[Any, ...]):
-    """A tuple that cannot be a key: hashing nested tuples can take time without end."""
+    """A tuple that cannot be a key: hashing nested tuples can take endless time."""
 
     __slots__ = ()
     __hash__ = None  # type: ignore[assignment]
@@ -219,12 +219,12 @@ def _load_bytearray(unpickler: Any) -> None:
     size = int.from_bytes(unpickler.read(8), "little")
     data = unpickler.read(min(size, _LARGEST))
     if len(data) != size:
-        raise pickle.UnpicklingError(f"{size} bytes announced, {len(data)} there")
+        raise pickle.UnpicklingError(f"it claims {size} bytes, but only {len(data)} follow")
     unpickler.append(data)
 
 
 def _refuse(_: Any, code: int) -> None:
-    raise pickle.UnpicklingError(f"a set (code {code}), which no array needs")
+    raise pickle.UnpicklingError(f"it has a set (code {code}), which no array needs")
 
 
 class _ArrayUnpickler(pickle._Unpickler):

@@ -1,6 +1,6 @@
-"""Checks that any model passes which keeps the contract of :mod:`instseg.modeling.contract`.
+"""Checks that a model keeps the contract of :mod:`instseg.modeling.contract`.
 
-In the manner of scikit-learn's ``check_estimator``::
+Used like scikit-learn's ``check_estimator``::
 
     from instseg.testing import check_system
 
@@ -14,7 +14,7 @@ or, one test for each check::
     def test_my_paper(check):
         check(system)
 
-A check is a function that raises an AssertionError with what was found.
+A check is a function that raises an AssertionError if the model breaks its rule.
 """
 
 import copy
@@ -71,7 +71,7 @@ ODD: dict[str, Any] = {
     "bilevel": Image.fromarray(PHOTO).convert("1"),
     "CMYK": Image.fromarray(PHOTO).convert("CMYK"),
 }
-"""Images that are rare and usable."""
+"""Unusual images that can be used."""
 REFUSED: tuple[tuple[Any, type[Exception], str], ...] = (
     (None, ImageError, "image is None"),
     (PHOTO.astype(np.uint16), ImageError, "expected uint8 in 0 to 255, found uint16"),
@@ -84,7 +84,7 @@ REFUSED: tuple[tuple[Any, type[Exception], str], ...] = (
     ("nowhere.jpg", ImageError, "nowhere.jpg: no such file"),
     (np.broadcast_to(PHOTO[:1, :1], (30_000, 30_000, 3)), ImageError, "INPUT.MAX_SIZE_TEST"),
 )
-"""What is no usable image, the error that says so, and a part of its message."""
+"""Unusable images, each with the class of its error and a part of the message."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ class System:
 
     Attributes:
         config_file: a path, or a name inside ``configs/``.
-        overrides: ``(KEY, VALUE, ...)`` by which the untrained network is small and finds something
-            in an image of random blots; after :data:`SMALL`.
+        overrides: ``(KEY, VALUE, ...)`` after :data:`SMALL`, with which the untrained network is
+            small and finds instances in an image of random blots.
     """
 
     config_file: str
@@ -103,12 +103,12 @@ class System:
     def build(self, *overrides: Any) -> Predictor:
         """A predictor with weights that are random and always the same."""
         torch.manual_seed(0)
-        every = [*SMALL, *self.overrides, *overrides]
-        return Predictor(self.config_file, overrides=every, batch_size=8)
+        all_overrides = [*SMALL, *self.overrides, *overrides]
+        return Predictor(self.config_file, overrides=all_overrides, batch_size=8)
 
     @functools.cached_property
     def predictor(self) -> Predictor:
-        """One that all checks share and none changes."""
+        """The predictor that all checks share and none changes."""
         return self.build()
 
 
@@ -128,19 +128,20 @@ def check_system(config_file: str | os.PathLike[str], overrides: Sequence[Any] =
 def check_number_of_classes(system: System) -> None:
     """The declared key exists and holds a number, and ``pred_classes`` are below it."""
     classes = class_count(system.predictor.cfg)
-    found = system.predictor(PHOTO)["instances"].pred_classes
+    pred_classes = system.predictor(PHOTO)["instances"].pred_classes
     if classes is None:
-        assert not found.any(), "the model makes proposals, whose classes are 0"
+        assert not pred_classes.any(), "the model makes proposals, whose classes are 0"
         return
     assert isinstance(classes.count, int), f"{classes.key} is {classes.count!r}"
-    assert bool((found < classes.count).all()), f"{found.tolist()} with {classes.key} classes"
+    below = bool((pred_classes < classes.count).all())
+    assert below, f"{pred_classes.tolist()} with {classes.key} {classes.count}"
 
 
 def check_instances_are_found(system: System) -> None:
-    """An untrained network finds some, or the other checks would be about nothing."""
-    found = len(system.predictor(PHOTO)["instances"])
-    assert found > 1, (
-        f"{found} instances in an image of random blots; lower the score threshold for the check"
+    """The untrained network finds instances; without any the other checks would test nothing."""
+    count = len(system.predictor(PHOTO)["instances"])
+    assert count > 1, (
+        f"{count} instances in an image of random blots; lower the score threshold for the check"
     )
 
 
@@ -182,14 +183,15 @@ def check_odd_images(system: System) -> None:
     """Images of one pixel, of a line, of one colour and the like give valid results."""
     for kind, image in ODD.items():
         try:
-            found = system.predictor(image)["instances"]
-            assert_valid(found, *shape_of(image), system.predictor.cfg.TEST.DETECTIONS_PER_IMAGE)
+            instances = system.predictor(image)["instances"]
+            limit = system.predictor.cfg.TEST.DETECTIONS_PER_IMAGE
+            assert_valid(instances, *shape_of(image), limit)
         except AssertionError as error:
             raise AssertionError(f"{kind}: {error}") from error
 
 
 def check_refused(system: System) -> None:
-    """What is no usable image is refused before the network runs."""
+    """The predictor refuses unusable images before the network runs."""
 
     def fail(*arguments: Any) -> None:
         raise AssertionError("the network ran")
@@ -205,7 +207,7 @@ def check_refused(system: System) -> None:
 
 
 def check_batch(system: System) -> None:
-    """Images of very different sizes give in a batch what they give alone."""
+    """Images of very different sizes give the same results in a batch as alone."""
     shapes = [(48, 64), (64, 48), (1, 1), (48, 64), (20, 90), (90, 20), (1, 4000), (47, 64)]
     generator = np.random.default_rng(1)
     images = [generator.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
@@ -257,32 +259,32 @@ def check_weights_that_are_not_finite(system: System) -> None:
         hook.remove()
     raised = 0
     for name, parameter in _one_of_each_part(predictor.model):
-        kept = parameter.detach().clone()
+        original = parameter.detach().clone()
         parameter.data.fill_(torch.nan)
         try:
-            found = predictor(PHOTO)["instances"]
+            instances = predictor(PHOTO)["instances"]
         except CheckpointError as error:
             assert "values that are not finite" in str(error), str(error)
             raised += 1
         else:
             assert parameter not in used, f"{name} is NaN, and there is a result"
-            assert torch.equal(found.pred_masks, sound.pred_masks), f"{name} changes masks"
-            assert torch.equal(found.scores, sound.scores), f"{name} changes scores"
+            assert torch.equal(instances.pred_masks, sound.pred_masks), f"{name} changes masks"
+            assert torch.equal(instances.scores, sound.scores), f"{name} changes scores"
         finally:
-            parameter.data.copy_(kept)
+            parameter.data.copy_(original)
     assert raised > 1, "NaN in a parameter is no error; see instseg.modeling.check_finite"
     assert_same(predictor(PHOTO)["instances"], sound)
 
 
 def check_limited_memory(system: System) -> None:
-    """The best instances are given where there is memory for some (``max_instances``)."""
-    every = system.predictor(PHOTO)["instances"]
+    """If memory suffices for some instances only (``max_instances``), these are the best."""
+    all_instances = system.predictor(PHOTO)["instances"]
     limited = copy.copy(system.predictor)
     limited.cfg = system.predictor.cfg.clone()
     limited.cfg.defrost()
     limited.cfg.TEST.MASK_MEMORY = 1.5 * PHOTO[:, :, 0].size / 1e9
     (best,) = limited([PHOTO])
-    assert_same(best["instances"], every[:1])
+    assert_same(best["instances"], all_instances[:1])
 
 
 def check_odd_frames(system: System) -> None:
@@ -290,15 +292,15 @@ def check_odd_frames(system: System) -> None:
     if system.predictor.video() is None:
         return
     video = VideoPredictor(system.predictor)
-    most = system.predictor.cfg.TEST.DETECTIONS_PER_IMAGE
+    limit = system.predictor.cfg.TEST.DETECTIONS_PER_IMAGE
     for kind, image in ODD.items():
         video.reset()
         thin = kind in ("a thin line", "a thin column")  # the network may not see it at all
         for keyframe in (True, False):
             result = video(image)
-            found = result["keyframe"]
-            assert found == keyframe or thin, f"{kind}: keyframe is {found}"
-            assert_valid(result["instances"], *shape_of(image), most)
+            is_keyframe = result["keyframe"]
+            assert is_keyframe == keyframe or thin, f"{kind}: keyframe is {is_keyframe}"
+            assert_valid(result["instances"], *shape_of(image), limit)
 
 
 CHECKS: tuple[Callable[[System], None], ...] = (
@@ -313,7 +315,7 @@ CHECKS: tuple[Callable[[System], None], ...] = (
     check_limited_memory,
     check_odd_frames,
 )
-"""The contract, one rule each."""
+"""The checks, one for each rule of the contract."""
 
 
 def assert_valid(instances: Instances, height: int, width: int, most: int) -> None:
@@ -321,11 +323,11 @@ def assert_valid(instances: Instances, height: int, width: int, most: int) -> No
 
     Args:
         height, width: of the image.
-        most: instances at most.
+        most: largest number of instances.
     """
     count = len(instances)
     assert instances.image_size == (height, width), f"{instances.image_size} of {height}x{width}"
-    assert count <= most, f"{count} instances, at most {most} are asked for"
+    assert count <= most, f"{count} instances; expected at most {most}"
     masks, boxes = instances.pred_masks, instances.pred_boxes.tensor
     assert masks.shape == (count, height, width), f"masks of shape {tuple(masks.shape)}"
     assert masks.dtype == torch.bool, f"masks of type {masks.dtype}"
@@ -339,7 +341,7 @@ def assert_valid(instances: Instances, height: int, width: int, most: int) -> No
 
 
 def assert_same(one: Instances, other: Instances) -> None:
-    """Two results agree but for what rounding explains."""
+    """Two results agree up to rounding."""
     assert one.image_size == other.image_size
     assert len(one) == len(other), f"{len(one)} instances and {len(other)}"
     # A batch may run through other kernels, so the last bits are free to differ.
@@ -378,7 +380,7 @@ def example_records(folder: Path) -> list[dict[str, Any]]:
 
 
 def train_batches(cfg: CfgNode, records: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """A batch of each record; where a project draws samples, some of those, of every kind."""
+    """A batch for each record; where a project draws samples, some batches of every kind."""
     if not cfg.INPUT.SAMPLES:
         yield from (batch_of(cfg, record, training=True) for record in records)
         return
@@ -388,7 +390,7 @@ def train_batches(cfg: CfgNode, records: list[dict[str, Any]]) -> Iterator[list[
 
 
 def batch_of(cfg: CfgNode, record: dict[str, Any], training: bool) -> list[dict[str, Any]]:
-    """A batch of one record as the model gets it, its classes brought below the model's number."""
+    """A batch of one record as the model gets it, with classes below the model's number."""
     if cfg.MODEL.LOAD_PROPOSALS:
         record = _with_proposals(record)
     # To a mapper of videos a still image is a clip of one frame.

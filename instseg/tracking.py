@@ -1,4 +1,4 @@
-"""Which detections of successive frames are the same instance."""
+"""Links the detections of an instance in successive frames."""
 
 from collections import Counter
 from typing import Any
@@ -17,11 +17,11 @@ DEFAULT_PATIENCE = 10
 _LONGEST_PATIENCE = 1_000_000
 _FRAME_RATE = 30.0  # at which the library counts patience in frames
 _SAME_CLASS = 0.2
-"""Overlap that a class in common is worth where two tracks compete for a detection."""
+"""Overlap that a common class is worth where two tracks compete for a detection."""
 _REACH = 3.0
-"""Longest sides that an instance seen once may have moved."""
+"""How far an instance may move to its second detection, in lengths of its longer side."""
 _GROWTH = 1.5
-"""Factor by which its width and height may have changed then."""
+"""Factor by which its width and height may change on this way."""
 
 Boxes = npt.NDArray[np.float64]
 
@@ -32,17 +32,17 @@ class Tracker:
     The package ``trackers`` does the work: a Kalman filter predicts where a box goes, and
     predictions and detections are matched by IoU.  ``sort`` (Bewley et al., ICIP 2016) takes all
     detections alike; ``bytetrack`` (Zhang et al., ECCV 2022) begins tracks with scores of at least
-    0.7 only, and continues them with any.  Settings are the library's own, but two: a track counts
+    0.7 only, and continues them with any.  Two settings differ from the library's: a track counts
     from its first detection on, and ``sort`` leaves out no score.
 
-    A class that flickers does not split a track: classes count where two tracks compete for a
-    detection, and the class of a track is that with the most score (:func:`vote`).
+    A class that flickers does not split a track: classes count only where two tracks compete for a
+    detection, and a track has the class with the highest total score (:func:`vote`).
 
-    A track seen once has no velocity yet, so nothing tells where a fast instance goes.  If nothing
-    in the next frame overlaps its box enough to be matched, and a detection of its class and size
-    that no track accounts for lies within three of its longer sides, that one is taken for its
-    second.  Overlap is enough at the method's own least IoU there, also where a higher one is asked
-    for: what lies between the two begins a track.
+    A track with one detection has no velocity yet, so nothing tells where a fast instance goes.  If
+    no box in the next frame overlaps it enough to be matched, the track takes a detection of its
+    class and size that no track accounts for and that lies within three of its longer sides.  Here
+    the method's least IoU is enough, even if ``min_iou`` is higher: a detection between the two
+    begins a track.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Tracker:
         Args:
             method: one of ``METHODS``.
             min_iou: least overlap of a detection and the box that is predicted for its track; None
-                is that of the method, 0.3 for ``sort`` and 0.1 for ``bytetrack``.
+                takes the method's, 0.3 for ``sort`` and 0.1 for ``bytetrack``.
             patience: frames without its instance after which a track can still go on; one more
                 ends it.
         Raises:
@@ -65,8 +65,8 @@ class Tracker:
         _check(method, min_iou, patience)
         check_installed()
         self._library = _library(method, min_iou, patience)
-        own = _library(method, None, patience).minimum_iou_threshold
-        self._enough = min(own, self._library.minimum_iou_threshold)
+        method_iou = _library(method, None, patience).minimum_iou_threshold
+        self._enough = min(method_iou, self._library.minimum_iou_threshold)
         self._affinity = _Affinity(self._library)
         self._library.iou = self._affinity
         self._votes = self._affinity.votes
@@ -74,7 +74,7 @@ class Tracker:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What numbers depend on; JSON."""
+        """The settings that track numbers depend on, as JSON values."""
         library = self._library
         return {
             "tracker": library.tracker_id,
@@ -83,7 +83,7 @@ class Tracker:
         }
 
     def update(self, instances: Instances) -> torch.Tensor:
-        """Take the detections of the next frame, none of them included.
+        """Take the detections of the next frame, of which there may be none.
 
         Args:
             instances: with ``pred_boxes``, ``scores`` and ``pred_classes``.
@@ -102,14 +102,14 @@ class Tracker:
         scores = instances.scores.cpu().double().numpy()[rows]
         self._affinity.expect(boxes, classes, scores)
         self._begin_to_move(boxes, classes)
-        found = self._library.update(
+        tracked = self._library.update(
             supervision.Detections(
                 xyxy=boxes, confidence=scores, data={"row": np.arange(len(rows))}
             )
         )
         numbers = np.full(len(rows), UNTRACKED)
-        if len(found):  # ByteTrack gives them in another order
-            numbers[found.data["row"]] = found.tracker_id
+        if len(tracked):  # ByteTrack changes their order
+            numbers[tracked.data["row"]] = tracked.tracker_id
         self._number_new(numbers, scores)
         for number, kind, score in zip(numbers.tolist(), classes.tolist(), scores, strict=True):
             if number != UNTRACKED:
@@ -121,9 +121,9 @@ class Tracker:
         return result
 
     def _number_new(self, numbers: npt.NDArray[np.int64], scores: Boxes) -> None:
-        """Number the tracks of this frame at once; the library would in the next frame.
+        """Number the tracks that begin in this frame; the library would do it in the next frame.
 
-        It begins them in the order of their detections.
+        The library begins tracks in the order of their detections.
         """
         begun = [track for track in self._library.tracks if track.tracker_id == UNTRACKED]
         least = self._library.track_activation_threshold
@@ -133,7 +133,7 @@ class Tracker:
             self._count += 1
 
     def _begin_to_move(self, boxes: Boxes, classes: npt.NDArray[np.int64]) -> None:
-        """Give tracks seen once the velocity that leads to their second detection."""
+        """Give tracks with one detection the velocity that leads to their second."""
         tracks = [track for track in self._library.tracks if track.age == 0]
         if not tracks or not len(boxes):
             return
@@ -142,37 +142,38 @@ class Tracker:
         )
         expected = states[:, :4] + states[:, 4:]
         (free,) = np.nonzero((_iou(expected, boxes) < self._enough).all(axis=0))
-        old = np.stack([track.get_state_bbox() for track in tracks])
+        old_boxes = np.stack([track.get_state_bbox() for track in tracks])
+        unmatched = (_iou(old_boxes, boxes) < self._enough).all(axis=1)
         pairs: list[tuple[float, int, int]] = []
-        for place in np.flatnonzero((_iou(old, boxes) < self._enough).all(axis=1)).tolist():
-            sides = old[place, 2:] - old[place, :2]
-            growth = (boxes[free, 2:] - boxes[free, :2]) / sides
-            way = (boxes[free, 2:] + boxes[free, :2] - old[place, 2:] - old[place, :2]) / 2
+        for index in np.flatnonzero(unmatched).tolist():
+            low, high = old_boxes[index, :2], old_boxes[index, 2:]
+            growth = (boxes[free, 2:] - boxes[free, :2]) / (high - low)
+            moves = (boxes[free, 2:] + boxes[free, :2] - high - low) / 2
             fits = (abs(np.log(growth)) <= np.log(_GROWTH)).all(axis=1)
-            fits &= (abs(way) <= _REACH * sides.max()).all(axis=1)
-            fits &= classes[free] == vote(self._votes[tracks[place].tracker_id])
-            distances = np.hypot(*way.T)
-            found = np.flatnonzero(fits).tolist()
-            pairs += [(float(distances[index]), place, int(free[index])) for index in found]
-        left, taken = set(range(len(tracks))), set(free.tolist())
-        for _, place, index in sorted(pairs):
-            if place in left and index in taken:
-                left.remove(place)
-                taken.remove(index)
-                state = tracks[place].state_estimator.kf.state
-                state[4:, 0] = boxes[index] - state[:4, 0]
+            fits &= (abs(moves) <= _REACH * (high - low).max()).all(axis=1)
+            fits &= classes[free] == vote(self._votes[tracks[index].tracker_id])
+            distances = np.hypot(*moves.T)
+            fitting_rows = np.flatnonzero(fits).tolist()
+            pairs += [(float(distances[row]), index, int(free[row])) for row in fitting_rows]
+        free_tracks, free_boxes = set(range(len(tracks))), set(free.tolist())
+        for _, index, row in sorted(pairs):
+            if index in free_tracks and row in free_boxes:
+                free_tracks.remove(index)
+                free_boxes.remove(row)
+                state = tracks[index].state_estimator.kf.state
+                state[4:, 0] = boxes[row] - state[:4, 0]
 
     def _forget(self) -> None:
-        """Tracks that wait no longer, so that memory is flat over any video."""
+        """Drop the votes of tracks that have ended, so that memory stays flat over any video."""
         waiting = {track.tracker_id for track in self._library.tracks}
         for number in [number for number in self._votes if number not in waiting]:
             del self._votes[number]
 
 
 class _Affinity:
-    """What the library matches by in place of the plain IoU: classes count a little too.
+    """Replaces the plain IoU by which the library matches: classes count a little too.
 
-    Without that, two instances in one place, such as a rider and a horse, would swap their tracks.
+    Otherwise two instances at one spot, such as a rider and a horse, would swap their tracks.
     """
 
     def __init__(self, library: Any) -> None:
@@ -196,7 +197,7 @@ class _Affinity:
         while not np.array_equal(self._groups[0][0], boxes):
             del self._groups[0]
         classes = self._groups.pop(0)[1]
-        # The others have their detection: the library matches one group after the other.
+        # The other tracks have their detection: the library matches one group after the other.
         waiting = [track for track in self._library.tracks if track.time_since_update > 0]
         kinds = np.array([vote(self.votes[track.tracker_id]) for track in waiting])
         overlap = _iou(predicted, boxes)
@@ -206,7 +207,7 @@ class _Affinity:
 
 
 def vote(scores: Counter[int]) -> int:
-    """The class of a track: that with the most score in all; the earlier one of equals.
+    """The class of a track: the one with the highest total score, of equals the earlier one.
 
     Args:
         scores: class → sum of the scores of its detections.

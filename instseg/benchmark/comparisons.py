@@ -1,4 +1,4 @@
-"""Every compiled operator, a composition of common operators that computes the same, and inputs."""
+"""Every compiled operator, with inputs and a composition of common operators that does the same."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,13 +31,13 @@ class OperatorComparison:
     """An operator and its peer, which compute the same.
 
     Attributes:
-        peer: what ``theirs`` is, for the table.
+        peer: name of ``theirs`` in the table.
         inputs: makes what ``ours`` takes, on a device, at full size or tiny.
         ours: the operator, as its users call it.
         theirs: the composition.
         their_inputs: the same in the layout that ``theirs`` wants; not timed.
         slow: ``theirs`` takes long: it is timed once, and its memory is not measured.
-        needs: a package of ``theirs``, without which the row is left out.
+        needs: package that ``theirs`` imports; without it the row is left out.
     """
 
     peer: str
@@ -73,7 +73,7 @@ def _head_inputs(device: torch.device, tiny: bool) -> Inputs:
 
 
 def maps_in_their_order(maps: Tensor, rois: Tensor) -> Inputs:
-    """The channel order of the authors, and planes instead of channels last."""
+    """The maps in the channel order of the authors, as planes instead of channels last."""
     cells = maps.permute(0, 2, 3, 1).unflatten(3, (_GROUP**2, 2, _CLASSES))
     return cells.permute(0, 5, 4, 3, 1, 2).flatten(1, 3).contiguous(), rois
 
@@ -96,7 +96,7 @@ def _pool_as_torchvision(maps: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
 def _composed_head(maps: Tensor, rois: Tensor) -> tuple[Tensor, ...]:
     pooled, _channels = _pool_as_torchvision(maps, rois)
     pooled = pooled.unflatten(1, (_CLASSES, 2))
-    larger, which = pooled.max(2)
+    larger, _indices = pooled.max(2)
     probabilities = larger.mean((2, 3)).softmax(1)
     classes = probabilities[:, 1:].argmax(1) + 1
     masks = pooled.softmax(2)[torch.arange(len(rois), device=rois.device), classes]
@@ -104,7 +104,7 @@ def _composed_head(maps: Tensor, rois: Tensor) -> tuple[Tensor, ...]:
 
 
 def _lean_head(maps: Tensor, rois: Tensor) -> tuple[Tensor, ...]:
-    """As little memory as a composition can do with: no indices, one class's softmax."""
+    """The composition that needs the least memory: no indices, the softmax of one class."""
     pooled = psroi_pool(maps, rois, _SCALE, _GROUP, _POOLED).unflatten(1, (_CLASSES, 2))
     probabilities = pooled.amax(2).mean((2, 3)).softmax(1)
     classes = probabilities[:, 1:].argmax(1) + 1
@@ -165,7 +165,7 @@ def _vote_inputs(device: torch.device, tiny: bool) -> Inputs:
 
 
 def _mask_inputs(device: torch.device, tiny: bool) -> Inputs:
-    """What YOLACT's network gives for an image of 480 x 640 pixels."""
+    """Outputs of YOLACT's network for an image of 480 x 640 pixels."""
     cells, count, height, width = (9, 2, 32, 40) if tiny else (138, 100, 480, 640)
     generator = torch.Generator().manual_seed(0)
     prototypes = torch.randn(cells, cells, 32, generator=generator).relu()
@@ -195,8 +195,8 @@ def _batched_nms(boxes: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
     best, rows = scores.topk(min(_NMS_TOP, scores.shape[1]), dim=1)
     classes = torch.arange(len(scores), device=scores.device)[:, None].expand_as(rows).flatten()
     best, rows = best.flatten(), rows.flatten()
-    kept = batched_nms(boxes[rows], best, classes, _NMS_IOU)[:_DETECTIONS]
-    return rows[kept], classes[kept], best[kept]
+    kept_rows = batched_nms(boxes[rows], best, classes, _NMS_IOU)[:_DETECTIONS]
+    return rows[kept_rows], classes[kept_rows], best[kept_rows]
 
 
 def _warp_inputs(device: torch.device, tiny: bool) -> Inputs:
@@ -214,7 +214,7 @@ def _warp_by_index(features: Tensor, flow: Tensor) -> Tensor:
     rows, columns = (torch.arange(size, device=flow.device) for size in (height, width))
     x = columns + flow[:, 0] * ((width - 1) / 2) + 1
     y = rows[:, None] + flow[:, 1] * ((height - 1) / 2) + 1
-    # What lies outside samples the border of zeros.
+    # Positions outside the map sample the border of zeros.
     x, y = x.clamp(0, width + 1), y.clamp(0, height + 1)
     left, top = x.floor().clamp(max=width), y.floor().clamp(max=height)
     total = torch.zeros_like(features)
@@ -227,7 +227,7 @@ def _warp_by_index(features: Tensor, flow: Tensor) -> Tensor:
 
 
 _RUN = 40
-"""Mean length of an object's runs in pixels."""
+"""Mean length of an instance's runs in pixels."""
 
 
 def _breakpoint_inputs(device: torch.device, tiny: bool) -> Inputs:

@@ -1,4 +1,4 @@
-"""Embeddings of an image as a discriminative loss makes them, and their clustering by others."""
+"""Embeddings of an image as a discriminative loss makes them, and two ways to cluster them."""
 
 from typing import Any
 
@@ -47,7 +47,7 @@ def clustered(embeddings: Tensor) -> Tensor:
 
 
 def clustered_by_scikit_learn(embeddings: Any) -> Tensor:
-    """The same of a NumPy array, by scikit-learn."""
+    """(pixels,) labels of a NumPy array, by scikit-learn."""
     from sklearn.cluster import MeanShift
 
     labels = MeanShift(bandwidth=BANDWIDTH, bin_seeding=True).fit(embeddings).labels_
@@ -55,5 +55,5 @@ def clustered_by_scikit_learn(embeddings: Any) -> Tensor:
 
 
 def as_array(embeddings: Tensor) -> tuple[Any, ...]:
-    """What scikit-learn takes."""
+    """The embeddings as scikit-learn takes them."""
     return (embeddings.cpu().numpy(),)

@@ -33,7 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "folded": {"optimize": True},
     "compiled": {"optimize": True, "compile": True},
 }
-"""Options of our predictor."""
+"""Name of a variant → options of our predictor."""
 
 
 def benchmark_models(
@@ -47,15 +47,15 @@ def benchmark_models(
 ) -> list[Row]:
     """Compare ``Predictor`` on a list of images with Detectron2's stock predictor, one by one.
 
-    Both run the same network on the same images in this process, by turns.  Peak memory is that
-    of a process of its own for each.  Without ``MODEL.WEIGHTS`` the network is random and keeps
-    detections of any score, so that its heads have work.  Of a model for videos the stages end with
-    its network alone on a key frame and on a frame between two, which are no parts of the total.
+    Both run the same network on the same images in this process, by turns.  A separate process for
+    each measures peak memory.  Without ``MODEL.WEIGHTS`` the network is random and keeps detections
+    of any score, so that its heads have work.  For a model for videos two stages are added, its
+    network alone on a key frame and on a frame between two; they are no parts of the total.
 
     Args:
-        config_files: one row each and variant, and those of comparisons that the model declares
-            (:class:`instseg.modeling.ComparedModel`).
-        inputs: image files; none takes eight synthetic images of 640 x 640 pixels.
+        config_files: one row for each and every variant, and one for each comparison that the
+            model declares (:class:`instseg.modeling.ComparedModel`).
+        inputs: image files; without any, eight synthetic images of 640 x 640 pixels.
         overrides: ``[KEY, VALUE, ...]``.
         repeats: passes over the images; the median is reported.
         variants: keys of :data:`VARIANTS`; the peer is the same for all.  The peak memory of
@@ -78,7 +78,7 @@ def benchmark_models(
         for variant in variants:
             options = {**VARIANTS[variant], "allow_partial": allow_partial}
             rows.append(_benchmark_model(name, cfg, images, repeats, variant, options))
-        rows += _own_comparisons(name, cfg, images[0], repeats)
+        rows += _declared_comparisons(name, cfg, images[0], repeats)
     return rows
 
 
@@ -112,7 +112,7 @@ def _benchmark_model(
     with stage_times() if split else _stage_times(ours.model) as stages:
         total = seconds(ours_run)
     stages["rest"] = total - sum(stages.values())
-    if variant != "compiled":  # of a video model, the form for single images alone is compiled
+    if variant != "compiled":  # a video model is compiled for single images only
         stages |= _frame_times(ours, images, repeats)
     ours_ms, stock_ms = (
         1000 * statistics.median(times[kind]) / len(images) for kind in ("ours", "stock")
@@ -132,8 +132,8 @@ def _benchmark_model(
 
 
 @torch.no_grad()
-def _own_comparisons(name: str, cfg: CfgNode, pixels: np.ndarray, repeats: int) -> list[Row]:
-    """Rows of the comparisons that a model declares, on one pixels."""
+def _declared_comparisons(name: str, cfg: CfgNode, pixels: np.ndarray, repeats: int) -> list[Row]:
+    """Rows of the comparisons that a model declares, on one image."""
     model = _same_weights(lambda: build_model(cfg)).eval()
     if not isinstance(model, ComparedModel):
         return []
@@ -187,7 +187,7 @@ def _runner(predictor: Any, images: Sequence[np.ndarray]) -> Callable[[], None]:
         if isinstance(predictor, Predictor):
             predictor(list(images))
         else:
-            # Results are kept, as the list of the other predictor keeps them.
+            # The list keeps the results, as that of the other predictor does.
             [predictor(image) for image in images]
 
     return run
@@ -226,7 +226,7 @@ def _stage_times(model: nn.Module) -> Iterator[dict[str, float]]:
 def _frame_times(
     predictor: Predictor, images: Sequence[np.ndarray], repeats: int
 ) -> dict[str, float]:
-    """Seconds for all images as key frames and as frames between; none without video."""
+    """Seconds for all images as key frames and as frames between; none for a model of images."""
     model = as_video(predictor.model)
     if model is None:
         return {}
@@ -246,7 +246,7 @@ def _frame_times(
 def _peak_memory(
     cfg: CfgNode, images: Sequence[np.ndarray], options: dict[str, Any] | None
 ) -> float | None:
-    """MiB at most in use while a fresh process predicts on ``images``; None where unknown.
+    """Peak memory in MiB of a fresh process that predicts on ``images``; None if unknown.
 
     Args:
         options: of our predictor, None for the stock one.

@@ -1,4 +1,4 @@
-"""``instseg benchmark ops``: each compiled operator against its composition of common operators."""
+"""``instseg benchmark ops``: each compiled operator against a composition of common operators."""
 
 import logging
 import statistics
@@ -28,7 +28,7 @@ def benchmark_ops(
 ) -> list[Row]:
     """Compare every operator with its peer, by turns in this process.
 
-    Peak memory is that of a fresh process each.
+    A fresh process for each measures peak memory.
 
     Args:
         device: on which both run.
@@ -72,21 +72,21 @@ def _benchmark_op(
     def theirs() -> Any:
         return comparison.theirs(*their_inputs)
 
-    least = _bytes(inputs) + _bytes(ours())
+    moved_bytes = _bytes(inputs) + _bytes(ours())
     our_times, peer_times = [], []
     for i in range(repeats):
         our_times.append(seconds(ours))
         if i == 0 or not comparison.slow:
             peer_times.append(seconds(theirs))
     ours_ms, peer_ms = (1000 * statistics.median(times) for times in (our_times, peer_times))
-    ours_own = in_fresh_process(_own_memory, name, "ours", str(device))
-    peer_own = None
+    ours_beside = in_fresh_process(_memory_beside_inputs, name, "ours", str(device))
+    peer_beside = None
     if not comparison.slow:
-        peer_own = in_fresh_process(_own_memory, name, "theirs", str(device))
-    measured = bool(ours_own and peer_own)
+        peer_beside = in_fresh_process(_memory_beside_inputs, name, "theirs", str(device))
+    measured = bool(ours_beside and peer_beside)
     ours_peak, peer_peak = (
-        (own or 0) + _bytes(held) / 2**20
-        for own, held in ((ours_own, inputs), (peer_own, their_inputs))
+        (beside or 0) + _bytes(arguments) / 2**20
+        for beside, arguments in ((ours_beside, inputs), (peer_beside, their_inputs))
     )
     return Row(
         name=name,
@@ -95,13 +95,13 @@ def _benchmark_op(
         peer_ms=peer_ms,
         ratio_time=peer_ms / ours_ms,
         ratio_memory=peer_peak / ours_peak if measured else None,
-        ratio_own_memory=peer_own / ours_own if ours_own and peer_own else None,
+        ratio_own_memory=peer_beside / ours_beside if ours_beside and peer_beside else None,
         peak_memory_mib=ours_peak if measured else None,
-        floor_ms=1000 * least / bandwidth,
+        floor_ms=1000 * moved_bytes / bandwidth,
     )
 
 
-def _own_memory(name: str, kind: str, device_name: str) -> float | None:
+def _memory_beside_inputs(name: str, kind: str, device_name: str) -> float | None:
     """MiB that one call takes beside its inputs, in this process; its results are part of it."""
     comparison, device = COMPARISONS[name], torch.device(device_name)
     call = getattr(comparison, kind)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the row of a table, timing, peak memory, the report."""
+"""Shared by the benchmarks: the row of a table, timing, peak memory, the report."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 class Row:
     """One comparison.  Times are milliseconds per image (models) or call (operators).
 
-    The ratios are peer / ours, above 1 is ahead; None where peak memory cannot be measured.
+    The ratios are peer / ours, above 1 ours is ahead; None where peak memory cannot be measured.
     ``ratio_memory`` counts the inputs, ``ratio_own_memory`` what a call takes beside them.
     ``stages_ms`` splits ``ours_ms`` by the parts of the model.  ``floor_ms`` is how long it takes
     to move the bytes that an operator must read and write.
@@ -69,7 +69,7 @@ def report(rows: Sequence[Row], json_file: Path | None) -> str:
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """How long one call takes, with what it leaves running on the GPU."""
+    """Seconds that one call takes, with the work that it leaves running on the GPU."""
     start = now()
     run()
     return now() - start
@@ -97,9 +97,9 @@ def _send(parent: int, sender: Any, function: Callable[..., float | None], *argu
 
 
 def peak_resident() -> float | None:
-    """MiB of memory that this process had at most; None where the system does not tell."""
+    """Peak memory of this process in MiB; None if the system does not tell."""
     try:
-        # getrusage would count what the parent had when it started this process.
+        # getrusage would count the memory that the parent had when it started this process.
         status = Path("/proc/self/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
     except (OSError, IndexError, ValueError):  # not on Linux
@@ -111,5 +111,5 @@ def forget_peak() -> None:
     try:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")
-    except OSError:  # peaks then include what was in use before
+    except OSError:  # peaks then include memory that was in use before
         logger.warning("this system cannot reset the peak of memory; ratios may come out lower")

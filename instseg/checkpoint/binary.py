@@ -14,16 +14,16 @@ from instseg.errors import CheckpointError
 
 
 class Malformed(Exception):
-    """What is wrong with a file; :func:`opened` adds its path."""
+    """The content of a file is wrong; :func:`opened` adds the path to the message."""
 
 
 @contextmanager
 def opened(path: str | os.PathLike[str], kind: str) -> Iterator[BinaryIO]:
-    """Open a file to read its content inside.
+    """Open a file for reading inside the ``with`` block.
 
     Args:
         path: local path or URL.
-        kind: of file, in messages, such as "Torch7 file".
+        kind: what messages call such a file, e.g. "Torch7 file".
     Raises:
         CheckpointError: the file cannot be opened or read, or is :class:`Malformed`.
     """
@@ -44,22 +44,22 @@ class ByteReader:
         self._file = file
         self._left = os.fstat(file.fileno()).st_size
 
-    def _room(self, count: int, size: int, what: str) -> int:
-        """``count``, once that many things of ``size`` bytes fit into the rest of the file."""
+    def _room(self, count: int, size: int, things: str) -> int:
+        """Return ``count``; refuse it if that many things of ``size`` bytes exceed the file."""
         if count < 0 or count * size > self._left:
-            raise Malformed(f"it claims {count} {what}, but only {self._left} bytes follow")
+            raise Malformed(f"it claims {count} {things}, but only {self._left} bytes follow")
         return count
 
-    def _unpack(self, code: str, what: str = "a value") -> tuple[Any, ...]:
-        return struct.unpack(code, self._take(struct.calcsize(code), what))
+    def _unpack(self, code: str, part: str = "a value") -> tuple[Any, ...]:
+        return struct.unpack(code, self._take(struct.calcsize(code), part))
 
-    def _take(self, length: int, what: str = "a value") -> bytearray:
-        """The next bytes, in memory of their own."""
+    def _take(self, length: int, part: str = "a value") -> bytearray:
+        """Read the next bytes into new memory."""
         if length > self._left:
-            raise Malformed(f"{what} should take {length} bytes, {self._left} are left")
+            raise Malformed(f"{part} should take {length} bytes, {self._left} are left")
         data = bytearray(length)
         if self._file.readinto(data) != length:  # type: ignore[attr-defined]
-            raise Malformed(f"the file became shorter while {what} was read")
+            raise Malformed(f"the file became shorter while {part} was read")
         self._left -= length
         return data
 

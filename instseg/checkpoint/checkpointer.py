@@ -73,7 +73,9 @@ class Checkpointer(DetectionCheckpointer):
         self._distributed = isinstance(model, DistributedDataParallel)
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``<save_dir>/<name>.pth``, then name it the last checkpoint; each all or nothing.
+        """Write ``<save_dir>/<name>.pth``, then name it the last checkpoint.
+
+        Each of these two steps happens completely or not at all.
 
         Args:
             name: file name without extension.
@@ -185,14 +187,14 @@ class Checkpointer(DetectionCheckpointer):
         if not self.save_dir:
             return
         files = {file.name: file for file in Path(self.save_dir).glob("*.pth")}
-        # Looking the tag up among the files keeps a damaged one from naming anything else.
+        # Looked up among these files, so that a damaged tag names no other file.
         tagged = files.pop(self._tagged(), None)
         if tagged and peek_iteration(tagged) is not None:
             yield str(tagged)
         dated = []
         for file in files.values():
             iteration = peek_iteration(file)
-            if iteration is not None and iteration >= 0:  # a file without was put there by hand
+            if iteration is not None and iteration >= 0:  # somebody put a file without one there
                 dated.append((iteration, file.stat().st_mtime, str(file)))
         for _, _, name in sorted(dated, reverse=True):
             yield name
@@ -240,10 +242,11 @@ class Checkpointer(DetectionCheckpointer):
             text += f"; {fit.remedy}"
         half = 2 * fit.initialised >= fit.total
         if refused:
-            random = fit.missing or fit.reshaped
-            rest = "random numbers for what is missing" if random else "what is unknown left out"
+            leaves_random = fit.missing or fit.reshaped
+            effect = "leaves the rest random" if leaves_random else "ignores unknown tensors"
             raise CheckpointError(
-                f"{text}; or go on with --allow-partial (in Python allow_partial=True), with {rest}"
+                f"{text}; or go on with --allow-partial (in Python allow_partial=True), which "
+                f"{effect}"
             )
         if not half and not self.allow_partial:
             raise CheckpointError(
@@ -254,8 +257,8 @@ class Checkpointer(DetectionCheckpointer):
         if fit.reshaped:
             text += f"; {fit.from_scratch} start from scratch"
         elif fit.missing:
-            end = "stays random" if self.inference else "starts from scratch"
-            text += f"; what is missing {end}"
+            state = "stay random" if self.inference else "start from scratch"
+            text += f"; missing tensors {state}"
         if not half:
             text = f"MOST OF THE MODEL STAYS RANDOM (--allow-partial). {text}"
         logger.log(logging.INFO if fit.complete else logging.WARNING, "%s", text)
@@ -271,11 +274,13 @@ class Checkpointer(DetectionCheckpointer):
             logger.warning("%s: %s; they are not used", path, error)
             return
         if theirs is not None and theirs.names != ours.names:
-            there, here = few(theirs.names), few(ours.names)
-            logger.warning("%s was trained for classes %s, but these are %s", path, there, here)
+            their_names, our_names = few(theirs.names), few(ours.names)
+            logger.warning(
+                "%s was trained for classes %s, but these are %s", path, their_names, our_names
+            )
 
     def _fit(self, checkpoint: dict[str, Any], path: str, *, inference: bool) -> Fit:
-        """Compare the weights with the model, after renaming them where the file asks for it."""
+        """Compare the weights with the model; rename them first if the file asks for it."""
         weights = checkpoint["model"]
         by_suffix = bool(checkpoint.pop("matching_heuristics", False))
         if by_suffix and weights:
@@ -289,8 +294,8 @@ class Checkpointer(DetectionCheckpointer):
             theirs = weights.get(name)
             if theirs is not None and ours.is_floating_point() > theirs.is_floating_point():
                 raise CheckpointError(
-                    f"{path} has {name} as {theirs.dtype}, the model as {ours.dtype}: weights that "
-                    "were quantised, or are others; expected floating-point numbers"
+                    f"{path} has {name} as {theirs.dtype}, the model as {ours.dtype}; expected "
+                    "floating-point numbers: were the weights quantised?"
                 )
         return Fit.measure(
             self.model, weights, by_suffix, inference=inference, classes=self.classes

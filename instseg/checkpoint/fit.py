@@ -15,15 +15,15 @@ Shape = tuple[int, ...]
 _FEW_PARTS = 6
 """Number of parts of a model that a message names."""
 _CLASSIFIER = 4
-"""Most tensors that a released backbone has beside those of ours: its classifier, a bias."""
+"""Largest number of tensors of a released backbone that ours lacks: its classifier, a bias."""
 
 
 @dataclass(frozen=True)
 class Fit:
     """How well the tensors of a file fit those of a model.
 
-    Leaves out batch counters, and the statistics of frozen normalisations that the file has as
-    scale and shift only.
+    It does not count batch counters, nor the statistics of frozen normalisations of which the file
+    has only scale and shift.
 
     Attributes:
         ours: name -> shape of the tensors of the model that a file can initialise.
@@ -57,9 +57,10 @@ class Fit:
         """Compare names and shapes.
 
         Args:
-            model: its state dict gives the names and shapes asked for.
+            model: its state dict gives the expected names and shapes.
             weights: named as in the model.
-            by_suffix: names were matched by suffix, so a tensor of another shape kept its own.
+            by_suffix: names were matched by suffix, so a tensor of another shape kept the
+                name that it has in the file.
             inference: do not ask for the tensors that
                 :func:`~instseg.modeling.contract.unused_in_inference` names.
             classes: of the model, for messages.
@@ -128,10 +129,9 @@ class Fit:
     def remedy(self) -> str:
         """The most likely cause of a misfit, and what to change."""
         if self.classes and self.reshaped and self.classes_there:
-            key, there = self.classes.key, " or ".join(map(str, self.classes_there))
-            return (
-                f"the file is for {there} classes, {key} is {self.classes.count}: set {key} {there}"
-            )
+            key, counts = self.classes.key, " or ".join(map(str, self.classes_there))
+            ours = self.classes.count
+            return f"the file is for {counts} classes, {key} is {ours}: set {key} {counts}"
         one_size = all(len(_difference(*pair)) == 1 for pair in self.reshaped.values())
         if self.reshaped and one_size and not self.classes:
             return "most likely the number of classes differs: set NUM_CLASSES"
@@ -168,10 +168,10 @@ class Fit:
 
 
 def parts(names: Sequence[str], among: Collection[str]) -> str:
-    """Describe ``names`` by the modules that consist of nothing else, those with most tensors.
+    """Describe ``names`` by the modules that hold no other tensors, the largest first.
 
     Args:
-        names: of tensors, some of ``among``.
+        names: of tensors, all of them in ``among``.
         among: names of all tensors.
     """
     all_below, named_below = _counts(among), _counts(names)
@@ -211,12 +211,12 @@ def _possible_classes(pairs: Iterable[tuple[Shape, Shape]], count: int) -> tuple
     for pair in pairs:
         if len(_difference(*pair)) != 1:
             return ()
-        ((there, here),) = _difference(*pair)
+        ((their_size, our_size),) = _difference(*pair)
         numbers = set()
         for extra in (0, 1):
-            each, rest = divmod(here, count + extra)
-            if not rest and each and not there % each:
-                numbers.add(there // each - extra)
+            per_class, rest = divmod(our_size, count + extra)
+            if not rest and per_class and not their_size % per_class:
+                numbers.add(their_size // per_class - extra)
         possible = numbers if possible is None else possible & numbers
     return tuple(sorted(number for number in possible or () if number > 0 and number != count))
 
@@ -239,10 +239,10 @@ def _counts(names: Iterable[str]) -> dict[str, int]:
 
 def _other_lengths(theirs: Iterable[str], ours: Iterable[str]) -> str:
     """Describes the first list of modules whose lengths in the file and the model differ."""
-    there, here = _lengths(theirs), _lengths(ours)
-    for name, length in here.items():
-        if there.get(name, length) != length:
-            return f"{name} has {there[name]} blocks in the file, {length} here"
+    their_lengths, our_lengths = _lengths(theirs), _lengths(ours)
+    for name, length in our_lengths.items():
+        if their_lengths.get(name, length) != length:
+            return f"{name} has {their_lengths[name]} blocks in the file, {length} here"
     return ""
 
 

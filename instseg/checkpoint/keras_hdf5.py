@@ -1,8 +1,8 @@
-"""Weights saved by Keras as HDF5, read without following the file to anywhere else.
+"""Reads weights that Keras saved as HDF5, without opening what the file refers to.
 
 HDF5 can refer to other files (external links and storage, virtual data sets), load filter plugins,
 hold Python objects as pickles, and claim sizes it does not have.  A file that Keras wrote has none
-of that; the reader refuses it before it reads any data.
+of these; the reader refuses a file with any of them before it reads data.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def read_keras_hdf5(path: str, skipped: set[str]) -> tuple[dict[str, Tensor], li
     Returns:
         {name with the groups around it: CPU tensor in float32}, and the names in skipped groups.
     Raises:
-        CheckpointError: missing, damaged or truncated file, or one that is more than numbers.
+        CheckpointError: missing, damaged or truncated file, or one that holds more than numbers.
         ImportError: h5py is not installed.
     """
     try:
@@ -45,17 +45,19 @@ def read_keras_hdf5(path: str, skipped: set[str]) -> tuple[dict[str, Tensor], li
     try:
         with h5py.File(local, "r") as file:
             arrays = dict(_datasets(file, set()))
-            wanted = {
+            weights = {
                 name: data for name, data in arrays.items() if not skipped & {*name.split("/")}
             }
-            for name, data in wanted.items():
+            for name, data in weights.items():
                 _check(name, data)
-            size = sum(data.size * data.dtype.itemsize for data in wanted.values())
+            size = sum(data.size * data.dtype.itemsize for data in weights.values())
             if size > _MAX_BYTES:
-                raise CheckpointError(f"claims {size} bytes of tensors; at most {_MAX_BYTES}")
+                raise CheckpointError(
+                    f"claims {size} bytes of tensors; expected at most {_MAX_BYTES}"
+                )
             tensors = {
                 name: torch.from_numpy(np.asarray(data[()], dtype=np.float32))
-                for name, data in wanted.items()
+                for name, data in weights.items()
             }
     except CheckpointError as error:
         raise CheckpointError(f"{path} {error}") from error
@@ -67,7 +69,7 @@ def read_keras_hdf5(path: str, skipped: set[str]) -> tuple[dict[str, Tensor], li
 
 
 def _datasets(group: Any, addresses: set[int], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every HDF5 data set below ``group`` with its name; each object may appear once."""
+    """Every HDF5 data set below ``group`` with its name; none may have two names."""
     import h5py
 
     for key in group:

@@ -1,4 +1,4 @@
-"""Weights saved by MXNet (``PREFIX-EPOCH.params``), read without MXNet.
+"""Reads weights that MXNet saved (``PREFIX-EPOCH.params``), without MXNet.
 
 The file is little endian: a magic number, a reserved zero, the number of arrays, the arrays, the
 number of names, the names.  Three layouts of an array exist, those of MXNet 1.x, 0.12 and older;
@@ -47,7 +47,7 @@ def read_params(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         (out, in, height, width).
     Raises:
         CheckpointError: a missing, damaged or truncated file, sparse arrays, unknown number types,
-            or arrays without names; the message says what was found.
+            or arrays without names; the message says which.
     """
     with opened(path, "MXNet parameter file") as file:
         return _Reader(file).arrays()
@@ -73,41 +73,41 @@ class _Reader(ByteReader):
         self._end()
         return named
 
-    def _array(self, what: str) -> Tensor:
-        tag = self._number("<I", f"the tag of {what}")
+    def _array(self, part: str) -> Tensor:
+        tag = self._number("<I", f"the tag of {part}")
         if tag == _TAG_WITH_STORAGE:
-            storage = self._number("<i", f"the storage type of {what}")
+            storage = self._number("<i", f"the storage type of {part}")
             if storage != _DENSE:
                 kind = _STORAGE_NAMES.get(storage, "of unknown storage")
-                raise Malformed(f"{what} is {kind} (type {storage}); expected dense arrays")
+                raise Malformed(f"{part} is {kind} (type {storage}); expected dense arrays")
         if tag in (_TAG_WITH_STORAGE, _TAG_WITH_LONG_DIMS):
-            axes, code = self._number("<I", f"the number of axes of {what}"), "q"
+            axes, code = self._number("<I", f"the number of axes of {part}"), "q"
         else:  # the oldest layout has no tag
             axes, code = tag, "I"
         if not 1 <= axes <= _MAX_AXES:
-            raise Malformed(f"{what} has {axes} ({axes:#x}) axes; expected 1 to {_MAX_AXES}")
-        shape = self._unpack(f"<{axes}{code}", f"the shape of {what}")
+            raise Malformed(f"{part} has {axes} ({axes:#x}) axes; expected 1 to {_MAX_AXES}")
+        shape = self._unpack(f"<{axes}{code}", f"the shape of {part}")
         if min(shape) < 1:
-            raise Malformed(f"{what} has shape {shape}; expected positive sizes")
-        *_, type_code = self._unpack("<iii", f"device and type of {what}")
+            raise Malformed(f"{part} has shape {shape}; expected positive sizes")
+        *_, type_code = self._unpack("<iii", f"device and type of {part}")
         dtype = _DTYPES.get(type_code)
         if dtype is None:
             known = ", ".join(f"{key} {value.name}" for key, value in _DTYPES.items())
-            raise Malformed(f"{what} has the unknown number type {type_code}; known are {known}")
-        label = f"the data of {what}, {dtype.name} of shape {shape}"
+            raise Malformed(f"{part} has the unknown number type {type_code}; known are {known}")
+        label = f"the data of {part}, {dtype.name} of shape {shape}"
         data = self._take(math.prod(shape) * dtype.itemsize, label)
         return torch.from_numpy(np.frombuffer(data, dtype).reshape(shape))
 
-    def _name(self, what: str) -> str:
-        length = self._number("<Q", f"the length of {what}")
-        raw = self._take(length, what)
+    def _name(self, part: str) -> str:
+        length = self._number("<Q", f"the length of {part}")
+        raw = self._take(length, part)
         try:
             return raw.decode()
         except UnicodeDecodeError:
-            raise Malformed(f"{what} is {bytes(raw[:40])!r}; expected UTF-8 text") from None
+            raise Malformed(f"{part} is {bytes(raw[:40])!r}; expected UTF-8 text") from None
 
-    def _count(self, what: str, least_size: int) -> int:
-        return self._room(self._number("<Q", f"the number of {what}"), least_size, what)
+    def _count(self, things: str, least_size: int) -> int:
+        return self._room(self._number("<Q", f"the number of {things}"), least_size, things)
 
-    def _number(self, code: str, what: str) -> Any:
-        return self._unpack(code, what)[0]
+    def _number(self, code: str, part: str) -> Any:
+        return self._unpack(code, part)[0]

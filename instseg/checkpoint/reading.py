@@ -104,7 +104,7 @@ def _verify(file: BinaryIO, path: str, local: str, sha256: str) -> str:
     if digest != expected:
         raise CheckpointError(
             f"checkpoint {path} has SHA-256 {digest}, but {_KEY} is {expected}; "
-            f"another file, or a damaged one" + _cached(path, local)
+            f"it is another file, or damaged" + _cached(path, local)
         )
     logger.info("%s has the expected SHA-256 %s", path, digest)
     return digest
@@ -129,7 +129,7 @@ def _parse(file: BinaryIO, path: str, local: str, suffix: str, digest: str) -> d
         raise CheckpointError(
             f"checkpoint {path} refers to {error}, which is not plain data and could execute code; "
             f"it was blocked, nothing was executed (SHA-256 {digest or _digest(file)}); "
-            f"if you trust the file, have its tensors saved alone as a dict or as .safetensors"
+            f"if you trust the file, save its tensors alone, as a dict or as .safetensors"
         ) from error
     except Exception as error:  # a damaged file can make the parsers raise anything
         raise CheckpointError(
@@ -164,10 +164,12 @@ def _load_torch(file: BinaryIO) -> dict[Any, Any]:
             raise BlockedGlobal(blocked[1]) from error
         # The rest of PyTorch's message advises to turn its protection off.
         reason = re.search(r"WeightsUnpickler error: ([^\n]*)", str(error))
-        raise ValueError(reason[1] if reason else "not a pickle of tensors") from error
+        raise ValueError(reason[1] if reason else "it is no pickle of tensors") from error
     except RuntimeError as error:
         if "weights_only" in str(error):  # this message advises the same
-            raise ValueError("an archive of TorchScript, or a tar file; expected a dict") from error
+            raise ValueError(
+                "it is a TorchScript archive or a tar file; expected a dict"
+            ) from error
         raise
     if not isinstance(loaded, dict):
         raise CheckpointError(f"holds a {type(loaded).__name__}; expected a dict of tensors")
@@ -225,18 +227,20 @@ def _checked(checkpoint: dict[Any, Any]) -> dict[str, Any]:
             keys = ", ".join(map(str, list(source)[:5]))
             raise CheckpointError(
                 f"is no dict of tensors: {name!r} is a {type(value).__name__} (keys: {keys}); "
-                f"expected names and tensors, or these under the key 'model'"
+                f"expected names with tensors, alone or under the key 'model'"
             )
         if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-            raise CheckpointError(f"holds {name!r} as a tensor that is not dense")
+            raise CheckpointError(
+                f"holds {name!r} as a tensor that is not dense; expected dense ones"
+            )
         claimed += max(value.numel() * value.itemsize - value.untyped_storage().nbytes(), 0)
         if claimed > _MOST_REPEATED:
             raise CheckpointError(
-                f"holds {name!r} as a tensor of {value.numel()} values, of which it stores fewer; "
-                "expected each value on its own, as .contiguous() makes it"
+                f"holds {name!r} as a tensor of {value.numel()} values, but stores fewer; "
+                "expected each value by itself, as .contiguous() makes it"
             )
         weights[name] = value
-    # Infinity may be intended, as in a mask; torch finds no NaN in types of one byte.
+    # Infinity may be intended, as in a mask; torch cannot look for NaN in types of one byte.
     broken = [
         name
         for name, value in weights.items()

@@ -61,7 +61,7 @@ class Torch7Object:
 
 
 def read_torch7(path: str) -> Any:
-    """The value that a file holds.
+    """Read the value that a file holds.
 
     Args:
         path: local path or URL.

@@ -76,8 +76,8 @@ def plain_names(
 
     Args:
         weights: as in the file.
-        names: of the tensors of the target model; the renaming that gives most of these is taken.
-            None if the model is unknown.
+        names: of the tensors of the target model; the renaming that matches most of these is
+            taken.  None if the model is unknown.
     """
     if not weights:
         return weights
@@ -85,13 +85,15 @@ def plain_names(
         rename = _for_any_model(weights)
     else:
         known = frozenset(names)
-        ways = [_without_attributes(weights, known, first) for first in (_inner, _same)]
-        rename = max(ways, key=lambda way: _hits(weights, known, way))
+        renames = [_without_attributes(weights, known, first) for first in (_inner, _same)]
+        rename = max(renames, key=lambda candidate: _hits(weights, known, candidate))
     renamed = OrderedDict((rename(name), value) for name, value in weights.items())
     changed = [(old, new) for old, new in zip(weights, renamed, strict=True) if old != new]
     if not changed:
         return weights
-    logger.info("%d names lose what a wrapper put there: %s is %s", len(changed), *changed[0])
+    logger.info(
+        "%d names lose the parts that a wrapper added: %s becomes %s", len(changed), *changed[0]
+    )
     if any(name.startswith("module.") for name in weights):
         renamed.pop("n_averaged", None)  # a counter of torch's AveragedModel
     versions = getattr(weights, "_metadata", None)
@@ -113,13 +115,13 @@ def _for_any_model(names: Iterable[str]) -> Rename:
 
 
 def _without_attributes(names: Collection[str], known: frozenset[str], rename: Rename) -> Rename:
-    """``rename``, then drop as many first parts as bring most names into ``known``."""
-    ways: list[Rename] = []
-    while len(ways) <= _DEEPEST and _distinct(names, rename):
-        ways.append(rename)
+    """``rename``, then drop leading parts, as many as match most names in ``known``."""
+    renames: list[Rename] = []
+    while len(renames) <= _DEEPEST and _distinct(names, rename):
+        renames.append(rename)
         first = Counter(rename(name).partition(".")[0] for name in names)
         rename = _then(rename, first.most_common(1)[0][0])
-    return max(ways, key=lambda way: _hits(names, known, way), default=_same)
+    return max(renames, key=lambda candidate: _hits(names, known, candidate), default=_same)
 
 
 def _same(name: str) -> str:

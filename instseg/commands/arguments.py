@@ -12,7 +12,7 @@ def path(text: str) -> Path:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give ``parser`` the arguments of every command that runs one model."""
+    """Add the arguments of every command that runs one model to ``parser``."""
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="YAML file, or its name in configs/")
     add("--weights", metavar="FILE", help="checkpoint, instead of MODEL.WEIGHTS")
@@ -21,16 +21,16 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_allow_partial(parser: argparse.ArgumentParser) -> None:
-    """Give ``parser`` the option of every command that loads weights for inference."""
+    """Add the option of every command that loads weights for inference to ``parser``."""
     parser.add_argument(
         "--allow-partial",
         action="store_true",
-        help="go on with weights that do not fit; what they lack stays random",
+        help="go on with weights that do not fit the model; missing tensors stay random",
     )
 
 
 def add_classes_argument(parser: argparse.ArgumentParser) -> None:
-    """Give ``parser`` the argument ``--classes``, the names of a model's classes."""
+    """Add the argument ``--classes``, the names of a model's classes, to ``parser``."""
     parser.add_argument(
         "--classes",
         metavar="CLASSES",

@@ -6,10 +6,10 @@ from instseg.commands.arguments import add_allow_partial, path
 
 
 def add_models_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give ``parser`` the arguments of the command and what it runs."""
+    """Add the arguments of the command to ``parser``, and the function that runs it."""
     parser.description = (
         "Compares instseg's Predictor with Detectron2's stock DefaultPredictor on the same network "
-        "and images.  Ratios are peer / ours: above 1 is ahead."
+        "and images.  Ratios are peer / ours: above 1, instseg is ahead."
     )
     add = parser.add_argument
     add("--config-file", required=True, action="append", metavar="FILE", help="may be repeated")
@@ -19,7 +19,7 @@ def add_models_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="NAME",
         help="eager (the default), folded (batch normalisation folded, channels last) or compiled "
-        "(folded and run through torch.compile); may be repeated, a row each",
+        "(folded and run through torch.compile); may be repeated, one row for each",
     )
     add("--repeats", type=int, default=6, metavar="N", help="passes (default %(default)s)")
     add("--json", type=path, metavar="FILE", help="write the rows as a JSON list")
@@ -29,16 +29,16 @@ def add_models_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_ops_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give ``parser`` the arguments of the command and what it runs."""
+    """Add the arguments of the command to ``parser``, and the function that runs it."""
     parser.description = (
-        "Compares each compiled operator with its composition of common operators on the same "
-        "input.  Ratios are peer / ours: above 1 is ahead.  floor_ms is the time to move the bytes "
-        "of input and output."
+        "Compares each compiled operator with a composition of common operators that computes the "
+        "same, on the same input.  Ratios are peer / ours: above 1, instseg is ahead.  floor_ms "
+        "is the time to move the bytes of input and output."
     )
     add = parser.add_argument
     add("--device", default="cpu", metavar="DEVICE", help="cpu or cuda (default %(default)s)")
     add("--repeats", type=int, default=5, metavar="N", help="calls (default %(default)s)")
-    add("--op", action="append", metavar="NAME", help="this row alone; may be repeated")
+    add("--op", action="append", metavar="NAME", help="only this row; may be repeated")
     add("--json", type=path, metavar="FILE", help="write the rows as a JSON list")
     parser.set_defaults(run=ops)
 

@@ -5,13 +5,16 @@ import sys
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give ``parser`` the arguments of the command and what it runs."""
+    """Add the arguments of the command to ``parser``, and the function that runs it."""
     parser.description = (
-        "Checks annotations and the header of every image.  Several data sets count as those of "
-        "one training, which must have the same classes and no image in common.  Training refuses "
-        "errors, and leaves out instances with a warning.  Exit status 1 if there is an error."
+        "Checks annotations and the header of every image.  Several data sets are checked as those "
+        "of one training: they must have the same classes and no image in common.  Training "
+        "refuses sets with errors, and leaves out instances with warnings.  Exit status 1 if there "
+        "is an error."
     )
-    parser.add_argument("dataset", nargs="+", metavar="NAME", help="or coco:PATH:IMAGE_ROOT")
+    parser.add_argument(
+        "dataset", nargs="+", metavar="NAME", help="a data set, or coco:PATH:IMAGE_ROOT"
+    )
     parser.add_argument("--strict", action="store_true", help="exit status 1 for warnings as well")
     parser.set_defaults(run=run)
 

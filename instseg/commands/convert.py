@@ -7,7 +7,7 @@ from instseg.projects import converters
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give ``parser`` the arguments of the command and what it runs."""
+    """Add the arguments of the command to ``parser``, and the function that runs it."""
     parser.description = (
         "Writes a checkpoint and, beside it as .yaml, the configuration that runs it.  Lists what "
         "became of every tensor, and the settings that the file does not contain.  Executes no "
@@ -18,14 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "format",
         metavar="FORMAT",
-        help=f"whose weights: {', '.join(formats)} or {last}",
+        help=f"format of the file: {', '.join(formats)} or {last}",
     )
     add("input", metavar="IN", help="the file as its authors released it")
     add("output", metavar="OUT", type=path, help="NAME.safetensors (the default) or NAME.pth")
     add(
         "--leave-out-classes",
         action="store_true",
-        help="without the layers whose size depends on the number of classes, to train on others",
+        help="drop the layers whose size depends on the number of classes, to train on others",
     )
     add(
         "--allow-partial",

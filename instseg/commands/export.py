@@ -6,7 +6,7 @@ from instseg.commands.arguments import add_classes_argument, add_model_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give ``parser`` the arguments of the command and what it runs."""
+    """Add the arguments of the command to ``parser``, and the function that runs it."""
     parser.description = (
         "Writes the network, from a batch of normalised square images to the outputs of the head; "
         "instseg.export.ExportedPredictor does the rest.  Prints the files written."

@@ -7,7 +7,7 @@ from instseg.errors import OutputError
 
 
 def add_build_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give ``parser`` the arguments of the command and what it runs."""
+    """Add the arguments of the command to ``parser``, and the function that runs it."""
     parser.description = "Writes OUTPUT/images and OUTPUT/instances_{train,val}.json."
     parser.add_argument("source", type=path, metavar="STAGE1_TRAIN", help="the unpacked download")
     parser.add_argument("output", type=path, metavar="OUTPUT")

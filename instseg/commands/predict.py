@@ -6,7 +6,7 @@ from instseg.commands.arguments import add_classes_argument, add_model_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give ``parser`` the arguments of the command and what it runs."""
+    """Add the arguments of the command to ``parser``, and the function that runs it."""
     parser.description = (
         "Writes predictions.json for images (COCO results with RLE masks) with their classes and "
         "image ids in categories.json, NAME.json for each video (the same by frame), an overlay "
@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add = parser.add_argument
     add_classes_argument(parser)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
         "--input",
         default=[],
         nargs="+",
@@ -25,12 +25,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images, videos, folders, numbered images such as frames_%%05d.png, http:// or "
         "rtsp:// addresses, or the number of a camera",
     )
-    what.add_argument(
+    source.add_argument(
         "--images-of",
         metavar="NAME",
         help="the images of a data set, such as coco:PATH.json:FOLDER, with its image ids",
     )
-    add("--output", required=True, type=path, metavar="DIR", help="created if need be")
+    add(
+        "--output",
+        required=True,
+        type=path,
+        metavar="DIR",
+        help="folder of the results, created if missing",
+    )
     add(
         "--confidence",
         type=float,
@@ -42,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rank-by",
         default="class",
         metavar="SCORE",
-        help="class or mask: which of the two is the score of an instance, for models that score "
-        "masks (default %(default)s)",
+        help="the score of an instance: class or, for models that score masks, mask (default "
+        "%(default)s)",
     )
     add("--polygons", action="store_true", help="masks as polygons, not RLE; holes are filled")
     add("--no-overlay", action="store_true", help="no overlay images and videos")
@@ -55,7 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a video model computes every N-th frame in full (default: the configuration's)",
     )
     _add_tracking(parser)
-    add("--fps", type=float, metavar="N", help="of images that make a video (default 25)")
+    add(
+        "--fps",
+        type=float,
+        metavar="N",
+        help="frames per second of images that form a video (default 25)",
+    )
     add("--recursive", action="store_true", help="search the folders inside folders as well")
     add("--resume", action="store_true", help="go on with unfinished videos; redo images")
     parser.set_defaults(run=run)
@@ -79,7 +90,7 @@ def _add_tracking(parser: argparse.ArgumentParser) -> None:
         "--track-min-iou",
         type=float,
         metavar="IOU",
-        help="least overlap with the expected place of an instance (default: the tracker's own)",
+        help="least IoU with the predicted box of an instance (default: the tracker's)",
     )
 
 

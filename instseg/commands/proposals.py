@@ -6,7 +6,7 @@ from instseg.commands.arguments import add_model_arguments, path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give ``parser`` the arguments of the command and what it runs."""
+    """Add the arguments of the command to ``parser``, and the function that runs it."""
     parser.description = (
         "Writes the boxes that a model without classes finds in a data set, for "
         "DATASETS.PROPOSAL_FILES_TRAIN and _TEST of a detector with MODEL.LOAD_PROPOSALS."

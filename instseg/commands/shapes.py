@@ -7,7 +7,7 @@ from instseg.errors import ConfigError, OutputError
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give ``parser`` the arguments of the command and what it runs."""
+    """Add the arguments of the command to ``parser``, and the function that runs it."""
     parser.add_argument("directory", type=path, metavar="DIR")
     parser.add_argument(
         "--split",

@@ -1,4 +1,4 @@
-"""Number and names of the classes of the model that a configuration describes."""
+"""The classes of the model that a configuration describes: their number and names."""
 
 import functools
 import logging
@@ -29,7 +29,7 @@ def check_classes(cfg: CfgNode, datasets: Iterable[DataSet]) -> None:
     for dataset in datasets:
         if not dataset.classes:
             continue
-        # A model without classes may be tested on others than it was trained on.
+        # A model without classes may be tested on other classes than it was trained on.
         difference = class_difference(first, dataset) if model and first else None
         if difference is not None:
             raise ConfigError(f"{difference}; one model cannot serve both")
@@ -62,9 +62,9 @@ def model_categories(
 ) -> Categories:
     """The ids and names of the classes of a model.
 
-    They come from the first of these that has any: the user, the checkpoint, ``MODEL.CATEGORIES``,
-    which training writes into its ``config.yaml``, and the data set ``DATASETS.TEST[0]``.  A source
-    with another number of classes than the model is never used.
+    The first of these sources that names any counts: the user, the checkpoint,
+    ``MODEL.CATEGORIES``, which training writes into its ``config.yaml``, and the data set
+    ``DATASETS.TEST[0]``.  A source with another number of classes than the model never counts.
 
     Args:
         cfg: of the model.

@@ -42,7 +42,7 @@ def _load(
     try:
         real = os.path.realpath(filename)
     except ValueError as error:
-        raise ConfigError(f"{filename!r}: no name of a file{origin}: {error}") from None
+        raise ConfigError(f"{filename!r}: is no file name{origin}: {error}") from None
     if real in chain:
         raise ConfigError(f"{filename}: _BASE_ is cyclic: {' -> '.join((*chain, real))}")
     if real in loaded:
@@ -94,7 +94,7 @@ def parse_yaml(text: str | TextIO, filename: str) -> dict[str, Any]:
             )
         if repeated := _repeated_key(node):
             raise ConfigError(
-                f"{filename}: {repeated}; the first would be ignored, put both into one"
+                f"{filename}: {repeated}; YAML would ignore the first, so put both into one"
             )
         content = loader.construct_document(node) if node is not None else None
     except (OSError, ConfigError):
@@ -118,7 +118,7 @@ def parse_yaml(text: str | TextIO, filename: str) -> dict[str, Any]:
 
 
 def _is_excessive(node: yaml.Node | None) -> bool:
-    """Whether there are too many values, for example by nested lists of aliases."""
+    """Whether there are too many values, for example through nested lists of aliases."""
     nodes = [node]
     size = 0
     while nodes and size + len(nodes) <= _LARGEST:
@@ -149,7 +149,7 @@ def _repeated_key(root: yaml.Node | None) -> str:
                     continue
                 name, line = (key.tag, key.value), key.start_mark.line + 1
                 if name in lines:
-                    return f"{key.value} is there twice, in the lines {lines[name]} and {line}"
+                    return f"{key.value} appears twice, in lines {lines[name]} and {line}"
                 lines[name] = line
         elif isinstance(node, yaml.SequenceNode):
             nodes += node.value

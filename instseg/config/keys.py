@@ -57,7 +57,7 @@ def take_old_keys(loaded: CfgNode) -> None:
 
 
 def add_shared_config(cfg: CfgNode) -> None:
-    """Add these keys to ``cfg`` with their defaults."""
+    """Add the shared keys to ``cfg``, with their defaults."""
     # SHA-256 that the file MODEL.WEIGHTS must have; "" does not check.
     cfg.MODEL.WEIGHTS_SHA256 = ""
     # The classes of the model, [{"id": ..., "name": ...}, ...] in the order of their numbers.
@@ -88,7 +88,7 @@ def add_shared_config(cfg: CfgNode) -> None:
     cfg.INPUT.SQUARE_SIZE = 0
     # Whether "ssd" changes brightness, contrast, saturation and hue.
     cfg.INPUT.SSD_COLORS = True
-    # Whether "ssd" crops around an object.
+    # Whether "ssd" crops around an instance.
     cfg.INPUT.SSD_CROP = True
     # Largest factor by which "ssd" expands the canvas around an image; 1.0 is off.
     cfg.INPUT.SSD_EXPAND_RATIO = 4.0
@@ -100,8 +100,8 @@ def add_shared_config(cfg: CfgNode) -> None:
     # Give models the annotations of test images too: for stages that use the ground truth in place
     # of the stage before them, never for results.
     cfg.INPUT.TRUTH_TEST = False
-    # Train on videos: each frame comes with an earlier one of its clip, between these numbers of
-    # frames before it (fewest, most), that the same augmentation changes; () is off. Needs "ssd".
+    # Train on videos: each frame comes with an earlier frame of its clip, this many frames before
+    # it (fewest, most), and the same augmentation changes both; () is off. Needs "ssd".
     cfg.INPUT.VIDEO_REFERENCE = ()
     # Give the flow from each frame to that earlier one as well, where the data set knows it.
     cfg.INPUT.VIDEO_FLOW = False
@@ -116,11 +116,11 @@ def add_shared_config(cfg: CfgNode) -> None:
     # Passes over each clip, the key frames one frame later in each; metrics are their mean. The
     # authors of YolactEdge make 5 with an interval of 5, so that all frames weigh the same.
     cfg.TEST.KEYFRAME_PASSES = 1
-    # What is measured, by the names of instseg/evaluation:
+    # The metrics to measure, by their names in instseg/evaluation:
     #   "coco"       COCO's AP of boxes and masks;
     #   "proposals"  average recall (AR@n, AUC), for models that know no classes;
     #   "contest"    TP / (TP + FP + FN), the metric of the 2018 Data Science Bowl on nuclei;
-    #   "leaves"     those of the leaf segmentation challenge (CVPPP): symmetric best Dice and
+    #   "leaves"     metrics of the leaf segmentation challenge (CVPPP): symmetric best Dice and
     #                difference in count; always on CVPPP data;
     #   "voc"        VOC's AP of masks at IoU 0.5 and 0.7; always on SBD and VOC data;
     #   "semantic"   mean IoU of the semantic map, for models that give one ("sem_seg");
@@ -132,7 +132,7 @@ def add_shared_config(cfg: CfgNode) -> None:
     cfg.TEST.TRACK_SCORE_THRESH = 0.05
     # Keep the weights with the best value of this metric under OUTPUT_DIR/best: "segm/AP",
     # "segm/AP-CLASS" or, with TEST.VAL_LOSS_PERIOD, "val/total_loss", whose best value is the
-    # lowest. With several data sets it begins with the name that one has in DATASETS.TEST:
+    # lowest. With several data sets the name of one in DATASETS.TEST stands before it:
     # "NAME/segm/AP".
     cfg.TEST.BEST_METRIC = ""
     # Iterations between two measurements of the losses on DATASETS.TEST; 0 is off.
@@ -170,7 +170,7 @@ def _sizes_to_train_on(cfg: CfgNode) -> Rule | None:
 
 
 def _crop_size(cfg: CfgNode) -> Rule | None:
-    """What ``INPUT.CROP.SIZE`` has to be for this ``INPUT.CROP.TYPE``."""
+    """The rule of ``INPUT.CROP.SIZE`` for this ``INPUT.CROP.TYPE``; None without crops."""
     if not cfg.INPUT.CROP.ENABLED:
         return None
     kind = cfg.INPUT.CROP.TYPE
@@ -264,7 +264,7 @@ declare(
         "DATASETS.TEST": _NAMES,
         "DATASETS.SHAPES_SIZE": whole(SIZES[0], SIZES[-1], f"{SIZES[0]} to {SIZES[-1]} pixels"),
         "DATALOADER.NUM_WORKERS": whole(0),
-        # Detectron2's others need keys that it does not define.
+        # Detectron2's other samplers need keys that it does not define.
         "DATALOADER.SAMPLER_TRAIN": one_of("TrainingSampler", "RepeatFactorTrainingSampler"),
         "DATALOADER.REPEAT_THRESHOLD": FRACTION,
         "SOLVER.IMS_PER_BATCH": COUNT,
@@ -295,7 +295,7 @@ declare(
         "TEST.AUG.ENABLED": check_augmentation,
         "TEST.AUG.MIN_SIZES": several(COUNT, "one or more sides in pixels, such as (400, 800)"),
         "TEST.AUG.MAX_SIZE": COUNT,
-        # Each process adds its number to it; NumPy takes 32 bits.
+        # Each process adds its number to the seed; NumPy takes 32 bits.
         "SEED": Rule(lambda x: is_whole(x) and x < 2**31, f"a whole number below {2**31}"),
         "MODEL.CATEGORIES": _categories,
         "MODEL.BACKBONE.FREEZE_AT": where(

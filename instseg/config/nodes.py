@@ -88,9 +88,7 @@ class CfgNode(Detectron2CfgNode):
         """Merge ``[KEY, VALUE, KEY, VALUE, ...]`` as given at the end of a command line."""
         options = [word for word in map(str, cfg_list) if word.startswith("--")]
         if options:
-            raise ConfigError(
-                f"{options[0]} is an option; options stand before the KEY VALUE pairs"
-            )
+            raise ConfigError(f"{options[0]} is an option; put options before the KEY VALUE pairs")
         if len(cfg_list) % 2:
             raise ConfigError(
                 f"overrides must be pairs KEY VALUE, found {len(cfg_list)} words: "
@@ -212,7 +210,7 @@ def check_device(cfg: CfgNode) -> None:
         )
     if int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"MODEL.DEVICE is {device}; the GPUs of this machine count from cuda:0 to "
+            f"MODEL.DEVICE is {device}; this machine has the GPUs cuda:0 to "
             f"cuda:{torch.cuda.device_count() - 1}"
         )
 
@@ -235,7 +233,7 @@ def _leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 def _check_key(cfg: CfgNode, key: str, value: Any, is_node: bool = False) -> None:
     node: Any = cfg
     if cfg.key_is_deprecated(key) or cfg.key_is_renamed(key):
-        return  # yacs has its own messages for these
+        return  # yacs explains these itself
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:
             known = [name for name, _ in _leaves(cfg)]
@@ -270,7 +268,7 @@ def _explain(error: Exception) -> str:
     mismatch = _TYPE_MISMATCH.fullmatch(text)
     if mismatch is None:
         return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
-    expected, found, current, value, key = mismatch.groups()
+    expected, actual, current, value, key = mismatch.groups()
     value = value if len(value) <= _LONGEST else f"{value[:_LONGEST]}..."
-    example = f"; write \"('{value}',)\"" if (expected, found) == ("tuple", "str") else ""
-    return f"{key} must be of type {expected} (like {current}), found {found} {value}{example}"
+    example = f"; write \"('{value}',)\"" if (expected, actual) == ("tuple", "str") else ""
+    return f"{key} must be of type {expected} (like {current}), found {actual} {value}{example}"

@@ -19,7 +19,7 @@ from instseg.errors import ConfigError, short
 
 @dataclass(frozen=True)
 class Rule:
-    """A test of a value, and its description in messages."""
+    """A test of a value, and the description of fitting values in messages."""
 
     fits: Callable[[Any], bool]
     expected: str
@@ -48,10 +48,10 @@ def declare(
         node: the group of the keys, such as ``MODEL.PAPER``; "" is the whole configuration.
         rules: name of a key in the group → one or several rules.
     """
-    for key, given in rules.items():
+    for key, of_key in rules.items():
         name = f"{node}.{key}" if node else key
-        more = given if isinstance(given, tuple) else (given,)
-        _declared[name] = (*_declared.get(name, ()), *more)
+        key_rules = of_key if isinstance(of_key, tuple) else (of_key,)
+        _declared[name] = (*_declared.get(name, ()), *key_rules)
 
 
 def check_values(cfg: CfgNode) -> None:

@@ -1,8 +1,8 @@
 """Weights released by the authors of a paper, made into checkpoints for our models.
 
-Each authors' format has a module in the project of the paper, whose function ``convert`` is a
-:class:`Converter`; what they share and the readers of file formats are here.  Reading executes
-nothing that a file contains.
+Each authors' format has a module in the project of the paper, with a function ``convert``, a
+:class:`Converter`.  This package holds what the converters share; the readers of file formats are
+in :mod:`instseg.checkpoint`.  Reading executes nothing that a file contains.
 """
 
 import os
@@ -56,8 +56,8 @@ def convert_file(
         raise ConfigError(f"{path} is the file to convert; give the result another name")
     options = options or Options()
     config = path.with_suffix(".yaml")
-    given = options.config
-    if given and os.path.exists(config) and os.path.exists(given) and config.samefile(given):
+    chosen = options.config
+    if chosen and os.path.exists(config) and os.path.exists(chosen) and config.samefile(chosen):
         raise ConfigError(f"{config} is the --config-file; give the result another name")
     convert: Converter = import_module(modules[format_name]).convert
     state, report = convert(source, options)
@@ -76,16 +76,16 @@ def convert_file(
 
 
 def _categories(path: Path, report: Report, options: Options) -> Categories | None:
-    """What the result says of its classes: the user's, or those of the data set it is for.
+    """The classes that the result names: the user's, or those of the data set it is for.
 
-    None where nobody knows them, or where the result has no layer for classes.
+    None if nothing names them, or if the result has no layer for classes.
 
     Raises:
-        ConfigError: those of the user do not fit the file.
+        ConfigError: the user's classes do not fit the file.
     """
     if not class_tensors(report.choice.cfg) & report.mapped.keys():
         if options.classes is not None:
             raise ConfigError(f"--classes: {path} gets no layer for classes; leave --classes out")
         return None
-    found = model_categories(report.choice.cfg, {}, options.classes)
-    return found if found.named else None
+    categories = model_categories(report.choice.cfg, {}, options.classes)
+    return categories if categories.named else None

@@ -1,4 +1,4 @@
-"""What the converters share: checking a file against the model it is for, and the report."""
+"""Shared by the converters: the check of a file against the model it is for, and the report."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from instseg.modeling.building import building
 Shape = tuple[int, ...]
 
 _NAMED = 8
-"""How many names an error lists."""
+"""Largest number of names that an error lists."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Report:
 
     Attributes:
         choice: the configuration of the model that the result fits.
-        mapped: our name → names in the file it was computed from; none where it became zero.
+        mapped: our name → names in the file it was computed from; none where the tensor is zero.
         ignored: name in the file → why it is not needed.
         left_out: as ``mapped``, tensors that were left out on request.
         missing: our names for which the file has nothing.
@@ -86,8 +86,8 @@ class Conversion:
         """
         Args:
             path: of the file, for messages.
-            layout: what its shapes tell.
-            options: what the user gave.
+            layout: what the shapes in the file tell.
+            options: the user's.
         """
         self.path = path
         self.options = options
@@ -98,7 +98,7 @@ class Conversion:
         self._ignored: dict[str, str] = {}
 
     def check_shape(self, source: str, found: Sequence[int], expected: Sequence[int]) -> None:
-        """Raise a CheckpointError if a tensor of the file has not the shape it needs."""
+        """Raise a CheckpointError if a tensor of the file has another shape than expected."""
         if tuple(found) != tuple(expected):
             raise CheckpointError(
                 f"{self.path}: {source} has shape {tuple(found)}, but {self._model()} needs "
@@ -142,7 +142,7 @@ class Conversion:
             raise CheckpointError(
                 f"{self.path} holds {len(self._values)} of the {len(self.expected)} tensors of "
                 f"{self._model()}; missing: {few(missing, _NAMED)}"
-                + ("; convert what is there with --allow-partial" if self._values else "")
+                + ("; convert these alone with --allow-partial" if self._values else "")
             )
         broken = [name for name, value in self._values.items() if not value.isfinite().all()]
         if broken:
@@ -171,7 +171,7 @@ def class_tensors(cfg: CfgNode) -> set[str]:
 
 def _shapes(cfg: CfgNode) -> dict[str, Shape]:
     cfg = cfg.clone()
-    cfg.MODEL.DEVICE = "meta"  # shapes alone are wanted
+    cfg.MODEL.DEVICE = "meta"  # only shapes matter
     with torch.device("meta"), building():
         model = build_model(cfg)
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}

@@ -1,7 +1,7 @@
-"""The configuration of the model that a file is for: read from its shapes, given, or taken.
+"""Finds the configuration of the model that a file of weights is for.
 
-Shapes tell the layers of a network.  Anchor sizes, the size and normalisation of images and the
-thresholds leave no trace in them: these are the user's, or those of the nearest of our
+The shapes in a file tell the layers of a network.  They do not tell anchor sizes, thresholds, or
+the size and normalisation of images: these come from the user, or else from the nearest of our
 configurations, and then the report says so.
 """
 
@@ -34,21 +34,21 @@ RCNN_UNTOLD = (
     *("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"),
     *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "MODEL.ROI_HEADS.NMS_THRESH_TEST"),
 )
-"""What changes results of an R-CNN and leaves no trace in its weights."""
+"""Keys that change the results of an R-CNN and leave no trace in its weights."""
 _SERIES = (1.0, 0.5, 2.0, 1 / 3, 3.0, 0.25, 4.0, 0.2, 5.0)
 """Ratios of anchors in the order in which SSD adds them."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user may ask of any converter.
+    """The user's options for any converter.
 
     Attributes:
         leave_out_classes: drop the layers whose size depends on the number of classes, for training
             on other classes.
         allow_partial: accept a file that holds only some layers of the model.
-        classes: what the classes are called; None where the file's data set is to tell.
-        config: configuration of the training, in place of the nearest of ours; None for that one.
+        classes: names of the classes; None for those of the file's data set.
+        config: configuration of the training; None for the nearest of ours.
         overrides: ``(KEY, VALUE, ...)`` of the training.
     """
 
@@ -61,28 +61,28 @@ class Options:
 
 @dataclass(frozen=True)
 class Fact:
-    """What a file tells about a key.
+    """The value of a key that a file tells.
 
     Attributes:
         key: of the configuration.
         value: that the file needs.
-        found: what it was told by, e.g. "20 classes".
+        evidence: what tells the value, e.g. "20 classes".
     """
 
     key: str
     value: Any
-    found: str
+    evidence: str
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What was found out from the names and shapes of a file.
+    """What the names and shapes in a file tell.
 
     Attributes:
         config: the nearest of our configurations.
-        facts: configuration → what the file tells, also where that is what the configuration says.
+        facts: configuration → what the file tells, even where the configuration says the same.
         untold: keys that change results and leave no trace in the file.
-        reason: why ``config``, where others would fit as well.
+        reason: why ``config`` was chosen, where others would fit as well.
     """
 
     config: str
@@ -99,7 +99,7 @@ class Choice:
         config: a file, or its name inside ``configs/``.
         overrides: ``(KEY, VALUE, ...)`` beside it, the user's and then the file's.
         cfg: both together.
-        found: key of the overrides that is the file's → what it was told by.
+        evidence: key of an override that comes from the file → what tells its value.
         untold: key that neither the file nor the user tells → value taken.
         reason: see :class:`Layout`.
     """
@@ -107,7 +107,7 @@ class Choice:
     config: str
     overrides: tuple[Any, ...]
     cfg: CfgNode
-    found: Mapping[str, str]
+    evidence: Mapping[str, str]
     untold: Mapping[str, Any]
     reason: str
 
@@ -116,15 +116,15 @@ class Choice:
         if self.reason:
             lines.append(f"{self.config} was chosen by {self.reason}")
         for key, value in self.untold.items():
-            origin = f"for {self.found[key]}" if key in self.found else f"of {self.config}"
+            origin = f"for {self.evidence[key]}" if key in self.evidence else f"of {self.config}"
             lines.append(f"the file does not tell {key} (taken: {value}, {origin})")
         if self.untold:
-            lines.append("if the training had others, give KEY VALUE or --config-file")
+            lines.append("if the training had other values, give KEY VALUE or --config-file")
         return "\n".join(lines)
 
 
 def choose(path: str, layout: Layout, options: Options) -> Choice:
-    """Bring together what the file at ``path`` tells and what the user gave.
+    """Combine what the file at ``path`` tells with what the user gave.
 
     Raises:
         ConfigError: the two contradict each other, or the user's keys cannot be used.
@@ -132,25 +132,29 @@ def choose(path: str, layout: Layout, options: Options) -> Choice:
     config = options.config or layout.config
     cfg = load_cfg(config)
     cfg.merge_from_list(options.overrides)  # checked below, with what the file tells
-    given = tuple(map(str, options.overrides[::2]))
+    given_keys = tuple(map(str, options.overrides[::2]))
     facts = [x for x in layout.facts(cfg) if _plain(_value(cfg, x.key)) != _plain(x.value)]
-    wrong = [x for x in facts if options.config or x.key in given]
+    wrong = [x for x in facts if options.config or x.key in given_keys]
     if wrong:
         differences = "; ".join(
-            f"{x.found} need {x.key} {x.value}, "
-            f"{'which was given as' if x.key in given else f'{config} has'} {_value(cfg, x.key)}"
+            f"{x.evidence} need {x.key} {x.value}, "
+            f"{'which was given as' if x.key in given_keys else f'{config} has'} "
+            f"{_value(cfg, x.key)}"
             for x in wrong
         )
         raise ConfigError(f"{path}: {differences}")
     overrides = (*options.overrides, *(word for x in facts for word in (x.key, x.value)))
     cfg = load_cfg(config, overrides)
-    untold = {} if options.config else {k: _value(cfg, k) for k in layout.untold if k not in given}
-    found = {x.key: x.found for x in facts}
-    return Choice(config, overrides, cfg, found, untold, "" if options.config else layout.reason)
+    untold = (
+        {} if options.config else {k: _value(cfg, k) for k in layout.untold if k not in given_keys}
+    )
+    evidence = {x.key: x.evidence for x in facts}
+    reason = "" if options.config else layout.reason
+    return Choice(config, overrides, cfg, evidence, untold, reason)
 
 
 def config_text(choice: Choice, weights: Path, source: str) -> bytes:
-    """A YAML file that stands by itself: what differs from the defaults.
+    """A YAML file that needs no other: every value that differs from the defaults.
 
     Args:
         choice: what to write.
@@ -160,7 +164,7 @@ def config_text(choice: Choice, weights: Path, source: str) -> bytes:
     cfg = choice.cfg.clone()
     cfg.MODEL.WEIGHTS = str(weights)
     default = get_cfg()
-    cfg.MODEL.DEVICE = default.MODEL.DEVICE  # of another machine maybe
+    cfg.MODEL.DEVICE = default.MODEL.DEVICE  # the file may be used on another machine
     content = {"VERSION": cfg.VERSION, **_difference(cfg, default)}
     comments = [
         f"Written by `instseg convert` for {Path(source).name!r}.",
@@ -177,19 +181,19 @@ def resnet_depth(
 
     Args:
         path: of the file, for messages.
-        blocks: of each stage; 0 where the file has none, as it holds a part of the network.
+        blocks: number in each stage; 0 for a stage that is not in the file.
         options: whether stages may lack blocks.
         bottleneck: whether its blocks have three convolutions.
     Returns:
-        None if the stages that are there leave it open.
+        None if the stages in the file fit several depths.
     Raises:
         CheckpointError: there is no such ResNet.
     """
     known = {k: x for k, x in _RESNETS.items() if bottleneck == (k >= 50)}
     pairs = {k: list(zip(blocks, x, strict=True)) for k, x in known.items()}
-    fitting = [k for k, own in pairs.items() if all(count in (0, x) for count, x in own)]
+    fitting = [k for k, stages in pairs.items() if all(count in (0, x) for count, x in stages)]
     if options.allow_partial and not fitting:
-        fitting = [k for k, own in pairs.items() if all(count <= x for count, x in own)]
+        fitting = [k for k, stages in pairs.items() if all(count <= x for count, x in stages)]
     if not fitting:
         raise CheckpointError(
             f"{path}: the stages of its ResNet have {', '.join(map(str, blocks))} blocks of "
@@ -207,21 +211,22 @@ def resnet_facts(
     Args:
         depth: layers.
         stem: outputs of its first layer.
-        hidden: those of the first layer of a block of its first stage; None without bottlenecks.
-        outputs: those of the last one.
+        hidden: outputs of the first layer of the blocks of the first stage; None without
+            bottlenecks.
+        outputs: outputs of the last layer of these blocks.
     """
-    for key, value, found in (
+    for key, value, evidence in (
         ("DEPTH", depth, f"the blocks of a ResNet-{depth}"),
         ("STEM_OUT_CHANNELS", stem, f"{stem} channels of the first layer"),
         ("WIDTH_PER_GROUP", hidden, f"{hidden} channels inside the first blocks"),
         ("RES2_OUT_CHANNELS", outputs, f"{outputs} channels of the first blocks"),
     ):
         if value is not None:
-            yield Fact(f"MODEL.RESNETS.{key}", value, found)
+            yield Fact(f"MODEL.RESNETS.{key}", value, evidence)
 
 
 def classifier_classes(path: str, rows: int | None) -> int | None:
-    """Classes of a classifier with ``rows`` outputs, one of them background; None if it has none.
+    """Classes of a classifier with ``rows`` outputs, one of them background; None for None.
 
     Raises:
         CheckpointError: an impossible number.
@@ -238,9 +243,10 @@ def classifier_classes(path: str, rows: int | None) -> int | None:
 def anchor_shapes(
     path: str, count: int, scales: Sequence[float], ratios: Sequence[float]
 ) -> tuple[list[float], list[float]]:
-    """Sizes and ratios of ``count`` anchors a cell, as near to those given as their number allows.
+    """Sizes and ratios of ``count`` anchors a cell, as near to the given ones as possible.
 
-    Where the ratios divide the number the sizes change, else where the sizes divide it the ratios.
+    If the number of ratios divides ``count``, the sizes change.  Otherwise the ratios change; if
+    the number of sizes does not divide ``count`` either, one size is left.
 
     Raises:
         CheckpointError: an impossible number.
@@ -254,16 +260,16 @@ def anchor_shapes(
         number = count // len(shapes)
         return [round(sizes[0] * 2 ** (i / number), 4) for i in range(number)], shapes
     number, sizes = (count // len(sizes), sizes) if count % len(sizes) == 0 else (count, sizes[:1])
-    more = [x for n in range(6, number) for x in (1 / n, float(n))]
-    return sizes, [round(x, 4) for x in (*_SERIES, *more)[:number]]
+    extreme = [x for n in range(6, number) for x in (1 / n, float(n))]
+    return sizes, [round(x, 4) for x in (*_SERIES, *extreme)[:number]]
 
 
 def anchor_facts(path: str, count: int, cfg: CfgNode, *, largest: bool = False) -> Iterator[Fact]:
-    """Keys of Detectron2's anchors, by how many there are in a cell.
+    """Keys of Detectron2's anchors for ``count`` of them a cell.
 
     Args:
         path: of the file, for messages.
-        count: of anchors.
+        count: anchors a cell.
         cfg: configuration to change.
         largest: whether sizes that are a series of doubles keep their largest.
     """
@@ -271,22 +277,22 @@ def anchor_facts(path: str, count: int, cfg: CfgNode, *, largest: bool = False) 
     levels, ratios = node.SIZES, node.ASPECT_RATIOS
     if not (levels and ratios and all(map(are_numbers, (*levels, *ratios)))):
         return  # refused, in Detectron2's words, when the model is built
-    found = f"{count} anchors a cell"
-    shapes = [anchor_shapes(path, count, own, ratios[0]) for own in levels]
+    evidence = f"{count} anchors a cell"
+    shapes = [anchor_shapes(path, count, scales, ratios[0]) for scales in levels]
     if largest:  # a pyramid of one level
         shapes = [
-            ([own[-1] / 2**i for i in reversed(range(len(sizes)))], shape)
-            if len(sizes) != len(own)
+            ([scales[-1] / 2**i for i in reversed(range(len(sizes)))], shape)
+            if len(sizes) != len(scales)
             else (sizes, shape)
-            for own, (sizes, shape) in zip(levels, shapes, strict=True)
+            for scales, (sizes, shape) in zip(levels, shapes, strict=True)
         ]
-    yield Fact("MODEL.ANCHOR_GENERATOR.SIZES", [sizes for sizes, _ in shapes], found)
+    yield Fact("MODEL.ANCHOR_GENERATOR.SIZES", [sizes for sizes, _ in shapes], evidence)
     if shapes[0][1] != list(ratios[0]):
-        yield Fact("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [shapes[0][1]], found)
+        yield Fact("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [shapes[0][1]], evidence)
 
 
 def are_numbers(values: Any) -> bool:
-    """Whether it is a list of one number at least."""
+    """Whether ``values`` is a list of one or more numbers."""
     return (
         isinstance(values, list | tuple)
         and len(values) > 0
@@ -316,5 +322,5 @@ def _value(cfg: CfgNode, key: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Lists for tuples, which configurations do not tell apart."""
+    """``value`` with lists for tuples, which configurations do not tell apart."""
     return [_plain(x) for x in value] if isinstance(value, list | tuple) else value

@@ -2,8 +2,8 @@
 
 A file holds the raw network only, from the normalised square images to what the head gives, with
 any batch size.  What follows depends on the data; :meth:`instseg.modeling.SplitModel.postprocess`
-does it.  Small networks that the post-processing calls are in files of their own beside it, and so
-is the network for the frames of a video between key frames.
+does it.  Small networks that the post-processing calls get a file each beside it, and so does the
+network for the frames of a video between key frames.
 """
 
 import io
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 INPUT = "images"
 STATE = "state"
-"""Inputs and outputs with what a key frame leaves behind are called state0, state1, ..."""
+"""Inputs and outputs that hold the state of a key frame are called state0, state1, ..."""
 BETWEEN = "between"
 """End of the name of the file for frames between key frames."""
 METADATA = "instseg"
@@ -52,8 +52,8 @@ def export(predictor: Predictor, format_name: str, path: Path) -> list[Path]:
     of ``INPUT.FORMAT``, minus ``MODEL.PIXEL_MEAN``, divided by ``MODEL.PIXEL_STD``.  Its outputs
     are the model's ``raw_names``.
 
-    Of a model for videos there are two files.  The first has the state that a key frame leaves
-    behind as further outputs, ``state0``, ``state1``, ...; the second takes it beside ``images``.
+    A model for videos gets two files.  The first gives the state that a key frame leaves behind as
+    further outputs, ``state0``, ``state1``, ...; the second takes that state beside ``images``.
 
     Args:
         predictor: with the trained model, not compiled.
@@ -125,7 +125,7 @@ class _Between(nn.Module):
 def _graphs(
     path: Path, model: SplitModel, video: VideoModel | None, example: Tensor
 ) -> list[Graph]:
-    """Those of the model itself."""
+    """The graphs of the model itself: one, or two for a model for videos."""
     if video is None:
         return [Graph(path, Network(model), (example,), (INPUT,), model.raw_names)]
     with torch.no_grad():
@@ -145,10 +145,10 @@ def child_path(path: Path, name: str) -> Path:
 def _metadata(predictor: Predictor, children: list[str], video: bool) -> str:
     cfg = predictor.cfg.clone()
     cfg.defrost()
-    # They belong to the machine that exported, not to the network.
+    # These belong to the machine that exported, not to the network.
     cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS_SHA256 = cfg.OUTPUT_DIR = ""
     cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.pop("CATEGORIES", None)  # those of the predictor count, which stand below
+    cfg.MODEL.pop("CATEGORIES", None)  # the predictor's, written below, count
     return json.dumps(
         {
             "version": instseg.__version__,
@@ -203,7 +203,7 @@ def _write_onnx(graph: Graph, metadata: str) -> None:
     assert program is not None
     for node in program.model.graph:
         scopes = literal_eval(node.metadata_props.get(_SCOPES, "[]"))
-        # Called after their parts of the model, by which other tools can choose a precision.
+        # The name begins with the part of the model, by which other tools can choose a precision.
         node.name = "/".join(filter(None, [*scopes[-2:-1], node.name]))
         node.metadata_props.clear()  # stack traces, with the paths of this machine
     program.model.metadata_props[METADATA] = metadata
@@ -222,4 +222,4 @@ FORMATS: dict[str, tuple[str, Callable[[Graph, str], None]]] = {
     "onnx": (".onnx", _write_onnx),
     "torch_export": (".pt2", _write_torch_export),
 }
-"""Extension of the file, and what writes it."""
+"""Name of a format → extension of its files, and the function that writes one."""

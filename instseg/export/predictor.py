@@ -29,19 +29,19 @@ _DTYPES: dict[str, type[np.floating[Any]]] = {
     "tensor(float16)": np.float16,
     "tensor(double)": np.float64,
 }
-"""onnxruntime's name of a kind of numbers → NumPy's."""
+"""onnxruntime's name of a number type → NumPy's type."""
 
 
 class ExportedPredictor(Predictor):
     """A :class:`~instseg.inference.predictor.Predictor` whose network runs in onnxruntime.
 
-    It takes images and gives results as that does.  All it needs is the file written by
-    ``instseg export --format onnx``, and those beside it.
+    It takes the same images and gives the same results.  It needs only the file that
+    ``instseg export --format onnx`` wrote, and those beside it.
 
     Files that another tool has converted to float16 run as well, as long as it kept their metadata.
 
-    Archives of ``torch.export`` are not read: loading one can execute code that it contains.  Of
-    one that is trusted, ``torch.export.load(path).module()`` is the network.
+    It does not read archives of ``torch.export``, since loading one can execute code.  For an
+    archive that you trust, ``torch.export.load(path).module()`` gives the network.
 
     Example::
 
@@ -54,8 +54,8 @@ class ExportedPredictor(Predictor):
         """
         Args:
             path: the ``.onnx`` file.
-            overrides: ``[KEY, VALUE, ...]``, such as thresholds; those of the network itself must
-                stay.
+            overrides: ``[KEY, VALUE, ...]``, such as thresholds; keys of the network itself must
+                not change.
         Raises:
             CheckpointError: a missing or damaged file, or one that ``instseg export`` did not
                 write.
@@ -84,7 +84,7 @@ class ExportedPredictor(Predictor):
         super().__init__(cfg, overrides=overrides)
 
     def video(self) -> VideoModel | None:
-        """The networks for key frames and for frames between; None if the file is of one image.
+        """The networks for key frames and for frames between; None for a model of images.
 
         Raises:
             CheckpointError: the file for frames between key frames is missing or damaged.
@@ -102,9 +102,9 @@ class ExportedPredictor(Predictor):
         for name, path in self._parts.items():
             part, _ = _load(path)
             setattr(self.model, name, _Single(part))
-        # Older files have the names alone.
-        told = {key: self._metadata.get(key) for key in ("categories", "class_names")}
-        return {key: value for key, value in told.items() if value is not None}
+        # Older files have only the names.
+        classes = {key: self._metadata.get(key) for key in ("categories", "class_names")}
+        return {key: value for key, value in classes.items() if value is not None}
 
 
 class _Session(nn.Module):
@@ -116,7 +116,7 @@ class _Session(nn.Module):
     def __init__(self, session: Any) -> None:
         """
         Raises:
-            ValueError: a network that takes something else than floating-point numbers.
+            ValueError: the network takes something other than floating-point numbers.
         """
         super().__init__()
         self._session = session
@@ -134,7 +134,7 @@ class _Session(nn.Module):
             raise ProcessError(
                 "an exported network was opened before this process was forked, and a fork does "
                 "not copy the threads of onnxruntime: make the ExportedPredictor in the process "
-                "that uses it, or start that by multiprocessing.get_context('spawn')"
+                "that uses it, or start that process by multiprocessing.get_context('spawn')"
             )
         names = (INPUT, *(f"{STATE}{i}" for i in range(len(state))))
         inputs = {
@@ -143,7 +143,7 @@ class _Session(nn.Module):
         }
         try:
             outputs = self._session.run(None, inputs)
-        except Exception as error:  # the runtime's own, as in _load()
+        except Exception as error:  # onnxruntime's, see _load()
             raise CheckpointError(
                 "an exported network cannot be run; its file is damaged, or overrides change what "
                 f"the network takes, such as INPUT.SQUARE_SIZE: {error}"
@@ -179,7 +179,7 @@ class _ExportedVideo:
 
 
 class _Single(nn.Module):
-    """A network with one output, in place of a child of the model."""
+    """Replaces a child of the model by a network with one output."""
 
     def __init__(self, network: _Session) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ from instseg.modeling.rcnn import checked_heads, predicts_as_rcnn
 
 
 def check_augmentation(cfg: CfgNode) -> None:
-    """Refuse ``TEST.AUG.ENABLED`` for a model that it would do nothing for.
+    """Refuse ``TEST.AUG.ENABLED`` for a model that cannot use it.
 
     Raises:
         ConfigError: with the reason.
@@ -39,11 +39,11 @@ def check_augmentation(cfg: CfgNode) -> None:
 class AugmentedRCNN(GeneralizedRCNNWithTTA):
     """A two-stage model whose boxes and masks come from several sizes of an image, mirrored too.
 
-    The boxes found in all of them (``TEST.AUG.MIN_SIZES``, ``MAX_SIZE``, ``FLIP``) are merged by
-    non-maximum suppression; the mask of each is the mean of those that the mask head gives for it
-    in all of them.  So is its ``mask_scores``, where the model scores masks.
+    Non-maximum suppression merges the boxes of all these sizes (``TEST.AUG.MIN_SIZES``,
+    ``MAX_SIZE``, ``FLIP``).  The mask of a box is the mean of those that the mask head gives for it
+    in all of them, and so is its ``mask_scores``, where the model scores masks.
 
-    What is given has the fields of the model's own results.  Random numbers stay as they were.
+    Results have the same fields as the model's.  The state of random numbers does not change.
     """
 
     def __init__(self, cfg: CfgNode, model: nn.Module) -> None:
@@ -54,11 +54,11 @@ class AugmentedRCNN(GeneralizedRCNNWithTTA):
         """
         super().__init__(cfg, model, tta_mapper=_Sizes(cfg))
         self.training = model.training
-        self._most: int | None = None
+        self._max_instances: int | None = None
         self._merged: Instances | None = None
 
     def _inference_one_image(self, input: Mapping[str, Any]) -> dict[str, Any]:
-        self._most = input.get("max_instances")
+        self._max_instances = input.get("max_instances")
         with checked_heads(self.model):
             result: dict[str, Any] = super()._inference_one_image(input)
         self._merged = None
@@ -66,7 +66,7 @@ class AugmentedRCNN(GeneralizedRCNNWithTTA):
 
     def _merge_detections(self, *args: Any) -> Instances:
         merged: Instances = super()._merge_detections(*args)
-        return merged[: self._most]
+        return merged[: self._max_instances]
 
     def _rescale_detected_boxes(
         self,
@@ -92,7 +92,7 @@ class AugmentedRCNN(GeneralizedRCNNWithTTA):
 
 
 class _Sizes(DatasetMapperTTA):
-    """Detectron2's, which draws what is no chance, and cannot shrink a thin image to nothing."""
+    """Detectron2's mapper, but it leaves random numbers alone and skips sizes without a pixel."""
 
     def __call__(self, dataset_dict: Mapping[str, Any]) -> list[dict[str, Any]]:
         height, width = dataset_dict["image"].shape[-2:]

@@ -1,4 +1,4 @@
-"""Building a model from a configuration that may not suit it."""
+"""Makes errors of a model under construction errors of its configuration."""
 
 import traceback
 from collections.abc import Iterator
@@ -14,12 +14,11 @@ _CALLS_PAPERS = "detectron2.config.config"
 
 @contextmanager
 def building() -> Iterator[None]:
-    """While a model is built inside, what Detectron2 or torch raise is a ConfigError.
+    """Turn errors of Detectron2 and torch, while a model is built inside, into a ConfigError.
 
-    A part of the model finds values that do not go together, such as the name of a feature map
-    that the backbone does not have, in many ways, and few of them name a key.  An exception that
-    anybody else's code raises, such as a paper's own ``__init__``, is a defect of that code and
-    keeps its traceback.
+    Values that do not go together, such as the name of a feature map that the backbone does not
+    have, raise many kinds of errors, and few of them name a key.  An error that any other code
+    raises, such as a paper's ``__init__``, is a defect of that code and keeps its traceback.
     """
     try:
         yield
@@ -30,8 +29,8 @@ def building() -> Iterator[None]:
         module = frame.f_globals.get("__name__", "")
         if module.partition(".")[0] not in _LIBRARIES or module == _CALLS_PAPERS:
             raise
-        place = traceback.extract_tb(error.__traceback__)[-1]
+        call = traceback.extract_tb(error.__traceback__)[-1]
         raise ConfigError(
             f"the model cannot be built: {error or 'refused'} ({type(error).__name__} in "
-            f"{place.name} of {Path(place.filename).name}: {place.line})"
+            f"{call.name} of {Path(call.filename).name}: {call.line})"
         ) from error

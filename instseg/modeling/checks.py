@@ -1,4 +1,4 @@
-"""What a network gives must be numbers: damaged weights are an error, not an odd result."""
+"""Checks that a network gives finite numbers: damaged weights are an error, not an odd result."""
 
 from torch import Tensor
 
@@ -6,9 +6,9 @@ from instseg.errors import CheckpointError
 
 
 def check_finite(*outputs: Tensor) -> None:
-    """Refuse values that a prediction cannot be made of.
+    """Refuse outputs of a network that are not finite.
 
-    Comparisons with NaN are false, so that without this a mask, or an image's whole result, would
+    Comparisons with NaN are false, so without this check a mask, or an image's whole result, would
     silently be empty.
 
     Raises:

@@ -1,8 +1,8 @@
-"""What the rest of the program may ask of a model, and the only way in which it asks.
+"""Everything that the rest of the program may ask of a model.
 
-:class:`Model` is what every meta-architecture owes.  The other protocols are offers: a model, or a
-module anywhere inside one, that has the named attribute or method is asked for it, any other is
-not.  Shared code knows no paper: what it has to know about one, the paper declares here.
+:class:`Model` is what every meta-architecture owes.  The other protocols are offers: the program
+asks for one only if the model, or a module anywhere inside it, has the named attribute or method.
+Shared code knows no paper: each paper declares by these protocols what shared code has to know.
 
 A model that wants the stages of its prediction timed by ``instseg benchmark models`` runs each
 inside :func:`instseg.modeling.stage`.
@@ -24,7 +24,7 @@ _OF_DETECTRON2: dict[str, str | None] = {
     "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
     "SemanticSegmentor": "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
 }
-"""``num_classes_key`` of Detectron2's own architectures, which declare none."""
+"""``num_classes_key`` of Detectron2's architectures, which declare none."""
 
 
 class Input(TypedDict, total=False):
@@ -81,7 +81,7 @@ class Model(Protocol):
 
 @runtime_checkable
 class SplitModel(Protocol):
-    """A model whose prediction is a network of fixed shape, tensors in and out, and the rest.
+    """A model whose prediction is a network of fixed shape, from tensor to tensors, and the rest.
 
     The network can be compiled and exported as one graph; what follows depends on the data.
     ``model(inputs)`` must equal ``model.postprocess(model.raw(model.preprocess(inputs)), inputs)``.
@@ -106,7 +106,7 @@ class SplitModel(Protocol):
     def extra_networks(self) -> dict[str, Tensor]:
         """Children that :meth:`postprocess` calls, by name, with an input of two rows for each.
 
-        They take and give one tensor, any number of rows, and are exported to files of their own.
+        They take and give one tensor, any number of rows; each is exported to a separate file.
         """
 
 
@@ -165,7 +165,7 @@ class Comparison:
 
 @runtime_checkable
 class ComparedModel(Protocol):
-    """A model with comparisons of its own for ``instseg benchmark models``."""
+    """A model that declares comparisons for ``instseg benchmark models``."""
 
     def comparisons(self, image: Tensor) -> Sequence[Comparison]:
         """What to compare on an image (3, H, W) of values 0..255."""
@@ -205,7 +205,7 @@ class OwnRatesModule(Protocol):
 
 @runtime_checkable
 class TrainingOnlyModule(Protocol):
-    """A module with parts that inference does without."""
+    """A module with parts that inference does not use."""
 
     def unused_in_inference(self) -> tuple[str, ...]:
         """Names of parameters, or of modules that hold them, relative to this one.
@@ -241,9 +241,9 @@ def as_split(model: nn.Module, purpose: str) -> SplitModel:
 
     Args:
         model: any meta-architecture.
-        purpose: what for, in the error: "compiled", "exported".
+        purpose: "compiled" or "exported", for the error.
     Raises:
-        ConfigError: it does not.
+        ConfigError: it declares none.
     """
     if isinstance(model, SplitModel):
         return model
@@ -274,7 +274,7 @@ def lr_multipliers(model: nn.Module) -> list[tuple[str, float]]:
 
 
 def unused_in_inference(model: nn.Module) -> list[str]:
-    """Names of the tensors of ``model`` that inference does without, as modules declare them."""
+    """Names of the tensors of ``model`` that inference does not use, as modules declare them."""
     declared = tuple(
         f"{prefix}.{name}.".lstrip(".")
         for prefix, module in offers(model, TrainingOnlyModule)
@@ -284,9 +284,9 @@ def unused_in_inference(model: nn.Module) -> list[str]:
 
 
 def padded_shape(model: nn.Module, height: int, width: int) -> tuple[int, int]:
-    """Height and width that an image has in ``model`` when it is alone there.
+    """Height and width to which ``model`` pads an image that is alone in its batch.
 
-    A model with a ``backbone`` of Detectron2 is taken to pad as that asks, any other to pad in a
+    A model with a ``backbone`` of Detectron2 is assumed to pad as that asks, any other to pad in a
     way that changes no result.
     """
     backbone = getattr(model, "backbone", None)
@@ -322,6 +322,6 @@ def declared_num_classes_key(architecture: str) -> str | None:
 
 
 def architectures(declare: Callable[[Any], object]) -> dict[str, Any]:
-    """Name → class of the registered architectures and ROI heads of which ``declare`` holds."""
+    """Name → class of the registered architectures and ROI heads for which ``declare`` holds."""
     known = [*META_ARCH_REGISTRY, *ROI_HEADS_REGISTRY]
     return {name: kind for name, kind in known if declare(kind)}

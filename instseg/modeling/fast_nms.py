@@ -15,26 +15,26 @@ def fast_nms(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fast NMS of every class by itself, all classes at once.
 
-    A box goes when a box of its class with a higher score overlaps it, whether or not that box
-    itself stays: this is what makes it one matrix operation.  A box may stay in several classes.
+    A box is removed if a box of its class with a higher score overlaps it, even if that box is
+    removed itself; this makes it one matrix operation.  A box may stay in several classes.
 
     Args:
         boxes: (N, 4) corners, x1 <= x2 and y1 <= y2.
         scores: (C, N).
         iou_threshold: boxes are removed above it, not at it.
-        top_k: boxes with the best scores that are looked at in each class.
+        top_k: boxes with the best scores that are considered in each class.
         max_detections: results over all classes.
         min_score: results need more than that; 0 is off.
     Returns:
-        rows of ``boxes`` (M,), classes (M,) and scores (M,) by descending score.  Which of several
-        equal scores comes first is not specified.  N = 0 gives M = 0.
+        rows of ``boxes`` (M,), classes (M,) and scores (M,) by descending score.  The order of
+        equal scores is not specified.  N = 0 gives M = 0.
     """
     best, rows = scores.topk(min(top_k, scores.shape[1]), dim=1)
-    kept = _survives(boxes[rows], iou_threshold)
+    survives = _survives(boxes[rows], iou_threshold)
     if min_score > 0:
-        kept &= best > min_score
-    classes = torch.arange(len(scores), device=scores.device)[:, None].expand_as(rows)[kept]
-    rows, best = rows[kept], best[kept]
+        survives &= best > min_score
+    classes = torch.arange(len(scores), device=scores.device)[:, None].expand_as(rows)[survives]
+    rows, best = rows[survives], best[survives]
     best, order = best.topk(min(max_detections, len(best)))
     return rows[order], classes[order], best
 
@@ -57,10 +57,10 @@ def cross_class_nms(
         return nothing, nothing, scores.new_zeros(0)
     best, classes = scores.max(dim=0)
     best, rows = best.topk(min(top_k, len(best)))
-    kept = _survives(boxes[rows][None], iou_threshold)[0]
+    survives = _survives(boxes[rows][None], iou_threshold)[0]
     if min_score > 0:
-        kept &= best > min_score
-    rows, best = rows[kept][:max_detections], best[kept][:max_detections]
+        survives &= best > min_score
+    rows, best = rows[survives][:max_detections], best[survives][:max_detections]
     return rows, classes[rows], best
 
 

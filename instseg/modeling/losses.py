@@ -39,7 +39,7 @@ def dice_loss(logits: Tensor, semantic: Tensor, *, background: bool = False) -> 
     Args:
         logits: (B, C + 1, h, w), background first.
         semantic: (B, h, w), see :class:`DenseTargets`.
-        background: the background is a class too.
+        background: whether the background is a class too.
     """
     counted = (semantic != IGNORED)[:, None]
     probabilities = logits.softmax(dim=1) * counted

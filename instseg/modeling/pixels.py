@@ -1,4 +1,4 @@
-"""What meta-architectures share that normalise their images themselves."""
+"""Base of the meta-architectures that normalise images themselves."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +21,7 @@ class PixelModel(nn.Module):
         """
         Args:
             pixel_mean: subtracted from every channel.
-            pixel_std: what every channel is divided by then.
+            pixel_std: then divides every channel.
         """
         super().__init__()
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
@@ -29,7 +29,7 @@ class PixelModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return self.pixel_mean.device
 
     def normalised(self, pixels: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ _times: ContextVar[dict[str, float] | None] = ContextVar("instseg_stage_times", 
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Around the code of a stage; does nothing unless :func:`stage_times` is listening.
+    """Time the code of a stage inside, if :func:`stage_times` is listening.
 
     Stages of one name add up.  They must not contain each other, or time would count twice.
     """
@@ -37,7 +37,7 @@ def stage_times() -> Iterator[dict[str, float]]:
 
 
 def now() -> float:
-    """Seconds of a steady clock, once the GPU has done what it was asked to do."""
+    """Seconds of a steady clock, once the GPU has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -55,7 +55,7 @@ class VGG(Backbone):
             norm: after each convolution, as in Detectron2's ``get_norm``; "" for none.
             output_stride: pixels per cell of conv5, 16 or 8.
             out_features: stages to return, of conv1 ... conv5.
-            freeze_at: the first so many stages are not trained.
+            freeze_at: number of stages, from the first, that are not trained.
         """
         super().__init__()
         last = max(_STAGES.index(name) for name in out_features)

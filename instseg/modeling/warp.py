@@ -1,4 +1,4 @@
-"""Features of one frame moved to where they are in another."""
+"""Moves the features of one frame to their positions in another."""
 
 import torch
 from torch import Tensor
@@ -18,5 +18,5 @@ def warp(features: Tensor, flow: Tensor) -> Tensor:
         for size in features.shape[-2:]
     )
     y, x = torch.meshgrid(rows, columns, indexing="ij")
-    places = flow.permute(0, 2, 3, 1) + torch.stack([x, y], dim=-1)
-    return F.grid_sample(features, places, "bilinear", "zeros", align_corners=True)
+    positions = flow.permute(0, 2, 3, 1) + torch.stack([x, y], dim=-1)
+    return F.grid_sample(features, positions, "bilinear", "zeros", align_corners=True)

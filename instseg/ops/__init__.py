@@ -1,5 +1,5 @@
-"""Operators of our own, compiled from ``csrc/`` for the CPU and for CUDA.
+"""Operators compiled from ``csrc/`` for the CPU and for CUDA.
 
-One module each: the public function, its documentation, autograd formula, fake kernel and a slow
-reference in plain Python.
+Each has a module with the public function, its documentation, autograd formula, fake kernel and a
+slow reference in plain Python.
 """

@@ -18,9 +18,9 @@ try:
 except ImportError as error:
     if isinstance(error, ModuleNotFoundError) or "cannot import name" in str(error):
         others = ", ".join(file.name for file in Path(__file__).parent.parent.glob("_C.*"))
-        found = f" for Python {sys.version_info.major}.{sys.version_info.minor}, but as {others}"
+        version = f" for Python {sys.version_info.major}.{sys.version_info.minor}, but as {others}"
         raise ImportError(
-            f"the operators of instseg are not compiled{found if others else ''}: {_BUILD}"
+            f"the operators of instseg are not compiled{version if others else ''}: {_BUILD}"
         ) from None
     raise ImportError(
         "the compiled operators of instseg do not load, most likely because they were built for "
@@ -41,12 +41,14 @@ def operator(name: str) -> Any:
         ImportError: the compiled operators are older than the Python code beside them.
     """
     if not hasattr(torch.ops.instseg, name):
-        raise ImportError(f"the compiled operators of instseg lack {name}, they are old: {_BUILD}")
+        raise ImportError(
+            f"the compiled operators of instseg lack {name}, since they are old: {_BUILD}"
+        )
     return getattr(torch.ops.instseg, name).default
 
 
 def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """``torch.library.register_fake`` for an operator of ours, which must have been compiled.
+    """``torch.library.register_fake`` for an operator of instseg, which must have been compiled.
 
     Raises:
         ImportError: see :func:`operator`.
@@ -57,7 +59,7 @@ def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 
 def check_devices(op: str, **tensors: Tensor | None) -> None:
-    """Refuse tensors on several devices, or on a GPU where the operators know the CPU alone.
+    """Refuse tensors on several devices, or on a GPU if the operators know only the CPU.
 
     The kernels compare devices as well, but one tensor of the meta device is enough for torch to
     run the fake kernel, which returns memory that nobody has written.

@@ -105,7 +105,7 @@ def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _double_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    # Both directions are linear and each is the other's transpose; what was fill gets nothing.
+    # Both directions are linear and each is the other's transpose; fill gets no gradient.
     (windows,) = ctx.saved_tensors
     grad_grad = operator("assemble_instances")(grad, windows, ctx.parts, ctx.size, 0.0)
     return grad_grad, None, None, None

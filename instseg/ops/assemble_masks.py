@@ -14,12 +14,12 @@ def assemble_masks(
     """Masks of the size of an image (Bolya et al., ICCV 2019, section 3.2, and their code).
 
     The sigmoid of prototypes times coefficients is cropped with the box, enlarged by a cell, at the
-    prototypes' resolution, then resized (bilinear, corners not aligned), and counts as object above
-    0.5.  As the crop comes first, a mask may reach a few pixels out of its box.
+    prototypes' resolution, then resized (bilinear, corners not aligned); pixels above 0.5 belong to
+    the instance.  As the crop comes first, a mask may reach a few pixels out of its box.
 
-    All this is done where the box is, and no mask is held as numbers.  The result equals that of
-    :func:`assemble_masks_reference` but for ties: pixels within about 1e-6 of 0.5, where the order
-    of a sum decides.
+    The operator computes only around the box, and holds no mask as numbers.  The result equals that
+    of :func:`assemble_masks_reference` but for ties: pixels within about 1e-6 of 0.5, where the
+    order of a sum decides.
 
     On the CPU the result takes memory where there is a mask, not for the zeros around it.
 
@@ -51,8 +51,8 @@ def assemble_masks_reference(
 ) -> Tensor:
     """As :func:`assemble_masks`, every mask over all of the image: for tests and the benchmark.
 
-    ``threshold`` moved a little tells the ties.  A NaN among the prototypes shows outside of boxes
-    as well.
+    A slightly different ``threshold`` shows the ties.  A NaN among the prototypes shows outside of
+    boxes as well.
     """
     height, width = size
     relative = boxes / boxes.new_tensor([width, height, width, height])
@@ -78,7 +78,7 @@ def mask_probabilities(prototypes: Tensor, coefficients: Tensor, boxes: Tensor) 
 
 
 def crop(masks: Tensor, boxes: Tensor, padding: float = 1.0) -> Tensor:
-    """Set what lies outside the boxes to zero (authors' code).
+    """Set the pixels outside the boxes to zero (authors' code).
 
     Args:
         masks: (N, h, w).

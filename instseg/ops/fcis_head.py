@@ -83,10 +83,10 @@ def to_fcis_head_order(
         ValueError: another number of channels.
     """
     parts = group_size * group_size
-    expected, found = 2 * num_classes * parts, weight_or_maps.shape[dim]
-    if found != expected:
+    expected, channels = 2 * num_classes * parts, weight_or_maps.shape[dim]
+    if channels != expected:
         raise ValueError(
-            f"to_fcis_head_order: weight_or_maps has {found} channels along dimension {dim}; "
+            f"to_fcis_head_order: weight_or_maps has {channels} channels along dimension {dim}; "
             f"expected {expected} (2 * {num_classes} classes * {group_size} * {group_size} parts)"
         )
     order = torch.arange(expected, device=weight_or_maps.device)
@@ -144,7 +144,7 @@ def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _refuse(ctx: Any, grad: Tensor) -> NoReturn:
-    raise RuntimeError("fcis_head has no second derivative; build the graph of the first without")
+    raise RuntimeError("fcis_head has no second derivative; leave create_graph=True out")
 
 
 torch.library.register_autograd("instseg::fcis_head", _differentiate, setup_context=_save)
@@ -161,7 +161,7 @@ def fcis_head_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`fcis_head` by its formula, through all pooled maps; differentiable and slow.
 
-    On ties of outside and inside its gradient goes to both by halves.
+    On ties of outside and inside its gradient is split between both.
     """
     parts = group_size * group_size
     # (g, t, c) to the (t, c, g) of psroi_pool.

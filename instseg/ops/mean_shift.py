@@ -1,4 +1,4 @@
-"""Mean shift with a flat kernel: scikit-learn's, and the one that peels clusters off."""
+"""Mean shift with a flat kernel: scikit-learn's method, and one that peels clusters off."""
 
 import math
 
@@ -29,9 +29,9 @@ def mean_shift(
     """Cluster points by climbing from seeds (Comaniciu and Meer, PAMI 2002).
 
     Every seed moves to the mean of the points within the bandwidth of it, until it stays.  Among
-    ends within the bandwidth of each other, the one with the most points is a centre.  A point
-    belongs to its nearest centre.  All this is what ``sklearn.cluster.MeanShift``
-    does; sums are in double precision here, so centres differ by roundings.
+    final positions within the bandwidth of each other, that with the most points is a centre.  A
+    point belongs to its nearest centre.  ``sklearn.cluster.MeanShift`` does the same; sums are in
+    double precision here, so centres differ by roundings.
 
     On the CPU a tree of sums answers for whole groups of points; memory is linear in N and S.
 
@@ -80,9 +80,10 @@ def peel_clusters(
 ) -> tuple[Tensor, Tensor]:
     """Cluster points one ball after the other (De Brabandere et al., arXiv 1708.02551, section 4).
 
-    From an unlabelled point the mean of the unlabelled points within the bandwidth is followed
-    until it stays; all unlabelled points within the bandwidth of there are a cluster.  Repeated
-    until none is left, there are ``max_clusters``, or 20 clusters in a row were too small.
+    A centre starts at an unlabelled point and moves to the mean of the unlabelled points within the
+    bandwidth, until it stays; all unlabelled points within the bandwidth of it are then a cluster.
+    This ends when no point is left, there are ``max_clusters``, or 20 clusters in a row were too
+    small.
 
     Deviation: the paper starts at a random point.  Here it is the first one in the fullest cell of
     a lattice of the bandwidth, so large clusters come first and the result is always the same.
@@ -91,7 +92,7 @@ def peel_clusters(
         embeddings: (N, D), as in :func:`mean_shift`.
         bandwidth: radius of the kernel and of a cluster, in units of the embeddings.
         min_points: smaller clusters get no label.
-        max_clusters: at most so many are found.
+        max_clusters: largest number of clusters.
         max_iterations: after so many moves a centre makes a last one.
         tolerance: a centre stays when it moved by at most this share of the bandwidth.
     Returns:
@@ -112,7 +113,7 @@ def peel_clusters(
         max_iterations,
         tolerance,
         min_points,
-        min(max_clusters, len(points)),  # there is room for so many, and there cannot be more
+        min(max_clusters, len(points)),  # a cluster takes one point at least
     )
     count = int(labels.max()) + 1 if len(labels) else 0
     return _for_all(usable, labels), centres[:count].to(embeddings.dtype)
@@ -145,7 +146,7 @@ def bin_seeds(points: Tensor, bandwidth: float, min_bin_count: int = 1) -> Tenso
         bandwidth: the side of a cell; cells have their centres at multiples of it.
         min_bin_count: cells with fewer points are left out.
     Returns:
-        (S, D) centres of the cells, or the points themselves if each has a cell of its own.
+        (S, D) centres of the cells, or the points themselves if no two share a cell.
     """
     if min_bin_count < 1:
         raise ValueError(f"mean_shift: min_bin_count is {min_bin_count}; expected at least 1")
@@ -166,7 +167,7 @@ def distinct_modes(modes: Tensor, counts: Tensor, bandwidth: float) -> Tensor:
     Args:
         modes: (S, D) float64.
         counts: (S,) points of each; modes without one are left out.
-        bandwidth: as the modes.
+        bandwidth: in units of the modes.
     Returns:
         (C, D), most points first; those with equally many by falling coordinates.
     """
@@ -174,10 +175,11 @@ def distinct_modes(modes: Tensor, counts: Tensor, bandwidth: float) -> Tensor:
     for column in modes.T.flip(0):
         order = order[column[order].argsort(descending=True, stable=True)]
     order = order[counts[order].argsort(descending=True, stable=True)]
-    rest, centres = modes[order[counts[order] > 0]], modes[:0]
-    while len(rest):
-        centres = torch.cat([centres, rest[:1]])
-        rest = rest[1:][(rest[1:] - rest[0]).norm(dim=1) > bandwidth]
+    remaining, centres = modes[order[counts[order] > 0]], modes[:0]
+    while len(remaining):
+        centres = torch.cat([centres, remaining[:1]])
+        distances = (remaining[1:] - remaining[0]).norm(dim=1)
+        remaining = remaining[1:][distances > bandwidth]
     return centres
 
 
@@ -232,7 +234,7 @@ def peel_clusters_reference(
             failures = 0
         else:
             failures += 1
-        # A ball around nothing: the seed goes by itself.
+        # If the ball holds no point, only the seed is removed.
         free &= ~inside if inside.any() else (embeddings != seed).any(dim=1)
     return labels, torch.stack(centres) if centres else embeddings[:0]
 
@@ -240,7 +242,7 @@ def peel_clusters_reference(
 def _walk(
     points: Tensor, centre: Tensor, bandwidth: float, max_iterations: int, tolerance: float
 ) -> tuple[Tensor, int]:
-    """Where a centre ends, and of how many points that is the mean; 0 if it met none."""
+    """Final position of a centre, and of how many points it is the mean; 0 if it met none."""
     for completed in range(max_iterations + 1):
         inside = (points - centre).norm(dim=1) <= bandwidth
         if not inside.any():
@@ -252,7 +254,7 @@ def _walk(
 
 
 def _usable(op: str, embeddings: Tensor, bandwidth: float) -> tuple[Tensor | None, Tensor]:
-    """Which rows can be computed with, None for all, and these rows in single precision or more."""
+    """Which rows are usable, None for all, and these rows in single precision or more."""
     if not 0 < bandwidth < math.inf:
         raise ValueError(f"{op}: bandwidth is {bandwidth}; expected a finite number above 0")
     if embeddings.dim() != 2 or not 1 <= embeddings.shape[1] <= _MOST_DIMENSIONS:
@@ -268,12 +270,12 @@ def _usable(op: str, embeddings: Tensor, bandwidth: float) -> tuple[Tensor | Non
 
 
 def _for_all(usable: Tensor | None, labels: Tensor) -> Tensor:
-    """Labels of the usable rows → of all, -1 elsewhere."""
+    """Labels of the usable rows → labels of all rows, -1 elsewhere."""
     if usable is None:
         return labels
-    every = labels.new_full(usable.shape, -1)
-    every[usable] = labels
-    return every
+    all_labels = labels.new_full(usable.shape, -1)
+    all_labels[usable] = labels
+    return all_labels
 
 
 def _lattice(points: Tensor, bandwidth: float) -> Tensor:

@@ -16,7 +16,7 @@ _backward = operator("psroi_pool_backward")
 def psroi_pool(
     maps: Tensor, rois: Tensor, spatial_scale: float, group_size: int, pooled_size: int
 ) -> Tensor:
-    """Mean of every bin of every RoI, each bin out of the maps of its part (FCIS section 2.2).
+    """Mean of every bin of every RoI, each bin from the maps of its part (FCIS section 2.2).
 
     A RoI is cut into P x P bins, P = ``pooled_size``, and into G x G parts, G = ``group_size``.
     Bin p of an axis reads part ``floor(p * G / P)`` and, of a map of length L, the cells
@@ -26,9 +26,10 @@ def psroi_pool(
         lower = clip(floor(p * bin + start), 0, L)
         upper = clip(ceil((p + 1) * bin + start), 0, L)     (exclusive)
 
-    in float32, or in float64 for float64 maps, one rounding after each operation on every device,
-    which are the bins of the authors' operator.  A bin without cells is 0, so RoIs may lie partly
-    or fully outside of the map and be arbitrarily large; inverted ones are 0.1 cells wide.
+    in float32, or in float64 for float64 maps, with one rounding after each operation on every
+    device; this gives the bins of the authors' operator.  A bin without cells is 0, so RoIs may
+    lie partly or fully outside of the map and be arbitrarily large; inverted ones are 0.1 cells
+    wide.
 
     Args:
         maps: (B, D*G*G, H, W), channel (d * G + gy) * G + gx; float32, float64, float16 or

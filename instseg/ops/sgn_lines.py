@@ -1,4 +1,4 @@
-"""SGN's line segments: cut out of rows by breakpoints, and grouped into components by links.
+"""Cuts rows into SGN's line segments at breakpoints, and groups these into components by links.
 
 Both are sequential and run on the CPU; tensors on another device are copied there and back.
 """
@@ -16,12 +16,12 @@ NONE = -1
 
 @torch.no_grad()
 def decode_lines(labels: Tensor, semantic: Tensor, *, widened: bool) -> Tensor:
-    """Cut rows into lines where breakpoints are; columns are the rows of transposed maps.
+    """Cut rows into lines at breakpoints; columns are the rows of transposed maps.
 
     Two neighbours in a row belong to one line if they have the same class and no breakpoint is
     between them.  With labels of one pixel a breakpoint follows END and precedes START.  With
-    *widened* ones, where the first and last few pixels of a run have them, it is where END begins
-    to be something else or something else becomes START.
+    *widened* ones, which the first and last few pixels of a run have, it lies where a series of END
+    stops and where one of START begins.
 
     Args:
         labels: (H, W) uint8; anything but ``START`` and ``END`` counts as ``INTERIOR``.

@@ -1,4 +1,4 @@
-"""FCIS's mask voting: the masks of overlapping RoIs are averaged into one per detection."""
+"""FCIS's mask voting: averages the masks of overlapping RoIs into one per detection."""
 
 from typing import Any
 
@@ -26,11 +26,11 @@ def vote_masks(
 
     Per foreground class: greedy suppression of boxes.  Every box that is left and scores well
     enough is a detection; all RoIs that overlap it vote with their binary masks, weighted by their
-    own probability of that class.  The box of the detection is the tight box of the average, its
-    mask the average in there.  If no pixel of an average passes, the box is the centre pixel.
+    probability of that class.  The box of the detection is the tight box of the average, its mask
+    the average inside that box.  If no pixel of an average passes, the box is the centre pixel.
 
     Deviation: the paper lets masks of the same category vote; the code, and so this, takes every
-    overlapping RoI, with the one mask of its own best class.
+    overlapping RoI, with the one mask of its best class.
 
     Boxes have inclusive pixel corners throughout: a box is x2 - x1 + 1 pixels wide.
 
@@ -42,7 +42,7 @@ def vote_masks(
         nms_threshold: a box is suppressed by a better one of its class with a larger IoU.
         merge_threshold: RoIs whose IoU with a detection is at least this vote for its mask.
         mask_threshold: binarises the masks of the voters and their average (0 < threshold <= 1).
-        max_detections: so many are kept of all classes together, and those that tie with the last.
+        max_detections: number kept of all classes together; those that tie with the last stay too.
         score_threshold: detections with a lower probability are dropped.
         resample: "box" cuts the average out at its tight box and resizes it (the authors' CPU
             procedure); "image" reads up to half a pixel beyond that box and drops detections one
@@ -156,7 +156,7 @@ def _weights(
 ) -> Tensor:
     """(N, R) share of every RoI in the mask of every detection; rows sum to 1.
 
-    Float64, as in the authors' code: a box decides by its IoU alone whether it votes.
+    Float64, as in the authors' code, since the IoU alone decides whether a box votes.
     """
     a, b = kept_boxes.double()[:, None], boxes.double()[None]
     sides = (
@@ -184,7 +184,7 @@ def vote_masks_reference(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As :func:`vote_masks` in plain NumPy, for clean input: slow, for tests and the benchmark.
 
-    Every mask is rendered to the whole image, and averaged there with ``cv2`` doing the resizing.
+    Every mask is rendered to the whole image, and averaged there; ``cv2`` resizes.
     """
     height, width = image_size
     side = masks.shape[-1]
@@ -237,11 +237,11 @@ def _overlap(box: Any, boxes: Any) -> Any:
 def _nms(boxes: Any, scores: Any, threshold: float) -> list[int]:
     """Indices of the boxes that no better one suppresses, best first."""
     order = np.argsort(-scores, kind="stable")
-    kept = []
+    kept_rows = []
     while len(order):
-        kept.append(int(order[0]))
+        kept_rows.append(int(order[0]))
         order = order[1:][_overlap(boxes[order[0]], boxes[order[1:]]) <= threshold]
-    return kept
+    return kept_rows
 
 
 def _render(box: Any, mask: Any, height: int, width: int) -> Any:

@@ -30,8 +30,8 @@ _TOTAL = "val/total_loss"
 class BestCheckpoint(BestCheckpointer):
     """Keeps the weights with the best ``metric`` in ``FOLDER/model_best.pth``.
 
-    Unlike Detectron2's, it compares after every step, since losses and evaluations have periods of
-    their own, and saves the best value, with which a resumed training goes on.
+    Unlike Detectron2's, it compares after every step, since losses and evaluations have different
+    periods, and saves the best value, so that a resumed training goes on from it.
 
     The folder is not the one that training resumes from, so the best checkpoint never passes for
     the last one.  Must run after the evaluation.
@@ -42,7 +42,7 @@ class BestCheckpoint(BestCheckpointer):
     ) -> None:
         """
         Args:
-            checkpointer: saves the weights, into a folder of its own.
+            checkpointer: saves the weights into a separate folder.
             metric: name in the event storage, e.g. ``segm/AP``; a value must be finite to count.
             lower_is_better: keep the lowest value, for losses.
         """
@@ -56,7 +56,7 @@ class BestCheckpoint(BestCheckpointer):
                 self.best_metric = read_weights(str(path))["best_value"]
             except (CheckpointError, KeyError) as error:
                 # Raised on the main process alone, it would leave the others waiting.
-                logger.warning(f"{path} is not compared with: {error}")
+                logger.warning(f"{path} does not count as the best so far: {error}")
 
     def after_step(self) -> None:
         self._best_checking()
@@ -68,7 +68,7 @@ class BestCheckpoint(BestCheckpointer):
             known = ", ".join(sorted(name for name in self.trainer.storage.latest() if "/" in name))
             logger.error(
                 f"TEST.BEST_METRIC {self._val_metric} was never measured, so no best checkpoint "
-                f"was kept; there are {known}"
+                f"was kept; measured were {known}"
             )
 
     def _best_checking(self) -> None:
@@ -136,7 +136,7 @@ class ValidationLoss(HookBase):
         was_training = [norm.training for norm in norms]
         for norm in norms:
             norm.eval()
-        # A storage of its own: models write statistics of sampling into the current one.
+        # A separate storage, since models write statistics of sampling into the current one.
         device = next(self._model.parameters()).device
         numpy_state = np.random.get_state()
         with (
@@ -228,7 +228,7 @@ def _is_expected_result(entry: Any) -> bool:
 
 
 def _instead(metric: str, known: list[str]) -> str:
-    """The end of an error message: which names in ``known`` may be meant."""
+    """The end of an error message: the names in ``known`` that may be meant."""
     if not known:
         return ": DATASETS.TEST is empty"
     # With several data sets, the name of one stands before the metric.
@@ -239,4 +239,4 @@ def _instead(metric: str, known: list[str]) -> str:
         close.append(lowered[name])
     if close:
         return f"; did you mean {', '.join(list(dict.fromkeys(close))[:5])}?"
-    return f"; there are {', '.join(name for name in known if '-' not in name)}"
+    return f"; measured are {', '.join(name for name in known if '-' not in name)}"

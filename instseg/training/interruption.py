@@ -46,7 +46,7 @@ class Interruption(HookBase):
         self._former: dict[signal.Signals, Any] = {}
 
     def before_train(self) -> None:
-        if threading.current_thread() is threading.main_thread():  # others get no signals
+        if threading.current_thread() is threading.main_thread():  # other threads get no signals
             self._former = {number: signal.signal(number, self._receive) for number in _SIGNALS}
 
     def before_step(self) -> None:
@@ -76,12 +76,12 @@ class Interruption(HookBase):
             return
         self._received = number
         if self._finished is not None:
-            # Data workers may have got the signal as well; their end is no longer an error.
+            # The signal may have ended data workers as well, which is no longer an error.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             raise SystemExit(128 + number)
 
     def _save(self, iteration: int) -> None:
-        self.trainer.iter = iteration  # one too high if the next iteration was about to begin
+        self.trainer.iter = iteration  # it is one too high if the next iteration was about to begin
         is_last = iteration + 1 >= self.trainer.max_iter
         name = "model_final" if is_last else f"model_{iteration:07d}"
         self._checkpointer.save(name, iteration=iteration)

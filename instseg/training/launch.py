@@ -1,4 +1,4 @@
-"""Start of ``train_net.py``: its arguments, the checks of the first second, its processes."""
+"""Start of ``train_net.py``: its arguments, the first checks, its processes."""
 
 import argparse
 import logging
@@ -61,7 +61,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         lock_folder(cfg.OUTPUT_DIR)
     _check_weights(cfg, args)
     default_setup(cfg, args)
-    # Detectron2 configures its own loggers only; without this our messages would vanish.
+    # Detectron2 configures only its loggers; without this our messages would vanish.
     logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="instseg")
     for handler in logger.handlers:
         if getattr(handler, "stream", None) is sys.stdout:
@@ -130,8 +130,7 @@ def _check_processes(args: argparse.Namespace) -> None:
     if args.num_gpus < 1 or args.num_gpus > max(gpus, 1):
         raise ConfigError(
             f"--num-gpus {args.num_gpus}: this machine has {gpus} GPUs; pass at most --num-gpus "
-            f"{max(gpus, 1)} (1 also trains on a CPU; several CPU processes are started with "
-            "torchrun)"
+            f"{max(gpus, 1)} (1 also trains on a CPU; start several CPU processes with torchrun)"
         )
     if not 0 <= args.machine_rank < args.num_machines:
         raise ConfigError(
@@ -163,8 +162,7 @@ def check_port(url: str) -> None:
         except OSError as error:
             raise ConfigError(
                 f"--dist-url {url}: port {port} is busy ({error.strerror}); is another training "
-                "running? "
-                f"Pass --dist-url auto or another port"
+                "running? Pass --dist-url auto or another port"
             ) from None
 
 
@@ -182,8 +180,8 @@ def _check_output_dir(path: str) -> None:
 
 
 def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
-    seen_here = Checkpointer(torch.nn.Identity(), cfg.OUTPUT_DIR).has_checkpoint()
-    has_checkpoint = comm.all_gather(seen_here)[0]  # others may not see the main process's disk
+    on_this_disk = Checkpointer(torch.nn.Identity(), cfg.OUTPUT_DIR).has_checkpoint()
+    has_checkpoint = comm.all_gather(on_this_disk)[0]  # rank 0 decides: others may not see its disk
     if args.resume and not has_checkpoint:
         raise ConfigError(
             f"--resume: there is no checkpoint in OUTPUT_DIR {cfg.OUTPUT_DIR}; leave --resume out "
@@ -194,6 +192,5 @@ def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
     if args.eval_only and not args.resume and not cfg.MODEL.WEIGHTS:
         raise ConfigError(
             "--eval-only would evaluate random weights; pass MODEL.WEIGHTS FILE, or --resume for "
-            "the last "
-            "checkpoint in OUTPUT_DIR"
+            "the last checkpoint in OUTPUT_DIR"
         )

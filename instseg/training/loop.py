@@ -102,14 +102,14 @@ class TrainLoop(SimpleTrainer):
                 means[name] = means.get(name, 0) + loss.detach() / self.accumulate
         self.after_backward()
         self._write_metrics(means, data_time)
-        # Before the step, or an optimizer that unscales by itself would clip scaled gradients.
+        # Before the step, since an optimizer that unscales by itself would clip scaled gradients.
         self.scaler.unscale_(self.optimizer)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
     @property
     def _data_loader_iter(self) -> Iterator[list[dict[str, Any]]]:
-        """Detectron2's, whose worker processes start where no signal reaches them."""
+        """Detectron2's iterator; its worker processes start where no signal reaches them."""
         if self._data_loader_iter_obj is None:
             with signals_held():
                 batches = iter(self.data_loader)
@@ -144,13 +144,13 @@ class TrainLoop(SimpleTrainer):
         several = comm.get_world_size() > 1
         if failure is not None and not several and not is_divergence:
             raise failure
-        bad = torch.tensor(failure is not None, device=self.device)
+        must_stop = torch.tensor(failure is not None, device=self.device)
         for loss in losses.values():
-            bad = bad | ~torch.isfinite(loss.detach())
+            must_stop = must_stop | ~torch.isfinite(loss.detach())
         if several:
-            bad = bad.float()
-            torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
-        if not bad:
+            must_stop = must_stop.float()
+            torch.distributed.all_reduce(must_stop, op=torch.distributed.ReduceOp.MAX)
+        if not must_stop:
             return
         diverged, failed = "", ""
         terms = {name: loss.item() for name, loss in losses.items() if not torch.isfinite(loss)}
@@ -180,7 +180,7 @@ class TrainLoop(SimpleTrainer):
         return {**super().state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Detectron2's, with the scaler.
+        """Load the state as Detectron2 does, and that of the scaler.
 
         Raises:
             ValueError: the state of another optimizer.

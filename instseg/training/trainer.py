@@ -51,8 +51,8 @@ logger = logging.getLogger(__name__)
 class Trainer(DefaultTrainer):
     """Detectron2's DefaultTrainer for CPUs and GPUs, any number of processes, and safe checkpoints.
 
-    Everything that can be wrong with configuration, data and weights is found while this is
-    constructed or in :meth:`resume_or_load`, before the first iteration.
+    The constructor and :meth:`resume_or_load` find what is wrong with configuration, data and
+    weights, before the first iteration.
     """
 
     def __init__(self, cfg: CfgNode, *, allow_partial: bool = False) -> None:
@@ -76,7 +76,7 @@ class Trainer(DefaultTrainer):
         categories = training_categories(cfg, train_sets[0])
         model = self.build_model(cfg)
         if cfg.TEST.VIDEO:
-            build_streams(cfg, model, self.test_sets)  # finds what would stop an evaluation later
+            build_streams(cfg, model, self.test_sets)  # refuses what would stop an evaluation later
         check_evaluation(cfg, model, self.test_sets)
         check_expected_results(cfg, model, self.test_sets)
         optimizer = self.build_optimizer(cfg, model)
@@ -106,7 +106,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Detectron2's; a configuration that a part of the model refuses is a ConfigError."""
+        """Build as Detectron2 does; a configuration that some part refuses is a ConfigError."""
         with building():
             model: nn.Module = super().build_model(cfg)
         return model
@@ -193,7 +193,7 @@ class Trainer(DefaultTrainer):
             self.start_iter = self.iter + 1
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Detectron2's, which would take any iteration.
+        """Load the state as Detectron2 does, but refuse an impossible iteration.
 
         Raises:
             ValueError: an iteration that training cannot go on from.
@@ -212,8 +212,8 @@ class Trainer(DefaultTrainer):
     ) -> dict[str, Any]:
         """Evaluate on ``DATASETS.TEST``.
 
-        All processes use the main one's running statistics, which are those that are saved; during
-        training each process has its own.  Under ``TEST.VIDEO`` the frames of each clip are a
+        All processes use the running statistics of the main one, which it also saves; during
+        training they differ between processes.  Under ``TEST.VIDEO`` the frames of each clip are a
         stream.  Under ``TEST.AUG.ENABLED`` test-time augmentation adds a ``TASK_TTA`` for each
         ``TASK``; its files go to ``OUTPUT_DIR/inference_TTA``.
         """

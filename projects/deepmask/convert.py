@@ -194,8 +194,8 @@ def _layers(module: Any, visited_ids: set[int]) -> Iterator[dict[str, Array]]:
     if tensors:
         yield tensors
     children = _table(module.fields.get("modules"))
-    for place in sorted(key for key in children if isinstance(key, int)):
-        yield from _layers(children[place], visited_ids)
+    for index in sorted(key for key in children if isinstance(key, int)):
+        yield from _layers(children[index], visited_ids)
 
 
 def _tensors(value: Any, name: str, visited_ids: set[int]) -> Iterator[tuple[str, Array]]:

@@ -41,20 +41,20 @@ _TRIES = 100
 
 @SAMPLES_REGISTRY.register()
 class PatchSamples(IterableDataset[Sample]):
-    """Endless patches; those of one batch are all for the same head.
+    """An endless stream of patches; those of one batch are all for the same head.
 
     A sample is a dict of ``image``, (3, S, S) float32 with values of 0 to 255 where S is the side
     of the network's window and its context, ``file_name``, and
 
     * ``head`` "mask": ``gt_mask``, (M, M) float32 of the window without context, 1 on the instance
-      in its middle and -1 elsewhere.  First a class is drawn evenly, then an instance of it.
+      in its middle and -1 elsewhere.  A class is drawn evenly, then an instance of it.
     * ``head`` "score": ``label``, 1.0 if an instance is in canonical position, -1.0 if none is near
       it, equally often.  Images are drawn evenly.
 
     The head of each batch is drawn too; all processes draw the same one.
 
-    Deviation: crowds are left out altogether; the released code puts scores on their boxes.
-    Classes without a usable instance are never drawn; the released code never returns then.
+    Deviation: crowds are left out altogether; the released code trains scores on their boxes.
+    Classes without a usable instance are never drawn; the released code then never returns.
     """
 
     @configurable
@@ -79,7 +79,7 @@ class PatchSamples(IterableDataset[Sample]):
         Raises:
             DatasetError: a head with a share of the batches has no instance to learn from.
 
-        Iterating raises an ImageError that names the image that cannot be read.
+        Iterating raises an ImageError that names an image that cannot be read.
         """
         self.batch_size = batch_size
         self.rules = rules
@@ -101,7 +101,7 @@ class PatchSamples(IterableDataset[Sample]):
                 ) from error
         if (score_fraction < 1 and not by_category) or (score_fraction > 0 and not scored):
             raise DatasetError(_why_unusable(records))
-        self._objects = [np.array(by_category[category]) for category in sorted(by_category)]
+        self._by_class = [np.array(by_category[category]) for category in sorted(by_category)]
         self._scored = np.array(scored)
         # Serialised, because each process that loads data would copy a million small objects.
         self._records = DatasetFromList(records, copy=False)
@@ -144,8 +144,8 @@ class PatchSamples(IterableDataset[Sample]):
         return bool(uniform < self.score_fraction)
 
     def _mask_sample(self, rng: np.random.Generator) -> Sample:
-        objects = self._objects[rng.integers(len(self._objects))]
-        i, k = objects[rng.integers(len(objects))]
+        instances = self._by_class[rng.integers(len(self._by_class))]
+        i, k = instances[rng.integers(len(instances))]
         record = self._records[int(i)]
         annotation = record["annotations"][k]
         image = self._image(record)
@@ -173,9 +173,9 @@ class PatchSamples(IterableDataset[Sample]):
                 (patch,) = self._flipped(rng, patch)
                 return {**_sample(record, patch), "head": "score", "label": label}
         raise DatasetError(
-            f"no window without an object was found in {_TRIES} images, the last of them "
-            f"{record['file_name']}; the images are too full of objects, or too small, for "
-            f"objects of {self.rules.object_size} pixels; lower MODEL.DEEPMASK.SHIFT or set "
+            f"no window without an instance was found in {_TRIES} images, the last of them "
+            f"{record['file_name']}; the images are too full of instances, or too small, for "
+            f"instances of {self.rules.object_size} pixels; lower MODEL.DEEPMASK.SHIFT or set "
             "MODEL.DEEPMASK.SCORE_FRACTION 0"
         )
 
@@ -208,8 +208,8 @@ def _corners(annotation: dict[str, Any]) -> list[float]:
 
 def _boxes(record: dict[str, Any], rules: Rules) -> list[list[float]]:
     """Corners of the instances that have a canonical scale."""
-    objects = [x for x in record.get("annotations", ()) if not x.get("iscrowd", 0)]
-    boxes = [_corners(annotation) for annotation in objects]
+    single = [x for x in record.get("annotations", ()) if not x.get("iscrowd", 0)]
+    boxes = [_corners(annotation) for annotation in single]
     scales = canonical_scales(boxes, rules)
     return [box for box, scale in zip(boxes, scales, strict=True) if not math.isnan(scale)]
 
@@ -241,7 +241,7 @@ def _draw(annotation: dict[str, Any], image: Image, record: dict[str, Any]) -> I
     if mask.shape != size:
         raise DatasetError(
             f"{record['file_name']} has {size[0]} rows and {size[1]} columns, the mask of one of "
-            f"its objects has {mask.shape[0]} and {mask.shape[1]}"
+            f"its instances has {mask.shape[0]} and {mask.shape[1]}"
         )
     return mask
 
@@ -254,7 +254,7 @@ def _why_unusable(records: list[dict[str, Any]]) -> str:
     }
     counts = ", ".join(f"{sum(map(test, annotations))} {what}" for what, test in tests.items())
     return (
-        f"the data set has no object to train on: of {len(annotations)} annotations in "
+        f"the data set has no instance to train on: of {len(annotations)} annotations in "
         f"{len(records)} images, {counts}, the others are too small; DeepMask needs masks of 100 "
         "pixels and boxes with sides of 5 at least"
     )

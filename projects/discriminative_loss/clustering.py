@@ -22,8 +22,8 @@ class ClusterSettings:
             (Wizaron's code).
         bandwidth: radius of an instance in units of the embedding.
         min_pixels: instances with fewer pixels are dropped.
-        max_instances: most instances of an image, those with the best scores; also the most
-            clusters that mean shift looks for in a class, the fullest first.
+        max_instances: limit on the instances of an image, which keeps those with the best scores;
+            also limits the clusters that mean shift looks for in a class, the fullest first.
     """
 
     method: str

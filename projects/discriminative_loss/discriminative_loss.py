@@ -179,7 +179,7 @@ class DiscriminativeLoss(DenseModel):
             number = round(float(counts[0]) * self.max_count)
         if number is None and self.cluster_settings.method == "k_means":
             raise ConfigError(
-                "MODEL.DISCRIMINATIVE_LOSS.CLUSTERING k_means needs the number of objects, which "
+                "MODEL.DISCRIMINATIVE_LOSS.CLUSTERING k_means needs the number of instances, which "
                 "this network does not predict; give it as num_instances of each input, set "
                 "NETWORK reseg or hourglass, or CLUSTERING mean_shift"
             )

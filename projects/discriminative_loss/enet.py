@@ -152,7 +152,9 @@ class Branch(nn.Module):
 
     def __init__(self, outputs: int, norm: str) -> None:
         super().__init__()
-        self.section3 = nn.Sequential(*(Bottleneck(128, norm, 0.1, **own) for own in _SECTION))
+        self.section3 = nn.Sequential(
+            *(Bottleneck(128, norm, 0.1, **options) for options in _SECTION)
+        )
         self.up4 = Up(128, 64, norm)
         self.section4 = nn.Sequential(*(Bottleneck(64, norm, 0.1, decoder=True) for _ in range(2)))
         self.up5 = Up(64, 16, norm)
@@ -192,7 +194,9 @@ class MultiBranchENet(nn.Module):
         self.down1 = Down(16, 64, norm, 0.01)
         self.section1 = nn.Sequential(*(Bottleneck(64, norm, 0.01) for _ in range(4)))
         self.down2 = Down(64, 128, norm, 0.1)
-        self.section2 = nn.Sequential(*(Bottleneck(128, norm, 0.1, **own) for own in _SECTION))
+        self.section2 = nn.Sequential(
+            *(Bottleneck(128, norm, 0.1, **options) for options in _SECTION)
+        )
         self.branches = nn.ModuleList(Branch(channels, norm) for channels in outputs)
 
     def forward(self, images: Tensor) -> list[Tensor]:

@@ -69,9 +69,9 @@ def discriminative_loss(
     far = torch.linalg.vector_norm(pixels - means[owners], order, dim=1)
     hinges = F.relu(far - settings.delta_var).square()
     if settings.variance == "pixel":
-        weights = groups.weights_of_objects(sizes.to(x.dtype))
+        weights = groups.weights_of_instances(sizes.to(x.dtype))
     else:
-        weights = groups.weights_of_objects(has_cells.to(x.dtype)) / sizes.clamp(min=1)
+        weights = groups.weights_of_instances(has_cells.to(x.dtype)) / sizes.clamp(min=1)
     first, second = groups.pairs()
     apart = torch.linalg.vector_norm(means[first] - means[second], order, dim=1)
     repelled = F.relu(2 * settings.delta_dist - apart).square()
@@ -79,7 +79,7 @@ def discriminative_loss(
     return Terms(
         variance=nothing + (hinges * weights[owners]).sum(),
         distance=nothing + (repelled * groups.weights_of_pairs(first, x.dtype)).sum(),
-        regulariser=nothing + (norms * groups.weights_of_objects(has_cells.to(x.dtype))).sum(),
+        regulariser=nothing + (norms * groups.weights_of_instances(has_cells.to(x.dtype))).sum(),
     )
 
 
@@ -87,7 +87,7 @@ class _Groups:
     """Instances grouped by image and class, and their weights in means.
 
     Attributes:
-        of_objects: (M,) int64 group of each instance.
+        of_instances: (M,) int64 group of each instance.
         sizes: (G,) int64 instances of each group that have a cell.
         shares: (G,) weight of each group: 1 / groups of its image / images.
     """
@@ -101,26 +101,26 @@ class _Groups:
         """
         self._has_cells = has_cells
         pairs = torch.stack([targets.images, targets.classes], dim=1)
-        groups, self.of_objects = pairs.unique(dim=0, return_inverse=True)
-        self.sizes = torch.bincount(self.of_objects[has_cells], minlength=len(groups))
+        groups, self.of_instances = pairs.unique(dim=0, return_inverse=True)
+        self.sizes = torch.bincount(self.of_instances[has_cells], minlength=len(groups))
         present = (self.sizes > 0).double()
         images = groups[:, 0]
         in_image = present.new_zeros(num_images).index_add(0, images, present)
         self.shares = present / in_image.clamp(min=1)[images] / num_images
 
-    def weights_of_objects(self, amounts: Tensor) -> Tensor:
+    def weights_of_instances(self, amounts: Tensor) -> Tensor:
         """(M,) share of each instance's group, divided by the total amount of the group.
 
         Args:
             amounts: (M,) each instance's part of its group's total.
         """
-        totals = amounts.new_zeros(len(self.sizes)).index_add(0, self.of_objects, amounts)
+        totals = amounts.new_zeros(len(self.sizes)).index_add(0, self.of_instances, amounts)
         weights = self.shares.to(amounts.dtype) / totals.clamp(min=1)
-        return weights[self.of_objects] * self._has_cells
+        return weights[self.of_instances] * self._has_cells
 
     def pairs(self) -> tuple[Tensor, Tensor]:
         """(P,) and (P,): the two instances of every unordered pair in a group."""
-        numbers = self.of_objects
+        numbers = self.of_instances
         same = (numbers[:, None] == numbers) & self._has_cells[:, None] & self._has_cells
         first, second = same.triu_(diagonal=1).nonzero().unbind(1)
         return first, second
@@ -128,7 +128,7 @@ class _Groups:
     def weights_of_pairs(self, first: Tensor, dtype: torch.dtype) -> Tensor:
         """(P,) share of each pair's group over its unordered pairs: 2 / (C (C - 1))."""
         pairs = self.sizes * (self.sizes - 1) / 2
-        return (self.shares / pairs.clamp(min=1)).to(dtype)[self.of_objects[first]]
+        return (self.shares / pairs.clamp(min=1)).to(dtype)[self.of_instances[first]]
 
 
 def count_loss(counts: Tensor, targets: DenseTargets, max_count: int) -> Tensor:

@@ -55,7 +55,9 @@ def to_rois(boxes: Sequence[Tensor]) -> Tensor:
         (R, 5) rows (index of the image, x1, y1, x2, y2) with inclusive corners.
     """
     rows = [
-        torch.cat([own.new_full((len(own), 1), i), own[:, :2], own[:, 2:] - 1], dim=1)
-        for i, own in enumerate(boxes)
+        torch.cat(
+            [corners.new_full((len(corners), 1), i), corners[:, :2], corners[:, 2:] - 1], dim=1
+        )
+        for i, corners in enumerate(boxes)
     ]
     return torch.cat(rows)

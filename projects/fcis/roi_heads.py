@@ -163,8 +163,8 @@ class FCISROIHeads(nn.Module):
         if targets is None:
             raise ValueError("FCISROIHeads needs gt_boxes, gt_classes and gt_masks in training")
         samples = [
-            self._sample(number, own, image)
-            for number, (own, image) in enumerate(zip(boxes, targets, strict=True))
+            self._sample(number, proposed, image)
+            for number, (proposed, image) in enumerate(zip(boxes, targets, strict=True))
         ]
         return proposals, self._losses(maps, samples)
 
@@ -193,12 +193,12 @@ class FCISROIHeads(nn.Module):
         self, maps: Maps, boxes: list[Tensor], sizes: list[tuple[int, int]]
     ) -> list[Detections]:
         """Score proposals, refine each once and score the result: 2 R regions per image."""
-        counts = [len(own) for own in boxes]
+        counts = [len(proposed) for proposed in boxes]
         first = self.regions(maps, to_rois(boxes))
         check_finite(*first)
         refined = [
-            refine_boxes(own, deltas, self.box_transform, size)
-            for own, deltas, size in zip(boxes, first.deltas.split(counts), sizes, strict=True)
+            refine_boxes(proposed, deltas, self.box_transform, size)
+            for proposed, deltas, size in zip(boxes, first.deltas.split(counts), sizes, strict=True)
         ]
         second = self.regions(maps, to_rois(refined))
         check_finite(*second)

@@ -88,9 +88,9 @@ def _layout(path: str, layers: "_Layers") -> Layout:
         if classes is not None:
             yield Fact("MODEL.ROI_HEADS.NUM_CLASSES", classes, f"{classes} classes")
         for layer, key in _SIZES.items():
-            if found := outputs.get(layer):
-                value = [found] if key.endswith("CONV_DIMS") else found
-                yield Fact(key, value, f"{found} outputs of {layer}")
+            if count := outputs.get(layer):
+                value = [count] if key.endswith("CONV_DIMS") else count
+                yield Fact(key, value, f"{count} outputs of {layer}")
         if (logits := outputs.get("rpn_class_raw")) is not None and logits % 2 == 0:
             yield from anchor_facts(path, logits // 2, cfg)
 

@@ -108,8 +108,8 @@ def _layout(path: str, weights: dict[str, Tensor], options: Options) -> Layout:
         if classes is not None:
             yield Fact("MODEL.ROI_HEADS.NUM_CLASSES", classes, f"{classes} classes")
         for name, key in _SIZES.items():
-            if found := size(weights, name):
-                yield Fact(key, found, f"{found} outputs of {name}")
+            if count := size(weights, name):
+                yield Fact(key, count, f"{count} outputs of {name}")
         for part, key in _CONVOLUTIONS.items():
             names = (x for x in weights if x.startswith(part) and x.endswith(".weight"))
             if count := len(list(names)):

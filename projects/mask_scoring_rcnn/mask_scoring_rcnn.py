@@ -229,12 +229,13 @@ class MaskScoringROIHeads(StandardROIHeads):
         """(R,) MaskIoU targets of (R, M, M) logits."""
         size = logits.shape[-1]
         targets = [logits.new_zeros(0, dtype=torch.float32)]
-        for image, own in zip(instances, logits.split([len(x) for x in instances]), strict=True):
+        by_image = logits.split([len(x) for x in instances])
+        for image, mask_logits in zip(instances, by_image, strict=True):
             if len(image):  # without any, Detectron2 adds no gt_masks
                 boxes = image.proposal_boxes.tensor
                 true = image.gt_masks.crop_and_resize(boxes, size)
                 ratios = visible_ratios(image.gt_masks, boxes, image.image_size)
-                targets.append(maskiou_targets(own, true, ratios))
+                targets.append(maskiou_targets(mask_logits, true, ratios))
         return torch.cat(targets)
 
 
@@ -289,7 +290,7 @@ def rescore(predicted: Tensor, instances: list[Instances]) -> None:
         instances: one per image, with ``pred_classes`` and ``scores``; those without ``scores``,
             as from boxes given by the user, are left as they are.
     """
-    for image, own in zip(instances, predicted.split([len(x) for x in instances]), strict=True):
+    for image, ious in zip(instances, predicted.split([len(x) for x in instances]), strict=True):
         if image.has("scores"):
-            rows = torch.arange(len(image), device=own.device)
-            image.mask_scores = image.scores * own[rows, image.pred_classes].to(image.scores.dtype)
+            rows = torch.arange(len(image), device=ious.device)
+            image.mask_scores = image.scores * ious[rows, image.pred_classes].to(image.scores.dtype)

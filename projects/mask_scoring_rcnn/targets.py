@@ -1,6 +1,6 @@
 """Targets of the MaskIoU head: the IoU of a predicted mask and the whole instance.
 
-A region may cut its instance off, so the true mask inside the region does not give the union.  The
+A region may cut off its instance; the mask inside the region is then too small for the union.  The
 authors' code extrapolates: if the region shows the part r of the instance, the whole instance has
 1 / r times the area of its visible part.
 """

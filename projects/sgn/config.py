@@ -1,4 +1,4 @@
-"""Configuration keys of SGN; see the README for what is the paper's and what is our choice."""
+"""Configuration keys of SGN; the README tells the paper's choices from ours."""
 
 from detectron2.config import CfgNode
 

@@ -36,8 +36,8 @@ class Found(DenseInstances):
 
     Attributes:
         labels: (2, h, w) uint8 breakpoints along rows and columns.
-        lines: (h, w) int64, numbered from 0, -1 for none, on the CPU; so are
-        components: of LineNet, before merging.
+        lines: (h, w) int64 number of the line, -1 for none, on the CPU.
+        components: the same of LineNet's components, before merging.
     """
 
     labels: Tensor
@@ -113,7 +113,7 @@ def merged_by_network(
 
 
 def merged_by_truth(components: Components, truth: Truth) -> None:
-    """Merge components that mostly belong to one instance, in place."""
+    """Merge components that mostly belong to one ground-truth instance, in place."""
     count = len(components.areas)
     merge_by_owner(components, majority_owners(components.map, truth.owners, count))
 

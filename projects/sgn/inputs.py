@@ -76,8 +76,8 @@ def probabilities_from_input(
 def _nearest_labels(labels: Tensor, size: tuple[int, int], num_classes: int) -> Tensor:
     """(H, W) labels → those of the nearest pixel for each of ``size`` cells, 255 as background."""
     rows, columns = (
-        resized_index(own, other, 1, labels.device)
-        for own, other in zip(labels.shape, size, strict=True)
+        resized_index(length, cells, 1, labels.device)
+        for length, cells in zip(labels.shape, size, strict=True)
     )
     labels = labels[rows][:, columns]
     labels = labels.masked_fill(labels == IGNORED, 0)

@@ -56,7 +56,7 @@ class ImageMaps:
 
 @dataclass(frozen=True)
 class Truth:
-    """The same from annotations, with shapes as in :class:`ImageMaps`.
+    """Ground truth of one image, from its annotations, with shapes as in :class:`ImageMaps`.
 
     Attributes:
         owners: (h, w) int64, the instance at each pixel, -1 for none.

@@ -65,7 +65,7 @@ def link_targets(owners: Tensor, semantic: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def degrade(labels: Tensor) -> Tensor:
-    """True breakpoints as a poor network would draw them, to train LineNet on (section 7).
+    """Ground-truth breakpoints as a poor network would draw them, to train LineNet (section 7).
 
     Each image's map is shifted by up to a pixel along rows and columns; then some breakpoints are
     removed and others added at random.
@@ -74,9 +74,9 @@ def degrade(labels: Tensor) -> Tensor:
         labels: (B, H, W) uint8.
     """
     shifted = torch.empty_like(labels)
-    for own, result in zip(labels, shifted, strict=True):
+    for image_labels, result in zip(labels, shifted, strict=True):
         rows, columns = torch.randint(-1, 2, (2,)).tolist()
-        result.copy_(own.roll((rows, columns), dims=(0, 1)))
+        result.copy_(image_labels.roll((rows, columns), dims=(0, 1)))
     chance = torch.rand(labels.shape, device=labels.device)
     lost = (shifted >= START) & (chance < DROPPED)
     shifted[lost] = INTERIOR

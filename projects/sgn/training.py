@@ -100,7 +100,7 @@ def _images(
     breakpoints: Tensor,
     targets: DenseTargets,
 ) -> Iterator[tuple[ImageMaps, Truth]]:
-    """Maps and truth of each image, without the padding of the batch."""
+    """Maps and ground truth of each image, without the padding of the batch."""
     for number, image in enumerate(images):
         rows, columns = size = model.cells(image)
         truth = Truth.of_image(targets, number, size, model.line_settings.widening)
@@ -115,14 +115,14 @@ def line_loss(
     targets: DenseTargets,
     widening: int,
 ) -> Tensor:
-    """LineNet's loss; each image has predicted breakpoints or degraded true ones.
+    """LineNet's loss; each image has predicted breakpoints or degraded ground-truth ones.
 
     Args:
         network: to train.
         breakpoints: (B, 2, 4, h, w) predicted probabilities, without gradient.
         confidence: (B, h, w) probability of each pixel's class.
         targets: of the batch.
-        widening: of the true breakpoints.
+        widening: of the ground-truth breakpoints.
     """
     true = [degrade(x) for x in breakpoint_labels(targets.owners, widening)]
     poor = torch.stack([one_hot(x, 4) for x in true], dim=1).to(breakpoints.dtype)
@@ -138,11 +138,11 @@ def merger_loss(
     settings: MergeSettings,
     most: int,
 ) -> Tensor:
-    """MergerNet's loss on components of the first stages and on true fragments.
+    """MergerNet's loss on components of the first stages and on fragments of the ground truth.
 
     Args:
         network: to train.
-        images: maps and truth of each.
+        images: maps and ground truth of each.
         lines: how components are found.
         settings: which of their pairs are candidates.
         most: number of pairs, at most half of each kind.
@@ -185,10 +185,10 @@ def merger_loss(
 
 
 def _half_of_each(labels: Tensor, limit: int) -> Tensor:
-    """Random indices of at limit ``limit / 2`` true and as many false labels."""
+    """Random indices of at most ``limit / 2`` true labels and as many false ones."""
     chosen = []
-    for of_kind in (labels, ~labels):
-        indices = of_kind.nonzero()[:, 0]
+    for is_of_kind in (labels, ~labels):
+        indices = is_of_kind.nonzero()[:, 0]
         order = torch.randperm(len(indices), device=labels.device)
         chosen.append(indices[order[: limit // 2]])
     return torch.cat(chosen)

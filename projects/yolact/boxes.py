@@ -92,7 +92,7 @@ def to_corners(priors: Tensor) -> Tensor:
 
 
 def encode(boxes: Tensor, priors: Tensor) -> Tensor:
-    """What the head is to predict for ``boxes`` (SSD, section 2.2).
+    """Targets of the head's box outputs, for ``boxes`` (SSD, section 2.2).
 
     Args:
         boxes: (N, 4) corners.

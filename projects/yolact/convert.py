@@ -101,7 +101,7 @@ def renamed(
 
 
 def not_needed(name: str) -> str:
-    """Why the authors' loader drops a tensor, "" if it does not."""
+    """The reason why the authors' loader drops a tensor, "" if it keeps it."""
     if re.match(r"backbone\.layer(?!s\.)", name):
         return "second copy of a stage, in old files"
     if re.match(r"fpn\.downsample_layers\.(?![01]\.)", name):
@@ -127,8 +127,8 @@ def naming(weights: Mapping[str, Tensor]) -> Callable[[str], str]:
             level = "" if shared else f"{match[1]}."
             return f"head.{level}{_HEAD[match[2]]}.{name[match.end() :]}"
         if match := _LIST_NAME.match(name):
-            place = lists[match[1]].get(int(match[2]), name)
-            return f"{place}.{name[match.end() :]}"
+            layer = lists[match[1]].get(int(match[2]), name)
+            return f"{layer}.{name[match.end() :]}"
         for pattern, replacement in _RULES:
             name = re.sub(pattern, replacement, name)
         return name

@@ -83,13 +83,13 @@ class Predictions:
 
 @dataclass(frozen=True)
 class MaskSamples:
-    """Predicted and true masks of positive anchors of a batch, at the prototypes' resolution.
+    """Masks of positive anchors of a batch and their targets, at the prototypes' resolution.
 
     Attributes:
-        probabilities: (R, h, w), cropped with the true boxes.
+        probabilities: (R, h, w), cropped to the ground-truth boxes.
         targets: (R, h, w), 0 or 1, not cropped.
         classes: (R,) int64 from 0.
-        num_positives: positive anchors of the batch, at least 1; what the losses are divided by.
+        num_positives: positive anchors of the batch, at least 1; it divides the losses.
     """
 
     probabilities: Tensor
@@ -101,7 +101,7 @@ class MaskSamples:
 def yolact_losses(
     predictions: Predictions, truths: Sequence[Truth], priors: Tensor, settings: LossSettings
 ) -> tuple[dict[str, Tensor], MaskSamples]:
-    """All losses, weighted, and the masks they looked at.
+    """All losses, weighted, and the masks that the mask loss used.
 
     An image without instances has the semantic loss alone; no background anchors are mined in it.
 
@@ -122,12 +122,12 @@ def yolact_losses(
         )
         for truth in truths
     ]
-    labels = torch.stack([own for own, _ in matches])
+    labels = torch.stack([anchor_labels for anchor_labels, _ in matches])
     positive = labels > 0
     count = max(int(positive.sum()), 1)
     targets = [
-        encode(truth.boxes[objects[own]], priors[own])
-        for truth, (_, objects), own in zip(truths, matches, positive, strict=True)
+        encode(truth.boxes[matched[anchors]], priors[anchors])
+        for truth, (_, matched), anchors in zip(truths, matches, positive, strict=True)
     ]
     box = F.smooth_l1_loss(predictions.deltas[positive], torch.cat(targets), reduction="sum")
     chosen = positive | hardest_background(predictions.logits, labels, settings.negative_ratio)
@@ -178,7 +178,7 @@ def _mask_loss(
     probabilities = [predictions.prototypes.new_zeros(0, *size)]
     targets = [predictions.prototypes.new_zeros(0, *size)]
     classes = [torch.zeros(0, dtype=torch.int64, device=total.device)]
-    for i, (truth, (labels, objects)) in enumerate(zip(truths, matches, strict=True)):
+    for i, (truth, (labels, matched)) in enumerate(zip(truths, matches, strict=True)):
         positive = (labels > 0).nonzero()[:, 0]
         if not len(positive):
             continue
@@ -186,16 +186,16 @@ def _mask_loss(
         if len(positive) > limit:
             factor = len(positive) / limit
             positive = positive[torch.randperm(len(positive), device=positive.device)[:limit]]
-        objects = objects[positive]
-        boxes = truth.boxes[objects]
+        matched = matched[positive]
+        boxes = truth.boxes[matched]
         predicted = mask_probabilities(
             predictions.prototypes[i], predictions.coefficients[i, positive], boxes
         )
-        true = shrink(truth.masks, size)[objects]
+        true = shrink(truth.masks, size)[matched]
         total = total + mask_bce(predicted, true, boxes) * factor
         probabilities.append(predicted)
         targets.append(true)
-        classes.append(truth.classes[objects])
+        classes.append(truth.classes[matched])
     samples = MaskSamples(torch.cat(probabilities), torch.cat(targets), torch.cat(classes), count)
     return total, samples
 

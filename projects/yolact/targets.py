@@ -23,8 +23,8 @@ def match(
 ) -> tuple[Tensor, Tensor]:
     """Assign the instances of one image to anchors (section 4.1, authors' code).
 
-    Every anchor gets the instance it overlaps most.  Every instance gets an anchor of its own, the
-    greatest overlaps being served first.
+    Every anchor gets the instance that it overlaps most.  Then every instance gets an anchor of its
+    own, in the order of falling overlaps.
 
     Args:
         boxes: (G, 4) relative corners.
@@ -40,20 +40,20 @@ def match(
     """
     count = len(priors)
     labels = torch.zeros(count, dtype=torch.int64, device=priors.device)
-    objects = torch.zeros_like(labels)
+    instances = torch.zeros_like(labels)
     corners = to_corners(priors)
     if len(boxes):
         overlaps = box_iou(boxes, corners)
-        best, objects = overlaps.max(dim=0)
+        best, instances = overlaps.max(dim=0)
         for prior, index in _forced(overlaps):
-            best[prior], objects[prior] = _FORCED, index
-        labels = classes[objects] + 1
+            best[prior], instances[prior] = _FORCED, index
+        labels = classes[instances] + 1
         labels[best < positive_iou] = NEITHER
         labels[best < negative_iou] = 0
     if len(crowd_boxes):
         part = _covered(corners, crowd_boxes)
         labels[(labels <= 0) & (part > crowd_iou)] = NEITHER
-    return labels, objects
+    return labels, instances
 
 
 def _forced(overlaps: Tensor) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""What the shapes of a file of YOLACT, YOLACT++ or YolactEdge tell about its network."""
+"""Facts about the network of YOLACT, YOLACT++ or YolactEdge in a file, from the shapes in it."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -114,7 +114,7 @@ def backbone_facts(path: str, weights: Weights, options: Options, cfg: CfgNode) 
 
 
 def facts_of(path: str, weights: Weights, options: Options, cfg: CfgNode) -> Iterator[Fact]:
-    """What comes after the backbone."""
+    """Facts about the layers after the backbone."""
     yield from _pyramid_facts(path, weights, options)
     prototypes = None
     if ids := proto_ids(weights):
@@ -183,8 +183,8 @@ def _head_facts(
             f"{path}: it has no prototypes (proto_net), so its masks come from the head itself "
             "(mask_type direct); expected a network with prototypes"
         )
-    found = [_outputs(path, weights, level) for level in levels]
-    heads = [head for head in found if head is not None]
+    outputs = [_outputs(path, weights, level) for level in levels]
+    heads = [head for head in outputs if head is not None]
     if len(heads) != len(levels):
         return
     shared = is_shared(weights)
@@ -207,20 +207,19 @@ def _anchor_facts(path: str, counts: list[int], shared: bool, cfg: CfgNode) -> I
     counts = counts * _LEVELS if shared else counts
     scales, ratios = node.ANCHOR_SCALES, node.ANCHOR_RATIOS
     nested = [x for x in ratios if isinstance(x, list | tuple)]
-    own_ratios = nested or [ratios] * _LEVELS
-    if len(scales) != _LEVELS or len(own_ratios) != _LEVELS:
+    level_ratios = nested or [ratios] * _LEVELS
+    if len(scales) != _LEVELS or len(level_ratios) != _LEVELS:
         return  # refused in the project's words when the model is built
-    if not all(map(are_numbers, [*scales, *own_ratios])):
+    if not all(map(are_numbers, [*scales, *level_ratios])):
         return
     shapes = [
-        anchor_shapes(path, count, *own)
-        for count, own in zip(counts, zip(scales, own_ratios, strict=True), strict=True)
+        anchor_shapes(path, *level) for level in zip(counts, scales, level_ratios, strict=True)
     ]
-    found = f"{_list(sorted(set(counts)))} anchors a cell"
-    yield Fact(f"{_NODE}.ANCHOR_SCALES", [sizes for sizes, _ in shapes], found)
-    every = [own for _, own in shapes]
+    reason = f"{_list(sorted(set(counts)))} anchors a cell"
+    yield Fact(f"{_NODE}.ANCHOR_SCALES", [sizes for sizes, _ in shapes], reason)
+    every = [shape_ratios for _, shape_ratios in shapes]
     same = every.count(every[0]) == len(every) and not nested
-    yield Fact(f"{_NODE}.ANCHOR_RATIOS", every[0] if same else every, found)
+    yield Fact(f"{_NODE}.ANCHOR_RATIOS", every[0] if same else every, reason)
 
 
 def _outputs(path: str, weights: Weights, level: int) -> tuple[int, int, int | None] | None:
@@ -257,45 +256,45 @@ def _deformable_facts(
     wanted = deformable_of(weights)
     node = cfg.MODEL.YOLACT_PLUS
     name = "build_deformable_resnet_backbone"
-    found = f"deformable blocks {wanted}" if any(wanted) else "no deformable blocks"
+    content = f"deformable blocks {wanted}" if any(wanted) else "no deformable blocks"
 
     def chosen(counts: Sequence[int], interval: int) -> list[set[int]]:
-        """By the rule of the authors' code, see ``MODEL.YOLACT_PLUS.DEFORMABLE_*``."""
+        """Deformable blocks of each stage, see ``MODEL.YOLACT_PLUS.DEFORMABLE_*``."""
         return [
             {i for i in range(max(number - count, 0), number) if i % max(interval, 1) == 0}
             for number, count in zip(blocks, counts, strict=False)
         ]
 
-    own = chosen(node.DEFORMABLE_BLOCKS, node.DEFORMABLE_INTERVAL)
+    configured = chosen(node.DEFORMABLE_BLOCKS, node.DEFORMABLE_INTERVAL)
     if not any(wanted):
-        if cfg.MODEL.BACKBONE.NAME != name or any(own):
-            yield Fact("MODEL.BACKBONE.NAME", "build_resnet_backbone", found)
+        if cfg.MODEL.BACKBONE.NAME != name or any(configured):
+            yield Fact("MODEL.BACKBONE.NAME", "build_resnet_backbone", content)
         return
-    yield Fact("MODEL.BACKBONE.NAME", name, found)
-    if own == wanted:
+    yield Fact("MODEL.BACKBONE.NAME", name, content)
+    if configured == wanted:
         return
     counts = [n - min(x) if x else 0 for n, x in zip(blocks, wanted, strict=True)]
     intervals = [k for k in range(1, max(blocks) + 1) if chosen(counts, k) == wanted]
     if not intervals:
         raise CheckpointError(
-            f"{path}: its {found} are not every so many of the last blocks of their stages, as "
+            f"{path}: its {content} are not every so many of the last blocks of their stages, as "
             "MODEL.YOLACT_PLUS.DEFORMABLE_BLOCKS and DEFORMABLE_INTERVAL can say"
         )
-    yield Fact("MODEL.YOLACT_PLUS.DEFORMABLE_BLOCKS", counts, found)
-    yield Fact("MODEL.YOLACT_PLUS.DEFORMABLE_INTERVAL", intervals[0], found)
+    yield Fact("MODEL.YOLACT_PLUS.DEFORMABLE_BLOCKS", counts, content)
+    yield Fact("MODEL.YOLACT_PLUS.DEFORMABLE_INTERVAL", intervals[0], content)
 
 
 def proto_ids(weights: Weights) -> list[int]:
-    """Places of the layers of the prototype network."""
-    return _places(weights, r"proto_net\.(\d+)\.weight")
+    """Numbers of the layers of the prototype network."""
+    return _numbers(weights, r"proto_net\.(\d+)\.weight")
 
 
 def maskiou_ids(weights: Weights) -> list[int]:
-    """Places of the layers of the re-scoring network."""
-    return _places(weights, r"maskiou_net\.maskiou_net\.(\d+)\.weight")
+    """Numbers of the layers of the re-scoring network."""
+    return _numbers(weights, r"maskiou_net\.maskiou_net\.(\d+)\.weight")
 
 
-def _places(weights: Weights, pattern: str) -> list[int]:
+def _numbers(weights: Weights, pattern: str) -> list[int]:
     return sorted({int(m[1]) for name in weights if (m := re.fullmatch(pattern, name))})
 
 
@@ -306,12 +305,12 @@ def _blocks(weights: Weights) -> list[int]:
 
 def _indices(weights: Weights, pattern: str, count: int) -> list[set[int]]:
     """For each of ``count`` stages, the second number of the names that match."""
-    found: list[set[int]] = [set() for _ in range(count)]
+    indices: list[set[int]] = [set() for _ in range(count)]
     for name in weights:
         match = re.match(pattern, name)
         if match and int(match[1]) < count:
-            found[int(match[1])].add(int(match[2]))
-    return found
+            indices[int(match[1])].add(int(match[2]))
+    return indices
 
 
 def _list(values: Sequence[Any]) -> str:

@@ -58,7 +58,7 @@ class DetectionSettings:
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in one image, by descending score.
+    """Detections of one image, by descending score.
 
     Attributes:
         boxes: (N, 4) corners relative to the image, not clipped.
@@ -96,7 +96,7 @@ class YOLACT(PixelModel):
 
     Images of any size are taken.  They are stretched to the square here (bilinear, not
     antialiased), as the authors do, and results are for the original size; with
-    ``INPUT.MIN_SIZE_TEST 0`` no one resizes them before.
+    ``INPUT.MIN_SIZE_TEST 0`` nothing resizes them before.
 
     The network can be compiled and exported, see :class:`instseg.modeling.SplitModel`.
     """
@@ -204,10 +204,10 @@ class YOLACT(PixelModel):
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """
         Args:
-            batched_inputs: Detectron2's: ``image`` (3, h, w) in 0..255 and, for results of another
-                size or no more than so many, ``height``, ``width`` and ``max_instances``; for
-                training ``instances`` with ``gt_boxes``, ``gt_classes``, ``gt_masks``, and
-                ``crowd_boxes`` (``Boxes``) if there are crowds.
+            batched_inputs: in Detectron2's format: ``image`` (3, h, w) in 0..255; optionally
+                ``height`` and ``width`` of the result and ``max_instances`` in it; for training
+                ``instances`` with ``gt_boxes``, ``gt_classes``, ``gt_masks``, and ``crowd_boxes``
+                (``Boxes``) if there are crowds.
         Returns:
             in training a dict of scalar losses, else a list of dicts with ``instances``:
             ``pred_boxes``, ``scores``, ``pred_classes``, ``pred_masks`` (N, height, width) bool.
@@ -264,7 +264,7 @@ class YOLACT(PixelModel):
     def detection_losses(
         self, pyramid: Sequence[Tensor], truths: Sequence[Truth]
     ) -> dict[str, Tensor]:
-        """The losses of what is predicted from P3..P7."""
+        """The losses of the predictions from P3..P7."""
         outputs = self.heads(pyramid)
         semantic = None if self.semantic is None else self.semantic(pyramid[0])
         # Sums over many anchors and probabilities near 0 and 1 need single precision.

@@ -9,7 +9,7 @@ def add_yolact_edge_config(cfg: CfgNode) -> None:
     """Add what YolactEdge has beyond ``MODEL.YOLACT``, and its MobileNetV2."""
     cfg.MODEL.YOLACT_EDGE = CfgNode()
     node = cfg.MODEL.YOLACT_EDGE
-    # What is trained: "image" (all but what serves frames between key frames), "flow" (the flow
+    # Modules to train: "image" (all but those for frames between key frames), "flow" (the flow
     # network alone, on known flow) or "joint" (both together), in this order (section III-C).
     node.STAGE = "joint"
     # Keep the backbone and the lateral layers as the stage "image" left them during "joint"; off
@@ -24,7 +24,7 @@ def add_yolact_edge_config(cfg: CfgNode) -> None:
     node.FLOW_CHANNELS = 64
     # ... and those of the layers inside each stage, in multiples of that (figure 4).
     node.FLOW_LAYERS = [[1], [2], [4]]
-    # Correct what was taken over by a layer that looks at the frame itself (authors' code).
+    # Correct the levels taken over by a layer that sees the frame itself (authors' code).
     node.REFINE = True
     # Weight of the distance between levels taken over and computed (authors' code); 0.0 is off.
     node.WARP_WEIGHT = 1.0

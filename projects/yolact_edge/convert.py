@@ -119,20 +119,18 @@ def _video_facts(weights: dict[str, Tensor], options: Options) -> Iterator[Fact]
         return
     refined = {m[1] for name in weights if (m := re.match(r"spa\.refine_convs\.(\d+)\.", name))}
     if refined or not options.allow_partial:
-        found = f"{len(refined)} refined levels" if refined else "no layers of refinement (spa)"
-        yield Fact(f"{_NODE}.REFINE", bool(refined), found)
+        content = f"{len(refined)} refined levels" if refined else "no layers of refinement (spa)"
+        yield Fact(f"{_NODE}.REFINE", bool(refined), content)
     if 1 <= len(refined) <= 3:
-        yield Fact(f"{_NODE}.WARPED", ["p3", "p4", "p5"][-len(refined) :], found)
+        yield Fact(f"{_NODE}.WARPED", ["p3", "p4", "p5"][-len(refined) :], content)
     width = size(weights, "flow_net_pre_convs.convs.0.0.weight")
     stages = []
     for stage in (1, 2, 3):
         names = (f"flow_net.conv{stage}.{i}.0.weight" for i in range(len(weights)))
-        found_rows = [
-            size(weights, name) for name in itertools.takewhile(weights.__contains__, names)
-        ]
-        stages.append([x for x in found_rows if x is not None])
+        widths = [size(weights, name) for name in itertools.takewhile(weights.__contains__, names)]
+        stages.append([x for x in widths if x is not None])
     if not width or not all(stages):
         return
     yield Fact(f"{_NODE}.FLOW_CHANNELS", width, f"{width} channels of the flow network")
-    inside = [[x // width for x in own[:-1]] for own in stages]
+    inside = [[x // width for x in widths[:-1]] for widths in stages]
     yield Fact(f"{_NODE}.FLOW_LAYERS", inside, f"layers of the flow network {stages}")

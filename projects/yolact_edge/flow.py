@@ -17,12 +17,12 @@ _FLOW_UNIT = 8.0
 
 
 class Motion(NamedTuple):
-    """How the features of one level come about, for a batch of B frames.
+    """How the features of one level follow from those of the key frame, for a batch of B frames.
 
     Attributes:
-        flow: (B, 2, h, w) where in the key frame to look, x then y; 8 is half the image.
-        scale: (B, C, h, w) factor on what is found there.
-        bias: (B, C, h, w) added to it.
+        flow: (B, 2, h, w) offset to the place in the key frame, x then y; 8 is half the image.
+        scale: (B, C, h, w) factor on the features at that place.
+        bias: (B, C, h, w) added to them.
     """
 
     flow: Tensor
@@ -30,7 +30,7 @@ class Motion(NamedTuple):
     bias: Tensor
 
     def apply(self, features: Tensor) -> Tensor:
-        """(B, C, h, w) of the key frame → the same of the frame."""
+        """(B, C, h, w) features of the key frame → those of the frame."""
         return warp(features, self.flow / _FLOW_UNIT) * self.scale + self.bias
 
 
@@ -52,8 +52,8 @@ class FeatFlowNet(nn.Module):
           → upsampled, beside flow and (128, 35, 35) → (258, 35, 35) → motion of P4
           → upsampled, beside flow and (64, 69, 69) → (130, 69, 69) → motion of P3
 
-    All 3x3 convolutions of the way down are followed by a leaky ReLU.  At first every motion is
-    none: no flow, scale 1, bias 0.
+    A leaky ReLU follows all 3x3 convolutions of the encoder.  An untrained network predicts no
+    motion: flow 0, scale 1, bias 0.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class MotionPredictor(nn.Module):
 class Refinement(nn.Module):
     """Corrects features of a key frame by the frame itself (``SPA`` in the authors' code).
 
-    To every level is added a 3x3 convolution with leaky ReLU of it beside L3 of the frame.
+    A level x becomes x + leaky ReLU(3x3 convolution of x and L3 of the frame).
     """
 
     def __init__(self, levels: int, channels: int) -> None:

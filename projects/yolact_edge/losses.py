@@ -13,8 +13,8 @@ def flow_loss(flows: Sequence[Tensor], target: Tensor) -> Tensor:
 
     Args:
         flows: (B, 2, h, w) of every level.
-        target: (B, 2, H, W) in the same units at any resolution, not a number where it is not
-            known; cells that touch such a place do not count.
+        target: (B, 2, H, W) in the same units at any resolution, NaN where it is not known; cells
+            that touch such a pixel do not count.
     """
     total = target.new_zeros(())
     for flow in flows:
@@ -28,23 +28,23 @@ def flow_loss(flows: Sequence[Tensor], target: Tensor) -> Tensor:
 def warp_loss(
     warped: Sequence[Tensor], computed: Sequence[Tensor], layers: Sequence[nn.Module]
 ) -> Tensor:
-    """How far features taken over from a key frame are from those computed (authors' code).
+    """Distance of the features taken from a key frame from the computed ones (authors' code).
 
-    1 - cosine over the channels, mean over cells and levels, of the sums of the pyramid and of what
-    its output layers make of them.  Trains what made ``warped`` alone.
+    It is 1 - cosine over the channels, as a mean over cells and levels, of the sums of the pyramid
+    and of the outputs of its output layers.  It trains only the modules that made ``warped``.
 
     Args:
         warped: (B, C, h, w) of every level.
         computed: the same of the frame itself.
-        layers: of every level the output layer.
+        layers: the output layer of every level.
     """
     distances = []
-    for own, other, layer in zip(warped, computed, layers, strict=True):
-        other = other.detach()
+    for moved, target, layer in zip(warped, computed, layers, strict=True):
+        target = target.detach()
         # Clones, as a normalisation would count these maps among its statistics.
         values = {name: value.detach().clone() for name, value in layer.state_dict().items()}
-        outputs = [functional_call(layer, values, x) for x in (own, other)]
-        distances += [_distance(own, other), _distance(*outputs)]
+        outputs = [functional_call(layer, values, x) for x in (moved, target)]
+        distances += [_distance(moved, target), _distance(*outputs)]
     return torch.stack(distances).mean()
 
 

@@ -48,7 +48,7 @@ class MobileNetV2(Backbone):
 
     @property
     def stem(self) -> nn.Module:
-        """(B, 3, H, W) → what the first stage takes."""
+        """(B, 3, H, W) → input of the first stage."""
         stem: nn.Module = self.features[0]
         return stem
 

@@ -111,7 +111,7 @@ class YolactEdge(YOLACT):
         return frozen
 
     def unused_in_inference(self) -> tuple[str, ...]:
-        """Beside YOLACT's, what predicts the motion of levels that are computed in every frame."""
+        """YOLACT's, and the layers for the motion of levels that every frame computes."""
         lists = ("predictors", "up_features", "up_flow")
         levels = range(self._first_warped)
         return (
@@ -120,7 +120,7 @@ class YolactEdge(YOLACT):
         )
 
     def train(self, mode: bool = True) -> "YolactEdge":
-        """What is not trained stays in evaluation mode."""
+        """Modules that are not trained stay in evaluation mode."""
         super().train(mode)
         for module in self._frozen:
             module.eval()
@@ -151,10 +151,10 @@ class YolactEdge(YOLACT):
         Returns:
             the sums S3, S4, S5.
         """
-        reference, *kept = state
+        reference, *sums = state
         first = self._first_warped
         motions = self.flow_net(self.flow_net.reduce(laterals[0]), reference, first)
-        moved = [motion.apply(x) for motion, x in zip(motions, kept, strict=True)]
+        moved = [motion.apply(x) for motion, x in zip(motions, sums, strict=True)]
         # Before the refinement, as in the authors' code.
         computed = self.fpn.top_down(laterals[:first], moved[0])
         if self.refinement is not None:
@@ -182,8 +182,8 @@ class YolactEdge(YOLACT):
 
         Beside YOLACT's items, ``reference_image`` is an earlier frame under the same augmentation;
         the stage "joint" trains on images without one as if they were key frames, and the stage
-        "flow" needs it and ``flow`` (2, h, w), in pixels of ``image``, x then y: what is at a pixel
-        is at pixel + flow in the earlier frame.  Where that is not known it is not a number.
+        "flow" needs it and ``flow`` (2, h, w), in pixels of ``image``, x then y: the content of a
+        pixel is at pixel + flow in the earlier frame.  Unknown flow is NaN.
 
         Raises:
             DatasetError: the stage is "flow" and these are missing.

@@ -38,7 +38,7 @@ class DeformableConv2d(nn.Module):
         """(B, in, H, W) → (B, out, H', W')."""
         offsets, strengths = self.offset_mask(x).split([18, 9], dim=1)
         # Torchvision's operator reads outside of the map, or ends the process, where an offset is
-        # NaN, as after a step that diverged; the strengths carry it on.
+        # NaN, as after a step that diverged; the strengths carry the NaN on.
         strengths = strengths + offsets.unflatten(1, (9, 2)).sum(dim=2) * 0
         offsets = offsets.where(~offsets.isnan(), 0)
         x = deform_conv2d(

@@ -111,7 +111,7 @@ class Compared(nn.Module):
 def test_a_model_adds_its_own_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "build_model", lambda cfg: Compared())
     cfg = instseg.get_cfg()
-    (row,) = models._own_comparisons("folder/net.yaml", cfg, np.zeros((4, 5, 3), np.uint8), 2)
+    (row,) = models._declared_comparisons("folder/net.yaml", cfg, np.zeros((4, 5, 3), np.uint8), 2)
     assert (row.name, row.peer) == ("net: all", "half")
     assert row.peer_ms >= 40
     assert row.ratio_time == pytest.approx(row.peer_ms / row.ours_ms)

@@ -102,7 +102,7 @@ CLASS_LAYERS = ("roi_heads.box_predictor.", "roi_heads.mask_head.predictor.")
                 **state,
                 **{f"ema.{name}": value for name, value in state.items() if "roi_heads" in name},
             },
-            ["unknown to the model: ema (", "allow_partial=True), with what is unknown left out"],
+            ["unknown to the model: ema (", "allow_partial=True), which ignores unknown tensors"],
         ),
         (
             lambda state: {**state, "backbone.bottom_up.res4.2.conv1.weight": torch.ones(2)},
@@ -183,7 +183,7 @@ def test_allow_partial_predicts_and_says_what_stays_random(
 ) -> None:
     torch.save(without(*CLASS_LAYERS)(state_of(tiny_cfg())), tmp_path / "w.pth")
     Predictor(tiny_cfg(), tmp_path / "w.pth", allow_partial=True)(PHOTO)
-    assert "roi_heads.mask_head.predictor (6 tensors); what is missing stays random" in caplog.text
+    assert "roi_heads.mask_head.predictor (6 tensors); missing tensors stay random" in caplog.text
 
 
 def test_fine_tuning_takes_a_backbone_and_says_which_parts_start_from_scratch(
@@ -194,7 +194,7 @@ def test_fine_tuning_takes_a_backbone_and_says_which_parts_start_from_scratch(
     torch.save(backbone, tmp_path / "w.pth")
     Checkpointer(model).load(str(tmp_path / "w.pth"))
     assert "missing in the file: roi_heads, proposal_generator (18 tensors)" in caplog.text
-    assert "; what is missing starts from scratch" in caplog.text
+    assert "; missing tensors start from scratch" in caplog.text
     assert len(caplog.text) < 1000
 
 
@@ -253,7 +253,7 @@ def test_a_command_refuses_weights_that_do_not_fit_in_one_line(
     at = words.index("--") if "--" in words else len(words)
     assert cli.main([*words[:at], *files.yolact, *words[at:]]) == 2
     (error,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
-    assert "1 missing" in error and error.endswith("with random numbers for what is missing")
+    assert "1 missing" in error and error.endswith("which leaves the rest random")
 
 
 def test_nothing_is_exported_without_weights_unless_that_is_asked_for(

@@ -86,7 +86,7 @@ def test_a_predictor_takes_a_lightning_checkpoint_and_says_what_it_renamed(
     with caplog.at_level(logging.INFO, "instseg"):
         predictor = Predictor(tiny_cfg(), tmp_path / "w.ckpt")
     assert all(torch.equal(v, state[k]) for k, v in predictor.model.state_dict().items())
-    assert "names lose what a wrapper put there: model.backbone." in caplog.text
+    assert "names lose the parts that a wrapper added: model.backbone." in caplog.text
 
 
 def test_weights_of_an_averaged_model_lose_its_counter(tmp_path: Path) -> None:

@@ -274,7 +274,7 @@ def test_a_configuration_that_is_given_tells_everything() -> None:
 def test_anchors_that_are_none_are_left_to_the_model(key: str, value: str) -> None:
     """Which says what is wrong with them, see ``tests/projects/test_yolact.py``."""
     choice = choice_of("yolact_base", head(5), overrides=(f"{NODE}.{key}", value))
-    assert f"{NODE}.ANCHOR_SCALES" not in choice.found
+    assert f"{NODE}.ANCHOR_SCALES" not in choice.evidence
 
 
 @pytest.mark.parametrize(

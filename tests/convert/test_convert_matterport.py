@@ -327,7 +327,7 @@ def test_a_file_for_other_classes_says_which_key_to_set(released: Callable[[Shap
         ("rpn_model/rpn_class_raw/kernel:0", (1, 1, 512, 5), r"needs \(3, 512, 1, 1\)"),
         ("rpn_model/rpn_bbox_pred/kernel:0", (1, 1, 512, 10), r"needs \(12, 512, 1, 1\)"),
         ("conv1/conv1/kernel:0", (7, 7, 3, 64), "layer bn_conv1 is incomplete, .* moving_mean"),
-        ("fpn_p2/fpn_p2/weights:0", (2**40,), "bytes of tensors; at most"),
+        ("fpn_p2/fpn_p2/weights:0", (2**40,), "bytes of tensors; expected at most"),
         ("mrcnn_class_logits/mrcnn_class_logits/kernel:0", (), "the classifier has 1 outputs"),
         ("a/b/c/d/e/f/g/h/kernel:0", (1,), "neither a layer nor a tensor"),
     ],

@@ -141,7 +141,7 @@ def nested(outer: bytes, inner: bytes) -> bytes:
     [
         (
             b"\x80\x05" + pickle.BYTEARRAY8 + struct.pack("<Q", 1 << 60) + b"abc",
-            "bytes announced, 3 there",
+            "bytes, but only 3 follow",
         ),
         (b"\x80\x04" + pickle.BINBYTES8 + struct.pack("<Q", 1 << 60) + b"abc", "or damaged"),
         (b"\x80\x04" + pickle.BINBYTES8 + struct.pack("<Q", 1 << 32) + b"abc", "or damaged"),

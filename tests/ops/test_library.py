@@ -74,7 +74,7 @@ def test_an_operator_that_an_old_build_lacks_is_an_error_that_says_what_to_type(
 
 
 def test_so_is_a_fake_kernel_for_an_operator_that_an_old_build_lacks():
-    with pytest.raises(ImportError, match="lack no_such_operator, they are old") as error:
+    with pytest.raises(ImportError, match="lack no_such_operator, since they are old") as error:
         _library.register_fake("no_such_operator")
     assert BUILD in str(error.value)
 

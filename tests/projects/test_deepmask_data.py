@@ -254,7 +254,7 @@ def test_a_damaged_image_is_named(folder: Path) -> None:
 def test_images_too_full_for_a_negative_end_in_an_error(folder: Path) -> None:
     boxes = [(4 - m / 2, 4 - m / 2, 4 + m / 2, 4 + m / 2) for m in (9, 34, 140)]
     items = [annotation((0, 0, 8, 8), bbox=list(box)) for box in boxes]
-    with pytest.raises(DatasetError, match="no window without an object was found in 100 images"):
+    with pytest.raises(DatasetError, match="no window without an instance was found in 100 images"):
         draw([record(folder, *items, size=(8, 8))], 100, score_fraction=1.0, rules=RULES)
 
 

@@ -156,7 +156,7 @@ def test_a_metric_that_is_never_measured_is_reported(
 ) -> None:
     run_with(BestCheckpoint(Checkpointer(Line(), str(tmp_path)), "segm/APs50"), [1.0])
     assert "TEST.BEST_METRIC segm/APs50 was never measured" in caplog.text
-    assert "there are segm/AP" in caplog.text
+    assert "measured were segm/AP" in caplog.text
 
 
 def test_gradients_are_clipped_after_loss_scaling_is_taken_back() -> None:

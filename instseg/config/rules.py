@@ -161,8 +161,8 @@ def where(key: str, value: str, rule: Rule | Dependent) -> Dependent:
 
 def _names(key: str, value: Any) -> list[Any]:
     """A value, and the names of the classes from which the class of that name derives."""
-    registry = _REGISTRIES.get(key, {})
-    kind = registry.get(value) if value in registry else None
+    registry = _REGISTRIES.get(key)
+    kind = registry.get(value) if registry is not None and value in registry else None
     return [value, *(base.__name__ for base in getattr(kind, "__mro__", ()))]
 
 

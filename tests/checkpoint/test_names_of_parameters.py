@@ -21,7 +21,7 @@ DIGESTS: dict[str, str] = json.loads(
 
 
 def lines_of(config: str) -> str:
-    """What the state dict of an untrained model holds."""
+    """Names, shapes and dtypes in the state dict of an untrained model."""
     state = meta_model(config).state_dict()
     return "".join(
         f"{name} {list(value.shape)} {value.dtype}\n" for name, value in sorted(state.items())

@@ -22,7 +22,9 @@ from instseg.data.build import (
 from instseg.data.consistency import check_consistency, coco_instances, record_instances
 from instseg.data.dataset import check_name, load, reading
 from instseg.data.findings import Finding, Kind, Level, Report, first_ids
-from instseg.data.images import MAX_PIXELS, image_size
+from instseg.data.image_headers import MAX_PIXELS
+from instseg.data.images import describe_image
+from instseg.data.intensity import other_channels, too_deep
 from instseg.data.readers.coco_check import check_coco
 from instseg.data.readers.coco_forms import to_standard
 from instseg.data.readers.json_files import file_of, read_json
@@ -206,13 +208,20 @@ def _check_image(image: _Image) -> Iterator[Finding]:
         yield Finding(Kind.MISSING_IMAGE, key, f"image {key}: there is no file {file}")
         return
     try:
-        width, height = image_size(file)
+        facts = describe_image(file)
     except ImageError as error:
         yield Finding(Kind.UNREADABLE_IMAGE, key, f"image {key}: {error}")
         return
-    if expected != [None, None] and expected != [width, height]:
-        message = f"image {key} ({file}) is {width} x {height} pixels, the data set says "
-        yield Finding(Kind.IMAGE_SIZE, key, f"{message}{expected[0]} x {expected[1]}")
+    if expected != [None, None] and expected != [facts.width, facts.height]:
+        size = f"{facts.width} x {facts.height} pixels"
+        message = f"image {key} ({file}) is {size}, the data set says {expected[0]} x {expected[1]}"
+        yield Finding(Kind.IMAGE_SIZE, key, message)
+    channels = f"{facts.channels} channel{'s' * (facts.channels > 1)} of {facts.depth}"
+    if facts.limits is not None:
+        found = f"{channels} with values of {facts.limits[0]:g} to {facts.limits[1]:g}"
+        yield Finding(Kind.DEPTH, key, f"image {key}: {too_deep(file, found)}")
+    if facts.channels not in (1, 3):
+        yield Finding(Kind.CHANNELS, key, f"image {key}: {other_channels(file, channels)}")
 
 
 class _Contents:

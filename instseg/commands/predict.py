@@ -52,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "%(default)s)",
     )
     add("--polygons", action="store_true", help="masks as polygons, not RLE; holes are filled")
+    add(
+        "--pages",
+        metavar="PAGES",
+        help="of TIFF stacks: all, a number from 0 on, or A:B (A to B - 1); each is an image, and "
+        "with --track a frame of one video",
+    )
     add("--no-overlay", action="store_true", help="no overlay images and videos")
     add("--instance-masks", action="store_true", help="one black and white PNG per instance")
     add(
@@ -121,6 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
             classes=arguments.classes,
             rank_by=arguments.rank_by,
             polygons=arguments.polygons,
+            pages=arguments.pages,
             overrides=arguments.overrides,
         )
     )

@@ -22,7 +22,7 @@ from instseg.config.rules import (
     where,
     whole,
 )
-from instseg.data.images import CHANNELS
+from instseg.data.intensity import CHANNELS, NORMALIZATIONS
 from instseg.data.synthetic import shapes
 from instseg.data.synthetic.files import SIZES
 from instseg.data.video_mapper import NUM_REFERENCES
@@ -78,6 +78,14 @@ def add_shared_config(cfg: CfgNode) -> None:
     cfg.SOLVER.ACCUMULATE_BATCHES = 1
     # Smallest and largest factor on the pixel values of a training image; (1.0, 1.0) is off.
     cfg.INPUT.RANDOM_BRIGHTNESS = (1.0, 1.0)
+    # How pixels of any depth become 0 to 255: "none" (8 bits only), "percentile" (of each image and
+    # channel) or "range" (the same in all images); see instseg/data/intensity.py.
+    cfg.INPUT.NORMALIZE = "none"
+    # What becomes 0 and 255: percentiles, or for "range" values of pixels, such as (100.0, 4000.0).
+    cfg.INPUT.NORMALIZE_RANGE = (1.0, 99.8)
+    # Channels of the file, counted from 0, that take the places of red, green and blue (one for
+    # INPUT.FORMAT L); a channel may be repeated: (0, 0, 1). () takes grey or colours as they are.
+    cfg.INPUT.CHANNELS = ()
     # What happens to training images: "detectron2" (INPUT.MIN_SIZE_TRAIN, INPUT.CROP) or "ssd"
     # (colours, expansion, crop, stretching to a square; see instseg/data/augmentations.py). Flips
     # follow INPUT.RANDOM_FLIP in both.
@@ -166,6 +174,22 @@ def _per_channel(cfg: CfgNode) -> Rule:
     return Rule(lambda x: len(x) == channels, expected)
 
 
+def _normalize_range(cfg: CfgNode) -> Rule:
+    if cfg.INPUT.NORMALIZE == "range":
+        part, expected = number(), "(value that becomes 0, larger value that becomes 255)"
+    else:
+        part, expected = number(0, 100), "(lower, higher) percentile from 0 to 100"
+    ends = ordered(part, "")
+    return Rule(lambda x: ends.fits(x) and x[0] < x[1], expected)
+
+
+def _channels(cfg: CfgNode) -> Rule:
+    count = CHANNELS[cfg.INPUT.FORMAT]
+    numbers = several(whole(0), "", count, count)
+    expected = f"() or {count} numbers of channels from 0 on, as INPUT.FORMAT is {cfg.INPUT.FORMAT}"
+    return Rule(lambda x: len(x) == 0 or numbers.fits(x), expected)
+
+
 def _sizes_to_train_on(cfg: CfgNode) -> Rule | None:
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING != "range":
         return None
@@ -247,6 +271,9 @@ declare(
         "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": COUNT,
         "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": COUNT,
         "INPUT.FORMAT": one_of(*CHANNELS),
+        "INPUT.NORMALIZE": one_of(*NORMALIZATIONS),
+        "INPUT.NORMALIZE_RANGE": _normalize_range,
+        "INPUT.CHANNELS": _channels,
         "INPUT.MASK_FORMAT": (
             one_of("polygon", "bitmask"),
             _with_ssd(one_of("bitmask", reason=_CROPPED)),

@@ -32,6 +32,8 @@ class Kind(enum.Enum):
     MISSING_IMAGE = "missing image", Level.ERROR
     UNREADABLE_IMAGE = "unreadable image", Level.ERROR
     IMAGE_SIZE = "image of another size", Level.ERROR
+    DEPTH = "more than 8 bits per channel", Level.WARNING
+    CHANNELS = "other channels than grey or colours", Level.WARNING
     UNKNOWN_IMAGE = "unknown image id", Level.WARNING
     FEW_POINTS = "polygon without 3 points", Level.WARNING
     NOT_FINITE = "NaN or infinity", Level.WARNING

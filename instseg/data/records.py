@@ -17,7 +17,8 @@ from torch.utils.data import Dataset
 from instseg.data.annotations import Fault, standard_annotation
 from instseg.data.consistency import likely_mistakes, record_instances, sample_step
 from instseg.data.findings import LEFT_OUT, Finding, Kind, Level, Report
-from instseg.data.images import MAX_PIXELS, image_size
+from instseg.data.image_headers import MAX_PIXELS
+from instseg.data.images import image_size
 from instseg.data.readers.json_files import size_in_pixels, whole
 from instseg.data.synthetic.files import is_elsewhere
 from instseg.errors import DatasetError, ImageError, short

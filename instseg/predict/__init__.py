@@ -38,15 +38,20 @@ It names every class of the model and every image, also those without instances,
 killed, the two are ``predictions.jsonl`` and ``categories.jsonl``, with one line per entry of their
 lists, complete after every image.  Any other end of the run joins the lines into the JSON files.
 
+``--pages all``, ``N`` or ``A:B`` (A to B - 1) takes the pages of TIFF stacks, counted from 0:
+positions in time, in depth or in the file, see :mod:`instseg.data.tiff`.  Each is an image of its
+own, whose files are called ``STEM_page0003``, and whose ``"page"`` stands behind its ``file_name``.
+With ``--track`` the pages of a stack are the frames of one video.
+
 ``--images-of NAME`` predicts on the images of a data set; NAME is one of ``DATASETS.TEST``, such as
 ``coco:PATH.json:FOLDER``.  ``image_id`` and ``file_name`` are those of its file, so pycocotools can
 compare ``predictions.json`` with that file.  The frames of a video data set are images there,
 numbered as in evaluation; to predict on a clip as a video, give it as ``--input``.
 
 **Videos** are files, cameras, streams such as ``rtsp://...``, numbered images
-(``frames_%05d.png``), and with ``--track`` the images of a folder.  ``NAME.json`` has the parts of
-a YouTube-VIS file, ``info``, ``videos`` and ``categories``, but lists instances by frame, since
-YouTube-VIS's list by instance could be written only at the end::
+(``frames_%05d.png``), and with ``--track`` the images of a folder or the pages of a stack.
+``NAME.json`` has the parts of a YouTube-VIS file, ``info``, ``videos`` and ``categories``, but
+lists instances by frame, since YouTube-VIS's list by instance could be written only at the end::
 
     {"info": {"config": ..., "weights": ..., "overrides": [...], "confidence": 0.5,
               "rank_by": "class", "polygons": false, "keyframe_interval": 5, "track": false},
@@ -58,7 +63,8 @@ YouTube-VIS's list by instance could be written only at the end::
     ], "complete": true}
 
 ``length`` is the announced number of frames, or null.  ``frame`` counts decoded frames from 0,
-``time`` is in seconds since the first one.  Frames that are images have a ``file_name`` as well.
+``time`` is in seconds since the first one.  Frames that are images have a ``file_name`` as well,
+and those that are pages of a stack a ``page``.
 The ``file_name`` of a stream leaves out user, password and query.  ``keyframe`` tells whether the
 model computed the frame in full.  ``objects`` are as those of images, from ``category_id`` to
 ``segmentation``.  ``complete`` is false after an interrupt, or if a part could not be decoded.
@@ -105,6 +111,7 @@ from instseg.inference.video import VideoPredictor
 from instseg.modeling.contract import architectures, gives_mask_scores
 from instseg.predict.earlier import remove_earlier, tell_others
 from instseg.predict.images import predict_images
+from instseg.predict.pages import Pages, take_pages
 from instseg.predict.records import JsonLines, writing
 from instseg.predict.results import Results
 from instseg.predict.sources import Source, dataset_sources, find_sources, prepare_output
@@ -146,6 +153,7 @@ class PredictOptions:
     resume: bool = False
     rank_by: str = "class"
     polygons: bool = False
+    pages: str | None = None
     overrides: Sequence[str] = ()
 
 
@@ -241,13 +249,17 @@ def _run(
 
 def _inputs(options: PredictOptions) -> list[Source]:
     """The sources of ``--input``; none with ``--images-of``."""
+    pages = None if options.pages is None else Pages.parse(options.pages)
     if options.images_of is None:
-        return find_sources(
+        sources = find_sources(
             options.inputs,
             recursive=options.recursive,
             sequences=options.track,
             output=options.output,
         )
+        return sources if pages is None else take_pages(sources, pages, as_videos=options.track)
+    if pages is not None:
+        raise ConfigError("--pages goes with --input, not with --images-of; leave one of them out")
     if options.inputs:
         raise ConfigError("--images-of takes the place of --input; leave one of them out")
     return []
@@ -310,7 +322,7 @@ def _check_sources(options: PredictOptions, sources: Sequence[Source]) -> None:
         if options.track and source.kind == "image" and os.path.exists(source.name):
             raise ConfigError(
                 f"--track needs videos, and {source.name} is a single image; give a folder of "
-                "images, or numbered ones such as frames_%05d.png"
+                "images, numbered ones such as frames_%05d.png, or a stack with --pages all"
             )
 
 
@@ -323,7 +335,7 @@ def _info(options: PredictOptions, predictor: Predictor) -> dict[str, object]:
         "confidence": options.confidence,
         "rank_by": options.rank_by,
         "polygons": options.polygons,
-    }
+    } | ({} if options.pages is None else {"pages": options.pages})
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from instseg.data.images import Array, read_image
+from instseg.data.images import Array, PageReader
+from instseg.data.intensity import ModelImage
 from instseg.errors import ImageError
 from instseg.predict.records import JsonLines, write_image
 from instseg.predict.results import Results
@@ -30,16 +31,18 @@ def predict_images(
         OutputError: a result cannot be written.
     """
     pending: deque[tuple[Source, Array]] = deque()
+    reader = PageReader(results.predictor.intensity)
 
-    def readable() -> Iterator[Array]:
+    def readable() -> Iterator[ModelImage]:
         for source in tqdm(sources, unit="image", disable=None):
             try:
-                image = read_image(source.name)
+                image = reader.read(source.name, source.page)
             except ImageError as error:
                 results.fail(error)
                 continue
             pending.append((source, image))
-            yield image
+            yield ModelImage(image)
+        reader.close()
 
     image_ids = count(1)  # enumerate() would keep a result in memory while the next is made
     for result in results.predictor.stream(readable()):
@@ -48,12 +51,14 @@ def predict_images(
         number = next(image_ids)
         image_id = number if source.image_id is None else source.image_id
         name = source.file_name or source.name
-        head = {"image_id": image_id, "file_name": name}
+        page = {} if source.page is None else {"page": source.page}
+        head = {"image_id": image_id, "file_name": name} | page
         height, width = image.shape[:2]
         try:
             descriptions = results.describe(instances, source.stem)
             # The image first: its records refer to it, whenever the run ends.
-            images.add({"id": image_id, "file_name": name, "width": width, "height": height})
+            size = {"width": width, "height": height}
+            images.add({"id": image_id, "file_name": name} | page | size)
             records.add(*(head | description for description in descriptions))
             if results.overlay:
                 suffix = ".jpg" if Path(source.name).suffix.lower() in _JPEG_SUFFIXES else ".png"

@@ -34,6 +34,8 @@ class Source:
         file_name: its name in results, "" for ``name``.
         url: full address of a stream.
         files: of a sequence, in the order of its frames.
+        page: of an image in a stack, None without one.
+        pages: of a sequence that is a stack; ``files`` is then that one file.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Source:
     file_name: str = ""
     url: str = field(default="", repr=False)
     files: tuple[str, ...] = field(default=(), repr=False)
+    page: int | None = None
+    pages: tuple[int, ...] = field(default=(), repr=False)
 
 
 def find_sources(
@@ -112,7 +116,7 @@ def dataset_sources(name: str) -> list[Source]:
         sources.append(
             Source(
                 file,
-                _unused(Path(file).stem, stems),
+                unused_stem(Path(file).stem, stems),
                 "image",
                 image_id if isinstance(image_id, str) else int(image_id),
                 file.removeprefix(root),
@@ -133,18 +137,18 @@ def _source(name: str, stems: set[str]) -> Source:
     if os.path.lexists(name):
         pass
     elif _is_camera(name):
-        return Source(name, _unused(f"camera_{name}", stems), "camera")
+        return Source(name, unused_stem(f"camera_{name}", stems), "camera")
     elif is_pattern(name):
-        stem = _unused(without_number(path.stem), stems)
+        stem = unused_stem(without_number(path.stem), stems)
         return Source(name, stem, "sequence", files=tuple(numbered_files(name)))
     is_video = path.suffix.lower() in VIDEO_SUFFIXES
-    return Source(name, _unused(path.stem, stems), "video" if is_video else "image")
+    return Source(name, unused_stem(path.stem, stems), "video" if is_video else "image")
 
 
 def _stream(url: str, stems: set[str]) -> Source:
     name = public_name(url)
     stem = re.sub(r"[^\w-]+", "_", Path(name.partition("://")[2]).stem)[:_LONGEST_STEM]
-    return Source(name, _unused(stem, stems), "stream", url=url)
+    return Source(name, unused_stem(stem, stems), "stream", url=url)
 
 
 def _in_folder(
@@ -152,7 +156,7 @@ def _in_folder(
 ) -> Iterator[Source]:
     images = [str(file) for file in media if file.suffix.lower() not in VIDEO_SUFFIXES]
     if sequences and images:
-        stem = _unused(folder.resolve().name or "images", stems)
+        stem = unused_stem(folder.resolve().name or "images", stems)
         yield Source(str(folder), stem, "sequence", files=tuple(sorted(images, key=natural_order)))
     for file in media:
         if not sequences or file.suffix.lower() in VIDEO_SUFFIXES:
@@ -164,8 +168,12 @@ def _is_camera(name: str) -> bool:
     return name.isdecimal() and len(name) <= _CAMERA_DIGITS and int(name) < 2**31
 
 
-def _unused(stem: str, taken: set[str]) -> str:
-    """``stem`` or ``stem_2``, ``stem_3``, ...: compared without case, as some file systems do."""
+def unused_stem(stem: str, taken: set[str]) -> str:
+    """``stem`` or ``stem_2``, ``stem_3``, ...: compared without case, as some file systems do.
+
+    Args:
+        taken: stems in lower case; the result is added to it.
+    """
     candidate, number = stem, 1
     while candidate.lower() in taken:
         number += 1

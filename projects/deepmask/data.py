@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from instseg.data.image_mapper import read_recorded
+from instseg.data.intensity import AS_IS, Intensity
 from instseg.data.samples import SAMPLES_REGISTRY
 from instseg.errors import DatasetError
 from instseg.masks import decode, rle_area, to_rle
@@ -67,6 +68,7 @@ class PatchSamples(IterableDataset[Sample]):
         score_fraction: float,
         flip: bool,
         image_format: str,
+        intensity: Intensity = AS_IS,
     ) -> None:
         """
         Args:
@@ -76,6 +78,7 @@ class PatchSamples(IterableDataset[Sample]):
             score_fraction: share of batches for the score.
             flip: mirror half of the patches.
             image_format: order of the channels.
+            intensity: what is done to them.
         Raises:
             DatasetError: a head with a share of the batches has no instance to learn from.
 
@@ -85,7 +88,7 @@ class PatchSamples(IterableDataset[Sample]):
         self.rules = rules
         self.score_fraction = score_fraction
         self.flip = flip
-        self.image_format = image_format
+        self.image_format, self.intensity = image_format, intensity
         by_category: dict[int, list[tuple[int, int]]] = {}
         scored = []
         for i, record in enumerate(records):
@@ -128,6 +131,7 @@ class PatchSamples(IterableDataset[Sample]):
             "score_fraction": node.SCORE_FRACTION,
             "flip": cfg.INPUT.RANDOM_FLIP == "horizontal",
             "image_format": cfg.INPUT.FORMAT,
+            "intensity": Intensity.of(cfg),
         }
 
     def __iter__(self) -> Iterator[Sample]:
@@ -188,7 +192,7 @@ class PatchSamples(IterableDataset[Sample]):
         name = record["file_name"]
         image = self._images.get(name)
         if image is None:
-            image = read_recorded(record, format=self.image_format)
+            image = read_recorded(record, format=self.image_format, intensity=self.intensity)
             if image.nbytes <= self._cache_left:
                 self._cache_left -= image.nbytes
                 self._images[name] = image

@@ -1,15 +1,20 @@
 """Exported networks give the detections of the model that they come from."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from instseg.categories import Categories
 from instseg.cli import main
+from instseg.config.files import parse_yaml
+from instseg.config.nodes import CfgNode, get_cfg
+from instseg.data.intensity import Intensity
 from instseg.errors import CheckpointError, ConfigError
 from instseg.export import ExportedPredictor, export, exporting
 from instseg.inference.predictor import Predictor
@@ -104,6 +109,24 @@ def test_the_file_carries_categories_and_configuration_but_no_paths(case: Case) 
     assert exported.cfg.INPUT.SQUARE_SIZE == 72
     assert exported.cfg.MODEL.WEIGHTS == exported.cfg.OUTPUT_DIR == ""
     assert b"site-packages" not in case.path.read_bytes()
+
+
+@pytest.mark.parametrize("case", PAPERS[:1], indirect=True)
+def test_intensities_are_stored_and_applied(case: Case, tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    keys = ["INPUT.NORMALIZE", "range", "INPUT.NORMALIZE_RANGE", (500.0, 40000.0)]
+    exported = ExportedPredictor(case.path, overrides=[*keys, "INPUT.CHANNELS", (1, 1, 0)])
+    assert exported.intensity == Intensity("range", (500.0, 40000.0), (1, 1, 0))
+    tifffile.imwrite(tmp_path / "a.tif", PHOTO.astype(np.uint16) * 200, photometric="rgb")
+    ours = copy.copy(case.predictor)
+    ours.intensity = exported.intensity
+    expected = ours(tmp_path / "a.tif")
+    assert len(expected["instances"]) > 0
+    same_detections(exported(tmp_path / "a.tif"), expected)
+    stored = parse_yaml(json.loads(exporting._metadata(exported, [], False))["config"], "it")
+    cfg = get_cfg()
+    cfg.merge_from_other_cfg(CfgNode(stored))
+    assert Intensity.of(cfg) == exported.intensity
 
 
 @pytest.mark.parametrize("case", PAPERS[1:], indirect=True)

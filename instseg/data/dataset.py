@@ -21,7 +21,6 @@ from pycocotools.coco import COCO
 
 from instseg.categories import Categories
 from instseg.data import truth
-from instseg.data.findings import Report
 from instseg.data.readers import coco_records
 from instseg.data.records import CheckedRecords, Record
 from instseg.errors import DatasetError
@@ -45,7 +44,6 @@ class DataSet:
             registered functions.
         image_root: folder that the names of the images are relative to, "" if unknown.
         is_from_users: whether it comes from a user's file or function, not from a reader of ours.
-        report: findings of its check.
         annotated: whether there is a ground truth, possibly one without instances.
     """
 
@@ -58,7 +56,6 @@ class DataSet:
     files: tuple[str, ...]
     image_root: str
     is_from_users: bool
-    report: Report
     annotated: bool
     _truth_file: str | None = None
     _origin: "DataSet | None" = None  # the cached set that this one was made from; kept alive
@@ -98,13 +95,11 @@ class Content(NamedTuple):
 
     Attributes:
         records: one for each image.
-        report: findings; None without a check.
         classes: id → name in the order of the class numbers; None if the metadata has them.
         annotated: whether there is a ground truth; None if that means any annotation at all.
     """
 
     records: Sequence[Record]
-    report: Report | None = None
     classes: dict[Any, str] | None = None
     annotated: bool | None = None
 
@@ -154,7 +149,7 @@ class Source:
             content = self._read()
         else:
             classes = {cached.category_id(n): name for n, name in enumerate(cached.classes)}
-            content = Content(cached.records, cached.report, classes, cached.annotated)
+            content = Content(cached.records, classes, cached.annotated)
         if content.classes is not None:
             MetadataCatalog.get(self.name).set(
                 thing_classes=list(content.classes.values()),
@@ -256,8 +251,7 @@ def _of_function(name: str, function: CheckedRecords) -> DataSet:
     key = (function, Categories.of_metadata(MetadataCatalog.get(name)), json_file)
     dataset = _CACHE.get(key)
     if dataset is None:
-        records, report = function.read()
-        dataset = _dataset(name, Content(records, report), is_from_users=True)
+        dataset = _dataset(name, Content(function()), is_from_users=True)
         _CACHE[key] = dataset
     return dataset
 
@@ -280,7 +274,6 @@ def _dataset(name: str, content: Content, **fields: Any) -> DataSet:
         categories=Categories.of_metadata(metadata),
         kind=metadata.get("evaluator_type", "coco"),
         image_root=os.fspath(metadata.get("image_root") or ""),
-        report=content.report or Report([]),
         annotated=annotated,
         **{"files": (), "is_from_users": bool(json_file), **fields},
     )

@@ -1,7 +1,6 @@
 """Prediction on one image, a list or a stream, equal to Detectron2's ``DefaultPredictor``."""
 
 import logging
-import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -402,10 +401,6 @@ def _resolve(
         cfg.TEST.setdefault(key, get_cfg().TEST[key])
     # Also for a file, where the lines above may have undone an overridden checksum.
     cfg.merge_from_list(list(overrides))
-    if not 0 < cfg.TEST.MASK_MEMORY < math.inf:
-        raise ConfigError(
-            f"TEST.MASK_MEMORY is {cfg.TEST.MASK_MEMORY}; expected gigabytes, more than 0"
-        )
     if cfg.MODEL.LOAD_PROPOSALS:
         raise ConfigError(
             "MODEL.LOAD_PROPOSALS is set: the model needs the proposals of each image from a "

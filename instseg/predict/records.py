@@ -50,12 +50,11 @@ class JsonLines:
         self.tail: dict[str, Any] = {}
         self._head = head
         self._key = key
-        self._continues = False
 
     def __enter__(self) -> "JsonLines":
         with writing(self.lines):
             foreign = self.lines.exists() and self.lines.stat().st_size and not is_ours(self.lines)
-        if foreign and not self._continues:
+        if foreign:
             raise OutputError(
                 f"{self.lines} is in the way, and no run of instseg predict wrote it; move it, "
                 "or choose another --output"
@@ -140,7 +139,6 @@ class VideoRecords(JsonLines):
         if resume and self._earlier.exists():
             with writing(self._earlier):
                 self._scan(header)
-            self._continues = True
 
     def __exit__(self, *error: Any) -> None:
         self.tail = {"complete": self.complete}

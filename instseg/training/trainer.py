@@ -111,7 +111,6 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Build as Detectron2 does; a configuration that some part refuses is a ConfigError."""
-        check_values(cfg)
         with building():
             model: nn.Module = super().build_model(cfg)
         return model

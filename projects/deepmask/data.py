@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from instseg.data.image_mapper import read_recorded
 from instseg.data.intensity import AS_IS, Intensity
 from instseg.data.samples import SAMPLES_REGISTRY
-from instseg.errors import ConfigError, DatasetError
+from instseg.errors import DatasetError
 from instseg.masks import decode, rle_area, to_rle
 from instseg.projects.deepmask.inference import FILL
 from instseg.projects.deepmask.patches import (
@@ -35,7 +35,6 @@ from instseg.projects.deepmask.patches import (
 Sample = dict[str, Any]
 Image = npt.NDArray[np.uint8]
 
-_FLIPS = {"none": False, "horizontal": True}
 _CACHE_BYTES = 128 * 2**20
 _TRIES = 100
 """Images tried for one negative window."""
@@ -118,10 +117,6 @@ class PatchSamples(IterableDataset[Sample]):
         cls, cfg: CfgNode, records: list[dict[str, Any]], *, batch_size: int
     ) -> dict[str, Any]:
         node = cfg.MODEL.DEEPMASK
-        if cfg.INPUT.RANDOM_FLIP not in _FLIPS:
-            raise ConfigError(
-                f"INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP!r}; patches know {', '.join(_FLIPS)}"
-            )
         return {
             "records": records,
             "batch_size": batch_size,
@@ -134,7 +129,7 @@ class PatchSamples(IterableDataset[Sample]):
                 scale_jitter=node.SCALE_JITTER,
             ),
             "score_fraction": node.SCORE_FRACTION,
-            "flip": _FLIPS[cfg.INPUT.RANDOM_FLIP],
+            "flip": cfg.INPUT.RANDOM_FLIP == "horizontal",
             "image_format": cfg.INPUT.FORMAT,
             "intensity": Intensity.of(cfg),
         }

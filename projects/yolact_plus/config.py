@@ -2,7 +2,7 @@
 
 from detectron2.config import CfgNode
 
-from instseg.config.rules import COUNT, declare, several, whole
+from instseg.config.rules import COUNT, Rule, declare, one_of, several, where, whole
 
 
 def add_yolact_plus_config(cfg: CfgNode) -> None:
@@ -21,10 +21,39 @@ def add_yolact_plus_config(cfg: CfgNode) -> None:
     node.MASKIOU_MIN_AREA = 25
 
 
+def _maskiou_channels(cfg: CfgNode) -> Rule:
+    size = cfg.INPUT.SQUARE_SIZE
+    side, most = 2 * -(-size // 8), 0
+    while (side := (side - 1) // 2) >= 1:
+        most += 1
+    return Rule(
+        lambda x: len(x) <= most,
+        f"at most {most} layers, as each halves the prototypes of INPUT.SQUARE_SIZE {size} "
+        "without padding",
+    )
+
+
 declare(
     "MODEL.YOLACT_PLUS",
     {
         "DEFORMABLE_BLOCKS": several(whole(0), "a number for each of res2..res5", 4, 4),
         "DEFORMABLE_INTERVAL": COUNT,
+        "MASKIOU_CHANNELS": where("MODEL.META_ARCHITECTURE", "YOLACTPlus", _maskiou_channels),
+    },
+)
+_BACKBONE = "build_deformable_resnet_backbone"
+declare(
+    "MODEL.RESNETS",
+    {
+        "DEPTH": where(
+            "MODEL.BACKBONE.NAME",
+            _BACKBONE,
+            one_of(50, 101, 152, reason=f", as {_BACKBONE} needs bottleneck blocks"),
+        ),
+        "RES5_DILATION": where(
+            "MODEL.BACKBONE.NAME",
+            _BACKBONE,
+            one_of(1, reason=f", as {_BACKBONE} knows no dilation"),
+        ),
     },
 )

@@ -11,11 +11,9 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from detectron2.modeling import build_model
 
-import instseg
 from tests.conftest import ROOT
+from tests.support.meta_models import meta_model
 
 DIGESTS: dict[str, str] = json.loads(
     (ROOT / "tests/golden/parameters.json").read_text(encoding="utf-8")
@@ -24,9 +22,7 @@ DIGESTS: dict[str, str] = json.loads(
 
 def lines_of(config: str) -> str:
     """Names, shapes and dtypes in the state dict of an untrained model."""
-    cfg = instseg.load_cfg(config, ["MODEL.DEVICE", "meta", "MODEL.WEIGHTS", ""])
-    with torch.device("meta"):
-        state = build_model(cfg).state_dict()
+    state = meta_model(config).state_dict()
     return "".join(
         f"{name} {list(value.shape)} {value.dtype}\n" for name, value in sorted(state.items())
     )

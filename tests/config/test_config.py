@@ -299,7 +299,7 @@ def test_training_and_test_sets_with_other_classes_are_refused() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["DATASETS.TRAIN", ("shapes_train", 5)], "DATASETS.TEST hold names, found 5"),
+        (["DATASETS.TRAIN", ("shapes_train", 5)], "DATASETS.TRAIN is .* 5.; expected names"),
         (["DATASETS.SHAPES_SIZE", 1], "DATASETS.SHAPES_SIZE is 1; expected 16 to 4096 pixels"),
         (["DATASETS.SHAPES_SIZE", 10**9], "expected 16 to 4096 pixels"),
     ],

@@ -7,12 +7,12 @@ import pytest
 import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.modeling import build_model
 
 import instseg
-from instseg.projects import projects
 from instseg.testing import assert_valid, batch_of, check_saving_of, check_training_on
 from tests.conftest import ROOT
+from tests.support.meta_models import meta_model
+from tests.support.own_projects import PROJECTS
 
 CONFIGS = sorted(
     str(path.relative_to(ROOT / "configs"))
@@ -27,7 +27,7 @@ SMALL = [
     *("INPUT.CROP.ENABLED", False),
     *("INPUT.SQUARE_SIZE", 160),
     *("TEST.DETECTIONS_PER_IMAGE", 20),
-    *(word for project in projects() for word in project.any_score + project.fast),
+    *(word for project in PROJECTS for word in project.any_score + project.fast),
 ]
 
 
@@ -66,8 +66,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_can_be_built(name: str) -> None:
     """On the meta device, whose tensors have shapes and no numbers."""
-    model = build_model(instseg.load_cfg(ROOT / "configs" / name, ["MODEL.DEVICE", "meta"]))
-    assert all(parameter.is_meta for parameter in model.parameters())
+    parameters = list(meta_model(ROOT / "configs" / name).parameters())
+    assert parameters and all(parameter.is_meta for parameter in parameters)
 
 
 def test_a_config_trains_a_step_with_and_without_objects_evaluates_and_round_trips(

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import instseg
-from instseg.config.rules import check_values
 from instseg.data.augmentations import (
     ExpandTransform,
     PhotometricDistortion,
@@ -258,10 +257,10 @@ def test_without_augmentation_images_keep_their_size() -> None:
     [
         (["INPUT.AUGMENTATION", "sdd"], "'sdd'; expected detectron2 or ssd"),
         (["INPUT.SQUARE_SIZE", 0], "INPUT.SQUARE_SIZE is 0"),
-        (["INPUT.MASK_FORMAT", "polygon"], "INPUT.MASK_FORMAT bitmask"),
+        (["INPUT.MASK_FORMAT", "polygon"], "'polygon'; expected bitmask, as INPUT.AUGMENTATION"),
+        (["MODEL.MASK_ON", False], "MASK_ON is False; expected True, as INPUT.AUGMENTATION ssd"),
     ],
 )
 def test_keys_that_do_not_fit_the_pipeline_are_refused(overrides: list[Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_values(cfg_with(*overrides))
-        build_train_mapper(cfg_with(*overrides), augment=True)
+        cfg_with(*overrides)

@@ -43,6 +43,7 @@ SMALL = [
     *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
     *("INPUT.MIN_SIZE_TEST", 32, "MODEL.RPN.POST_NMS_TOPK_TEST", 5),
 ]
+ONE_CHANNEL = ("MODEL.PIXEL_MEAN", "[110.0]", "MODEL.PIXEL_STD", "[50.0]")
 SSD = ["INPUT.AUGMENTATION", "ssd", "INPUT.SQUARE_SIZE", 32]
 # 64 x 64 grey pixels of 10 bits, which Pillow cannot write, by SVT-AV1.
 DEEP_AVIF = base64.b64decode(
@@ -335,7 +336,8 @@ def test_a_mapper_gives_what_detectron2s_gives(
 ) -> None:
     USABLE[name](tmp_path / name)
     Image.fromarray(GREY // 100).save(tmp_path / "labels.png")
-    cfg = config("INPUT.CROP.ENABLED", True, "INPUT.FORMAT", format)
+    normalised = ONE_CHANNEL if format == "L" else ()
+    cfg = config("INPUT.CROP.ENABLED", True, "INPUT.FORMAT", format, *normalised)
     item = record(str(tmp_path / name)) | {"sem_seg_file_name": str(tmp_path / "labels.png")}
     mapper = build_train_mapper(cfg, augment=True) if training else build_test_mapper(cfg)
     samples = []

@@ -24,7 +24,7 @@ from instseg.data.synthetic import shapes
 from instseg.predict import as_youtube_vis
 from instseg.training.trainer import Trainer
 from tests.inference.test_predictor import PHOTO, save_weights, tiny_cfg
-from tests.support.predict_common import arguments_for_tiny_model, as_lines, results
+from tests.support.predict_common import arguments_for_tiny_model, as_lines, assert_refused, results
 from tests.support.video_common import images, write_clip
 from tests.support.yolact_tiny import decided, tiny_predictor
 from tests.support.yolact_tiny import tiny_cfg as yolact_cfg
@@ -265,10 +265,7 @@ def test_a_mistake_is_one_line_and_status_2(
     monkeypatch.chdir(tmp_path)
     Image.fromarray(PHOTO).save("a.png")
     Path("v.mp4").touch()
-    assert cli.main([*model, "--output", "out", *arguments]) == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("INFO")]
-    assert len(errors) == 1
-    assert message in errors[0]
+    assert_refused([*model, "--output", "out", *arguments], message, capsys)
 
 
 def test_a_missing_image_of_a_set_is_one_line_and_the_rest_keeps_its_ids(

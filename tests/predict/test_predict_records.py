@@ -167,6 +167,14 @@ def test_lines_of_another_program_are_refused_and_stay(tmp_path: Path) -> None:
     assert (tmp_path / "clip.jsonl").read_text() == '{"mine": 1}\n'
 
 
+def test_lines_that_are_no_json_are_not_resumed_but_refused(tmp_path: Path) -> None:
+    (tmp_path / "clip.jsonl").write_text("mine\n")
+    with pytest.raises(OutputError, match="clip.jsonl is in the way"):
+        with VideoRecords(tmp_path / "clip.json", HEADER, resume=True):
+            pass
+    assert (tmp_path / "clip.jsonl").read_text() == "mine\n"
+
+
 _KILLED = """
 import os, signal, sys
 from pathlib import Path

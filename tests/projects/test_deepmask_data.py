@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 import instseg
 from instseg.data.samples import build_sample_loader
 from instseg.data.synthetic import shapes
-from instseg.errors import ConfigError, DatasetError, ImageError
+from instseg.errors import DatasetError, ImageError
 from instseg.projects.deepmask.data import PatchSamples
 from instseg.projects.deepmask.patches import Rules
 
@@ -276,11 +276,6 @@ def test_a_loader_gives_batches_of_samples(folder: Path) -> None:
     records = [record(folder, annotation((20, 20, 60, 60)))]
     batch = next(iter(build_sample_loader(small_cfg(), records)))
     assert len(batch) == 6 and batch[0]["image"].shape == (3, 192, 192)
-
-
-def test_flips_that_patches_cannot_follow_are_refused(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="INPUT.RANDOM_FLIP is 'vertical'"):
-        build_sample_loader(small_cfg("INPUT.RANDOM_FLIP", "vertical"), [record(folder)])
 
 
 def test_the_synthetic_shapes_are_drawn_from_too() -> None:

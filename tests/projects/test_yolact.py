@@ -1,7 +1,7 @@
 """YOLACT's parts against numbers of its authors' code and against sums done by hand.
 
 ``golden/yolact`` was computed by the authors' code; see the README there.  The stages of whole
-networks are compared in ``tests/checkpoint/test_convert_yolact.py``.
+networks are compared in ``tests/convert/test_convert_yolact.py``.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """YolactEdge's parts against sums done by hand; numbers of its authors are compared elsewhere.
 
-See ``tests/checkpoint/test_convert_yolact_edge.py`` for those.
+See ``tests/convert/test_convert_yolact_edge.py`` for those.
 """
 
 from typing import Any

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from instseg.projects import projects
+from tests.support.own_projects import PROJECTS
 
 ROOT = Path(__file__).parents[2]
-PAPERS = {project.name for project in projects()}
-LINEAGE = {(project.name, ancestor) for project in projects() for ancestor in project.ancestors}
+PAPERS = {project.name for project in PROJECTS}
+LINEAGE = {(project.name, ancestor) for project in PROJECTS for ancestor in project.ancestors}
 OPTIONAL = {
     "gradio",
     "h5py",

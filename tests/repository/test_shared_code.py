@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from instseg.projects import projects
 from tests.conftest import ROOT
+from tests.support.own_projects import PROJECTS
 
 # Operators are called by the paper that they come from.
 OPERATORS = ROOT / "instseg" / "ops"
@@ -19,7 +19,7 @@ def pattern(name: str) -> str:
 
 
 NAMES = re.compile(
-    "|".join(pattern(name) for project in projects() for name in (project.name, project.title)),
+    "|".join(pattern(name) for project in PROJECTS for name in (project.name, project.title)),
     re.IGNORECASE,
 )
 

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from instseg import cli
 from tests.inference.test_predictor import save_weights, tiny_cfg
 
 
@@ -23,6 +25,15 @@ def results(output: Path) -> list[dict[str, Any]]:
     loaded = json.loads((output / "predictions.json").read_text())
     assert isinstance(loaded, list)
     return loaded
+
+
+def assert_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mistake on the command line is one line on stderr and exit status 2."""
+    assert cli.main(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    (error,) = (line for line in lines if not line.startswith("INFO"))
+    assert error.startswith("error: ")
+    assert message in error
 
 
 def as_lines(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: golden numbers, real data where it is there, seeds."""
+"""Fixtures shared by all tests: golden numbers, real data if there is any, seeds."""
 
 import os
 
@@ -33,7 +33,7 @@ def _seed() -> None:
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """Folder with the real images (coco_mini, nuclei, photos); skips where there is none."""
+    """Folder with the real images (coco_mini, nuclei, photos); skips the test without one."""
     root = os.environ.get("DETECTRON2_DATASETS")
     if not root or not (Path(root) / "coco_mini").is_dir():
         pytest.skip("needs real images: set DETECTRON2_DATASETS to a folder with coco_mini")

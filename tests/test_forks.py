@@ -1,4 +1,4 @@
-"""A forked process predicts, or says what to do; it never waits for threads that it has not."""
+"""A forked process predicts or says what to do; it never waits for threads that it lacks."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="forks with GNU's 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    """What ``tests.support.forked`` prints, whose operators run on four threads."""
+    """Output of ``tests.support.forked``, whose operators run on four threads."""
     done = subprocess.run(
         [
             sys.executable,

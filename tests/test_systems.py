@@ -1,4 +1,4 @@
-"""What every system promises: each project's example, untrained and small, passes every check."""
+"""Every project's example, untrained and small, passes every check of the contract."""
 
 from collections.abc import Callable
 from pathlib import Path

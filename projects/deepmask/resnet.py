@@ -158,7 +158,7 @@ def _norm(norm: str, channels: int) -> nn.Module:
 
 
 def _shortcut(inputs: int, outputs: int, stride: int, norm: str) -> nn.Module:
-    """What a block adds to its result: its input, projected where the shape changes."""
+    """The input that a block adds to its result, projected where the shape changes."""
     if stride == 1 and inputs == outputs:
         return nn.Identity()
     conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)

@@ -75,7 +75,7 @@ class Detections:
     coefficients: Tensor
 
     def __getitem__(self, rows: Tensor | slice) -> "Detections":
-        """Those at ``rows``, indices, a slice or a (N,) bool."""
+        """The detections at ``rows``: indices, a slice or a (N,) bool."""
         return Detections(
             self.boxes[rows], self.scores[rows], self.classes[rows], self.coefficients[rows]
         )

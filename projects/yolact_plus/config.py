@@ -11,13 +11,13 @@ def add_yolact_plus_config(cfg: CfgNode) -> None:
     node = cfg.MODEL.YOLACT_PLUS
     # Blocks at the end of res2..res5 whose 3x3 convolution is deformable (section 6.2) ...
     node.DEFORMABLE_BLOCKS = [0, 4, 6, 3]
-    # ... and of these only every so many, counted from the first block of the stage.
+    # ... and of these only every DEFORMABLE_INTERVAL-th, counted from the first block of the stage.
     node.DEFORMABLE_INTERVAL = 1
     # Channels of the 3x3 convolutions of stride 2 of the re-scoring network (section 6.1).
     node.MASKIOU_CHANNELS = [8, 16, 32, 64, 128]
     # Weight of its loss.
     node.MASKIOU_WEIGHT = 25.0
-    # It trains on masks of more than so many prototype pixels.
+    # It trains on masks of more prototype pixels than this.
     node.MASKIOU_MIN_AREA = 25
 
 

@@ -55,7 +55,7 @@ def deformable_blocks(num_blocks: int, count: int, interval: int) -> list[int]:
     Args:
         num_blocks: of the stage.
         count: how many blocks at its end are asked for.
-        interval: of these only every so many, counted from the first block of the stage.
+        interval: only every ``interval``-th of them, counted from the first block of the stage.
     """
     first = max(num_blocks - count, 0)
     return [i for i in range(first, num_blocks) if i % interval == 0]

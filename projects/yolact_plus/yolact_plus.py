@@ -73,7 +73,7 @@ class YOLACTPlus(YOLACT):
         Args:
             maskiou_net: predicts the IoU of masks.
             maskiou_weight: factor of its loss.
-            maskiou_min_area: it trains on masks of more than so many prototype pixels.
+            maskiou_min_area: it trains on masks of more prototype pixels than this.
             kwargs: those of YOLACT.
         """
         super().__init__(**kwargs)

@@ -1,4 +1,4 @@
-"""What a converted file says of its classes."""
+"""The classes that a converted file carries."""
 
 from pathlib import Path
 from typing import Any

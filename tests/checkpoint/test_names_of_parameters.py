@@ -23,7 +23,7 @@ DIGESTS: dict[str, str] = json.loads(
 
 
 def lines_of(config: str) -> str:
-    """What the state dict of an untrained model holds."""
+    """Names, shapes and dtypes in the state dict of an untrained model."""
     cfg = instseg.load_cfg(config, ["MODEL.DEVICE", "meta", "MODEL.WEIGHTS", ""])
     with torch.device("meta"):
         state = build_model(cfg).state_dict()

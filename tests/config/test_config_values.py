@@ -1,4 +1,4 @@
-"""Values that Detectron2 or torch would refuse while running are refused before, by their key."""
+"""Values that Detectron2 or torch would refuse later are refused at once, by their key."""
 
 from pathlib import Path
 

@@ -37,7 +37,7 @@ def small_cfg(name: str) -> CfgNode:
 
 @pytest.fixture(scope="module")
 def records(data_root: Path) -> list[dict[str, Any]]:
-    """One real image with several objects and one that has none."""
+    """One real image with several instances and one that has none."""
     instseg.load_cfg("mask_rcnn/mask_rcnn_shapes.yaml")
     every = DatasetCatalog.get("coco_mini_train")
     full = next(r for r in every if sum(not a["iscrowd"] for a in r["annotations"]) >= 4)
@@ -46,7 +46,7 @@ def records(data_root: Path) -> list[dict[str, Any]]:
 
 
 def kind(name: str) -> tuple[str, ...]:
-    """What two configurations share that differ in depth, classes, data set and schedule."""
+    """Values that configurations of other depth, classes, data set and schedule have in common."""
     cfg = small_cfg(name)
     nodes = [node for node in cfg.MODEL.values() if isinstance(node, CfgNode)]
     networks = [node.NETWORK for node in nodes if "NETWORK" in node]

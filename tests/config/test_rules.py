@@ -1,4 +1,4 @@
-"""The dialect in which keys say which values they may have."""
+"""The rules that say which values a key may have."""
 
 import math
 from typing import Any

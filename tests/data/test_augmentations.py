@@ -233,7 +233,7 @@ def test_colours_expansion_and_crop_can_each_be_left_out() -> None:
 
 
 def test_masks_and_boxes_agree_after_the_whole_pipeline() -> None:
-    """A box may be larger than the mask where an object is hidden or cut, never smaller by much."""
+    """A box may be larger than the mask of a hidden or cut instance, never much smaller."""
     cfg = cfg_with("DATASETS.TRAIN", "('shapes_train',)")
     augmented = build_train_mapper(cfg, augment=True)
     given = [augmented(x) for x in DatasetCatalog.get("shapes_train")[:40]]

@@ -316,7 +316,7 @@ def test_missing_test_images_are_found_before_training_and_before_evaluation(
 
 
 def spoilt_truth(area: Any) -> dict[str, Any]:
-    """One object that can be found, without iscrowd, and others that cannot be drawn."""
+    """One instance that can be found, without iscrowd, and others that cannot be drawn."""
     given = content()
     one = given["annotations"][0]
     del one["iscrowd"]

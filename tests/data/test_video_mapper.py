@@ -135,7 +135,7 @@ def test_a_sample_has_two_images_objects_and_the_flow_all_of_one_size() -> None:
 @settings(max_examples=12)
 @given(seed=st.integers(0, 1000), index=st.integers(5, 19))
 def test_the_flow_fits_the_images_after_every_augmentation(seed: int, index: int) -> None:
-    """Where it is known it warps the reference onto the frame: both had the same crop, mirror
+    """Known flow warps the reference onto the frame: both had the same crop, mirror
     and colours, and the flow followed."""
     np.random.seed(seed)
     sample = mapper_with()(frame(index, clip=6))

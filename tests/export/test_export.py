@@ -32,7 +32,7 @@ PAPERS = [
         marks=[ONNX, pytest.mark.skipif(VERSION < (1, 25), reason="onnxruntime has no DeformConv")],
     ),
 ]
-# Thresholds for no object, for one and for as many as there are.
+# Thresholds for no instance, for one and for as many as there are.
 COUNTS = {
     0: ["MODEL.YOLACT.SCORE_THRESH_TEST", 1.0],
     1: ["TEST.DETECTIONS_PER_IMAGE", 1],

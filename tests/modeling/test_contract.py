@@ -1,4 +1,4 @@
-"""What models declare about themselves, and what becomes of those that do not."""
+"""The declarations of models about themselves, and models without them."""
 
 import pytest
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN

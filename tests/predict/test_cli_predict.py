@@ -21,7 +21,7 @@ KEYS = "image_id file_name category_id category_name bbox area score segmentatio
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Arguments for the tiny model, with every object it finds."""
+    """Arguments for the tiny model, with every instance it finds."""
     return arguments_for_tiny_model(tmp_path_factory.mktemp("model"))
 
 

@@ -1,4 +1,4 @@
-"""What ``instseg predict`` says of each object: whose class it is, how good its mask, how large."""
+"""Class, mask score and area that ``instseg predict`` writes for each instance."""
 
 import json
 import shutil

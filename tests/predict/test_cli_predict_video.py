@@ -26,7 +26,7 @@ from tests.support.video_common import VideoStub, images, turned, write_clip
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Arguments for the tiny model, with every object it finds."""
+    """Arguments for the tiny model, with every instance it finds."""
     return arguments_for_tiny_model(tmp_path_factory.mktemp("model"))
 
 

@@ -1,4 +1,4 @@
-"""The file of a video that ``instseg predict --resume`` is to go on with, damaged."""
+"""Damaged files of videos with which ``instseg predict --resume`` is to go on."""
 
 import errno
 import json
@@ -47,7 +47,7 @@ MASK = {"size": [3, 4], "counts": [2, 3, 7]}
 
 
 def objects(*changes: dict[str, Any]) -> str:
-    """The line of frame 2 with objects of these changes."""
+    """The line of frame 2 with instances of these changes."""
     found = [FOUND | {"segmentation": MASK} | change for change in changes]
     return json.dumps(frame(2) | {"objects": found}) + ","
 

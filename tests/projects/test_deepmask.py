@@ -55,7 +55,7 @@ def test_the_network_of_the_paper_has_75_million_parameters() -> None:
 
 
 def shapes_inside(model: DeepMask, side: int) -> dict[str, tuple[int, ...]]:
-    """What each layer gives for a training patch."""
+    """Output of each layer for a training patch."""
     seen: dict[str, tuple[int, ...]] = {}
 
     def remember(name: str) -> Any:
@@ -296,7 +296,7 @@ def test_the_losses_of_a_batch_are_weighted_as_stated() -> None:
 
 
 def test_the_network_learns_an_image() -> None:
-    """From windows of it, the mask of the one centred on the object and the scores of all."""
+    """From windows of it, the mask of the one centred on the instance and the scores of all."""
     model = small(backbone=narrow_resnet(norm="BN"), dropout=0.0, octaves=(0.0,), max_proposals=1)
     image = torch.full((3, 128, 160), 90.0)
     image[:, 48:80, 80:112] = 200

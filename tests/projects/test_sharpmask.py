@@ -1,4 +1,4 @@
-"""SharpMask: what its refinement computes, and that nothing else of it learns."""
+"""SharpMask: its refinement is right, and nothing else of it learns."""
 
 from typing import Any
 

@@ -120,7 +120,7 @@ def test_a_crop_without_padding_has_the_columns_of_the_authors(nms: Any) -> None
 
 
 def test_corners_in_pixels_are_truncated_as_by_the_authors(nms: Any, model: Any) -> None:
-    """Of a box right of the image, left out later, they clamp the right end alone."""
+    """The authors clamp only the right end of a box right of the image, which is left out later."""
     boxes = torch.from_numpy(nms["crop/boxes"])
     ordered = torch.cat([boxes.view(-1, 2, 2).amin(dim=1), boxes.view(-1, 2, 2).amax(dim=1)], 1)
     none = torch.zeros(len(boxes))

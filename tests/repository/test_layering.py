@@ -1,4 +1,4 @@
-"""Who may import whom, read from the import statements (no module is imported to find out)."""
+"""Which module may import which, read from import statements (no module is imported)."""
 
 import ast
 import subprocess

@@ -1,4 +1,4 @@
-"""What a build needs and says, what a wheel holds, and how ``make setup`` copes with failures."""
+"""Needs and messages of a build, contents of a wheel, and ``make setup`` after failures."""
 
 import ast
 import os

@@ -50,7 +50,7 @@ def named(source: str) -> Iterator[tuple[int, str]]:
 
 
 def offences(source: str) -> list[tuple[int, str]]:
-    """What names a paper in a module, with its line."""
+    """Names and texts of a module that name a paper, with their lines."""
     shared = sorted(operators(), key=len, reverse=True)
     found = []
     for line, text in named(source):

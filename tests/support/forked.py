@@ -1,4 +1,4 @@
-"""``python -m tests.support.forked FOLDER``: results of forked processes and of their parent.
+"""Results of forked processes and of their parent: ``python -m tests.support.forked FOLDER``.
 
 Prints {name: [result of the parent, results of its children ...]} as JSON.  A child that waits for
 ever is ended by a signal and has no result.
@@ -26,7 +26,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 def in_child(function: Callable[[], Any]) -> Any:
-    """``function()`` in a forked process."""
+    """The result of ``function()`` in a forked process."""
     receiver, sender = FORK.Pipe(duplex=False)
 
     def run() -> None:

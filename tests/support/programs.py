@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 
 class Done(NamedTuple):
-    """What a program left, as after ``subprocess.run``."""
+    """Exit status and output of a program, as after ``subprocess.run``."""
 
     returncode: int
     stdout: str
@@ -24,14 +24,14 @@ class Done(NamedTuple):
 
 
 def train_net(*words: str) -> Done:
-    """What ``python train_net.py WORDS`` does, its defects excepted: those are raised."""
+    """Run ``python train_net.py WORDS``; defects of the program are raised."""
     script = str(ROOT / "train_net.py")
     with mock.patch.object(sys, "argv", [script, *words]), _loggers_as_at_the_start():
         return _run(lambda: runpy.run_path(script, run_name="__main__"))
 
 
 def instseg(*words: str) -> Done:
-    """What ``instseg WORDS`` does, its defects excepted: those are raised."""
+    """Run ``instseg WORDS``; defects of the program are raised."""
     return _run(lambda: sys.exit(cli.main(words)))
 
 
@@ -51,7 +51,7 @@ def _run(program: Callable[[], object]) -> Done:
 
 @contextlib.contextmanager
 def _loggers_as_at_the_start() -> Iterator[None]:
-    """Has the program set up its loggers as in a new process, and takes that back."""
+    """Let the program set up its loggers as in a new process, then restore them."""
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "instseg")]
     kept = [(log.level, log.propagate, log.handlers) for log in loggers]
     setup_logger.cache_clear()

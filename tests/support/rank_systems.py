@@ -1,4 +1,4 @@
-"""One of two processes that train each system on an image with an object and one without.
+"""One of two processes that train each system on an image with an instance and one without.
 
 python -m tests.support.rank_systems RANK PORT FOLDER CONFIG...
 """
@@ -20,7 +20,7 @@ from instseg.training.loop import TrainLoop
 
 
 def train(config: str, folder: Path) -> str:
-    """Train two steps, each with an object on one rank only; the sum of all weights afterwards."""
+    """Train two steps with an instance on one rank only; return the sum of all weights."""
     torch.manual_seed(0)
     cfg = instseg.load_cfg(config, SMALL_TRAINING)
     rank = comm.get_rank()

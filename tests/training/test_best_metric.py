@@ -1,4 +1,4 @@
-"""What keys want of an evaluation is looked for among what will be measured, before training."""
+"""Metrics that keys name are looked for among the measured ones before training."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +32,7 @@ TINY += ["MODEL.RESNETS.RES2_OUT_CHANNELS", 16, "MODEL.FPN.OUT_CHANNELS", 32]
 
 
 class Truth(nn.Module):
-    """Finds what is annotated."""
+    """A model that finds the annotations."""
 
     def __init__(self, name: str, change: Callable[[Any], None]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Two processes that train together: where one cannot go on, both stop within seconds."""
+"""Two processes that train together: if one cannot go on, both stop within seconds."""
 
 import math
 import re
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def outcomes(folder: Path) -> Outcomes:
-    """What becomes of each scenario, for the first and the second rank."""
+    """The end of each scenario, for the first and the second rank."""
     return run_both("rank_scenarios", str(folder))
 
 

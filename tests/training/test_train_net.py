@@ -37,7 +37,7 @@ QUICK = [
     "1",
 ]
 # Loss terms that are sums over images divided by constants, so that the mean over ranks is the
-# mean over the batch: no statistics of a batch, and as many objects (2) and regions (8) sampled of
+# mean over the batch: no statistics of a batch, and 2 instances and 8 sampled regions of
 # each image.  Few anchors, so that rounding does not swap proposals of nearly equal score, and
 # few layers, as without normalisation each one magnifies rounding.
 ADDITIVE = [
@@ -63,7 +63,7 @@ def train_net(*words: str) -> Done:
 
 
 def processes(*words: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """Where another process is the point."""
+    """Tests that need another process."""
     script = [*launcher, str(ROOT / "train_net.py"), "--config-file", CONFIG]
     command = [sys.executable, *script, *words]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=280)

@@ -257,9 +257,45 @@ def _is_plain(path: str | os.PathLike[str]) -> bool:
 def _read_tiff(path: str | os.PathLike[str], page: int | None) -> tuple[Array, Page]:
     """(H, W, C), and what is known about the image."""
     with TiffImages(path) as file:
-        found = file.page(page)
-        check_size(found.shape[1], found.shape[0], found.source)
-        return file.read(found), found
+        return _read_page(file, page)
+
+
+def _read_page(file: TiffImages, number: int | None) -> tuple[Array, Page]:
+    page = file.page(number)
+    check_size(page.shape[1], page.shape[0], page.source)
+    return file.read(page), page
+
+
+class PageReader:
+    """Reads images one after the other, and keeps a stack open as long as its pages are read.
+
+    Opening a stack takes as long as it has pages.
+    """
+
+    def __init__(self, intensity: Intensity = AS_IS) -> None:
+        """
+        Args:
+            intensity: what is done to the channels of images.
+        """
+        self._intensity = intensity
+        self._path = ""
+        self._file: TiffImages | None = None
+
+    def read(self, path: str, page: int | None) -> Array:
+        """(H, W, 3) in BGR order, as :func:`read_image` gives it; it raises the same."""
+        if page is None or not _needs_tifffile(path, page):
+            return read_image(path, intensity=self._intensity, page=page)
+        if self._file is None or self._path != path:
+            self.close()
+            self._file, self._path = TiffImages(path), path
+        pixels, found = _read_page(self._file, page)
+        return self._intensity.apply(pixels, source=found.source, format="BGR", alpha=found.alpha)
+
+    def close(self) -> None:
+        """Close the stack."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 @contextmanager

@@ -211,8 +211,10 @@ def percentiles(channel: Array, percents: Sequence[float]) -> tuple[float, float
     Counts the values of 8 and 16-bit integers, which takes a fraction of the time and no copy.
     """
     if channel.dtype.kind not in "iu" or channel.dtype.itemsize > 2:
-        kind = np.float32 if channel.dtype in (np.float16, np.float32) else np.float64
-        low, high = np.percentile(channel.astype(kind).ravel(), percents, overwrite_input=True)
+        if channel.dtype in (np.float16, np.float32):
+            low, high = np.percentile(channel.astype(np.float32), percents, overwrite_input=True)
+        else:
+            low, high = np.percentile(channel.astype(np.float64), percents, overwrite_input=True)
         return float(low), float(high)
     least = int(np.iinfo(channel.dtype).min)
     counts = np.zeros(256**channel.dtype.itemsize, dtype=np.int64)

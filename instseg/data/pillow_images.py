@@ -73,10 +73,8 @@ def pillow_pixels(image: Image.Image, source: str) -> Array:
         content = _deep_colours(image, source)
         image.load()
         if content is not None:
-            pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-            colour = cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            return np.ascontiguousarray(upright(cv2.cvtColor(pixels, colour), orientation))
+            return np.ascontiguousarray(upright(_decoded_by_opencv(content), orientation))
         image = upright_image(image, source)
         if image.mode[0] not in "IF":
             kind = "RGBA" if _is_transparent(image) else "L" if image.mode in "1L" else "RGB"
@@ -84,6 +82,14 @@ def pillow_pixels(image: Image.Image, source: str) -> Array:
         pixels = np.asarray(image)
     native = pixels.astype(pixels.dtype.newbyteorder("="))
     return native if native.ndim == 3 else native[:, :, None]
+
+
+def _decoded_by_opencv(content: bytes) -> Array:
+    """(H, W, C) uint16 of a file of 16-bit colours."""
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.ndim != 3 or pixels.dtype != np.uint16:
+        raise ValueError("OpenCV does not read its 16-bit colours")
+    return cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB)
 
 
 def _deep_colours(image: Image.Image, source: str) -> bytes | None:

@@ -23,9 +23,8 @@ from instseg.data.tiff import (
     channels_last,
     check_levels,
     has_plain_pixels,
-    import_package,
-    reporting,
 )
+from instseg.data.tiff_errors import import_package, reporting
 from instseg.errors import ImageError
 
 Array = npt.NDArray[Any]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from instseg.data.images import read_image
+from instseg.data.images import PageReader
 from instseg.data.intensity import AS_IS, Intensity
 from instseg.data.videos import Frame
 from instseg.errors import ImageError
@@ -91,7 +91,7 @@ class ImageSequence:
         if pages:
             self._images = [(files[0], page) for page in pages]
         self.length: int | None = len(self._images)
-        self._intensity = intensity
+        self._reader = PageReader(intensity)
 
     def __iter__(self) -> Iterator[Frame]:
         """Yield frames in order.
@@ -103,7 +103,7 @@ class ImageSequence:
         first: ImageError | None = None
         for number, (path, page) in enumerate(self._images):
             try:
-                image = read_image(path, intensity=self._intensity, page=page)
+                image = self._reader.read(path, page)
             except ImageError as error:
                 count, first = count + 1, first or error
                 continue
@@ -116,4 +116,5 @@ class ImageSequence:
             )
 
     def close(self) -> None:
-        """Do nothing: no file is open between two frames."""
+        """Close the stack, if it is one."""
+        self._reader.close()

@@ -3,18 +3,16 @@
 **Pages.**  A file holds one image or a stack of them.  Every position along an axis other than
 rows, columns and channels is a page: time, depth (z), or just the order in the file.  Pages are
 numbered from 0 in the order of the file's axes, the last axis running fastest.  Channels are the
-samples of a pixel and the axis C of OME-TIFF and ImageJ; they are part of an image.  Smaller copies
-(pyramids, thumbnails) and masks are no pages.  Formats of slide scanners have one page, the slide.
+samples of a pixel and the axis C of OME-TIFF and ImageJ (up to 7 there); they are part of an image.
+Smaller copies (pyramids, thumbnails) and masks are no pages.  Formats of slide scanners have one
+page, the slide.
 
 Pages of several sizes are read too; each is an image of its own.
 """
 
-import importlib
-import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,35 +20,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from instseg.data.tiff_errors import TiffLog, import_package, reporting
 from instseg.errors import ImageError
 
 Array = npt.NDArray[Any]
 
-INSTALL = "pip install tifffile imagecodecs zarr (the extra 'microscopy')"
 STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of TIFF and BigTIFF files."""
 _SEVERAL_IMAGES = ("generic", "imagej", "ome", "shaped", "uniform")
 """Kinds of files in which every series holds images; in others only the first does."""
+_IMAGEJ_CHANNELS = 7
 _PLANES = ("YX", "YXS", "SYX", "ZYX")
 """Axes of what one directory of a file holds: S are samples of a pixel."""
 _COLOURS = ("MINISBLACK", "MINISWHITE", "RGB", "PALETTE", "YCBCR")
-
-
-def import_package(name: str, source: str) -> Any:
-    """An optional package that reads images.
-
-    Args:
-        source: name of the image in the message.
-    Raises:
-        ImageError: the package is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImageError(
-            f"{source}: reading it needs the package {name}, which is not installed; type: "
-            f"{INSTALL}"
-        ) from error
 
 
 def several_images(source: str, count: str) -> ImageError:
@@ -92,6 +74,12 @@ class Page:
         return self.shape[2] == 4 and plane.photometric.name == "RGB" and told
 
     @property
+    def offset(self) -> int | None:
+        """Place of the first plane in the file; None unless all planes lie there uncompressed."""
+        offset: int | None = self.series.dataoffset
+        return None if self.series.is_multifile else offset
+
+    @property
     def plane_shape(self) -> tuple[int, ...]:
         """Lengths of :attr:`axes`."""
         shape: tuple[int, ...] = self.series.keyframe.shape
@@ -119,13 +107,13 @@ class TiffImages:
         """
         self.source = str(path)
         tifffile = import_package("tifffile", self.source)
-        warnings = _Warnings()
-        with reporting(self.source), warnings.resumed():
+        log = TiffLog()
+        with reporting(self.source), log.collecting():
             self._file = tifffile.TiffFile(Path(path))
         try:
-            with reporting(self.source), warnings.resumed():
+            with reporting(self.source), log.collecting():
                 self.pages = self._pages()
-            lost = any("invalid page offset" in line for line in warnings.lines)
+            lost = any("invalid page offset" in line for line in log.lines)
             self.damage = f"is cut off or damaged behind page {len(self.pages) - 1}" * lost
         except BaseException:
             self.close()
@@ -171,7 +159,7 @@ class TiffImages:
             ImageError: damaged, or its compression is unknown.
         """
         self.check_complete(page)
-        with reporting(page.source), _Warnings().resumed():
+        with reporting(page.source), TiffLog().collecting():
             planes = [self._plane(page, number) for number in page.planes]
             pixels = np.concatenate(planes, axis=2) if len(planes) > 1 else planes[0]
             return np.ascontiguousarray(upright(pixels, self.orientation(page)))
@@ -188,14 +176,15 @@ class TiffImages:
         """
         keyframe, end = page.series.keyframe, self._file.filehandle.size
         for number in page.planes:
-            if page.series.dataoffset is not None:
+            if page.offset is not None:
                 size = math.prod(page.plane_shape) * keyframe.dtype.itemsize
-                parts = [(page.series.dataoffset + number * size, size)]
+                parts = [(page.offset + number * size, size)]
                 expected = 1
             else:
                 plane = page.series.pages[number // page.inner]
                 if plane is None:
                     raise ImageError(f"{page.source}: its plane {number} is missing")
+                end = plane.parent.filehandle.size  # OME-TIFF may spread over several files
                 parts = list(zip(plane.dataoffsets, plane.databytecounts, strict=False))
                 expected = math.prod(keyframe.chunked)
             if len(parts) != expected or any(start + size > end for start, size in parts):
@@ -207,13 +196,12 @@ class TiffImages:
 
     def mapped(self, page: Page) -> Array | None:
         """The file's own bytes as (H, W, C), without reading them; None if they are compressed."""
-        offset = page.series.dataoffset
-        if offset is None or len(page.planes) > 1 or not has_plain_pixels(page):
+        if page.offset is None or len(page.planes) > 1 or not has_plain_pixels(page):
             return None
         with reporting(self.source):
-            return channels_last(self._map(page, page.planes[0]), page.axes)
+            return channels_last(self._map(page, page.offset, page.planes[0]), page.axes)
 
-    def store(self, page: Page) -> tuple[Any, Array]:
+    def store(self, page: Page) -> tuple[Any, Any]:
         """The series of ``page`` as an array of zarr, and its store, which the caller closes."""
         zarr = import_package("zarr", self.source)
         with reporting(self.source):
@@ -248,7 +236,9 @@ class TiffImages:
         axes = series.axes[: -len(kept)]
         lengths = series.shape[: len(axes)]
         numbers = np.arange(math.prod(lengths)).reshape(lengths)
-        channels = [i for i, axis in enumerate(axes) if axis == "C"]
+        # Programs that know no axes give ImageJ, which shows 7 channels, its frames as channels.
+        most = _IMAGEJ_CHANNELS if series.kind == "imagej" else math.inf
+        channels = [i for i, axis in enumerate(axes) if axis == "C" and lengths[i] <= most]
         last = [*(i for i in range(len(axes)) if i not in channels), *channels]
         count = math.prod(lengths[i] for i in channels)
         rows, columns = (plane.shape[plane.axes.index(axis)] for axis in "YX")
@@ -272,8 +262,8 @@ class TiffImages:
     def _plane(self, page: Page, number: int) -> Array:
         """(H, W, S) of one plane."""
         keyframe = page.series.keyframe
-        if page.series.dataoffset is not None:
-            pixels = self._map(page, number)
+        if page.offset is not None:
+            pixels = self._map(page, page.offset, number)
         else:
             pixels = page.series.pages[number // page.inner].asarray()
             pixels = pixels[number % page.inner] if page.inner > 1 else pixels
@@ -283,12 +273,12 @@ class TiffImages:
             return (palette.T[pixels[:, :, 0]] >> 8).astype(np.uint8)
         return _as_stored_intensities(pixels, keyframe)
 
-    def _map(self, page: Page, number: int) -> Array:
+    def _map(self, page: Page, offset: int, number: int) -> Array:
         keyframe = page.series.keyframe
         dtype = keyframe.dtype.newbyteorder(self._file.byteorder)
         size = math.prod(page.plane_shape) * dtype.itemsize
-        offset = page.series.dataoffset + number * size
-        return np.memmap(self._file.filehandle.path, dtype, "r", offset, page.plane_shape)
+        path = self._file.filehandle.path
+        return np.memmap(path, dtype, "r", offset + number * size, page.plane_shape)
 
 
 def has_plain_pixels(page: Page) -> bool:
@@ -327,52 +317,6 @@ def upright(pixels: Array, orientation: int) -> Array:
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
     return pixels
-
-
-@contextmanager
-def reporting(source: str) -> Iterator[None]:
-    """Turn what tifffile and zarr raise into an ImageError that names the image."""
-    try:
-        yield
-    except (ImageError, KeyboardInterrupt, MemoryError):
-        raise
-    except Exception as error:  # a damaged file makes them raise anything
-        raise _as_image_error(error, source) from error
-
-
-class _Warnings(logging.Handler):
-    """Collects what tifffile logs, which goes nowhere else meanwhile: errors here are one line."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
-
-    @contextmanager
-    def resumed(self) -> Iterator[None]:
-        """Collect inside."""
-        logger = logging.getLogger("tifffile")
-        before = logger.propagate
-        logger.propagate = False
-        logger.addHandler(self)
-        try:
-            yield
-        finally:
-            logger.removeHandler(self)
-            logger.propagate = before
-
-
-def _as_image_error(error: Exception, source: str) -> ImageError:
-    text = " ".join(str(error).split()) or type(error).__name__
-    if "requires the 'imagecodecs' package" in text or isinstance(error, ImportError):
-        return ImageError(
-            f"{source}: its compression needs the package imagecodecs ({text}); type: {INSTALL}"
-        )
-    if isinstance(error, OSError) and error.strerror:
-        return ImageError(f"{source}: cannot be read: {error.strerror}")
-    return ImageError(f"{source}: cannot be decoded: {text}")
 
 
 def check_levels(source: str, shapes: Sequence[tuple[int, int, int]]) -> None:

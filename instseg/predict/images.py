@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from instseg.data.images import Array, read_image
+from instseg.data.images import Array, PageReader
 from instseg.data.intensity import ModelImage
 from instseg.errors import ImageError
 from instseg.predict.formats import Format, ImageResult
@@ -29,17 +29,18 @@ def predict_images(results: Results, sources: Sequence[Source], formats: Sequenc
         OutputError: a result cannot be written.
     """
     pending: deque[tuple[Source, Array]] = deque()
-    intensity = results.predictor.intensity
+    reader = PageReader(results.predictor.intensity)
 
     def readable() -> Iterator[ModelImage]:
         for source in tqdm(sources, unit="image", disable=None):
             try:
-                image = read_image(source.name, intensity=intensity, page=source.page)
+                image = reader.read(source.name, source.page)
             except ImageError as error:
                 results.fail(error)
                 continue
             pending.append((source, image))
             yield ModelImage(image)
+        reader.close()
 
     image_ids = count(1)  # enumerate() would keep a result in memory while the next is made
     for result in results.predictor.stream(readable()):

@@ -8,7 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from instseg.data.images import is_tiff
-from instseg.data.tiff import INSTALL, TiffImages
+from instseg.data.tiff import TiffImages
+from instseg.data.tiff_errors import INSTALL
 from instseg.errors import ConfigError, ImageError
 from instseg.predict.sources import Source, unused_stem
 

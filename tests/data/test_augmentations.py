@@ -234,9 +234,9 @@ def test_colours_expansion_and_crop_can_each_be_left_out() -> None:
 
 def test_masks_and_boxes_agree_after_the_whole_pipeline() -> None:
     """A box may be larger than the mask of a hidden or cut instance, never much smaller."""
-    cfg = cfg_with("DATASETS.TRAIN", "('shapes_train',)")
+    cfg = cfg_with("DATASETS.TRAIN", "('shapes_val',)")
     augmented = build_train_mapper(cfg, augment=True)
-    given = [augmented(x) for x in DatasetCatalog.get("shapes_train")[:40]]
+    given = [augmented(x) for x in DatasetCatalog.get("shapes_val")[:40]]
     assert all(len(sample["instances"]) for sample in given)
     for sample in given:
         assert sample["image"].shape == (3, 64, 64) and sample["image"].dtype == torch.float32
@@ -247,8 +247,8 @@ def test_masks_and_boxes_agree_after_the_whole_pipeline() -> None:
 
 
 def test_without_augmentation_images_keep_their_size() -> None:
-    cfg = cfg_with("DATASETS.TRAIN", "('shapes_train',)")
-    sample = build_train_mapper(cfg, augment=False)(DatasetCatalog.get("shapes_train")[0])
+    cfg = cfg_with("DATASETS.TRAIN", "('shapes_val',)")
+    sample = build_train_mapper(cfg, augment=False)(DatasetCatalog.get("shapes_val")[0])
     assert sample["image"].shape == (3, 128, 128)
     assert sample["image"].dtype == torch.uint8
 

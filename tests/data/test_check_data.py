@@ -365,11 +365,11 @@ def test_every_system_checks_the_number_of_classes(path: Path) -> None:
     cfg = instseg.load_cfg(path)
     key = num_classes_key(cfg)
     if key is None:
-        check_classes(cfg, load_all(("shapes_train", "shapes_hard_train")))
+        check_classes(cfg, load_all(("shapes_val", "shapes_hard_val")))
         return
     cfg.merge_from_list([key, 80])
-    with pytest.raises(ConfigError, match=f"shapes_train has 3 classes, {key} is 80; set {key} 3"):
-        check_classes(cfg, load_all(("shapes_train",)))
+    with pytest.raises(ConfigError, match=f"shapes_val has 3 classes, {key} is 80; set {key} 3"):
+        check_classes(cfg, load_all(("shapes_val",)))
 
 
 def test_classes_in_another_order_are_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from instseg.data.images import describe_image, image_size, read_image, read_pixels
+from instseg.data.images import PageReader, describe_image, image_size, read_image, read_pixels
 from instseg.data.intensity import Intensity
 from instseg.errors import ImageError
 
@@ -41,6 +41,10 @@ STACKS: dict[str, tuple[list[np.ndarray], Callable[[Path], object]]] = {
         list(STACK),
         lambda p: tifffile.imwrite(p, STACK, imagej=True, metadata={"axes": "TYX"}),
     ),
+    "ImageJ without axes": (
+        list(np.concatenate([STACK, STACK])),
+        lambda p: tifffile.imwrite(p, np.concatenate([STACK, STACK]), imagej=True),
+    ),
     "OME": (
         list(STACK),
         lambda p: tifffile.imwrite(p, STACK, metadata={"axes": "ZYX"}, ome=True),
@@ -70,6 +74,29 @@ def test_the_pages_of_a_stack_are_images(tmp_path: Path, kind: str) -> None:
         read_image(tmp_path / "a.tif", page=count)
     with pytest.raises(ImageError, match=rf"a\.tif: is a TIFF of {count} images; .*--pages all"):
         read_image(tmp_path / "a.tif")
+
+
+def test_a_stack_is_opened_once_for_all_of_its_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    for name in ("a.tif", "b.tif"):
+        tifffile.imwrite(tmp_path / name, STACK)
+    tiff_file = tifffile.TiffFile
+
+    def open_and_count(path: Path) -> Any:
+        opened.append(path.name)
+        return tiff_file(path)
+
+    monkeypatch.setattr(tifffile, "TiffFile", open_and_count)
+    reader = PageReader(PERCENTILE)
+    for name in ("a.tif", "b.tif"):
+        for number, page in enumerate(STACK):
+            image = reader.read(str(tmp_path / name), number)
+            expected = PERCENTILE.apply(page[:, :, None], source="a", format="BGR")
+            assert np.array_equal(image, expected)
+    reader.close()
+    assert opened == ["a.tif", "b.tif"]
 
 
 def test_axes_of_time_and_depth_are_pages_and_channels_are_channels(tmp_path: Path) -> None:

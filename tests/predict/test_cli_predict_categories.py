@@ -20,6 +20,7 @@ from instseg.categories import Categories
 from instseg.checkpoint import Checkpointer
 from instseg.data.build import register_datasets
 from instseg.data.dataset import load
+from instseg.data.synthetic import shapes
 from instseg.predict import as_youtube_vis
 from instseg.training.trainer import Trainer
 from tests.inference.test_predictor import PHOTO, save_weights, tiny_cfg
@@ -281,7 +282,10 @@ def test_a_missing_image_of_a_set_is_one_line_and_the_rest_keeps_its_ids(
     assert {record["image_id"] for record in results(output)} == {40, 300}
 
 
-def test_a_built_in_set_is_predicted_on_without_files(model: list[str], tmp_path: Path) -> None:
+def test_a_built_in_set_is_predicted_on_without_files(
+    model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(shapes.SPLITS, "shapes_val", 5)
     arguments = ["--images-of", "shapes_val", "--output", str(tmp_path / "out")]
     assert cli.main([*model, *arguments, "DATASETS.SHAPES_SIZE", "16"]) == 0
     content = json.loads((tmp_path / "out" / "categories.json").read_text())

@@ -181,6 +181,14 @@ def test_a_mistake_is_one_line_and_status_2(
     assert re.search(message, lines[-1]) and len(lines) == 1
 
 
+def test_pages_of_a_data_set_are_refused(
+    model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*model, "--images-of", "shapes_val", "--output", str(tmp_path / "out")]
+    assert cli.main([*arguments, "--pages", "all"]) == 2
+    assert "--pages goes with --input, not with --images-of" in capsys.readouterr().err
+
+
 def test_a_stack_without_pages_names_the_option(
     model: list[str], stack: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -276,7 +276,7 @@ def test_an_image_without_a_whole_cell_has_no_objects(
 @pytest.fixture(scope="module")
 def batch() -> list[dict[str, Any]]:
     cfg = instseg.load_cfg(CONFIG, [*SETTINGS, "INPUT.MIN_SIZE_TRAIN", "(128,)"])
-    return [DatasetMapper(cfg, True)(DatasetCatalog.get("shapes_train")[i]) for i in (0, 1)]
+    return [DatasetMapper(cfg, True)(DatasetCatalog.get("shapes_val")[i]) for i in (0, 1)]
 
 
 @pytest.mark.parametrize(

@@ -338,8 +338,8 @@ def test_one_image_is_learnt_by_heart() -> None:
     instances.gt_masks = BitMasks(torch.stack([torch.from_numpy(s.mask) for s in objects]))
     for number, mask in enumerate(instances.gt_masks.tensor):
         pixels[:, mask] += 40 * (number % 3 + 1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.005)
-    for _ in range(180):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(100):
         optimizer.zero_grad()
         sum(model([{"image": pixels, "instances": instances}]).values()).backward()
         optimizer.step()

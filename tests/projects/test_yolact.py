@@ -271,31 +271,11 @@ def test_one_image_is_learnt(model: torch.nn.Module) -> None:
     assert all(steps[-1][name] < 0.6 * first for name, first in steps[0].items())
 
 
-class Raw(torch.nn.Module):
-    """The network of prediction alone."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: torch.Tensor) -> Any:
-        return self.model.raw(images)
-
-
 def test_the_network_compiles_without_graph_breaks(model: torch.nn.Module) -> None:
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         compiled = torch.compile(model.raw, fullgraph=True, backend="eager")(images)
         torch.testing.assert_close(compiled, model.raw(images))
-
-
-def test_the_network_is_exported_for_any_number_of_images(model: torch.nn.Module) -> None:
-    with torch.no_grad():
-        exported = torch.export.export(
-            Raw(model), (torch.randn(2, 3, 64, 64),), dynamic_shapes=({0: torch.export.Dim("B")},)
-        )
-        images = torch.randn(3, 3, 64, 64)
-        torch.testing.assert_close(exported.module()(images), model.raw(images))
 
 
 def test_weights_that_are_not_finite_are_reported(model: torch.nn.Module) -> None:

@@ -1,6 +1,6 @@
 """One of two processes that train together, scenario by scenario; see test_ranks.py.
 
-python rank_scenarios.py RANK PORT FOLDER
+torchrun --nproc-per-node=2 -m tests.support.rank_scenarios FOLDER
 """
 
 import os
@@ -75,11 +75,11 @@ def train(third: Any = None, number: signal.Signals | None = None, folder: str =
     return "done"
 
 
-def main(rank: int, port: str, folder: str) -> None:
+def main(folder: str) -> None:
     """Print how each scenario ends, one line each."""
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    dist.init_process_group("gloo")
     comm.create_local_process_group(2)
-    is_second = rank == 1
+    is_second = dist.get_rank() == 1
     nan = [{"x": float("nan"), "file_name": "bad.png"}]
     broken = ImageError("cut.png: the file is truncated")
     scenarios: dict[str, dict[str, Any]] = {
@@ -98,5 +98,5 @@ def main(rank: int, port: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+    main(sys.argv[1])
     os._exit(0)  # the process group cannot be left in order once a process is gone

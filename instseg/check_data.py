@@ -20,7 +20,7 @@ from instseg.data.build import (
     register_datasets,
 )
 from instseg.data.consistency import check_consistency, coco_instances, record_instances
-from instseg.data.dataset import check_name, load, reading
+from instseg.data.dataset import Content, Source, check_name, load, reading
 from instseg.data.findings import Finding, Kind, Level, Report, first_ids
 from instseg.data.image_headers import MAX_PIXELS
 from instseg.data.images import describe_image
@@ -115,6 +115,9 @@ def _read(checked: CheckedSet) -> None:
     if isinstance(function, CheckedRecords):
         _read_registered(checked, function)
         return
+    if isinstance(function, Source) and function.examine is not None:
+        _read_examined(checked, function.examine())
+        return
     metadata = MetadataCatalog.get(checked.name)
     json_file, root = metadata.get("json_file"), metadata.get("image_root")
     if metadata.get("evaluator_type") == "coco" and json_file and root:
@@ -163,6 +166,16 @@ def _read_registered(checked: CheckedSet, function: CheckedRecords) -> None:
     crowds = all(entry["iscrowd"] for record in records for entry in record.get("annotations", ()))
     if crowds and not report.has(Level.ERROR):
         message = nothing_to_train_on(annotated, len(records))
+        checked.report.add([Finding(Kind.NO_OBJECT, None, message)])
+
+
+def _read_examined(checked: CheckedSet, content: Content) -> None:
+    """Take over what a reader of ours found."""
+    checked.report = content.report or checked.report
+    _add_records(checked, content.records)
+    checked.classes = list((content.classes or {}).values())
+    if not checked.annotations and not checked.report.has(Level.ERROR):
+        message = nothing_to_train_on(0, len(content.records))
         checked.report.add([Finding(Kind.NO_OBJECT, None, message)])
 
 

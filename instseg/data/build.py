@@ -2,7 +2,8 @@
 
 ``coco:PATH/instances.json:IMAGE_ROOT`` in ``DATASETS.TRAIN`` or ``DATASETS.TEST`` names a data set
 without registration.  ``:IMAGE_ROOT`` may be missing if the images lie beside the JSON file.
-``youtubevis:PATH/videos.json:IMAGE_ROOT`` is the same for videos.
+``youtubevis:PATH/videos.json:IMAGE_ROOT`` is the same for videos.  ``labels:IMAGES:LABELS`` names
+two folders: images and label images (:mod:`instseg.data.readers.labels`).
 
 The other names are those of the synthetic sets, and ``coco_mini_{train,val}``,
 ``nuclei_{train,val}``, ``sbd_{train,val}``, ``voc_2012_instances_{train,val}``,
@@ -27,7 +28,7 @@ from detectron2.data.build import (
 
 from instseg.data.dataset import Content, DataSet, Source, adopt, coco_source
 from instseg.data.presence import unusable_files
-from instseg.data.readers import cvppp, flying_chairs, voc, youtube_vis
+from instseg.data.readers import cvppp, flying_chairs, labels, voc, youtube_vis
 from instseg.data.readers.coco_records import PREFIX as COCO_PREFIX
 from instseg.data.records import Record
 from instseg.data.synthetic import shapes, shapes_video
@@ -79,13 +80,15 @@ def register_datasets(cfg: CfgNode) -> None:
 
 
 def register_dataset(name: str) -> None:
-    """Register a ``coco:...`` or ``youtubevis:...`` name, or have a registered set checked.
+    """Register a ``coco:``, ``labels:`` or ``youtubevis:`` name, or have a registered set checked.
 
     Raises:
         DatasetError: the name is incomplete.
     """
     if name.startswith(COCO_PREFIX):
         _register_coco(name, *parse_coco_name(name))
+    elif name.startswith(labels.PREFIX):
+        _register_labels(name, labels.parse_name(name))
     elif name.startswith(youtube_vis.PREFIX):
         _register_youtube_vis(name, *parse_coco_name(name))
     elif name in DatasetCatalog:
@@ -286,6 +289,17 @@ def _synthetic(name: str, size: int) -> Content:
 def _register_coco(name: str, json_file: str, image_root: str) -> None:
     source = coco_source(name, json_file, image_root)
     _register(name, source, json_file=json_file, image_root=image_root, evaluator_type="coco")
+
+
+def _register_labels(name: str, parts: labels.LabelSet) -> None:
+    source = Source(
+        name,
+        lambda: labels.load(name, parts),
+        (labels.PREFIX, *parts),
+        parts.files,
+        lambda: labels.examine(name, parts),
+    )
+    _register(name, source, image_root=parts.images, evaluator_type="coco")
 
 
 def _register_youtube_vis(name: str, json_file: str, image_root: str) -> None:

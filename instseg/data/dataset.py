@@ -115,17 +115,21 @@ class Source:
         name: str,
         read: Callable[[], Content],
         key: Sequence[Any] = (),
-        files: Sequence[str] = (),
+        files: Sequence[str] | Callable[[], Sequence[str]] = (),
+        examine: Callable[[], Content] | None = None,
     ) -> None:
         """
         Args:
             name: of the data set.
             read: the reader.
             key: sources with equal keys and unchanged files have the same content.
-            files: the files that list its images or annotations.
+            files: the files that list its images or annotations, or a function that finds them.
+            examine: reads it for ``check-data``: with a report on everything that was found, where
+                ``read`` raises.
         """
         self.name = name
-        self.files = tuple(files)
+        self.examine = examine
+        self._files = files
         self._read = read
         self._key = tuple(key)
 
@@ -135,7 +139,8 @@ class Source:
 
     def load(self) -> DataSet:
         """The data set; see :func:`load`."""
-        key = (*self._key, *map(_stamp, self.files))
+        files = tuple(self._files() if callable(self._files) else self._files)
+        key = (*self._key, *map(_stamp, files))
         named = _CACHE.get((self.name, key))
         if named is not None:
             return named
@@ -152,7 +157,7 @@ class Source:
                     category_id: number for number, category_id in enumerate(content.classes)
                 },
             )
-        dataset = _dataset(self.name, content, files=self.files, _origin=cached)
+        dataset = _dataset(self.name, content, files=files, _origin=cached)
         _CACHE[self.name, key] = dataset
         _CACHE.setdefault(key, dataset)
         return dataset
@@ -216,7 +221,7 @@ def check_name(name: str) -> None:
     hint = f"; did you mean {', '.join(close)}?" if close else "."
     raise DatasetError(
         f"no data set is called {name!r}{hint} A set of your own is written "
-        "coco:PATH/instances.json:IMAGE_ROOT"
+        "coco:PATH/instances.json:IMAGE_ROOT or labels:IMAGES:LABELS"
     )
 
 

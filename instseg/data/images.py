@@ -36,6 +36,7 @@ from instseg.data.image_headers import (
     what_instead,
 )
 from instseg.data.intensity import AS_IS, CHANNELS, Intensity
+from instseg.data.label_images import as_labels, colour_error, signed_pixels
 from instseg.data.pillow_images import as_image_error, convert_image, pillow_pixels, upright_image
 from instseg.data.presence import file_problem
 from instseg.data.synthetic.files import is_elsewhere, served
@@ -52,7 +53,7 @@ _ORIENTED = {
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 # Detectron2's own readers open everything that Pillow opens; this keeps Pillow from Ghostscript.
 EpsImagePlugin.gs_binary = False
-_LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B")
+_LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "F")
 
 
 def check_colour(cfg: CfgNode, what: str) -> None:
@@ -122,22 +123,26 @@ def read_labels(path: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
 
     Args:
         path: as for :func:`read_image`; a grey image of up to 32 bits, or one with a palette, whose
-            colours are ignored.
+            colours are ignored.  Where tifffile is installed, a TIFF of any depth.
     Returns:
-        (H, W), upright as the EXIF orientation says.
+        (H, W), from 0 on, upright as the EXIF orientation says.
     Raises:
-        ImageError: as :func:`read_image`, except for the bits; or the image is in colour.
+        ImageError: as :func:`read_image`, except for the bits; or the image is in colour, or has
+            negative numbers or fractions.
     """
+    name = str(path)
+    if _needs_tifffile(path, None):
+        pixels = _read_tiff(path, None)[0]
+        if pixels.shape[2] > 1:
+            raise colour_error(name, f"{pixels.shape[2]} values per pixel")
+        return as_labels(pixels[:, :, 0], name)
     with _opened(path) as image:
-        check_size(image.width, image.height, str(path))
-        check_whole(image, str(path))
+        check_size(image.width, image.height, name)
+        check_whole(image, name)
         if image.mode not in _LABEL_MODES:
-            raise ImageError(
-                f"{path}: has pixels of mode {image.mode}; expected one number per pixel, as in "
-                "a grey image or one with a palette"
-            )
+            raise colour_error(name, f"pixels of mode {image.mode}")
         image.load()
-        return np.asarray(upright_image(image, str(path))).astype(np.int64)
+        return as_labels(signed_pixels(image, upright_image(image, name)), name)
 
 
 @dataclass(frozen=True)

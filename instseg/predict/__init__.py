@@ -48,6 +48,20 @@ With ``--track`` the pages of a stack are the frames of one video.
 compare ``predictions.json`` with that file.  The frames of a video data set are images there,
 numbered as in evaluation; to predict on a clip as a video, give it as ``--input``.
 
+**Formats.** ``--format NAME,NAME,...`` writes the results of images in one or more of these forms;
+:mod:`instseg.predict.formats` says what each can hold:
+
+- ``coco`` (default): ``predictions.json`` and ``categories.json``;
+- ``labels``: ``STEM_labels.tif``, whose pixels are the numbers of instances, the best one 1;
+- ``csv``: ``measurements.csv``, one row per instance with that number;
+- ``geojson``: ``STEM.geojson``, polygons for QuPath;
+- ``imagej``: ``STEM_rois.zip``, a set of ROIs for ImageJ;
+- ``yolo``: ``STEM.txt``, an outline per instance.
+
+``STEM`` is the name of the image without its extension, with ``_2`` and so on where two are alike.
+``instseg results predictions.json --to NAME,NAME,...`` converts the results of a run afterwards,
+also those of a run that was killed and of a video, whose frames are ``NAME_frame000012`` and so on.
+
 **Videos** are files, cameras, streams such as ``rtsp://...``, numbered images
 (``frames_%05d.png``), and with ``--track`` the images of a folder or the pages of a stack.
 ``NAME.json`` has the parts of a YouTube-VIS file, ``info``, ``videos`` and ``categories``, but
@@ -110,9 +124,10 @@ from instseg.inference.predictor import Predictor, require_weights
 from instseg.inference.video import VideoPredictor
 from instseg.modeling.contract import architectures, gives_mask_scores
 from instseg.predict.earlier import remove_earlier, tell_others
+from instseg.predict.formats import DEFAULT, opened, parse
 from instseg.predict.images import predict_images
 from instseg.predict.pages import Pages, take_pages
-from instseg.predict.records import JsonLines, writing
+from instseg.predict.records import writing
 from instseg.predict.results import Results
 from instseg.predict.sources import Source, dataset_sources, find_sources, prepare_output
 from instseg.predict.videos import VideoRun
@@ -153,6 +168,7 @@ class PredictOptions:
     resume: bool = False
     rank_by: str = "class"
     polygons: bool = False
+    format: str = DEFAULT
     pages: str | None = None
     overrides: Sequence[str] = ()
 
@@ -173,6 +189,7 @@ def predict(options: PredictOptions) -> int:
         raise ConfigError(f"--confidence is {options.confidence}; expected a number from 0 to 1")
     if options.rank_by not in RANKINGS:
         raise ConfigError(f"--rank-by is {options.rank_by!r}; expected {' or '.join(RANKINGS)}")
+    formats = parse(options.format, "--format")
     classes = None if options.classes is None else classes_option(options.classes)
     tracker = _tracker(options)
     inputs = _inputs(options)
@@ -180,6 +197,11 @@ def predict(options: PredictOptions) -> int:
     require_weights(cfg, options.weights, "predict with")
     sources = inputs if options.images_of is None else dataset_sources(options.images_of)
     _check_sources(options, sources)
+    if formats != (DEFAULT,) and any(source.kind != "image" for source in sources):
+        logger.warning(
+            "--format is for images; the results of a video are in its NAME.json, which `instseg "
+            "results` converts"
+        )
     prepare_output(options.output, sources)
     predictor = Predictor(
         cfg,
@@ -211,7 +233,7 @@ def predict(options: PredictOptions) -> int:
         remove_earlier(options.output, sources, resume=options.resume)
         tell_others(options.output, sources)
     with _ended_by_sigterm():
-        _run(options, results, frames, sources, tracker)
+        _run(options, results, frames, sources, tracker, formats)
     return 1 if results.failures else 0
 
 
@@ -221,17 +243,14 @@ def _run(
     frames: VideoPredictor,
     sources: Sequence[Source],
     tracker: Callable[[], Tracker] | None,
+    formats: Sequence[str],
 ) -> None:
     info = _info(options, results.predictor)
     image_sources = [source for source in sources if source.kind == "image"]
     if image_sources:
-        about: dict[str, object] = {"info": info | {"images_of": options.images_of}}
-        about["categories"] = results.categories()
-        with (
-            JsonLines(options.output / "categories.json", about, "images") as images,
-            JsonLines(options.output / "predictions.json") as records,
-        ):
-            predict_images(results, image_sources, records, images)
+        about = info | {"images_of": options.images_of}
+        with opened(formats, options.output, results.predictor.categories, about) as writers:
+            predict_images(results, image_sources, writers)
     info |= {"keyframe_interval": frames.keyframe_interval, "track": options.track}
     info |= tracker().settings if tracker else {}
     run = VideoRun(

@@ -10,23 +10,21 @@ from tqdm import tqdm
 from instseg.data.images import Array, PageReader
 from instseg.data.intensity import ModelImage
 from instseg.errors import ImageError
-from instseg.predict.records import JsonLines, write_image
+from instseg.predict.formats import Format, ImageResult
+from instseg.predict.records import write_image
 from instseg.predict.results import Results
 from instseg.predict.sources import Source
 
 _JPEG_SUFFIXES = frozenset((".jfif", ".jpe", ".jpeg", ".jpg"))
 
 
-def predict_images(
-    results: Results, sources: Sequence[Source], records: JsonLines, images: JsonLines
-) -> None:
+def predict_images(results: Results, sources: Sequence[Source], formats: Sequence[Format]) -> None:
     """Predict on images, in the predictor's batches, and write the results of each.
 
     Args:
         results: counts images that cannot be used.
         sources: images.
-        records: ``predictions.json``.
-        images: ``categories.json``, which lists the images.
+        formats: they take the results of each image.
     Raises:
         OutputError: a result cannot be written.
     """
@@ -51,15 +49,21 @@ def predict_images(
         number = next(image_ids)
         image_id = number if source.image_id is None else source.image_id
         name = source.file_name or source.name
-        page = {} if source.page is None else {"page": source.page}
-        head = {"image_id": image_id, "file_name": name} | page
         height, width = image.shape[:2]
         try:
-            descriptions = results.describe(instances, source.stem)
-            # The image first: its records refer to it, whenever the run ends.
-            size = {"width": width, "height": height}
-            images.add({"id": image_id, "file_name": name} | page | size)
-            records.add(*(head | description for description in descriptions))
+            one = ImageResult(
+                image_id=image_id,
+                file_name=name,
+                stem=source.stem,
+                height=height,
+                width=width,
+                records=results.describe(instances, source.stem),
+                masks=instances.pred_masks if instances.has("pred_masks") else None,
+                path=Path(source.name),
+                page=source.page,
+            )
+            for writer in formats:
+                writer.add(one)
             if results.overlay:
                 suffix = ".jpg" if Path(source.name).suffix.lower() in _JPEG_SUFFIXES else ".png"
                 path = results.output / f"{source.stem}{suffix}"

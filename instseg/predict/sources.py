@@ -13,11 +13,12 @@ from instseg.data.dataset import load
 from instseg.data.records import check_image_ids
 from instseg.data.sequences import is_pattern, natural_order, numbered_files, without_number
 from instseg.data.streams import is_url, public_name
+from instseg.data.suffixes import MEDIA_SUFFIXES, VIDEO_SUFFIXES
 from instseg.errors import ConfigError, DatasetError, OutputError
-from instseg.predict.folders import MEDIA_SUFFIXES, VIDEO_SUFFIXES, media_in
+from instseg.predict.folders import media_in
 
 _CAMERA_DIGITS = 10
-_RESERVED = frozenset(("categories", "predictions"))
+RESERVED = frozenset(("categories", "predictions"))
 """Stems of the JSON files that belong to no video."""
 _LONGEST_STEM = 50
 
@@ -69,7 +70,7 @@ def find_sources(
         ConfigError: nothing at all to work on, or an input that is a configuration key.
     """
     sources: list[Source] = []
-    stems = set(_RESERVED)
+    stems = set(RESERVED)
     for item in inputs:
         if not item:
             raise ConfigError("an --input is empty; is a variable of the shell not set?")
@@ -108,7 +109,7 @@ def dataset_sources(name: str) -> list[Source]:
     dataset = load(name)
     check_image_ids(name, dataset.records)
     root = os.path.join(dataset.image_root, "")
-    stems = set(_RESERVED)
+    stems = set(RESERVED)
     sources = []
     for number, record in enumerate(dataset.records):
         file = os.fspath(record["file_name"])

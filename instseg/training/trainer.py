@@ -6,6 +6,7 @@ import os
 import shutil
 import weakref
 from collections.abc import Callable, Sequence
+from inspect import getattr_static
 from typing import Any
 
 import torch
@@ -224,7 +225,7 @@ class Trainer(DefaultTrainer):
         check_augmentation(cfg)
         register_datasets(cfg)
         datasets = load_all(cfg.DATASETS.TEST)  # held, so that they are read once
-        ours = cls.build_evaluator.__func__ is Trainer.build_evaluator.__func__
+        ours = getattr_static(cls, "build_evaluator") is vars(Trainer)["build_evaluator"]
         if evaluators is None and ours and take_cropped(cfg, datasets):
             cfg = cfg.clone()
             cfg.defrost()

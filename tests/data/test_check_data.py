@@ -106,7 +106,7 @@ def test_a_file_of_another_kind_is_an_error_and_the_next_set_is_checked(
     names = write_set(tmp_path / "a", given), write_set(tmp_path / "b", content())
     assert cli.main(["check-data", *names]) == 1
     output = capsys.readouterr().out
-    assert "not in COCO's format" in output and "nothing found" in output
+    assert "not in the expected format" in output and "nothing found" in output
 
 
 def test_built_in_sets_are_checked_too(data_root: Path) -> None:

@@ -16,15 +16,19 @@ LINEAGE = {(project.name, ancestor) for project in PROJECTS for ancestor in proj
 OPTIONAL = {
     "gradio",
     "h5py",
+    "imagecodecs",
     "onnx",
     "onnxruntime",
     "onnxscript",
     "ray",
+    "roifile",
     "skimage",
     "sklearn",
     "supervision",
+    "tifffile",
     "trackers",
     "wandb",
+    "zarr",
 }
 
 

@@ -116,7 +116,7 @@ def _read(checked: CheckedSet) -> None:
         _read_registered(checked, function)
         return
     if isinstance(function, Source) and function.examine is not None:
-        _read_examined(checked, function.examine())
+        _read_examined(checked, *function.examine())
         return
     metadata = MetadataCatalog.get(checked.name)
     json_file, root = metadata.get("json_file"), metadata.get("image_root")
@@ -169,9 +169,9 @@ def _read_registered(checked: CheckedSet, function: CheckedRecords) -> None:
         checked.report.add([Finding(Kind.NO_OBJECT, None, message)])
 
 
-def _read_examined(checked: CheckedSet, content: Content) -> None:
+def _read_examined(checked: CheckedSet, content: Content, report: Report) -> None:
     """Take over what a reader of ours found."""
-    checked.report = content.report or checked.report
+    checked.report = report
     _add_records(checked, content.records)
     checked.classes = list((content.classes or {}).values())
     if not checked.annotations and not checked.report.has(Level.ERROR):

@@ -21,6 +21,7 @@ from pycocotools.coco import COCO
 
 from instseg.categories import Categories
 from instseg.data import truth
+from instseg.data.findings import Report
 from instseg.data.readers import coco_records
 from instseg.data.records import CheckedRecords, Record
 from instseg.errors import DatasetError
@@ -116,7 +117,7 @@ class Source:
         read: Callable[[], Content],
         key: Sequence[Any] = (),
         files: Sequence[str] | Callable[[], Sequence[str]] = (),
-        examine: Callable[[], Content] | None = None,
+        examine: Callable[[], tuple[Content, Report]] | None = None,
     ) -> None:
         """
         Args:
@@ -124,8 +125,8 @@ class Source:
             read: the reader.
             key: sources with equal keys and unchanged files have the same content.
             files: the files that list its images or annotations, or a function that finds them.
-            examine: reads it for ``check-data``: with a report on everything that was found, where
-                ``read`` raises.
+            examine: reads it for ``check-data``: gives what can be used and a report on everything
+                that was found, where ``read`` raises.
         """
         self.name = name
         self.examine = examine

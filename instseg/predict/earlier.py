@@ -36,8 +36,10 @@ YOLO_END = b"\t\n"
 _STARTS = _RESULTS | {".geojson": (GEOJSON_START,), ".csv": (MEASUREMENTS_START,)}
 _OF_IMAGES = (".png", ".jpg", "_labels.tif", ".geojson", "_rois.zip", ".txt", TILES)
 """Ends of the names of files that belong to one image."""
-_OF_RUNS = ("predictions.json", "predictions.jsonl", "categories.json", "categories.jsonl")
-_OF_RUNS += ("measurements.csv",)
+_OF_RUNS = (
+    *("predictions.json", "predictions.jsonl", "categories.json", "categories.jsonl"),
+    "measurements.csv",
+)
 _SOFTWARE = 305  # tag of a TIFF
 _MASK = re.compile(r"(frame\d{6,}_)?\d{3,}_.*\.png")
 _MOST_NAMED = 5

@@ -16,8 +16,8 @@ from tests.repository.test_layering import ROOT, imports, module_name
 Graph = Mapping[str, set[str]]
 LAYERS = (
     ("errors", "install_detectron2", "processes", "projects"),
-    ("categories", "console", "downloads", "files", "forks", "masks", "tracking", "visualize"),
-    ("modeling", "ops", "pickles"),
+    ("categories", "console", "downloads", "files", "forks", "masks", "tracking"),
+    ("modeling", "ops", "pickles", "visualize"),
     ("data",),
     ("checkpoint", "evaluation"),
     ("config",),

@@ -82,17 +82,16 @@ def load(name: str, parts: LabelSet) -> Content:
     Raises:
         DatasetError: there is nothing to read, or a finding of :func:`examine` is an error.
     """
-    content = examine(name, parts, pieces=False)
-    assert content.report is not None
-    error = next(content.report.lines(Level.ERROR), None)
+    content, report = examine(name, parts, pieces=False)
+    error = next(report.lines(Level.ERROR), None)
     if error is not None:
         raise DatasetError(f"data set {name}: {error}; `instseg check-data` shows all of it")
-    for line in content.report.warnings():
+    for line in report.warnings():
         logger.warning("data set %s: %s", name, line)
     return content
 
 
-def examine(name: str, parts: LabelSet, *, pieces: bool = True) -> Content:
+def examine(name: str, parts: LabelSet, *, pieces: bool = True) -> tuple[Content, Report]:
     """The usable images of a set, and a report on everything that was found.
 
     Args:
@@ -124,7 +123,8 @@ def examine(name: str, parts: LabelSet, *, pieces: bool = True) -> Content:
         text = f"no image of {parts.images} has labels in {parts.labels}; expected equal stems, "
         text += f"found {next(iter(images))} and {next(iter(labels))}"
         report.add([Finding(Kind.FORMAT, None, text)])
-    return Content(records, report, _ONE_CLASS if table is None else table.classes, True)
+    classes = _ONE_CLASS if table is None else table.classes
+    return Content(records, classes, annotated=True), report
 
 
 class _Unusable(Exception):

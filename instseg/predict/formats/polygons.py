@@ -82,7 +82,7 @@ def _rings(part: npt.NDArray[np.bool_]) -> list[Ring]:
     rings = []
     while waiting:
         turn = first = next(iter(waiting))
-        ring = []
+        ring: list[int] = []
         while True:
             across = turn ^ 1  # in rows, turns are numbered in their order
             ring += (turn, across)

@@ -5,7 +5,6 @@ from typing import Any
 
 from instseg.categories import Categories
 from instseg.data.dataset import DataSet
-from instseg.data.findings import Report
 
 
 def data_set(
@@ -22,6 +21,5 @@ def data_set(
         files=(),
         image_root="",
         is_from_users=False,
-        report=Report([]),
         annotated=True,
     )

@@ -76,7 +76,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the names and shapes in a file tell.
+    """The facts that names and shapes in a file tell.
 
     Attributes:
         config: the nearest of our configurations.

@@ -35,7 +35,7 @@ def assemble_instances(
     Raises:
         ValueError: the channel count is not parts * parts, ``windows`` is not (N, 3), or a number
             is out of its range.
-        IndexError: a batch index outside 0..B-1, on the CPU.  On a GPU, where looking would stop
+        IndexError: a batch index outside 0..B-1, on the CPU.  On a GPU, where a check would stop
             the stream, such a window is all ``fill`` and gives no gradient.
         TypeError: a dtype that is not supported.
         RuntimeError: tensors on different devices.

@@ -22,15 +22,15 @@ def fcis_head(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scores of all classes and the inside/outside logits of one class per RoI (FCIS section 2.2).
 
-    With z_t(c, p) the value of bin p that :func:`~instseg.ops.psroi_pool.psroi_pool` gives for the
-    outside (t = 0) and inside (t = 1) map of class c, the score of c is the mean over all P * P
-    bins of ``max(z_0(c, p), z_1(c, p))``, bins without cells counting as 0, and the logits are
-    ``z_t(c, p)`` of one class.  The (R, 2 * C, P, P) values are never held: the maps are read once,
-    in the order of memory.
+    Let z_t(c, p) be the value of bin p that :func:`~instseg.ops.psroi_pool.psroi_pool` gives for
+    the outside (t = 0) and inside (t = 1) map of class c.  The score of c is the mean of
+    ``max(z_0(c, p), z_1(c, p))`` over all P * P bins; bins without cells count as 0.  The logits
+    are ``z_t(c, p)`` of one class.  The (R, 2 * C, P, P) values are never held: the operator reads
+    the maps once, in the order of memory.
 
-    The maps are read as channels-last memory, where the 2 * C numbers of a part at a cell are
-    neighbours; others are copied to it first.  :func:`to_fcis_head_order` gives the authors'
-    channels this order.
+    It reads channels-last memory, where the 2 * C numbers of a part at a cell are neighbours, and
+    copies other maps to it first.  :func:`to_fcis_head_order` gives the authors' channels this
+    order.
 
     Args:
         maps: (B, G*G*2*C, H, W) with channel ((gy * G + gx) * 2 + t) * C + c, class 0 being the
@@ -52,9 +52,9 @@ def fcis_head(
     Raises:
         ValueError: shapes or numbers do not fit, or, on the CPU, a coordinate is not finite.
         IndexError: on the CPU, a batch index is not a whole number from 0 to B - 1 or a class not
-            one from -1 to C - 1.  On a GPU, where a look would have to wait, such RoIs and those
-            with a coordinate that is not finite have no cells, scores, logits and gradient being
-            0, and such classes count as -1.
+            one from -1 to C - 1.  On a GPU, where a check would have to wait, such RoIs
+            and those with a coordinate that is not finite have no cells: their scores, logits and
+            gradient are 0.  Such classes count as -1 there.
         TypeError: a dtype that is not supported.
         RuntimeError: several devices, or a second derivative is asked for.
     """

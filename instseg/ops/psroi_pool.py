@@ -47,7 +47,7 @@ def psroi_pool(
     Raises:
         ValueError: shapes or numbers do not fit, or, on the CPU, a coordinate is not finite.
         IndexError: on the CPU, a batch index is not a whole number from 0 to B - 1.  On a GPU,
-            where a look would have to wait, such RoIs and those with a coordinate that is not
+            where a check would have to wait, such RoIs and those with a coordinate that is not
             finite have no cells: output and gradient are 0.
         TypeError: a dtype that is not supported.
         RuntimeError: several devices.

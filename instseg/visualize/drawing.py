@@ -104,7 +104,8 @@ def draw_instances(
         (H, W, 3) uint8 in BGR order.
     """
     grey = image_bgr.ndim == 2 or image_bgr.shape[2] == 1
-    scene = np.array(cv2.cvtColor(image_bgr, cv2.COLOR_GRAY2BGR) if grey else image_bgr, order="C")
+    image = cv2.cvtColor(image_bgr, cv2.COLOR_GRAY2BGR) if grey else image_bgr
+    scene: Pixels = np.array(image, dtype=np.uint8, order="C")
     shown = at_least(instances, min_score).to("cpu")
     if not len(shown):
         return scene

@@ -1,5 +1,4 @@
-// What every operator needs: argument checks, the SIMD attribute, arithmetic that all devices
-// share.
+// Shared by all operators: argument checks, the SIMD attribute, arithmetic that all devices share.
 
 #pragma once
 

@@ -1,4 +1,4 @@
-// What every CUDA operator needs: how many threads it starts, and which items each of them takes.
+// Shared by all CUDA operators: the number of threads, and the items that each of them takes.
 
 #pragma once
 
@@ -13,7 +13,7 @@ namespace instseg {
 
 constexpr int kThreads = 256;  // of a block
 constexpr int kWarp = 32;
-constexpr int64_t kMostBlocks = 1 << 16;  // kernels loop over what is left
+constexpr int64_t kMostBlocks = 1 << 16;  // kernels loop over the rest
 
 // For a kernel whose blocks take one task each.
 inline unsigned blocks_for_tasks(int64_t tasks, int64_t most = kMostBlocks) {

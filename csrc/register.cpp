@@ -1,5 +1,5 @@
 // Schemas of the operators torch.ops.instseg.*, and the Python module that loads them.
-// What each operator does is said in instseg/ops/<operator>.py.
+// instseg/ops/<operator>.py says what each operator does.
 
 #include <Python.h>
 #include <torch/library.h>

@@ -20,9 +20,11 @@ from instseg.data.build import (
     register_datasets,
 )
 from instseg.data.consistency import check_consistency, coco_instances, record_instances
-from instseg.data.dataset import check_name, load, reading
+from instseg.data.dataset import Content, Source, check_name, load, reading
 from instseg.data.findings import Finding, Kind, Level, Report, first_ids
-from instseg.data.images import MAX_PIXELS, image_size
+from instseg.data.image_headers import MAX_PIXELS
+from instseg.data.images import describe_image
+from instseg.data.intensity import other_channels, too_deep
 from instseg.data.readers.coco_check import check_coco
 from instseg.data.readers.coco_forms import to_standard
 from instseg.data.readers.json_files import file_of, read_json
@@ -113,6 +115,9 @@ def _read(checked: CheckedSet) -> None:
     if isinstance(function, CheckedRecords):
         _read_registered(checked, function)
         return
+    if isinstance(function, Source) and function.examine is not None:
+        _read_examined(checked, *function.examine())
+        return
     metadata = MetadataCatalog.get(checked.name)
     json_file, root = metadata.get("json_file"), metadata.get("image_root")
     if metadata.get("evaluator_type") == "coco" and json_file and root:
@@ -164,6 +169,16 @@ def _read_registered(checked: CheckedSet, function: CheckedRecords) -> None:
         checked.report.add([Finding(Kind.NO_OBJECT, None, message)])
 
 
+def _read_examined(checked: CheckedSet, content: Content, report: Report) -> None:
+    """Take over what a reader of ours found."""
+    checked.report = report
+    _add_records(checked, content.records)
+    checked.classes = list((content.classes or {}).values())
+    if not checked.annotations and not checked.report.has(Level.ERROR):
+        message = nothing_to_train_on(0, len(content.records))
+        checked.report.add([Finding(Kind.NO_OBJECT, None, message)])
+
+
 def _read_records(checked: CheckedSet) -> None:
     """Read a set in another format; its own reader checks it."""
     _add_records(checked, load(checked.name).records)
@@ -206,13 +221,20 @@ def _check_image(image: _Image) -> Iterator[Finding]:
         yield Finding(Kind.MISSING_IMAGE, key, f"image {key}: there is no file {file}")
         return
     try:
-        width, height = image_size(file)
+        facts = describe_image(file)
     except ImageError as error:
         yield Finding(Kind.UNREADABLE_IMAGE, key, f"image {key}: {error}")
         return
-    if expected != [None, None] and expected != [width, height]:
-        message = f"image {key} ({file}) is {width} x {height} pixels, the data set says "
-        yield Finding(Kind.IMAGE_SIZE, key, f"{message}{expected[0]} x {expected[1]}")
+    if expected != [None, None] and expected != [facts.width, facts.height]:
+        size = f"{facts.width} x {facts.height} pixels"
+        message = f"image {key} ({file}) is {size}, the data set says {expected[0]} x {expected[1]}"
+        yield Finding(Kind.IMAGE_SIZE, key, message)
+    channels = f"{facts.channels} channel{'s' * (facts.channels > 1)} of {facts.depth}"
+    if facts.limits is not None:
+        found = f"{channels} with values of {facts.limits[0]:g} to {facts.limits[1]:g}"
+        yield Finding(Kind.DEPTH, key, f"image {key}: {too_deep(file, found)}")
+    if facts.channels not in (1, 3):
+        yield Finding(Kind.CHANNELS, key, f"image {key}: {other_channels(file, channels)}")
 
 
 class _Contents:

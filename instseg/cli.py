@@ -15,6 +15,7 @@ from instseg.commands import (
     nuclei,
     predict,
     proposals,
+    results,
     shapes,
 )
 from instseg.console import Parser, console
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add = commands.add_parser
     predict.add_arguments(add("predict", help="find objects in images and videos"))
+    results.add_arguments(add("results", help="write results in other formats"))
     proposals.add_arguments(add("proposals", help="write a model's boxes for another detector"))
     convert.add_arguments(add("convert", help="make released weights usable here"))
     export.add_arguments(add("export", help="write a network as ONNX or torch.export"))

@@ -50,6 +50,12 @@ def short(value: Any) -> str:
     return _SHORT.repr(value)
 
 
+def reason_of(error: BaseException) -> str:
+    """The message of an exception of other code, short enough for one of ours."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:200] + " ..."
+
+
 def one_line(error: InstsegError) -> str:
     """The message of an error on one line."""
     return " ".join(message(error).split("\n")).strip()

@@ -39,6 +39,7 @@ from torch import nn
 from instseg.checkpoint import Checkpointer
 from instseg.config.classes import class_count
 from instseg.config.nodes import load_cfg
+from instseg.config.rules import check_values
 from instseg.data.mappers import build_train_mapper
 from instseg.data.samples import build_samples
 from instseg.errors import CheckpointError, ImageError
@@ -157,7 +158,11 @@ def check_training_on(cfg: CfgNode, records: list[dict[str, Any]]) -> nn.Module:
 
     Args:
         records: see :func:`train_batches`.
+    Raises:
+        AssertionError: the model breaks the contract.
+        ConfigError: a value cannot be used.
     """
+    check_values(cfg)
     torch.manual_seed(0)
     model: nn.Module = build_model(cfg).train()
     for module in model.modules():
@@ -346,6 +351,8 @@ def assert_valid(instances: Instances, height: int, width: int, most: int) -> No
     assert masks.dtype == torch.bool, f"masks of type {masks.dtype}"
     assert instances.scores.shape == instances.pred_classes.shape == (count,)
     assert bool(instances.scores.isfinite().all()), f"scores {instances.scores.tolist()}"
+    falling = bool((instances.scores.diff() <= 0).all())
+    assert falling, f"scores are not in descending order: {instances.scores.tolist()}"
     assert boxes.shape == (count, 4), f"boxes of shape {tuple(boxes.shape)}"
     inside = (boxes >= 0).all() and (boxes <= boxes.new_tensor([width, height] * 2)).all()
     assert bool(inside), f"boxes outside {height}x{width}: {boxes.tolist()}"

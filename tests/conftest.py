@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: golden numbers, real data where it is there, seeds."""
+"""Fixtures shared by all tests: golden numbers, real data if there is any, seeds."""
 
 import os
 
@@ -6,7 +6,9 @@ import os
 # and the last bits of a result may depend on the number.  A test about threads sets its own.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import functools
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,7 +35,7 @@ def _seed() -> None:
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """Folder with the real images (coco_mini, nuclei, photos); skips where there is none."""
+    """Folder with the real images (coco_mini, nuclei, photos); skips the test without one."""
     root = os.environ.get("DETECTRON2_DATASETS")
     if not root or not (Path(root) / "coco_mini").is_dir():
         pytest.skip("needs real images: set DETECTRON2_DATASETS to a folder with coco_mini")
@@ -60,3 +62,26 @@ def close(actual: torch.Tensor, expected: Any, tolerance: float = 1e-5) -> None:
 def golden_weights() -> ModuleType:
     """``fill`` and ``image``, the deterministic stand-ins for weights and images."""
     return load_module(GOLDEN / "weights.py")
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this run of tests have in common."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def exported_as(shared_folder: Path) -> Callable[[str], Any]:
+    """Gives a ``tests.support.exported.Case`` of a paper; tracing takes a quarter of a minute."""
+    from tests.support.exported import Case
+
+    return functools.cache(lambda paper: Case(paper, shared_folder / paper))
+
+
+@pytest.fixture(scope="session")
+def exported_video(shared_folder: Path) -> Any:
+    """A ``tests.support.exported.VideoCase``."""
+    from tests.support.exported import VideoCase
+
+    return VideoCase(shared_folder / "video")

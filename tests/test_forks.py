@@ -1,4 +1,4 @@
-"""A forked process predicts, or says what to do; it never waits for threads that it has not."""
+"""A forked process predicts or says what to do; it never waits for threads that it lacks."""
 
 import json
 import subprocess
@@ -11,29 +11,19 @@ import torch
 from instseg import forks
 from instseg.errors import ProcessError
 from tests.conftest import ROOT
-from tests.export.test_export import ONNX
+from tests.export.test_export import HAS_ONNX, ONNX
 from tests.support.yolact_tiny import PHOTO, tiny_predictor
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="forks with GNU's OpenMP")
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    """What ``tests.support.forked`` prints, whose operators run on four threads."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-m",
-            "tests.support.forked",
-            str(tmp_path_factory.mktemp("y")),
-        ],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=280,
-    )
+def results(request: pytest.FixtureRequest) -> dict[str, list[Any]]:
+    """Output of ``tests.support.forked``, whose operators run on four threads."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.support.forked"]
+    if HAS_ONNX:
+        command.append(str(request.getfixturevalue("exported_as")("yolact").path))
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=280)
     assert done.returncode == 0, done.stderr
     loaded: dict[str, list[Any]] = json.loads(done.stdout.splitlines()[-1])
     return loaded

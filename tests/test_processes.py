@@ -120,7 +120,7 @@ def test_a_child_that_did_its_work_ends_nothing(tmp_path: Path) -> None:
 
 
 def death_signal() -> float:
-    """What the system sends this process at the end of its parent, as it tells."""
+    """The signal that the system sends this process when its parent ends."""
     import ctypes
 
     number = ctypes.c_int()

@@ -1,4 +1,4 @@
-"""What every system promises: each project's example, untrained and small, passes every check."""
+"""Every project's example, untrained and small, passes every check of the contract."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +10,12 @@ from PIL import Image
 
 from instseg import Predictor, VideoPredictor, cli
 from instseg.errors import CheckpointError
-from instseg.projects import projects
 from instseg.testing import CHECKS, PHOTO, SMALL, System
+from tests.support.own_projects import PROJECTS
 from tests.support.predict_common import results
 
 SYSTEMS: dict[str, tuple[Any, ...]] = {
-    project.example: project.any_score + project.fast + project.narrow for project in projects()
+    project.example: project.any_score + project.fast + project.narrow for project in PROJECTS
 }
 
 

@@ -1,12 +1,12 @@
-"""Kill a small training again and again, also while it saves; resuming must always go on.
+"""Kill a small training again and again, also while it saves; ``--resume`` must always go on.
 
     python tools/chaos.py --rounds 20 --seed 7
 
-Each round trains with ``train_net.py`` (``--resume`` from the second on) in a process of its own
-and kills it outright, every other time while it saves a checkpoint.  Afterwards every checkpoint
-must be readable, the one to resume from must not be older than before, and the next training must
-start right behind it.  In the end one trains to its end.  The same seed gives the same delays;
-what they hit depends on the machine.
+Each round trains with ``train_net.py`` (``--resume`` from the second on) in its own process and
+kills it, every other time while it saves a checkpoint.  Afterwards every checkpoint must be
+readable, the one to resume from must not be older than before, and the next training must start
+right behind it.  The last training runs to its end.  The same seed gives the same delays; the
+machine decides what they hit.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from instseg.training.launch import argument_parser, launch
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "mask_rcnn" / "mask_rcnn_shapes.yaml"
-# Few channels and small images: what is tested is the saving.
+# Few channels and small images: only the saving is tested.
 TRAINING = [
     *("MODEL.DEVICE", "cpu", "SEED", "1", "DATASETS.TEST", "()", "SOLVER.IMS_PER_BATCH", "1"),
     *("MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.FPN.OUT_CHANNELS", "32"),
@@ -56,7 +56,7 @@ class Chaos:
         self.last = -1
         """Iteration of the checkpoint to resume from, -1 before there is one."""
         self.leftovers: set[Path] = set()
-        """What kills have left of checkpoints half written; the next save removes it."""
+        """Half-written checkpoints that kills have left; the next save removes them."""
 
     def round(self, while_saving: bool) -> str:
         """Train, kill and check; returns what happened."""
@@ -72,11 +72,11 @@ class Chaos:
             time.sleep(self.dice.uniform(0, 8))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        what = "while saving" if self.is_saving() else "elsewhere"
+        moment = "while saving" if self.is_saving() else "elsewhere"
         began = self.beginning()
         self.check(began)
         start = "did not begin yet" if began is None else f"began at {began}"
-        return f"{start}, killed {what}; to go on from: {self.last}"
+        return f"{start}, killed {moment}; to go on from: {self.last}"
 
     def finish(self) -> None:
         """Train to the end."""
@@ -89,13 +89,13 @@ class Chaos:
         expect(final == iterations - 1, f"the last training ended at iteration {final}")
 
     def start(self, iterations: int) -> int:
-        """Train in a process of its own; returns its id."""
-        # A fork, as importing everything anew takes longer than the training.
-        own = os.getpid()
+        """Train in another process; returns its id."""
+        # A fork, because importing everything again takes longer than the training.
+        parent = os.getpid()
         child = os.fork()
         if child:
             return child
-        end_with(own)
+        end_with(parent)
         status = 1
         try:
             log = os.open(self.output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
@@ -131,12 +131,12 @@ class Chaos:
         return self.run.glob(f".*.pth.*{TEMPORARY}")
 
     def beginning(self) -> int | None:
-        """The first iteration of the last training, None if it did not come that far."""
-        found = re.search(r"Starting training from iteration (\d+)", self.tail(MANY))
-        return int(found[1]) if found else None
+        """The first iteration of the last training, None if it was killed before."""
+        line = re.search(r"Starting training from iteration (\d+)", self.tail(MANY))
+        return int(line[1]) if line else None
 
     def check(self, began: int | None) -> None:
-        """What a training left must be good to go on with; ``began`` is its first iteration."""
+        """Check that training can go on from its files; ``began`` is its first iteration."""
         expect(began in (None, self.last + 1), f"training from {began} after {self.last}")
         for file in self.run.glob("*.pth"):
             read_weights(file)
@@ -170,14 +170,14 @@ def main() -> None:
     print(f"seed {args.seed}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     print(f"in {folder}, which is removed in the end unless something fails", flush=True)
-    torch.set_num_threads(1)  # a fork waits for ever for threads that its parent had
+    torch.set_num_threads(1)  # a fork would wait for ever for threads of its parent
     start = time.monotonic()
     chaos = Chaos(folder, args.seed)
     saving = 0
     for number in range(args.rounds):
-        what = chaos.round(while_saving=number % 2 == 0)
-        saving += "while saving" in what
-        print(f"{time.monotonic() - start:5.0f} s  round {number + 1}: {what}", flush=True)
+        outcome = chaos.round(while_saving=number % 2 == 0)
+        saving += "while saving" in outcome
+        print(f"{time.monotonic() - start:5.0f} s  round {number + 1}: {outcome}", flush=True)
     chaos.finish()
     shutil.rmtree(folder)
     print(

@@ -25,7 +25,7 @@ from instseg.visualize import draw_instances
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs/mask_rcnn/mask_rcnn_shapes.yaml"
 MIN_SCORE = 0.5
-# The photograph is larger than the training images: keep its scale, allow more objects.
+# The photograph is larger than the training images: keep its scale, allow more instances.
 COINS_OVERRIDES = [
     *("INPUT.MIN_SIZE_TEST", 303),
     *("TEST.DETECTIONS_PER_IMAGE", 100),
@@ -61,7 +61,7 @@ def coin_masks(photograph: np.ndarray) -> np.ndarray:
 
 
 def count_found(predicted: np.ndarray, coins: np.ndarray) -> int:
-    """Number of ``coins`` (K, H, W) matched one to one by ``predicted`` (N, H, W) at IoU >= 0.5."""
+    """Number of ``coins`` (K, H, W) that ``predicted`` masks (N, H, W) match at IoU >= 0.5."""
     overlap = np.einsum("nhw,khw->nk", predicted.astype(np.float32), coins.astype(np.float32))
     union = predicted.sum(axis=(1, 2))[:, None] + coins.sum(axis=(1, 2)) - overlap
     # Coins do not overlap, so at IoU >= 0.5 a prediction matches one coin at most.

@@ -1,7 +1,7 @@
-"""Figure of what a training with the discriminative loss gives.
+"""Draw the results of a training with the discriminative loss.
 
-Each row is an image of ``DATASETS.TEST``: the image, its embedding in colours (of the network on
-the image's own size), the instances that were found and the true ones.
+Each row shows an image of ``DATASETS.TEST``, its embedding in colours (of the network on the image
+without resizing), the predicted instances and the ground truth.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def embedding_colours(embeddings: Tensor, foreground: Tensor) -> Pixels:
 
 
 def label_colours(masks: npt.NDArray[np.bool_]) -> Pixels:
-    """(N, h, w) masks → (h, w, 3) uint8, every mask in a colour of its own."""
+    """(N, h, w) masks → (h, w, 3) uint8, each mask in another colour."""
     image = np.full((*masks.shape[1:], 3), _BACKGROUND, dtype=np.uint8)
     for number, mask in enumerate(masks):
         hue = round(180 * (number * _GOLDEN_ANGLE % 1)) % 180
@@ -58,7 +58,7 @@ def label_colours(masks: npt.NDArray[np.bool_]) -> Pixels:
 
 
 def tiles(predictor: Predictor, record: dict[str, Any]) -> list[Pixels]:
-    """Image, embedding, found and true instances of one record."""
+    """Image, embedding, predicted instances and ground truth of one record."""
     pixels = read_image(record["file_name"])
     model: Any = predictor.model
     channels = pixels[:, :, ::-1] if predictor.cfg.INPUT.FORMAT == "RGB" else pixels
@@ -69,17 +69,17 @@ def tiles(predictor: Predictor, record: dict[str, Any]) -> list[Pixels]:
     foreground = maps.semantic[0, :, :height, :width].argmax(dim=0).cpu() > 0
     colours = embedding_colours(maps.embeddings[0, :, :height, :width].cpu(), foreground)
     size = pixels.shape[1::-1]
-    found = predictor(pixels)["instances"].pred_masks.cpu().numpy()
-    true = [
+    predicted_masks = predictor(pixels)["instances"].pred_masks.cpu().numpy()
+    decoded = [
         decode(annotation["segmentation"], *pixels.shape[:2])
         for annotation in record["annotations"]
     ]
-    masks = np.array(true, dtype=bool).reshape(-1, *pixels.shape[:2])
+    true_masks = np.array(decoded, dtype=bool).reshape(-1, *pixels.shape[:2])
     return [
         np.ascontiguousarray(pixels),
         np.asarray(cv2.resize(colours, size, interpolation=cv2.INTER_NEAREST), dtype=np.uint8),
-        label_colours(found),
-        label_colours(masks),
+        label_colours(predicted_masks),
+        label_colours(true_masks),
     ]
 
 

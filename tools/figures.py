@@ -1,4 +1,4 @@
-"""Figures of a training for a project's README: its losses, and predictions on ``shapes_val``.
+"""Draw a training's losses and its predictions on ``shapes_val``, for a project's README.
 
 Writes ``NAME_curves.png`` and ``NAME_gallery.png``.
 """
@@ -28,7 +28,7 @@ def draw_curves(metrics_file: Path, image: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    curves: dict[str, dict[int, float]] = defaultdict(dict)  # a resumed training wrote some twice
+    curves: dict[str, dict[int, float]] = defaultdict(dict)  # a resumed training has some twice
     for line in metrics_file.read_text().splitlines():
         values = json.loads(line)
         for name, value in values.items():
@@ -50,8 +50,8 @@ def draw_gallery(predictor: Predictor, count: int = 8, proposals: bool = False) 
     Args:
         predictor: of a model for the shapes.
         count: images.
-        proposals: draw the best proposal for each object, as papers on proposals do, instead of
-            what has a score of ``MIN_SCORE``.
+        proposals: draw the best proposal for each instance, as papers on proposals do, instead of
+            all instances with a score of at least ``MIN_SCORE``.
     """
     tiles = []
     for record in DatasetCatalog.get("shapes_val")[:count]:
@@ -68,7 +68,7 @@ def draw_gallery(predictor: Predictor, count: int = 8, proposals: bool = False) 
 
 
 def best_for_objects(instances: Instances, record: dict[str, Any]) -> Instances:
-    """For each object of ``record`` the instance whose mask overlaps it most, at twice the size."""
+    """The predictions, at twice the size, that overlap most with an annotation of ``record``."""
     masks = [encode(mask) for mask in instances.pred_masks[:, ::2, ::2]]
     overlaps = ious(masks, [annotation["segmentation"] for annotation in record["annotations"]])
     return instances[sorted(set(overlaps.argmax(axis=0).tolist()))]
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("config", help="configuration file")
     parser.add_argument("output", type=Path, help="OUTPUT_DIR of the training")
     parser.add_argument("figures", type=Path, help="FOLDER/NAME of the figures")
-    parser.add_argument("--proposals", action="store_true", help="draw the best one per object")
+    parser.add_argument("--proposals", action="store_true", help="draw the best one per instance")
     args = parser.parse_args()
     predictor = Predictor(args.config, str(args.output / "model_final.pth"))
     name = str(args.figures)

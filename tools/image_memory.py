@@ -1,7 +1,7 @@
-"""Memory and time that one large image takes, system by system; needs /proc (Linux).
+"""Measure memory and time of one large image, system by system; needs /proc (Linux).
 
-Each system is its paper's network with random weights, which keeps as many objects of any score as
-it may, in a process of its own.  Memory is what the prediction takes at most beside the model.
+Each system runs in its own process, as its paper's network with random weights that drops no
+instance for its score.  Memory is the peak of the prediction beside the model.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from instseg.benchmark.rows import forget_peak, in_fresh_process, peak_resident
 from instseg.modeling import MASK_FORMS
 from instseg.projects import projects
 
-# A score threshold that no random network stays below.
+# Score thresholds that let every instance of a random network pass.
 ANY = ["MODEL.WEIGHTS", "", *(word for project in projects() for word in project.any_score)]
 
 
@@ -30,7 +30,7 @@ def random_image(megapixels: float) -> np.ndarray:
 
 
 def measure(config: str, overrides: Sequence[str], megapixels: float, masks: str) -> float | None:
-    """Predict, print a line, and give the mebibytes."""
+    """Predict, print a row of the table, and return the mebibytes; None where unknown."""
     torch.manual_seed(0)
     predictor = Predictor(config, overrides=[*ANY, *overrides], masks=masks)
     image = random_image(megapixels)
@@ -38,10 +38,10 @@ def measure(config: str, overrides: Sequence[str], megapixels: float, masks: str
     before, start = peak_resident(), time.perf_counter()
     count = len(predictor(image)["instances"])
     seconds, peak = time.perf_counter() - start, peak_resident()
-    taken = None if before is None or peak is None else peak - before
+    mebibytes = None if before is None or peak is None else peak - before
     size = "x".join(map(str, image.shape[1::-1]))
-    print(f"| {config} | {size} | {count} | {taken:.0f} MiB | {seconds:.1f} s |", flush=True)
-    return taken
+    print(f"| {config} | {size} | {count} | {mebibytes:.0f} MiB | {seconds:.1f} s |", flush=True)
+    return mebibytes
 
 
 def main() -> None:
@@ -52,7 +52,9 @@ def main() -> None:
     parser.add_argument("--masks", choices=MASK_FORMS, default="dense")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE")
     args = parser.parse_args()
-    print("| configuration | image | objects | memory | time |\n|---|---|---|---|---|", flush=True)
+    print(
+        "| configuration | image | instances | memory | time |\n|---|---|---|---|---|", flush=True
+    )
     for config in args.config_file:
         in_fresh_process(measure, config, args.overrides, args.megapixels, args.masks)
 

@@ -1,8 +1,8 @@
-"""Memory of ``instseg predict`` on a long video or a large folder; needs /proc (Linux).
+"""Measure the memory of ``instseg predict`` on a long video or a large folder (Linux: /proc).
 
-Writes a synthetic clip, or with --images a folder of small images, and untrained weights,
-predicts, and prints the process's memory as it goes.  Untrained, the model finds as many objects as
-it may in everything.
+Writes untrained weights and a synthetic clip, or with --images a folder of small images.  Then it
+predicts and prints the memory of the process as it goes on.  The untrained model gives every image
+as many instances as it may.
 """
 
 import argparse
@@ -22,13 +22,13 @@ from instseg import Predictor, cli
 from instseg.data.videos import Frame, VideoWriter
 
 SIZE = (240, 320)
-# A network so small that decoding, drawing and recording are a good part of the work.
+# A small network, so that decoding, drawing and recording are a good part of the work.
 SMALL = ["MODEL.DEVICE", "cpu", "INPUT.SQUARE_SIZE", "64", "TEST.DETECTIONS_PER_IMAGE", "5"]
 SMALL += ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
 
 
 def write_clip(path: Path, frames: int) -> None:
-    """A bright square that wanders over noise."""
+    """Write a video of a bright square that wanders over noise."""
     noise = np.random.default_rng(0).integers(0, 100, (*SIZE, 3), dtype=np.uint8)
     with VideoWriter(path, 25) as writer:
         for number in range(frames):
@@ -39,7 +39,7 @@ def write_clip(path: Path, frames: int) -> None:
 
 
 def write_images(folder: Path, count: int) -> None:
-    """One image of noise under many names."""
+    """Write one image of noise under many names."""
     folder.mkdir()
     first = folder / "0.png"
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -49,7 +49,7 @@ def write_images(folder: Path, count: int) -> None:
 
 
 def resident() -> float:
-    """Megabytes of this process that are in memory."""
+    """Megabytes that this process has in memory."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096 / 1e6
 
@@ -97,7 +97,7 @@ def measure(
     *,
     images: bool = False,
 ) -> list[tuple[int, float]]:
-    """Predict on a clip of so many frames, or as many images.
+    """Predict on a clip of ``frames`` frames, or on as many images.
 
     Returns:
         (frames or images done, megabytes) about every ``step``.

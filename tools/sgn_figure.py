@@ -1,6 +1,6 @@
-"""Figure of the stages of SGN for its README: one row per image of ``shapes_val``.
+"""Draw the stages of SGN for its README, one row per image of ``shapes_val``.
 
-From left to right: image, breakpoints, lines, components, instances.
+A row shows image, breakpoints, lines, components and instances.
 """
 
 import argparse
@@ -45,16 +45,16 @@ def main() -> None:
 def stages(model: Any, item: dict[str, Any]) -> list[np.ndarray]:
     """The five images of a row, BGR."""
     image = (item["image"].float() - model.pixel_mean) / model.pixel_std
-    found, _ = model.find(image, item)
+    result, _ = model.find(image, item)
     pixels = item["image"].permute(1, 2, 0).numpy()
-    # Green where an object begins, red where it ends, as far as there are objects.
+    # Green where an instance begins, red where it ends, inside components only.
     breaks = pixels // 3
-    inside = (found.components >= 0).numpy()
+    inside = (result.components >= 0).numpy()
     for label, channel in ((START, 1), (END, 0)):
-        here = (found.labels == label).any(dim=0).numpy() & inside
-        breaks[here] = 0
-        breaks[here, channel] = 255
-    maps = [painted(pixels, x) for x in (found.lines, found.components, found.numbers)]
+        marked = (result.labels == label).any(dim=0).numpy() & inside
+        breaks[marked] = 0
+        breaks[marked, channel] = 255
+    maps = [painted(pixels, x) for x in (result.lines, result.components, result.numbers)]
     return [
         cv2.resize(x[:, :, ::-1], None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_NEAREST)
         for x in (pixels, breaks, *maps)
@@ -62,13 +62,13 @@ def stages(model: Any, item: dict[str, Any]) -> list[np.ndarray]:
 
 
 def painted(image: np.ndarray, numbers: Tensor) -> np.ndarray:
-    """A map of numbers in colours that differ between neighbours, on a dark image."""
+    """The numbers as colours that differ between neighbours, on a darkened image."""
     count = int(numbers.max()) + 1 if numbers.numel() else 0
     # Hues a golden section apart never come close within a few numbers.
     hues = [colorsys.hsv_to_rgb(0.618034 * i % 1, 0.6 + 0.4 * (i % 2), 1.0) for i in range(count)]
     colours = (255 * np.array([*hues, (0, 0, 0)])).astype(np.uint8)
-    places = numbers.cpu().numpy()
-    return np.where((places >= 0)[:, :, None], colours[places], image // 3).astype(np.uint8)
+    indices = numbers.cpu().numpy()
+    return np.where((indices >= 0)[:, :, None], colours[indices], image // 3).astype(np.uint8)
 
 
 if __name__ == "__main__":

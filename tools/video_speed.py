@@ -1,6 +1,6 @@
-"""Time the networks of a video model on key frames and on frames between them, random weights.
+"""Time a video model with random weights on key frames and on the frames between.
 
-Prints milliseconds, their ratio, and frames per second at some intervals of key frames.
+Prints milliseconds of both, their ratio, and frames per second at some intervals of key frames.
 """
 
 import argparse

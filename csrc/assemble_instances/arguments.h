@@ -1,4 +1,4 @@
-// What the kernels of assemble_instances ask of their arguments, on the host.
+// Checks of the arguments of assemble_instances, on the host.
 
 #pragma once
 

@@ -41,7 +41,7 @@ __global__ void assemble_kernel(int64_t values, const scalar_t* maps, const int6
   }
 }
 
-// Chosen windows overlap anyhow: atomic sums.
+// Chosen windows may overlap in any way, so sums are atomic.
 template <typename scalar_t, typename sum_t>
 __global__ void scatter_kernel(int64_t values, const scalar_t* grad, const int64_t* windows,
                                Shape s, sum_t* sums) {
@@ -52,7 +52,7 @@ __global__ void scatter_kernel(int64_t values, const scalar_t* grad, const int64
   }
 }
 
-// With a window around every cell each sum is known beforehand: no atomics.
+// With a window around every cell the terms of each sum are known: no atomics.
 template <typename scalar_t, typename sum_t>
 __global__ void gather_kernel(int64_t cells, const scalar_t* grad, Shape s, scalar_t* out) {
   for (int64_t c = first_item(); c < cells; c += item_step()) {

@@ -12,7 +12,7 @@
 
 namespace instseg {
 
-// By overloads: on the host a plain fma or exp of floats is that of double.
+// Overloads, because plain fma and exp on the host compute floats in double.
 INSTSEG_HOST_DEVICE float fused(float a, float b, float c) { return fmaf(a, b, c); }
 INSTSEG_HOST_DEVICE double fused(double a, double b, double c) { return fma(a, b, c); }
 INSTSEG_HOST_DEVICE float exponential(float x) { return expf(x); }

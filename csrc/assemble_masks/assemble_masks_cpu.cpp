@@ -91,7 +91,7 @@ INSTSEG_ROWS(float)
 INSTSEG_ROWS(double)
 #undef INSTSEG_ROWS
 
-// What all masks share.
+// The input that all masks share.
 template <typename T>
 struct Image {
   const T* planes;  // (K, h, w)
@@ -119,7 +119,7 @@ class StretchedRows {
     cells_[columns.begin] = cells_[columns.end + 1] = 0;
   }
 
-  // Neighbours have different places, so asking for row y + 1 leaves row y alone.
+  // Neighbouring rows use different buffers, so computing row y + 1 leaves row y alone.
   const T* row(int64_t y) {
     T* out = rows_[y % 2].data();
     if (numbers_[y % 2] == y) return out;
@@ -168,7 +168,7 @@ void assemble_band(const Image<T>& image, const T* coefficients, const T* box, c
   }
 }
 
-// Zeros that take memory where they are written: most of the masks stays as it is.
+// Zeros that take memory only where they are written: most of a mask stays zero.
 at::Tensor untouched_zeros(int64_t count, int64_t height, int64_t width,
                            const at::TensorOptions& options) {
   const std::array<uint64_t, 3> sizes{static_cast<uint64_t>(count), static_cast<uint64_t>(height),

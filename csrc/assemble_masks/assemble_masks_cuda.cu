@@ -65,7 +65,7 @@ __global__ void assemble_kernel(Scene s, const T* planes, const T* coefficients,
     const Span crop_y = cropped_cells(box[1], box[3], s.height, s.cells_y);
     const Span read_y = cells_of_pixels<T>(pixels_y, s.height, s.cells_y);
     const Span read_x = cells_of_pixels<T>(pixels_x, s.width, s.cells_x);
-    // The same for all threads, so that none waits for another in vain.
+    // The same for all threads, so that all of them reach the barrier.
     if (!overlap(crop_x, read_x) || !overlap(crop_y, read_y)) continue;
     const int64_t columns = read_x.end - read_x.begin, rows = read_y.end - read_y.begin;
     for (int64_t i = threadIdx.x; i < rows * columns; i += blockDim.x) {

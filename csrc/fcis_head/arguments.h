@@ -1,4 +1,4 @@
-// What the FCIS head asks of its arguments, on the host.
+// Checks of the arguments of the FCIS head, on the host.
 
 #pragma once
 
@@ -41,7 +41,7 @@ inline void check_fcis_gradients(const char* op, const at::Tensor& grad_scores,
                     pooled_size, ", ", pooled_size, ")");
 }
 
-// On the host alone, because on a GPU looking at them would wait for it.
+// On the host alone: reading the values of a GPU would wait for it.
 inline void check_class_values(const char* op, const at::Tensor& classes, int64_t num_classes) {
   const int64_t* values = classes.const_data_ptr<int64_t>();
   for (int64_t r = 0; r < classes.size(0); ++r) {

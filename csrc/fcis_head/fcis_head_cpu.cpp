@@ -69,7 +69,7 @@ INSTSEG_INLINE void sum_bin(const T* part, const Bin& bin, int64_t width, int64_
   }
 }
 
-// Adds what one part gives to the scores of one RoI, and, if `logits` is there, writes the logits
+// Adds the share of one part to the scores of one RoI, and, if `logits` is there, writes the logits
 // of `chosen`.  `sums` is room for 2 * C numbers.
 template <typename T, typename A>
 INSTSEG_SIMD void score_part(const T* part, const Sizes& sizes, const BinTable& table, int64_t roi,
@@ -176,7 +176,7 @@ int64_t best_class(const T* scores, int64_t classes) {
   return std::max_element(scores + 1, scores + classes) - scores;
 }
 
-// What one RoI gives to the gradient of one part, `grad`, (H, W, 2 * C) and contiguous.
+// Adds the share of one RoI to the gradient of one part, `grad`, (H, W, 2 * C) and contiguous.
 template <typename T, typename A>
 INSTSEG_SIMD void spread_part(const T* part, const Sizes& sizes, const BinTable& table, int64_t roi,
                               const PartBins& bins, A* __restrict sums,
@@ -211,8 +211,8 @@ INSTSEG_SIMD void spread_part(const T* part, const Sizes& sizes, const BinTable&
   }
 }
 
-// A thread owns the parts of an image and adds to them in the order of the RoIs: the result has no
-// chance in it.
+// A thread owns the parts of an image and adds to them in the order of the RoIs, so the result is
+// deterministic.
 template <typename T, typename A>
 void spread(const T* maps, const Sizes& sizes, const BinTable& table, const int64_t* chosen,
             const T* grad_scores, const T* grad_logits, T* grad_maps) {

@@ -127,7 +127,7 @@ __global__ void finish_kernel(const T* maps, const A* rois, const A* shares, Siz
 
 // One block for one part of one image and a few classes, one thread for one class, which owns its
 // two maps of that part and adds to them in the order of the RoIs: there are no atomic additions,
-// and the result has no chance in it.  `out` is zero.
+// and the result is deterministic.  `out` is zero.
 template <typename T, typename A>
 __global__ void spread_kernel(const T* maps, const A* rois, const int64_t* classes,
                               const T* grad_scores, const T* grad_logits, Sizes sizes, A scale,

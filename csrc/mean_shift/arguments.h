@@ -1,4 +1,4 @@
-// What the kernels of mean shift ask of their arguments, on the host.
+// Checks of the arguments of mean shift, on the host.
 
 #pragma once
 
@@ -52,7 +52,7 @@ inline void check_peel(const at::Tensor& points, const at::Tensor& bins, const W
                     "; expected at least 0");
 }
 
-// So that as many counters as points are enough.
+// Bins are fewer than points, so that as many counters as points are enough.
 inline void check_bin_range(int64_t least, int64_t greatest, int64_t points) {
   TORCH_CHECK_VALUE(least >= 0 && greatest < points, "peel_clusters: bins are ", least, " to ",
                     greatest, "; expected 0 to ", points - 1);

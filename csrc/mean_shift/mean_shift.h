@@ -1,4 +1,4 @@
-// What mean shift on the CPU and with CUDA share: the distance, the end of a walk.
+// Shared by mean shift on the CPU and with CUDA: the distance, the end of a walk.
 
 #pragma once
 
@@ -10,21 +10,21 @@ namespace instseg {
 
 constexpr int64_t kMostDimensions = 64;
 constexpr int64_t kMostPoints = int64_t{1} << 31;  // fewer, so that an index has 32 bits
-// Clusters in a row with too few points after which nothing is left but stragglers.
+// After so many clusters in a row with too few points, only stragglers are left.
 constexpr int64_t kMostFailures = 20;
 // Labels of points while clusters are peeled off.
 constexpr int64_t kUntouched = -2, kNone = -1;
 
-// How a centre moves: to the mean of the points in its ball, until it stays or has moved often
-// enough.
+// A centre moves to the mean of the points in its ball, until it stays or has moved
+// `max_iterations` times.
 struct Walk {
   double bandwidth;
   int64_t max_iterations;
   double tolerance;  // as a share of the bandwidth
 };
 
-// Added in this order everywhere: rounded sums grow with every term, so a box that lies inside a
-// ball by this arithmetic holds no point that lies outside by it.
+// Terms are added in this order everywhere.  Rounded sums grow with every term, so a box that lies
+// inside a ball by this arithmetic holds no point that lies outside by it.
 template <typename T>
 INSTSEG_HOST_DEVICE T squared_step(T sum, T a, T b) {
   const T difference = a - b;

@@ -30,7 +30,7 @@ struct Points {
   const int64_t* labels;  // only the untouched count; null: all
 };
 
-// What one block needs to sum a ball.
+// Shared memory of a block that sums a ball.
 template <typename T>
 struct Scratch {
   T centre[kMostDimensions];
@@ -127,7 +127,7 @@ __global__ void label_kernel(Points<T> points, const T* centres, int64_t centre_
   }
 }
 
-// What the kernels of a peeling hand to each other.
+// State that the kernels of a peeling hand to each other.
 struct State {
   double centre[kMostDimensions];
   double radius;

@@ -125,7 +125,7 @@ class SumTree {
 
   Range leaf_range(int64_t node) const { return range(node, leaves_); }
 
-  // Of a node in the level whose nodes are `first` to 2 * `first` - 1.
+  // Points of a node in the level whose nodes are `first` to 2 * `first` - 1.
   Range range(int64_t node, int64_t first) const {
     return {count_ * (node - first) / first, count_ * (node - first + 1) / first};
   }

@@ -1,4 +1,4 @@
-// What psroi_pool and fcis_head ask of their arguments, on the host.
+// Checks of the arguments of psroi_pool and fcis_head, on the host.
 
 #pragma once
 
@@ -17,7 +17,7 @@
 
 namespace instseg {
 
-// What does not need the values of the RoIs.
+// All checks that do not need the values of the RoIs.
 inline void check_psroi_arguments(const char* op, const char* name, const at::Tensor& tensor,
                                   const at::Tensor& rois, double spatial_scale, int64_t group_size,
                                   int64_t pooled_size) {
@@ -58,7 +58,7 @@ inline void check_pooled_shape(const char* op, const at::Tensor& grad, const at:
       ", pooled_size, pooled_size)");
 }
 
-// The values of the RoIs; on the host alone, because on a GPU looking at them would wait for it.
+// Checks the values of the RoIs, on the host alone: reading those of a GPU would wait for it.
 template <typename T>
 void check_roi_values(const char* op, const T* rows, int64_t count, int64_t images) {
   for (int64_t r = 0; r < count; ++r) {

@@ -52,8 +52,7 @@ void pool(const at::Tensor& maps, const at::Tensor& rois, double spatial_scale, 
       });
 }
 
-// A thread owns channels, and adds to them in the order of the RoIs: the result has no chance in
-// it.
+// A thread owns channels and adds to them in the order of the RoIs, so the result is deterministic.
 template <typename T, typename A>
 void spread(const at::Tensor& grad, const at::Tensor& rois, double spatial_scale, int64_t group,
             at::Tensor& out) {

@@ -40,8 +40,8 @@ __global__ void pool_kernel(const T* maps, const A* rois, Sizes sizes, A scale, 
   }
 }
 
-// One thread for one cell of the maps, which collects what the bins of its part over it send, in
-// the order of the RoIs: nothing is added by two threads, and the result has no chance in it.
+// One thread for one cell of the maps, which sums the gradients of the bins of its part over it, in
+// the order of the RoIs: no two threads add to one number, so the result is deterministic.
 template <typename T, typename A>
 __global__ void collect_kernel(const T* grad, const A* rois, Sizes sizes, A scale, T* out) {
   const int64_t pooled = sizes.pooled, group = sizes.group;

@@ -1,4 +1,4 @@
-// What the operators on lines ask of their arguments, on the host.
+// Checks of the arguments of the operators on lines, on the host.
 
 #pragma once
 

@@ -29,7 +29,7 @@ INSTSEG_INLINE bool separated(uint8_t left, uint8_t right) {
   return (left == kEnd) | (right == kStart);
 }
 
-// What each pixel of a row does to lines; returns how many begin.
+// Codes the pixels of a row by what they are to lines; returns how many lines begin.
 template <bool kWidened>
 INSTSEG_INLINE int64_t code_pixels(int64_t width, const uint8_t* labels, const int64_t* classes,
                                    uint8_t* codes) {

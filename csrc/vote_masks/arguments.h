@@ -1,4 +1,4 @@
-// What the kernels of mask voting ask of their arguments, on the host.
+// Checks of the arguments of mask voting, on the host.
 
 #pragma once
 

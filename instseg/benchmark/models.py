@@ -18,7 +18,9 @@ from yaml import safe_load
 from instseg.benchmark.rows import Row, in_fresh_process, peak_resident, seconds
 from instseg.config.nodes import CfgNode as SafeCfgNode
 from instseg.config.nodes import get_cfg, load_cfg
-from instseg.data.images import check_colour, check_image, read_image
+from instseg.data.image_arrays import check_image
+from instseg.data.images import check_colour, read_image
+from instseg.data.intensity import Intensity, ModelImage
 from instseg.data.synthetic import shapes
 from instseg.errors import ConfigError
 from instseg.inference.predictor import Predictor
@@ -70,10 +72,11 @@ def benchmark_models(
     for variant in variants:
         if variant not in VARIANTS:
             raise ConfigError(f"--variant is {variant}; expected one of {', '.join(VARIANTS)}")
-    images = [read_image(name) for name in inputs] or _synthetic_images()
     rows = []
     for name in config_files:
         cfg = load_cfg(name, overrides)
+        intensity = Intensity.of(cfg)
+        images = [read_image(path, intensity=intensity) for path in inputs] or _synthetic_images()
         check_colour(cfg, f"{name}: {_STOCK}")
         for variant in variants:
             options = {**VARIANTS[variant], "allow_partial": allow_partial}
@@ -185,7 +188,7 @@ def _runner(predictor: Any, images: Sequence[np.ndarray]) -> Callable[[], None]:
 
     def run() -> None:
         if isinstance(predictor, Predictor):
-            predictor(list(images))
+            predictor([ModelImage(image) for image in images])
         else:
             # The list keeps the results, as that of the other predictor does.
             [predictor(image) for image in images]

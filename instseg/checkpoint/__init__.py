@@ -2,13 +2,12 @@
 
 from instseg.checkpoint.checkpointer import Checkpointer
 from instseg.checkpoint.fit import Fit
-from instseg.checkpoint.reading import local_path, read_weights
+from instseg.checkpoint.reading import read_weights
 from instseg.checkpoint.writing import save_safetensors
 
 __all__ = [
     "Checkpointer",
     "Fit",
-    "local_path",
     "read_weights",
     "save_safetensors",
 ]

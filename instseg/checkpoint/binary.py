@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
-from instseg.checkpoint.reading import local_path
+from instseg.downloads import local_path
 from instseg.errors import CheckpointError
 
 

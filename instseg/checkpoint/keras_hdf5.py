@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instseg.checkpoint.reading import local_path
+from instseg.downloads import local_path
 from instseg.errors import CheckpointError
 
 _MAX_BYTES = 2**30

@@ -2,11 +2,10 @@
 
 A pickle may call any function while it is read, and the usual weight formats are pickles.  Here
 PyTorch files go through its ``weights_only`` reader, safetensors files hold no code, and the
-``.pkl`` files of Detectron's model zoos go through :mod:`instseg.checkpoint.pickles`.  The caller
+``.pkl`` files of Detectron's model zoos go through :mod:`instseg.pickles`.  The caller
 gets a :class:`CheckpointError` for any damaged or hostile file.
 """
 
-import difflib
 import hashlib
 import json
 import logging
@@ -15,19 +14,19 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors.torch
 import torch
-from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
 from instseg.checkpoint.fit import few
-from instseg.checkpoint.pickles import SCALARS, BlockedGlobal, load_arrays
 from instseg.checkpoint.wrappers import find_weights, plain_names
-from instseg.errors import CheckpointError
+from instseg.downloads import local_path
+from instseg.errors import CheckpointError, reason_of
+from instseg.pickles import SCALARS, BlockedGlobal, load_arrays
 
 logger = logging.getLogger(__name__)
 
@@ -78,52 +77,6 @@ def read_released(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         CheckpointError: see :func:`read_weights`.
     """
     return plain_names(read_weights(path)["model"], None)
-
-
-def read_array_pickle(path: str) -> Any:
-    """Read numbers, texts, arrays, and lists and dicts of them, from a pickle; nothing is executed.
-
-    Raises:
-        CheckpointError: the file is missing or damaged, or holds anything else.
-    """
-    local = local_path(path)
-    try:
-        with open(local, "rb") as file:
-            return load_arrays(file)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    except BlockedGlobal as error:
-        raise CheckpointError(
-            f"{path} asks for {error}, which could execute code; expected arrays alone"
-        ) from None
-    except Exception as error:  # a damaged file can make the parser raise anything
-        raise CheckpointError(
-            f"{path} is no pickle of arrays, or damaged: {_one_line(error)}"
-        ) from error
-
-
-def local_path(path: str) -> str:
-    """The local file for ``path``; a URL is downloaded (once).
-
-    Raises:
-        CheckpointError: no such file, or the download failed.
-    """
-    local = path
-    if "://" in path:
-        try:
-            local = PathManager.get_local_path(path)
-        except Exception as error:  # every URL handler raises its own exceptions
-            raise CheckpointError(
-                f"weights {path} cannot be downloaded ({_one_line(error)}); "
-                f'give a local path instead, or MODEL.WEIGHTS "" to train from scratch'
-            ) from error
-    if os.path.isfile(local):
-        return local
-    if os.path.isdir(local):
-        raise CheckpointError(f"checkpoint {path} is a folder; name a weight file in it")
-    if os.path.lexists(local):
-        raise CheckpointError(f"checkpoint {path} is a device, a pipe, or a link to no file")
-    raise CheckpointError(f"checkpoint {path} does not exist" + _nearest(Path(local)))
 
 
 def peek_iteration(path: str | os.PathLike[str]) -> int | None:
@@ -180,7 +133,7 @@ def _parse(file: BinaryIO, path: str, local: str, suffix: str, digest: str) -> d
         ) from error
     except Exception as error:  # a damaged file can make the parsers raise anything
         raise CheckpointError(
-            f"checkpoint {path} is corrupt ({size} bytes): {_one_line(error)}"
+            f"checkpoint {path} is corrupt ({size} bytes): {reason_of(error)}"
             + _cached(path, local)
         ) from error
 
@@ -315,20 +268,6 @@ def _digest(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def _nearest(file: Path) -> str:
-    """The end of an error about a missing file, with the most similar name in its folder."""
-    if not file.parent.is_dir():
-        return f": there is no folder {file.parent}"
-    similar = difflib.get_close_matches(file.name, os.listdir(file.parent), n=1)
-    return f"; did you mean {file.parent / similar[0]}?" if similar else f" in {file.parent}"
-
-
 def _cached(path: str, local: str) -> str:
     """The end of an error about a downloaded file: a bad one stays cached until deleted."""
     return "" if local == path else f"; delete {local} to download it again"
-
-
-def _one_line(error: BaseException) -> str:
-    """The message of a foreign exception, short enough for one of ours."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:200] + " ..."

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 
 def path(text: str) -> Path:
@@ -36,4 +37,17 @@ def add_classes_argument(parser: argparse.ArgumentParser) -> None:
         metavar="CLASSES",
         help="names of the classes in their order, NAME,NAME,..., or FILE.json in COCO's format, "
         "with the ids for results",
+    )
+
+
+def add_format_argument(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
+    """Give ``parser`` the argument for formats of results, called ``name``."""
+    default = " (default %(default)s)" if "default" in options else ""
+    parser.add_argument(
+        name,
+        metavar="FORMAT,...",
+        help="coco: predictions.json; labels: STEM_labels.tif, a number per instance; csv: "
+        "measurements.csv, a row per instance; geojson: STEM.geojson for QuPath; imagej: "
+        f"STEM_rois.zip; yolo: STEM.txt; one or more{default}",
+        **options,
     )

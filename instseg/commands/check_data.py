@@ -12,9 +12,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "refuses sets with errors, and leaves out instances with warnings.  Exit status 1 if there "
         "is an error."
     )
-    parser.add_argument(
-        "dataset", nargs="+", metavar="NAME", help="a data set, or coco:PATH:IMAGE_ROOT"
-    )
+    text = "a data set, or coco:PATH:IMAGE_ROOT, or labels:IMAGES:LABELS"
+    parser.add_argument("dataset", nargs="+", metavar="NAME", help=text)
     parser.add_argument("--strict", action="store_true", help="exit status 1 for warnings as well")
     parser.set_defaults(run=run)
 

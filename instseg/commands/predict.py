@@ -2,7 +2,12 @@
 
 import argparse
 
-from instseg.commands.arguments import add_classes_argument, add_model_arguments, path
+from instseg.commands.arguments import (
+    add_classes_argument,
+    add_format_argument,
+    add_model_arguments,
+    path,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -10,7 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Writes predictions.json for images (COCO results with RLE masks) with their classes and "
         "image ids in categories.json, NAME.json for each video (the same by frame), an overlay "
-        "per image or video, and on request one PNG per instance.  Exit status 1 if some input "
+        "per image or video, and on request one PNG per instance.  --format writes the results of "
+        "images for other programs.  Exit status 1 if some input "
         "could not be used completely."
     )
     add_model_arguments(parser)
@@ -51,7 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the score of an instance: class or, for models that score masks, mask (default "
         "%(default)s)",
     )
+    add_format_argument(parser, "--format", default="coco")
     add("--polygons", action="store_true", help="masks as polygons, not RLE; holes are filled")
+    add(
+        "--pages",
+        metavar="PAGES",
+        help="of TIFF stacks: all, a number from 0 on, or A:B (A to B - 1); each is an image, and "
+        "with --track a frame of one video",
+    )
     add("--no-overlay", action="store_true", help="no overlay images and videos")
     add(
         "--labels",
@@ -137,6 +150,8 @@ def run(arguments: argparse.Namespace) -> int:
             classes=arguments.classes,
             rank_by=arguments.rank_by,
             polygons=arguments.polygons,
+            format=arguments.format,
+            pages=arguments.pages,
             overrides=arguments.overrides,
         )
     )

@@ -9,6 +9,7 @@ from instseg.config.rules import (
     COUNT,
     FRACTION,
     POSITIVE,
+    Dependent,
     Rule,
     declare,
     is_number,
@@ -18,10 +19,12 @@ from instseg.config.rules import (
     ordered,
     several,
     some_of,
+    where,
     whole,
 )
-from instseg.data.images import CHANNELS
+from instseg.data.intensity import CHANNELS, NORMALIZATIONS
 from instseg.data.synthetic import shapes
+from instseg.data.synthetic.files import SIZES
 from instseg.data.video_mapper import NUM_REFERENCES
 from instseg.modeling.augmented import check_augmentation
 
@@ -75,6 +78,14 @@ def add_shared_config(cfg: CfgNode) -> None:
     cfg.SOLVER.ACCUMULATE_BATCHES = 1
     # Smallest and largest factor on the pixel values of a training image; (1.0, 1.0) is off.
     cfg.INPUT.RANDOM_BRIGHTNESS = (1.0, 1.0)
+    # How pixels of any depth become 0 to 255: "none" (8 bits only), "percentile" (of each image and
+    # channel) or "range" (the same in all images); see instseg/data/intensity.py.
+    cfg.INPUT.NORMALIZE = "none"
+    # What becomes 0 and 255: percentiles, or for "range" values of pixels, such as (100.0, 4000.0).
+    cfg.INPUT.NORMALIZE_RANGE = (1.0, 99.8)
+    # Channels of the file, counted from 0, that take the places of red, green and blue (one for
+    # INPUT.FORMAT L); a channel may be repeated: (0, 0, 1). () takes grey or colours as they are.
+    cfg.INPUT.CHANNELS = ()
     # What happens to training images: "detectron2" (INPUT.MIN_SIZE_TRAIN, INPUT.CROP) or "ssd"
     # (colours, expansion, crop, stretching to a square; see instseg/data/augmentations.py). Flips
     # follow INPUT.RANDOM_FLIP in both.
@@ -163,6 +174,22 @@ def _per_channel(cfg: CfgNode) -> Rule:
     return Rule(lambda x: len(x) == channels, expected)
 
 
+def _normalize_range(cfg: CfgNode) -> Rule:
+    if cfg.INPUT.NORMALIZE == "range":
+        part, expected = number(), "(value that becomes 0, larger value that becomes 255)"
+    else:
+        part, expected = number(0, 100), "(lower, higher) percentile from 0 to 100"
+    ends = ordered(part, "")
+    return Rule(lambda x: ends.fits(x) and x[0] < x[1], expected)
+
+
+def _channels(cfg: CfgNode) -> Rule:
+    count = CHANNELS[cfg.INPUT.FORMAT]
+    numbers = several(whole(0), "", count, count)
+    expected = f"() or {count} numbers of channels from 0 on, as INPUT.FORMAT is {cfg.INPUT.FORMAT}"
+    return Rule(lambda x: len(x) == 0 or numbers.fits(x), expected)
+
+
 def _sizes_to_train_on(cfg: CfgNode) -> Rule | None:
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING != "range":
         return None
@@ -192,15 +219,8 @@ def _augmentation(cfg: CfgNode) -> Rule | None:
     return Rule(lambda x: x == "ssd", "ssd, which INPUT.VIDEO_REFERENCE needs")
 
 
-def _square_size(cfg: CfgNode) -> Rule | None:
-    if cfg.INPUT.AUGMENTATION != "ssd":
-        return None
-    expected = "a side in pixels, e.g. 550, as INPUT.AUGMENTATION ssd stretches images to a square"
-    return whole(1, expected=expected)
-
-
-def _vgg_freezes(cfg: CfgNode) -> Rule | None:
-    return whole(0, 5, "0 to 5") if cfg.MODEL.BACKBONE.NAME == "build_vgg_backbone" else None
+def _with_ssd(rule: Rule) -> Dependent:
+    return where("INPUT.AUGMENTATION", "ssd", rule)
 
 
 def _base_lr(cfg: CfgNode) -> Rule | None:
@@ -215,6 +235,8 @@ def _momentum(cfg: CfgNode) -> Rule | None:
     return Rule(lambda x: x > 0, "above 0 with SOLVER.NESTEROV") if cfg.SOLVER.NESTEROV else None
 
 
+_CROPPED = ", as INPUT.AUGMENTATION ssd crops masks as images"
+_NAMES = Rule(lambda x: all(isinstance(name, str) for name in x), "names of data sets")
 _NOT_NEGATIVE = number(0)
 _SIZE = whole(0)
 _BOX_LOSS = one_of("smooth_l1", "giou", "diou", "ciou")
@@ -229,6 +251,7 @@ declare(
             lambda x: isinstance(x, str) and re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", x) is not None,
             "cpu, cuda or cuda:NUMBER",
         ),
+        "MODEL.MASK_ON": _with_ssd(one_of(True, reason=_CROPPED)),
         "MODEL.PIXEL_MEAN": (several(number(), "a list of numbers, one per channel"), _per_channel),
         "MODEL.PIXEL_STD": (
             several(POSITIVE, "a list of numbers above 0, one per channel"),
@@ -248,7 +271,13 @@ declare(
         "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": COUNT,
         "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": COUNT,
         "INPUT.FORMAT": one_of(*CHANNELS),
-        "INPUT.MASK_FORMAT": one_of("polygon", "bitmask"),
+        "INPUT.NORMALIZE": one_of(*NORMALIZATIONS),
+        "INPUT.NORMALIZE_RANGE": _normalize_range,
+        "INPUT.CHANNELS": _channels,
+        "INPUT.MASK_FORMAT": (
+            one_of("polygon", "bitmask"),
+            _with_ssd(one_of("bitmask", reason=_CROPPED)),
+        ),
         "INPUT.RANDOM_FLIP": one_of("horizontal", "vertical", "none"),
         # A side of 0 leaves images as they are.
         "INPUT.MIN_SIZE_TRAIN": (
@@ -261,6 +290,9 @@ declare(
         "INPUT.MAX_SIZE_TEST": COUNT,
         "INPUT.CROP.TYPE": one_of("relative", "relative_range", "absolute", "absolute_range"),
         "INPUT.CROP.SIZE": _crop_size,
+        "DATASETS.TRAIN": _NAMES,
+        "DATASETS.TEST": _NAMES,
+        "DATASETS.SHAPES_SIZE": whole(SIZES[0], SIZES[-1], f"{SIZES[0]} to {SIZES[-1]} pixels"),
         "DATALOADER.NUM_WORKERS": whole(0),
         # Detectron2's other samplers need keys that it does not define.
         "DATALOADER.SAMPLER_TRAIN": one_of("TrainingSampler", "RepeatFactorTrainingSampler"),
@@ -297,19 +329,28 @@ declare(
         # Each process adds its number to the seed; NumPy takes 32 bits.
         "SEED": Rule(lambda x: is_whole(x) and x < 2**31, f"a whole number below {2**31}"),
         "MODEL.CATEGORIES": _categories,
-        "MODEL.BACKBONE.FREEZE_AT": _vgg_freezes,
+        "MODEL.BACKBONE.FREEZE_AT": where(
+            "MODEL.BACKBONE.NAME", "build_vgg_backbone", whole(0, 5, "0 to 5")
+        ),
         "MODEL.VGG.DEPTH": one_of(11, 13, 16, 19),
         "MODEL.VGG.OUTPUT_STRIDE": one_of(8, 16),
         "MODEL.VGG.OUT_FEATURES": some_of("conv1", "conv2", "conv3", "conv4", "conv5"),
         "INPUT.RANDOM_BRIGHTNESS": ordered(_NOT_NEGATIVE, "(smallest, largest) factor"),
         "INPUT.AUGMENTATION": (one_of("detectron2", "ssd"), _augmentation),
-        "INPUT.SQUARE_SIZE": _square_size,
+        "INPUT.SQUARE_SIZE": _with_ssd(
+            whole(
+                1,
+                expected="a side in pixels, e.g. 550, as INPUT.AUGMENTATION ssd stretches images "
+                "to a square",
+            )
+        ),
         "INPUT.VIDEO_REFERENCE": Rule(
             lambda x: not x or _DISTANCES.fits(x), f"{_DISTANCES.expected}, or () for none"
         ),
         "SOLVER.OPTIMIZER": one_of("SGD", "AdamW"),
         "SOLVER.AMP.DTYPE": one_of("float16", "bfloat16"),
         "SOLVER.ACCUMULATE_BATCHES": COUNT,
+        "TEST.MASK_MEMORY": Rule(POSITIVE.fits, "gigabytes, more than 0"),
         "TEST.KEYFRAME_INTERVAL": whole(0, expected="at least 1, 0 for auto"),
         "TEST.VOC_INTERPOLATION": one_of("11-point", "all-point"),
     },

@@ -21,6 +21,7 @@ from detectron2.utils.registry import Registry
 
 from instseg.config.files import load_yaml
 from instseg.config.keys import add_shared_config, rename_keys, take_old_keys
+from instseg.config.rules import check_values
 from instseg.data.build import register_builtin_datasets, register_datasets
 from instseg.data.samples import SAMPLES_REGISTRY
 from instseg.errors import ConfigError
@@ -128,12 +129,14 @@ def load_cfg(path: str | os.PathLike[str], overrides: Sequence[Any] = ()) -> Cfg
             ``mask_rcnn/mask_rcnn_shapes.yaml``.
         overrides: as at the end of ``train_net.py``'s command line.
     Raises:
-        ConfigError: see :class:`CfgNode`.
+        ConfigError: see :class:`CfgNode`; an unknown name of a part, or a value that cannot be used
+            (see :func:`check_names`, :func:`~instseg.config.rules.check_values`).
     """
     cfg = get_cfg()
     cfg.merge_from_file(os.fspath(path))
     cfg.merge_from_list(overrides)
     check_names(cfg)
+    check_values(cfg)
     register_datasets(cfg)
     return cfg
 

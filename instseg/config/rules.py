@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.utils.registry import Registry
 
 from instseg.errors import ConfigError, short
 
@@ -26,6 +28,11 @@ class Rule:
 Dependent = Callable[[CfgNode], Rule | None]
 """Gives a rule that depends on other values of a configuration, or raises a ConfigError itself."""
 
+_REGISTRIES: dict[str, Registry] = {
+    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+}
+"""Key that names a class → where the class is registered."""
 _declared: dict[str, tuple[Rule | Dependent, ...]] = {}
 """Full name of a key → its rules."""
 
@@ -35,13 +42,16 @@ def declare(
 ) -> None:
     """Add rules for :func:`check_values`; the modules that define the keys call it.
 
+    A paper may also add rules for keys of others, which then keep those that they have.
+
     Args:
         node: the group of the keys, such as ``MODEL.PAPER``; "" is the whole configuration.
         rules: name of a key in the group → one or several rules.
     """
     for key, of_key in rules.items():
+        name = f"{node}.{key}" if node else key
         key_rules = of_key if isinstance(of_key, tuple) else (of_key,)
-        _declared[f"{node}.{key}" if node else key] = key_rules
+        _declared[name] = (*_declared.get(name, ()), *key_rules)
 
 
 def check_values(cfg: CfgNode) -> None:
@@ -101,10 +111,11 @@ def number(least: float = -math.inf, most: float = math.inf, expected: str = "")
     return Rule(lambda x: is_number(x) and least <= x <= most, expected or f"a number {limit}")
 
 
-def one_of(*values: object) -> Rule:
-    """One of these values."""
+def one_of(*values: object, reason: str = "") -> Rule:
+    """One of these values; ``reason`` ends the description."""
     *others, last = map(str, values)
-    return Rule(lambda x: x in values, f"{', '.join(others)} or {last}" if others else last)
+    listing = f"{', '.join(others)} or {last}" if others else last
+    return Rule(lambda x: x in values, f"{listing}{reason}")
 
 
 def some_of(*values: object) -> Rule:
@@ -128,6 +139,31 @@ def ordered(rule: Rule, expected: str) -> Rule:
     """Two values that ``rule`` fits, the second at least as large as the first."""
     two = several(rule, expected, 2, 2)
     return Rule(lambda x: two.fits(x) and x[0] <= x[1], expected)
+
+
+def where(key: str, value: str, rule: Rule | Dependent) -> Dependent:
+    """``rule`` only in configurations where another key has a value.
+
+    Args:
+        key: the other key, such as ``MODEL.META_ARCHITECTURE``.
+        value: its value; an architecture or ROI heads derived from the class of that name count
+            too.
+        rule: what holds there.
+    """
+
+    def limit(cfg: CfgNode) -> Rule | None:
+        if value not in _names(key, _value(cfg, key)):
+            return None
+        return rule if isinstance(rule, Rule) else rule(cfg)
+
+    return limit
+
+
+def _names(key: str, value: Any) -> list[Any]:
+    """A value, and the names of the classes from which the class of that name derives."""
+    registry = _REGISTRIES.get(key)
+    kind = registry.get(value) if registry is not None and value in registry else None
+    return [value, *(base.__name__ for base in getattr(kind, "__mro__", ()))]
 
 
 POSITIVE = Rule(lambda x: is_number(x) and x > 0, "a number above 0")

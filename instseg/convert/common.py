@@ -11,7 +11,6 @@ from torch import Tensor
 
 from instseg.checkpoint.fit import few
 from instseg.config.classes import class_count
-from instseg.config.rules import check_values
 from instseg.convert.configuration import Choice, Layout, Options, choose
 from instseg.errors import CheckpointError
 from instseg.modeling.building import building
@@ -93,7 +92,6 @@ class Conversion:
         self.path = path
         self.options = options
         self.choice = choose(path, layout, options)
-        check_values(self.choice.cfg)
         self.expected = _shapes(self.choice.cfg)
         self._values: dict[str, Tensor] = {}
         self._sources: dict[str, tuple[str, ...]] = {}

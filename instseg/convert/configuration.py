@@ -130,7 +130,9 @@ def choose(path: str, layout: Layout, options: Options) -> Choice:
         ConfigError: the two contradict each other, or the user's keys cannot be used.
     """
     config = options.config or layout.config
-    cfg = load_cfg(config, options.overrides)
+    cfg = get_cfg()  # values are checked below, together with what the file tells
+    cfg.merge_from_file(config)
+    cfg.merge_from_list(options.overrides)
     given_keys = tuple(map(str, options.overrides[::2]))
     facts = [x for x in layout.facts(cfg) if _plain(_value(cfg, x.key)) != _plain(x.value)]
     wrong = [x for x in facts if options.config or x.key in given_keys]

@@ -13,7 +13,6 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from instseg.data.images import check_colour
-from instseg.errors import ConfigError
 
 _CROP_TRIES = 50
 _SMALLEST_CROP = 0.3
@@ -26,13 +25,8 @@ def build_ssd_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     """The pipeline ``INPUT.AUGMENTATION ssd``.
 
     Raises:
-        ConfigError: the pipeline does not support the values of ``INPUT.*`` or ``MODEL.MASK_ON``.
+        ConfigError: ``INPUT.SSD_COLORS`` for images of one channel.
     """
-    if not cfg.MODEL.MASK_ON or cfg.INPUT.MASK_FORMAT != "bitmask":
-        raise ConfigError(
-            "INPUT.AUGMENTATION ssd crops masks as images; set MODEL.MASK_ON True and "
-            "INPUT.MASK_FORMAT bitmask"
-        )
     color = cfg.INPUT.SSD_EXPAND_COLOR or cfg.MODEL.PIXEL_MEAN
     augmentations: list[T.Augmentation] = []
     if cfg.INPUT.SSD_COLORS:

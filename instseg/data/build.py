@@ -2,7 +2,8 @@
 
 ``coco:PATH/instances.json:IMAGE_ROOT`` in ``DATASETS.TRAIN`` or ``DATASETS.TEST`` names a data set
 without registration.  ``:IMAGE_ROOT`` may be missing if the images lie beside the JSON file.
-``youtubevis:PATH/videos.json:IMAGE_ROOT`` is the same for videos.
+``youtubevis:PATH/videos.json:IMAGE_ROOT`` is the same for videos.  ``labels:IMAGES:LABELS`` names
+two folders: images and label images (:mod:`instseg.data.readers.labels`).
 
 The other names are those of the synthetic sets, and ``coco_mini_{train,val}``,
 ``nuclei_{train,val}``, ``sbd_{train,val}``, ``voc_2012_instances_{train,val}``,
@@ -27,12 +28,11 @@ from detectron2.data.build import (
 
 from instseg.data.dataset import Content, DataSet, Source, adopt, coco_source
 from instseg.data.presence import unusable_files
-from instseg.data.readers import cvppp, flying_chairs, voc, youtube_vis
+from instseg.data.readers import cvppp, flying_chairs, labels, voc, youtube_vis
 from instseg.data.readers.coco_records import PREFIX as COCO_PREFIX
 from instseg.data.records import Record
 from instseg.data.synthetic import shapes, shapes_video
-from instseg.data.synthetic.files import SIZES
-from instseg.errors import ConfigError, DatasetError, short
+from instseg.errors import ConfigError, DatasetError
 
 _SYNTHETIC = (*shapes.SPLITS, *shapes.SUBSETS, *shapes_video.SPLITS)
 _UNDER_ROOT = ("coco_mini", "nuclei")
@@ -66,29 +66,29 @@ def register_builtin_datasets() -> None:
 
 
 def register_datasets(cfg: CfgNode) -> None:
-    """Register the names in ``cfg.DATASETS`` and apply its ``SHAPES_SIZE``; repeatable."""
+    """Register the names in ``cfg.DATASETS`` and apply its ``SHAPES_SIZE``; repeatable.
+
+    Args:
+        cfg: its values are checked.
+    """
     size = cfg.DATASETS.SHAPES_SIZE
-    if size not in SIZES:
-        raise ConfigError(
-            f"DATASETS.SHAPES_SIZE is {size}; expected {SIZES[0]} to {SIZES[-1]} pixels"
-        )
     for name in _SYNTHETIC:
         if MetadataCatalog.get(name).get("size") != size:
             _register_shapes(name, size)
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        if not isinstance(name, str):
-            raise ConfigError(f"DATASETS.TRAIN and DATASETS.TEST hold names, found {short(name)}")
         register_dataset(name)
 
 
 def register_dataset(name: str) -> None:
-    """Register a ``coco:...`` or ``youtubevis:...`` name, or have a registered set checked.
+    """Register a ``coco:``, ``labels:`` or ``youtubevis:`` name, or have a registered set checked.
 
     Raises:
         DatasetError: the name is incomplete.
     """
     if name.startswith(COCO_PREFIX):
         _register_coco(name, *parse_coco_name(name))
+    elif name.startswith(labels.PREFIX):
+        _register_labels(name, labels.parse_name(name))
     elif name.startswith(youtube_vis.PREFIX):
         _register_youtube_vis(name, *parse_coco_name(name))
     elif name in DatasetCatalog:
@@ -275,7 +275,11 @@ def _register_shapes(name: str, size: int) -> None:
 
 @functools.lru_cache(maxsize=4)
 def _synthetic(name: str, size: int) -> Content:
-    """Content of a synthetic set; cached, since it is small and takes seconds to make."""
+    """Content of a synthetic set.
+
+    Unlike those of files, some stay in memory when nobody uses them: the largest takes 3 MB and
+    seconds to make.
+    """
     if name in shapes_video.SPLITS:
         return Content(shapes_video.load(name, size))
     split, indices = shapes.SUBSETS.get(name, (name, None))
@@ -285,6 +289,17 @@ def _synthetic(name: str, size: int) -> Content:
 def _register_coco(name: str, json_file: str, image_root: str) -> None:
     source = coco_source(name, json_file, image_root)
     _register(name, source, json_file=json_file, image_root=image_root, evaluator_type="coco")
+
+
+def _register_labels(name: str, parts: labels.LabelSet) -> None:
+    source = Source(
+        name,
+        lambda: labels.load(name, parts),
+        (labels.PREFIX, *parts),
+        parts.files,
+        lambda: labels.examine(name, parts),
+    )
+    _register(name, source, image_root=parts.images, evaluator_type="coco")
 
 
 def _register_youtube_vis(name: str, json_file: str, image_root: str) -> None:

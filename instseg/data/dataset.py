@@ -45,7 +45,6 @@ class DataSet:
             registered functions.
         image_root: folder that the names of the images are relative to, "" if unknown.
         is_from_users: whether it comes from a user's file or function, not from a reader of ours.
-        report: findings of its check.
         annotated: whether there is a ground truth, possibly one without instances.
     """
 
@@ -58,7 +57,6 @@ class DataSet:
     files: tuple[str, ...]
     image_root: str
     is_from_users: bool
-    report: Report
     annotated: bool
     _truth_file: str | None = None
     _origin: "DataSet | None" = None  # the cached set that this one was made from; kept alive
@@ -98,13 +96,11 @@ class Content(NamedTuple):
 
     Attributes:
         records: one for each image.
-        report: findings; None without a check.
         classes: id → name in the order of the class numbers; None if the metadata has them.
         annotated: whether there is a ground truth; None if that means any annotation at all.
     """
 
     records: Sequence[Record]
-    report: Report | None = None
     classes: dict[Any, str] | None = None
     annotated: bool | None = None
 
@@ -120,17 +116,21 @@ class Source:
         name: str,
         read: Callable[[], Content],
         key: Sequence[Any] = (),
-        files: Sequence[str] = (),
+        files: Sequence[str] | Callable[[], Sequence[str]] = (),
+        examine: Callable[[], tuple[Content, Report]] | None = None,
     ) -> None:
         """
         Args:
             name: of the data set.
             read: the reader.
             key: sources with equal keys and unchanged files have the same content.
-            files: the files that list its images or annotations.
+            files: the files that list its images or annotations, or a function that finds them.
+            examine: reads it for ``check-data``: gives what can be used and a report on everything
+                that was found, where ``read`` raises.
         """
         self.name = name
-        self.files = tuple(files)
+        self.examine = examine
+        self._files = files
         self._read = read
         self._key = tuple(key)
 
@@ -140,7 +140,8 @@ class Source:
 
     def load(self) -> DataSet:
         """The data set; see :func:`load`."""
-        key = (*self._key, *map(_stamp, self.files))
+        files = tuple(self._files() if callable(self._files) else self._files)
+        key = (*self._key, *map(_stamp, files))
         named = _CACHE.get((self.name, key))
         if named is not None:
             return named
@@ -149,7 +150,7 @@ class Source:
             content = self._read()
         else:
             classes = {cached.category_id(n): name for n, name in enumerate(cached.classes)}
-            content = Content(cached.records, cached.report, classes, cached.annotated)
+            content = Content(cached.records, classes, cached.annotated)
         if content.classes is not None:
             MetadataCatalog.get(self.name).set(
                 thing_classes=list(content.classes.values()),
@@ -157,7 +158,7 @@ class Source:
                     category_id: number for number, category_id in enumerate(content.classes)
                 },
             )
-        dataset = _dataset(self.name, content, files=self.files, _origin=cached)
+        dataset = _dataset(self.name, content, files=files, _origin=cached)
         _CACHE[self.name, key] = dataset
         _CACHE.setdefault(key, dataset)
         return dataset
@@ -221,7 +222,7 @@ def check_name(name: str) -> None:
     hint = f"; did you mean {', '.join(close)}?" if close else "."
     raise DatasetError(
         f"no data set is called {name!r}{hint} A set of your own is written "
-        "coco:PATH/instances.json:IMAGE_ROOT"
+        "coco:PATH/instances.json:IMAGE_ROOT or labels:IMAGES:LABELS"
     )
 
 
@@ -251,8 +252,7 @@ def _of_function(name: str, function: CheckedRecords) -> DataSet:
     key = (function, Categories.of_metadata(MetadataCatalog.get(name)), json_file)
     dataset = _CACHE.get(key)
     if dataset is None:
-        records, report = function.read()
-        dataset = _dataset(name, Content(records, report), is_from_users=True)
+        dataset = _dataset(name, Content(function()), is_from_users=True)
         _CACHE[key] = dataset
     return dataset
 
@@ -275,7 +275,6 @@ def _dataset(name: str, content: Content, **fields: Any) -> DataSet:
         categories=Categories.of_metadata(metadata),
         kind=metadata.get("evaluator_type", "coco"),
         image_root=os.fspath(metadata.get("image_root") or ""),
-        report=content.report or Report([]),
         annotated=annotated,
         **{"files": (), "is_from_users": bool(json_file), **fields},
     )

@@ -19,7 +19,7 @@ class Level(enum.Enum):
 class Kind(enum.Enum):
     """Kinds of findings, the worst first."""
 
-    FORMAT = "not in COCO's format", Level.ERROR
+    FORMAT = "not in the expected format", Level.ERROR
     CATEGORY_ID = "duplicate category id", Level.ERROR
     IMAGE_ID = "duplicate image id", Level.ERROR
     ANNOTATION_ID = "duplicate annotation id", Level.ERROR
@@ -32,6 +32,13 @@ class Kind(enum.Enum):
     MISSING_IMAGE = "missing image", Level.ERROR
     UNREADABLE_IMAGE = "unreadable image", Level.ERROR
     IMAGE_SIZE = "image of another size", Level.ERROR
+    LABELS = "label image that cannot be used", Level.ERROR
+    SAME_STEM = "two files of one stem", Level.ERROR
+    NO_LABELS = "image without labels", Level.WARNING
+    NO_IMAGE = "labels without an image", Level.WARNING
+    IN_PIECES = "label in several pieces", Level.WARNING
+    DEPTH = "more than 8 bits per channel", Level.WARNING
+    CHANNELS = "other channels than grey or colours", Level.WARNING
     UNKNOWN_IMAGE = "unknown image id", Level.WARNING
     FEW_POINTS = "polygon without 3 points", Level.WARNING
     NOT_FINITE = "NaN or infinity", Level.WARNING

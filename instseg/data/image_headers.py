@@ -15,19 +15,42 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
+from instseg.data.intensity import too_deep
+from instseg.data.tiff import several_images
 from instseg.errors import ImageError
 
 # The only formats that are opened: for an EPS file Pillow would run Ghostscript, which executes it.
 FILE_TYPES = tuple("AVIF BMP DIB GIF ICO JPEG JPEG2000 PNG PPM QOI TGA TIFF WEBP".split())
-_MOST_COUNTED = 1000
+# Twice Pillow's MAX_IMAGE_PIXELS; Pillow refuses larger images as decompression bombs.  At this
+# size the masks of 100 instances, one byte per pixel, already need 18 GB.
+MAX_PIXELS = 178_956_970
+MOST_COUNTED = 1000
+"""Images of a TIFF, beyond which the rest is not counted."""
 _MOST_OF_HEADER = 2**16
 _SUBFILE_TYPE = 254
+_BITS = 258
 _ASIDE = 0b101
 """Bits of a TIFF's NewSubfileType: a smaller copy of another image, or its transparency mask."""
 _END_OF_JPEG = b"\xff\xd9"
 _TAIL_BYTES = 64  # some programs pad files
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _ANCILLARY = 0x20  # bit in the first byte of a PNG chunk's name: pixels do not depend on the chunk
+
+
+def check_size(width: int, height: int, source: str) -> None:
+    """Refuse an image without pixels or with more than ``MAX_PIXELS``."""
+    if not width or not height:
+        raise ImageError(f"{source} is empty: {width}x{height} pixels")
+    if width * height > MAX_PIXELS:
+        raise too_large(f"{source}: {width}x{height} pixels")
+
+
+def too_large(what: str) -> ImageError:
+    """The refusal of an image of more than ``MAX_PIXELS``; ``what`` names it and its size."""
+    return ImageError(
+        f"{what}; at most {MAX_PIXELS} pixels are accepted, and the network sees no more than "
+        "INPUT.MAX_SIZE_TEST pixels a side, so shrink the image first"
+    )
 
 
 def check_whole(image: Image.Image, source: str) -> bool:
@@ -82,21 +105,30 @@ def check_depth(image: Image.Image, source: str) -> None:
     Raises:
         ImageError: with the depth of the image.
     """
+    depth = depth_of(image)
+    if depth is not None:
+        if image.mode[0] in "IF":
+            depth += f", values up to {np.asarray(image).max()}"
+        raise too_deep(source, depth)
+
+
+def depth_of(image: Image.Image) -> str | None:
+    """The kind of pixels of an image of more than 8 bits per channel; None for 8 bits.
+
+    Args:
+        image: opened by Pillow, its pixels not loaded yet.
+    """
     if image.mode[0] in "IF":
-        depth = f"mode {image.mode}, values up to {np.asarray(image).max()}"
-    elif _stores_16_bits(image):
-        depth = f"{image.mode} with 16 bits per channel"
-    elif (bits := _avif_bits(image)) > 8:
-        depth = f"{image.mode} with {bits} bits per channel"
-    else:
-        return
-    raise ImageError(
-        f"{source}: expected 8 bits per channel, found {depth}; scale it to 0 to 255 and save it "
-        "as an 8-bit image"
-    )
+        return f"mode {image.mode}"
+    if _stores_16_bits(image):
+        return f"{image.mode} with 16 bits per channel"
+    bits = _avif_bits(image)
+    return f"{image.mode} with {bits} bits per channel" if bits > 8 else None
 
 
 def _stores_16_bits(image: Image.Image) -> bool:
+    if image.format == "TIFF" and max(image.tag_v2.get(_BITS, (1,))) > 8:  # type: ignore[attr-defined]
+        return True
     for tile in getattr(image, "tile", ()):
         arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
         if ";16" in str(arguments[0]) and not str(arguments[0]).startswith("BGR;16"):
@@ -152,8 +184,8 @@ def _jpeg2000_stream(file: BinaryIO) -> int:
         offset += length
 
 
-def _check_alone(image: Image.Image, source: str) -> None:
-    """Refuse a TIFF of several images; smaller copies and masks do not count."""
+def count_images(image: Image.Image) -> int:
+    """The number of images in a TIFF, up to a limit; smaller copies and masks do not count."""
     current, count = image.tell(), 0
     for index in itertools.count():
         try:
@@ -161,15 +193,18 @@ def _check_alone(image: Image.Image, source: str) -> None:
         except EOFError:
             break
         count += not image.tag_v2.get(_SUBFILE_TYPE, 0) & _ASIDE  # type: ignore[attr-defined]
-        if count > _MOST_COUNTED:
+        if count > MOST_COUNTED:
             break
     image.seek(current)
+    return count
+
+
+def _check_alone(image: Image.Image, source: str) -> None:
+    """Refuse a TIFF of several images."""
+    count = count_images(image)
     if count > 1:
-        number = f"more than {_MOST_COUNTED}" if count > _MOST_COUNTED else str(count)
-        raise ImageError(
-            f"{source}: is a TIFF of {number} images; expected one in a file: split it, for "
-            "example with `magick STACK.tif PAGE_%03d.tif`, and use the files that you need"
-        )
+        number = f"more than {MOST_COUNTED}" if count > MOST_COUNTED else str(count)
+        raise several_images(source, number)
 
 
 def _tail(file: BinaryIO) -> bytes:

@@ -11,6 +11,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode
 
 from instseg.data.images import Array, read_image, read_labels
+from instseg.data.intensity import AS_IS, Intensity
 from instseg.errors import ImageError
 from instseg.masks import to_rle
 
@@ -27,13 +28,22 @@ class Mapper(DatasetMapper):
     the readable part of a damaged file.  For all other images both readers give the same bits.
     """
 
+    def __init__(self, *args: Any, intensity: Intensity = AS_IS, **kwargs: Any) -> None:
+        """
+        Args:
+            args, kwargs: those of Detectron2's mapper.
+            intensity: what is done to the channels of images.
+        """
+        super().__init__(*args, **kwargs)
+        self.intensity = intensity
+
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """
         Raises:
             ImageError: the image, or the labels of its pixels, cannot be used.
         """
         record = copy.deepcopy(dataset_dict)
-        image = read_recorded(record, format=self.image_format)
+        image = read_recorded(record, format=self.image_format, intensity=self.intensity)
         labels = _read_semantic(record)
         data = T.AugInput(image, sem_seg=labels)
         transforms = self.augmentations(data)
@@ -50,18 +60,18 @@ class Mapper(DatasetMapper):
         return record
 
 
-def read_recorded(record: dict[str, Any], *, format: str) -> Array:
+def read_recorded(record: dict[str, Any], *, format: str, intensity: Intensity = AS_IS) -> Array:
     """Read the image of a record, and add its size to the record if that is missing.
 
     Args:
         record: Detectron2's, with ``file_name``; changed in place.
-        format: see :func:`~instseg.data.images.read_image`.
+        format, intensity: see :func:`~instseg.data.images.read_image`.
     Returns:
         (H, W, C) uint8.
     Raises:
         ImageError: the image cannot be read, or has another size than the record says.
     """
-    image = read_image(record["file_name"], format=format)
+    image = read_image(record["file_name"], format=format, intensity=intensity)
     height, width = image.shape[:2]
     expected = record.setdefault("width", width), record.setdefault("height", height)
     _check_size(record["file_name"], (width, height), expected)
@@ -106,7 +116,7 @@ class SSDMapper(Mapper):
     ) -> None:
         """
         Args:
-            args, kwargs: those of Detectron2's mapper.
+            args, kwargs: those of :class:`Mapper`.
             plain_augmentations: augmentations that lose no instance.
         """
         super().__init__(*args, **kwargs)
@@ -114,7 +124,7 @@ class SSDMapper(Mapper):
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         dataset_dict = dict(dataset_dict)  # read_recorded may add the size
-        image = read_recorded(dataset_dict, format=self.image_format)
+        image = read_recorded(dataset_dict, format=self.image_format, intensity=self.intensity)
         for _ in range(_TRIES):
             record, lost = self._augmented(dataset_dict, image, self.augmentations)
             if not lost:

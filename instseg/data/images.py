@@ -1,48 +1,50 @@
-"""Turn images from files and arrays into arrays that a model takes, or refuse them with a reason.
+"""Turn images from files into arrays that a model takes, or refuse them with a reason.
 
 OpenCV and Detectron2 accept much that no model can use (16-bit, floats in 0..1, channels first) and
-then return nonsense or fail deep inside a layer.  Here an image has 8 bits per channel or raises an
-error that names it, in training, evaluation and prediction alike.
+then return nonsense or fail deep inside a layer.  Here an image has 8 bits per channel, is scaled
+to 8 bits as ``INPUT.NORMALIZE`` says (:mod:`instseg.data.intensity`), or raises an error that names
+it, in training, evaluation and prediction alike.
+
+Pillow reads every format, except for TIFFs that it cannot read or reads wrongly: those of more than
+8 bits, of several images or of other channels than colours.  They need the package tifffile
+(:mod:`instseg.data.tiff`), and so do the pages of a stack.
 """
 
 import io
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
-from detectron2.utils.logger import log_first_n
-from PIL import EpsImagePlugin, ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import EpsImagePlugin, ExifTags, Image, UnidentifiedImageError
 
 from instseg.data.image_headers import (
     FILE_TYPES,
-    check_depth,
+    MOST_COUNTED,
+    check_size,
     check_whole,
+    count_images,
+    depth_of,
     first_bytes,
     what_instead,
 )
+from instseg.data.intensity import AS_IS, CHANNELS, Intensity
+from instseg.data.label_images import as_labels, colour_error, signed_pixels
+from instseg.data.pillow_images import as_image_error, convert_image, pillow_pixels, upright_image
 from instseg.data.presence import file_problem
 from instseg.data.synthetic.files import is_elsewhere, served
+from instseg.data.tiff import STARTS, Page, TiffImages
 from instseg.errors import ConfigError, ImageError
-
-logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 
-# Twice Pillow's MAX_IMAGE_PIXELS; Pillow refuses larger images as decompression bombs.  At this
-# size the masks of 100 instances, one byte per pixel, already need 18 GB.
-MAX_PIXELS = 178_956_970
-
-CHANNELS = {"BGR": 3, "RGB": 3, "L": 1}
-"""Values of ``INPUT.FORMAT`` and their number of channels: colour in either order, or grey."""
-_LAYOUT = "expected a NumPy array of shape (H, W, 3) with 8-bit values (uint8) in BGR order"
 _ORIENTED = {
     "exif",
     "Raw profile type exif",
@@ -51,11 +53,7 @@ _ORIENTED = {
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 # Detectron2's own readers open everything that Pillow opens; this keeps Pillow from Ghostscript.
 EpsImagePlugin.gs_binary = False
-# Not animations, although they hold several images: after its photograph an MPO holds a depth map
-# or preview, and after its image a TIFF holds smaller copies.
-_STILL = ("MPO", "TIFF")
-_LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B")
-_ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
+_LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "F")
 
 
 def check_colour(cfg: CfgNode, what: str) -> None:
@@ -71,24 +69,53 @@ def check_colour(cfg: CfgNode, what: str) -> None:
         raise ConfigError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; {what} needs {colour}")
 
 
-def read_image(path: str | os.PathLike[str], *, format: str = "BGR") -> Array:
+def read_image(
+    path: str | os.PathLike[str],
+    *,
+    format: str = "BGR",
+    intensity: Intensity = AS_IS,
+    page: int | None = None,
+) -> Array:
     """Read an image file, upright as its EXIF orientation says, with 8 bits per channel.
 
     Converts grey, 1-bit, palette and CMYK images, drops transparency, and takes the first frame of
     an animation.  The size is checked before the pixels are decoded.
 
     Args:
-        path: an image file of a format that Pillow decodes itself, or a name that Detectron2's
-            ``PathManager`` opens, such as the synthetic ``shapes://shapes_val/128/0``.
-        format: a key of :data:`CHANNELS`.
+        path: an image file of a format that Pillow decodes itself, a TIFF, or a name that
+            Detectron2's ``PathManager`` opens, such as the synthetic ``shapes://shapes_val/128/0``.
+        format: a key of :data:`instseg.data.intensity.CHANNELS`.
+        intensity: what is done to its channels.
+        page: of a TIFF with several images, counted from 0.
     Returns:
         (H, W, C) uint8, contiguous.
     Raises:
         ImageError: the file is missing, no image, damaged, larger than ``MAX_PIXELS``, of more
-            than 8 bits per channel or a TIFF of several images; the message names the file.
+            than 8 bits per channel or other channels than ``intensity`` allows, or a TIFF of
+            several images; the message names the file.
     """
+    if _needs_tifffile(path, page):
+        pixels, found = _read_tiff(path, page)
+        return intensity.apply(pixels, source=found.source, format=format, alpha=found.alpha)
     with _opened(path) as image:
-        return convert_image(image, source=str(path), format=format)
+        return convert_image(image, source=str(path), format=format, intensity=intensity)
+
+
+def read_pixels(path: str | os.PathLike[str], *, page: int | None = None) -> Array:
+    """Read an image file of any depth and number of channels, upright, as its numbers are.
+
+    Args:
+        path, page: as for :func:`read_image`.
+    Returns:
+        (H, W, C), contiguous: grey, or red, green, blue and perhaps transparency, or the channels
+        of a TIFF in their order.  Palettes are looked up.
+    Raises:
+        ImageError: as :func:`read_image`, except for depth and channels.
+    """
+    if _needs_tifffile(path, page):
+        return _read_tiff(path, page)[0]
+    with _opened(path) as image:
+        return pillow_pixels(image, str(path))
 
 
 def read_labels(path: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
@@ -96,22 +123,65 @@ def read_labels(path: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
 
     Args:
         path: as for :func:`read_image`; a grey image of up to 32 bits, or one with a palette, whose
-            colours are ignored.
+            colours are ignored.  Where tifffile is installed, a TIFF of any depth.
     Returns:
-        (H, W), upright as the EXIF orientation says.
+        (H, W), from 0 on, upright as the EXIF orientation says.
     Raises:
-        ImageError: as :func:`read_image`, except for the bits; or the image is in colour.
+        ImageError: as :func:`read_image`, except for the bits; or the image is in colour, or has
+            negative numbers or fractions.
     """
+    name = str(path)
+    if _needs_tifffile(path, None):
+        pixels = _read_tiff(path, None)[0]
+        if pixels.shape[2] > 1:
+            raise colour_error(name, f"{pixels.shape[2]} values per pixel")
+        return as_labels(pixels[:, :, 0], name)
     with _opened(path) as image:
-        _check_size(image.width, image.height, str(path))
-        check_whole(image, str(path))
+        check_size(image.width, image.height, name)
+        check_whole(image, name)
         if image.mode not in _LABEL_MODES:
-            raise ImageError(
-                f"{path}: has pixels of mode {image.mode}; expected one number per pixel, as in "
-                "a grey image or one with a palette"
-            )
+            raise colour_error(name, f"pixels of mode {image.mode}")
         image.load()
-        return np.asarray(_upright(image, str(path))).astype(np.int64)
+        return as_labels(signed_pixels(image, upright_image(image, name)), name)
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What :func:`describe_image` tells about an image file.
+
+    Attributes:
+        width, height: in pixels, upright.
+        channels: in each pixel, without transparency.
+        depth: name of the type of its numbers.
+        limits: least and greatest of them; None for 8 bits.
+    """
+
+    width: int
+    height: int
+    channels: int
+    depth: str
+    limits: tuple[float, float] | None
+
+
+def describe_image(path: str | os.PathLike[str]) -> ImageFacts:
+    """Size, depth and channels of an image file; decodes it where it has more than 8 bits.
+
+    Raises:
+        ImageError: as :func:`read_pixels`.
+    """
+    if _needs_tifffile(path, None):
+        pixels, found = _read_tiff(path, None)
+        alpha = found.alpha
+    else:
+        with _opened(path) as image:
+            if depth_of(image) is None:
+                channels = 1 if image.mode in ("1", "L") else 3
+                return ImageFacts(*image_size(path), channels, "uint8", None)
+            pixels, alpha = pillow_pixels(image, str(path)), True
+    height, width, channels = pixels.shape
+    limits = None if pixels.dtype == np.uint8 else (float(pixels.min()), float(pixels.max()))
+    kept = 3 if channels == 4 and alpha else channels
+    return ImageFacts(width, height, kept, pixels.dtype.name, limits)
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -121,19 +191,111 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     off.
 
     Raises:
-        ImageError: as :func:`read_image`.
+        ImageError: as :func:`read_pixels`.
     """
+    if _needs_tifffile(path, None):
+        height, width, _ = _read_tiff(path, None)[0].shape
+        return width, height
     with _opened(path) as image:
-        _check_size(image.width, image.height, str(path))
-        check_depth(image, str(path))
+        check_size(image.width, image.height, str(path))
         if not check_whole(image, str(path)):
-            height, width, _ = convert_image(image, source=str(path)).shape
+            height, width, _ = pillow_pixels(image, str(path)).shape
             return width, height
         # To look for an orientation outside a PNG's header, Pillow would decode the PNG.
         if image.format == "JPEG" or _ORIENTED & image.info.keys():
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
             return image.size[::-1] if turned else image.size
         return image.size
+
+
+def is_tiff(path: str | os.PathLike[str]) -> bool:
+    """Whether a file on this disk begins as a TIFF does."""
+    return os.path.isfile(path) and first_bytes(Path(path))[:4] in STARTS
+
+
+def _needs_tifffile(path: str | os.PathLike[str], page: int | None) -> bool:
+    """Whether Pillow does not read the image, or not all of it.
+
+    Raises:
+        ImageError: a page is asked for of a file that has no pages.
+    """
+    if is_elsewhere(os.fspath(path)) or not _starts_as_tiff(path):
+        if page:
+            raise ImageError(f"{path}: there is no page {page}; only TIFFs have several")
+        return False
+    if page is not None or _is_garbled(path):
+        return True
+    return find_spec("tifffile") is not None and not _is_plain(path)
+
+
+def _starts_as_tiff(path: str | os.PathLike[str]) -> bool:
+    try:
+        return is_tiff(path)
+    except OSError:  # _opened() says why it cannot be read
+        return False
+
+
+def _is_garbled(path: str | os.PathLike[str]) -> bool:
+    """Whether Pillow mixes up the pixels: it reads uncompressed rows as columns if turned."""
+    try:
+        with Image.open(path, formats=["TIFF"]) as image:
+            turned = image.tag_v2.get(ExifTags.Base.Orientation) in _TURNED  # type: ignore[attr-defined]
+            return turned and any(tile[0] != "libtiff" for tile in image.tile)
+    except Exception:  # a damaged file can make Pillow's readers raise anything
+        return False
+
+
+def _is_plain(path: str | os.PathLike[str]) -> bool:
+    """Whether a TIFF is one image of 8 bits of a kind that Pillow knows, or a very long stack."""
+    try:
+        with Image.open(path, formats=["TIFF"]) as image:
+            return depth_of(image) is None and not 1 < count_images(image) <= MOST_COUNTED
+    except Exception:  # a damaged file can make Pillow's readers raise anything
+        return False
+
+
+def _read_tiff(path: str | os.PathLike[str], page: int | None) -> tuple[Array, Page]:
+    """(H, W, C), and what is known about the image."""
+    with TiffImages(path) as file:
+        return _read_page(file, page)
+
+
+def _read_page(file: TiffImages, number: int | None) -> tuple[Array, Page]:
+    page = file.page(number)
+    check_size(page.shape[1], page.shape[0], page.source)
+    return file.read(page), page
+
+
+class PageReader:
+    """Reads images one after the other, and keeps a stack open as long as its pages are read.
+
+    Opening a stack takes as long as it has pages.
+    """
+
+    def __init__(self, intensity: Intensity = AS_IS) -> None:
+        """
+        Args:
+            intensity: what is done to the channels of images.
+        """
+        self._intensity = intensity
+        self._path = ""
+        self._file: TiffImages | None = None
+
+    def read(self, path: str, page: int | None) -> Array:
+        """(H, W, 3) in BGR order, as :func:`read_image` gives it; it raises the same."""
+        if page is None or not _needs_tifffile(path, page):
+            return read_image(path, intensity=self._intensity, page=page)
+        if self._file is None or self._path != path:
+            self.close()
+            self._file, self._path = TiffImages(path), path
+        pixels, found = _read_page(self._file, page)
+        return self._intensity.apply(pixels, source=found.source, format="BGR", alpha=found.alpha)
+
+    def close(self) -> None:
+        """Close the stack."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 @contextmanager
@@ -154,7 +316,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
         start = first_bytes(Path(path)) if content is None else content[:64]
         raise ImageError(f"{path}: {what_instead(start)}") from error
     except Exception as error:  # a damaged file can make Pillow's readers raise anything
-        raise _as_image_error(error, str(path)) from error
+        raise as_image_error(error, str(path)) from error
 
 
 def _content(path: str) -> bytes | None:
@@ -172,167 +334,3 @@ def _content(path: str) -> bytes | None:
     except Exception as error:  # a store may raise anything
         raise ImageError(f"{path}: cannot be read: {error}") from error
     return read
-
-
-def convert_image(image: Image.Image, *, source: str = "image", format: str = "BGR") -> Array:
-    """Turn a Pillow image into an array, as :func:`read_image` does with a file.
-
-    Args:
-        image: of any mode; unchanged, except that Pillow loads its pixels.
-        source: name of the image in error messages.
-        format: a key of :data:`CHANNELS`.
-    Returns:
-        (H, W, C) uint8, contiguous.
-    Raises:
-        ImageError: as :func:`read_image`.
-    """
-    if format not in CHANNELS:
-        raise ValueError(f"format must be one of {', '.join(CHANNELS)}, found {format!r}")
-    try:
-        _check_size(image.width, image.height, source)
-        check_depth(image, source)
-        check_whole(image, source)
-        if getattr(image, "is_animated", False) and image.format not in _STILL:
-            log_first_n(
-                logging.WARNING,
-                f"{source}: animated; only the first frame is used (said once)",
-                key="message",
-            )
-        image.load()
-        image = _upright(image, source)
-        if image.mode in _ALPHA_MODES or "transparency" in image.info:
-            log_first_n(logging.WARNING, f"{source}: transparency is ignored (said once)")
-            image = image.convert("RGBA")
-        image = image.convert("RGB")
-        pixels = np.asarray(image if format != "L" else image.convert("L"))
-    except ImageError:
-        raise
-    except Exception as error:  # a damaged file can make Pillow's decoders raise anything
-        raise _as_image_error(error, source) from error
-    if format == "L":
-        pixels = pixels[:, :, None]
-    return np.array(pixels[:, :, ::-1] if format == "BGR" else pixels, order="C")
-
-
-def check_image(image: Any, *, source: str = "image", format: str = "BGR") -> Array:
-    """Check an array and convert it to the channels that a model takes.
-
-    Args:
-        image: (H, W, 3) uint8 in BGR order.  (H, W) and (H, W, 1) mean grey, (H, W, 4) loses its
-            alpha channel, and floats in 0 to 255 stay as they are.
-        source: name of the image in error messages.
-        format: a key of :data:`CHANNELS`.
-    Returns:
-        (H, W, C) uint8 or float; the array itself if nothing had to be changed.
-    Raises:
-        ImageError: it is None, empty or too large, has more than 8 bits, floats in 0 to 1, or
-            values that are not finite.
-        TypeError: it is no NumPy array, or not height by width by channels.
-    """
-    if image is None:
-        raise ImageError(f"{source} is None — file missing or unreadable?")
-    if isinstance(image, torch.Tensor):
-        raise TypeError(
-            f"{source} is a torch.Tensor of shape {tuple(image.shape)}; {_LAYOUT}: "
-            "for one in (3, H, W) pass image.permute(1, 2, 0).byte().cpu().numpy()"
-        )
-    if not isinstance(image, np.ndarray):
-        raise TypeError(f"{source} is a {type(image).__name__}; {_LAYOUT}")
-    image = np.asarray(image)  # a masked array becomes its data, which is what the network sees
-    _check_layout(image.shape, source)
-    _check_size(image.shape[1], image.shape[0], source)
-    _check_values(image, source)
-    if image.ndim == 2:
-        image = image[:, :, None]
-    if image.shape[2] == 1:
-        if format == "L":
-            return image
-        log_first_n(logging.WARNING, f"{source}: grey, replicated to three channels (said once)")
-        return np.repeat(image, 3, axis=2)
-    if image.shape[2] == 4:
-        log_first_n(logging.WARNING, f"{source}: the fourth channel (alpha) is dropped (said once)")
-        image = image[:, :, :3]
-    if format == "L":
-        return _grey(image)
-    return image[:, :, ::-1] if format == "RGB" else image
-
-
-def _grey(image: Array) -> Array:
-    """(H, W, 3) in BGR order → (H, W, 1), with Pillow's weights of the channels."""
-    if image.dtype == np.uint8:
-        pillow_image = Image.fromarray(np.ascontiguousarray(image[:, :, ::-1]))
-        return np.array(pillow_image.convert("L"))[:, :, None]
-    weights = np.array([0.114, 0.587, 0.299], dtype=image.dtype)
-    grey: Array = (image * weights).sum(axis=2, keepdims=True)
-    return grey
-
-
-def _check_layout(shape: tuple[int, ...], source: str) -> None:
-    if len(shape) not in (2, 3):
-        hint = "; several images are passed as a list" if len(shape) == 4 else ""
-        raise TypeError(f"{source} has shape {shape}; {_LAYOUT}{hint}")
-    if len(shape) == 2 or shape[2] in (1, 3, 4):
-        return
-    if shape[0] in (1, 3, 4):
-        raise TypeError(
-            f"{source} has shape {shape}, channels first; {_LAYOUT}: pass image.transpose(1, 2, 0)"
-        )
-    raise ImageError(f"{source} has {shape[2]} channels (shape {shape}); {_LAYOUT}")
-
-
-def _check_size(width: int, height: int, source: str) -> None:
-    if not width or not height:
-        raise ImageError(f"{source} is empty: {width}x{height} pixels")
-    if width * height > MAX_PIXELS:
-        raise _too_large(f"{source}: {width}x{height} pixels")
-
-
-def _check_values(image: Array, source: str) -> None:
-    """Refuse types and ranges other than those of 8-bit pixels."""
-    if image.dtype == np.uint8:
-        return
-    if image.dtype.kind in "iu":
-        raise ImageError(
-            f"{source}: expected uint8 in 0 to 255, found {image.dtype} with min={image.min()}, "
-            f"max={image.max()}; scale it to 0 to 255 and convert it with .astype('uint8')"
-        )
-    if image.dtype not in (np.float16, np.float32, np.float64):
-        raise ImageError(f"{source}: expected uint8 in 0 to 255, found {image.dtype}")
-    low, high = float(image.min()), float(image.max())
-    if not np.isfinite(low) or not np.isfinite(high):
-        raise ImageError(f"{source} contains non-finite values (NaN or infinity)")
-    # All zeros are black in 0 to 1 and in 0 to 255.
-    if 0 < high <= 1 and low >= 0:
-        raise ImageError(
-            f"{source}: {image.dtype} values in 0 to 1 (max={high:g}), expected 0 to 255; multiply "
-            "by 255"
-        )
-    if low < 0 or high > 255:
-        raise ImageError(
-            f"{source}: expected values in 0 to 255, found {image.dtype} with min={low:g}, "
-            f"max={high:g}; undo any normalisation, the model does its own"
-        )
-
-
-def _upright(image: Image.Image, source: str) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception as error:  # cameras write EXIF blocks that make Pillow's parser raise anything
-        logger.warning("%s: unreadable EXIF block, orientation ignored: %s", source, error)
-        return image
-
-
-def _as_image_error(error: Exception, source: str) -> ImageError:
-    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return _too_large(f"{source}: {error}".rstrip("."))
-    if isinstance(error, OSError) and error.strerror:
-        return ImageError(f"{source}: cannot be read: {error.strerror}")
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return ImageError(f"{source}: cannot be decoded: {reason}")
-
-
-def _too_large(what: str) -> ImageError:
-    return ImageError(
-        f"{what}; at most {MAX_PIXELS} pixels are accepted, and the network sees no more than "
-        "INPUT.MAX_SIZE_TEST pixels a side, so shrink the image first"
-    )

@@ -12,6 +12,7 @@ from detectron2.data.detection_utils import build_augmentation
 
 from instseg.data.augmentations import build_ssd_augmentations
 from instseg.data.image_mapper import Mapper, SSDMapper
+from instseg.data.intensity import Intensity
 from instseg.data.video_mapper import VideoMapper
 from instseg.errors import ConfigError, ImageError
 
@@ -63,7 +64,8 @@ class ImageMapper:
 
 def build_test_mapper(cfg: CfgNode) -> ImageMapper:
     """A mapper without annotations."""
-    return ImageMapper(Mapper(**DatasetMapper.from_config(cfg, is_train=False)))
+    settings = DatasetMapper.from_config(cfg, is_train=False)
+    return ImageMapper(Mapper(**settings, intensity=Intensity.of(cfg)))
 
 
 def build_train_mapper(cfg: CfgNode, *, augment: bool) -> ImageMapper:
@@ -81,6 +83,7 @@ def build_train_mapper(cfg: CfgNode, *, augment: bool) -> ImageMapper:
     brightness = tuple(cfg.INPUT.RANDOM_BRIGHTNESS)
     _check_crop(cfg)
     settings = DatasetMapper.from_config(cfg, is_train=True)
+    settings["intensity"] = Intensity.of(cfg)
     mapper: type[Mapper] = Mapper
     if cfg.INPUT.AUGMENTATION == "ssd":
         mapper = SSDMapper

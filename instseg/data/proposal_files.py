@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from detectron2.structures import BoxMode
 
-from instseg.checkpoint.reading import read_array_pickle
 from instseg.errors import ConfigError, DatasetError, short
 from instseg.files import atomic_write
+from instseg.pickles import read_array_pickle
 
 Array = npt.NDArray[np.float32]
 

@@ -17,7 +17,8 @@ from torch.utils.data import Dataset
 from instseg.data.annotations import Fault, standard_annotation
 from instseg.data.consistency import likely_mistakes, record_instances, sample_step
 from instseg.data.findings import LEFT_OUT, Finding, Kind, Level, Report
-from instseg.data.images import MAX_PIXELS, image_size
+from instseg.data.image_headers import MAX_PIXELS
+from instseg.data.images import image_size
 from instseg.data.readers.json_files import size_in_pixels, whole
 from instseg.data.synthetic.files import is_elsewhere
 from instseg.errors import DatasetError, ImageError, short
@@ -51,11 +52,7 @@ class CheckedRecords:
         self._size = functools.cache(_size)  # keeps sizes from one call to the next
 
     def __call__(self) -> list[Record]:
-        """The records; see :meth:`read`."""
-        return self.read()[0]
-
-    def read(self) -> tuple[list[Record], Report]:
-        """The records, and a report without errors.
+        """The records, with a warning of each kind of finding.
 
         Raises:
             DatasetError: no model can be trained or evaluated on a record; the message names it.
@@ -68,7 +65,7 @@ class CheckedRecords:
         mistakes = likely_mistakes(record_instances(records, step))
         for line in (*report.warnings(), *mistakes):
             self._log_once(line)
-        return records, report
+        return records
 
     def examine(self) -> tuple[list[Record], Report]:
         """The usable records, and a report on everything that was found."""

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from instseg.data.images import read_image
+from instseg.data.images import PageReader
+from instseg.data.intensity import AS_IS, Intensity
 from instseg.data.videos import Frame
 from instseg.errors import ImageError
 
@@ -61,14 +62,24 @@ def numbered_files(pattern: str | os.PathLike[str]) -> list[str]:
 
 
 class ImageSequence:
-    """Image files as the frames of a video, read one at a time."""
+    """Image files, or the pages of one file, as the frames of a video, read one at a time."""
 
-    def __init__(self, name: str, files: Sequence[str], fps: float = DEFAULT_FPS) -> None:
+    def __init__(
+        self,
+        name: str,
+        files: Sequence[str],
+        fps: float = DEFAULT_FPS,
+        *,
+        pages: Sequence[int] = (),
+        intensity: Intensity = AS_IS,
+    ) -> None:
         """
         Args:
             name: of the sequence in error messages.
             files: in the order of the frames.
             fps: frames per second.
+            pages: of the one file, which is a stack, in the order of the frames.
+            intensity: what is done to the channels of images.
         Raises:
             ImageError: there are no files.
         """
@@ -76,30 +87,34 @@ class ImageSequence:
             raise ImageError(f"{name}: there are no files of such names")
         self.name = name
         self.fps = fps
-        self.length: int | None = len(files)
-        self._files = files
+        self._images: list[tuple[str, int | None]] = [(file, None) for file in files]
+        if pages:
+            self._images = [(files[0], page) for page in pages]
+        self.length: int | None = len(self._images)
+        self._reader = PageReader(intensity)
 
     def __iter__(self) -> Iterator[Frame]:
         """Yield frames in order.
 
         Raises:
-            ImageError: after the last frame, if some files cannot be used.
+            ImageError: after the last frame, if some images cannot be used.
         """
         count = 0
         first: ImageError | None = None
-        for number, path in enumerate(self._files):
+        for number, (path, page) in enumerate(self._images):
             try:
-                image = read_image(path)
+                image = self._reader.read(path, page)
             except ImageError as error:
                 count, first = count + 1, first or error
                 continue
-            yield Frame(image, number / self.fps, Path(path).name)
+            yield Frame(image, number / self.fps, Path(path).name, page)
         if first is not None:
-            rest = "; the other frames are used" if count < len(self._files) else ""
+            rest = "; the other frames are used" if count < len(self._images) else ""
             raise ImageError(
-                f"{self.name}: {count} of {len(self._files)} images cannot be used, first "
+                f"{self.name}: {count} of {len(self._images)} images cannot be used, first "
                 f"{first}{rest}"
             )
 
     def close(self) -> None:
-        """Do nothing: no file is open between two frames."""
+        """Close the stack, if it is one."""
+        self._reader.close()

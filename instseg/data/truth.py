@@ -9,7 +9,7 @@ from detectron2.structures import BoxMode, PolygonMasks
 from pycocotools.coco import COCO
 
 from instseg.data.findings import Report
-from instseg.data.images import MAX_PIXELS
+from instseg.data.image_headers import MAX_PIXELS
 from instseg.data.readers.coco_check import check_coco, usable_polygons
 from instseg.data.readers.coco_records import read_coco
 from instseg.data.readers.json_files import file_of

@@ -54,7 +54,7 @@ class VideoMapper(SSDMapper):
         # Drawn for every record, so that all records take the same number of random numbers.
         distance = min(int(np.random.randint(shortest, longest + 1)), len(references))
         file = references[distance - 1] if distance else record["file_name"]
-        reference = read_image(file, format=self.image_format)
+        reference = read_image(file, format=self.image_format, intensity=self.intensity)
         size = reference.shape[:2]
         if "height" in record and size != (record["height"], record["width"]):
             raise DatasetError(

@@ -19,7 +19,8 @@ import numpy as np
 from av.stream import Disposition
 
 from instseg.data.colours import tag, to_bgr, to_yuv
-from instseg.data.images import MAX_PIXELS, Array
+from instseg.data.image_headers import MAX_PIXELS
+from instseg.data.images import Array
 from instseg.errors import ImageError, OutputError
 
 logger = logging.getLogger(__name__)
@@ -38,12 +39,13 @@ _TICKS = 60_000
 class Frame(NamedTuple):
     """An image (H, W, 3), uint8 in BGR order, and its time in seconds since the first frame.
 
-    ``file`` names the image file of a frame that has its own.
+    ``file`` names the image file of a frame that has its own, and ``page`` its page in a stack.
     """
 
     image: Array
     time: float
     file: str | None = None
+    page: int | None = None
 
 
 class FrameSource(Protocol):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import instseg
-from instseg.data.images import CHANNELS
+from instseg.data.intensity import CHANNELS
 from instseg.errors import ConfigError
 from instseg.files import atomic_write
 from instseg.inference.predictor import Predictor

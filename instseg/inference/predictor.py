@@ -1,7 +1,6 @@
 """Prediction on one image, a list or a stream, equal to Detectron2's ``DefaultPredictor``."""
 
 import logging
-import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +21,10 @@ from instseg.checkpoint import Checkpointer
 from instseg.config.classes import class_count, model_categories
 from instseg.config.nodes import check_device, get_cfg, load_cfg
 from instseg.config.rules import check_values
-from instseg.data.images import Array, check_image, convert_image, read_image
+from instseg.data.image_arrays import check_image
+from instseg.data.images import Array, read_image
+from instseg.data.intensity import Intensity
+from instseg.data.pillow_images import convert_image
 from instseg.errors import ConfigError
 from instseg.forks import check_threads
 from instseg.inference.optimize import optimize as optimize_model
@@ -82,6 +84,8 @@ class Predictor:
     Attributes:
         cfg: frozen copy of the configuration in use.
         model: the network, in evaluation mode.
+        intensity: what is done to the channels of images, by ``INPUT.NORMALIZE`` and
+            ``INPUT.CHANNELS``.
         batch_size: upper limit of the images in a forward pass.
         categories: ids and names of the classes,
             see :func:`instseg.config.classes.model_categories`.
@@ -134,6 +138,7 @@ class Predictor:
             raise ConfigError(f"batch_size is {batch_size}, expected at least 1")
         self.cfg = cfg.clone()
         self.cfg.freeze()
+        self.intensity = Intensity.of(cfg)
         self.batch_size = batch_size or (8 if cfg.MODEL.DEVICE.startswith("cuda") else 1)
         with building():
             self.model = build_model(cfg).eval()
@@ -179,7 +184,8 @@ class Predictor:
 
         Args:
             images: an (H, W, 3) uint8 array in BGR order, a path or a Pillow image; or a list or
-                tuple of these.  :func:`instseg.data.images.check_image` says what else is accepted.
+                tuple of these.  :func:`instseg.data.image_arrays.check_image` says what else is
+                accepted.
         Returns:
             for one image a dict whose ``"instances"`` has ``pred_boxes`` (pixels of the image,
             xyxy), ``scores``, ``pred_classes`` and ``pred_masks``, (N, H, W) bool or cropped (see
@@ -246,12 +252,13 @@ class Predictor:
         yield from self._run(window)
 
     def _prepare(self, item: Any, name: str) -> _Prepared:
+        format = self.cfg.INPUT.FORMAT
         if isinstance(item, str | os.PathLike):
-            image = read_image(item, format=self.cfg.INPUT.FORMAT)
+            image = read_image(item, format=format, intensity=self.intensity)
         elif isinstance(item, Image.Image):
-            image = convert_image(item, source=name, format=self.cfg.INPUT.FORMAT)
+            image = convert_image(item, source=name, format=format, intensity=self.intensity)
         else:
-            image = check_image(item, source=name, format=self.cfg.INPUT.FORMAT)
+            image = check_image(item, source=name, format=format, intensity=self.intensity)
         height, width = image.shape[:2]
         masks: str = self.cfg.TEST.MASKS
         max_instances: int = self.cfg.TEST.DETECTIONS_PER_IMAGE
@@ -361,10 +368,6 @@ def _resolve(
         cfg.TEST.setdefault(key, get_cfg().TEST[key])
     # Also for a file, where the lines above may have undone an overridden checksum.
     cfg.merge_from_list(list(overrides))
-    if not 0 < cfg.TEST.MASK_MEMORY < math.inf:
-        raise ConfigError(
-            f"TEST.MASK_MEMORY is {cfg.TEST.MASK_MEMORY}; expected gigabytes, more than 0"
-        )
     if cfg.MODEL.LOAD_PROPOSALS:
         raise ConfigError(
             "MODEL.LOAD_PROPOSALS is set: the model needs the proposals of each image from a "

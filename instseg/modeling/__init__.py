@@ -22,7 +22,7 @@ from instseg.modeling.dense import (
 from instseg.modeling.dense_network import DenseDecoder, DenseNetwork, conv_relu
 from instseg.modeling.dense_targets import IGNORED, NONE, DenseTargets, centres, dense_targets
 from instseg.modeling.fast_nms import cross_class_nms, fast_nms
-from instseg.modeling.losses import attached_zero, dice_loss, semantic_loss
+from instseg.modeling.losses import NEITHER, attached_zero, dice_loss, semantic_loss
 from instseg.modeling.pixels import PixelModel
 from instseg.modeling.rcnn import EvaluatedRCNN, is_rcnn, predict_rcnn
 from instseg.modeling.results import (
@@ -41,6 +41,7 @@ from instseg.modeling.warp import warp
 
 __all__ = [
     "IGNORED",
+    "NEITHER",
     "NONE",
     "VGG",
     "ComparedModel",

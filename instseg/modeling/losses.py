@@ -8,6 +8,9 @@ from torch.nn import functional as F
 
 from instseg.modeling.dense_targets import IGNORED
 
+NEITHER = -1
+"""Label of an anchor, region or bin that counts in no loss; Detectron2's ``Matcher`` gives it."""
+
 
 def attached_zero(tensors: Iterable[Tensor]) -> Tensor:
     """0 that gives each of ``tensors``, one at least, a gradient of 0.

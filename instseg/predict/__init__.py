@@ -38,15 +38,34 @@ It names every class of the model and every image, also those without instances,
 killed, the two are ``predictions.jsonl`` and ``categories.jsonl``, with one line per entry of their
 lists, complete after every image.  Any other end of the run joins the lines into the JSON files.
 
+``--pages all``, ``N`` or ``A:B`` (A to B - 1) takes the pages of TIFF stacks, counted from 0:
+positions in time, in depth or in the file, see :mod:`instseg.data.tiff`.  Each is an image of its
+own, whose files are called ``STEM_page0003``, and whose ``"page"`` stands behind its ``file_name``.
+With ``--track`` the pages of a stack are the frames of one video.
+
 ``--images-of NAME`` predicts on the images of a data set; NAME is one of ``DATASETS.TEST``, such as
 ``coco:PATH.json:FOLDER``.  ``image_id`` and ``file_name`` are those of its file, so pycocotools can
 compare ``predictions.json`` with that file.  The frames of a video data set are images there,
 numbered as in evaluation; to predict on a clip as a video, give it as ``--input``.
 
+**Formats.** ``--format NAME,NAME,...`` writes the results of images in one or more of these forms;
+:mod:`instseg.predict.formats` says what each can hold:
+
+- ``coco`` (default): ``predictions.json`` and ``categories.json``;
+- ``labels``: ``STEM_labels.tif``, whose pixels are the numbers of instances, the best one 1;
+- ``csv``: ``measurements.csv``, one row per instance with that number;
+- ``geojson``: ``STEM.geojson``, polygons for QuPath;
+- ``imagej``: ``STEM_rois.zip``, a set of ROIs for ImageJ;
+- ``yolo``: ``STEM.txt``, an outline per instance.
+
+``STEM`` is the name of the image without its extension, with ``_2`` and so on where two are alike.
+``instseg results predictions.json --to NAME,NAME,...`` converts the results of a run afterwards,
+also those of a run that was killed and of a video, whose frames are ``NAME_frame000012`` and so on.
+
 **Videos** are files, cameras, streams such as ``rtsp://...``, numbered images
-(``frames_%05d.png``), and with ``--track`` the images of a folder.  ``NAME.json`` has the parts of
-a YouTube-VIS file, ``info``, ``videos`` and ``categories``, but lists instances by frame, since
-YouTube-VIS's list by instance could be written only at the end::
+(``frames_%05d.png``), and with ``--track`` the images of a folder or the pages of a stack.
+``NAME.json`` has the parts of a YouTube-VIS file, ``info``, ``videos`` and ``categories``, but
+lists instances by frame, since YouTube-VIS's list by instance could be written only at the end::
 
     {"info": {"config": ..., "weights": ..., "overrides": [...], "confidence": 0.5,
               "rank_by": "class", "polygons": false, "keyframe_interval": 5, "track": false},
@@ -58,7 +77,8 @@ YouTube-VIS's list by instance could be written only at the end::
     ], "complete": true}
 
 ``length`` is the announced number of frames, or null.  ``frame`` counts decoded frames from 0,
-``time`` is in seconds since the first one.  Frames that are images have a ``file_name`` as well.
+``time`` is in seconds since the first one.  Frames that are images have a ``file_name`` as well,
+and those that are pages of a stack a ``page``.
 The ``file_name`` of a stream leaves out user, password and query.  ``keyframe`` tells whether the
 model computed the frame in full.  ``objects`` are as those of images, from ``category_id`` to
 ``segmentation``.  ``complete`` is false after an interrupt, or if a part could not be decoded.
@@ -104,8 +124,10 @@ from instseg.inference.predictor import Predictor, require_weights
 from instseg.inference.video import VideoPredictor
 from instseg.modeling.contract import architectures, gives_mask_scores
 from instseg.predict.earlier import remove_earlier, tell_others
+from instseg.predict.formats import DEFAULT, opened, parse
 from instseg.predict.images import predict_images
-from instseg.predict.records import JsonLines, writing
+from instseg.predict.pages import Pages, take_pages
+from instseg.predict.records import writing
 from instseg.predict.results import Results
 from instseg.predict.sources import Source, dataset_sources, find_sources, prepare_output
 from instseg.predict.videos import VideoRun
@@ -149,6 +171,8 @@ class PredictOptions:
     resume: bool = False
     rank_by: str = "class"
     polygons: bool = False
+    format: str = DEFAULT
+    pages: str | None = None
     overrides: Sequence[str] = ()
 
 
@@ -169,6 +193,7 @@ def predict(options: PredictOptions) -> int:
     if options.rank_by not in RANKINGS:
         raise ConfigError(f"--rank-by is {options.rank_by!r}; expected {' or '.join(RANKINGS)}")
     style = OverlayStyle(options.labels, options.fill)
+    formats = parse(options.format, "--format")
     classes = None if options.classes is None else classes_option(options.classes)
     tracker = _tracker(options)
     inputs = _inputs(options)
@@ -176,6 +201,11 @@ def predict(options: PredictOptions) -> int:
     require_weights(cfg, options.weights, "predict with")
     sources = inputs if options.images_of is None else dataset_sources(options.images_of)
     _check_sources(options, sources)
+    if formats != (DEFAULT,) and any(source.kind != "image" for source in sources):
+        logger.warning(
+            "--format is for images; the results of a video are in its NAME.json, which `instseg "
+            "results` converts"
+        )
     prepare_output(options.output, sources)
     predictor = Predictor(
         cfg,
@@ -208,7 +238,7 @@ def predict(options: PredictOptions) -> int:
         remove_earlier(options.output, sources, resume=options.resume)
         tell_others(options.output, sources)
     with _ended_by_sigterm():
-        _run(options, results, frames, sources, tracker)
+        _run(options, results, frames, sources, tracker, formats)
     return 1 if results.failures else 0
 
 
@@ -218,17 +248,14 @@ def _run(
     frames: VideoPredictor,
     sources: Sequence[Source],
     tracker: Callable[[], Tracker] | None,
+    formats: Sequence[str],
 ) -> None:
     info = _info(options, results.predictor)
     image_sources = [source for source in sources if source.kind == "image"]
     if image_sources:
-        about: dict[str, object] = {"info": info | {"images_of": options.images_of}}
-        about["categories"] = results.categories()
-        with (
-            JsonLines(options.output / "categories.json", about, "images") as images,
-            JsonLines(options.output / "predictions.json") as records,
-        ):
-            predict_images(results, image_sources, records, images)
+        about = info | {"images_of": options.images_of}
+        with opened(formats, options.output, results.predictor.categories, about) as writers:
+            predict_images(results, image_sources, writers)
     info |= {"keyframe_interval": frames.keyframe_interval, "track": options.track}
     info |= tracker().settings if tracker else {}
     run = VideoRun(
@@ -246,13 +273,17 @@ def _run(
 
 def _inputs(options: PredictOptions) -> list[Source]:
     """The sources of ``--input``; none with ``--images-of``."""
+    pages = None if options.pages is None else Pages.parse(options.pages)
     if options.images_of is None:
-        return find_sources(
+        sources = find_sources(
             options.inputs,
             recursive=options.recursive,
             sequences=options.track,
             output=options.output,
         )
+        return sources if pages is None else take_pages(sources, pages, as_videos=options.track)
+    if pages is not None:
+        raise ConfigError("--pages goes with --input, not with --images-of; leave one of them out")
     if options.inputs:
         raise ConfigError("--images-of takes the place of --input; leave one of them out")
     return []
@@ -315,7 +346,7 @@ def _check_sources(options: PredictOptions, sources: Sequence[Source]) -> None:
         if options.track and source.kind == "image" and os.path.exists(source.name):
             raise ConfigError(
                 f"--track needs videos, and {source.name} is a single image; give a folder of "
-                "images, or numbered ones such as frames_%05d.png"
+                "images, numbered ones such as frames_%05d.png, or a stack with --pages all"
             )
 
 
@@ -328,7 +359,7 @@ def _info(options: PredictOptions, predictor: Predictor) -> dict[str, object]:
         "confidence": options.confidence,
         "rank_by": options.rank_by,
         "polygons": options.polygons,
-    }
+    } | ({} if options.pages is None else {"pages": options.pages})
 
 
 @contextmanager

@@ -1,17 +1,20 @@
 """Results of earlier runs in a folder, told apart from the user's own files.
 
-Written images and videos carry a mark: PNG in its text, JPEG and MP4 as a comment.  JSON files
-begin as no other program's do.  A file without the mark is never removed, nor is a link.
+Written images and videos carry a mark: PNG in its text, TIFF as its software, JPEG, MP4 and ZIP as
+a comment.  JSON and CSV files begin, and text files end, as no other program's do.  A file without
+the mark is never removed, nor is a link.
 """
 
 import logging
 import os
 import re
+import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import av
+from PIL import Image
 
 from instseg.predict.sources import Source
 
@@ -25,6 +28,17 @@ _RESULTS = {
     ".json": (_HEADER, b'[\n{"image_id": ', b"[\n]"),
     ".jsonl": (_HEADER, b'{"image_id": '),
 }
+GEOJSON_START = b'{"type": "FeatureCollection", "software": "%s", "features": [' % MARK.encode()
+MEASUREMENTS_START = b"image,instance,class,score,area_px"
+YOLO_END = b"\t\n"
+_STARTS = _RESULTS | {".geojson": (GEOJSON_START,), ".csv": (MEASUREMENTS_START,)}
+_OF_IMAGES = (".png", ".jpg", "_labels.tif", ".geojson", "_rois.zip", ".txt")
+"""Ends of the names of files that belong to one image."""
+_OF_RUNS = (
+    *("predictions.json", "predictions.jsonl", "categories.json", "categories.jsonl"),
+    "measurements.csv",
+)
+_SOFTWARE = 305  # tag of a TIFF
 _MASK = re.compile(r"(frame\d{6,}_)?\d{3,}_.*\.png")
 _MOST_NAMED = 5
 
@@ -49,6 +63,9 @@ def remove_earlier(output: Path, sources: Iterable[Source], *, resume: bool) -> 
     Args:
         resume: keep the results of videos.
     """
+    sources = list(sources)
+    for name in _OF_RUNS if any(source.kind == "image" for source in sources) else ():
+        remove(output / name)
     for source in sources:
         if not resume or source.kind == "image":
             for name in _names(source):
@@ -70,8 +87,7 @@ def tell_others(output: Path, sources: Sequence[Source]) -> None:
     """Log results of earlier runs for other inputs; they stay."""
     expected = {name.lower() for source in sources for name in _names(source)}
     if any(source.kind == "image" for source in sources):
-        for name in ("predictions", "categories"):
-            expected |= {f"{name}{suffix}" for suffix in _RESULTS}
+        expected |= set(_OF_RUNS)
     others = []
     for name in sorted(os.listdir(output)):
         path = output / name
@@ -88,7 +104,7 @@ def tell_others(output: Path, sources: Sequence[Source]) -> None:
 
 def _names(source: Source) -> list[str]:
     """Names of the files and folders that a run may write for one input."""
-    suffixes = (".png", ".jpg") if source.kind == "image" else (*_RESULTS, ".mp4")
+    suffixes = _OF_IMAGES if source.kind == "image" else (*_RESULTS, ".mp4")
     return [f"{source.stem}{suffix}" for suffix in (*suffixes, "_masks")]
 
 
@@ -112,11 +128,35 @@ def is_ours(path: Path) -> bool:
             head = file.read(_HEAD)
         if path.suffix in (".png", ".jpg"):
             return MARK.encode() in head
-        if path.suffix in _RESULTS:
-            return head.startswith(_RESULTS[path.suffix])
+        if path.suffix in _STARTS:
+            return head.startswith(_STARTS[path.suffix])
+        if path.suffix == ".txt":
+            return re.match(rb"\d+ [\d.e -]+", head) is not None and _end(path) == YOLO_END
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                return archive.comment == MARK.encode()
+        if path.suffix == ".tif":
+            return _software(path) == MARK
         return path.suffix == ".mp4" and _comment(path) == MARK
-    except (OSError, av.FFmpegError):  # a file of ours can be read
+    except (OSError, zipfile.BadZipFile, av.FFmpegError):  # a file of ours can be read
         return False
+
+
+def _end(path: Path) -> bytes:
+    """The last bytes of a file."""
+    with path.open("rb") as file:
+        file.seek(-min(len(YOLO_END), os.path.getsize(path)), os.SEEK_END)
+        return file.read()
+
+
+def _software(path: Path) -> str | None:
+    """The program that a TIFF says it was written by."""
+    try:
+        with Image.open(path, formats=["TIFF"]) as image:
+            software: str | None = image.getexif().get(_SOFTWARE)
+            return software
+    except Exception:  # a damaged file can make Pillow raise anything
+        return None
 
 
 def _comment(path: Path) -> str | None:

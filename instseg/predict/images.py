@@ -7,39 +7,40 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from instseg.data.images import Array, read_image
+from instseg.data.images import Array, PageReader
+from instseg.data.intensity import ModelImage
 from instseg.errors import ImageError
-from instseg.predict.records import JsonLines, write_image
+from instseg.predict.formats import Format, ImageResult
+from instseg.predict.records import write_image
 from instseg.predict.results import Results
 from instseg.predict.sources import Source
 
 _JPEG_SUFFIXES = frozenset((".jfif", ".jpe", ".jpeg", ".jpg"))
 
 
-def predict_images(
-    results: Results, sources: Sequence[Source], records: JsonLines, images: JsonLines
-) -> None:
+def predict_images(results: Results, sources: Sequence[Source], formats: Sequence[Format]) -> None:
     """Predict on images, in the predictor's batches, and write the results of each.
 
     Args:
         results: counts images that cannot be used.
         sources: images.
-        records: ``predictions.json``.
-        images: ``categories.json``, which lists the images.
+        formats: they take the results of each image.
     Raises:
         OutputError: a result cannot be written.
     """
     pending: deque[tuple[Source, Array]] = deque()
+    reader = PageReader(results.predictor.intensity)
 
-    def readable() -> Iterator[Array]:
+    def readable() -> Iterator[ModelImage]:
         for source in tqdm(sources, unit="image", disable=None):
             try:
-                image = read_image(source.name)
+                image = reader.read(source.name, source.page)
             except ImageError as error:
                 results.fail(error)
                 continue
             pending.append((source, image))
-            yield image
+            yield ModelImage(image)
+        reader.close()
 
     image_ids = count(1)  # enumerate() would keep a result in memory while the next is made
     for result in results.predictor.stream(readable()):
@@ -48,13 +49,21 @@ def predict_images(
         number = next(image_ids)
         image_id = number if source.image_id is None else source.image_id
         name = source.file_name or source.name
-        head = {"image_id": image_id, "file_name": name}
         height, width = image.shape[:2]
         try:
-            descriptions = results.describe(instances, source.stem)
-            # The image first: its records refer to it, whenever the run ends.
-            images.add({"id": image_id, "file_name": name, "width": width, "height": height})
-            records.add(*(head | description for description in descriptions))
+            one = ImageResult(
+                image_id=image_id,
+                file_name=name,
+                stem=source.stem,
+                height=height,
+                width=width,
+                records=results.describe(instances, source.stem),
+                masks=instances.pred_masks if instances.has("pred_masks") else None,
+                path=Path(source.name),
+                page=source.page,
+            )
+            for writer in formats:
+                writer.add(one)
             if results.overlay:
                 suffix = ".jpg" if Path(source.name).suffix.lower() in _JPEG_SUFFIXES else ".png"
                 path = results.output / f"{source.stem}{suffix}"

@@ -50,12 +50,11 @@ class JsonLines:
         self.tail: dict[str, Any] = {}
         self._head = head
         self._key = key
-        self._continues = False
 
     def __enter__(self) -> "JsonLines":
         with writing(self.lines):
             foreign = self.lines.exists() and self.lines.stat().st_size and not is_ours(self.lines)
-        if foreign and not self._continues:
+        if foreign:
             raise OutputError(
                 f"{self.lines} is in the way, and no run of instseg predict wrote it; move it, "
                 "or choose another --output"
@@ -101,7 +100,7 @@ class JsonLines:
         if self._head is not None:
             begin, end = json.dumps({**self._head, self._key: [], **self.tail}).rsplit("[]", 1)
             begin, end = f"{begin}[", f"\n]{end}\n"
-        with self.lines.open("rb") as lines, _replacing(self.path) as file:
+        with self.lines.open("rb") as lines, replacing(self.path) as file:
             if self._head is not None:
                 lines.readline()
             file.write(begin.encode())
@@ -140,7 +139,6 @@ class VideoRecords(JsonLines):
         if resume and self._earlier.exists():
             with writing(self._earlier):
                 self._scan(header)
-            self._continues = True
 
     def __exit__(self, *error: Any) -> None:
         self.tail = {"complete": self.complete}
@@ -157,7 +155,7 @@ class VideoRecords(JsonLines):
         if not self.kept:
             super()._begin()
             return
-        with self._earlier.open("rb") as earlier, _replacing(self.lines) as file:
+        with self._earlier.open("rb") as earlier, replacing(self.lines) as file:
             earlier.readline()
             file.write(f"{json.dumps(self._head)}\n".encode())
             for _ in range(self.kept):
@@ -192,7 +190,7 @@ class VideoRecords(JsonLines):
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path) -> Iterator[BinaryIO]:
     """A new file that takes the place of ``path`` once it is complete."""
     # A short name: that of ``path`` may be as long as names can be.
     temporary = path.with_name(f".{secrets.token_hex(4)}{path.suffix}")

@@ -13,11 +13,12 @@ from instseg.data.dataset import load
 from instseg.data.records import check_image_ids
 from instseg.data.sequences import is_pattern, natural_order, numbered_files, without_number
 from instseg.data.streams import is_url, public_name
+from instseg.data.suffixes import MEDIA_SUFFIXES, VIDEO_SUFFIXES
 from instseg.errors import ConfigError, DatasetError, OutputError
-from instseg.predict.folders import MEDIA_SUFFIXES, VIDEO_SUFFIXES, media_in
+from instseg.predict.folders import media_in
 
 _CAMERA_DIGITS = 10
-_RESERVED = frozenset(("categories", "predictions"))
+RESERVED = frozenset(("categories", "predictions"))
 """Stems of the JSON files that belong to no video."""
 _LONGEST_STEM = 50
 
@@ -34,6 +35,8 @@ class Source:
         file_name: its name in results, "" for ``name``.
         url: full address of a stream.
         files: of a sequence, in the order of its frames.
+        page: of an image in a stack, None without one.
+        pages: of a sequence that is a stack; ``files`` is then that one file.
     """
 
     name: str
@@ -43,6 +46,8 @@ class Source:
     file_name: str = ""
     url: str = field(default="", repr=False)
     files: tuple[str, ...] = field(default=(), repr=False)
+    page: int | None = None
+    pages: tuple[int, ...] = field(default=(), repr=False)
 
 
 def find_sources(
@@ -65,7 +70,7 @@ def find_sources(
         ConfigError: nothing at all to work on, or an input that is a configuration key.
     """
     sources: list[Source] = []
-    stems = set(_RESERVED)
+    stems = set(RESERVED)
     for item in inputs:
         if not item:
             raise ConfigError("an --input is empty; is a variable of the shell not set?")
@@ -104,7 +109,7 @@ def dataset_sources(name: str) -> list[Source]:
     dataset = load(name)
     check_image_ids(name, dataset.records)
     root = os.path.join(dataset.image_root, "")
-    stems = set(_RESERVED)
+    stems = set(RESERVED)
     sources = []
     for number, record in enumerate(dataset.records):
         file = os.fspath(record["file_name"])
@@ -112,7 +117,7 @@ def dataset_sources(name: str) -> list[Source]:
         sources.append(
             Source(
                 file,
-                _unused(Path(file).stem, stems),
+                unused_stem(Path(file).stem, stems),
                 "image",
                 image_id if isinstance(image_id, str) else int(image_id),
                 file.removeprefix(root),
@@ -133,18 +138,18 @@ def _source(name: str, stems: set[str]) -> Source:
     if os.path.lexists(name):
         pass
     elif _is_camera(name):
-        return Source(name, _unused(f"camera_{name}", stems), "camera")
+        return Source(name, unused_stem(f"camera_{name}", stems), "camera")
     elif is_pattern(name):
-        stem = _unused(without_number(path.stem), stems)
+        stem = unused_stem(without_number(path.stem), stems)
         return Source(name, stem, "sequence", files=tuple(numbered_files(name)))
     is_video = path.suffix.lower() in VIDEO_SUFFIXES
-    return Source(name, _unused(path.stem, stems), "video" if is_video else "image")
+    return Source(name, unused_stem(path.stem, stems), "video" if is_video else "image")
 
 
 def _stream(url: str, stems: set[str]) -> Source:
     name = public_name(url)
     stem = re.sub(r"[^\w-]+", "_", Path(name.partition("://")[2]).stem)[:_LONGEST_STEM]
-    return Source(name, _unused(stem, stems), "stream", url=url)
+    return Source(name, unused_stem(stem, stems), "stream", url=url)
 
 
 def _in_folder(
@@ -152,7 +157,7 @@ def _in_folder(
 ) -> Iterator[Source]:
     images = [str(file) for file in media if file.suffix.lower() not in VIDEO_SUFFIXES]
     if sequences and images:
-        stem = _unused(folder.resolve().name or "images", stems)
+        stem = unused_stem(folder.resolve().name or "images", stems)
         yield Source(str(folder), stem, "sequence", files=tuple(sorted(images, key=natural_order)))
     for file in media:
         if not sequences or file.suffix.lower() in VIDEO_SUFFIXES:
@@ -164,8 +169,12 @@ def _is_camera(name: str) -> bool:
     return name.isdecimal() and len(name) <= _CAMERA_DIGITS and int(name) < 2**31
 
 
-def _unused(stem: str, taken: set[str]) -> str:
-    """``stem`` or ``stem_2``, ``stem_3``, ...: compared without case, as some file systems do."""
+def unused_stem(stem: str, taken: set[str]) -> str:
+    """``stem`` or ``stem_2``, ``stem_3``, ...: compared without case, as some file systems do.
+
+    Args:
+        taken: stems in lower case; the result is added to it.
+    """
     candidate, number = stem, 1
     while candidate.lower() in taken:
         number += 1

@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from instseg.data.images import Array
+from instseg.data.intensity import ModelImage
 from instseg.data.sequences import DEFAULT_FPS, ImageSequence
 from instseg.data.streams import Stream
 from instseg.data.videos import Camera, Frame, FrameSource, VideoFile, VideoWriter
@@ -75,7 +76,10 @@ class VideoRun:
         if source.kind == "stream":
             return Stream(source.url)
         if source.kind == "sequence":
-            return ImageSequence(source.name, source.files, self._fps)
+            intensity, pages = self._predictor.predictor.intensity, source.pages
+            return ImageSequence(
+                source.name, source.files, self._fps, pages=pages, intensity=intensity
+            )
         return VideoFile(source.name)
 
     def _predict(self, video: FrameSource, source: Source) -> None:
@@ -141,12 +145,14 @@ class VideoRun:
         pending: deque[Frame] = deque()
         problem: ImageError | None = None
 
-        def images() -> Iterator[Array]:
+        ready = source.kind == "sequence"  # read as INPUT.NORMALIZE says
+
+        def images() -> Iterator[Array | ModelImage]:
             nonlocal problem
             try:
                 for frame in frames:
                     pending.append(frame)
-                    yield frame.image
+                    yield ModelImage(frame.image) if ready else frame.image
             except ImageError as error:  # raised below, when all frames before it are done
                 problem = error
 
@@ -166,6 +172,7 @@ class VideoRun:
                 {
                     "frame": number,
                     **({} if frame.file is None else {"file_name": frame.file}),
+                    **({} if frame.page is None else {"page": frame.page}),
                     "time": round(frame.time, 6),
                     "width": width,
                     "height": height,

@@ -15,7 +15,6 @@ import pkgutil
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -90,9 +89,9 @@ def projects() -> tuple[Project, ...]:
     A project of somebody else that cannot be used is left out with a warning that names the
     distribution.
     """
-    found = [import_module(f"{__name__}.{name}").PROJECT for name in folders()]
-    for entry in entry_points(group=__name__):
-        project = _installed(entry)
+    found: list[Project] = []
+    for entry in _entries():
+        project = _installed(entry) if entry.dist is not None else entry.load()
         if project is not None and project.name in [known.name for known in found]:
             _leave_out(entry, f"there is another project {project.name}")
         elif project is not None:
@@ -113,8 +112,8 @@ def converters() -> dict[str, str]:
     A project declares a format by a module: ``convert_<format>``, or ``convert`` for the format
     that has the name of the project.  No project is imported: a command's help names the formats.
     """
-    packages = {name: f"{__name__}.{name}" for name in folders()}
-    for entry in entry_points(group=__name__):
+    packages: dict[str, str] = {}
+    for entry in _entries():
         try:
             packages.setdefault(entry.name, entry.module)
         except AttributeError:  # malformed: projects() tells, where it is used
@@ -130,6 +129,12 @@ def converters() -> dict[str, str]:
             if first == "convert":
                 found[format_name or project] = f"{package}.{module.name}"
     return dict(sorted(found.items()))
+
+
+def _entries() -> list[EntryPoint]:
+    """Entry points of all projects; those of the folders come first and have no distribution."""
+    ours = [EntryPoint(name, f"{__name__}.{name}:PROJECT", __name__) for name in folders()]
+    return [*ours, *entry_points(group=__name__)]
 
 
 def _installed(entry: EntryPoint) -> Project | None:

@@ -21,7 +21,6 @@ from instseg.categories import Categories
 from instseg.checkpoint import Checkpointer
 from instseg.config.classes import with_categories
 from instseg.config.nodes import check_device, find_config, load_cfg
-from instseg.config.rules import check_values
 from instseg.console import Parser
 from instseg.errors import ConfigError, OutputError
 from instseg.files import atomic_write, lock_folder
@@ -56,7 +55,6 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = _read_config(args)
     args.config_file = find_config(args.config_file)
     cfg.freeze()
-    check_values(cfg)
     check_device(cfg)
     _check_output_dir(cfg.OUTPUT_DIR)
     if comm.is_main_process():

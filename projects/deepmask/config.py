@@ -2,7 +2,17 @@
 
 from detectron2.config import CfgNode
 
-from instseg.config.rules import FRACTION, Rule, declare, number, one_of, several, whole
+from instseg.config.rules import (
+    FRACTION,
+    Rule,
+    declare,
+    number,
+    one_of,
+    several,
+    some_of,
+    where,
+    whole,
+)
 
 
 def add_deepmask_config(cfg: CfgNode) -> None:
@@ -64,5 +74,21 @@ declare(
         "SCALE_JITTER": number(0, expected="octaves, at least 0"),
         "OCTAVES_TEST": several(number(), "one number or more"),
         "MASK_THRESH_TEST": Rule(lambda x: 0 < x < 1, "a probability between 0 and 1"),
+    },
+)
+_BACKBONE = "build_symmetric_resnet_backbone"
+declare(
+    "",
+    {
+        "TEST.DETECTIONS_PER_IMAGE": where(
+            "MODEL.META_ARCHITECTURE", "DeepMask", whole(1, expected="at least 1, for DeepMask")
+        ),
+        "INPUT.RANDOM_FLIP": where(
+            "INPUT.SAMPLES", "PatchSamples", one_of("none", "horizontal", reason=" for patches")
+        ),
+        "MODEL.RESNETS.DEPTH": where("MODEL.BACKBONE.NAME", _BACKBONE, one_of(18, 34, 50, 101)),
+        "MODEL.RESNETS.OUT_FEATURES": where(
+            "MODEL.BACKBONE.NAME", _BACKBONE, some_of("conv1", "res2", "res3", "res4")
+        ),
     },
 )

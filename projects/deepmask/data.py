@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from instseg.data.image_mapper import read_recorded
+from instseg.data.intensity import AS_IS, Intensity
 from instseg.data.samples import SAMPLES_REGISTRY
-from instseg.errors import ConfigError, DatasetError
+from instseg.errors import DatasetError
 from instseg.masks import decode, rle_area, to_rle
 from instseg.projects.deepmask.inference import FILL
 from instseg.projects.deepmask.patches import (
@@ -34,7 +35,6 @@ from instseg.projects.deepmask.patches import (
 Sample = dict[str, Any]
 Image = npt.NDArray[np.uint8]
 
-_FLIPS = {"none": False, "horizontal": True}
 _CACHE_BYTES = 128 * 2**20
 _TRIES = 100
 """Images tried for one negative window."""
@@ -68,6 +68,7 @@ class PatchSamples(IterableDataset[Sample]):
         score_fraction: float,
         flip: bool,
         image_format: str,
+        intensity: Intensity = AS_IS,
     ) -> None:
         """
         Args:
@@ -77,6 +78,7 @@ class PatchSamples(IterableDataset[Sample]):
             score_fraction: share of batches for the score.
             flip: mirror half of the patches.
             image_format: order of the channels.
+            intensity: what is done to them.
         Raises:
             DatasetError: a head with a share of the batches has no instance to learn from.
 
@@ -86,7 +88,7 @@ class PatchSamples(IterableDataset[Sample]):
         self.rules = rules
         self.score_fraction = score_fraction
         self.flip = flip
-        self.image_format = image_format
+        self.image_format, self.intensity = image_format, intensity
         by_category: dict[int, list[tuple[int, int]]] = {}
         scored = []
         for i, record in enumerate(records):
@@ -115,10 +117,6 @@ class PatchSamples(IterableDataset[Sample]):
         cls, cfg: CfgNode, records: list[dict[str, Any]], *, batch_size: int
     ) -> dict[str, Any]:
         node = cfg.MODEL.DEEPMASK
-        if cfg.INPUT.RANDOM_FLIP not in _FLIPS:
-            raise ConfigError(
-                f"INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP!r}; patches know {', '.join(_FLIPS)}"
-            )
         return {
             "records": records,
             "batch_size": batch_size,
@@ -131,8 +129,9 @@ class PatchSamples(IterableDataset[Sample]):
                 scale_jitter=node.SCALE_JITTER,
             ),
             "score_fraction": node.SCORE_FRACTION,
-            "flip": _FLIPS[cfg.INPUT.RANDOM_FLIP],
+            "flip": cfg.INPUT.RANDOM_FLIP == "horizontal",
             "image_format": cfg.INPUT.FORMAT,
+            "intensity": Intensity.of(cfg),
         }
 
     def __iter__(self) -> Iterator[Sample]:
@@ -193,7 +192,7 @@ class PatchSamples(IterableDataset[Sample]):
         name = record["file_name"]
         image = self._images.get(name)
         if image is None:
-            image = read_recorded(record, format=self.image_format)
+            image = read_recorded(record, format=self.image_format, intensity=self.intensity)
             if image.nbytes <= self._cache_left:
                 self._cache_left -= image.nbytes
                 self._images[name] = image

@@ -377,8 +377,3 @@ def _check(cfg: CfgNode, backbone: Backbone) -> None:
     for key, (fits, expected) in rules.items():
         if not fits:
             raise ConfigError(f"MODEL.DEEPMASK.{key} is {node[key]!r}; expected {expected}")
-    if cfg.TEST.DETECTIONS_PER_IMAGE < 1:
-        raise ConfigError(
-            f"TEST.DETECTIONS_PER_IMAGE is {cfg.TEST.DETECTIONS_PER_IMAGE}; "
-            f"{cfg.MODEL.META_ARCHITECTURE} needs at least 1"
-        )

@@ -13,7 +13,6 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from instseg.errors import ConfigError
 from instseg.projects.deepmask.layers import SymmetricConv2d
 
 # Depth -> blocks of the three stages that remain.
@@ -86,18 +85,8 @@ class SymmetricResNet(Backbone):
             out_channels: of res2, likewise.
             norm: as in Detectron2's ``get_norm``; "FrozenBN" is the paper's.
             out_features: maps to return, of conv1, res2, res3, res4.
-        Raises:
-            ConfigError: another value.
         """
         super().__init__()
-        if depth not in _BLOCKS:
-            known = ", ".join(map(str, _BLOCKS))
-            raise ConfigError(f"MODEL.RESNETS.DEPTH is {depth}; expected one of {known}")
-        if not out_features or not set(out_features) <= set(_OUTPUTS):
-            raise ConfigError(
-                f"MODEL.RESNETS.OUT_FEATURES is {list(out_features)}; expected some of "
-                f"{', '.join(_OUTPUTS)}"
-            )
         self.conv1 = SymmetricConv2d(in_channels, stem_channels, 7, 2, bias=False)
         self.bn1 = _norm(norm, stem_channels)
         block = _Bottleneck if depth >= 50 else _BasicBlock
@@ -158,7 +147,7 @@ def _norm(norm: str, channels: int) -> nn.Module:
 
 
 def _shortcut(inputs: int, outputs: int, stride: int, norm: str) -> nn.Module:
-    """What a block adds to its result: its input, projected where the shape changes."""
+    """The input that a block adds to its result, projected where the shape changes."""
     if stride == 1 and inputs == outputs:
         return nn.Identity()
     conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)

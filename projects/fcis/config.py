@@ -2,7 +2,7 @@
 
 from detectron2.config import CfgNode
 
-from instseg.config.rules import Rule, declare, one_of, whole
+from instseg.config.rules import Rule, declare, one_of, where, whole
 
 
 def add_fcis_config(cfg: CfgNode) -> None:
@@ -48,5 +48,15 @@ declare(
         "GROUP_SIZE": _group_size,
         "SAMPLING": one_of("ohem", "random"),
         "VOTING_TEST": one_of("image", "box", "none"),
+    },
+)
+declare(
+    "MODEL.ROI_HEADS",
+    {
+        "IN_FEATURES": where(
+            "MODEL.ROI_HEADS.NAME",
+            "FCISROIHeads",
+            Rule(lambda x: len(x) == 1, "one name, as FCIS works on one feature map"),
+        )
     },
 )

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from instseg.modeling import NEITHER
 from instseg.projects.fcis.regions import Regions, Samples
 
 
@@ -36,7 +37,7 @@ def fcis_losses(
     loss_cls = (errors / counts[samples.images]).sum() / num_images
 
     logits = regions.mask_logits.float()
-    errors = F.cross_entropy(logits, samples.masks, ignore_index=-1, reduction="none")
+    errors = F.cross_entropy(logits, samples.masks, ignore_index=NEITHER, reduction="none")
     divisor = regions_per_image * num_images
     loss_mask = errors.mean(dim=(1, 2)).sum() * mask_weight / divisor
 

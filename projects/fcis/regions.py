@@ -44,7 +44,7 @@ class Samples(NamedTuple):
         images: (R,) int64 index of the image of each.
         boxes: (R, 4) continuous corners in pixels of the network input.
         labels: (R,) int64 class + 1, 0 for the background.
-        masks: (R, P, P) int64, 1 inside, 0 outside, -1 ignored (all bins of background regions).
+        masks: (R, P, P) int64, 1 inside, 0 outside, ``NEITHER`` in all bins of background regions.
         deltas: (R, 4) normalised deltas; those of background regions are ignored.
     """
 

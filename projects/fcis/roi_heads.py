@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from instseg.errors import ConfigError
 from instseg.masks import gt_masks_of
-from instseg.modeling import check_finite
+from instseg.modeling import NEITHER, check_finite
 from instseg.ops.fcis_head import fcis_head
 from instseg.ops.psroi_pool import psroi_pool
 from instseg.projects.fcis.boxes import refine_boxes, to_rois
@@ -106,10 +106,6 @@ class FCISROIHeads(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         node, heads = cfg.MODEL.FCIS, cfg.MODEL.ROI_HEADS
-        if len(heads.IN_FEATURES) != 1:
-            raise ConfigError(
-                f"MODEL.ROI_HEADS.IN_FEATURES is {heads.IN_FEATURES}; FCIS works on one feature map"
-            )
         if heads.IN_FEATURES[0] not in input_shape:
             raise ConfigError(
                 f"MODEL.ROI_HEADS.IN_FEATURES is {heads.IN_FEATURES}; the backbone gives "
@@ -236,7 +232,7 @@ class FCISROIHeads(nn.Module):
             )
         boxes, matched = boxes[chosen], matched[chosen]
         size = self.pooled_size
-        masks = labels.new_full((len(labels), size, size), -1)
+        masks = labels.new_full((len(labels), size, size), NEITHER)
         deltas = boxes.new_zeros(len(labels), 4)
         foreground = labels > 0
         if foreground.any():

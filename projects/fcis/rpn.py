@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from instseg.errors import ConfigError
-from instseg.modeling import check_finite
+from instseg.modeling import NEITHER, check_finite
 from instseg.projects.fcis.boxes import clip_boxes
 
 
@@ -67,7 +67,7 @@ class FCISRPN(RPN):
     def label_and_sample_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """See ``RPN``: labels (A,) 1, 0 or -1 (ignored) and matched boxes (A, 4) of every image."""
+        """See ``RPN``: labels (A,) 1, 0 or ``NEITHER`` and matched boxes (A, 4) of every image."""
         every = Boxes.cat(anchors)
         labels, matched = [], []
         for image in gt_instances:
@@ -82,7 +82,7 @@ class FCISRPN(RPN):
             # Each instance takes its best anchors; without an overlapping anchor it takes none.
             reached = (ious > 0).any(dim=1)
             gt_indices, inside_labels = self.anchor_matcher(ious[reached])
-            label = torch.full((len(every),), -1, dtype=torch.int8, device=corners.device)
+            label = torch.full_like(corners[:, 0], NEITHER, dtype=torch.int8)
             label[inside] = inside_labels
             labels.append(self._subsample_labels(label))
             boxes = torch.zeros_like(corners)

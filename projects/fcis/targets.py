@@ -6,6 +6,7 @@ from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
 from torch.nn import functional as F
 
+from instseg.modeling import NEITHER
 from instseg.projects.fcis.regions import Regions, Samples
 
 
@@ -18,10 +19,10 @@ def assign_labels(
         boxes: (N, 4) candidates, continuous corners.
         gt_boxes: (G, 4); G may be 0.
         gt_classes: (G,) int64, 0 .. number of classes - 1.
-        matcher: gives 1 (foreground), 0 (background) or -1 (neither).
+        matcher: gives 1 (foreground), 0 (background) or ``NEITHER``.
     Returns:
-        labels (N,) int64: class + 1, 0 for the background or -1; and (N,) index of the best
-        ground-truth box, 0 if there is none.
+        labels (N,) int64: class + 1, 0 for the background or ``NEITHER``; and (N,) index of the
+        best ground-truth box, 0 if there is none.
     """
     matched, kinds = matcher(pairwise_iou(Boxes(gt_boxes), Boxes(boxes)))
     labels = kinds.to(torch.int64)
@@ -140,7 +141,7 @@ def hard_examples(regions: Regions, samples: Samples, count: int, mask_weight: f
     probability = regions.scores.float().softmax(dim=1).gather(1, labels[:, None])[:, 0]
     loss = -(probability + 1e-14).log()
     logits = regions.mask_logits.float()
-    errors = F.cross_entropy(logits, samples.masks, ignore_index=-1, reduction="none")
+    errors = F.cross_entropy(logits, samples.masks, ignore_index=NEITHER, reduction="none")
     loss = loss + mask_weight * errors.mean(dim=(1, 2))
     # The first four deltas, of the background, have no target.
     box_targets = torch.cat([torch.zeros_like(samples.deltas), samples.deltas], dim=1)

@@ -8,8 +8,6 @@ from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock, ResN
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from instseg.errors import ConfigError
-
 _BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 # Detectron2's ResNet can only dilate res5, so its cells have at least sixteen pixels.
 _STRIDES = (1, 2, 1, 1)
@@ -21,15 +19,8 @@ def build_stride8_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNe
     """ResNet by ``cfg.MODEL.RESNETS``, res4 and res5 dilated instead of strided (hole algorithm).
 
     Parameters have the names and shapes of Detectron2's ResNet, so its ImageNet weights fit.
-
-    Raises:
-        ConfigError: a depth without bottleneck blocks.
     """
     node = cfg.MODEL.RESNETS
-    if node.DEPTH not in _BLOCKS:
-        raise ConfigError(
-            f"MODEL.RESNETS.DEPTH is {node.DEPTH}; dilated stages need 50, 101 or 152"
-        )
     stem = BasicStem(input_shape.channels, node.STEM_OUT_CHANNELS, norm=node.NORM)
     stages = []
     channels = node.STEM_OUT_CHANNELS

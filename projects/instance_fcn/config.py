@@ -2,7 +2,18 @@
 
 from detectron2.config import CfgNode
 
-from instseg.config.rules import COUNT, FRACTION, POSITIVE, Rule, declare, number, several, whole
+from instseg.config.rules import (
+    COUNT,
+    FRACTION,
+    POSITIVE,
+    Rule,
+    declare,
+    number,
+    one_of,
+    several,
+    where,
+    whole,
+)
 
 
 def add_instance_fcn_config(cfg: CfgNode) -> None:
@@ -60,5 +71,20 @@ declare(
         "SCALES_TEST": several(number(1), "one or more lengths in pixels"),
         # Cells outside the map have the logit -10 and must stay outside every mask.
         "MASK_THRESH_TEST": number(0.001, 0.999, "a probability, 0.001 to 0.999"),
+    },
+)
+declare(
+    "",
+    {
+        "INPUT.MASK_FORMAT": where(
+            "MODEL.META_ARCHITECTURE",
+            "InstanceFCN",
+            one_of("bitmask", reason=", as InstanceFCN trains on bit masks"),
+        ),
+        "MODEL.RESNETS.DEPTH": where(
+            "MODEL.BACKBONE.NAME",
+            "build_stride8_resnet_backbone",
+            one_of(50, 101, 152, reason=", as dilated stages need bottleneck blocks"),
+        ),
     },
 )

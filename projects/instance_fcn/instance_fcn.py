@@ -300,8 +300,3 @@ def _check(cfg: CfgNode, backbone: Backbone) -> None:
             f"MODEL.INSTANCE_FCN.IN_FEATURE is {node.IN_FEATURE!r}; expected one of "
             f"{', '.join(known)}"
         )
-    if cfg.INPUT.MASK_FORMAT != "bitmask":
-        raise ConfigError(
-            f"INPUT.MASK_FORMAT is {cfg.INPUT.MASK_FORMAT}; InstanceFCN trains on bit masks, set "
-            "INPUT.MASK_FORMAT bitmask"
-        )

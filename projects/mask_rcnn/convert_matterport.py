@@ -30,7 +30,7 @@ _CONFIG = "mask_rcnn/mask_rcnn_R_101_FPN_matterport.yaml"
 _EXAMPLE = "res2a_branch2a/res2a_branch2a/kernel:0"
 _KERAS_EPS = 1e-3
 _FROZEN_EPS = 1e-5
-"""What Detectron2's FrozenBatchNorm2d adds to the variance."""
+"""The epsilon that Detectron2's FrozenBatchNorm2d adds to the variance."""
 _NOT_NEEDED = {
     "anchors": "anchors follow from the configuration",
     "fc1000": "classifier of ImageNet",

@@ -2,7 +2,7 @@
 
 from detectron2.config import CfgNode
 
-from instseg.config.rules import COUNT, declare
+from instseg.config.rules import COUNT, Rule, declare, one_of, where
 
 
 def add_mask_scoring_rcnn_config(cfg: CfgNode) -> None:
@@ -28,4 +28,16 @@ def add_mask_scoring_rcnn_config(cfg: CfgNode) -> None:
     cfg.MODEL.ROI_MASKIOU_HEAD.STOP_GRADIENT = False
 
 
-declare("MODEL.ROI_MASKIOU_HEAD", {"NUM_CONV": COUNT})
+def _mask_on(cfg: CfgNode) -> Rule | None:
+    if not cfg.MODEL.MASKIOU_ON:
+        return None
+    return one_of(True, reason=", as MODEL.MASKIOU_ON scores masks; set MODEL.MASK_ON True")
+
+
+declare(
+    "MODEL",
+    {
+        "ROI_MASKIOU_HEAD.NUM_CONV": COUNT,
+        "MASK_ON": where("MODEL.ROI_HEADS.NAME", "MaskScoringROIHeads", _mask_on),
+    },
+)

@@ -26,7 +26,7 @@ from instseg.convert.configuration import (
 
 _EXAMPLE = "backbone.body.stem.conv1.weight"
 _FROZEN_EPS = 1e-5
-"""What Detectron2's FrozenBatchNorm2d adds to the variance."""
+"""The epsilon that Detectron2's FrozenBatchNorm2d adds to the variance."""
 
 _RULES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^backbone\.body\.stem\.", "backbone.bottom_up.stem."),

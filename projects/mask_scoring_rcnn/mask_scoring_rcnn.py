@@ -240,11 +240,7 @@ class MaskScoringROIHeads(StandardROIHeads):
 
 
 def _check_mask_head(cfg: CfgNode) -> None:
-    """Raise a ConfigError unless there are masks, made from pooled features."""
-    if not cfg.MODEL.MASK_ON:
-        raise ConfigError(
-            "MODEL.MASKIOU_ON scores masks, but MODEL.MASK_ON is False; set MODEL.MASK_ON True"
-        )
+    """Raise a ConfigError unless masks are made from pooled features."""
     node = cfg.MODEL.ROI_MASK_HEAD
     if not node.POOLER_TYPE or not issubclass(
         ROI_MASK_HEAD_REGISTRY.get(node.NAME), BaseMaskRCNNHead

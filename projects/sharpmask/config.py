@@ -2,6 +2,8 @@
 
 from detectron2.config import CfgNode
 
+from instseg.config.rules import Rule, declare, one_of, where
+
 
 def add_sharpmask_config(cfg: CfgNode) -> None:
     """Add ``MODEL.SHARPMASK``; all keys but those of the refinement are in ``MODEL.DEEPMASK``."""
@@ -15,3 +17,22 @@ def add_sharpmask_config(cfg: CfgNode) -> None:
     cfg.MODEL.SHARPMASK.REDUCED_DIMS = (64, 64, 64, 32)
     # Compute the horizontal nets once for an image, not once for each window (section 3.1).
     cfg.MODEL.SHARPMASK.REFACTORED_TEST = True
+
+
+def _train_mask_size(cfg: CfgNode) -> Rule:
+    size = cfg.MODEL.DEEPMASK.PATCH_SIZE
+    reason = ", which is PATCH_SIZE, as refined masks have every pixel of the window"
+    return one_of(size, reason=reason)
+
+
+declare(
+    "MODEL.DEEPMASK",
+    {
+        "TRAIN_MASK_SIZE": where("MODEL.META_ARCHITECTURE", "SharpMask", _train_mask_size),
+        "SCORE_FRACTION": where(
+            "MODEL.META_ARCHITECTURE",
+            "SharpMask",
+            one_of(0.0, reason=", as SharpMask trains the mask alone"),
+        ),
+    },
+)

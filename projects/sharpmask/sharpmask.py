@@ -189,13 +189,3 @@ def _check(cfg: CfgNode, backbone: Backbone) -> None:
                 f"MODEL.SHARPMASK.{key} is {sharp[key]}; expected a multiple of "
                 f"{1 << len(strides)}, as every stage halves it"
             )
-    if node.TRAIN_MASK_SIZE != node.PATCH_SIZE:
-        raise ConfigError(
-            f"MODEL.DEEPMASK.TRAIN_MASK_SIZE is {node.TRAIN_MASK_SIZE}; refined masks have every "
-            f"pixel of the window, set it to PATCH_SIZE, which is {node.PATCH_SIZE}"
-        )
-    if node.SCORE_FRACTION != 0:
-        raise ConfigError(
-            f"MODEL.DEEPMASK.SCORE_FRACTION is {node.SCORE_FRACTION}; SharpMask trains the mask "
-            "alone, set it to 0.0"
-        )

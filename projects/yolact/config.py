@@ -2,7 +2,7 @@
 
 from detectron2.config import CfgNode
 
-from instseg.config.rules import POSITIVE, Rule, declare, one_of, several
+from instseg.config.rules import POSITIVE, Rule, declare, one_of, several, where, whole
 from instseg.projects.yolact.boxes import anchors_by_level
 
 
@@ -109,5 +109,15 @@ declare(
             f"numbers, or {_LEVELS} lists of numbers, for P3..P7",
         ),
         "NMS": one_of("fast", "cross_class"),
+    },
+)
+declare(
+    "",
+    {
+        "INPUT.SQUARE_SIZE": where(
+            "MODEL.META_ARCHITECTURE",
+            "YOLACT",
+            whole(1, expected="the side in pixels of the square that YOLACT needs, e.g. 550"),
+        )
     },
 )

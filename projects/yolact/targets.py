@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from instseg.modeling import NEITHER
 from instseg.projects.yolact.boxes import to_corners
 
 _FORCED = 2.0
@@ -34,7 +35,7 @@ def match(
         negative_iou: below this one it is background.
         crowd_iou: with a larger share of its area in a crowd it is not background.
     Returns:
-        (P,) int64: class + 1 where positive, 0 for background, -1 for neither; and (P,) int64, the
+        (P,) int64: class + 1 where positive, 0 for background, or ``NEITHER``; and (P,) int64, the
         instance of every anchor, 0 if there is none.
     """
     count = len(priors)
@@ -47,11 +48,11 @@ def match(
         for prior, index in _forced(overlaps):
             best[prior], instances[prior] = _FORCED, index
         labels = classes[instances] + 1
-        labels[best < positive_iou] = -1
+        labels[best < positive_iou] = NEITHER
         labels[best < negative_iou] = 0
     if len(crowd_boxes):
         part = _covered(corners, crowd_boxes)
-        labels[(labels <= 0) & (part > crowd_iou)] = -1
+        labels[(labels <= 0) & (part > crowd_iou)] = NEITHER
     return labels, instances
 
 

@@ -75,7 +75,7 @@ class Detections:
     coefficients: Tensor
 
     def __getitem__(self, rows: Tensor | slice) -> "Detections":
-        """Those at ``rows``, indices, a slice or a (N,) bool."""
+        """The detections at ``rows``: indices, a slice or a (N,) bool."""
         return Detections(
             self.boxes[rows], self.scores[rows], self.classes[rows], self.coefficients[rows]
         )
@@ -151,7 +151,6 @@ class YOLACT(PixelModel):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         node = cfg.MODEL.YOLACT
         size = cfg.INPUT.SQUARE_SIZE
-        _check(cfg)
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
         levels = in_order(shapes)
@@ -392,12 +391,3 @@ def in_order(shapes: dict[str, ShapeSpec]) -> list[str]:
             "MODEL.RESNETS.OUT_FEATURES ['res3', 'res4', 'res5']"
         )
     return names
-
-
-def _check(cfg: CfgNode) -> None:
-    """Raise a ConfigError without the size of the images."""
-    if cfg.INPUT.SQUARE_SIZE < 1:
-        raise ConfigError(
-            f"INPUT.SQUARE_SIZE is {cfg.INPUT.SQUARE_SIZE}; YOLACT needs the side of the square "
-            "that images are stretched to, e.g. 550"
-        )

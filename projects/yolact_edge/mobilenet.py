@@ -54,7 +54,7 @@ class MobileNetV2(Backbone):
 
     @property
     def stages(self) -> list[nn.Sequential]:
-        """Those of :attr:`stage_names`, one after the other."""
+        """The stages of :attr:`stage_names`, one after the other."""
         ends = list(_ENDS.values())
         return [self.features[a:b] for a, b in zip([1, *ends[:-1]], ends, strict=True)]
 

@@ -8,8 +8,6 @@ from detectron2.modeling.backbone import ResNet, build_resnet_backbone
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-from instseg.errors import ConfigError
-
 
 class DeformableConv2d(nn.Module):
     """3x3 convolution that looks at learned places with learned strengths (DCNv2, 1811.11168).
@@ -55,7 +53,7 @@ def deformable_blocks(num_blocks: int, count: int, interval: int) -> list[int]:
     Args:
         num_blocks: of the stage.
         count: how many blocks at its end are asked for.
-        interval: of these only every so many, counted from the first block of the stage.
+        interval: only every ``interval``-th of them, counted from the first block of the stage.
     """
     first = max(num_blocks - count, 0)
     return [i for i in range(first, num_blocks) if i % interval == 0]
@@ -63,17 +61,8 @@ def deformable_blocks(num_blocks: int, count: int, interval: int) -> list[int]:
 
 @BACKBONE_REGISTRY.register()
 def build_deformable_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """Detectron2's ResNet, deformable where ``MODEL.YOLACT_PLUS.DEFORMABLE_*`` say.
-
-    Raises:
-        ConfigError: the keys do not fit the network.
-    """
+    """Detectron2's ResNet, deformable where ``MODEL.YOLACT_PLUS.DEFORMABLE_*`` say."""
     node = cfg.MODEL.YOLACT_PLUS
-    if cfg.MODEL.RESNETS.DEPTH < 50 or cfg.MODEL.RESNETS.RES5_DILATION != 1:
-        raise ConfigError(
-            "build_deformable_resnet_backbone needs bottleneck blocks without dilation: "
-            "MODEL.RESNETS.DEPTH 50 or more and MODEL.RESNETS.RES5_DILATION 1"
-        )
     backbone = build_resnet_backbone(cfg, input_shape)
     for stage, count in zip(backbone.stages, node.DEFORMABLE_BLOCKS, strict=False):
         for i in deformable_blocks(len(stage), count, node.DEFORMABLE_INTERVAL):

@@ -10,7 +10,6 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from instseg.errors import ConfigError
 from instseg.modeling import check_finite, stage
 from instseg.projects.yolact import YOLACT, Detections, MaskSamples, mask_probabilities
 
@@ -73,7 +72,7 @@ class YOLACTPlus(YOLACT):
         Args:
             maskiou_net: predicts the IoU of masks.
             maskiou_weight: factor of its loss.
-            maskiou_min_area: it trains on masks of more than so many prototype pixels.
+            maskiou_min_area: it trains on masks of more prototype pixels than this.
             kwargs: those of YOLACT.
         """
         super().__init__(**kwargs)
@@ -84,15 +83,6 @@ class YOLACTPlus(YOLACT):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         node = cfg.MODEL.YOLACT_PLUS
-        side = 2 * -(-cfg.INPUT.SQUARE_SIZE // 8)
-        for _ in node.MASKIOU_CHANNELS:
-            side = (side - 1) // 2
-        if side < 1:
-            raise ConfigError(
-                f"MODEL.YOLACT_PLUS.MASKIOU_CHANNELS has {len(node.MASKIOU_CHANNELS)} layers, too "
-                f"many for the prototypes of INPUT.SQUARE_SIZE {cfg.INPUT.SQUARE_SIZE}; each "
-                "halves them without padding"
-            )
         arguments: dict[str, Any] = super().from_config(cfg)
         arguments["maskiou_net"] = FastMaskIoUNet(
             cfg.MODEL.YOLACT.NUM_CLASSES, node.MASKIOU_CHANNELS

@@ -15,12 +15,20 @@ import instseg
 from instseg import benchmark, cli
 from instseg.benchmark import Row, comparisons, models, ops
 from instseg.modeling import Comparison
+from tests.support.programs import in_this_process
 
 TINY = [
     *("INPUT.MIN_SIZE_TEST", "64", "MODEL.DEVICE", "cpu"),
     *("MODEL.RESNETS.WIDTH_PER_GROUP", "4", "MODEL.RESNETS.RES2_OUT_CHANNELS", "8"),
 ]
 CONFIG = "mask_rcnn/mask_rcnn_shapes.yaml"
+
+
+@pytest.fixture(autouse=True)
+def _no_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``test_processes.py`` has the one that loads torch for ten seconds."""
+    for module in (models, ops):
+        monkeypatch.setattr(module, "in_fresh_process", in_this_process)
 
 
 def test_a_model_is_compared_with_the_stock_predictor_and_written_as_rows(

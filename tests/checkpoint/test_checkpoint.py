@@ -2,9 +2,6 @@
 
 import logging
 import pickle
-import socket
-import subprocess
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -21,6 +18,7 @@ from torch import nn
 from instseg.categories import Categories
 from instseg.checkpoint import Checkpointer, read_weights, save_safetensors
 from instseg.errors import CheckpointError
+from tests.support.forking import run_ranks
 
 PAGE = b"<!DOCTYPE html><html><body>404</body></html>"
 
@@ -267,46 +265,7 @@ def test_a_failing_download_is_explained_with_the_ways_out(server):
         read_weights(f"{server}/missing.pth")
 
 
-WORKER = """
-import sys
-import torch
-import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from instseg.checkpoint import Checkpointer
-from instseg.errors import CheckpointError
-
-rank, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-# The second worker sees none of the files, as on a machine without a shared disk.
-folder = folder if rank == 0 else folder + "/elsewhere"
-torch.manual_seed(0)
-model = DistributedDataParallel(nn.Linear(2, 2))
-checkpointer = Checkpointer(model, folder)
-model.module.weight.data.fill_(7)
-checkpointer.save("m", iteration=4)
-model.module.weight.data.zero_()
-iteration = checkpointer.resume_or_load("", resume=True)["iteration"]
-try:
-    checkpointer.load(folder + "/missing.pth")
-except CheckpointError as error:
-    print(rank, iteration, model.module.weight.sum().item(), "does not exist" in str(error))
-dist.destroy_process_group()
-"""
-
-
-@pytest.mark.timeout(120)
 def test_all_workers_of_ddp_get_what_the_main_worker_reads_or_its_error(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(rank), str(port), str(tmp_path)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [worker.communicate(timeout=100)[0].strip() for worker in workers]
+    ranks = run_ranks("tests.support.rank_checkpoint", str(tmp_path))
+    outputs = [rank.stdout.strip() for rank in ranks]
     assert outputs == ["0 4 28.0 True", "1 4 28.0 True"]

@@ -1,4 +1,4 @@
-"""For inference, weights fit a model completely, or one line says what does not and why."""
+"""Weights for inference fit a model completely, or one line names what does not fit and why."""
 
 import logging
 from collections.abc import Callable

@@ -11,11 +11,9 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from detectron2.modeling import build_model
 
-import instseg
 from tests.conftest import ROOT
+from tests.support.meta_models import meta_model
 
 DIGESTS: dict[str, str] = json.loads(
     (ROOT / "tests/golden/parameters.json").read_text(encoding="utf-8")
@@ -23,10 +21,8 @@ DIGESTS: dict[str, str] = json.loads(
 
 
 def lines_of(config: str) -> str:
-    """What the state dict of an untrained model holds."""
-    cfg = instseg.load_cfg(config, ["MODEL.DEVICE", "meta", "MODEL.WEIGHTS", ""])
-    with torch.device("meta"):
-        state = build_model(cfg).state_dict()
+    """Names, shapes and dtypes in the state dict of an untrained model."""
+    state = meta_model(config).state_dict()
     return "".join(
         f"{name} {list(value.shape)} {value.dtype}\n" for name, value in sorted(state.items())
     )

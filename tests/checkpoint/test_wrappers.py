@@ -1,4 +1,4 @@
-"""Weights are found under whatever training code has put around them."""
+"""Weights are found inside the wrappers of any training code."""
 
 import logging
 from collections.abc import Callable

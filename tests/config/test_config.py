@@ -285,23 +285,21 @@ def test_an_unregistered_part_lists_close_names_and_their_home(
 def test_a_class_count_that_differs_from_the_data_names_both_numbers_and_the_key() -> None:
     cfg = instseg.load_cfg("mask_rcnn/mask_rcnn_shapes.yaml", ["MODEL.ROI_HEADS.NUM_CLASSES", 80])
     with pytest.raises(
-        ConfigError, match="shapes_train has 3 classes, MODEL.ROI_HEADS.NUM_CLASSES is 80"
+        ConfigError, match="shapes_val has 3 classes, MODEL.ROI_HEADS.NUM_CLASSES is 80"
     ):
-        check_classes(cfg, load_all(cfg.DATASETS.TRAIN))
+        check_classes(cfg, load_all(cfg.DATASETS.TEST))
 
 
 def test_training_and_test_sets_with_other_classes_are_refused() -> None:
     cfg = instseg.load_cfg("mask_rcnn/mask_rcnn_shapes.yaml")
-    with pytest.raises(
-        ConfigError, match="shapes_train and shapes_hard_val differ in their classes"
-    ):
-        check_classes(cfg, load_all(("shapes_train", "shapes_hard_val")))
+    with pytest.raises(ConfigError, match="shapes_val and shapes_hard_val differ in their classes"):
+        check_classes(cfg, load_all(("shapes_val", "shapes_hard_val")))
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["DATASETS.TRAIN", ("shapes_train", 5)], "DATASETS.TEST hold names, found 5"),
+        (["DATASETS.TRAIN", ("shapes_train", 5)], "DATASETS.TRAIN is .* 5.; expected names"),
         (["DATASETS.SHAPES_SIZE", 1], "DATASETS.SHAPES_SIZE is 1; expected 16 to 4096 pixels"),
         (["DATASETS.SHAPES_SIZE", 10**9], "expected 16 to 4096 pixels"),
     ],

@@ -7,12 +7,12 @@ import pytest
 import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.modeling import build_model
 
 import instseg
-from instseg.projects import projects
 from instseg.testing import assert_valid, batch_of, check_saving_of, check_training_on
 from tests.conftest import ROOT
+from tests.support.meta_models import meta_model
+from tests.support.own_projects import PROJECTS
 
 CONFIGS = sorted(
     str(path.relative_to(ROOT / "configs"))
@@ -27,7 +27,7 @@ SMALL = [
     *("INPUT.CROP.ENABLED", False),
     *("INPUT.SQUARE_SIZE", 160),
     *("TEST.DETECTIONS_PER_IMAGE", 20),
-    *(word for project in projects() for word in project.any_score + project.fast),
+    *(word for project in PROJECTS for word in project.any_score + project.fast),
 ]
 
 
@@ -37,7 +37,7 @@ def small_cfg(name: str) -> CfgNode:
 
 @pytest.fixture(scope="module")
 def records(data_root: Path) -> list[dict[str, Any]]:
-    """One real image with several objects and one that has none."""
+    """One real image with several instances and one that has none."""
     instseg.load_cfg("mask_rcnn/mask_rcnn_shapes.yaml")
     every = DatasetCatalog.get("coco_mini_train")
     full = next(r for r in every if sum(not a["iscrowd"] for a in r["annotations"]) >= 4)
@@ -46,7 +46,7 @@ def records(data_root: Path) -> list[dict[str, Any]]:
 
 
 def kind(name: str) -> tuple[str, ...]:
-    """What two configurations share that differ in depth, classes, data set and schedule."""
+    """Values that configurations of other depth, classes, data set and schedule have in common."""
     cfg = small_cfg(name)
     nodes = [node for node in cfg.MODEL.values() if isinstance(node, CfgNode)]
     networks = [node.NETWORK for node in nodes if "NETWORK" in node]
@@ -66,8 +66,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_can_be_built(name: str) -> None:
     """On the meta device, whose tensors have shapes and no numbers."""
-    model = build_model(instseg.load_cfg(ROOT / "configs" / name, ["MODEL.DEVICE", "meta"]))
-    assert all(parameter.is_meta for parameter in model.parameters())
+    parameters = list(meta_model(ROOT / "configs" / name).parameters())
+    assert parameters and all(parameter.is_meta for parameter in parameters)
 
 
 def test_a_config_trains_a_step_with_and_without_objects_evaluates_and_round_trips(

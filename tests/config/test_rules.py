@@ -1,4 +1,4 @@
-"""The dialect in which keys say which values they may have."""
+"""The rules that say which values a key may have."""
 
 import math
 from typing import Any
@@ -17,6 +17,7 @@ from instseg.config.rules import (
     ordered,
     several,
     some_of,
+    where,
     whole,
 )
 from instseg.errors import ConfigError
@@ -31,6 +32,7 @@ from instseg.errors import ConfigError
         (number(0, 1, "a share"), [0, 1.0], [1.1], "a share"),
         (one_of(4, 8), [4], [5], "4 or 8"),
         (one_of("a", "b", "c"), ["b"], ["d", 1], "a, b or c"),
+        (one_of(1, reason=", as so"), [1], [2], "1, as so"),
         (some_of("a", "b"), [["a"], ["b", "a"]], [[], ["c"]], "some of a, b"),
         (several(whole(1), "sides"), [[1], (1, 2)], [[], [0], 1], "sides"),
         (several(whole(1), "a pair", 2, 2), [[1, 2]], [[1], [1, 2, 3]], "a pair"),
@@ -48,8 +50,8 @@ def test_a_rule_knows_what_fits_and_says_so(
 @pytest.fixture
 def paper(monkeypatch: pytest.MonkeyPatch) -> CfgNode:
     """A configuration with the keys of a paper, which declares what they may be."""
+    cfg = instseg.get_cfg()  # first, as it imports the projects, which declare their rules once
     monkeypatch.setattr(rules, "_declared", dict(rules._declared))
-    cfg = instseg.get_cfg()
     cfg.MODEL.TOY = CfgNode({"STRIDE": 4, "SIDE": 8})
     declare(
         "MODEL.TOY",
@@ -77,6 +79,23 @@ def test_a_value_may_limit_another(paper: CfgNode) -> None:
         check_values(paper)
 
 
+def test_a_paper_adds_rules_for_keys_of_others_that_hold_for_its_models_alone(
+    paper: CfgNode,
+) -> None:
+    key, name = "INPUT.MAX_SIZE_TEST", "MODEL.META_ARCHITECTURE"
+    declare("", {key: where(name, "GeneralizedRCNN", whole(50, expected="50 for an R-CNN"))})
+    paper.INPUT.MAX_SIZE_TEST = 0
+    with pytest.raises(ConfigError, match="MAX_SIZE_TEST is 0; expected a whole number of at lea"):
+        check_values(paper)
+    paper.INPUT.MAX_SIZE_TEST = 49
+    for derived in ("GeneralizedRCNN", "FCIS"):
+        paper.MODEL.META_ARCHITECTURE = derived
+        with pytest.raises(ConfigError, match="MAX_SIZE_TEST is 49; expected 50 for an R-CNN"):
+            check_values(paper)
+    paper.MODEL.META_ARCHITECTURE = "SGN"
+    check_values(paper)
+
+
 def test_a_stock_configuration_of_detectron2_needs_no_key_of_ours(paper: CfgNode) -> None:
     check_values(get_cfg())
 
@@ -84,3 +103,18 @@ def test_a_stock_configuration_of_detectron2_needs_no_key_of_ours(paper: CfgNode
 def test_all_declared_keys_exist() -> None:
     cfg = instseg.get_cfg()
     assert [key for key in rules._declared if rules._value(cfg, key) is None] == []
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("fcis/fcis_shapes.yaml", "MODEL.FCIS.SAMPLING", "x"),
+        ("sgn/sgn_shapes.yaml", "MODEL.SGN.LINES", "diagonal"),
+        ("yolact/yolact_shapes.yaml", "MODEL.YOLACT.NMS", "x"),
+    ],
+)
+def test_a_configuration_is_checked_where_it_is_loaded(overrides: tuple[str, str, str]) -> None:
+    """Whoever builds the model: Detectron2's predictor checks nothing."""
+    config, key, value = overrides
+    with pytest.raises(ConfigError, match=f"{key} is '{value}'; expected"):
+        instseg.load_cfg(config, [key, value])

@@ -106,7 +106,7 @@ def test_a_file_of_another_kind_is_an_error_and_the_next_set_is_checked(
     names = write_set(tmp_path / "a", given), write_set(tmp_path / "b", content())
     assert cli.main(["check-data", *names]) == 1
     output = capsys.readouterr().out
-    assert "not in COCO's format" in output and "nothing found" in output
+    assert "not in the expected format" in output and "nothing found" in output
 
 
 def test_built_in_sets_are_checked_too(data_root: Path) -> None:
@@ -316,7 +316,7 @@ def test_missing_test_images_are_found_before_training_and_before_evaluation(
 
 
 def spoilt_truth(area: Any) -> dict[str, Any]:
-    """One object that can be found, without iscrowd, and others that cannot be drawn."""
+    """One instance that can be found, without iscrowd, and others that cannot be drawn."""
     given = content()
     one = given["annotations"][0]
     del one["iscrowd"]
@@ -365,11 +365,11 @@ def test_every_system_checks_the_number_of_classes(path: Path) -> None:
     cfg = instseg.load_cfg(path)
     key = num_classes_key(cfg)
     if key is None:
-        check_classes(cfg, load_all(("shapes_train", "shapes_hard_train")))
+        check_classes(cfg, load_all(("shapes_val", "shapes_hard_val")))
         return
     cfg.merge_from_list([key, 80])
-    with pytest.raises(ConfigError, match=f"shapes_train has 3 classes, {key} is 80; set {key} 3"):
-        check_classes(cfg, load_all(("shapes_train",)))
+    with pytest.raises(ConfigError, match=f"shapes_val has 3 classes, {key} is 80; set {key} 3"):
+        check_classes(cfg, load_all(("shapes_val",)))
 
 
 def test_classes_in_another_order_are_refused(tmp_path: Path) -> None:

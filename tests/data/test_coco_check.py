@@ -1,4 +1,4 @@
-"""Annotations in COCO's format: what is refused, what is left out, what is only told."""
+"""Annotations in COCO's format: refused, left out, or only reported."""
 
 import functools
 import logging
@@ -275,7 +275,7 @@ def test_real_sets_are_sound(data_root: Path) -> None:
 
 
 def test_many_objects_take_seconds() -> None:
-    """860 000 objects, COCO's training set, take some 10 s of one core."""
+    """860 000 instances, COCO's training set, take some 10 s of one core."""
     given = content()
     one = given["annotations"][0]
     many = [{**one, "id": key, "segmentation": [SQUARE * 8]} for key in range(30_000)]

@@ -1,4 +1,4 @@
-"""What annotation programs write in place of COCO's format is taken, and `check-data` tells it."""
+"""Forms that annotation programs write in place of COCO's are read, and `check-data` notes them."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Fields of instances are compared; what holds for most of a data set is told as its mistake."""
+"""Fields of instances are compared; a fault in most of a data set is reported as one of the set."""
 
 import copy
 import logging
@@ -157,7 +157,7 @@ MISTAKES = {
 def test_what_holds_for_most_is_a_warning_about_the_set(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, given: Any, kind: Kind, message: str
 ) -> None:
-    """Of ``check-data`` and, in the log, of whoever reads the set for training; nothing is lost."""
+    """``check-data`` and the log of a training both warn; no instance is lost."""
     name = write_set(tmp_path, given)
     (checked,) = check_data([name])
     warnings = {k: keys for k, keys in checked.report.ids.items() if k.level.value != "note"}

@@ -1,4 +1,4 @@
-"""Files of a data set that no image can be read from are told before the first iteration."""
+"""Files of a data set that cannot be read are reported before the first iteration."""
 
 import os
 from collections.abc import Callable
@@ -82,7 +82,7 @@ def test_of_many_files_no_more_than_some_are_asked_for(
 
 
 def test_earlier_frames_that_are_not_there_are_found_before_training(tmp_path: Path) -> None:
-    """They may be of frames without an object, which are no records of the training."""
+    """They may be of frames without an instance, which are no records of the training."""
     frame = {"file_name": "shapes://shapes_val/32/0"}
     references = [str(tmp_path / f"{number}.png") for number in (1, 2)]
     (tmp_path / "1.png").write_bytes(b"1")

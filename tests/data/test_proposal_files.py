@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import instseg
-from instseg.checkpoint.reading import read_array_pickle
 from instseg.cli import main
 from instseg.data.proposal_files import with_proposals, write_proposals
 from instseg.data.synthetic.shapes import export
 from instseg.errors import CheckpointError, ConfigError, DatasetError, OutputError
 from instseg.inference.predictor import Predictor
+from instseg.pickles import read_array_pickle
 from instseg.training.trainer import Trainer
 
 MODEL = "instance_fcn/instance_fcn_shapes.yaml"

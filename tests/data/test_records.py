@@ -46,7 +46,7 @@ Change = Callable[[Records], Any]
 
 
 def plain(folder: Path) -> Records:
-    """One object in each of two images, as Detectron2 wants it."""
+    """One instance in each of two images, as Detectron2 wants it."""
     write_set(folder, content())
     return [
         {

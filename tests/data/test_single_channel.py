@@ -13,7 +13,8 @@ from PIL import Image
 import instseg
 from instseg import Predictor, VideoPredictor, cli
 from instseg.benchmark.models import benchmark_models
-from instseg.data.images import check_image, read_image
+from instseg.data.image_arrays import check_image
+from instseg.data.images import read_image
 from instseg.data.mappers import build_train_mapper
 from instseg.data.samples import build_sample_loader
 from instseg.data.synthetic import shapes

@@ -1,4 +1,4 @@
-"""Videos that a server sends, and what such a server must not reach."""
+"""Videos that a server sends, and files that such a server must not reach."""
 
 import contextlib
 import socket

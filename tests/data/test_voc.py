@@ -65,7 +65,7 @@ def root(tmp_path: Path) -> Path:
             Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / folder / f"{name}.jpg")
         structure = {"Segmentation": OBJECTS, "Categories": CATEGORIES}
         write_mat(sbd / "inst" / f"{name}.mat", structure)
-        # The column beside the left object is its boundary.
+        # The column beside the left instance is its boundary.
         write_png(voc / "SegmentationObject" / f"{name}.png", void_column(OBJECTS))
         classes = labels({15: LEFT, 8: RIGHT})
         write_png(voc / "SegmentationClass" / f"{name}.png", void_column(classes))
@@ -294,7 +294,7 @@ def test_classes_are_known_without_reading_anything(registered: Any, root: Path)
 
 
 def perfect(record: dict[str, Any]) -> dict[str, Instances]:
-    """The objects of a record as if they had been predicted."""
+    """The instances of a record as if they had been predicted."""
     items = record["annotations"]
     masks = np.array([mask_util.decode(item["segmentation"]) for item in items], dtype=bool)
     corners = [[x, y, x + w, y + h] for x, y, w, h in (item["bbox"] for item in items)]
@@ -334,7 +334,7 @@ def test_all_evaluators_work_on_the_data(name: str, registered: Any, tmp_path: P
 def test_changed_files_are_evaluated_as_they_are_now(
     registered: Any, root: Path, tmp_path: Path
 ) -> None:
-    """What an earlier evaluation wrote into the same folder must not be used again."""
+    """Files of an earlier evaluation in the same folder must not be used again."""
     evaluate("sbd_val", tmp_path / "out")
     (root / "sbd/val.txt").write_text(NAMES[0])
     changed = {"Segmentation": labels({1: RIGHT}), "Categories": CATEGORIES[1:]}

@@ -44,7 +44,7 @@ def runs(*rows: tuple[int, int]) -> dict[str, Any]:
 
 
 def content() -> dict[str, Any]:
-    """Two videos; in the first an object is seen in frames 0 and 2, in the second there is none."""
+    """Two videos: the first has an instance in the frames 0 and 2, the second has none."""
 
     def video(key: int, length: int) -> dict[str, Any]:
         names = [f"v{key}/{frame:05d}.png" for frame in range(length)]
@@ -212,8 +212,8 @@ def test_both_frames_and_tracks_are_evaluated_without_being_asked_for(
 ) -> None:
     results = evaluate(named, tmp_path)
     assert results["segm"]["AP"] == pytest.approx(100)
-    # The object is not in sight in the second frame, and its box is elsewhere in the third: two
-    # tracks for one object, the longer of which covers 2 of 3 pixels: 0.5, 0.55, 0.6 and 0.65.
+    # The instance is hidden in the second frame, and its box is elsewhere in the third: two
+    # tracks for one instance, the longer of which covers 2 of 3 pixels: 0.5, 0.55, 0.6 and 0.65.
     assert results["tracks"]["AP"] == pytest.approx(40)
 
 

@@ -41,7 +41,7 @@ def evaluator_for(dataset: str, tmp_path: Path) -> COCOEvaluator:
 
 
 def detections(**fields: torch.Tensor) -> dict[str, Instances]:
-    """The object itself with score 0.9 and a box beside it with 0.5."""
+    """The instance itself with score 0.9 and a box beside it with 0.5."""
     masks = torch.zeros(2, 64, 64, dtype=torch.bool)
     for mask, (x1, y1, x2, y2) in zip(masks, (RIGHT, WRONG), strict=True):
         mask[int(y1) : int(y2), int(x1) : int(x2)] = True
@@ -89,13 +89,13 @@ def test_without_mask_scores_the_results_are_detectron2s(dataset: str, tmp_path:
     expected = evaluate(theirs, detections())
     found = evaluate(ours, detections())
     del found["segm"]["rho"]  # which Detectron2 does not know
-    assert str(found) == str(expected)  # as text, since areas without objects give NaN
+    assert str(found) == str(expected)  # as text, since areas without instances give NaN
     files = sorted(tmp_path.rglob("coco_instances_results.json"))
     assert files[0].read_text() == files[1].read_text()
 
 
 def rho_of(evaluator: COCOEvaluator, *boxes: tuple[list[float], float]) -> float:
-    """Of masks that fill these boxes and have these mask scores."""
+    """Results for masks that fill these boxes and have these mask scores."""
     return segm_of(evaluator, [0.5] * len(boxes), *boxes)["rho"]
 
 
@@ -117,7 +117,7 @@ def segm_of(
     return evaluate(evaluator, {"instances": instances})["segm"]
 
 
-GOOD, FAIR = [10.0, 10, 30, 29], [10.0, 10, 30, 26]  # IoU 0.95 and 0.8 with the object
+GOOD, FAIR = [10.0, 10, 30, 29], [10.0, 10, 30, 26]  # IoU 0.95 and 0.8 with the instance
 
 
 def test_rho_is_the_rank_correlation_of_mask_scores_and_true_iou(

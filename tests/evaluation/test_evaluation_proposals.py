@@ -114,7 +114,7 @@ def test_exact_proposals_have_full_recall(tmp_path: Path) -> None:
 
 
 def test_recall_is_averaged_over_ten_thresholds(tmp_path: Path) -> None:
-    """Half of the objects is found, with IoU 0.72: at 0.5, 0.55, 0.6, 0.65, 0.7."""
+    """Half of the instances is found, with IoU 0.72: at 0.5, 0.55, 0.6, 0.65, 0.7."""
     name = write(tmp_path, [annotation(MEDIUM), annotation(LARGE)])
     results = evaluate(evaluator_for(name, tmp_path), proposals((40, 0, 90, 36)))
     assert results["proposals_segm"]["AR@10"] == pytest.approx(25)
@@ -138,7 +138,7 @@ def test_objects_are_counted_by_area(tmp_path: Path) -> None:
 
 
 def test_only_the_best_n_proposals_count(tmp_path: Path) -> None:
-    """The two objects are found at the ranks 11 and 101, behind proposals beside any object."""
+    """The two instances are found at the ranks 11 and 101, behind proposals beside any instance."""
     name = write(tmp_path, [annotation(SMALL), annotation(MEDIUM)])
     beside = (150, 150, 155, 155)
     output = proposals(*[beside] * 10, SMALL, *[beside] * 89, MEDIUM)
@@ -167,7 +167,7 @@ def test_the_area_under_a_constant_is_the_constant() -> None:
 
 
 def test_classes_are_not_told_apart(tmp_path: Path) -> None:
-    """All proposals have the class 0, the second object has another one."""
+    """All proposals have the class 0, the second instance has another one."""
     name = write(tmp_path, [annotation(SMALL, category=1), annotation(MEDIUM, category=2)])
     results = evaluate(evaluator_for(name, tmp_path), proposals(SMALL, MEDIUM))
     assert results["proposals_segm"]["AR@10"] == 100
@@ -236,7 +236,7 @@ def test_recall_equals_pycocotools_own_summary(tmp_path: Path) -> None:
             official.accumulate()
             recall = 100 * official.eval["recall"].mean(axis=0)[0]
             for row, area in zip(recall, ("", "s", "m", "l"), strict=True):
-                if row[0] >= 0:  # -1: no objects of that size
+                if row[0] >= 0:  # -1: no instances of that size
                     found = [results[task][f"AR{area}@{n}"] for n in (10, 100, 1000)]
                     assert found == pytest.approx(row)
 

@@ -35,7 +35,7 @@ CONFIG = "yolact/yolact_shapes.yaml"
 
 
 class Oracle(nn.Module):
-    """Finds what is annotated in a frame; between key frames, what was there in the key frame."""
+    """A model that finds the annotations of a frame; between key frames, those of the key frame."""
 
     keyframe_interval = 4
 
@@ -280,7 +280,7 @@ def test_one_that_was_away_for_long_is_another() -> None:
 
 
 def test_what_a_tracker_remembers_does_not_grow_with_the_tracks_it_has_ended() -> None:
-    """A thousand pixels lie between the objects of successive frames, so each is a new one."""
+    """A thousand pixels lie between the instances of successive frames, so each is a new one."""
     tracker = Tracker(patience=2)
     sizes = []
     for frame in range(60):
@@ -334,7 +334,7 @@ def test_a_class_that_flickers_is_voted_on(clips: str, tmp_path: Path) -> None:
 
 
 def test_tracks_that_are_seen_half_of_the_time_overlap_by_half(clips: str, tmp_path: Path) -> None:
-    """Which reaches few of the ten thresholds, for masks that are perfect in every frame."""
+    """The IoU reaches few of the ten thresholds, although the masks are perfect in every frame."""
     found = {key: value for key, value in all_found().items() if key[1] < 8}
     result = evaluate(load(clips), tmp_path, found)["tracks"]
     assert result["AP"] < 20 and result["AP75"] == 0

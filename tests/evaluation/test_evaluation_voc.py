@@ -37,7 +37,7 @@ def test_a_second_detection_of_an_object_is_false() -> None:
 
 
 def test_a_detection_does_not_move_on_to_its_second_best_object() -> None:
-    """Both prefer the first object; the second is over the threshold with the other as well."""
+    """Both prefer the first instance; the second is over the threshold with the other as well."""
     assert matched([[0.9, 0.1], [0.8, 0.7]], 0.5) == [HIT, MISS]
 
 
@@ -92,7 +92,7 @@ def test_both_interpolations_by_hand() -> None:
 
 
 def test_objects_that_are_never_found_lower_both() -> None:
-    """One hit of four objects: recall 1/4 is beyond 0, 0.1, 0.2."""
+    """One hit of four instances: recall 1/4 is beyond 0, 0.1, 0.2."""
     assert precision_of([HIT], 4, "all-point") == pytest.approx(1 / 4)
     assert precision_of([HIT], 4, "11-point") == pytest.approx(3 / 11)
 
@@ -122,7 +122,7 @@ def rle(row: Row) -> dict[str, Any]:
 
 @pytest.fixture
 def dataset() -> DataSet:
-    """Class "a": an object in both images and a difficult one; "b": one; "c": none."""
+    """Class "a": an instance in both images and a difficult one; "b": one; "c": none."""
 
     def item(kind: int, row: Row, **extra: Any) -> dict[str, Any]:
         box = [row[0], 0, row[1] - row[0], 1]
@@ -157,10 +157,10 @@ SECOND = detections((0, (5, 11), 0.7), (0, (5, 15), 0.5))
 
 
 def check(numbers: dict[str, float]) -> None:
-    """Class "a": the difficult object (score 0.9), the second one with IoU 0.6 (0.7), the first
+    """Class "a": the difficult instance (score 0.9), the second one with IoU 0.6 (0.7), the first
     (0.6), the second again (0.5).
 
-    At 0.5: hit, hit, miss of two objects; at 0.7: miss, hit, hit.  "b": IoU 0.5.
+    At 0.5: hit, hit, miss of two instances; at 0.7: miss, hit, hit.  "b": IoU 0.5.
     """
     assert numbers["AP50-a"] == pytest.approx(100)
     assert numbers["AP70-a"] == pytest.approx(100 * 2 / 3)

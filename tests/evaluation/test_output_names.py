@@ -1,4 +1,4 @@
-"""What an evaluation writes is named after its data set, whatever that is called."""
+"""Files of an evaluation are named after its data set, whatever its name."""
 
 import os
 import shutil

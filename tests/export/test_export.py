@@ -1,19 +1,25 @@
 """Exported networks give the detections of the model that they come from."""
 
+import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from instseg.categories import Categories
 from instseg.cli import main
+from instseg.config.files import parse_yaml
+from instseg.config.nodes import CfgNode, get_cfg
+from instseg.data.intensity import Intensity
 from instseg.errors import CheckpointError, ConfigError
 from instseg.export import ExportedPredictor, export, exporting
 from instseg.inference.predictor import Predictor
-from instseg.projects.yolact_plus import DeformableConv2d
 from tests.inference.test_predictor import tiny_cfg as mask_rcnn_cfg
+from tests.support.exported import Case
 from tests.support.yolact_tiny import CONFIGS, PHOTO, TINY, decided, same_detections, tiny_predictor
 
 try:
@@ -24,7 +30,8 @@ try:
     VERSION = tuple(map(int, onnxruntime.__version__.split(".")[:2]))
 except ImportError:
     VERSION = (0, 0)
-ONNX = pytest.mark.skipif(VERSION == (0, 0), reason="needs the extra 'export'")
+HAS_ONNX = VERSION > (0, 0)
+ONNX = pytest.mark.skipif(not HAS_ONNX, reason="needs the extra 'export'")
 PAPERS = [
     pytest.param("yolact", marks=ONNX),
     pytest.param(
@@ -32,7 +39,7 @@ PAPERS = [
         marks=[ONNX, pytest.mark.skipif(VERSION < (1, 25), reason="onnxruntime has no DeformConv")],
     ),
 ]
-# Thresholds for no object, for one and for as many as there are.
+# Thresholds for no instance, for one and for as many as there are.
 COUNTS = {
     0: ["MODEL.YOLACT.SCORE_THRESH_TEST", 1.0],
     1: ["TEST.DETECTIONS_PER_IMAGE", 1],
@@ -40,23 +47,9 @@ COUNTS = {
 }
 
 
-class Case:
-    """A predictor, and the ONNX files made of it."""
-
-    def __init__(self, paper: str, folder: Path) -> None:
-        self.predictor = tiny_predictor(paper)
-        if paper == "yolact_plus":
-            stage = self.predictor.model.backbone.stage5
-            stage[0] = DeformableConv2d(stage[0])
-        decided(self.predictor.model)
-        self.predictor.categories = Categories((7, 12, 30), ("a", "b", "c"))
-        self.path = folder / f"{paper}.onnx"
-        self.files = export(self.predictor, "onnx", self.path)
-
-
 @pytest.fixture(scope="module")
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return Case(request.param, tmp_path_factory.mktemp("onnx"))
+def case(request: pytest.FixtureRequest, exported_as: Callable[[str], Case]) -> Case:
+    return exported_as(request.param)
 
 
 papers = pytest.mark.parametrize("case", PAPERS, indirect=True)
@@ -74,6 +67,18 @@ def test_onnxruntime_gives_the_detections_of_the_model(case: Case, count: int) -
     expected = case.predictor(PHOTO)
     assert len(expected["instances"]) == count
     same_detections(exported(PHOTO), expected)
+
+
+@papers
+def test_masks_are_cropped_unless_the_configuration_says_otherwise(case: Case) -> None:
+    pixels = []
+    for crop in (True, False):
+        exported = ExportedPredictor(case.path, overrides=["MODEL.YOLACT.CROP_MASKS_TEST", crop])
+        with_settings(case.predictor, exported)
+        result = exported(PHOTO)
+        same_detections(result, case.predictor(PHOTO))
+        pixels.append(result["instances"].pred_masks.sum())
+    assert pixels[0] < pixels[1]
 
 
 @papers
@@ -106,6 +111,24 @@ def test_the_file_carries_categories_and_configuration_but_no_paths(case: Case) 
     assert b"site-packages" not in case.path.read_bytes()
 
 
+@pytest.mark.parametrize("case", PAPERS[:1], indirect=True)
+def test_intensities_are_stored_and_applied(case: Case, tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    keys = ["INPUT.NORMALIZE", "range", "INPUT.NORMALIZE_RANGE", (500.0, 40000.0)]
+    exported = ExportedPredictor(case.path, overrides=[*keys, "INPUT.CHANNELS", (1, 1, 0)])
+    assert exported.intensity == Intensity("range", (500.0, 40000.0), (1, 1, 0))
+    tifffile.imwrite(tmp_path / "a.tif", PHOTO.astype(np.uint16) * 200, photometric="rgb")
+    ours = copy.copy(case.predictor)
+    ours.intensity = exported.intensity
+    expected = ours(tmp_path / "a.tif")
+    assert len(expected["instances"]) > 0
+    same_detections(exported(tmp_path / "a.tif"), expected)
+    stored = parse_yaml(json.loads(exporting._metadata(exported, [], False))["config"], "it")
+    cfg = get_cfg()
+    cfg.merge_from_other_cfg(CfgNode(stored))
+    assert Intensity.of(cfg) == exported.intensity
+
+
 @pytest.mark.parametrize("case", PAPERS[1:], indirect=True)
 def test_the_re_scoring_network_is_a_file_of_its_own(case: Case, tmp_path: Path) -> None:
     assert case.files == [case.path, case.path.with_name("yolact_plus.maskiou_net.onnx")]
@@ -115,14 +138,18 @@ def test_the_re_scoring_network_is_a_file_of_its_own(case: Case, tmp_path: Path)
         ExportedPredictor(alone)
 
 
-def test_an_archive_of_torch_export_gives_the_outputs_of_the_network(tmp_path: Path) -> None:
+def test_an_archive_of_torch_export_gives_the_outputs_of_the_network_and_the_classes(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "yolact.pt2"
     arguments = ["--config-file", CONFIGS["yolact"], "--format", "torch_export"]
-    arguments += ["--allow-partial", "--output", str(path)]
+    arguments += ["--allow-partial", "--output", str(path), "--classes", "bolt,nut,washer"]
     assert main(["export", *arguments, *map(str, TINY)]) == 0
     extra = {"instseg": ""}
     program = torch.export.load(path, extra_files=extra)
-    assert json.loads(extra["instseg"])["children"] == []
+    metadata = json.loads(extra["instseg"])
+    assert metadata["children"] == []
+    assert [entry["name"] for entry in metadata["categories"]] == ["bolt", "nut", "washer"]
     model = tiny_predictor("yolact").model
     state = {k.removeprefix("model."): v for k, v in program.state_dict.items()}
     model.load_state_dict(state)
@@ -228,22 +255,6 @@ def test_names_alone_of_an_older_file_are_read(case: Case, tmp_path: Path) -> No
     model.metadata_props[0].value = json.dumps(content | {"class_names": ["a", "b", "c"]})
     onnx.save(model, tmp_path / "old.onnx")
     assert ExportedPredictor(tmp_path / "old.onnx").class_names == ["a", "b", "c"]
-
-
-def test_classes_on_the_command_line_are_exported(tmp_path: Path) -> None:
-    arguments = ["--config-file", CONFIGS["yolact"], "--format", "torch_export"]
-    arguments += [
-        "--allow-partial",
-        "--output",
-        str(tmp_path / "x.pt2"),
-        "--classes",
-        "bolt,nut,washer",
-    ]
-    assert main(["export", *arguments, *map(str, TINY)]) == 0
-    extra = {"instseg": ""}
-    torch.export.load(tmp_path / "x.pt2", extra_files=extra)
-    categories = json.loads(extra["instseg"])["categories"]
-    assert [entry["name"] for entry in categories] == ["bolt", "nut", "washer"]
 
 
 def test_another_number_of_classes_is_not_exported(

@@ -1,6 +1,7 @@
 """Exported files that a tool has converted to half precision are predicted with as they are."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,8 @@ import torch
 from instseg import VideoPredictor
 from instseg.errors import CheckpointError
 from instseg.export import ExportedPredictor
-from tests.export import test_export_video
-from tests.export.test_export import PAPERS, Case
+from tests.export.test_export import PAPERS
+from tests.support.exported import Case, VideoCase
 from tests.support.yolact_tiny import PHOTO
 
 onnx = pytest.importorskip("onnx", reason="needs the extra 'export'")
@@ -18,13 +19,8 @@ float16 = pytest.importorskip("onnxruntime.transformers.float16")
 
 
 @pytest.fixture(scope="module", params=PAPERS)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return Case(request.param, tmp_path_factory.mktemp("onnx"))
-
-
-@pytest.fixture(scope="module")
-def video(tmp_path_factory: pytest.TempPathFactory) -> test_export_video.Case:
-    return test_export_video.Case(tmp_path_factory.mktemp("video"))
+def case(request: pytest.FixtureRequest, exported_as: Callable[[str], Case]) -> Case:
+    return exported_as(request.param)
 
 
 def converted(path: Path, folder: Path) -> Path:
@@ -57,14 +53,14 @@ def test_a_file_with_float16_inputs_gives_nearly_what_the_model_does(
 
 @pytest.mark.parametrize("number", [0, 1, None], ids=["key frames", "frames between", "both"])
 def test_frames_run_where_either_file_has_float16_inputs(
-    video: test_export_video.Case, number: int | None, tmp_path: Path
+    exported_video: VideoCase, number: int | None, tmp_path: Path
 ) -> None:
-    for place, path in enumerate(video.files):
+    for place, path in enumerate(exported_video.files):
         if number in (place, None):
             converted(path, tmp_path)
         else:
             shutil.copy(path, tmp_path)
-    frames = VideoPredictor(ExportedPredictor(tmp_path / video.path.name))
+    frames = VideoPredictor(ExportedPredictor(tmp_path / exported_video.path.name))
     results = [frames(PHOTO), frames(PHOTO)]
     assert [result["keyframe"] for result in results] == [True, False]
     assert all(len(result["instances"]) == 50 for result in results)

@@ -1,5 +1,6 @@
 """A model for videos is exported as two networks, its state passed between them outside."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,58 +8,36 @@ import numpy as np
 import pytest
 import torch
 
-import instseg
 from instseg.errors import CheckpointError
-from instseg.export import ExportedPredictor, export
-from instseg.inference.predictor import Predictor
+from instseg.export import ExportedPredictor
 from instseg.inference.video import VideoPredictor
 from instseg.modeling import VideoModel
+from tests.support.exported import Case, VideoCase
 from tests.support.yolact_common import image
-from tests.support.yolact_tiny import PHOTO, TINY, decided, same_detections, tiny_predictor
+from tests.support.yolact_tiny import PHOTO, same_detections
 
 pytest.importorskip("onnxscript", reason="needs the extra 'export'")
 onnx = pytest.importorskip("onnx", reason="needs the extra 'export'")
 pytest.importorskip("onnxruntime", reason="needs the extra 'export'")
-
-SMALL = [
-    *(*TINY, "MODEL.BACKBONE.NAME", "build_mobilenet_v2_backbone", "MODEL.MOBILENET.WIDTH", 0.25),
-    *("MODEL.YOLACT_EDGE.FLOW_CHANNELS", 4, "MODEL.YOLACT_EDGE.KEYFRAME_INTERVAL", 3),
-]
 
 
 def frame(seed: int) -> dict[str, Any]:
     return image(48, 64, seed)
 
 
-class Case:
-    """A predictor, and the files made of it."""
-
-    def __init__(self, folder: Path) -> None:
-        torch.manual_seed(0)
-        config = "yolact_edge/yolact_edge_shapes_video.yaml"
-        self.predictor = Predictor(instseg.load_cfg(config, SMALL))
-        model: Any = self.predictor.model
-        decided(model)
-        for motion in model.flow_net.predictors:
-            torch.nn.init.normal_(motion.flow.weight, std=0.5)
-        self.model = model
-        self.path = folder / "edge.onnx"
-        self.files = export(self.predictor, "onnx", self.path)
+@pytest.fixture(scope="module")
+def case(exported_video: VideoCase) -> VideoCase:
+    return exported_video
 
 
 @pytest.fixture(scope="module")
-def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return Case(tmp_path_factory.mktemp("onnx"))
-
-
-@pytest.fixture(scope="module")
-def video(case: Case) -> VideoModel:
+def video(case: VideoCase) -> VideoModel:
     video = ExportedPredictor(case.path).video()
     assert video is not None
     return video
 
 
-def test_there_is_a_file_for_key_frames_and_one_for_frames_between(case: Case) -> None:
+def test_there_is_a_file_for_key_frames_and_one_for_frames_between(case: VideoCase) -> None:
     assert [path.name for path in case.files] == ["edge.onnx", "edge.between.onnx"]
     state = ["state0", "state1", "state2"]
     key, between = (onnx.load(path) for path in case.files)
@@ -71,7 +50,7 @@ def test_there_is_a_file_for_key_frames_and_one_for_frames_between(case: Case) -
     assert [x.name for x in between.graph.output] == list(case.model.raw_names)
 
 
-def test_layers_are_called_after_their_part_of_the_model(case: Case) -> None:
+def test_layers_are_called_after_their_part_of_the_model(case: VideoCase) -> None:
     """So that a part can be given a precision of its own."""
     between = onnx.load(case.files[1])
     convolutions = [x.name for x in between.graph.node if x.op_type == "Conv"]
@@ -83,7 +62,7 @@ def test_layers_are_called_after_their_part_of_the_model(case: Case) -> None:
 @pytest.mark.parametrize("batch", [1, 3])
 @torch.no_grad()
 def test_frames_in_onnxruntime_equal_those_of_the_model(
-    case: Case, video: VideoModel, batch: int
+    case: VideoCase, video: VideoModel, batch: int
 ) -> None:
     frames = [case.model.preprocess([frame(10 * t + i) for i in range(batch)]) for t in range(3)]
     outputs, state = video.keyframe(frames[0])
@@ -98,7 +77,7 @@ def test_frames_in_onnxruntime_equal_those_of_the_model(
 
 @torch.no_grad()
 def test_results_of_frames_in_onnxruntime_are_those_of_the_model(
-    case: Case, video: VideoModel
+    case: VideoCase, video: VideoModel
 ) -> None:
     inputs = [[frame(0)], [frame(1)]]
     results = []
@@ -110,7 +89,7 @@ def test_results_of_frames_in_onnxruntime_are_those_of_the_model(
     same_detections(*results)
 
 
-def test_frames_are_predicted_in_their_order_by_the_files(case: Case) -> None:
+def test_frames_are_predicted_in_their_order_by_the_files(case: VideoCase) -> None:
     """The model beside the files has random weights, which must not be asked."""
     exported = ExportedPredictor(case.path)
     case.model.detection_settings = exported.model.detection_settings
@@ -126,7 +105,7 @@ def test_the_interval_of_key_frames_is_that_of_the_configuration(video: VideoMod
     assert isinstance(video, VideoModel) and video.keyframe_interval == 3
 
 
-def test_single_images_are_predicted_by_the_first_file(case: Case, tmp_path: Path) -> None:
+def test_single_images_are_predicted_by_the_first_file(case: VideoCase, tmp_path: Path) -> None:
     alone = tmp_path / "alone.onnx"
     alone.write_bytes(case.path.read_bytes())
     exported = ExportedPredictor(alone)
@@ -136,6 +115,5 @@ def test_single_images_are_predicted_by_the_first_file(case: Case, tmp_path: Pat
         exported.video()
 
 
-def test_a_network_for_single_images_has_no_video(tmp_path: Path) -> None:
-    export(tiny_predictor("yolact"), "onnx", tmp_path / "yolact.onnx")
-    assert ExportedPredictor(tmp_path / "yolact.onnx").video() is None
+def test_a_network_for_single_images_has_no_video(exported_as: Callable[[str], Case]) -> None:
+    assert ExportedPredictor(exported_as("yolact").path).video() is None

@@ -27,6 +27,7 @@ MASK_RCNN = "mask_rcnn/mask_rcnn_shapes.yaml"
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_masks_of_real_images_are_the_dense_ones(name: str, data_root: Path) -> None:
+    instseg.load_cfg(name)  # registers the built-in data sets
     files = [
         record["file_name"]
         for dataset in ("coco_mini_val", "nuclei_val")
@@ -55,7 +56,7 @@ def few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_evaluation_gives_the_same_numbers_to_the_digit(
     name: str, few_shapes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = [*SMALL, *SYSTEMS[name], "DATASETS.TEST", ("shapes_val",), "DATASETS.SHAPES_SIZE", 64]
+    words = [*SMALL, *SYSTEMS[name], "DATASETS.TEST", ("shapes_val",), "TEST.VIDEO", False]
     cfg = instseg.load_cfg(name, [*words, "OUTPUT_DIR", str(tmp_path), "DATALOADER.NUM_WORKERS", 0])
     torch.manual_seed(0)
     model = Trainer.build_model(cfg).eval()
@@ -137,7 +138,7 @@ def test_an_exported_network_gives_cropped_masks(tmp_path: Path) -> None:
     torch.save({"model": predictor.model.state_dict()}, tmp_path / "weights.pth")
     words = [str(word) for word in (*SMALL, *SYSTEMS[name])]
     arguments = ["--config-file", name, "--weights", str(tmp_path / "weights.pth")]
-    arguments += ["--output", str(tmp_path / "yolact.onnx"), "--", *words]
+    arguments += ["--format", "onnx", "--output", str(tmp_path / "yolact.onnx"), "--", *words]
     assert cli.main(["export", *arguments]) == 0
     path = tmp_path / "yolact.onnx"
     dense = ExportedPredictor(path)(PHOTO)["instances"]

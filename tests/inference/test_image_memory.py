@@ -1,4 +1,4 @@
-"""Masks of a large image take the memory they may take, and no second copy of it."""
+"""Masks of a large image take no more memory than allowed, and are not copied."""
 
 import weakref
 from collections.abc import Iterable, Iterator
@@ -35,7 +35,7 @@ def test_two_hundred_objects_of_a_large_image_take_the_memory_of_fifty(name: str
     before = peak_resident()
     count = len(predictor(IMAGE)["instances"])
     assert peak_resident() - before < 280
-    assert count == 50 or name.startswith("sgn/")  # which tells few objects apart untrained
+    assert count == 50 or name.startswith("sgn/")  # an untrained SGN separates few instances
 
 
 @pytest.mark.skipif(peak_resident() is None, reason="reads memory from /proc")

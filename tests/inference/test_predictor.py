@@ -23,7 +23,7 @@ PHOTO = RNG.integers(0, 256, (48, 64, 3), dtype=np.uint8)
 
 
 def tiny_cfg(*overrides: Any) -> CfgNode:
-    """A Mask R-CNN of a few weights that finds five objects in any image."""
+    """A Mask R-CNN of a few weights that finds five instances in any image."""
     cfg = instseg.get_cfg()
     levels = ["res2", "res3", "res4", "res5"]
     cfg.merge_from_list(

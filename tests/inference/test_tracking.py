@@ -1,4 +1,4 @@
-"""Which detections of successive frames are the same instance: boxes made by hand."""
+"""Tracking of instances over successive frames, with boxes made by hand."""
 
 from collections import Counter
 from collections.abc import Sequence

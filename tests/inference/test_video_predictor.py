@@ -1,4 +1,4 @@
-"""VideoPredictor: which frames are key frames, and what becomes of frames that cannot be used."""
+"""VideoPredictor: the choice of key frames, and frames that cannot be used."""
 
 import copy
 import logging

@@ -1,4 +1,4 @@
-"""A configuration that no model can be built from is one line; a defect of a paper is not."""
+"""A configuration of an impossible model gives one line; a paper's defect its traceback."""
 
 from typing import Any
 

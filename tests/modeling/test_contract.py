@@ -1,13 +1,16 @@
-"""What models declare about themselves, and what becomes of those that do not."""
+"""The declarations of models about themselves, and models without them."""
 
 import pytest
+import torch
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.structures import Boxes, Instances
 from torch import nn
 
 import instseg
 from instseg.config.classes import num_classes_key
 from instseg.errors import ConfigError
 from instseg.modeling.contract import architectures, as_split, lr_multipliers, padded_shape
+from instseg.testing import assert_valid
 
 
 class Silent(nn.Module):
@@ -89,6 +92,19 @@ def test_rates_are_declared_below_any_parent() -> None:
 
     assert lr_multipliers(nn.ModuleDict({"head": Head()})) == [("head.fast", 3.0)]
     assert lr_multipliers(Head()) == [("fast", 3.0)]
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_results_are_in_descending_order_of_their_scores(order: list[int]) -> None:
+    fields = {"scores": torch.tensor([0.9, 0.1]), "pred_classes": torch.zeros(2, dtype=torch.long)}
+    masks = torch.ones(2, 3, 4, dtype=torch.bool)
+    boxes = Boxes(torch.tensor([[0.0, 0.0, 4.0, 3.0]] * 2))
+    instances = Instances((3, 4), pred_boxes=boxes, pred_masks=masks, **fields)[order]
+    if order == [0, 1]:
+        assert_valid(instances, 3, 4, most=2)
+        return
+    with pytest.raises(AssertionError, match="not in descending order"):
+        assert_valid(instances, 3, 4, most=2)
 
 
 def test_a_model_without_a_backbone_is_taken_to_pad_as_it_likes() -> None:

@@ -1,4 +1,4 @@
-"""What every operator says to bad input, and that nothing else gets through: see hostile.py."""
+"""Every operator refuses or handles all bad input of the table in hostile.py."""
 
 from typing import Any
 

@@ -14,14 +14,14 @@ from instseg import Predictor, cli, predict
 from instseg.predict import images
 from instseg.predict.sources import find_sources
 from tests.inference.test_predictor import PHOTO, assert_empty, save_weights, tiny_cfg
-from tests.support.predict_common import arguments_for_tiny_model, results
+from tests.support.predict_common import arguments_for_tiny_model, assert_refused, results
 
 KEYS = "image_id file_name category_id category_name bbox area score segmentation".split()
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Arguments for the tiny model, with every object it finds."""
+    """Arguments for the tiny model, with every instance it finds."""
     return arguments_for_tiny_model(tmp_path_factory.mktemp("model"))
 
 
@@ -259,11 +259,7 @@ def test_a_mistake_is_one_line_and_status_2(
     Image.fromarray(PHOTO).save("a.png")
     Path("EMPTY").mkdir()
     Path("EMPTY/README.md").touch()
-    assert cli.main([*model, "--output", "out", *arguments]) == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("INFO")]
-    assert len(errors) == 1
-    assert errors[0].startswith("error: ")
-    assert message in errors[0]
+    assert_refused([*model, "--output", "out", *arguments], message, capsys)
 
 
 def test_an_overlay_never_replaces_the_file_that_an_input_is_a_link_to(

@@ -11,7 +11,7 @@ from PIL import Image
 from instseg import cli
 from instseg.data.videos import VideoFile
 from tests.data.test_streams import served
-from tests.support.predict_common import arguments_for_tiny_model, as_lines, results
+from tests.support.predict_common import arguments_for_tiny_model, as_lines, assert_refused, results
 from tests.support.video_common import images, write_clip
 
 pytest.importorskip("trackers", reason="needs the extra 'video'")
@@ -139,7 +139,4 @@ def test_a_mistake_is_one_line_and_status_2(
     message: str,
 ) -> None:
     monkeypatch.chdir(walk)
-    assert cli.main([*model, "--output", str(tmp_path), "--input", *arguments]) == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("INFO")]
-    assert len(errors) == 1
-    assert message in errors[0]
+    assert_refused([*model, "--output", str(tmp_path), "--input", *arguments], message, capsys)

@@ -1,4 +1,4 @@
-"""``instseg predict --track``: objects of a video numbered over time, and YouTube-VIS's layout."""
+"""``instseg predict --track``: instances numbered over time, and YouTube-VIS's layout."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ pytest.importorskip("trackers", reason="needs the extra 'video'")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Arguments for the tiny model, with every object it finds and all of them tracked."""
+    """Arguments for the tiny model, with every instance it finds and all of them tracked."""
     arguments = arguments_for_tiny_model(tmp_path_factory.mktemp("model"))
     return [*arguments, "--track", "--no-overlay"]
 
@@ -75,7 +75,7 @@ def test_a_file_with_tracks_becomes_the_list_of_youtube_vis(written: Path) -> No
 
 
 def made_by_hand(folder: Path, **changes: Any) -> Path:
-    """Two frames: object 0 in both, object 1 in the second, one without a number."""
+    """Two frames: instance 0 in both, instance 1 in the second, one without a number."""
 
     def entry(track: int | None, score: float, counts: str) -> dict[str, Any]:
         mask = {"size": [2, 2], "counts": counts}

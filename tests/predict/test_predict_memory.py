@@ -1,13 +1,11 @@
 """Memory does not grow with the length of a video or the number of images."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.support.forking import run_forked
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/statm").exists(), reason="reads memory from /proc"
@@ -16,8 +14,8 @@ pytestmark = pytest.mark.skipif(
 
 def growth(skipped: int, *arguments: str) -> float:
     """Megabytes by which the tool's own process grows after so many frames or images."""
-    command = [sys.executable, str(ROOT / "tools/predict_memory.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = run_forked("tools/predict_memory.py", *arguments)
+    assert done.returncode == 0, done.stderr
     lines = re.findall(r"^ *(\d+) done +([\d.]+) MB$", done.stdout, re.MULTILINE)
     memory = {int(number): float(megabytes) for number, megabytes in lines}
     first, last = min(number for number in memory if number >= skipped), max(memory)

@@ -1,4 +1,4 @@
-"""The file of a video that ``instseg predict --resume`` is to go on with, damaged."""
+"""Damaged files of videos with which ``instseg predict --resume`` is to go on."""
 
 import errno
 import json
@@ -47,7 +47,7 @@ MASK = {"size": [3, 4], "counts": [2, 3, 7]}
 
 
 def objects(*changes: dict[str, Any]) -> str:
-    """The line of frame 2 with objects of these changes."""
+    """The line of frame 2 with instances of these changes."""
     found = [FOUND | {"segmentation": MASK} | change for change in changes]
     return json.dumps(frame(2) | {"objects": found}) + ","
 
@@ -165,6 +165,14 @@ def test_lines_of_another_program_are_refused_and_stay(tmp_path: Path) -> None:
             file.add(FOUND)
     assert [path.name for path in tmp_path.iterdir()] == ["clip.jsonl"]
     assert (tmp_path / "clip.jsonl").read_text() == '{"mine": 1}\n'
+
+
+def test_lines_that_are_no_json_are_not_resumed_but_refused(tmp_path: Path) -> None:
+    (tmp_path / "clip.jsonl").write_text("mine\n")
+    with pytest.raises(OutputError, match="clip.jsonl is in the way"):
+        with VideoRecords(tmp_path / "clip.json", HEADER, resume=True):
+            pass
+    assert (tmp_path / "clip.jsonl").read_text() == "mine\n"
 
 
 _KILLED = """

@@ -1,4 +1,4 @@
-"""What inputs of ``instseg predict`` stand for: folders, sequences, addresses."""
+"""Inputs of ``instseg predict``: folders, sequences, addresses."""
 
 import logging
 import os

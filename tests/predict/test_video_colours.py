@@ -1,4 +1,4 @@
-"""Colours of videos that are read and written: matrix, range and the tags that say which."""
+"""Colours of videos that are read and written: matrix, range and their tags."""
 
 from fractions import Fraction
 from pathlib import Path

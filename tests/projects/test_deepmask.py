@@ -55,7 +55,7 @@ def test_the_network_of_the_paper_has_75_million_parameters() -> None:
 
 
 def shapes_inside(model: DeepMask, side: int) -> dict[str, tuple[int, ...]]:
-    """What each layer gives for a training patch."""
+    """Output of each layer for a training patch."""
     seen: dict[str, tuple[int, ...]] = {}
 
     def remember(name: str) -> Any:
@@ -296,7 +296,7 @@ def test_the_losses_of_a_batch_are_weighted_as_stated() -> None:
 
 
 def test_the_network_learns_an_image() -> None:
-    """From windows of it, the mask of the one centred on the object and the scores of all."""
+    """From windows of it, the mask of the one centred on the instance and the scores of all."""
     model = small(backbone=narrow_resnet(norm="BN"), dropout=0.0, octaves=(0.0,), max_proposals=1)
     image = torch.full((3, 128, 160), 90.0)
     image[:, 48:80, 80:112] = 200
@@ -356,7 +356,11 @@ def test_the_model_is_class_agnostic() -> None:
         ("DEEPMASK.IN_FEATURE", "res5", "IN_FEATURE is 'res5'; the backbone gives res4"),
         ("DEEPMASK.OCTAVES_TEST", "()", "OCTAVES_TEST is \\(\\); expected one number or more"),
         ("DEEPMASK.SCORE_FRACTION", 1.5, "SCORE_FRACTION is 1.5; expected a number from 0 to 1"),
-        ("TEST.DETECTIONS_PER_IMAGE", 0, "DETECTIONS_PER_IMAGE is 0; DeepMask needs"),
+        ("INPUT.RANDOM_FLIP", "vertical", "'vertical'; expected none or horizontal for patches"),
+        ("MODEL.RESNETS.DEPTH", 152, "DEPTH is 152; expected 18, 34, 50 or 101"),
+        ("MODEL.RESNETS.OUT_FEATURES", ["res5"], "is .'res5'.; expected some of conv1"),
+        ("MODEL.RESNETS.OUT_FEATURES", [], "OUT_FEATURES is ..; expected some of conv1"),
+        ("TEST.DETECTIONS_PER_IMAGE", 0, "PER_IMAGE is 0; expected at least 1, for DeepMask"),
     ],
 )
 def test_values_that_make_no_network_are_refused(key: str, value: Any, message: str) -> None:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 import instseg
 from instseg.data.samples import build_sample_loader
 from instseg.data.synthetic import shapes
-from instseg.errors import ConfigError, DatasetError, ImageError
+from instseg.errors import DatasetError, ImageError
 from instseg.projects.deepmask.data import PatchSamples
 from instseg.projects.deepmask.patches import Rules
 
@@ -52,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
 def record(
     folder: Path, *annotations: dict[str, Any], size: tuple[int, int] = (96, 128)
 ) -> dict[str, Any]:
-    """A black image with its objects in white."""
+    """A black image with its instances in white."""
     pixels = np.zeros((*size, 3), np.uint8)
     for item in annotations:
         x1, y1, x2, y2 = map(int, item["bbox"])
@@ -90,7 +90,7 @@ def test_a_mask_sample_shows_its_object_where_its_mask_says(folder: Path) -> Non
         assert torch.equal(sample["image"][0, 8:-8, 8:-8] > 128, sample["gt_mask"] == 1)
         assert set(sample["gt_mask"].unique().tolist()) == {-1.0, 1.0}
     areas = {int((x["gt_mask"] > 0).sum()) for x in draw(records, 20, score_fraction=0.0)}
-    assert max(areas) < 32 * 2**0.25 * 32  # never both objects
+    assert max(areas) < 32 * 2**0.25 * 32  # never both instances
 
 
 def test_the_context_and_the_outside_are_half_grey(folder: Path) -> None:
@@ -100,7 +100,7 @@ def test_the_context_and_the_outside_are_half_grey(folder: Path) -> None:
     # 40 pixels become 32, so the window begins 30 pixels beside the image, at new pixel 24 of 80.
     assert sample["image"][:, :24].unique().tolist() == [127.5]
     assert sample["image"][:, 25:55, 25:55].unique().tolist() == [255.0]
-    # Without the context the object covers 32 of 64, from 16 to 48: cells 4 to 11 of 16.
+    # Without the context the instance covers 32 of 64, from 16 to 48: cells 4 to 11 of 16.
     expected = torch.full((16, 16), -1.0)
     expected[4:12, 4:12] = 1
     assert torch.equal(sample["gt_mask"], expected)
@@ -118,7 +118,7 @@ def test_a_positive_is_centred_and_a_negative_is_not(folder: Path) -> None:
     for sample in samples:
         assert sample["head"] == "score" and sample["label"] in (1.0, -1.0)
         if sample["label"] > 0:
-            # 36 of 32 pixels is scale 0: the patch is the image, the object in its middle.
+            # 36 of 32 pixels is scale 0: the patch is the image, the instance in its middle.
             assert (sample["image"][:, 22:58, 22:58] == 255).all()
             assert not (sample["image"][:, 21] == 255).any()
     assert 70 < sum(sample["label"] > 0 for sample in samples) < 130
@@ -276,11 +276,6 @@ def test_a_loader_gives_batches_of_samples(folder: Path) -> None:
     records = [record(folder, annotation((20, 20, 60, 60)))]
     batch = next(iter(build_sample_loader(small_cfg(), records)))
     assert len(batch) == 6 and batch[0]["image"].shape == (3, 192, 192)
-
-
-def test_flips_that_patches_cannot_follow_are_refused(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="INPUT.RANDOM_FLIP is 'vertical'"):
-        build_sample_loader(small_cfg("INPUT.RANDOM_FLIP", "vertical"), [record(folder)])
 
 
 def test_the_synthetic_shapes_are_drawn_from_too() -> None:

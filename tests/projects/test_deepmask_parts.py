@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models import resnet50
 
-from instseg.errors import ConfigError
 from instseg.modeling import masks_of
 from instseg.projects.deepmask import (
     FILL,
@@ -89,19 +88,6 @@ def test_a_frozen_trunk_has_no_trainable_normalisation() -> None:
     names = [name for name, _ in narrow_resnet(norm="FrozenBN").named_parameters()]
     assert not [name for name in names if "bn" in name]
     assert "layer2.0.downsample.0.weight" in names
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"depth": 152}, "MODEL.RESNETS.DEPTH is 152; expected one of 18, 34, 50, 101"),
-        ({"out_features": ["res5"]}, "OUT_FEATURES is .'res5'.; expected some of conv1"),
-        ({"out_features": []}, "OUT_FEATURES is ..; expected some of conv1"),
-    ],
-)
-def test_a_trunk_that_does_not_exist_is_refused(settings: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        narrow_resnet(**settings)
 
 
 def test_pooled_scores_equal_those_of_the_interleaving_trick() -> None:

@@ -115,7 +115,7 @@ def test_a_positive_window_is_centred_on_its_object_at_its_canonical_scale() -> 
 
 
 def test_scales_are_drawn_before_objects() -> None:
-    # Nine objects of one scale and one of another: half of the windows show the latter.
+    # Nine instances of one scale and one of another: half of the windows show the latter.
     boxes = [(i, 0, i + 100, 50) for i in range(9)] + [(0, 0, 50, 50)]
     rng = np.random.default_rng(0)
     windows = [positive_window(boxes, RELEASED, rng) for _ in range(400)]

@@ -51,7 +51,7 @@ SMALL = [
 
 
 class Perfect(nn.Module):
-    """Reads from red the class (0 background) and from green the object of every pixel."""
+    """Reads from red the class (0 background) and from green the instance of every pixel."""
 
     size_divisibility = 4
     min_size = 1
@@ -85,7 +85,7 @@ def perfect(stride: int = 1, **settings: Any) -> DiscriminativeLoss:
 
 
 def image(size: tuple[int, int], *objects: Rectangle) -> dict[str, Any]:
-    """What :class:`Perfect` reads, with rectangles as objects."""
+    """An input for :class:`Perfect`, with rectangles as instances."""
     image = torch.zeros(3, *size)
     for number, (kind, y1, x1, y2, x2) in enumerate(objects):
         image[0, y1:y2, x1:x2] = kind + 1

@@ -205,7 +205,7 @@ def test_an_object_without_a_cell_counts_nowhere() -> None:
 @pytest.mark.parametrize("labels", [labelled(0, 0), labelled(1, 1), labelled(1, 2)])
 @pytest.mark.parametrize("norm", ["L1", "L2"])
 def test_a_collapsed_embedding_has_a_finite_gradient(labels: Tensor, norm: str) -> None:
-    """No object, one and two, everything at 0, where norms have no derivative."""
+    """No instance, one and two, everything at 0, where norms have no derivative."""
     x = torch.zeros(1, 4, 1, 2, requires_grad=True)
     terms = discriminative_loss(x, targets_of(labels), discriminative_settings(norm=norm))
     assert gradient(terms, x).isfinite().all()

@@ -106,7 +106,7 @@ def test_score_maps_leave_the_head_in_the_memory_layout_of_the_operator() -> Non
 
 
 def sample(size: tuple[int, int], box: list[float] | None) -> tuple[Instances, Instances]:
-    """Two proposals, of which the first is the object if there is one, and the objects."""
+    """Two proposals, the first of which is the instance if there is one, and the instances."""
     proposals = Instances(size)
     first = box or [0.0, 0, 16, 16]
     proposals.proposal_boxes = Boxes(torch.tensor([first, [16.0, 16, 32, 32]]))
@@ -130,7 +130,7 @@ def head_losses(module: FCISROIHeads, boxes: list[list[float] | None]) -> dict[s
 
 
 def test_hard_examples_of_an_image_are_its_two_objects() -> None:
-    """The proposal and the object's own box have mask losses, the background has none.
+    """The proposal and the instance's own box have mask losses, the background has none.
 
     Of zero maps: ln 2 per class loss, 10 ln 2 / 2 per mask of one bin, both boxes exact.
     """
@@ -150,7 +150,7 @@ def test_losses_of_a_batch_are_the_means_of_those_of_its_images() -> None:
 
 
 def test_random_sampling_trains_on_the_background_as_well() -> None:
-    """One region of two is the object (twice there), the other one background."""
+    """One region of two is the instance (twice there), the other one background."""
     module = heads(sampling="random", positive_fraction=0.5)
     losses = head_losses(module, [[0.0, 0, 16, 16]])
     assert losses["loss_mask"] == pytest.approx(10 / 2 * np.log(2))
@@ -276,7 +276,7 @@ def test_an_image_without_a_whole_cell_has_no_objects(
 @pytest.fixture(scope="module")
 def batch() -> list[dict[str, Any]]:
     cfg = instseg.load_cfg(CONFIG, [*SETTINGS, "INPUT.MIN_SIZE_TRAIN", "(128,)"])
-    return [DatasetMapper(cfg, True)(DatasetCatalog.get("shapes_train")[i]) for i in (0, 1)]
+    return [DatasetMapper(cfg, True)(DatasetCatalog.get("shapes_val")[i]) for i in (0, 1)]
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def image_size(golden: Any) -> tuple[int, int]:
 
 
 def candidates(golden: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Proposals followed by the objects' own boxes, those boxes, and their classes from 0."""
+    """Proposals followed by the instances' own boxes, those boxes, and their classes from 0."""
     gt_boxes = continuous(golden["annot_gt_boxes"][:, :4])
     classes = torch.from_numpy(golden["annot_gt_boxes"][:, 4]).to(torch.int64) - 1
     return torch.cat([continuous(golden["annot_rois"][:, 1:]), gt_boxes]), gt_boxes, classes
@@ -212,7 +212,7 @@ def test_the_rpn_classification_loss_is_the_mean_over_the_sampled_anchors_of_an_
 
 
 def test_the_rpn_box_loss_is_smooth_l1_with_sigma_3_over_256() -> None:
-    """Of the errors 0.1 and 1 in dx and dy: 4.5 * 0.01 + (1 - 1 / 18)."""
+    """The errors are 0.1 and 1 in dx and dy: 4.5 * 0.01 + (1 - 1 / 18)."""
     generator = rpn()
     anchors = [Boxes(torch.tensor([[0.0, 0, 16, 16]]))]
     deltas = torch.tensor([[[0.1, 1.0, 0, 0]]])
@@ -255,7 +255,7 @@ def test_hard_examples_equal_the_authors(golden: Any) -> None:
 
     masks = tensor("mask_targets")[:, 0].to(torch.int64)
     labels, targets = tensor("labels"), tensor("bbox_targets")
-    # The head trains the last four deltas of objects and no others.
+    # The head trains the last four deltas of instances and no others.
     assert torch.equal(tensor("bbox_weights").bool(), (targets != 0) & (labels > 0)[:, None])
     zeros = torch.zeros_like(labels)
     kept = hard_examples(
@@ -291,7 +291,7 @@ def test_an_image_without_objects_has_background_alone() -> None:
 
 
 def test_the_voc_setting_ignores_regions_that_hardly_meet_an_object() -> None:
-    """IoU 1, 0.25 and 0.05 with the object: object, background, neither."""
+    """IoU 1, 0.25 and 0.05 with the instance: instance, background, neither."""
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 5, 5], [0, 0, 5, 1]])
     matcher = Matcher([0.1, 0.5], [-1, 0, 1])
     labels, _ = assign_labels(boxes, boxes[:1], torch.tensor([6]), matcher)
@@ -320,14 +320,14 @@ def test_random_sampling_of_few_candidates_takes_what_there_is() -> None:
 
 
 def halves() -> tuple[torch.Tensor, torch.Tensor]:
-    """An object of 10 x 10 pixels at (10, 10) and its mask."""
+    """An instance of 10 x 10 pixels at (10, 10) and its mask."""
     masks = torch.zeros(1, 40, 40, dtype=torch.bool)
     masks[0, 10:20, 10:20] = True
     return torch.tensor([[10.0, 10, 20, 20]]), masks
 
 
 def test_a_region_that_is_half_object_has_half_a_mask() -> None:
-    """The region spans columns 5..14, the object begins at 10; two bins per column."""
+    """The region spans columns 5..14, the instance begins at 10; two bins per column."""
     boxes, masks = halves()
     target = mask_targets(
         torch.tensor([[5.0, 10, 15, 20]]), torch.tensor([0]), boxes, masks, 20, 0.4

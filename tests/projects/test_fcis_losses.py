@@ -9,7 +9,7 @@ from tests.conftest import GOLDEN, close
 
 
 def losses(deltas: torch.Tensor | None = None) -> dict[str, float]:
-    """Of two regions, an object and background, in the second of two images."""
+    """Samples of two regions, an instance and background, in the second of two images."""
     labels = torch.tensor([1, 0])
     zeros = torch.zeros(2, 8) if deltas is None else deltas
     regions = Regions(torch.zeros(2, 2), torch.zeros(2, 2, 2, 2), labels, zeros)
@@ -54,7 +54,7 @@ def test_the_mask_loss_is_a_mean_over_all_bins_times_10_over_128_per_image() -> 
 
 
 def test_the_box_loss_takes_the_last_four_deltas_of_objects() -> None:
-    """0.5 * 0.5² + (2 - 0.5) of the object; the background's and the first four do not count."""
+    """0.5 * 0.5² + (2 - 0.5) of the instance; the background's and the first four do not count."""
     deltas = torch.tensor([[9.0, 9, 9, 9, 0.5, 2, 0, 0], [9, 9, 9, 9, 9, 9, 9, 9]])
     assert losses(deltas=deltas)["loss_box"] == pytest.approx((0.125 + 1.5) / 128 / 2)
 

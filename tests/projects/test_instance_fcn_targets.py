@@ -27,7 +27,7 @@ def centred(y: float, x: float, side: float) -> list[float]:
 
 
 def test_windows_within_two_cells_are_positive_and_from_four_cells_on_negative() -> None:
-    """The object is centred on cell 20 (8 * 20 + 4 = 164): 16 pixels are 2 cells, 32 are 4."""
+    """The instance is centred on cell 20 (8 * 20 + 4 = 164): 16 pixels are 2 cells, 32 are 4."""
     owners = match_cells(torch.tensor([centred(164, 164, 128)]), (41, 41), window_rule())
     expected = torch.full((41, 41), 1)
     expected[17:24, 17:24] = -1
@@ -103,7 +103,7 @@ def test_cells_outside_the_map_do_not_count() -> None:
 
 
 def test_the_mask_loss_is_the_mean_over_counted_cells() -> None:
-    """log 2 for logit 0, log(1 + e^-1) for logit 1 on the object; the third does not count."""
+    """log 2 for logit 0, log(1 + e^-1) for logit 1 on the instance; the third does not count."""
     logits, targets = torch.tensor([[[0.0, 1, 9]]]), torch.tensor([[[0.0, 1, 0]]])
     counted = torch.tensor([[[True, True, False]]])
     expected = (math.log(2) + math.log(1 + math.exp(-1))) / 2
@@ -146,7 +146,7 @@ def test_logits_are_interpolated_between_the_centres_of_cells() -> None:
 
 
 def test_the_cells_outside_the_map_do_not_eat_into_a_mask() -> None:
-    """Only the second row and column lie on the map; the first has the logit of no object."""
+    """Only the second row and column lie on the map; the first has the logit of no instance."""
     mask = paste([[-10.0, -10], [-10, 1]], [-1, -1], [4.0, 4.0])
     assert tight_boxes(mask[None]).tolist() == [[0, 0, 4, 4]]
     mask = paste([[1.0, -10], [-10, -10]], [2, 3], [4.0, 4.0], grid=[3, 4])

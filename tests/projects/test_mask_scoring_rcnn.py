@@ -2,7 +2,7 @@
 
 ``golden/mask_scoring_rcnn`` was computed by the authors' code; see the README there. It counts
 classes from 1, with column 0 for the background. The stages of the whole detector are compared in
-``tests/checkpoint/test_convert_maskscoring_rcnn.py``.
+``tests/convert/test_convert_maskscoring_rcnn.py``.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""SGN as a whole: losses, merging, sources of each stage, any image, any number of objects."""
+"""SGN as a whole: losses, merging, sources of each stage, any image, any number of instances."""
 
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def small(*overrides: Any) -> SGN:
 
 
 def image(size: tuple[int, int], *objects: Rectangle) -> dict[str, Any]:
-    """An input with rectangles as objects."""
+    """An input with rectangles as instances."""
     return {"image": torch.randint(0, 256, (3, *size)), "instances": rectangles(size, *objects)}
 
 
@@ -67,7 +67,7 @@ def test_the_heads_may_learn_faster_than_the_backbone() -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("direction", ["rows", "columns"])
 def test_the_truth_of_all_stages_gives_the_true_objects(direction: str, stride: int) -> None:
-    """A bar in front of an object of its own class, a touching pair, another class."""
+    """A bar in front of an instance of its own class, a touching pair, another class."""
     keys = (f"{NODE}.LINES", direction, f"{NODE}.OUTPUT_STRIDE", stride, f"{NODE}.WIDENING", 0)
     model = small(*TRUTH, *keys, f"{NODE}.MIN_AREA_TEST", 1).eval()
     item = image(
@@ -144,7 +144,7 @@ class Constant(nn.Module):
 def test_maps_of_one_label_give_sensible_objects(
     size: tuple[int, int], kind: int, label: int
 ) -> None:
-    """Nothing where there is no foreground; one object if it has no breakpoint inside."""
+    """Nothing where there is no foreground; one instance if it has no breakpoint inside."""
     model = small(f"{NODE}.LINKS_TEST", "breakpoints", f"{NODE}.MIN_AREA_TEST", 1).eval()
     model.breakpoints = Constant(kind, label)
     found = model([{"image": torch.zeros(3, *size)}])[0]["instances"]
@@ -188,7 +188,7 @@ def test_only_the_best_instances_are_given() -> None:
 
 
 def test_a_class_that_changes_inside_an_object_splits_it_unless_told_not_to() -> None:
-    """A file calls a third of the object another class."""
+    """A file calls a third of the instance another class."""
     labels = torch.ones(12, 12, dtype=torch.int64)
     labels[:, :4] = 2
     for aware, classes in ((True, [0, 1]), (False, [0])):
@@ -338,8 +338,8 @@ def test_one_image_is_learnt_by_heart() -> None:
     instances.gt_masks = BitMasks(torch.stack([torch.from_numpy(s.mask) for s in objects]))
     for number, mask in enumerate(instances.gt_masks.tensor):
         pixels[:, mask] += 40 * (number % 3 + 1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.005)
-    for _ in range(180):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(100):
         optimizer.zero_grad()
         sum(model([{"image": pixels, "instances": instances}]).values()).backward()
         optimizer.step()

@@ -129,7 +129,7 @@ def scene(seed: int, size: int = 48) -> tuple[Tensor, Tensor]:
 
 
 def connected(owners: Tensor) -> Tensor:
-    """4-connected components of the objects, found by flooding."""
+    """4-connected components of the instances, found by flooding."""
     result, count = torch.full_like(owners, NONE), 0
     for y, x in (owners >= 0).nonzero().tolist():
         if result[y, x] != NONE:
@@ -180,7 +180,7 @@ def test_any_instance_map_is_found_again(height: int, width: int, count: int, se
 
 
 def ious(record: dict[str, Any], widening: int) -> list[float]:
-    """Masks of a record → breakpoints → lines → components → masks: IoU of each object."""
+    """Masks of a record → breakpoints → lines → components → masks: IoU of each instance."""
     masks = np.stack([mask_util.decode(x["segmentation"]) for x in record["annotations"]])
     instances = Instances(masks.shape[1:])
     instances.gt_classes = torch.tensor([x["category_id"] for x in record["annotations"]])

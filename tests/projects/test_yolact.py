@@ -1,7 +1,7 @@
 """YOLACT's parts against numbers of its authors' code and against sums done by hand.
 
 ``golden/yolact`` was computed by the authors' code; see the README there.  The stages of whole
-networks are compared in ``tests/checkpoint/test_convert_yolact.py``.
+networks are compared in ``tests/convert/test_convert_yolact.py``.
 """
 
 import dataclasses
@@ -120,7 +120,7 @@ def test_a_crop_without_padding_has_the_columns_of_the_authors(nms: Any) -> None
 
 
 def test_corners_in_pixels_are_truncated_as_by_the_authors(nms: Any, model: Any) -> None:
-    """Of a box right of the image, left out later, they clamp the right end alone."""
+    """The authors clamp only the right end of a box right of the image, which is left out later."""
     boxes = torch.from_numpy(nms["crop/boxes"])
     ordered = torch.cat([boxes.view(-1, 2, 2).amin(dim=1), boxes.view(-1, 2, 2).amax(dim=1)], 1)
     none = torch.zeros(len(boxes))
@@ -271,31 +271,11 @@ def test_one_image_is_learnt(model: torch.nn.Module) -> None:
     assert all(steps[-1][name] < 0.6 * first for name, first in steps[0].items())
 
 
-class Raw(torch.nn.Module):
-    """The network of prediction alone."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: torch.Tensor) -> Any:
-        return self.model.raw(images)
-
-
 def test_the_network_compiles_without_graph_breaks(model: torch.nn.Module) -> None:
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         compiled = torch.compile(model.raw, fullgraph=True, backend="eager")(images)
         torch.testing.assert_close(compiled, model.raw(images))
-
-
-def test_the_network_is_exported_for_any_number_of_images(model: torch.nn.Module) -> None:
-    with torch.no_grad():
-        exported = torch.export.export(
-            Raw(model), (torch.randn(2, 3, 64, 64),), dynamic_shapes=({0: torch.export.Dim("B")},)
-        )
-        images = torch.randn(3, 3, 64, 64)
-        torch.testing.assert_close(exported.module()(images), model.raw(images))
 
 
 def test_weights_that_are_not_finite_are_reported(model: torch.nn.Module) -> None:

@@ -1,6 +1,5 @@
 """``MODEL.YOLACT.CROP_MASKS_TEST``, the authors' ``--no_crop``, against its formula spelled out."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,12 +7,11 @@ import torch
 from torch.nn import functional as F
 
 import instseg
-from instseg.export import ExportedPredictor, export
 from instseg.inference.predictor import Predictor
 from instseg.inference.video import VideoPredictor
 from instseg.modeling import as_video
 from tests.support.yolact_common import image
-from tests.support.yolact_tiny import CONFIGS, PHOTO, TINY, decided, same_detections
+from tests.support.yolact_tiny import CONFIGS, PHOTO, TINY, decided
 
 OFF = ("MODEL.YOLACT.CROP_MASKS_TEST", False)
 EDGE = [
@@ -91,15 +89,3 @@ def test_frames_after_a_key_frame_are_not_cropped_either() -> None:
     masks, _ = uncropped(model, items[1], outputs)
     assert len(found) == len(masks) > 0
     assert (found.pred_masks != masks).float().mean() < 1e-4
-
-
-@pytest.mark.parametrize("paper", CONFIGS)
-def test_an_exported_network_is_not_cropped_either(paper: str, tmp_path: Path) -> None:
-    for package in ("onnxscript", "onnx", "onnxruntime"):
-        pytest.importorskip(package, reason="needs the extra 'export'")
-    predictor = predictor_of(paper, *OFF)
-    export(predictor, "onnx", tmp_path / "a.onnx")
-    expected = predictor(PHOTO)
-    same_detections(ExportedPredictor(tmp_path / "a.onnx")(PHOTO), expected)
-    cropped = ExportedPredictor(tmp_path / "a.onnx", overrides=[OFF[0], True])(PHOTO)
-    assert cropped["instances"].pred_masks.sum() < expected["instances"].pred_masks.sum()

@@ -1,6 +1,6 @@
 """YolactEdge's parts against sums done by hand; numbers of its authors are compared elsewhere.
 
-See ``tests/checkpoint/test_convert_yolact_edge.py`` for those.
+See ``tests/convert/test_convert_yolact_edge.py`` for those.
 """
 
 from typing import Any
@@ -295,7 +295,7 @@ def test_nothing_is_frozen_on_request_but_the_motion_that_no_one_uses() -> None:
 
 
 def test_images_without_an_earlier_frame_train_as_key_frames() -> None:
-    """Those with one are moved alone: their losses do not depend on who else is in the batch."""
+    """Only images with an earlier frame are moved: their losses do not depend on the others."""
     model = restless(build()).train()
     still = with_objects(image(SIDE, SIDE, 5), 2)
     losses = model([still])

@@ -52,7 +52,7 @@ def test_matching_equals_the_authors(golden: Any, priors: torch.Tensor, image: i
 
 
 def test_two_objects_that_want_one_anchor_get_an_anchor_each() -> None:
-    """Object 1 fits anchor 0 exactly; object 0 overlaps it most, but has to take anchor 1."""
+    """Instance 1 fits anchor 0 exactly; instance 0 overlaps it most, but has to take anchor 1."""
     anchors = torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.75, 0.75, 0.5, 0.5]])
     boxes = torch.tensor([[0, 0, 0.5, 0.4], [0, 0, 0.5, 0.5]])
     labels, objects = match(boxes, torch.tensor([3, 5]), torch.zeros(0, 4), anchors)

@@ -1,6 +1,6 @@
 """YOLACT++'s parts against numbers of its authors' code and against sums done by hand.
 
-The stages of the whole network are compared in ``tests/checkpoint/test_convert_yolact.py``.
+The stages of the whole network are compared in ``tests/convert/test_convert_yolact.py``.
 """
 
 from types import ModuleType, SimpleNamespace
@@ -31,6 +31,7 @@ from instseg.projects.yolact_plus import (
 )
 from instseg.training.trainer import Trainer
 from tests.conftest import GOLDEN, close
+from tests.support.meta_models import meta_model
 from tests.support.yolact_common import (
     SMALL,
     filled,
@@ -119,9 +120,7 @@ def test_deformable_blocks_are_those_of_the_authors(
     ("config", "expected"), [("yolact_plus_resnet50", 13), ("yolact_plus_base", 11)]
 )
 def test_as_many_blocks_are_deformable_as_released(config: str, expected: int) -> None:
-    with torch.device("meta"):
-        cfg = instseg.load_cfg(f"yolact_plus/{config}.yaml", ["MODEL.DEVICE", "meta"])
-        model = build_model(cfg)
+    model = meta_model(f"yolact_plus/{config}.yaml")
     assert sum(isinstance(layer, DeformableConv2d) for layer in model.modules()) == expected
 
 
@@ -203,10 +202,14 @@ def test_the_number_of_classes_is_yolacts() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["MODEL.YOLACT_PLUS.MASKIOU_CHANNELS", [4] * 6], "6 layers, too many"),
+        (
+            ["MODEL.YOLACT_PLUS.MASKIOU_CHANNELS", [4] * 6],
+            "expected at most 3 layers, as each",
+        ),
         (["MODEL.YOLACT_PLUS.DEFORMABLE_BLOCKS", [1]], "a number for each of res2..res5"),
         (["MODEL.YOLACT_PLUS.DEFORMABLE_INTERVAL", 0], "DEFORMABLE_INTERVAL is 0; .* at least 1"),
-        (["MODEL.RESNETS.DEPTH", 18], "MODEL.RESNETS.DEPTH 50 or more"),
+        (["MODEL.RESNETS.DEPTH", 18], "DEPTH is 18; expected 50, 101 or 152, as build_deform"),
+        (["MODEL.RESNETS.RES5_DILATION", 2], "RES5_DILATION is 2; expected 1, as build_deform"),
     ],
 )
 def test_a_configuration_that_cannot_be_built_is_refused(

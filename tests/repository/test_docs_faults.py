@@ -23,7 +23,7 @@ MESSAGE = re.compile(r"–|`[^`]+`(; `[^`]+`)*")
 
 
 def cells(line: str) -> list[str]:
-    """What stands between the bars of a row; a bar in a cell is written with a backslash."""
+    """The text between the bars of a row; a bar in a cell is written with a backslash."""
     return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
 
 
@@ -51,7 +51,7 @@ def missing(file: str, name: str | None) -> bool:
 
 
 def faults_of(row: list[str]) -> list[str]:
-    """What is wrong with one row of the table."""
+    """The faults of one row of the table."""
     if len(row) != 5 or not all(row):
         return ["expected a number or –, an input, what is promised, tests and a message"]
     number, _, _, tests, message = row

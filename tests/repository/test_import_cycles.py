@@ -14,6 +14,20 @@ import pytest
 from tests.repository.test_layering import ROOT, imports, module_name
 
 Graph = Mapping[str, set[str]]
+LAYERS = (
+    ("errors", "install_detectron2", "processes", "projects"),
+    ("categories", "console", "downloads", "files", "forks", "masks", "tracking"),
+    ("modeling", "ops", "pickles", "visualize"),
+    ("data",),
+    ("checkpoint", "evaluation"),
+    ("config",),
+    ("check_data", "convert", "inference"),
+    ("export", "testing", "training"),
+    ("benchmark", "predict"),
+    ("commands",),
+    ("cli",),
+)
+"""Packages and modules of instseg, the lowest first; none imports one of its own layer."""
 
 
 def sources() -> dict[str, str]:
@@ -81,6 +95,20 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 
 def test_no_package_imports_itself_by_way_of_others() -> None:
     assert cycle(package_graph(module_graph(sources()))) == []
+
+
+def test_every_package_imports_lower_layers_alone() -> None:
+    graph = package_graph(module_graph(sources()))
+    names = {name for name in graph if name != "instseg" and ".projects." not in name}
+    levels = {f"instseg.{name}": level for level, layer in enumerate(LAYERS) for name in layer}
+    assert names == set(levels)
+    upward = [
+        f"{name} imports {other}"
+        for name in sorted(names)
+        for other in sorted(graph[name] & names)
+        if levels[other] >= levels[name]
+    ]
+    assert upward == []
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Who may import whom, read from the import statements (no module is imported to find out)."""
+"""Which module may import which, read from import statements (no module is imported)."""
 
 import ast
 import subprocess
@@ -8,23 +8,27 @@ from pathlib import Path
 
 import pytest
 
-from instseg.projects import projects
+from tests.support.own_projects import PROJECTS
 
 ROOT = Path(__file__).parents[2]
-PAPERS = {project.name for project in projects()}
-LINEAGE = {(project.name, ancestor) for project in projects() for ancestor in project.ancestors}
+PAPERS = {project.name for project in PROJECTS}
+LINEAGE = {(project.name, ancestor) for project in PROJECTS for ancestor in project.ancestors}
 OPTIONAL = {
     "gradio",
     "h5py",
+    "imagecodecs",
     "onnx",
     "onnxruntime",
     "onnxscript",
     "ray",
+    "roifile",
     "skimage",
     "sklearn",
     "supervision",
+    "tifffile",
     "trackers",
     "wandb",
+    "zarr",
 }
 
 

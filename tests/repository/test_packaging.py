@@ -1,6 +1,7 @@
-"""What a build needs and says, what a wheel holds, and how ``make setup`` copes with failures."""
+"""Needs and messages of a build, contents of a wheel, and ``make setup`` after failures."""
 
 import ast
+import importlib
 import os
 import re
 import shutil
@@ -47,15 +48,6 @@ def copy_of_the_sources(folder: Path) -> Path:
     return folder
 
 
-def build_wheel(source: Path, output: Path) -> Path:
-    """Build the wheel of a source tree or archive without the network; return its path."""
-    options = ["--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", output]
-    done = run(sys.executable, "-m", "pip", "wheel", *options, source, cwd=output.parent)
-    assert done.returncode == 0, done.stdout + done.stderr
-    [wheel] = output.glob("instseg-*.whl")
-    return wheel
-
-
 def files(wheel: Path) -> set[str]:
     """Return the names of the files in a wheel."""
     with zipfile.ZipFile(wheel) as archive:
@@ -83,8 +75,34 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(archive: Path) -> Path:
-    """The wheel built from the source archive, which so is known to hold all that it takes."""
-    return build_wheel(archive, archive.parent / "dist")
+    """The wheel built from the source archive, with the operators that the checkout has."""
+    folder = archive.parent / "unpacked"
+    with tarfile.open(archive) as contents:
+        contents.extractall(folder, filter="data")
+    [source] = folder.iterdir()
+    python = interpreter_with("2.11.0", folder)
+    stand_in_for_torch(next(folder.glob("venv/lib/python*/site-packages")), BUILT)
+    done = run(python, "setup.py", "-q", "bdist_wheel", "--dist-dir", folder, cwd=source)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [wheel] = folder.glob("instseg-*.whl")
+    return wheel
+
+
+def test_a_source_archive_holds_every_file_that_is_compiled(archive):
+    with tarfile.open(archive) as contents:
+        held = {name.partition("/")[2] for name in contents.getnames()}
+    expected = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/**/*.*")}
+    assert "csrc/register.cpp" in expected
+    assert expected <= held
+
+
+@pytest.mark.slow  # compiles every operator
+def test_the_operators_are_compiled_from_the_source_archive_alone(archive, tmp_path):
+    options = ["--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", tmp_path]
+    done = run(sys.executable, "-m", "pip", "wheel", *options, archive, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [wheel] = tmp_path.glob("instseg-*.whl")
+    check_installed(wheel, tmp_path)
 
 
 def test_a_wheel_holds_every_module_of_instseg_and_of_the_projects(wheel):
@@ -113,6 +131,11 @@ def test_a_wheel_installs_the_instseg_command(wheel):
 
 
 def test_an_installed_wheel_works_from_another_directory(wheel, tmp_path):
+    check_installed(wheel, tmp_path)
+
+
+def check_installed(wheel: Path, tmp_path: Path) -> None:
+    """Install a wheel into a folder of its own and import it from another one."""
     options = ["--no-deps", "--no-index", "--target", tmp_path / "site"]
     done = run(sys.executable, "-m", "pip", "install", *options, wheel, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -219,16 +242,34 @@ class BuildExtension(build_ext):
     def run(self): print(*[(type(e).__name__, e.sources) for e in self.extensions])
     def get_outputs(self): return []
 """
+BUILT = f"""
+import shutil
+from setuptools import Extension
+from setuptools.command.build_ext import build_ext
+
+class CppExtension(Extension): pass
+CUDAExtension = CppExtension
+
+class BuildExtension(build_ext):
+    def build_extension(self, extension):
+        assert extension.name == "instseg._C"
+        compiled = {importlib.import_module("instseg._C").__file__!r}
+        shutil.copy(compiled, self.get_ext_fullpath(extension.name))
+"""
 
 
-def stand_in_for_torch(packages: Path) -> None:
-    """Write a package ``torch`` with which nothing is compiled and the plan is printed."""
+def stand_in_for_torch(packages: Path, command: str = STAND_IN) -> None:
+    """Write a package ``torch`` with which nothing is compiled.
+
+    Args:
+        command: the text of ``torch.utils.cpp_extension``, by default one that prints the plan.
+    """
     (packages / "torch" / "utils").mkdir(parents=True)
     (packages / "torch" / "__init__.py").write_text(
         "class cuda: is_available = staticmethod(lambda: False)\nclass version: cuda = '13.0'\n"
     )
     (packages / "torch" / "utils" / "__init__.py").touch()
-    (packages / "torch" / "utils" / "cpp_extension.py").write_text(STAND_IN)
+    (packages / "torch" / "utils" / "cpp_extension.py").write_text(command)
 
 
 def plan_of_build(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import instseg
 from instseg.projects import Project, converters, folders, projects
 from tests.conftest import ROOT
+from tests.support.own_projects import PROJECTS
 
 LIST = "import instseg.projects as p; print(*(x.name for x in p.projects()))"
 DECLARATION = """
@@ -53,12 +54,12 @@ def install(folder: Path, name: str, value: str, source: str) -> None:
 def test_the_table_of_the_readme_is_what_the_projects_declare() -> None:
     lines = (ROOT / "README.md").read_text().splitlines()
     table = [line for line in lines if "](projects/" in line and line.startswith("| [")]
-    assert table == [project.row for project in projects()]
+    assert table == [project.row for project in PROJECTS]
 
 
 def test_a_project_is_called_as_its_folder_and_has_the_files_that_it_names() -> None:
-    assert sorted(project.name for project in projects()) == folders()
-    for project in projects():
+    assert sorted(project.name for project in PROJECTS) == folders()
+    for project in PROJECTS:
         assert (ROOT / "projects" / project.name / "README.md").is_file()
         for config in (project.example, project.reference):
             instseg.load_cfg(config, [*project.any_score, *project.fast])

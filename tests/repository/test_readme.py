@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
+import tifffile
 
+from instseg.benchmark import models, ops
 from instseg.data.synthetic import shapes
+from instseg.masks import CroppedMasks
 from tests.conftest import ROOT
 from tests.support import programs
 from tests.support.video_common import images, write_clip
@@ -46,14 +50,31 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cv2.imwrite(str(folder / "photo.png"), image[:, :, ::-1])
     write_clip(folder / "clip.mp4", images(3))
     shapes.export("shapes_val", folder / "tiny", limit=4)
+    _write_cells(folder)
     return folder
+
+
+def _write_cells(folder: Path) -> None:
+    """Images of 16 bits with label images, and a large one."""
+    for name in ("images", "labels"):
+        (folder / "cells" / name).mkdir(parents=True)
+    for index in range(2):
+        pixels = shapes.image("shapes_val", index, 128).astype(np.uint16) * 16
+        tifffile.imwrite(folder / f"cells/images/{index}.tif", pixels)
+        (record,) = shapes.load("shapes_val", 128, [index])
+        labels = CroppedMasks.from_rles(
+            [entry["segmentation"] for entry in record["annotations"]], (128, 128)
+        ).to_label_image()
+        tifffile.imwrite(folder / f"cells/labels/{index}.tif", labels)
+    tifffile.imwrite(folder / "slide.tif", np.tile(pixels, (10, 10, 1)), tile=(128, 128))
 
 
 def run(command: str, folder: Path) -> None:
     words = shlex.split(command)
     if words[:2] == ["python", "train_net.py"]:
         tiny = folder / "tiny"
-        extra = TINY.format(json=tiny / "shapes_val.json", folder=tiny / "shapes_val") + SHORT
+        data = TINY.format(json=tiny / "shapes_val.json", folder=tiny / "shapes_val")
+        extra = SHORT if "labels:" in command else data + SHORT
         done = programs.train_net(*words[2:], *shlex.split(extra))
     else:
         more = {"benchmark": ["--repeats", "1"]}.get(words[1], [])
@@ -70,15 +91,20 @@ def test_the_commands_of_the_readme_run_in_order(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(checkout)
+    for module in (models, ops):
+        monkeypatch.setattr(module, "in_fresh_process", programs.in_this_process)
     lines = [line for line in commands() if not line.startswith(SKIPPED)]
     assert len(lines) >= 5
-    # The demo's checkpoint, which prediction uses, comes from the first training command here.
+    # The demo's checkpoint, which prediction uses, is that of the first training command here.
     training = next(line for line in lines if line.startswith("python train_net.py"))
-    run(training.replace("output/shapes", "output/demo"), checkout)
+    run(training, checkout)
+    lines.remove(training)
+    (checkout / "output/demo").symlink_to("shapes")
     for line in lines:
         run(line, checkout)
     assert (checkout / "output/predictions/predictions.json").is_file()
     assert (checkout / "output/video/clip.mp4").is_file()
+    assert (checkout / "output/slide/slide_labels.tif").is_file()
 
 
 def test_the_three_lines_of_prediction_run(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:

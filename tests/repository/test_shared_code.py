@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from instseg.projects import projects
 from tests.conftest import ROOT
+from tests.support.own_projects import PROJECTS
 
 # Operators are called by the paper that they come from.
 OPERATORS = ROOT / "instseg" / "ops"
@@ -19,7 +19,7 @@ def pattern(name: str) -> str:
 
 
 NAMES = re.compile(
-    "|".join(pattern(name) for project in projects() for name in (project.name, project.title)),
+    "|".join(pattern(name) for project in PROJECTS for name in (project.name, project.title)),
     re.IGNORECASE,
 )
 
@@ -50,7 +50,7 @@ def named(source: str) -> Iterator[tuple[int, str]]:
 
 
 def offences(source: str) -> list[tuple[int, str]]:
-    """What names a paper in a module, with its line."""
+    """Names and texts of a module that name a paper, with their lines."""
     shared = sorted(operators(), key=len, reverse=True)
     found = []
     for line, text in named(source):

@@ -55,7 +55,7 @@ def changed(*path: Any, to: Any) -> dict[str, Any]:
 
 
 def write_set(folder: Path, given: Any) -> str:
-    """Write JSON and images, each of its own; returns the name of the set."""
+    """Write JSON and images, no two of which are equal; return the name of the set."""
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(zlib.crc32(str(folder).encode()))

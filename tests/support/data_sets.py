@@ -1,4 +1,4 @@
-"""Data sets made of records, without a name that anybody has to register."""
+"""Data sets made of records, which need not be registered."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from instseg.data.findings import Report
 def data_set(
     records: Sequence[dict[str, Any]], classes: Sequence[str] = ("a", "b"), kind: str = "coco"
 ) -> DataSet:
-    """One that was read and found sound."""
+    """A data set of these records, as if it had been read and checked."""
     return DataSet(
         name="test",
         records=tuple(records),

@@ -10,7 +10,7 @@ from instseg.projects.deepmask import DeepMask, SymmetricConv2d, SymmetricResNet
 
 
 class NearSighted(Backbone):
-    """Cells of 16 pixels that see their neighbours and nothing else, so no more than a context."""
+    """Cells of 16 pixels that see only their neighbours, so no farther than the context."""
 
     def __init__(self, channels: int = 8) -> None:
         super().__init__()

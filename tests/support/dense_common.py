@@ -12,7 +12,7 @@ from instseg.projects.sgn import LineSettings, MergeSettings
 
 Rectangle = tuple[int, int, int, int, int]  # class, y1, x1, y2, x2
 
-# 400 objects of one pixel in an image of 64 x 64.
+# 400 instances of one pixel in an image of 64 x 64.
 PIXELS: list[Rectangle] = [
     (0, y, x, y + 1, x + 1) for y in range(0, 60, 3) for x in range(0, 60, 3)
 ]
@@ -31,13 +31,13 @@ edge_batches = pytest.mark.parametrize(
 )
 
 
-def rectangles(size: tuple[int, int], *objects: Rectangle) -> Instances:
-    """The objects of an image as training takes them."""
-    masks = torch.zeros(len(objects), *size, dtype=torch.bool)
-    for mask, (_, y1, x1, y2, x2) in zip(masks, objects, strict=True):
+def rectangles(size: tuple[int, int], *labelled_boxes: Rectangle) -> Instances:
+    """The instances of an image as training takes them."""
+    masks = torch.zeros(len(labelled_boxes), *size, dtype=torch.bool)
+    for mask, (_, y1, x1, y2, x2) in zip(masks, labelled_boxes, strict=True):
         mask[y1:y2, x1:x2] = True
     instances = Instances(size)
-    instances.gt_classes = torch.tensor([kind for kind, *_ in objects], dtype=torch.int64)
+    instances.gt_classes = torch.tensor([kind for kind, *_ in labelled_boxes], dtype=torch.int64)
     instances.gt_masks = BitMasks(masks)
     return instances
 

@@ -1,4 +1,4 @@
-"""``python -m tests.support.forked FOLDER``: results of forked processes and of their parent.
+"""Results of forked processes and of their parent: ``python -m tests.support.forked [EXPORTED]``.
 
 Prints {name: [result of the parent, results of its children ...]} as JSON.  A child that waits for
 ever is ended by a signal and has no result.
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from instseg import VideoPredictor
 from instseg.errors import ProcessError
-from instseg.export import ExportedPredictor, export
+from instseg.export import ExportedPredictor
 from instseg.ops.assemble_masks import assemble_masks
 from tests.support.yolact_tiny import PHOTO, tiny_predictor
 
@@ -26,7 +26,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 def in_child(function: Callable[[], Any]) -> Any:
-    """``function()`` in a forked process."""
+    """The result of ``function()`` in a forked process."""
     receiver, sender = FORK.Pipe(duplex=False)
 
     def run() -> None:
@@ -87,7 +87,7 @@ def from_a_thread(predictor: Any) -> list[Any]:
     return results
 
 
-def cases(folder: Path) -> Iterator[tuple[str, list[Any]]]:
+def cases(file: Path | None) -> Iterator[tuple[str, list[Any]]]:
     p = tiny_predictor("yolact")
     own = in_child(lambda: count(p)), in_child(lambda: count(p))
     yield "a predictor of the parent", [count(p), *own, count(p)]
@@ -100,12 +100,10 @@ def cases(folder: Path) -> Iterator[tuple[str, list[Any]]]:
     yield "an operator", [own_operator(), in_child(own_operator)]
     loader = DataLoader(Counts(p), num_workers=2, multiprocessing_context=FORK)
     yield "a loader of data", [count(p), *(int(number) for number in loader)]
-    try:
-        export(p, "onnx", folder / "y.onnx")
-    except ImportError:  # without the extra
+    if file is None:  # without the extra
         return
-    exported = ExportedPredictor(folder / "y.onnx")
-    made = in_child(lambda: count(ExportedPredictor(folder / "y.onnx")))
+    exported = ExportedPredictor(file)
+    made = in_child(lambda: count(ExportedPredictor(file)))
     yield "an exported one made in the child", [count(exported), made]
     yield "an exported one", [count(exported), in_child(lambda: count(exported))]
 
@@ -113,4 +111,4 @@ def cases(folder: Path) -> Iterator[tuple[str, list[Any]]]:
 if __name__ == "__main__":
     torch.set_num_threads(4)
     torch.nn.functional.conv2d(torch.ones(4, 32, 64, 64), torch.ones(32, 32, 3, 3))
-    print(json.dumps(dict(cases(Path(sys.argv[1])))))
+    print(json.dumps(dict(cases(Path(sys.argv[1]) if sys.argv[1:] else None))))

@@ -1,8 +1,8 @@
-"""Every operator with a valid sample and the bad input made for it: the table of the hostile tests.
+"""The table of the hostile tests: every operator with a valid sample and bad input made for it.
 
-What can be done to any tensor (another rank, dtype, device, layout, a gradient asked for) is done
-to all of them by test_hostile_input.py.  What depends on the meaning of an argument is listed here,
-under each of ITEMS, or a sentence says why there is no such argument.
+test_hostile_input.py changes every tensor in all ways that need no knowledge of it (rank, dtype,
+device, layout, a gradient asked for).  This table lists the changes that depend on the meaning of
+an argument, under each of ITEMS, or says in a sentence why there is no such argument.
 """
 
 from collections.abc import Callable
@@ -47,12 +47,12 @@ class Operator:
     """One public function.
 
     Attributes:
-        kernels: what it runs of ``torch.ops.instseg``, backwards included.
+        kernels: the members of ``torch.ops.instseg`` that it runs, backwards included.
         sample: valid arguments.
         items: for each of ITEMS the cases, or why there are none.
-        derivatives: how often it can be differentiated; a further time must be an error.
-        any_dtype: arguments that are converted, whatever they are.
-        any_device: it moves its arguments itself.
+        derivatives: how often it can be differentiated; once more must be an error.
+        any_dtype: arguments that it converts from any dtype.
+        any_device: whether it moves its arguments itself.
     """
 
     call: Callable[..., Any]

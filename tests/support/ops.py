@@ -1,4 +1,4 @@
-"""What the tests of all operators share."""
+"""Shared by the tests of all operators."""
 
 import pytest
 import torch

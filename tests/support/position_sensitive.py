@@ -38,7 +38,7 @@ PLACES = {
 
 
 def sample_rois(images: int = 2, dtype: torch.dtype = torch.float32) -> Tensor:
-    """All PLACES, in turn in each of the images."""
+    """All PLACES, image by image in turn."""
     rows = [(i % images, *place) for i, place in enumerate(PLACES.values())]
     return torch.tensor(rows, dtype=dtype)
 
@@ -49,7 +49,7 @@ def head_maps(device: str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor
 
 
 def head_classes(count: int, device: str = "cpu") -> Tensor:
-    """All classes of head_maps and none, by turns: -1, 0, 1, 2, 3, -1, ..."""
+    """None and all classes of head_maps in turn: -1, 0, 1, 2, 3, -1, ..."""
     return (torch.arange(count) % 5 - 1).to(device)
 
 
@@ -60,7 +60,7 @@ def sizes(arrays: Any) -> tuple[float, int, int]:
 
 
 def ordered(arrays: Any, maps: Tensor) -> Tensor:
-    """The maps of a golden file of the head in the order of ours."""
+    """The maps of a golden file of the head, in our order of channels."""
     classes = int(arrays["num_classes_with_background"])
     return to_fcis_head_order(maps, classes, int(arrays["group_size"]), dim=1)
 

@@ -4,13 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from instseg import cli
 from tests.inference.test_predictor import save_weights, tiny_cfg
 
 
 def arguments_for_tiny_model(folder: Path) -> list[str]:
-    """Write the tiny model into ``folder``; arguments that predict with it, whatever the score."""
+    """Write the tiny model into ``folder``; return arguments that predict with it at any score."""
     torch.manual_seed(0)
     (folder / "tiny.yaml").write_text(tiny_cfg().dump())
     weights = save_weights(tiny_cfg(), folder / "tiny.pth", class_names=["a", "b/c", "d"])
@@ -25,8 +27,17 @@ def results(output: Path) -> list[dict[str, Any]]:
     return loaded
 
 
+def assert_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mistake on the command line is one line on stderr and exit status 2."""
+    assert cli.main(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    (error,) = (line for line in lines if not line.startswith("INFO"))
+    assert error.startswith("error: ")
+    assert message in error
+
+
 def as_lines(text: str) -> str:
-    """The ``NAME.jsonl`` that was joined into the file of a video with this text."""
+    """The lines of the ``NAME.jsonl`` that a video's file with this text was joined from."""
     content = json.loads(text)
     frames = content.pop("frames")
     del content["complete"]

@@ -3,10 +3,11 @@
 import contextlib
 import io
 import logging
+import pickle
 import runpy
 import sys
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 from detectron2.utils.logger import setup_logger
@@ -16,7 +17,7 @@ from tests.conftest import ROOT
 
 
 class Done(NamedTuple):
-    """What a program left, as after ``subprocess.run``."""
+    """Exit status and output of a program, as after ``subprocess.run``."""
 
     returncode: int
     stdout: str
@@ -24,15 +25,21 @@ class Done(NamedTuple):
 
 
 def train_net(*words: str) -> Done:
-    """What ``python train_net.py WORDS`` does, its defects excepted: those are raised."""
+    """Run ``python train_net.py WORDS``; defects of the program are raised."""
     script = str(ROOT / "train_net.py")
     with mock.patch.object(sys, "argv", [script, *words]), _loggers_as_at_the_start():
         return _run(lambda: runpy.run_path(script, run_name="__main__"))
 
 
 def instseg(*words: str) -> Done:
-    """What ``instseg WORDS`` does, its defects excepted: those are raised."""
+    """Run ``instseg WORDS``; defects of the program are raised."""
     return _run(lambda: sys.exit(cli.main(words)))
+
+
+def in_this_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Stand-in for ``in_fresh_process``, which loads torch; a pickle must hold what is passed."""
+    function, arguments = pickle.loads(pickle.dumps((function, arguments)))
+    return function(*arguments)
 
 
 def _run(program: Callable[[], object]) -> Done:
@@ -51,7 +58,7 @@ def _run(program: Callable[[], object]) -> Done:
 
 @contextlib.contextmanager
 def _loggers_as_at_the_start() -> Iterator[None]:
-    """Has the program set up its loggers as in a new process, and takes that back."""
+    """Let the program set up its loggers as in a new process, then restore them."""
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "instseg")]
     kept = [(log.level, log.propagate, log.handlers) for log in loggers]
     setup_logger.cache_clear()

@@ -1,6 +1,6 @@
-"""One of two processes that train together, each scenario after the other; see test_ranks.py.
+"""One of two processes that train together, scenario by scenario; see test_ranks.py.
 
-python rank_scenarios.py RANK PORT FOLDER
+torchrun --nproc-per-node=2 -m tests.support.rank_scenarios FOLDER
 """
 
 import os
@@ -24,7 +24,7 @@ Batch = list[dict[str, Any]]
 
 
 class Line(nn.Module):
-    """Its loss is weight * x; a batch is [{"x", "file_name"}], and "raise" in it is raised."""
+    """A model with the loss weight * x; a batch is [{"x", "file_name"}], or "raise" is raised."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Line(nn.Module):
 
 
 class Data:
-    """Endless good batches, in the third place another one or an exception."""
+    """Good batches without end, except that the third is another one or an exception."""
 
     def __init__(self, third: Any) -> None:
         self.third = third
@@ -50,7 +50,7 @@ class Data:
 
 
 class Loop(TrainLoop):
-    """Sends this process a signal in the third iteration if asked to."""
+    """A loop that, if asked to, sends this process a signal in the third iteration."""
 
     number: signal.Signals | None = None
 
@@ -61,7 +61,7 @@ class Loop(TrainLoop):
 
 
 def train(third: Any = None, number: signal.Signals | None = None, folder: str = "") -> str:
-    """What becomes of training when this rank gets ``third`` as its third batch, or a signal."""
+    """How training ends if this rank gets ``third`` as its third batch, or a signal."""
     model = DistributedDataParallel(Line())
     loop = Loop(model, Data(third), torch.optim.SGD(model.parameters(), lr=0.1))
     loop.number = number
@@ -75,11 +75,11 @@ def train(third: Any = None, number: signal.Signals | None = None, folder: str =
     return "done"
 
 
-def main(rank: int, port: str, folder: str) -> None:
-    """Print what becomes of each scenario, one line each."""
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def main(folder: str) -> None:
+    """Print how each scenario ends, one line each."""
+    dist.init_process_group("gloo")
     comm.create_local_process_group(2)
-    is_second = rank == 1
+    is_second = dist.get_rank() == 1
     nan = [{"x": float("nan"), "file_name": "bad.png"}]
     broken = ImageError("cut.png: the file is truncated")
     scenarios: dict[str, dict[str, Any]] = {
@@ -98,5 +98,5 @@ def main(rank: int, port: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+    main(sys.argv[1])
     os._exit(0)  # the process group cannot be left in order once a process is gone

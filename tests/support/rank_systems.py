@@ -1,6 +1,6 @@
-"""One of two processes that train each system on an image with an object and one without.
+"""One of two processes that train each system on an image with an instance and one without.
 
-python -m tests.support.rank_systems RANK PORT FOLDER CONFIG...
+torchrun --nproc-per-node=2 -m tests.support.rank_systems FOLDER CONFIG...
 """
 
 import sys
@@ -20,7 +20,7 @@ from instseg.training.loop import TrainLoop
 
 
 def train(config: str, folder: Path) -> str:
-    """Train two steps, each with an object on one rank only; the sum of all weights afterwards."""
+    """Train two steps with an instance on one rank only; return the sum of all weights."""
     torch.manual_seed(0)
     cfg = instseg.load_cfg(config, SMALL_TRAINING)
     rank = comm.get_rank()
@@ -38,8 +38,8 @@ def train(config: str, folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    rank, port, folder, *configs = sys.argv[1:]
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=int(rank), world_size=2)
+    folder, *configs = sys.argv[1:]
+    dist.init_process_group("gloo")
     comm.create_local_process_group(2)
     for config in configs:
         try:

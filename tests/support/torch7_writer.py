@@ -86,7 +86,7 @@ class Writer:
         self.parts.append(flat.tobytes())
 
     def begin(self, kind: int, value: Any) -> bool:
-        """Write the number of ``value``; whether its content has to follow."""
+        """Write the number of ``value``; return whether its content has to follow."""
         known = id(value) in self.seen
         if not known:
             self.last += 1

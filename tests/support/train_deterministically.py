@@ -1,8 +1,8 @@
-"""Runs ``train_net.py`` in double precision, with the first candidates where chance would choose.
+"""Run ``train_net.py`` in double precision, with the first candidates in place of random ones.
 
-Two-stage detectors train on sampled anchors and regions, which one process and several draw
-differently; and they sum in different orders, so that rounding must be far below what a mistake in
-the exchange of gradients changes.
+Two-stage detectors train on sampled anchors and regions, which one process and several processes
+draw differently.  They also sum in different orders, so rounding must be far below the effect of a
+mistake in the exchange of gradients.
 """
 
 import runpy

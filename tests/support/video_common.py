@@ -51,7 +51,7 @@ def write_clip(
 
 
 def turned(path: Path, degrees: int) -> Path:
-    """Rewrite the display matrix of an MP4 file: to be shown turned clockwise by ``degrees``."""
+    """Rewrite the display matrix of an MP4 file, so that it is shown turned by ``degrees``."""
     one, minus, zero = (number.to_bytes(4, "big", signed=True) for number in (1 << 16, -1 << 16, 0))
     matrices = {
         0: one + zero * 3 + one,
@@ -66,7 +66,7 @@ def turned(path: Path, degrees: int) -> Path:
 
 
 class VideoStub(nn.Module):
-    """Finds one object, whose score tells the frame's mean and, between, that of its key frame.
+    """A model that finds one instance; its score tells the means of the frame and its key frame.
 
     Attributes:
         calls: "K" for each key frame, "B" for each frame between.

@@ -1,4 +1,4 @@
-"""Warping, and predictions that hold exactly what is annotated, for tests on videos."""
+"""Warping, and predictions that equal the annotations, for tests on videos."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 def warp(images: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
-    """``images`` (B, C, H, W) seen at pixel + ``flow`` (B, 2, H, W) in pixels."""
+    """``images`` (B, C, H, W) sampled at pixel + ``flow`` (B, 2, H, W), which is in pixels."""
     height, width = flow.shape[2:]
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     at = torch.stack([x, y]).float() + flow
@@ -20,7 +20,7 @@ def warp(images: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
 
 
 def found_all(record: dict[str, Any]) -> Instances:
-    """Exactly the annotations, as predictions of score 0.9."""
+    """The annotations as predictions of score 0.9."""
     annotations = record["annotations"]
     masks = [mask_util.decode(a["segmentation"]).astype(bool) for a in annotations]
     boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]

@@ -1,4 +1,4 @@
-"""What the tests of YOLACT and YOLACT++ share: networks filled as those of ``golden/yolact``."""
+"""Shared by the tests of YOLACT and YOLACT++: networks filled as those of ``golden/yolact``."""
 
 import contextlib
 import io
@@ -53,7 +53,7 @@ SMALL = [
 
 
 def loss_settings(**changes: Any) -> LossSettings:
-    """Those of the paper."""
+    """The paper's settings."""
     settings = LossSettings(
         positive_iou=0.5,
         negative_iou=0.4,
@@ -90,7 +90,7 @@ def load(name: str) -> Any:
 
 
 def meta(name: str) -> dict[str, Any]:
-    """What the authors' code was run with."""
+    """The settings with which the authors' code was run."""
     found: dict[str, Any] = json.loads(str(load(name)["meta"]))
     return found
 
@@ -114,7 +114,7 @@ def filled(weights: ModuleType, golden: Any, key: str, shape: Any) -> torch.Tens
 
 
 def convert(name: str, weights: ModuleType, folder: Path, golden: Any = None) -> tuple[Any, str]:
-    """The network of ``name`` with converted weights, and what was printed."""
+    """The network of ``name`` with converted weights, and the report of the conversion."""
     golden = load(name) if golden is None else golden
     state = {k: filled(weights, golden, k, shape) for k, (shape, _) in keys(name).items()}
     torch.save(state, folder / "released.pth")
@@ -183,7 +183,7 @@ def masks_of(golden: Any, prefix: str = "post") -> torch.Tensor:
 
 
 def detections_agree(found: Detections, golden: Any, prefix: str) -> None:
-    """Compare what is left after the suppression of one image with the authors'."""
+    """Compare the detections of one image that are left after suppression with the authors'."""
     expected = len(golden[f"{prefix}/score"])
     assert len(found.scores) == expected
     same = pairs(found.boxes, found.classes, golden, f"{prefix}/box_rel", 1e-3)
@@ -194,7 +194,7 @@ def detections_agree(found: Detections, golden: Any, prefix: str) -> None:
 
 
 def results_agree(found: Instances, golden: Any, prefix: str = "post") -> tuple[Any, Any]:
-    """Compare the results of one image with the authors'; returns rows of both that belong.
+    """Compare the results of one image with the authors'; return the rows of both that match.
 
     Boxes that miss the image, which the authors' evaluation skips, are not given.
     """
@@ -216,7 +216,7 @@ def results_agree(found: Instances, golden: Any, prefix: str = "post") -> tuple[
 
 
 def truths(golden: Any) -> list[Truth]:
-    """The objects of the two training images; crowds come last in the arrays."""
+    """The instances of the two training images; crowds come last in the arrays."""
     result = []
     for i, crowds in enumerate(golden["gt/num_crowds"]):
         rows = torch.from_numpy(golden[f"gt{i}/boxes"])
@@ -248,14 +248,14 @@ def synthetic(weights: ModuleType, num_priors: int) -> Predictions:
 
 
 def matching_agrees(golden: Any, priors: torch.Tensor, image: int) -> None:
-    """Compare what the anchors of a training image are to find with the authors'."""
+    """Compare the targets of the anchors of a training image with the authors'."""
     truth, expected = truths(golden)[image], f"match{image}"
-    labels, objects = match(truth.boxes, truth.classes, truth.crowd_boxes, priors)
+    labels, matched = match(truth.boxes, truth.classes, truth.crowd_boxes, priors)
     assert (labels.numpy() == golden[f"{expected}/conf_t"]).all()
     positive = (labels > 0).nonzero()[:, 0]
     assert positive.tolist() == golden[f"{expected}/pos_index"].tolist()
-    assert (objects.numpy()[positive] == golden[f"{expected}/idx_t"][positive]).all()
-    targets = encode(truth.boxes[objects[positive]], priors[positive])
+    assert (matched.numpy()[positive] == golden[f"{expected}/idx_t"][positive]).all()
+    targets = encode(truth.boxes[matched[positive]], priors[positive])
     close(targets, golden[f"{expected}/loc_t_pos"], 1e-4)
     best = box_iou(truth.boxes, to_corners(priors)).max(dim=1)
     close(best.values, golden[f"{expected}/best_iou_per_gt"])
@@ -302,7 +302,7 @@ def image(height: int, width: int, seed: int) -> dict[str, Any]:
 
 
 def with_objects(item: dict[str, Any], count: int) -> dict[str, Any]:
-    """``item`` with objects for training, all at one place, of classes 0, 1, ..."""
+    """``item`` with instances for training, all in one box, of classes 0, 1, ..."""
     size = item["image"].shape[1:]
     instances = Instances(tuple(size))
     instances.gt_boxes = Boxes(torch.tensor([[4.0, 4, 28, 24]]).repeat(count, 1))

@@ -1,4 +1,4 @@
-"""Predictors of YOLACT and YOLACT++ on a tiny DarkNet: built in no time, quick to trace."""
+"""Predictors of YOLACT and YOLACT++ on a tiny DarkNet, quick to build and to trace."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ PHOTO = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 
 
 def decided(model: nn.Module) -> None:
-    """Random weights whose scores differ by far more than rounding, and statistics of their own."""
+    """Give a model random weights and statistics whose scores differ by more than rounding."""
     generator = torch.Generator().manual_seed(1)
     for name, value in model.state_dict().items():
         if name.endswith("running_mean"):

@@ -1,4 +1,4 @@
-"""What keys want of an evaluation is looked for among what will be measured, before training."""
+"""Metrics that keys name are looked for among the measured ones before training."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +32,7 @@ TINY += ["MODEL.RESNETS.RES2_OUT_CHANNELS", 16, "MODEL.FPN.OUT_CHANNELS", 32]
 
 
 class Truth(nn.Module):
-    """Finds what is annotated."""
+    """A model that finds the annotations."""
 
     def __init__(self, name: str, change: Callable[[Any], None]) -> None:
         super().__init__()
@@ -148,8 +148,8 @@ EVALUATED = ["TEST.EVAL_PERIOD", 1]
         ("nonsense", EVALUATED, "measured are bbox/AP, bbox/AP50"),
         ("total_loss", EVALUATED, "which is not measured"),
         ("contest/AP", EVALUATED, "which is not measured"),
-        ("segm/AP", [*EVALUATED, "DATASETS.TEST", ("shapes_val", "shapes_train")],
-         "did you mean shapes_val/segm/AP, shapes_train/segm/AP"),
+        ("segm/AP", [*EVALUATED, "DATASETS.TEST", ("shapes_val", "shapes_hard_val")],
+         "did you mean shapes_val/segm/AP, shapes_hard_val/segm/AP"),
         ("shapes_val/segm/AP", EVALUATED, "did you mean segm/AP"),
         ("segm/AP", [*EVALUATED, "DATASETS.TEST", ()], "DATASETS.TEST is empty"),
         ("segm/AP", [], "set TEST.EVAL_PERIOD to a number"),
@@ -173,7 +173,7 @@ def test_a_metric_that_nothing_measures_is_refused_with_close_names(
         ("segm/AP-circle", []),
         ("segm/rho", []),
         ("contest/AP85", ["TEST.METRICS", ("coco", "contest")]),
-        ("shapes_train/bbox/AP", ["DATASETS.TEST", ("shapes_val", "shapes_train")]),
+        ("shapes_val_apart/bbox/AP", ["DATASETS.TEST", ("shapes_val", "shapes_val_apart")]),
         ("proposals_segm/AR75@100", ["TEST.METRICS", ("proposals",)]),
     ],
 )
@@ -260,7 +260,7 @@ def test_expected_results_that_cannot_be_compared_are_refused(entry: Any, messag
         check_expected_results(cfg, nn.Identity(), sets(cfg))
 
 
-@pytest.mark.parametrize("names", [(), ("shapes_val", "shapes_train")])
+@pytest.mark.parametrize("names", [(), ("shapes_val", "shapes_val_apart")])
 def test_expected_results_are_of_one_data_set(names: tuple[str, ...]) -> None:
     cfg = config(names, "TEST.EXPECTED_RESULTS", [["segm", "AP", 30.0, 1.0]])
     with pytest.raises(ConfigError, match=f"is for one data set, DATASETS.TEST has {len(names)}"):

@@ -204,7 +204,7 @@ def test_one_process_may_use_a_folder_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("end", "status"), [("", 0), ("raise RuntimeError", 1)])
 def test_a_process_ends_whose_loader_is_alive_at_its_end(end: str, status: int) -> None:
-    """Its workers get no SIGTERM, by which multiprocessing ends what is left before it waits."""
+    """Its workers do not get the SIGTERM by which multiprocessing ends leftover processes."""
     script = f"""
 from torch.utils.data import DataLoader
 from instseg.training.interruption import signals_held

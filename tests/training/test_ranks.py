@@ -1,16 +1,14 @@
-"""Two processes that train together: where one cannot go on, both stop within seconds."""
+"""Two processes that train together: if one cannot go on, both stop within seconds."""
 
 import math
 import re
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from instseg.checkpoint import read_weights
 from tests.conftest import ROOT
+from tests.support.forking import run_ranks
 
 Outcomes = list[dict[str, str]]
 SYSTEMS = sorted(
@@ -21,19 +19,7 @@ SYSTEMS = sorted(
 
 def run_both(module: str, *words: str) -> Outcomes:
     """The lines that two processes of ``tests.support.MODULE`` print, by their first words."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", f"tests.support.{module}", str(rank), port, *words],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        for rank in range(2)
-    ]
-    lines = [rank.communicate(timeout=280)[0].splitlines() for rank in ranks]
+    lines = [rank.stdout.splitlines() for rank in run_ranks(f"tests.support.{module}", *words)]
     return [dict(line.split(" ", 1) for line in found if " " in line) for found in lines]
 
 
@@ -44,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def outcomes(folder: Path) -> Outcomes:
-    """What becomes of each scenario, for the first and the second rank."""
+    """The end of each scenario, for the first and the second rank."""
     return run_both("rank_scenarios", str(folder))
 
 

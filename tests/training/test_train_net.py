@@ -23,6 +23,7 @@ from instseg.training import launch
 from instseg.training.trainer import Trainer
 from tests.conftest import ROOT
 from tests.support import programs
+from tests.support.forking import run_ranks
 from tests.support.programs import Done
 
 CONFIG = "configs/mask_rcnn/mask_rcnn_shapes.yaml"
@@ -37,7 +38,7 @@ QUICK = [
     "1",
 ]
 # Loss terms that are sums over images divided by constants, so that the mean over ranks is the
-# mean over the batch: no statistics of a batch, and as many objects (2) and regions (8) sampled of
+# mean over the batch: no statistics of a batch, and 2 instances and 8 sampled regions of
 # each image.  Few anchors, so that rounding does not swap proposals of nearly equal score, and
 # few layers, as without normalisation each one magnifies rounding.
 ADDITIVE = [
@@ -63,7 +64,7 @@ def train_net(*words: str) -> Done:
 
 
 def processes(*words: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """Where another process is the point."""
+    """Tests that need another process."""
     script = [*launcher, str(ROOT / "train_net.py"), "--config-file", CONFIG]
     command = [sys.executable, *script, *words]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=280)
@@ -142,30 +143,16 @@ def test_evaluation_alone_prints_box_and_mask_ap(
 
 def test_two_processes_equal_one_with_the_double_batch(tiny: list[str], tmp_path: Path) -> None:
     """Weights after two steps: two gloo ranks with two images each, one process with four."""
-    driver = str(ROOT / "tests/support/train_deterministically.py")
+    driver = "tests/support/train_deterministically.py"
     words = [*tiny, *ADDITIVE, "MODEL.WEIGHTS", str(tmp_path / "start.pth")]
     cfg = instseg.load_cfg(CONFIG, ADDITIVE)
     torch.save({"model": Trainer.build_model(cfg).state_dict()}, tmp_path / "start.pth")
-    runs = {
-        "one": [sys.executable, driver],
-        "two": [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node=2",
-            driver,
-        ],
-    }
     states = {}
-    for name, command in runs.items():
-        folder = tmp_path / name
-        result = subprocess.run(
-            [*command, "--config-file", CONFIG, *words, "OUTPUT_DIR", str(folder)],
-            capture_output=True, text=True, cwd=ROOT, timeout=280,
-        )  # fmt: skip
-        assert result.returncode == 0, result.stderr
-        states[name] = read_weights(str(folder / "model_final.pth"))["model"]
+    for name, count in {"one": 1, "two": 2}.items():
+        words_of_run = ["--config-file", CONFIG, *words, "OUTPUT_DIR", str(tmp_path / name)]
+        ranks = run_ranks(driver, *words_of_run, count=count)
+        assert [rank.returncode for rank in ranks] == [0] * count, ranks[0].stderr
+        states[name] = read_weights(str(tmp_path / name / "model_final.pth"))["model"]
     start = read_weights(str(tmp_path / "start.pth"))["model"]
     assert {one.dtype for one in states["one"].values()} == {torch.float64}
     # Rounding is some 1e-17 here, whatever the processor and however little a tensor moved; a wrong
@@ -193,13 +180,16 @@ def test_two_processes_evaluate_and_resume_as_one_does(tiny: list[str], tmp_path
             "1",
         ),
         *("SOLVER.ACCUMULATE_BATCHES", "2", "TEST.METRICS", "('coco', 'contest')"),
-        *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "OUTPUT_DIR", str(tmp_path)),
+        *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.DETECTIONS_PER_IMAGE", "20"),
+        *("MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),
+        *("OUTPUT_DIR", str(tmp_path)),
     ]
     result = processes(*tiny, *extras, launcher=torchrun)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "best" / "model_best.pth").is_file()
-    result = processes("--resume", *tiny, *extras, "SOLVER.MAX_ITER", "3", launcher=torchrun)
-    assert result.returncode == 0, result.stderr
+    words = ["--config-file", CONFIG, "--resume", *tiny, *extras, "SOLVER.MAX_ITER", "3"]
+    result, other = run_ranks("train_net.py", *words)
+    assert (result.returncode, other.returncode) == (0, 0), result.stderr
     assert read_weights(str(tmp_path / "model_final.pth"))["iteration"] == 2
     measured = re.findall(r"copypaste: ([\d.,nan-]+)$", result.stdout, flags=re.MULTILINE)[-3:]
     result = train_net("--eval-only", "--resume", *tiny, *extras)

@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any
 
 from instseg.data.findings import Finding, Kind, first_ids
-from instseg.data.images import MAX_PIXELS
+from instseg.data.image_headers import MAX_PIXELS
 from instseg.masks import check_rle
 
 Problem = tuple[Kind, str]

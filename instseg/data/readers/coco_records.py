@@ -26,7 +26,7 @@ _FIELDS = ("iscrowd", "bbox", "category_id", "id", "area", "num_keypoints")
 
 def load(
     name: str, json_file: str, image_root: str
-) -> tuple[list[dict[str, Any]], Report, dict[int, str], bool]:
+) -> tuple[list[dict[str, Any]], dict[int, str], bool]:
     """Read a data set in COCO's format.
 
     Args:
@@ -34,9 +34,8 @@ def load(
         json_file: images, annotations (may be missing, as in sets for testing), categories.
         image_root: folder that the names of the images are relative to.
     Returns:
-        records as :func:`coco_records` gives them; a report without errors; id → name of the
-        classes, in the order of the ids; whether the file has a list of annotations, even an empty
-        one.
+        records as :func:`coco_records` gives them; id → name of the classes, in the order of the
+        ids; whether the file has a list of annotations, even an empty one.
     Raises:
         DatasetError: a file is missing, or no model can be trained on the content.
     """
@@ -62,7 +61,7 @@ def load(
     categories = sorted(content["categories"], key=lambda entry: entry["id"])
     classes = {entry["id"]: entry["name"] for entry in categories}
     records = coco_records(content, classes, image_root, report.left_out())
-    return records, report, classes, "annotations" in content
+    return records, classes, "annotations" in content
 
 
 def read_coco(where: str, json_file: str, image_root: str) -> Any:

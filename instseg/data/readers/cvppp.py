@@ -14,10 +14,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from instseg.data.images import image_size, read_labels
+from instseg.data.label_images import Labels, label_rles
 from instseg.errors import DatasetError, ImageError
 from instseg.masks import annotation_of
 
@@ -78,11 +76,11 @@ def _record(name: str, image: Path) -> dict[str, Any]:
         "image_id": _id(image),
         "height": height,
         "width": width,
-        "annotations": [annotation_of(labels == number, 0) for number in np.setdiff1d(labels, [0])],
+        "annotations": [annotation_of(rle, 0) for rle in label_rles(labels).values()],
     }
 
 
-def _read_labels(name: str, file: Path) -> npt.NDArray[np.int64]:
+def _read_labels(name: str, file: Path) -> Labels:
     """(H, W) number of the leaf at each pixel."""
     if not file.is_file():
         raise DatasetError(

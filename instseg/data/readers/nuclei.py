@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
-from instseg.data.images import read_image
+from instseg.data.images import Array, read_image, read_labels
+from instseg.data.label_images import Labels, label_rles
 from instseg.errors import DatasetError
 from instseg.files import atomic_write
 from instseg.masks import coco_annotation_of
@@ -64,15 +66,16 @@ def build(source: Path, output: Path, num_train: int = 400, num_val: int = 60) -
     annotations: list[dict[str, Any]] = []
     for folder in tqdm(folders, unit="image", disable=None):
         image = read_image(folder / "images" / f"{folder.name}.png")
-        masks = _masks(folder, image.shape[:2])
-        if not _is_fluorescence(image, masks):
+        labels = _labels(folder, image.shape[:2])
+        if not _is_fluorescence(image, labels > 0):
             continue
         image_id = len(images) + 1
         name = f"{folder.name}.png"
         Image.fromarray(image[:, :, 0]).save(output / "images" / name)
         height, width = image.shape[:2]
         images.append({"id": image_id, "file_name": name, "height": height, "width": width})
-        annotations += [{"image_id": image_id, **coco_annotation_of(mask, 1)} for mask in masks]
+        rles = label_rles(labels).values()
+        annotations += [{"image_id": image_id, **coco_annotation_of(rle, 1)} for rle in rles]
         if len(images) == num_train + num_val:
             break
     if len(images) < num_train + num_val:
@@ -87,26 +90,21 @@ def build(source: Path, output: Path, num_train: int = 400, num_val: int = 60) -
     return {"train": num_train, "val": num_val}
 
 
-def _masks(folder: Path, size: tuple[int, ...]) -> list[np.ndarray]:
-    """Disjoint (H, W) bool masks of one image; drops masks that others cover completely."""
-    covered = np.zeros(size, dtype=bool)
-    masks = []
-    for path in sorted((folder / "masks").glob("*.png")):
-        mask = read_image(path)[:, :, 0] > 0
+def _labels(folder: Path, size: tuple[int, ...]) -> Labels:
+    """(H, W) number of the first mask, by file name, that has each pixel; 0 for none."""
+    labels: Labels = np.zeros(size, dtype=np.int64)
+    for number, path in enumerate(sorted((folder / "masks").glob("*.png")), start=1):
+        mask = read_labels(path) > 0
         if mask.shape != size:
             raise DatasetError(f"{path} is {mask.shape}, its image {size} (height, width)")
-        mask &= ~covered
-        covered |= mask
-        if mask.any():
-            masks.append(mask)
-    return masks
+        labels[mask & (labels == 0)] = number
+    return labels
 
 
-def _is_fluorescence(image: np.ndarray, masks: list[np.ndarray]) -> bool:
-    if not masks or np.ptp(image, axis=2).any():
+def _is_fluorescence(image: Array, nuclei: npt.NDArray[np.bool_]) -> bool:
+    if not nuclei.any() or nuclei.all() or np.ptp(image, axis=2).any():
         return False
-    nuclei = np.any(masks, axis=0)
-    return not nuclei.all() and bool(image[nuclei].mean() > image[~nuclei].mean())
+    return bool(image[nuclei].mean() > image[~nuclei].mean())
 
 
 def _write(path: Path, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> None:

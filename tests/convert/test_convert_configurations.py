@@ -16,11 +16,11 @@ from PIL import Image
 
 import instseg
 from instseg.cli import main
-from tests.checkpoint.test_convert_deepmask import file_of, weights_for
-from tests.checkpoint.test_convert_fcis import keys as fcis_keys
-from tests.checkpoint.test_convert_fcis import write_params
-from tests.checkpoint.test_convert_maskscoring_rcnn import keys as ms_rcnn_keys
 from tests.conftest import GOLDEN
+from tests.convert.test_convert_deepmask import file_of, weights_for
+from tests.convert.test_convert_fcis import keys as fcis_keys
+from tests.convert.test_convert_fcis import write_params
+from tests.convert.test_convert_maskscoring_rcnn import keys as ms_rcnn_keys
 from tests.support.yolact_common import keys as yolact_keys
 
 PLAIN = (64, 128, 256, 512, 1024, 2048)

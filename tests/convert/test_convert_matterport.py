@@ -75,7 +75,7 @@ def model(conversion: tuple[Path, str]) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def features(model: nn.Module, golden_weights: ModuleType) -> State:
-    """Of an RGB image, which the model normalises by the means of its configuration."""
+    """Results for an RGB image, which the model normalises by the means of its configuration."""
     image = golden_weights.image(128, 128)[:, :, ::-1].transpose(2, 0, 1).copy()
     with torch.no_grad():
         images = model.preprocess_image([{"image": torch.from_numpy(image)}])

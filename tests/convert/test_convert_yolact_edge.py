@@ -52,7 +52,7 @@ def frame_inputs(weights: ModuleType, moved: int = 0) -> Any:
 
 
 class Case:
-    """What our network gives for one of :data:`FRAMES`."""
+    """Results of our network for one of :data:`FRAMES`."""
 
     def __init__(self, model: Any, golden: Any, inputs: Any, frame: str, state: Any = None) -> None:
         self.golden = golden

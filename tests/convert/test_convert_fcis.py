@@ -140,7 +140,7 @@ def activations(model: nn.Module, golden: dict[str, Any], golden_weights: Module
 
 @pytest.fixture(scope="module")
 def regions(model: nn.Module, activations: State, golden: dict[str, Any]) -> Regions:
-    """What the head says about the stored 600 regions."""
+    """Results of the head for the stored 600 regions."""
     maps = Maps(activations["scores"], activations["fcis_bbox"])
     with torch.no_grad():
         return model.roi_heads.regions(maps, torch.from_numpy(golden["rois"]))

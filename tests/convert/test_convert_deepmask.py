@@ -14,6 +14,7 @@ from instseg.checkpoint import Checkpointer
 from instseg.convert import Options, convert_file
 from instseg.errors import CheckpointError
 from instseg.projects.deepmask import convert as deepmask
+from tests.support.meta_models import meta_model
 from tests.support.torch7_writer import Cuda, Obj, listed, save
 
 CONFIGS = {
@@ -26,9 +27,7 @@ Weights = dict[str, np.ndarray]
 @functools.cache
 def weights_for(name: str) -> Weights:
     """Numbers for every parameter of our network."""
-    with torch.device("meta"):
-        overrides = ["MODEL.DEVICE", "meta"]
-        state = build_model(instseg.load_cfg(CONFIGS[name], overrides)).state_dict()
+    state = meta_model(CONFIGS[name]).state_dict()
     rng = np.random.default_rng(0)
     weights = {k: rng.standard_normal(v.shape, dtype=np.float32) for k, v in state.items()}
     for key in weights:

@@ -1,4 +1,4 @@
-"""What a converted file says of its classes."""
+"""The classes that a converted file carries."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from instseg import cli
 from instseg.categories import Categories
 from instseg.checkpoint import read_weights
-from tests.checkpoint.test_convert_maskscoring_rcnn import of_classes
+from tests.convert.test_convert_maskscoring_rcnn import of_classes
 
 ONE_LAYER = {"backbone.fpn.fpn_inner1.bias": [256]}
 

@@ -1,4 +1,4 @@
-"""The configuration that a converted file gets: told by its shapes, given, or taken and said so.
+"""The configuration of a converted file: read from its shapes, given, or taken with a line.
 
 Layouts are those of the authors' files (``golden/*/*keys*.json``) with single layers changed.
 """
@@ -272,7 +272,7 @@ def test_a_configuration_that_is_given_tells_everything() -> None:
 @pytest.mark.parametrize("value", ["[]", str([[]] * 5), str([["a"]] * 5), "[['a'], 1]"])
 @pytest.mark.parametrize("key", ["ANCHOR_SCALES", "ANCHOR_RATIOS"])
 def test_anchors_that_are_none_are_left_to_the_model(key: str, value: str) -> None:
-    """Which says what is wrong with them, see ``tests/projects/test_yolact.py``."""
+    """The model refuses them with a reason, see ``tests/projects/test_yolact.py``."""
     choice = choice_of("yolact_base", head(5), overrides=(f"{NODE}.{key}", value))
     assert f"{NODE}.ANCHOR_SCALES" not in choice.evidence
 

@@ -1,4 +1,4 @@
-"""Reads pickles of arrays without executing anything they contain.
+"""Read pickles of arrays without executing anything they contain.
 
 Stand-ins replace the few NumPy names that pickled arrays need.
 """
@@ -11,12 +11,37 @@ from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
+from instseg.downloads import local_path
+from instseg.errors import CheckpointError, reason_of
+
 _LARGEST = 2**62
 """Largest number of bytes that the read methods of files accept."""
 
 
 class BlockedGlobal(Exception):
     """A pickle asked for a class or function that plain weights do not need."""
+
+
+def read_array_pickle(path: str) -> Any:
+    """Read numbers, texts, arrays, and lists and dicts of them, from a pickle; nothing is executed.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or holds anything else.
+    """
+    local = local_path(path)
+    try:
+        with open(local, "rb") as file:
+            return load_arrays(file)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except BlockedGlobal as error:
+        raise CheckpointError(
+            f"{path} asks for {error}, which could execute code; expected arrays alone"
+        ) from None
+    except Exception as error:  # a damaged file can make the parser raise anything
+        raise CheckpointError(
+            f"{path} is no pickle of arrays, or damaged: {reason_of(error)}"
+        ) from error
 
 
 def load_arrays(file: BinaryIO) -> Any:

@@ -1,0 +1,118 @@
+"""Label images: one number per pixel, 0 for the background and the same number for an instance."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pycocotools.mask as mask_util
+from PIL import Image
+from scipy import ndimage
+
+from instseg.errors import ImageError
+from instseg.masks import RLE
+
+Labels = npt.NDArray[np.int64]
+_SAMPLE_FORMAT = 339  # tag of a TIFF
+_SIGNED = 2  # value of SampleFormat
+_LARGEST = 2**53  # floats hold every whole number up to it
+_TOUCHING = np.ones((3, 3))  # pixels that share a corner belong to one piece
+
+
+def signed_pixels(image: Image.Image, upright: Image.Image) -> npt.NDArray[Any]:
+    """(H, W) numbers of an image, with the sign that its TIFF gives them and Pillow mixes up.
+
+    Args:
+        image: opened by Pillow.
+        upright: the same, turned.
+    """
+    pixels = np.asarray(upright)
+    if image.format != "TIFF":
+        return pixels
+    is_signed = image.getexif().get(_SAMPLE_FORMAT, 1) in (_SIGNED, (_SIGNED,))
+    if is_signed and pixels.dtype == np.uint8:
+        return pixels.view(np.int8)
+    if not is_signed and pixels.dtype == np.int32:
+        return pixels.view(np.uint32)
+    return pixels
+
+
+def as_labels(pixels: npt.NDArray[Any], source: str) -> Labels:
+    """Check that pixels are labels.
+
+    Floats are accepted if all are whole, since programs such as MorphoLibJ write labels as floats.
+
+    Args:
+        pixels: (H, W) of any kind of number.
+        source: name of the file in error messages.
+    Raises:
+        ImageError: some are negative, or no whole numbers.
+    """
+    if pixels.dtype.kind == "f":
+        if not np.isfinite(pixels).all():
+            raise ImageError(f"{source}: has pixels that are NaN or infinite; expected labels")
+        fractions = pixels[pixels != np.floor(pixels)]
+        if len(fractions):
+            raise ImageError(
+                f"{source}: has pixels such as {fractions[0]:g}; expected whole numbers, a label "
+                "per instance: is it a map of probabilities or distances?"
+            )
+    if pixels.dtype.kind not in "buif":
+        raise ImageError(f"{source}: has pixels of {pixels.dtype}; expected whole numbers")
+    lowest = pixels.min()
+    if lowest < 0:
+        raise ImageError(
+            f"{source}: has the negative label {lowest:g}; expected 0 for the background and "
+            "labels from 1"
+        )
+    if pixels.max() > _LARGEST:
+        raise ImageError(f"{source}: has the label {pixels.max():g}; expected at most {_LARGEST}")
+    return pixels.astype(np.int64)
+
+
+def colour_error(source: str, what: str) -> ImageError:
+    """The error about a picture of labels, whose colours do not tell the labels."""
+    return ImageError(
+        f"{source}: has {what}; expected one number per pixel, as in a grey image or one with a "
+        "palette; a picture of labels in colour does not tell them: save the label image itself"
+    )
+
+
+def label_rles(labels: Labels) -> dict[int, RLE]:
+    """The mask of each label except 0, as compressed RLE, in the order of the labels.
+
+    Cuts the columns of the whole image into runs once, so thousands of labels cost little more
+    than one.
+    """
+    height, width = labels.shape
+    column_major = labels.ravel(order="F")
+    starts = np.flatnonzero(np.diff(column_major, prepend=column_major[0] - 1))
+    ends = np.append(starts[1:], column_major.size)
+    numbers = column_major[starts]
+    order = np.argsort(numbers, kind="stable")
+    order = order[numbers[order] > 0]
+    present, first = np.unique(numbers[order], return_index=True)
+    rles = {}
+    for number, runs in zip(present.tolist(), np.split(order, first[1:]), strict=False):
+        borders = np.stack([starts[runs], ends[runs]], axis=1).ravel()
+        counts = np.diff(borders, prepend=0, append=column_major.size).tolist()
+        if not counts[-1]:
+            counts.pop()  # as pycocotools does
+        rles[number] = mask_util.frPyObjects(
+            {"size": [height, width], "counts": counts}, *labels.shape
+        )
+    return rles
+
+
+def labels_in_pieces(labels: Labels) -> dict[int, int]:
+    """Label → number of its pieces, for those of two or more; pixels at a corner are connected."""
+    present, compact = np.unique(labels, return_inverse=True)
+    compact = compact.reshape(labels.shape) + (present[0] > 0)
+    numbers = present[present > 0].tolist()
+    pieces = {}
+    for index, (number, box) in enumerate(
+        zip(numbers, ndimage.find_objects(compact), strict=True), start=1
+    ):
+        count = ndimage.label(compact[box] == index, _TOUCHING)[1]
+        if count > 1:
+            pieces[number] = count
+    return pieces

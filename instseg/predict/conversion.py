@@ -1,0 +1,320 @@
+"""The work of ``instseg results``: results of an earlier run, in other formats."""
+
+import json
+import logging
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from instseg.categories import Categories
+from instseg.data.annotations import Fault, standard_annotation
+from instseg.errors import ConfigError, ImageError, one_line, short
+from instseg.masks import CroppedMasks, to_rle
+from instseg.predict.formats import DEFAULT, ImageResult, opened, parse
+from instseg.predict.sources import RESERVED, prepare_output, unused_stem
+
+logger = logging.getLogger(__name__)
+
+_LIST = b"["
+_OF_IMAGE = ("image_id", "file_name", "page")
+"""Keys of a record that belong to its image."""
+_UNUSABLE = (OSError, ValueError, RecursionError)
+
+
+@dataclass(frozen=True)
+class ResultFile:
+    """A file of results, read from its beginning as often as need be.
+
+    Attributes:
+        path: ``predictions.json`` or ``.jsonl``, ``NAME.json`` or ``.jsonl`` of a video, or any
+            list of results in COCO's form.
+        head: the part before the list, that of a video's file or of ``categories.json``; empty if
+            there is none.
+        is_video: whether its entries are frames.
+    """
+
+    path: Path
+    head: dict[str, Any]
+    is_video: bool
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """Its entries: instances of images, or the frames of a video."""
+        for number, entry in enumerate(_entries(self.path, "frames" if self.is_video else "")):
+            if not isinstance(entry, dict):
+                raise ConfigError(f"{self.path}: entry {number} is {short(entry)}, no JSON object")
+            if not self.is_video and type(entry.get("image_id")) not in (int, str):
+                image_id = short(entry.get("image_id"))
+                raise ConfigError(f"{self.path}: entry {number} has the image_id {image_id}")
+            yield entry
+
+    def categories(self) -> Categories:
+        """The classes; those of the instances, in the order of their ids, if no file lists them."""
+        listed = self.head.get("categories")
+        if listed is None:
+            names: dict[int, object] = {}
+            for entry in self.entries():
+                key = entry.get("category_id")
+                if type(key) is int:
+                    names.setdefault(key, entry.get("category_name", f"class {key}"))
+            listed = [{"id": key, "name": str(names[key])} for key in sorted(names)]
+        try:
+            return Categories.of_coco(listed or [{"id": 0, "name": "class 0"}])
+        except ValueError as error:
+            raise ConfigError(f"{self.path}: its list of classes cannot be used: {error}") from None
+
+
+def convert(
+    file: Path, formats: str, output: Path | None = None, images: Path | None = None
+) -> int:
+    """Write the results in a file in other formats.
+
+    Prints one line on stderr for an image whose results cannot be written, and goes on.
+
+    Args:
+        file: see :class:`ResultFile`.
+        formats: names with commas between them.
+        output: folder of everything that is written; None for that of ``file``.
+        images: folder of the images; None for where they were.
+    Returns:
+        0, or 1 if the results of some image could not be written.
+    Raises:
+        ConfigError: the file or a name of a format cannot be used.
+        OutputError: the folder cannot be written to.
+    """
+    names = parse(formats, "--to")
+    if images is not None and not images.is_dir():
+        raise ConfigError(f"--images {images} is no folder; expected that of the images")
+    output = output or file.parent
+    if DEFAULT in names and output.resolve() == file.parent.resolve():
+        raise ConfigError(f"--to {DEFAULT} could replace {file} itself; choose another --output")
+    results = open_results(file)
+    prepare_output(output, ())
+    categories = results.categories()
+    info = results.head.get("info")
+    about = {"config": None, "results": str(file)} | (info if isinstance(info, dict) else {})
+    status = 0
+    with opened(names, output, categories, about) as writers:
+        for image in image_results(results, categories, images):
+            try:
+                for writer in writers:
+                    writer.add(image)
+            except ImageError as error:
+                tqdm.write(one_line(error), file=sys.stderr)
+                status = 1
+    return status
+
+
+def open_results(path: Path) -> ResultFile:
+    """Look what kind of results a file holds.
+
+    Raises:
+        ConfigError: it is missing, or holds none.
+    """
+    try:
+        with path.open("rb") as file:
+            first = file.readline(2**24).strip()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    if b'"frames": [' in first:
+        head = first if first.endswith(b"}") else first + b"]}"
+        try:
+            return ResultFile(path, _object(json.loads(head)), is_video=True)
+        except _UNUSABLE as error:
+            raise ConfigError(f"{path} is no file of results: {error}") from None
+    if not first.startswith((_LIST, b'{"image_id"')):
+        raise ConfigError(
+            f"{path} holds no results; expected predictions.json or the NAME.json of a video of "
+            "`instseg predict`, or a list of results in COCO's form"
+        )
+    for suffix in (".json", ".jsonl"):
+        categories = path.with_name(f"categories{suffix}")
+        if categories.is_file():
+            try:
+                return ResultFile(path, _head(categories), is_video=False)
+            except _UNUSABLE as error:
+                raise ConfigError(f"{categories} cannot be read: {error}") from None
+    logger.info("%s: no categories.json beside it: images without instances are not known", path)
+    return ResultFile(path, {}, is_video=False)
+
+
+def image_results(
+    results: ResultFile, categories: Categories, images: Path | None
+) -> Iterator[ImageResult]:
+    """The results of each image, or of each frame of a video.
+
+    Raises:
+        ConfigError: an entry cannot be used.
+    """
+    if results.is_video:
+        yield from _frames(results, categories, images)
+        return
+    listed = _listed(results)
+    stems, done = set(RESERVED), set()
+    for key, group in groupby(results.entries(), key=lambda entry: entry.get("image_id")):
+        if key in done:
+            raise ConfigError(
+                f"{results.path}: the results of image {short(key)} are not one after the other; "
+                "sort them by image_id"
+            )
+        done.add(key)
+        records = list(group)
+        image = listed.get(key) or _image_of(results.path, key, records[0])
+        yield _image_result(results.path, image, records, stems, categories, images)
+    for key, image in listed.items():
+        if key not in done:
+            yield _image_result(results.path, image, [], stems, categories, images)
+
+
+def _listed(results: ResultFile) -> dict[int | str, dict[str, Any]]:
+    """Id → entry of the images that ``categories.json`` lists."""
+    images = results.head.get("images") or []
+    if not isinstance(images, list):
+        raise ConfigError(f"{results.path}: the list of images beside it is {short(images)}")
+    for image in map(_object, images):
+        if type(image.get("id")) not in (int, str):
+            raise ConfigError(f"{results.path}: the list of images beside it has {short(image)}")
+    return {image["id"]: image for image in images}
+
+
+def _frames(
+    results: ResultFile, categories: Categories, images: Path | None
+) -> Iterator[ImageResult]:
+    stems = set(RESERVED)
+    for frame in results.entries():
+        number, records = frame.get("frame"), frame.get("objects")
+        if type(number) is not int or not isinstance(records, list):
+            raise ConfigError(f"{results.path}: {short(frame)} is no frame")
+        name = f"{results.path.stem}_frame{number:06d}"
+        image = {"id": number, "file_name": frame.get("file_name") or name}
+        image |= {"width": frame.get("width"), "height": frame.get("height"), "stem": name}
+        yield _image_result(results.path, image, records, stems, categories, images)
+
+
+def _image_result(
+    path: Path,
+    image: dict[str, Any],
+    records: Sequence[dict[str, Any]],
+    stems: set[str],
+    categories: Categories,
+    images: Path | None,
+) -> ImageResult:
+    name = str(image.get("file_name") or image["id"])
+    height, width = image.get("height"), image.get("width")
+    if type(height) is not int or type(width) is not int or min(height, width) < 1:
+        raise ConfigError(f"{path}: image {name} has the size {short((width, height))}")
+    page = image.get("page")
+    if page is not None and type(page) is not int:
+        raise ConfigError(f"{path}: image {name} has the page {short(page)}")
+    stem = image.get("stem") or Path(name).stem or "image"
+    stem += "" if page is None else f"_page{page:04d}"
+    checked = [_record(path, name, record, categories, height, width) for record in records]
+    checked.sort(key=lambda pair: -pair[0]["score"])
+    masks = [mask for _, mask in checked]
+    has_masks = all(mask is not None for mask in masks)
+    return ImageResult(
+        image_id=image["id"],
+        file_name=name,
+        stem=unused_stem(stem, stems),
+        height=height,
+        width=width,
+        records=[record for record, _ in checked],
+        masks=CroppedMasks.from_rles(masks, (height, width)) if has_masks else None,
+        path=_file(name, images),
+        page=page,
+    )
+
+
+def _record(
+    path: Path, name: str, record: Any, categories: Categories, height: int, width: int
+) -> tuple[dict[str, Any], Any]:
+    """A checked record without the keys of its image, and its mask as compressed RLE, or None."""
+    record = {k: v for k, v in _object(record).items() if k not in _OF_IMAGE}
+    score, key = record.get("score"), record.get("category_id")
+    if type(score) not in (int, float) or not math.isfinite(score):
+        raise ConfigError(f"{path}: an instance of {name} has the score {short(score)}")
+    given = {"category_id": key, "segmentation": record.get("segmentation")}
+    if given["segmentation"] is None:
+        return record, None
+    try:
+        mask = standard_annotation(given, height, width, None)[0]["segmentation"]
+    except (Fault, KeyError) as fault:
+        raise ConfigError(f"{path}: an instance of {name}: {fault}") from None
+    name = record.get("category_name") or categories.name_of(categories.number_of(key))
+    return record | {"category_name": str(name)}, to_rle(mask, height, width)
+
+
+def _image_of(path: Path, key: Any, record: dict[str, Any]) -> dict[str, Any]:
+    """An image that no file lists, as its first record tells it."""
+    mask = record.get("segmentation")
+    size = mask.get("size") if isinstance(mask, dict) else None
+    if not isinstance(size, list) or len(size) != 2:
+        raise ConfigError(
+            f"{path}: the size of image {short(key)} is not known; expected categories.json beside "
+            "the file, or masks as RLE"
+        )
+    more = {name: record.get(name) for name in ("file_name", "page")}
+    return {"id": key, "width": size[1], "height": size[0]} | more
+
+
+def _file(name: str, images: Path | None) -> Path | None:
+    """The file of an image, if it is there."""
+    paths = [Path(name)] if images is None else [images / name, images / Path(name).name]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _entries(path: Path, key: str) -> Iterator[Any]:
+    """The entries of a list, line by line where a run of ours wrote it.
+
+    Args:
+        key: of the list in an object; "" for a list alone.
+    """
+    with path.open("rb") as file:
+        if key:
+            file.readline()
+        numbered = 0
+        for line in file:
+            text = line.strip().rstrip(b",")
+            if text in (_LIST, b"]", b"]}", b"") or text.startswith(b"], "):
+                continue
+            try:
+                entry = json.loads(text)
+            except _UNUSABLE:
+                break
+            if isinstance(entry, list):  # the whole file in one line
+                break
+            yield entry
+            numbered += 1
+        else:
+            return
+    if numbered and path.suffix == ".jsonl":
+        # The last line of a process that was killed; what comes before it is complete.
+        logger.warning("%s: entry %d is incomplete and left out", path, numbered + 1)
+        return
+    if numbered:
+        raise ConfigError(f"{path} is damaged behind its first {numbered} entries")
+    try:
+        content = json.loads(path.read_bytes())
+    except _UNUSABLE as error:
+        raise ConfigError(f"{path} is no JSON: {error}") from None
+    yield from content[key] if key else content
+
+
+def _head(path: Path) -> dict[str, Any]:
+    """Content of ``categories.json`` or ``categories.jsonl``."""
+    content = path.read_bytes()
+    if path.suffix == ".json":
+        return _object(json.loads(content))
+    first, *lines = content.splitlines()
+    return _object(json.loads(first)) | {"images": [json.loads(line) for line in lines]}
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"expected a JSON object, found {short(value)}")
+    return value

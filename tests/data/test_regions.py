@@ -1,0 +1,258 @@
+"""Rectangles of large images: the same pixels as of the whole image, without reading it."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from instseg.data import regions
+from instseg.data.images import read_pixels
+from instseg.data.intensity import Intensity
+from instseg.data.regions import open_regions, sample
+from instseg.errors import ImageError
+
+tifffile = pytest.importorskip("tifffile")
+zarr = pytest.importorskip("zarr")
+
+RNG = np.random.default_rng(0)
+DEEP = RNG.integers(0, 60000, (70, 90, 3), dtype=np.uint16)
+GREY = DEEP[:, :, 0]
+
+
+def write_ome_zarr(
+    path: Path, levels: list[np.ndarray], axes: str = "cyx", version: int = 2
+) -> None:
+    group = zarr.open_group(path, mode="w", zarr_format=version)
+    for number, level in enumerate(levels):
+        array = group.create_array(
+            str(number), shape=level.shape, chunks=(1, 32, 32)[-level.ndim :], dtype=level.dtype
+        )
+        array[:] = level
+    scales = [
+        {
+            "axes": [{"name": axis, "type": "x"} for axis in axes],
+            "datasets": [{"path": str(number)} for number in range(len(levels))],
+        }
+    ]
+    if version == 2:
+        group.attrs["multiscales"] = scales
+    else:
+        group.attrs["ome"] = {"version": "0.5", "multiscales": scales}
+
+
+def write_pyramid(path: Path, *levels: np.ndarray) -> None:
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        file.write(levels[0], subifds=len(levels) - 1, tile=(16, 16), metadata={"axes": "YX"})
+        for level in levels[1:]:
+            file.write(level, subfiletype=1, tile=(16, 16))
+
+
+def write_plain_zarr(path: Path, pixels: np.ndarray) -> None:
+    zarr.create_array(str(path), shape=pixels.shape, chunks=(32, 32, 3), dtype=pixels.dtype)[:] = (
+        pixels
+    )
+
+
+KINDS: dict[str, tuple[np.ndarray, Callable[[Path], object]]] = {
+    "mapped.tif": (GREY, lambda p: tifffile.imwrite(p, GREY)),
+    "big_endian.tif": (GREY, lambda p: tifffile.imwrite(p, GREY, byteorder=">")),
+    "colour.tif": (DEEP, lambda p: tifffile.imwrite(p, DEEP, photometric="rgb")),
+    "planar.tif": (
+        DEEP,
+        lambda p: tifffile.imwrite(
+            p, np.moveaxis(DEEP, 2, 0), photometric="rgb", planarconfig="separate"
+        ),
+    ),
+    "planar_tiles.tif": (
+        DEEP,
+        lambda p: tifffile.imwrite(
+            p,
+            np.moveaxis(DEEP, 2, 0),
+            photometric="rgb",
+            planarconfig="separate",
+            tile=(16, 32),
+            compression="zlib",
+        ),
+    ),
+    "tiles.tif": (DEEP, lambda p: tifffile.imwrite(p, DEEP, tile=(32, 16), compression="zstd")),
+    "strips.tif": (
+        GREY,
+        lambda p: tifffile.imwrite(p, GREY, rowsperstrip=7, compression="lzw", predictor=True),
+    ),
+    "channels.ome.tif": (
+        DEEP,
+        lambda p: tifffile.imwrite(
+            p, np.moveaxis(DEEP, 2, 0), metadata={"axes": "CYX"}, tile=(16, 16), compression="zlib"
+        ),
+    ),
+    "white.tif": (
+        GREY,
+        lambda p: tifffile.imwrite(p, np.invert(GREY), photometric="miniswhite"),
+    ),
+    "pyramid.ome.tif": (GREY, lambda p: write_pyramid(p, GREY, GREY[::2, ::2], GREY[::4, ::4])),
+    "turned.tif": (
+        GREY,
+        lambda p: tifffile.imwrite(p, GREY.T[:, ::-1], extratags=[(274, "H", 1, 8, True)]),
+    ),
+    "floats.tif": (
+        GREY.astype(np.float32),
+        lambda p: tifffile.imwrite(p, GREY.astype(np.float32), compression="zlib"),
+    ),
+    "a.png": (GREY, lambda p: Image.fromarray(GREY).save(p)),
+    "old.zarr": (DEEP, lambda p: write_ome_zarr(p, [np.moveaxis(DEEP, 2, 0)])),
+    "new.zarr": (
+        GREY,
+        lambda p: write_ome_zarr(p, [GREY, GREY[::2, ::2]], axes="yx", version=3),
+    ),
+    "plain.zarr": (DEEP, lambda p: write_plain_zarr(p, DEEP)),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_rectangle_holds_the_pixels_of_the_whole_image(tmp_path: Path, name: str) -> None:
+    pixels, save = KINDS[name]
+    save(tmp_path / name)
+    expected = pixels if pixels.ndim == 3 else pixels[:, :, None]
+    with open_regions(tmp_path / name) as image:
+        assert image.shape == expected.shape and image.dtype == expected.dtype
+        for y0, y1, x0, x1 in [(0, 70, 0, 90), (13, 41, 30, 77), (69, 70, 89, 90)]:
+            part = image.read(y0, y1, x0, x1)
+            assert np.array_equal(part, expected[y0:y1, x0:x1])
+            assert part.dtype == image.dtype and part.flags.c_contiguous
+    if not name.endswith(".zarr"):
+        assert np.array_equal(read_pixels(tmp_path / name), expected)
+
+
+def test_only_the_tiles_of_a_rectangle_are_decoded(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", GREY, tile=(16, 16), compression="zlib")
+    with open_regions(tmp_path / "a.tif") as image:
+        content = bytearray((tmp_path / "a.tif").read_bytes())
+        with tifffile.TiffFile(tmp_path / "a.tif") as file:
+            start, size = file.pages[0].dataoffsets[-1], file.pages[0].databytecounts[-1]
+        content[start : start + size] = bytes(size)
+        (tmp_path / "a.tif").write_bytes(content)
+        assert np.array_equal(image.read(0, 64, 0, 80)[:, :, 0], GREY[:64, :80])
+        with pytest.raises(ImageError, match=r"a\.tif: cannot be decoded"):
+            image.read(0, 70, 0, 90)
+
+
+def test_a_page_of_a_stack_is_chosen(tmp_path: Path) -> None:
+    stack = RNG.integers(0, 60000, (2, 3, 4, 40, 50), dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "a.ome.tif", stack, metadata={"axes": "TCZYX"}, tile=(16, 16))
+    with pytest.raises(ImageError, match=r"a\.ome\.tif: is a TIFF of 8 images"):
+        open_regions(tmp_path / "a.ome.tif")
+    with open_regions(tmp_path / "a.ome.tif", page=6) as image:
+        assert np.array_equal(image.read(5, 25, 7, 9), stack[1, :, 2, 5:25, 7:9].transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(GREY, GREY[::2, ::3]), (GREY[::2, ::2], GREY), (GREY, GREY[:30, :45].T)],
+)
+def test_a_pyramid_whose_levels_disagree_is_refused(
+    tmp_path: Path, first: np.ndarray, second: np.ndarray
+) -> None:
+    write_pyramid(tmp_path / "a.ome.tif", first, second)
+    write_ome_zarr(tmp_path / "a.zarr", [first, second], axes="yx")
+    for name in ("a.ome.tif", "a.zarr"):
+        with pytest.raises(ImageError, match=f"{name}: the levels of its pyramid disagree: level"):
+            open_regions(tmp_path / name)
+
+
+def claim(path: Path, width: int, height: int) -> None:
+    """Make the header of a TIFF claim another size."""
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags["ImageWidth"].overwrite(width)
+        file.pages[0].tags["ImageLength"].overwrite(height)
+
+
+@pytest.mark.parametrize("options", [{}, {"tile": (16, 16)}, {"compression": "zlib"}])
+def test_a_size_that_the_file_does_not_hold_is_refused(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", GREY, **options)
+    claim(tmp_path / "a.tif", 10**6, 10**6)
+    with pytest.raises(ImageError, match=r"a\.tif: .*1000000 ?x ?1000000 pixels"):
+        open_regions(tmp_path / "a.tif")
+    with pytest.raises(ImageError, match=r"a\.tif: 1000000x1000000 pixels; at most"):
+        read_pixels(tmp_path / "a.tif")
+
+
+def refused_zarr(path: Path, kind: str) -> None:
+    if kind == "no image":
+        zarr.open_group(path, mode="w")
+    elif kind == "further axes":
+        write_ome_zarr(path, [np.zeros((2, 30, 40), np.uint8)], axes="zyx")
+    elif kind == "shape":
+        zarr.create_array(str(path), shape=(5, 6, 70), dtype="uint8")
+    elif kind == "damaged":
+        zarr.create_array(str(path), shape=(5, 6), dtype="uint8")
+        (path / "zarr.json").write_text("{")
+    else:  # unpickling a chunk could execute anything
+        zarr.create_array(
+            str(path), shape=(5, 6), dtype="uint8", zarr_format=2, filters=None, compressors=None
+        )
+        text = (path / ".zarray").read_text()
+        new = '[{"id": "pickle"}]' if kind == "filters" else '{"id": "pickle"}'
+        assert f'"{kind}": null' in text
+        (path / ".zarray").write_text(text.replace(f'"{kind}": null', f'"{kind}": {new}'))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("no image", "is a group of zarr without multiscales"),
+        ("further axes", "has {'Z': 2} positions along further axes"),
+        ("shape", r"is an array of shape \(5, 6, 70\)"),
+        ("damaged", "cannot be decoded"),
+        ("filters", "cannot be decoded: .*pickle"),
+        ("compressor", "cannot be decoded: .*pickle"),
+    ],
+)
+def test_what_is_no_image_of_zarr_is_one_line(tmp_path: Path, kind: str, reason: str) -> None:
+    refused_zarr(tmp_path / "a.zarr", kind)
+    with pytest.raises(ImageError, match=f"a\\.zarr: {reason}"):
+        open_regions(tmp_path / "a.zarr")
+
+
+def test_a_codec_that_could_execute_code_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that zarr itself would take."""
+    for version in (2, 3):
+        write_ome_zarr(tmp_path / f"{version}.zarr", [GREY], axes="yx", version=version)
+        monkeypatch.setattr(regions, f"_CODECS_{version}", frozenset(["bytes"]))
+        with pytest.raises(ImageError, match=f"{version}.zarr: its codec (blosc|zstd) is not read"):
+            open_regions(tmp_path / f"{version}.zarr")
+
+
+def test_a_sample_of_a_large_image_has_its_percentiles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = RNG.normal(1000, 100, (400, 900)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", pixels)
+    intensity = Intensity("percentile")
+    monkeypatch.setattr(regions, "_SAMPLE_SIDE", 32)
+    with open_regions(tmp_path / "a.tif") as image:
+        every = sample(image)
+        some = sample(image, 20_000)
+    assert np.array_equal(every.ravel(), pixels.ravel())
+    assert 10_000 < some.size <= 20_000
+    exact = intensity.scaling(every, source="a").limits
+    near = intensity.scaling(some, source="a").limits
+    assert exact is not None and near is not None
+    assert exact[0] == pytest.approx(np.percentile(pixels, (1, 99.8)))
+    assert near[0] == pytest.approx(exact[0], rel=0.05)
+
+
+def test_without_its_package_a_stack_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", GREY)
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(ImageError, match="needs the package tifffile, .*pip install tifffile"):
+        open_regions(tmp_path / "a.tif")

@@ -18,7 +18,7 @@ from detectron2.structures import Instances
 from instseg import Predictor
 from instseg.data.images import read_image
 from instseg.masks import encode, ious
-from instseg.visualize import draw_instances, gallery
+from instseg.visualize import OverlayStyle, draw_instances, gallery
 
 MIN_SCORE = 0.5
 
@@ -62,7 +62,8 @@ def draw_gallery(predictor: Predictor, count: int = 8, proposals: bool = False) 
             instances = best_for_objects(instances, record)
         else:
             instances = instances[instances.scores >= MIN_SCORE]
-        tiles.append(draw_instances(large, instances, predictor.class_names, labels=not proposals))
+        style = OverlayStyle(labels="none" if proposals else "auto")
+        tiles.append(draw_instances(large, instances, predictor.class_names, style=style))
     return gallery(tiles, columns=4)
 
 

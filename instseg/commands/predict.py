@@ -66,6 +66,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "with --track a frame of one video",
     )
     add("--no-overlay", action="store_true", help="no overlay images and videos")
+    add(
+        "--labels",
+        default="auto",
+        metavar="WHICH",
+        help="labels in overlays: auto, those that cover no other instance; all; none, also no "
+        "counts (default %(default)s)",
+    )
+    add(
+        "--fill",
+        type=float,
+        default=0.25,
+        metavar="OPACITY",
+        help="of the colour inside outlines in overlays, 0 to 1 (default %(default)s)",
+    )
     add("--instance-masks", action="store_true", help="one black and white PNG per instance")
     add(
         "--keyframe-interval",
@@ -142,6 +156,8 @@ def run(arguments: argparse.Namespace) -> int:
             weights=arguments.weights,
             confidence=arguments.confidence,
             overlay=not arguments.no_overlay,
+            labels=arguments.labels,
+            fill=arguments.fill,
             instance_masks=arguments.instance_masks,
             allow_partial=arguments.allow_partial,
             keyframe_interval=arguments.keyframe_interval,

@@ -140,6 +140,7 @@ from instseg.predict.tiled import TileSettings, predict_tiled_images
 from instseg.predict.videos import VideoRun
 from instseg.predict.youtube_vis import as_youtube_vis
 from instseg.tracking import Tracker
+from instseg.visualize import OverlayStyle
 
 __all__ = ["RANKINGS", "PredictOptions", "as_youtube_vis", "predict"]
 
@@ -163,6 +164,8 @@ class PredictOptions:
     weights: str | None = None
     confidence: float = 0.5
     overlay: bool = True
+    labels: str = "auto"
+    fill: float = 0.25
     instance_masks: bool = False
     allow_partial: bool = False
     keyframe_interval: int | None = None
@@ -199,6 +202,7 @@ def predict(options: PredictOptions) -> int:
     if options.rank_by not in RANKINGS:
         raise ConfigError(f"--rank-by is {options.rank_by!r}; expected {' or '.join(RANKINGS)}")
     _check_tiles(options)
+    style = OverlayStyle(options.labels, options.fill)
     formats = parse(options.format, "--format")
     classes = None if options.classes is None else classes_option(options.classes)
     tracker = _tracker(options)
@@ -238,6 +242,7 @@ def predict(options: PredictOptions) -> int:
         instance_masks=options.instance_masks,
         rank_by_mask=options.rank_by == "mask",
         polygons=options.polygons,
+        style=style,
     )
     with writing(options.output):
         remove_earlier(options.output, sources, resume=options.resume)

@@ -17,7 +17,7 @@ from instseg.errors import ImageError
 from instseg.inference.predictor import Predictor
 from instseg.masks import CroppedMasks, as_text, outlines, rle_area
 from instseg.predict.records import write_image, writing
-from instseg.visualize import at_least, draw_instances
+from instseg.visualize import OverlayStyle, at_least, draw_instances
 
 _LONGEST_NAME = 50
 """Characters of a class name in the name of a file, of at most 4 bytes each."""
@@ -37,6 +37,7 @@ class Results:
         instance_masks: write a black and white PNG per instance.
         rank_by_mask: the score of an instance is its ``mask_scores``, not its ``scores``.
         polygons: describe masks by polygons.
+        style: of the overlays.
         failures: number of inputs that could not be used.
     """
 
@@ -47,6 +48,7 @@ class Results:
     instance_masks: bool
     rank_by_mask: bool = False
     polygons: bool = False
+    style: OverlayStyle = OverlayStyle()
     failures: int = 0
 
     def fail(self, error: ImageError) -> None:
@@ -66,7 +68,8 @@ class Results:
 
     def draw(self, image: Array, instances: Instances) -> Array:
         """A copy of ``image`` (H, W, 3) in BGR order with ``instances`` on it."""
-        return draw_instances(image, instances, self.predictor.categories.names)
+        names = self.predictor.categories.names
+        return draw_instances(image, instances, names, style=self.style)
 
     def describe(self, instances: Instances, stem: str, prefix: str = "") -> list[dict[str, Any]]:
         """Records of instances: category, box, area, scores and mask, in COCO's form.

@@ -1,6 +1,5 @@
 """Prediction on large image files, tile by tile."""
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,8 +23,6 @@ from instseg.predict.records import write_image
 from instseg.predict.results import Results
 from instseg.predict.sources import Source
 from instseg.predict.tile_records import TileRecords, tiles_file
-
-logger = logging.getLogger(__name__)
 
 _OVERLAY = 4000
 """Longest side of an overlay in pixels; those of larger images are scaled down."""
@@ -74,27 +71,12 @@ def predict_tiled_images(
                 size = image.height, image.width
                 add_results(results, source, next(numbers), size, instances, formats)
                 if results.overlay:
-                    _write_overlay(results, source, image, instances)
+                    overlay = results.draw(*scaled_down(image, instances))
+                    write_image(results.output / f"{source.stem}.png", overlay)
         except ImageError as error:
             results.fail(error)
     for source in sources:
         tiles_file(results.output, source.stem).unlink(missing_ok=True)
-
-
-def _write_overlay(
-    results: Results, source: Source, image: TileSource, instances: Instances
-) -> None:
-    pixels, shown = scaled_down(image, instances)
-    # Drawing takes dense masks.
-    limit = results.predictor.cfg.TEST.MASK_MEMORY
-    if len(shown) * pixels.shape[0] * pixels.shape[1] > limit * 1e9:
-        logger.warning(
-            "%s gets no overlay: the masks of its %d instances would take more than "
-            "TEST.MASK_MEMORY %g GB",
-            *(source.name, len(shown), limit),
-        )
-        return
-    write_image(results.output / f"{source.stem}.png", results.draw(pixels, shown))
 
 
 def _predict(

@@ -10,7 +10,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor
-from detectron2.structures import Instances
 from detectron2.utils import logger as detectron2_logger
 from PIL import Image
 
@@ -18,7 +17,6 @@ import instseg
 from instseg import Predictor
 from instseg.data.images import read_image
 from instseg.errors import CheckpointError, ConfigError, ImageError
-from instseg.visualize import draw_instances, gallery
 
 RNG = np.random.default_rng(0)
 PHOTO = RNG.integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -394,61 +392,6 @@ def test_a_gpu_gives_the_objects_of_the_cpu(weights: Path) -> None:
         )
         torch.testing.assert_close(one.scores, other.scores, rtol=0.01, atol=0.01)
         assert (one.pred_masks != other.pred_masks).float().mean() < 0.01
-
-
-def test_drawing_changes_the_image_where_a_mask_is_and_nowhere_else(predictor: Predictor) -> None:
-    instances = predictor(PHOTO)["instances"]
-    drawn = draw_instances(PHOTO, instances, ["a", "b", "c"], labels=False)
-    touched = (drawn != PHOTO).any(axis=2)
-    assert touched.any()
-    assert not touched[~instances.pred_masks.any(dim=0).numpy()].any()
-
-
-def test_drawing_nothing_gives_an_equal_copy(predictor: Predictor) -> None:
-    instances = predictor(PHOTO)["instances"]
-    for shown in (
-        draw_instances(PHOTO, instances[:0]),
-        draw_instances(PHOTO, instances, None, 2.0),
-    ):
-        assert np.array_equal(shown, PHOTO)
-        assert shown is not PHOTO
-
-
-def test_instances_without_masks_are_drawn_as_boxes(predictor: Predictor) -> None:
-    instances = predictor(PHOTO)["instances"]
-    boxes = Instances(
-        instances.image_size, pred_boxes=instances.pred_boxes, scores=instances.scores
-    )
-    boxes.pred_classes = instances.pred_classes
-    assert (draw_instances(PHOTO, boxes, labels=False) != PHOTO).any()
-
-
-def test_labels_and_boxes_can_be_drawn_on_top(predictor: Predictor) -> None:
-    instances = predictor(PHOTO)["instances"]
-    plain = draw_instances(PHOTO, instances, labels=False)
-    assert (draw_instances(PHOTO, instances, ["a"]) != plain).any()
-    assert (draw_instances(PHOTO, instances, labels=False, boxes=True) != plain).any()
-
-
-def test_a_label_that_is_no_text_in_any_encoding_is_drawn(predictor: Predictor) -> None:
-    instances = predictor(PHOTO)["instances"]
-    plain = draw_instances(PHOTO, instances, labels=False)
-    assert (draw_instances(PHOTO, instances, ["\ud83d", "\udc80", "å"]) != plain).any()
-
-
-def test_a_gallery_centres_each_image_in_its_cell_on_white() -> None:
-    small, large = np.full((2, 3, 3), 10, np.uint8), np.full((6, 7, 3), 20, np.uint8)
-    tiles = gallery([large, small, large], columns=2)
-    assert tiles.shape == (2 * (6 + 4) + 4, 2 * (7 + 4) + 4, 3)
-    assert (tiles[4:10, 4:11] == 20).all()
-    assert (tiles[6:8, 17:20] == 10).all()
-    assert (tiles == 10).sum() == small.size
-    assert (tiles[14:, 11:] == 255).all()
-
-
-def test_a_gallery_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="0 images"):
-        gallery([], 3)
 
 
 def test_a_configuration_without_our_keys_predicts() -> None:

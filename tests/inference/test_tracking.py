@@ -11,7 +11,7 @@ from detectron2.structures import Boxes, Instances
 
 from instseg.errors import ConfigError
 from instseg.tracking import METHODS, UNTRACKED, Tracker, vote
-from instseg.visualize import draw_instances
+from instseg.visualize import OverlayStyle, draw_instances, label_texts
 
 pytest.importorskip("trackers", reason="needs the extra 'video'")
 
@@ -233,7 +233,7 @@ def test_a_track_has_one_colour_in_all_frames_and_what_is_in_none_is_grey() -> N
     def colours(tracks: list[int]) -> dict[int, tuple[int, ...]]:
         found = frame(*[box(left, 10, 10, 30) for left in lefts])
         found.track_ids = torch.tensor(tracks)
-        drawn = draw_instances(black, found, boxes=True, labels=False)
+        drawn = draw_instances(black, found, style=OverlayStyle(labels="none"))
         return {track: tuple(drawn[25, left]) for track, left in zip(tracks, lefts, strict=True)}
 
     first, later = colours([0, 7, UNTRACKED]), colours([7, UNTRACKED, 0])
@@ -241,15 +241,8 @@ def test_a_track_has_one_colour_in_all_frames_and_what_is_in_none_is_grey() -> N
     assert len(set(first[UNTRACKED])) == 1
 
 
-def test_the_label_of_a_track_begins_with_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    labels: list[str] = []
-
-    def annotate(self: object, scene: np.ndarray, *_: object, **options: list[str]) -> np.ndarray:
-        labels.extend(options["labels"])
-        return scene
-
-    monkeypatch.setattr("supervision.LabelAnnotator.annotate", annotate)
+def test_the_label_of_a_track_begins_with_its_number() -> None:
     found = frame(box(5), box(30))
     found.track_ids = torch.tensor([12, UNTRACKED])
-    draw_instances(np.zeros((60, 60, 3), np.uint8), found, ["cat"])
-    assert labels == ["#12 cat 0.90", "cat 0.90"]
+    assert label_texts(found, ["cat", "dog"]) == ["#12 cat 0.90", "cat 0.90"]
+    assert label_texts(found, ["cat"]) == ["#12 0.90", "0.90"]

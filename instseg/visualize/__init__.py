@@ -1,0 +1,21 @@
+"""Drawing predictions on images and tiling images into figures."""
+
+from instseg.visualize.drawing import (
+    LABELS,
+    OverlayStyle,
+    at_least,
+    class_name,
+    draw_instances,
+    label_texts,
+)
+from instseg.visualize.gallery import gallery
+
+__all__ = [
+    "LABELS",
+    "OverlayStyle",
+    "at_least",
+    "class_name",
+    "draw_instances",
+    "gallery",
+    "label_texts",
+]

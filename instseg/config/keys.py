@@ -114,7 +114,8 @@ def add_shared_config(cfg: CfgNode) -> None:
     # Give the flow from each frame to that earlier one as well, where the data set knows it.
     cfg.INPUT.VIDEO_FLOW = False
     # Masks of predictions: "dense", a byte for each pixel of the image and instance, or "cropped",
-    # instseg.masks.CroppedMasks. The program's own evaluation and commands always crop.
+    # instseg.masks.CroppedMasks. Commands always crop;
+    # evaluation does if all its metrics can read cropped masks.
     cfg.TEST.MASKS = "dense"
     # Gigabytes that the dense masks of an image may take in prediction; instances with the lowest
     # scores are left out beyond it. Not used in evaluation.

@@ -32,6 +32,8 @@ _SEVERAL_IMAGES = ("generic", "imagej", "ome", "shaped", "uniform")
 _IMAGEJ_CHANNELS = 7
 _PLANES = ("YX", "YXS", "SYX", "ZYX")
 """Axes of what one directory of a file holds: S are samples of a pixel."""
+_TRANSPARENCY = (1, 2)
+"""Values of the tag ExtraSamples: multiplied into the colours, or not."""
 _COLOURS = ("MINISBLACK", "MINISWHITE", "RGB", "PALETTE", "YCBCR")
 
 
@@ -70,7 +72,7 @@ class Page:
     def alpha(self) -> bool:
         """Whether the last of four channels is transparency."""
         plane = self.series.keyframe
-        told = any(extra.name != "UNSPECIFIED" for extra in plane.extrasamples)
+        told = any(int(extra) in _TRANSPARENCY for extra in plane.extrasamples)
         return self.shape[2] == 4 and plane.photometric.name == "RGB" and told
 
     @property

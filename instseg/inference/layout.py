@@ -37,6 +37,10 @@ class Rect(NamedTuple):
         return self.intersection(other) == other
 
 
+_MOST_TILES = 2**20
+"""A slide of 10^6 x 10^6 pixels has fewer tiles of 1024."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """Tiles of one size that cover an image, row by row.
@@ -58,6 +62,13 @@ class Layout:
 
     def __post_init__(self) -> None:
         check_tile(self.tile, self.overlap)
+        count = len(self.rows) * len(self.columns)
+        if count > _MOST_TILES:
+            raise ConfigError(
+                f"an image of {self.width}x{self.height} pixels has {count} tiles of {self.tile} "
+                f"pixels with overlap {self.overlap}; expected at most {_MOST_TILES}: choose "
+                "larger tiles or less overlap"
+            )
 
     def __len__(self) -> int:
         return len(self.rects)

@@ -69,6 +69,8 @@ def _of_regions(regions: Regions, cfg: CfgNode, name: str) -> TileSource:
 
     def read(rect: Rect) -> ModelImage:
         part = regions.read(rect.y0, rect.y1, rect.x0, rect.x1)
+        if part.dtype.kind == "f" and not np.isfinite(part).all():
+            raise ImageError(f"{name}: contains non-finite values (NaN or infinity) in {rect}")
         return ModelImage(scaling.apply(part, format=_order(cfg)))
 
     return TileSource(regions.shape[0], regions.shape[1], read)

@@ -100,6 +100,7 @@ class EvaluatedRCNN(nn.Module):
     def __init__(self, model: GeneralizedRCNN) -> None:
         super().__init__()
         self.model = model
+        self.training = model.training  # Detectron2's evaluation restores it, in the model as well
 
     def forward(self, batched_inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         return predict_rcnn(self.model, batched_inputs)

@@ -62,7 +62,9 @@ class Results:
 
     def keep(self, instances: Instances) -> Instances:
         """The instances whose score is high enough, on the CPU, best first."""
-        if self.rank_by_mask and len(instances):
+        if self.rank_by_mask:
+            if not instances.has("mask_scores"):  # of an image that resizing leaves no pixel of
+                instances.mask_scores = instances.scores
             return _ranked_by_mask(instances, self.confidence).to("cpu")
         return at_least(instances, self.confidence).to("cpu")
 

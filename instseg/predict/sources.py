@@ -18,6 +18,8 @@ from instseg.errors import ConfigError, DatasetError, OutputError
 from instseg.predict.folders import media_in
 
 _CAMERA_DIGITS = 10
+_ZARR = (".zarray", ".zgroup", "zarr.json")
+"""Files that tell a folder to be an image in the format zarr."""
 RESERVED = frozenset(("categories", "predictions"))
 """Stems of the JSON files that belong to no video."""
 _LONGEST_STEM = 50
@@ -77,6 +79,8 @@ def find_sources(
         path = Path(item)
         if is_url(item):
             sources.append(_stream(item, stems))
+        elif any(os.path.isfile(path / name) for name in _ZARR):
+            sources.append(Source(item, unused_stem(path.stem, stems), "image"))
         elif os.path.isdir(path):  # unlike Path.is_dir() also for too long a name
             for folder, media in media_in(path, recursive=recursive, output=output):
                 sources.extend(_in_folder(folder, media, stems, sequences))

@@ -1,6 +1,7 @@
 """Prediction on large image files, tile by tile."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -26,6 +27,8 @@ from instseg.predict.tile_records import TileRecords, tiles_file
 
 _OVERLAY = 4000
 """Longest side of an overlay in pixels; those of larger images are scaled down."""
+_BAND = 2**24
+"""Pixels of the image that are read together for its overlay."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +93,24 @@ def _predict(
             "page": source.page,
             "width": image.width,
             "height": image.height,
+            "size and time of the file": _stamp(source.name),
         },
+        "weights": {"size and time of the file": _stamp(results.predictor.cfg.MODEL.WEIGHTS)},
     }
     path = tiles_file(results.output, source.stem)
     with TileRecords(path, header, layout, resume=settings.resume) as tiles:
         return predict_tiles(
             results.predictor, image, layout, results=tiles, keep=results.keep, progress=True
         )
+
+
+def _stamp(path: str) -> list[int] | None:
+    """Size and time of a file; None if it is none, such as the name of a file to download."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return [status.st_size, status.st_mtime_ns]
 
 
 def scaled_down(
@@ -110,7 +124,7 @@ def scaled_down(
         (h, w, 3) uint8 in BGR order, ``longest`` pixels a side at most, and the instances on it.
     """
     factor = math.ceil(max(image.height, image.width) / longest)
-    rows = 64 * factor
+    rows = factor * max(min(64, _BAND // (factor * image.width)), 1)
     bands = [
         _shrunk(image.read(Rect(0, top, image.width, min(top + rows, image.height))).pixels, factor)
         for top in range(0, image.height, rows)

@@ -35,7 +35,7 @@ from instseg.data.sizes import largest_instance
 from instseg.errors import ConfigError, OutputError
 from instseg.evaluation import build_evaluator, check_evaluation, take_cropped
 from instseg.inference.streaming import build_streams, mean_result
-from instseg.modeling import CROPPED, EvaluatedRCNN, is_rcnn
+from instseg.modeling import CROPPED, DENSE, EvaluatedRCNN, is_rcnn
 from instseg.modeling.augmented import AugmentedRCNN, check_augmentation
 from instseg.modeling.building import building
 from instseg.modeling.contract import lr_multipliers
@@ -217,8 +217,8 @@ class Trainer(DefaultTrainer):
     ) -> dict[str, Any]:
         """Evaluate on ``DATASETS.TEST``.
 
-        Masks are cropped if all metrics read such; evaluators that are given or of another class
-        get those of ``TEST.MASKS``.
+        Masks are cropped if all metrics can read such masks, and dense otherwise; evaluators that
+        are given or of another class get those of ``TEST.MASKS``.
 
         All processes use the running statistics of the main one, which it also saves; during
         training they differ between processes.  Under ``TEST.VIDEO`` the frames of each clip are a
@@ -229,10 +229,10 @@ class Trainer(DefaultTrainer):
         register_datasets(cfg)
         datasets = load_all(cfg.DATASETS.TEST)  # held, so that they are read once
         ours = getattr_static(cls, "build_evaluator") is vars(Trainer)["build_evaluator"]
-        if evaluators is None and ours and take_cropped(cfg, datasets):
+        if evaluators is None and ours:
             cfg = cfg.clone()
             cfg.defrost()
-            cfg.TEST.MASKS = CROPPED
+            cfg.TEST.MASKS = CROPPED if take_cropped(cfg, datasets) else DENSE
         if comm.get_world_size() > 1:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)

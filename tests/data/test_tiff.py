@@ -159,6 +159,14 @@ def test_the_alpha_of_a_deep_image_is_dropped_but_four_channels_are_not(tmp_path
     assert describe_image(tmp_path / "four.ome.tif").channels == 4
 
 
+def test_an_unknown_kind_of_further_sample_is_no_alpha(tmp_path: Path) -> None:
+    four = RNG.integers(0, 60000, (20, 30, 4), dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", four, photometric="rgb", extrasamples=["unassalpha"])
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as file:
+        file.pages[0].tags["ExtraSamples"].overwrite((999,))
+    assert describe_image(tmp_path / "a.tif").channels == 4
+
+
 def damage_page(path: Path, number: int) -> None:
     with tifffile.TiffFile(path) as file:
         page = file.pages[number]

@@ -102,3 +102,8 @@ def test_what_is_said_of_a_box_is_what_the_tiles_show(layout: Layout, data: st.D
 def test_tiles_that_cannot_be_are_refused(tile: int, overlap: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Layout(100, 100, tile, overlap)
+
+
+def test_more_tiles_than_anybody_waits_for_are_refused() -> None:
+    with pytest.raises(ConfigError, match="tiles of 1024 pixels with overlap 1023; expected at"):
+        Layout(16384, 16384, 1024, 1023)

@@ -14,10 +14,11 @@ from instseg import Predictor
 from instseg.data.intensity import ModelImage
 from instseg.data.regions import open_regions
 from instseg.errors import ConfigError, ImageError
-from instseg.inference.layout import Layout
+from instseg.inference.layout import Layout, Rect
 from instseg.inference.tile_sources import TileSource, opened
 from instseg.inference.tiles import CONTEXT, layout_of, predict_tiles
 from instseg.masks import CroppedMasks
+from instseg.predict.results import Results
 from instseg.testing import PHOTO
 from tests.inference.test_predictor import tiny_cfg
 from tests.inference.test_stitching import box_of, scattered
@@ -238,3 +239,24 @@ def test_tiles_that_cannot_be_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match="expected"):
         predictor.predict_tiled(PHOTO, tile, overlap)
+
+
+def test_a_value_that_is_no_number_outside_the_sample_is_refused(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    pixels = np.zeros((4608, 4608), np.float32)
+    pixels[520:580, 520:580] = np.nan  # between the squares that the percentiles are from
+    tifffile.imwrite(tmp_path / "a.tif", pixels + np.arange(4608, dtype=np.float32))
+    cfg = tiny_cfg("INPUT.NORMALIZE", "percentile")
+    with opened(tmp_path / "a.tif", cfg) as source:
+        source.read(Rect(0, 0, 64, 64))
+        with pytest.raises(ImageError, match="contains non-finite values"):
+            source.read(Rect(516, 516, 580, 580))
+
+
+def test_tiles_without_instances_keep_the_scores_of_classes(tmp_path: Path) -> None:
+    results = Results(Predictor(tiny_cfg()), tmp_path, 0.0, False, False, rank_by_mask=True)
+    kept = []
+    for count in (1, 0):
+        instances = Instances((8, 8), scores=torch.ones(count), mask_scores=torch.ones(count))
+        kept.append(results.keep(instances))
+    assert len(Instances.cat(kept).class_scores) == 1

@@ -1,6 +1,7 @@
 """``instseg predict --tile``: large images on the command line, and runs that are resumed."""
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,33 @@ def test_the_memory_of_dense_masks_limits_neither_results_nor_overlay(
     assert cli.main([*arguments, *TILES, "--", "TEST.MASK_MEMORY", few]) == 0
     assert (tmp_path / "out" / "a.png").exists()
     assert len(found_in(tmp_path / "out", 1)) == len(TRUTH)
+
+
+def test_a_folder_of_zarr_is_an_image(arguments: list[str], tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    array = zarr.open_array(tmp_path / "c.zarr", mode="w", shape=IMAGE.shape, dtype=IMAGE.dtype)
+    array[:] = IMAGE[:, :, ::-1]  # files hold RGB
+    assert cli.main([*arguments, "--input", str(tmp_path / "c.zarr"), *TILES]) == 0
+    assert as_set(found_in(tmp_path / "out", 1)) == as_set(TRUTH)
+
+
+@pytest.mark.parametrize("change", ["image", "weights"])
+def test_a_file_that_changed_is_not_resumed(
+    change: str,
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(
+        Predictor, "stream", lambda self, images: Exact(fail_after=7).stream(images)
+    )
+    assert cli.main([*arguments, *TILES]) == 130
+    weights = Path(arguments[arguments.index("--weights") + 1])
+    file = tmp_path / "a.png" if change == "image" else weights
+    os.utime(file, ns=(0, 0))
+    assert cli.main([*arguments, *TILES, "--resume"]) == 2
+    assert "it cannot be resumed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("tiles", [0, 7, 12])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase, TrainerBase
+from detectron2.evaluation import inference_context
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -18,9 +19,12 @@ from instseg.checkpoint import Checkpointer, read_weights
 from instseg.data.mappers import build_train_mapper
 from instseg.data.synthetic import shapes
 from instseg.errors import CheckpointError, ConfigError, ImageError, OutputError, TrainingError
+from instseg.inference.predictor import Predictor
+from instseg.modeling import EvaluatedRCNN
 from instseg.training.hooks import BestCheckpoint, ValidationLoss
 from instseg.training.loop import TrainLoop
 from instseg.training.trainer import Trainer
+from tests.inference.test_predictor import tiny_cfg
 
 CONFIG = "mask_rcnn/mask_rcnn_shapes.yaml"
 
@@ -400,3 +404,11 @@ def test_a_defect_that_ends_a_training_is_logged_with_its_traceback(
     assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [
         ZeroDivisionError
     ] * 2
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_evaluation_leaves_a_two_stage_model_in_its_mode(mode: bool) -> None:
+    model = Predictor(tiny_cfg()).model.train(mode)
+    with inference_context(EvaluatedRCNN(model)):
+        assert not model.training
+    assert model.training == mode

@@ -33,6 +33,7 @@ from instseg.data.image_headers import (
     count_images,
     depth_of,
     first_bytes,
+    hides_images,
     what_instead,
 )
 from instseg.data.intensity import AS_IS, CHANNELS, Intensity
@@ -249,7 +250,9 @@ def _is_plain(path: str | os.PathLike[str]) -> bool:
     """Whether a TIFF is one image of 8 bits of a kind that Pillow knows, or a very long stack."""
     try:
         with Image.open(path, formats=["TIFF"]) as image:
-            return depth_of(image) is None and not 1 < count_images(image) <= MOST_COUNTED
+            if depth_of(image) is not None or hides_images(image):
+                return False
+            return not 1 < count_images(image) <= MOST_COUNTED
     except Exception:  # a damaged file can make Pillow's readers raise anything
         return False
 

@@ -133,10 +133,10 @@ def read_labels(path: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
     """
     name = str(path)
     if _needs_tifffile(path, None):
-        pixels = _read_tiff(path, None)[0]
+        pixels, page = _read_tiff(path, None)
         if pixels.shape[2] > 1:
             raise colour_error(name, f"{pixels.shape[2]} values per pixel")
-        return as_labels(pixels[:, :, 0], name)
+        return as_labels(np.invert(pixels[:, :, 0]) if page.inverted else pixels[:, :, 0], name)
     with _opened(path) as image:
         check_size(image.width, image.height, name)
         check_whole(image, name)

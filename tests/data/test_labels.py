@@ -297,6 +297,14 @@ def test_classes_come_from_a_csv_file_in_alphabetical_order(tmp_path: Path) -> N
     assert [dataset.category_id(number) for number in range(3)] == [1, 2, 3]
 
 
+def test_a_list_of_classes_may_name_label_images_as_predict_writes_them(tmp_path: Path) -> None:
+    rows = "a_labels.tif,2,x\na_labels,7,y\na,300,y\n"
+    name = write_set(tmp_path, stems="a", classes=HEADER + rows)
+    os.rename(tmp_path / "labels/a.tif", tmp_path / "labels/a_labels.tif")
+    (record,) = read(name).records
+    assert [entry["category_id"] for entry in record["annotations"]] == [0, 1, 1]
+
+
 def test_a_csv_file_of_a_spreadsheet_is_read(tmp_path: Path) -> None:
     name = write_set(tmp_path, stems="a", classes="-")
     rows = "Label;comment;CLASS;File\r\n2;;x;a\r\n7;y;z;a\r\n300;;z;a\r\n"

@@ -30,7 +30,7 @@ from instseg.errors import ImageError
 Array = npt.NDArray[Any]
 
 _LARGEST_CHUNK = 2**26
-"""Pixels of a tile or strip; an image of larger ones is read whole."""
+"""Pixels of a tile or strip; an image of larger ones is read whole, zarr with them refused."""
 _SAMPLES = 2**24
 _MOST_PLAIN = 4
 """Channels of an array of zarr without axes."""
@@ -232,6 +232,11 @@ def _open_zarr(path: Path) -> _Regions:
             _check_codecs(level, source)
     check_levels(source, shapes)
     array = levels[0]
+    if math.prod(array.chunks) > _LARGEST_CHUNK:
+        raise ImageError(
+            f"{source}: has chunks of {' x '.join(map(str, array.chunks))} pixels; expected at "
+            f"most {_LARGEST_CHUNK} in a chunk: save it with smaller ones, such as 1024 x 1024"
+        )
 
     def get(y: slice, x: slice) -> Array:
         chosen = {"Y": y, "X": x, "C": slice(None)}

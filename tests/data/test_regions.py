@@ -219,6 +219,13 @@ def test_what_is_no_image_of_zarr_is_one_line(tmp_path: Path, kind: str, reason:
         open_regions(tmp_path / "a.zarr")
 
 
+def test_a_chunk_too_large_to_be_decoded_for_a_rectangle_is_refused(tmp_path: Path) -> None:
+    side = 2**16
+    zarr.create_array(str(tmp_path / "a.zarr"), shape=(side, side), chunks=(side, side), dtype="u1")
+    with pytest.raises(ImageError, match=r"a\.zarr: has chunks of 65536 x 65536 pixels; expected"):
+        open_regions(tmp_path / "a.zarr")
+
+
 def test_a_codec_that_could_execute_code_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

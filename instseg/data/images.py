@@ -54,6 +54,7 @@ _ORIENTED = {
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 # Detectron2's own readers open everything that Pillow opens; this keeps Pillow from Ghostscript.
 EpsImagePlugin.gs_binary = False
+_PILLOW_COLOURS = ("CMYK", "LA", "PA", "RGBX")
 _LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "F")
 
 
@@ -227,6 +228,17 @@ def _needs_tifffile(path: str | os.PathLike[str], page: int | None) -> bool:
     if page is not None or _is_garbled(path):
         return True
     return find_spec("tifffile") is not None and not _is_plain(path)
+
+
+def has_pillow_colours(path: str | os.PathLike[str], page: int | None) -> bool:
+    """Whether Pillow reads a TIFF of colours that tifffile leaves as they are."""
+    if _needs_tifffile(path, page):
+        return False
+    try:
+        with Image.open(path, formats=["TIFF"]) as image:
+            return image.mode in _PILLOW_COLOURS and depth_of(image) is None
+    except Exception:  # a damaged file can make Pillow's readers raise anything
+        return False
 
 
 def _starts_as_tiff(path: str | os.PathLike[str]) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from instseg.data.image_headers import MAX_PIXELS
-from instseg.data.images import is_tiff, read_pixels
+from instseg.data.images import has_pillow_colours, is_tiff, read_pixels
 from instseg.data.tiff import (
     Page,
     TiffImages,
@@ -129,7 +129,7 @@ def open_regions(path: str | os.PathLike[str], page: int | None = None) -> Regio
     """
     if os.path.isdir(path):
         return _open_zarr(Path(path))
-    if is_tiff(path):
+    if is_tiff(path) and not has_pillow_colours(path, page):
         return _open_tiff(path, page)
     return _whole(str(path), read_pixels(path, page=page))
 

@@ -127,6 +127,20 @@ def test_a_rectangle_holds_the_pixels_of_the_whole_image(tmp_path: Path, name: s
         assert np.array_equal(read_pixels(tmp_path / name), expected)
 
 
+@pytest.mark.parametrize("kind", ["CMYK", "LA", "RGBX"])
+def test_colours_that_only_pillow_reads_are_read_whole(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.tif"
+    pixels = RNG.integers(0, 256, (30, 40, len(kind)), dtype=np.uint8)
+    if kind == "RGBX":
+        tifffile.imwrite(path, pixels, photometric="rgb", extrasamples=["unspecified"])
+    else:
+        Image.frombytes(kind, (40, 30), pixels.tobytes()).save(path)
+    expected = read_pixels(path)
+    with open_regions(path) as image:
+        assert np.array_equal(image.read(3, 20, 5, 30), expected[3:20, 5:30])
+        assert image.shape[2] == 3 or (image.shape[2] == 4 and image.alpha)
+
+
 def test_only_the_tiles_of_a_rectangle_are_decoded(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", GREY, tile=(16, 16), compression="zlib")
     with open_regions(tmp_path / "a.tif") as image:

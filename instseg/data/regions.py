@@ -137,13 +137,14 @@ def open_regions(path: str | os.PathLike[str], page: int | None = None) -> Regio
 def sample(regions: Regions, most: int = _SAMPLES) -> Array:
     """Pixels that stand for the whole image, such as for its percentiles.
 
-    They are all pixels of an image of at most ``most``; else those of squares of 512 x 512, evenly
+    They are all pixels of an image of at most ``most``, fewer of more than 3 channels; else those of squares of 512 x 512, evenly
     spread over the full resolution (not of a lower one, whose means have no extremes).
 
     Returns:
         (N, 1, C).
     """
     height, width, channels = regions.shape
+    most = max(most * 3 // max(channels, 3), _SAMPLE_SIDE**2)
     if height * width <= most:
         return regions.read(0, height, 0, width).reshape(-1, 1, channels)
     side = min(_SAMPLE_SIDE, height, width)

@@ -270,6 +270,17 @@ def test_a_sample_of_a_large_image_has_its_percentiles(
     assert near[0] == pytest.approx(exact[0], rel=0.05)
 
 
+def test_a_sample_of_many_channels_is_no_larger_than_of_three(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = RNG.integers(0, 256, (30, 200, 200), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "a.ome.tif", pixels, metadata={"axes": "CYX"})
+    monkeypatch.setattr(regions, "_SAMPLE_SIDE", 16)
+    with open_regions(tmp_path / "a.ome.tif") as image:
+        some = sample(image, 20_000)
+    assert some.shape[2] == 30 and 30_000 < some.size <= 60_000
+
+
 def test_without_its_package_a_stack_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

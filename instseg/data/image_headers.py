@@ -29,6 +29,9 @@ MOST_COUNTED = 1000
 _MOST_OF_HEADER = 2**16
 _SUBFILE_TYPE = 254
 _BITS = 258
+_DESCRIPTION = 270
+_ONE_DIRECTORY = re.compile(r'^images=(?!1\s*$)\d|"truncated": true', re.MULTILINE)
+"""Description of a stack by ImageJ, of more than one image, or by tifffile."""
 _ASIDE = 0b101
 """Bits of a TIFF's NewSubfileType: a smaller copy of another image, or its transparency mask."""
 _END_OF_JPEG = b"\xff\xd9"
@@ -67,6 +70,12 @@ def check_whole(image: Image.Image, source: str) -> bool:
     if image.format == "TIFF" and getattr(image, "is_animated", False):
         _check_alone(image, source)
     file = getattr(image, "fp", None)
+    if file is not None and image.format == "TIFF" and hides_images(image):
+        position = file.tell()
+        size = file.seek(0, os.SEEK_END)
+        file.seek(position)
+        if size >= 2 * image.width * image.height * len(image.getbands()):
+            raise several_images(source, "several")
     if file is None or image.format not in ("JPEG", "PNG"):
         return False
     position = file.tell()
@@ -197,6 +206,16 @@ def count_images(image: Image.Image) -> int:
             break
     image.seek(current)
     return count
+
+
+def hides_images(image: Image.Image) -> bool:
+    """Whether a TIFF may have more images than Pillow sees.
+
+    ImageJ writes a stack above 4 GB with a single directory, and so does tifffile if told to.
+    """
+    alone = not getattr(image, "is_animated", False)
+    text = str(image.tag_v2.get(_DESCRIPTION, ""))  # type: ignore[attr-defined]
+    return alone and _ONE_DIRECTORY.search(text) is not None
 
 
 def _check_alone(image: Image.Image, source: str) -> None:

@@ -33,6 +33,7 @@ from instseg.data.image_headers import (
     count_images,
     depth_of,
     first_bytes,
+    hides_images,
     what_instead,
 )
 from instseg.data.intensity import AS_IS, CHANNELS, Intensity
@@ -53,6 +54,7 @@ _ORIENTED = {
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 # Detectron2's own readers open everything that Pillow opens; this keeps Pillow from Ghostscript.
 EpsImagePlugin.gs_binary = False
+_PILLOW_COLOURS = ("CMYK", "LA", "PA", "RGBX")
 _LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "F")
 
 
@@ -132,10 +134,10 @@ def read_labels(path: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
     """
     name = str(path)
     if _needs_tifffile(path, None):
-        pixels = _read_tiff(path, None)[0]
+        pixels, page = _read_tiff(path, None)
         if pixels.shape[2] > 1:
             raise colour_error(name, f"{pixels.shape[2]} values per pixel")
-        return as_labels(pixels[:, :, 0], name)
+        return as_labels(np.invert(pixels[:, :, 0]) if page.inverted else pixels[:, :, 0], name)
     with _opened(path) as image:
         check_size(image.width, image.height, name)
         check_whole(image, name)
@@ -228,6 +230,17 @@ def _needs_tifffile(path: str | os.PathLike[str], page: int | None) -> bool:
     return find_spec("tifffile") is not None and not _is_plain(path)
 
 
+def has_pillow_colours(path: str | os.PathLike[str], page: int | None) -> bool:
+    """Whether Pillow reads a TIFF of colours that tifffile leaves as they are."""
+    if _needs_tifffile(path, page):
+        return False
+    try:
+        with Image.open(path, formats=["TIFF"]) as image:
+            return image.mode in _PILLOW_COLOURS and depth_of(image) is None
+    except Exception:  # a damaged file can make Pillow's readers raise anything
+        return False
+
+
 def _starts_as_tiff(path: str | os.PathLike[str]) -> bool:
     try:
         return is_tiff(path)
@@ -249,7 +262,9 @@ def _is_plain(path: str | os.PathLike[str]) -> bool:
     """Whether a TIFF is one image of 8 bits of a kind that Pillow knows, or a very long stack."""
     try:
         with Image.open(path, formats=["TIFF"]) as image:
-            return depth_of(image) is None and not 1 < count_images(image) <= MOST_COUNTED
+            if depth_of(image) is not None or hides_images(image):
+                return False
+            return not 1 < count_images(image) <= MOST_COUNTED
     except Exception:  # a damaged file can make Pillow's readers raise anything
         return False
 

@@ -14,12 +14,14 @@ from instseg.masks import RLE
 Labels = npt.NDArray[np.int64]
 _SAMPLE_FORMAT = 339  # tag of a TIFF
 _SIGNED = 2  # value of SampleFormat
+_PHOTOMETRIC = 262
+_WHITE_IS_ZERO = 0  # value of it
 _LARGEST = 2**53  # floats hold every whole number up to it
 _TOUCHING = np.ones((3, 3))  # pixels that share a corner belong to one piece
 
 
 def signed_pixels(image: Image.Image, upright: Image.Image) -> npt.NDArray[Any]:
-    """(H, W) numbers of an image, with the sign that its TIFF gives them and Pillow mixes up.
+    """(H, W) numbers of an image, as its TIFF stores them; Pillow mixes up signs, and inverts bytes if 0 is white.
 
     Args:
         image: opened by Pillow.
@@ -28,6 +30,8 @@ def signed_pixels(image: Image.Image, upright: Image.Image) -> npt.NDArray[Any]:
     pixels = np.asarray(upright)
     if image.format != "TIFF":
         return pixels
+    if pixels.dtype in (np.uint8, bool) and image.getexif().get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        pixels = np.invert(pixels)
     is_signed = image.getexif().get(_SAMPLE_FORMAT, 1) in (_SIGNED, (_SIGNED,))
     if is_signed and pixels.dtype == np.uint8:
         return pixels.view(np.int8)

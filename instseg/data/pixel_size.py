@@ -24,8 +24,12 @@ _MICROMETRES = {
     "in": 25_400.0,
 }
 _UNIT_OF_TAG = {2: "inch", 3: "cm"}  # values of ResolutionUnit
-_OF_SCREENS = frozenset((72, 96, 100, 150, 200, 300, 400, 600, 1200))
+_IN_AN_INCH = {"inch": 1.0, "cm": 2.54}
+"""How many times a length of this unit an inch is."""
+_OF_SCREENS = (2.54, 25.4, 72, 96, 100, 150, 200, 300, 400, 600, 1200)
 """Dots per inch that programs write when they know nothing about the image."""
+_ROUNDED = 0.02
+"""By how many dots per inch those in a centimetre are rounded, as 28.35 of 72 are."""
 
 
 def pixel_size(path: Path | None) -> tuple[float, float] | None:
@@ -80,7 +84,8 @@ def _of_tags(tiff: Any) -> tuple[float, float] | None:
     for tag in ("XResolution", "YResolution"):
         pixels, of = tags.valueof(tag, (0, 1))
         per_unit = pixels / of if of else 0
-        if not per_unit or (unit == "inch" and round(per_unit, 3) in _OF_SCREENS):
+        dots = per_unit * _IN_AN_INCH.get(unit, 0)
+        if not per_unit or any(abs(dots - usual) < _ROUNDED for usual in _OF_SCREENS):
             return None
         sizes.append(_micrometres(1 / per_unit, unit))
     return _both(*sizes)

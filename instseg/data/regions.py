@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from instseg.data.image_headers import MAX_PIXELS
-from instseg.data.images import is_tiff, read_pixels
+from instseg.data.images import has_pillow_colours, is_tiff, read_pixels
 from instseg.data.tiff import (
     Page,
     TiffImages,
@@ -30,7 +30,7 @@ from instseg.errors import ImageError
 Array = npt.NDArray[Any]
 
 _LARGEST_CHUNK = 2**26
-"""Pixels of a tile or strip; an image of larger ones is read whole."""
+"""Pixels of a tile or strip; an image of larger ones is read whole, zarr with them refused."""
 _SAMPLES = 2**24
 _MOST_PLAIN = 4
 """Channels of an array of zarr without axes."""
@@ -129,7 +129,7 @@ def open_regions(path: str | os.PathLike[str], page: int | None = None) -> Regio
     """
     if os.path.isdir(path):
         return _open_zarr(Path(path))
-    if is_tiff(path):
+    if is_tiff(path) and not has_pillow_colours(path, page):
         return _open_tiff(path, page)
     return _whole(str(path), read_pixels(path, page=page))
 
@@ -137,13 +137,14 @@ def open_regions(path: str | os.PathLike[str], page: int | None = None) -> Regio
 def sample(regions: Regions, most: int = _SAMPLES) -> Array:
     """Pixels that stand for the whole image, such as for its percentiles.
 
-    They are all pixels of an image of at most ``most``; else those of squares of 512 x 512, evenly
+    They are all pixels of an image of at most ``most``, fewer of more than 3 channels; else those of squares of 512 x 512, evenly
     spread over the full resolution (not of a lower one, whose means have no extremes).
 
     Returns:
         (N, 1, C).
     """
     height, width, channels = regions.shape
+    most = max(most * 3 // max(channels, 3), _SAMPLE_SIDE**2)
     if height * width <= most:
         return regions.read(0, height, 0, width).reshape(-1, 1, channels)
     side = min(_SAMPLE_SIDE, height, width)
@@ -232,6 +233,11 @@ def _open_zarr(path: Path) -> _Regions:
             _check_codecs(level, source)
     check_levels(source, shapes)
     array = levels[0]
+    if math.prod(array.chunks) > _LARGEST_CHUNK:
+        raise ImageError(
+            f"{source}: has chunks of {' x '.join(map(str, array.chunks))} pixels; expected at "
+            f"most {_LARGEST_CHUNK} in a chunk: save it with smaller ones, such as 1024 x 1024"
+        )
 
     def get(y: slice, x: slice) -> Array:
         chosen = {"Y": y, "X": x, "C": slice(None)}

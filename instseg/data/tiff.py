@@ -76,6 +76,12 @@ class Page:
         return self.shape[2] == 4 and plane.photometric.name == "RGB" and told
 
     @property
+    def inverted(self) -> bool:
+        """Whether 0 is white in the file, so that its numbers are inverted to intensities."""
+        keyframe = self.series.keyframe
+        return keyframe.photometric.name == "MINISWHITE" and keyframe.dtype.kind in "bu"
+
+    @property
     def offset(self) -> int | None:
         """Place of the first plane in the file; None unless all planes lie there uncompressed."""
         offset: int | None = self.series.dataoffset

@@ -19,6 +19,7 @@ from instseg.cli import main
 from instseg.data.build import register_dataset
 from instseg.data.dataset import DataSet, load
 from instseg.data.findings import Kind
+from instseg.data.images import read_labels
 from instseg.data.label_images import label_rles, labels_in_pieces
 from instseg.data.readers.labels import LabelSet, parse_name
 from instseg.errors import DatasetError
@@ -109,6 +110,23 @@ def test_a_label_above_two_to_the_31_is_no_negative_one(
         monkeypatch.setitem(__import__("sys").modules, "tifffile", None)
     (annotation,) = read(name).records[0]["annotations"]
     assert annotation["id"] == 4_000_000_000
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16"])
+@pytest.mark.parametrize("with_tifffile", [True, False])
+def test_labels_of_a_file_whose_zero_is_white_are_the_stored_numbers(
+    tmp_path: Path, kind: str, with_tifffile: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = np.where(LABELS == 7, 3, 0).astype(kind)
+    for compression in (None, "zlib"):
+        path = tmp_path / f"{compression}.tif"
+        tifffile.imwrite(path, labels, photometric="miniswhite", compression=compression)
+        with monkeypatch.context() as patch:
+            if with_tifffile:
+                patch.setattr("instseg.data.images._is_plain", lambda path: False)
+            else:
+                patch.setitem(__import__("sys").modules, "tifffile", None)
+            np.testing.assert_array_equal(read_labels(path), labels)
 
 
 def save_stack(path: Path) -> None:
@@ -277,6 +295,14 @@ def test_classes_come_from_a_csv_file_in_alphabetical_order(tmp_path: Path) -> N
     numbers = [[entry["category_id"] for entry in r["annotations"]] for r in dataset.records]
     assert numbers == [[2, 0, 2], [1, 2, 0]]
     assert [dataset.category_id(number) for number in range(3)] == [1, 2, 3]
+
+
+def test_a_list_of_classes_may_name_label_images_as_predict_writes_them(tmp_path: Path) -> None:
+    rows = "a_labels.tif,2,x\na_labels,7,y\na,300,y\n"
+    name = write_set(tmp_path, stems="a", classes=HEADER + rows)
+    os.rename(tmp_path / "labels/a.tif", tmp_path / "labels/a_labels.tif")
+    (record,) = read(name).records
+    assert [entry["category_id"] for entry in record["annotations"]] == [0, 1, 1]
 
 
 def test_a_csv_file_of_a_spreadsheet_is_read(tmp_path: Path) -> None:

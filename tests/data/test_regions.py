@@ -127,6 +127,20 @@ def test_a_rectangle_holds_the_pixels_of_the_whole_image(tmp_path: Path, name: s
         assert np.array_equal(read_pixels(tmp_path / name), expected)
 
 
+@pytest.mark.parametrize("kind", ["CMYK", "LA", "RGBX"])
+def test_colours_that_only_pillow_reads_are_read_whole(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.tif"
+    pixels = RNG.integers(0, 256, (30, 40, len(kind)), dtype=np.uint8)
+    if kind == "RGBX":
+        tifffile.imwrite(path, pixels, photometric="rgb", extrasamples=["unspecified"])
+    else:
+        Image.frombytes(kind, (40, 30), pixels.tobytes()).save(path)
+    expected = read_pixels(path)
+    with open_regions(path) as image:
+        assert np.array_equal(image.read(3, 20, 5, 30), expected[3:20, 5:30])
+        assert image.shape[2] == 3 or (image.shape[2] == 4 and image.alpha)
+
+
 def test_only_the_tiles_of_a_rectangle_are_decoded(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", GREY, tile=(16, 16), compression="zlib")
     with open_regions(tmp_path / "a.tif") as image:
@@ -219,6 +233,13 @@ def test_what_is_no_image_of_zarr_is_one_line(tmp_path: Path, kind: str, reason:
         open_regions(tmp_path / "a.zarr")
 
 
+def test_a_chunk_too_large_to_be_decoded_for_a_rectangle_is_refused(tmp_path: Path) -> None:
+    side = 2**16
+    zarr.create_array(str(tmp_path / "a.zarr"), shape=(side, side), chunks=(side, side), dtype="u1")
+    with pytest.raises(ImageError, match=r"a\.zarr: has chunks of 65536 x 65536 pixels; expected"):
+        open_regions(tmp_path / "a.zarr")
+
+
 def test_a_codec_that_could_execute_code_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +268,17 @@ def test_a_sample_of_a_large_image_has_its_percentiles(
     assert exact is not None and near is not None
     assert exact[0] == pytest.approx(np.percentile(pixels, (1, 99.8)))
     assert near[0] == pytest.approx(exact[0], rel=0.05)
+
+
+def test_a_sample_of_many_channels_is_no_larger_than_of_three(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = RNG.integers(0, 256, (30, 200, 200), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "a.ome.tif", pixels, metadata={"axes": "CYX"})
+    monkeypatch.setattr(regions, "_SAMPLE_SIDE", 16)
+    with open_regions(tmp_path / "a.ome.tif") as image:
+        some = sample(image, 20_000)
+    assert some.shape[2] == 30 and 30_000 < some.size <= 60_000
 
 
 def test_without_its_package_a_stack_says_what_to_install(

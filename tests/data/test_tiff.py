@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from instseg.data.images import PageReader, describe_image, image_size, read_image, read_pixels
+from instseg.data.images import (
+    PageReader,
+    describe_image,
+    image_size,
+    read_image,
+    read_labels,
+    read_pixels,
+)
 from instseg.data.intensity import Intensity
 from instseg.errors import ImageError
 
@@ -74,6 +81,27 @@ def test_the_pages_of_a_stack_are_images(tmp_path: Path, kind: str) -> None:
         read_image(tmp_path / "a.tif", page=count)
     with pytest.raises(ImageError, match=rf"a\.tif: is a TIFF of {count} images; .*--pages all"):
         read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("options", [{"imagej": True}, {"shaped": True}])
+@pytest.mark.parametrize("with_tifffile", [True, False])
+def test_a_stack_of_bytes_with_one_directory_is_no_single_image(
+    tmp_path: Path, options: Any, with_tifffile: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ImageJ writes those above 4 GB; Pillow sees the first image only."""
+    axes = {"axes": "ZYX"}
+    for name, pixels in (("stack", BYTES), ("single", BYTES[:1])):
+        path = tmp_path / f"{name}.tif"
+        tifffile.imwrite(path, pixels, truncate=True, metadata=axes, **options)
+    if with_tifffile:
+        assert np.array_equal(read_pixels(tmp_path / "stack.tif", page=4)[:, :, 0], BYTES[4])
+    else:
+        monkeypatch.setitem(sys.modules, "tifffile", None)
+        monkeypatch.setattr("instseg.data.images.find_spec", lambda name: None)
+    for read in (read_image, read_pixels, read_labels, image_size):
+        with pytest.raises(ImageError, match=r"stack\.tif: is a TIFF of (5|several) images"):
+            read(tmp_path / "stack.tif")
+    assert np.array_equal(read_image(tmp_path / "single.tif")[:, :, 0], BYTES[0])
 
 
 def test_a_stack_is_opened_once_for_all_of_its_pages(

@@ -142,6 +142,9 @@ def write_tiff(path: Path, kind: str) -> None:
         "cm": {"resolution": (20_000, 40_000), "resolutionunit": "CENTIMETER"},
         "inch": {"resolution": (50_800, 101_600), "resolutionunit": "INCH"},
         "screen": {"resolution": (72, 72), "resolutionunit": "INCH"},
+        "screen in cm": {"resolution": (28.35, 28.35), "resolutionunit": "CENTIMETER"},
+        "libvips": {"resolution": (10, 10), "resolutionunit": "CENTIMETER"},
+        "one": {"resolution": (1, 1), "resolutionunit": "CENTIMETER"},
         "pixels": {"imagej": True, "resolution": (1, 1), "metadata": {"unit": "pixel"}},
         "zero": {"resolution": ((0, 1), (0, 1)), "resolutionunit": "CENTIMETER"},
         "none": {},
@@ -155,7 +158,9 @@ def test_a_tiff_tells_the_size_of_its_pixels(tmp_path: Path, kind: str) -> None:
     assert pixel_size(tmp_path / "a.tif") == pytest.approx((0.5, 0.25))
 
 
-@pytest.mark.parametrize("kind", ["screen", "pixels", "zero", "none"])
+@pytest.mark.parametrize(
+    "kind", ["screen", "screen in cm", "libvips", "one", "pixels", "zero", "none"]
+)
 def test_a_size_that_says_nothing_is_none(tmp_path: Path, kind: str) -> None:
     write_tiff(tmp_path / "a.tif", kind)
     assert pixel_size(tmp_path / "a.tif") is None

@@ -159,10 +159,14 @@ def _filled(name: str, folder: str, what: str, suffixes: frozenset[str]) -> list
     return files
 
 
+def _stem(path: Path) -> str:
+    return path.stem.removesuffix(".ome")
+
+
 def _by_stem(files: list[Path]) -> defaultdict[str, list[Path]]:
     stems: defaultdict[str, list[Path]] = defaultdict(list)
     for path in files:
-        stems[path.stem.removesuffix(".ome")].append(path)
+        stems[_stem(path)].append(path)
     return stems
 
 
@@ -202,9 +206,11 @@ def _record(stem: str, image: Path, file: Path) -> tuple[dict[str, Any], Labels]
 def _take_classes(
     record: dict[str, Any], table: ClassTable, stem: str, file: Path
 ) -> Iterator[Finding]:
-    """Give the annotations of a record their classes."""
+    """Give the annotations of a record their classes, listed by its image or its label image."""
+    own_stem = _stem(file)
     for annotation in record["annotations"]:
-        number = table.numbers.get((stem, annotation["id"]))
+        label = annotation["id"]
+        number = table.numbers.get((stem, label), table.numbers.get((own_stem, label)))
         if number is None:
             text = f"label {annotation['id']} of {file} has no class; add a row to {table.file}"
             yield Finding(Kind.UNKNOWN_CATEGORY, f"{stem}:{annotation['id']}", text)

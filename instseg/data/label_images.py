@@ -21,7 +21,9 @@ _TOUCHING = np.ones((3, 3))  # pixels that share a corner belong to one piece
 
 
 def signed_pixels(image: Image.Image, upright: Image.Image) -> npt.NDArray[Any]:
-    """(H, W) numbers of an image, as its TIFF stores them; Pillow mixes up signs, and inverts bytes if 0 is white.
+    """(H, W) numbers of an image, as its TIFF stores them.
+
+    Pillow mixes up signs, and inverts bytes if 0 is white.
 
     Args:
         image: opened by Pillow.

@@ -137,8 +137,9 @@ def open_regions(path: str | os.PathLike[str], page: int | None = None) -> Regio
 def sample(regions: Regions, most: int = _SAMPLES) -> Array:
     """Pixels that stand for the whole image, such as for its percentiles.
 
-    They are all pixels of an image of at most ``most``, fewer of more than 3 channels; else those of squares of 512 x 512, evenly
-    spread over the full resolution (not of a lower one, whose means have no extremes).
+    They are all pixels of an image of at most ``most``, or fewer if it has more than 3 channels;
+    else those of squares of 512 x 512, evenly spread over the full resolution (not of a
+    lower one, whose means have no extremes).
 
     Returns:
         (N, 1, C).

@@ -54,6 +54,7 @@ _ORIENTED = {
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 # Detectron2's own readers open everything that Pillow opens; this keeps Pillow from Ghostscript.
 EpsImagePlugin.gs_binary = False
+_SAMPLES = 277  # tag of a TIFF: samples per pixel
 _PILLOW_COLOURS = ("CMYK", "LA", "PA", "RGBX")
 _LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "F")
 
@@ -236,7 +237,8 @@ def has_pillow_colours(path: str | os.PathLike[str], page: int | None) -> bool:
         return False
     try:
         with Image.open(path, formats=["TIFF"]) as image:
-            return image.mode in _PILLOW_COLOURS and depth_of(image) is None
+            unspecified = image.mode == "RGB" and image.tag_v2.get(_SAMPLES, 3) > 3  # type: ignore[attr-defined]
+            return bool(unspecified) or image.mode in _PILLOW_COLOURS
     except Exception:  # a damaged file can make Pillow's readers raise anything
         return False
 

@@ -270,3 +270,30 @@ def test_a_path_in_a_file_name_writes_nowhere_else(tmp_path: Path) -> None:
     entries = [record(file_name="../../x.png"), record(image_id=6, file_name="/tmp/..")]
     assert convert(saved(tmp_path, entries), "yolo", tmp_path / "out") == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"x.txt", "...txt"}
+
+
+def test_a_stem_in_the_list_of_images_names_no_file(tmp_path: Path) -> None:
+    sizes = [
+        {"id": key, "file_name": f"{key}.png", "width": 40, "height": 30, "stem": stem}
+        for key, stem in ((5, "../../x"), (6, 5))
+    ]
+    saved(tmp_path, {"images": sizes}, "categories.json")
+    path = saved(tmp_path, [record()], "predictions.json")
+    assert convert(path, "labels", tmp_path / "b/out") == 0
+    assert {path.name for path in (tmp_path / "b/out").iterdir()} == {
+        "5_labels.tif",
+        "6_labels.tif",
+    }
+    assert not list(tmp_path.glob("x*"))
+
+
+def test_a_name_that_no_file_can_have_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = saved(tmp_path, [record(file_name="a" * 300), record(image_id=6)])
+    assert convert(path, "labels,csv", tmp_path / "out") == 1
+    assert "cannot be written: File name too long" in capsys.readouterr().err
+    assert (tmp_path / "out/6_labels.tif").exists()
+    for name in ("a\0b", "\ud800"):
+        with pytest.raises(ConfigError, match="an image has the name .*; expected that of a file"):
+            convert(saved(tmp_path, [record(file_name=name)]), OTHERS)

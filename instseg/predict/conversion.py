@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 _LIST = b"["
 _OF_IMAGE = ("image_id", "file_name", "page")
 """Keys of a record that belong to its image."""
+_FRAMES, _VIDEOS = b'"frames": [', b'"videos": ['
+"""Keys in the first line of a video's file; that of a run that was killed has only the second."""
 _UNUSABLE = (OSError, ValueError, RecursionError)
 
 
@@ -119,10 +121,14 @@ def open_results(path: Path) -> ResultFile:
     """
     try:
         with path.open("rb") as file:
-            first = file.readline(2**24).strip()
+            first = file.readline(2**24)
+            if _FRAMES in first:  # a file in one line can be longer
+                first += file.readline() if not first.endswith(b"\n") else b""
+            first = first.strip()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    if b'"frames": [' in first:
+    lines_of_video = first.startswith(b"{") and _VIDEOS in first and path.suffix == ".jsonl"
+    if _FRAMES in first or lines_of_video:
         head = first if first.endswith(b"}") else first + b"]}"
         try:
             return ResultFile(path, _object(json.loads(head)), is_video=True)
@@ -294,8 +300,10 @@ def _entries(path: Path, key: str) -> Iterator[Any]:
         key: of the list in an object; "" for a list alone.
     """
     with path.open("rb") as file:
-        if key:
-            file.readline()
+        first = file.readline().strip() if key else b""
+        if _FRAMES in first and first.endswith(b"}"):  # the whole file in one line
+            yield from _list(path, json.loads(first), key)
+            return
         numbered = 0
         for line in file:
             text = line.strip().rstrip(b",")
@@ -311,7 +319,7 @@ def _entries(path: Path, key: str) -> Iterator[Any]:
             numbered += 1
         else:
             return
-    if numbered and path.suffix == ".jsonl":
+    if (numbered or key) and path.suffix == ".jsonl":
         # The last line of a process that was killed; what comes before it is complete.
         logger.warning("%s: entry %d is incomplete and left out", path, numbered + 1)
         return
@@ -321,7 +329,15 @@ def _entries(path: Path, key: str) -> Iterator[Any]:
         content = json.loads(path.read_bytes())
     except _UNUSABLE as error:
         raise ConfigError(f"{path} is no JSON: {error}") from None
-    yield from content[key] if key else content
+    yield from _list(path, content, key)
+
+
+def _list(path: Path, content: Any, key: str) -> list[Any]:
+    """The entries in the whole content of a file."""
+    entries = content.get(key) if key and isinstance(content, dict) else content
+    if not isinstance(entries, list):
+        raise ConfigError(f"{path} is damaged: expected a list, found {short(entries)}")
+    return entries
 
 
 def _head(path: Path) -> dict[str, Any]:

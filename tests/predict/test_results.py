@@ -197,9 +197,18 @@ def test_every_frame_of_a_video_is_an_image(model: list[str], tmp_path: Path) ->
     for number, frame in enumerate(frames):
         labels = tifffile.imread(tmp_path / f"out/v_frame{number:06d}_labels.tif")
         assert labels.shape == (frame["height"], frame["width"])
-    with (tmp_path / "out/measurements.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    table = (tmp_path / "out/measurements.csv").read_text()
+    rows = list(csv.DictReader(table.splitlines()))
     assert len(rows) == sum(len(frame["objects"]) for frame in frames) > 0
+    # As another program writes it, and as a run leaves it that is killed.
+    content = json.loads((tmp_path / "out/v.json").read_text())
+    head = {key: content[key] for key in content if key not in ("frames", "complete")}
+    lines = "".join(f"{json.dumps(line)}\n" for line in (head, *frames))
+    (tmp_path / "v.json").write_text(json.dumps(content))
+    (tmp_path / "v.jsonl").write_text(lines + '{"frame": 2, "ti')
+    for name in ("v.json", "v.jsonl"):
+        assert convert(tmp_path / name, "csv") == 0
+        assert (tmp_path / "measurements.csv").read_text() == table
 
 
 @pytest.mark.parametrize(
@@ -220,6 +229,7 @@ def test_every_frame_of_a_video_is_an_image(model: list[str], tmp_path: Path) ->
         ([record(), record(image_id=6), record()], "results of image 5 are not one after the"),
         ('{"info": {}, "frames": [\n{"frame": "a"}\n]}', "is no frame"),
         ('{"info": {}, "frames": [\n7\n]}', "entry 0 is 7"),
+        ('{"info": {}, "frames": [7]}', "entry 0 is 7"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_one_line(tmp_path: Path, content: Any, reason: str) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from instseg import cli
-from instseg.errors import ConfigError, InstsegError
+from instseg.errors import ConfigError, InstsegError, OutputError
 from instseg.masks import as_text, encode
 from instseg.predict.conversion import convert
 from instseg.predict.earlier import is_ours
@@ -307,3 +307,25 @@ def test_a_name_that_no_file_can_have_is_one_line(
     for name in ("a\0b", "\ud800"):
         with pytest.raises(ConfigError, match="an image has the name .*; expected that of a file"):
             convert(saved(tmp_path, [record(file_name=name)]), OTHERS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("labels", "5_labels.tif"),
+        ("csv", "measurements.csv"),
+        ("geojson", "5.geojson"),
+        ("imagej", "5_rois.zip"),
+        ("yolo", "5.txt"),
+    ],
+)
+def test_a_users_file_in_place_of_results_is_refused_and_stays(
+    tmp_path: Path, kind: str, name: str
+) -> None:
+    path = saved(tmp_path, [record()])
+    assert convert(path, kind) == convert(path, kind) == 0
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(OutputError, match=f"{name} is in the way, and no run of instseg") as caught:
+        convert(path, kind)
+    assert str(caught.value).startswith(str(tmp_path / name))
+    assert (tmp_path / name).read_text() == "mine"

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 _LIST = b"["
 _OF_IMAGE = ("image_id", "file_name", "page")
 """Keys of a record that belong to its image."""
+_FRAMES, _VIDEOS = b'"frames": [', b'"videos": ['
+"""Keys in the first line of a video's file; that of a run that was killed has only the second."""
 _UNUSABLE = (OSError, ValueError, RecursionError)
 
 
@@ -118,10 +121,14 @@ def open_results(path: Path) -> ResultFile:
     """
     try:
         with path.open("rb") as file:
-            first = file.readline(2**24).strip()
+            first = file.readline(2**24)
+            if _FRAMES in first:  # a file in one line can be longer
+                first += file.readline() if not first.endswith(b"\n") else b""
+            first = first.strip()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    if b'"frames": [' in first:
+    lines_of_video = first.startswith(b"{") and _VIDEOS in first and path.suffix == ".jsonl"
+    if _FRAMES in first or lines_of_video:
         head = first if first.endswith(b"}") else first + b"]}"
         try:
             return ResultFile(path, _object(json.loads(head)), is_video=True)
@@ -165,10 +172,12 @@ def image_results(
         done.add(key)
         records = list(group)
         image = listed.get(key) or _image_of(results.path, key, records[0])
-        yield _image_result(results.path, image, records, stems, categories, images)
+        stem = _stem(results.path, image, stems)
+        yield _image_result(results.path, image, records, stem, categories, images)
     for key, image in listed.items():
         if key not in done:
-            yield _image_result(results.path, image, [], stems, categories, images)
+            stem = _stem(results.path, image, stems)
+            yield _image_result(results.path, image, [], stem, categories, images)
 
 
 def _listed(results: ResultFile) -> dict[int | str, dict[str, Any]]:
@@ -192,27 +201,23 @@ def _frames(
             raise ConfigError(f"{results.path}: {short(frame)} is no frame")
         name = f"{results.path.stem}_frame{number:06d}"
         image = {"id": number, "file_name": frame.get("file_name") or name}
-        image |= {"width": frame.get("width"), "height": frame.get("height"), "stem": name}
-        yield _image_result(results.path, image, records, stems, categories, images)
+        image |= {"width": frame.get("width"), "height": frame.get("height")}
+        stem = unused_stem(name, stems)
+        yield _image_result(results.path, image, records, stem, categories, images)
 
 
 def _image_result(
     path: Path,
     image: dict[str, Any],
     records: Sequence[dict[str, Any]],
-    stems: set[str],
+    stem: str,
     categories: Categories,
     images: Path | None,
 ) -> ImageResult:
-    name = str(image.get("file_name") or image["id"])
+    name = _name(path, image)
     height, width = image.get("height"), image.get("width")
     if type(height) is not int or type(width) is not int or min(height, width) < 1:
         raise ConfigError(f"{path}: image {name} has the size {short((width, height))}")
-    page = image.get("page")
-    if page is not None and type(page) is not int:
-        raise ConfigError(f"{path}: image {name} has the page {short(page)}")
-    stem = image.get("stem") or Path(name).stem or "image"
-    stem += "" if page is None else f"_page{page:04d}"
     checked = [_record(path, name, record, categories, height, width) for record in records]
     checked.sort(key=lambda pair: -pair[0]["score"])
     masks = [mask for _, mask in checked]
@@ -220,14 +225,34 @@ def _image_result(
     return ImageResult(
         image_id=image["id"],
         file_name=name,
-        stem=unused_stem(stem, stems),
+        stem=stem,
         height=height,
         width=width,
         records=[record for record, _ in checked],
         masks=CroppedMasks.from_rles(masks, (height, width)) if has_masks else None,
         path=_file(name, images),
-        page=page,
+        page=image.get("page"),
     )
+
+
+def _name(path: Path, image: dict[str, Any]) -> str:
+    """The name of an image in results."""
+    name = str(image.get("file_name") or image["id"])
+    try:
+        if b"\0" not in os.fsencode(name):
+            return name
+    except UnicodeEncodeError:
+        pass
+    raise ConfigError(f"{path}: an image has the name {short(name)}; expected that of a file")
+
+
+def _stem(path: Path, image: dict[str, Any], stems: set[str]) -> str:
+    """The stem of the files of an image; it is added to those that are taken."""
+    name, page = _name(path, image), image.get("page")
+    if page is not None and type(page) is not int:
+        raise ConfigError(f"{path}: image {name} has the page {short(page)}")
+    stem = Path(name).stem or "image"
+    return unused_stem(stem if page is None else f"{stem}_page{page:04d}", stems)
 
 
 def _record(
@@ -265,7 +290,7 @@ def _image_of(path: Path, key: Any, record: dict[str, Any]) -> dict[str, Any]:
 def _file(name: str, images: Path | None) -> Path | None:
     """The file of an image, if it is there."""
     paths = [Path(name)] if images is None else [images / name, images / Path(name).name]
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in paths if os.path.isfile(path)), None)
 
 
 def _entries(path: Path, key: str) -> Iterator[Any]:
@@ -275,8 +300,10 @@ def _entries(path: Path, key: str) -> Iterator[Any]:
         key: of the list in an object; "" for a list alone.
     """
     with path.open("rb") as file:
-        if key:
-            file.readline()
+        first = file.readline().strip() if key else b""
+        if _FRAMES in first and first.endswith(b"}"):  # the whole file in one line
+            yield from _list(path, json.loads(first), key)
+            return
         numbered = 0
         for line in file:
             text = line.strip().rstrip(b",")
@@ -292,7 +319,7 @@ def _entries(path: Path, key: str) -> Iterator[Any]:
             numbered += 1
         else:
             return
-    if numbered and path.suffix == ".jsonl":
+    if (numbered or key) and path.suffix == ".jsonl":
         # The last line of a process that was killed; what comes before it is complete.
         logger.warning("%s: entry %d is incomplete and left out", path, numbered + 1)
         return
@@ -302,7 +329,15 @@ def _entries(path: Path, key: str) -> Iterator[Any]:
         content = json.loads(path.read_bytes())
     except _UNUSABLE as error:
         raise ConfigError(f"{path} is no JSON: {error}") from None
-    yield from content[key] if key else content
+    yield from _list(path, content, key)
+
+
+def _list(path: Path, content: Any, key: str) -> list[Any]:
+    """The entries in the whole content of a file."""
+    entries = content.get(key) if key and isinstance(content, dict) else content
+    if not isinstance(entries, list):
+        raise ConfigError(f"{path} is damaged: expected a list, found {short(entries)}")
+    return entries
 
 
 def _head(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import av
-from PIL import Image
+from PIL import TiffImagePlugin
 
 from instseg.predict.sources import Source
 
@@ -155,7 +155,8 @@ def _end(path: Path) -> bytes:
 def _software(path: Path) -> str | None:
     """The program that a TIFF says it was written by."""
     try:
-        with Image.open(path, formats=["TIFF"]) as image:
+        # Image.open would refuse a large image, of which only a tag is read.
+        with TiffImagePlugin.TiffImageFile(path) as image:
             software: str | None = image.getexif().get(_SOFTWARE)
             return software
     except Exception:  # a damaged file can make Pillow raise anything

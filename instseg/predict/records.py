@@ -55,10 +55,7 @@ class JsonLines:
         with writing(self.lines):
             foreign = self.lines.exists() and self.lines.stat().st_size and not is_ours(self.lines)
         if foreign:
-            raise OutputError(
-                f"{self.lines} is in the way, and no run of instseg predict wrote it; move it, "
-                "or choose another --output"
-            )
+            raise _in_the_way(self.lines)
         with writing(self.lines):
             self._begin()
             self._file = self.lines.open("ab")
@@ -191,7 +188,12 @@ class VideoRecords(JsonLines):
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of ``path`` once it is complete."""
+    """A new file that takes the place of ``path`` once it is complete.
+
+    Raises:
+        OutputError: see :func:`check_free`.
+    """
+    check_free(path)
     # A short name: that of ``path`` may be as long as names can be.
     temporary = path.with_name(f".{secrets.token_hex(4)}{path.suffix}")
     try:
@@ -204,6 +206,23 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
+def check_free(path: Path) -> None:
+    """Make sure that a file can be written without replacing one of the user.
+
+    Raises:
+        OutputError: there is something that no run of ours wrote.
+    """
+    if os.path.lexists(path) and not is_ours(path):
+        raise _in_the_way(path)
+
+
+def _in_the_way(path: Path) -> OutputError:
+    return OutputError(
+        f"{path} is in the way, and no run of instseg predict wrote it; move it, or choose another "
+        "--output"
+    )
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turns the operating system's errors while ``path`` is written into OutputError.
@@ -212,6 +231,8 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except OutputError:
+        raise
     except OSError as error:
         kind = ImageError if error.errno == errno.ENAMETOOLONG else OutputError
         raise kind(f"{path} cannot be written: {error.strerror or error}") from error

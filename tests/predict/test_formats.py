@@ -123,6 +123,14 @@ def test_a_label_image_of_many_instances_has_32_bits(tmp_path: Path) -> None:
     assert (tmp_path / "a_labels.tif").stat().st_size < labels.nbytes / 2
 
 
+def test_a_label_image_of_any_size_is_known_as_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("labels", tmp_path, image_result())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert is_ours(tmp_path / "a_labels.tif")
+
+
 def write_tiff(path: Path, kind: str) -> None:
     """An image of ``DENSE``'s size whose pixels are 0.5 x 0.25 micrometres, told in some way."""
     pixels = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH), dtype=np.uint8)

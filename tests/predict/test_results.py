@@ -17,7 +17,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from instseg import cli
-from instseg.errors import ConfigError, InstsegError
+from instseg.errors import ConfigError, InstsegError, OutputError
 from instseg.masks import as_text, encode
 from instseg.predict.conversion import convert
 from instseg.predict.earlier import is_ours
@@ -197,9 +197,18 @@ def test_every_frame_of_a_video_is_an_image(model: list[str], tmp_path: Path) ->
     for number, frame in enumerate(frames):
         labels = tifffile.imread(tmp_path / f"out/v_frame{number:06d}_labels.tif")
         assert labels.shape == (frame["height"], frame["width"])
-    with (tmp_path / "out/measurements.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    table = (tmp_path / "out/measurements.csv").read_text()
+    rows = list(csv.DictReader(table.splitlines()))
     assert len(rows) == sum(len(frame["objects"]) for frame in frames) > 0
+    # As another program writes it, and as a run leaves it that is killed.
+    content = json.loads((tmp_path / "out/v.json").read_text())
+    head = {key: content[key] for key in content if key not in ("frames", "complete")}
+    lines = "".join(f"{json.dumps(line)}\n" for line in (head, *frames))
+    (tmp_path / "v.json").write_text(json.dumps(content))
+    (tmp_path / "v.jsonl").write_text(lines + '{"frame": 2, "ti')
+    for name in ("v.json", "v.jsonl"):
+        assert convert(tmp_path / name, "csv") == 0
+        assert (tmp_path / "measurements.csv").read_text() == table
 
 
 @pytest.mark.parametrize(
@@ -220,6 +229,7 @@ def test_every_frame_of_a_video_is_an_image(model: list[str], tmp_path: Path) ->
         ([record(), record(image_id=6), record()], "results of image 5 are not one after the"),
         ('{"info": {}, "frames": [\n{"frame": "a"}\n]}', "is no frame"),
         ('{"info": {}, "frames": [\n7\n]}', "entry 0 is 7"),
+        ('{"info": {}, "frames": [7]}', "entry 0 is 7"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_one_line(tmp_path: Path, content: Any, reason: str) -> None:
@@ -270,3 +280,52 @@ def test_a_path_in_a_file_name_writes_nowhere_else(tmp_path: Path) -> None:
     entries = [record(file_name="../../x.png"), record(image_id=6, file_name="/tmp/..")]
     assert convert(saved(tmp_path, entries), "yolo", tmp_path / "out") == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"x.txt", "...txt"}
+
+
+def test_a_stem_in_the_list_of_images_names_no_file(tmp_path: Path) -> None:
+    sizes = [
+        {"id": key, "file_name": f"{key}.png", "width": 40, "height": 30, "stem": stem}
+        for key, stem in ((5, "../../x"), (6, 5))
+    ]
+    saved(tmp_path, {"images": sizes}, "categories.json")
+    path = saved(tmp_path, [record()], "predictions.json")
+    assert convert(path, "labels", tmp_path / "b/out") == 0
+    assert {path.name for path in (tmp_path / "b/out").iterdir()} == {
+        "5_labels.tif",
+        "6_labels.tif",
+    }
+    assert not list(tmp_path.glob("x*"))
+
+
+def test_a_name_that_no_file_can_have_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = saved(tmp_path, [record(file_name="a" * 300), record(image_id=6)])
+    assert convert(path, "labels,csv", tmp_path / "out") == 1
+    assert "cannot be written: File name too long" in capsys.readouterr().err
+    assert (tmp_path / "out/6_labels.tif").exists()
+    for name in ("a\0b", "\ud800"):
+        with pytest.raises(ConfigError, match="an image has the name .*; expected that of a file"):
+            convert(saved(tmp_path, [record(file_name=name)]), OTHERS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("labels", "5_labels.tif"),
+        ("csv", "measurements.csv"),
+        ("geojson", "5.geojson"),
+        ("imagej", "5_rois.zip"),
+        ("yolo", "5.txt"),
+    ],
+)
+def test_a_users_file_in_place_of_results_is_refused_and_stays(
+    tmp_path: Path, kind: str, name: str
+) -> None:
+    path = saved(tmp_path, [record()])
+    assert convert(path, kind) == convert(path, kind) == 0
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(OutputError, match=f"{name} is in the way, and no run of instseg") as caught:
+        convert(path, kind)
+    assert str(caught.value).startswith(str(tmp_path / name))
+    assert (tmp_path / name).read_text() == "mine"

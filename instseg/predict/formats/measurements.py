@@ -18,7 +18,7 @@ from instseg.data.pixel_size import pixel_size
 from instseg.data.regions import Regions, open_regions
 from instseg.errors import ImageError
 from instseg.predict.formats.base import Format, ImageResult
-from instseg.predict.records import replacing, writing
+from instseg.predict.records import check_free, replacing, writing
 
 FIRST_COLUMNS = ("image", "instance", "class", "score", "area_px")
 _SCORES = ("class_score", "mask_score")
@@ -62,6 +62,7 @@ class Measurements(Format):
 
     def __enter__(self) -> "Measurements":
         with writing(self.output / self.NAME):
+            check_free(self.output / self.NAME)
             self._rows = tempfile.TemporaryFile(dir=self.output)
         return self
 

@@ -4,12 +4,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pycocotools.mask as mask_util
 from PIL import Image
 from scipy import ndimage
 
 from instseg.errors import ImageError
-from instseg.masks import RLE
+from instseg.masks import RLE, to_rle
 
 Labels = npt.NDArray[np.int64]
 _SAMPLE_FORMAT = 339  # tag of a TIFF
@@ -103,9 +102,7 @@ def label_rles(labels: Labels) -> dict[int, RLE]:
         counts = np.diff(borders, prepend=0, append=column_major.size).tolist()
         if not counts[-1]:
             counts.pop()  # as pycocotools does
-        rles[number] = mask_util.frPyObjects(
-            {"size": [height, width], "counts": counts}, *labels.shape
-        )
+        rles[number] = to_rle({"size": [height, width], "counts": counts}, height, width)
     return rles
 
 

@@ -34,5 +34,6 @@ PROJECT = Project(
     example="yolact_plus/yolact_plus_shapes.yaml",
     reference="yolact_plus/yolact_plus_resnet50.yaml",
     any_score=("MODEL.YOLACT.SCORE_THRESH_TEST", 0.0),
+    fast=("MODEL.YOLACT_PLUS.MASKIOU_CHANNELS", [8, 16, 32, 64]),
     narrow=("MODEL.YOLACT_PLUS.MASKIOU_CHANNELS", [8]),
 )

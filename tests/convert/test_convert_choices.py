@@ -271,10 +271,9 @@ def test_a_configuration_that_is_given_tells_everything() -> None:
 
 @pytest.mark.parametrize("value", ["[]", str([[]] * 5), str([["a"]] * 5), "[['a'], 1]"])
 @pytest.mark.parametrize("key", ["ANCHOR_SCALES", "ANCHOR_RATIOS"])
-def test_anchors_that_are_none_are_left_to_the_model(key: str, value: str) -> None:
-    """The model refuses them with a reason, see ``tests/projects/test_yolact.py``."""
-    choice = choice_of("yolact_base", head(5), overrides=(f"{NODE}.{key}", value))
-    assert f"{NODE}.ANCHOR_SCALES" not in choice.evidence
+def test_anchors_that_are_none_are_refused(key: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"{NODE}.{key} is .*; expected"):
+        choice_of("yolact_base", head(5), overrides=(f"{NODE}.{key}", value))
 
 
 @pytest.mark.parametrize(

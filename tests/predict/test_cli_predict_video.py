@@ -384,7 +384,7 @@ class Runs:
         """Text of the records, and the network's calls."""
         self._predictor.model = VideoStub().eval()
         results = Results(self._predictor, self._output, 0.0, overlay=True, instance_masks=False)
-        run = VideoRun(results, VideoPredictor(self._predictor), {}, **options)
+        run = VideoRun(results, VideoPredictor(self._predictor), {"config": ""}, **options)
         run.predict(Source(str(source), "v", "video"))
         run.predict(Source(str(source), "again", "video"))
         assert results.failures == 0

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from instseg import Predictor, cli
 from instseg.benchmark import tiles
@@ -46,6 +47,7 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
                 result["instances"].pred_masks = result["instances"].pred_masks.to_dense()
             yield result
 
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # sahi removes it
     monkeypatch.setattr(Predictor, "stream", stream)
     monkeypatch.setattr(Predictor, "__call__", lambda self, image: next(self.stream([image])))
     monkeypatch.setattr(tiles, "in_fresh_process", lambda function, *given: function(*given))

@@ -36,6 +36,15 @@ def is_device(path: str | os.PathLike[str]) -> bool:
     return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
 
 
+def stamp(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Size in bytes and time of the last change in ns; -1, -1 if there is no such file."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
 def file_name(text: str) -> str:
     """A name for a file or folder made from ``text``, which may be a path or anything else.
 

@@ -134,7 +134,8 @@ def measure(kind: str, task: Task) -> Found:
     cfg.merge_from_other_cfg(CfgNode(safe_load(task.config)))
     predictor = Predictor(cfg, allow_partial=task.allow_partial)
     predict = _predict_ours if kind == "instseg" else PEERS[kind].predict
-    size = open_regions(task.image).shape
+    with open_regions(task.image) as image:
+        size = image.shape
     predictor(np.zeros((min(task.tile, size[0]), min(task.tile, size[1]), 3), np.uint8))
     forget_peak()
     before, start = peak_resident(), time.perf_counter()

@@ -25,6 +25,7 @@ from instseg.data.findings import Report
 from instseg.data.readers import coco_records
 from instseg.data.records import CheckedRecords, Record
 from instseg.errors import DatasetError
+from instseg.files import stamp
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ class Source:
     def load(self) -> DataSet:
         """The data set; see :func:`load`."""
         files = tuple(self._files() if callable(self._files) else self._files)
-        key = (*self._key, *map(_stamp, files))
+        key = (*self._key, *((file, *stamp(file)) for file in files))
         named = _CACHE.get((self.name, key))
         if named is not None:
             return named
@@ -278,14 +279,6 @@ def _dataset(name: str, content: Content, **fields: Any) -> DataSet:
         annotated=annotated,
         **{"files": (), "is_from_users": bool(json_file), **fields},
     )
-
-
-def _stamp(file: str) -> tuple[str, int, int]:
-    try:
-        status = os.stat(file)
-    except (OSError, ValueError):  # the reader reports the error, or Detectron2 fetches the file
-        return file, -1, -1
-    return file, status.st_size, status.st_mtime_ns
 
 
 def _copy(record: Record) -> Record:

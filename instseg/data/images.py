@@ -226,9 +226,16 @@ def _needs_tifffile(path: str | os.PathLike[str], page: int | None) -> bool:
         if page:
             raise ImageError(f"{path}: there is no page {page}; only TIFFs have several")
         return False
-    if page is not None or _is_garbled(path):
+    if page is not None:
         return True
-    return find_spec("tifffile") is not None and not _is_plain(path)
+    try:
+        with Image.open(path, formats=["TIFF"]) as image:
+            if _is_garbled(image):
+                return True
+            is_plain = _is_plain(image)
+    except Exception:  # a damaged file can make Pillow's readers raise anything
+        is_plain = False
+    return not is_plain and find_spec("tifffile") is not None
 
 
 def has_pillow_colours(path: str | os.PathLike[str], page: int | None) -> bool:
@@ -250,25 +257,19 @@ def _starts_as_tiff(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def _is_garbled(path: str | os.PathLike[str]) -> bool:
-    """Whether Pillow mixes up the pixels: it reads uncompressed rows as columns if turned."""
-    try:
-        with Image.open(path, formats=["TIFF"]) as image:
-            turned = image.tag_v2.get(ExifTags.Base.Orientation) in _TURNED  # type: ignore[attr-defined]
-            return turned and any(tile[0] != "libtiff" for tile in image.tile)
-    except Exception:  # a damaged file can make Pillow's readers raise anything
-        return False
+def _is_garbled(image: Any) -> bool:
+    """Whether Pillow mixes up the pixels of a TIFF: it reads uncompressed rows as columns if
+    turned.
+    """
+    turned = image.tag_v2.get(ExifTags.Base.Orientation) in _TURNED
+    return turned and any(tile[0] != "libtiff" for tile in image.tile)
 
 
-def _is_plain(path: str | os.PathLike[str]) -> bool:
+def _is_plain(image: Any) -> bool:
     """Whether a TIFF is one image of 8 bits of a kind that Pillow knows, or a very long stack."""
-    try:
-        with Image.open(path, formats=["TIFF"]) as image:
-            if depth_of(image) is not None or hides_images(image):
-                return False
-            return not 1 < count_images(image) <= MOST_COUNTED
-    except Exception:  # a damaged file can make Pillow's readers raise anything
+    if depth_of(image) is not None or hides_images(image):
         return False
+    return not 1 < count_images(image) <= MOST_COUNTED
 
 
 def _read_tiff(path: str | os.PathLike[str], page: int | None) -> tuple[Array, Page]:

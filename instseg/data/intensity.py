@@ -162,9 +162,7 @@ class Intensity:
         return tuple(range(count))
 
     def _ends(self, channel: Array, number: int, source: str) -> tuple[float, float]:
-        low, high = float(channel.min()), float(channel.max())
-        if not np.isfinite(low) or not np.isfinite(high):
-            raise ImageError(f"{source}: contains non-finite values (NaN or infinity)")
+        low, high = finite_limits(channel, source)
         if self.normalize == "range":
             return self.interval
         if low == high:
@@ -179,6 +177,18 @@ class Intensity:
 
 AS_IS = Intensity()
 """Images of 8 bits, unchanged."""
+
+
+def finite_limits(channel: Array, source: str) -> tuple[float, float]:
+    """The least and the greatest value of a channel.
+
+    Raises:
+        ImageError: values that are not finite.
+    """
+    low, high = float(channel.min()), float(channel.max())
+    if not np.isfinite(low) or not np.isfinite(high):
+        raise ImageError(f"{source}: contains non-finite values (NaN or infinity)")
+    return low, high
 
 
 def too_deep(source: str, found: str) -> ImageError:

@@ -8,7 +8,7 @@ from PIL import Image
 from scipy import ndimage
 
 from instseg.errors import ImageError
-from instseg.masks import RLE, to_rle
+from instseg.masks import RLE, CroppedMasks
 
 Labels = npt.NDArray[np.int64]
 _SAMPLE_FORMAT = 339  # tag of a TIFF
@@ -83,34 +83,15 @@ def colour_error(source: str, what: str) -> ImageError:
 
 
 def label_rles(labels: Labels) -> dict[int, RLE]:
-    """The mask of each label except 0, as compressed RLE, in the order of the labels.
-
-    Cuts the columns of the whole image into runs once, so thousands of labels cost little more
-    than one.
-    """
-    height, width = labels.shape
-    column_major = labels.ravel(order="F")
-    starts = np.flatnonzero(np.diff(column_major, prepend=column_major[0] - 1))
-    ends = np.append(starts[1:], column_major.size)
-    numbers = column_major[starts]
-    order = np.argsort(numbers, kind="stable")
-    order = order[numbers[order] > 0]
-    present, first = np.unique(numbers[order], return_index=True)
-    rles = {}
-    for number, runs in zip(present.tolist(), np.split(order, first[1:]), strict=False):
-        borders = np.stack([starts[runs], ends[runs]], axis=1).ravel()
-        counts = np.diff(borders, prepend=0, append=column_major.size).tolist()
-        if not counts[-1]:
-            counts.pop()  # as pycocotools does
-        rles[number] = to_rle({"size": [height, width], "counts": counts}, height, width)
-    return rles
+    """The mask of each label except 0, as compressed RLE, in the order of the labels."""
+    numbers, compact = _consecutive(labels)
+    masks = CroppedMasks.from_label_image(compact, len(numbers))
+    return dict(zip(numbers, masks.to_rle(), strict=True))
 
 
 def labels_in_pieces(labels: Labels) -> dict[int, int]:
     """Label → number of its pieces, for those of two or more; pixels at a corner are connected."""
-    present, compact = np.unique(labels, return_inverse=True)
-    compact = compact.reshape(labels.shape) + (present[0] > 0)
-    numbers = present[present > 0].tolist()
+    numbers, compact = _consecutive(labels)
     pieces = {}
     for index, (number, box) in enumerate(
         zip(numbers, ndimage.find_objects(compact), strict=True), start=1
@@ -119,3 +100,9 @@ def labels_in_pieces(labels: Labels) -> dict[int, int]:
         if count > 1:
             pieces[number] = count
     return pieces
+
+
+def _consecutive(labels: Labels) -> tuple[list[int], Labels]:
+    """The labels except 0 in their order, and the same image with 1, 2, 3, ... for them."""
+    present, compact = np.unique(labels, return_inverse=True)
+    return present[present > 0].tolist(), compact.reshape(labels.shape) + (present[0] > 0)

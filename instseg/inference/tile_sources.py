@@ -12,7 +12,7 @@ from PIL import Image
 
 from instseg.data.image_arrays import check_image
 from instseg.data.image_headers import MAX_PIXELS
-from instseg.data.intensity import Intensity, ModelImage
+from instseg.data.intensity import Intensity, ModelImage, finite_limits
 from instseg.data.pillow_images import convert_image
 from instseg.data.regions import Regions, open_regions, sample
 from instseg.errors import ImageError
@@ -69,8 +69,9 @@ def _of_regions(regions: Regions, cfg: CfgNode, name: str) -> TileSource:
 
     def read(rect: Rect) -> ModelImage:
         part = regions.read(rect.y0, rect.y1, rect.x0, rect.x1)
-        if part.dtype.kind == "f" and not np.isfinite(part).all():
-            raise ImageError(f"{name}: contains non-finite values (NaN or infinity) in {rect}")
+        if part.dtype.kind == "f":  # the sample need not have shown them
+            for channel in scaling.channels:
+                finite_limits(part[:, :, channel], name)
         return ModelImage(scaling.apply(part, format=_order(cfg)))
 
     return TileSource(regions.shape[0], regions.shape[1], read)

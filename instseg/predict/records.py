@@ -53,10 +53,7 @@ class JsonLines:
 
     def __enter__(self) -> "JsonLines":
         with writing(self.lines):
-            foreign = self.lines.exists() and self.lines.stat().st_size and not is_ours(self.lines)
-        if foreign:
-            raise _in_the_way(self.lines)
-        with writing(self.lines):
+            has_lines(self.lines)
             self._begin()
             self._file = self.lines.open("ab")
         with writing(self.path):
@@ -214,6 +211,18 @@ def check_free(path: Path) -> None:
     """
     if os.path.lexists(path) and not is_ours(path):
         raise _in_the_way(path)
+
+
+def has_lines(path: Path) -> bool:
+    """Whether a run of ours wrote something into a file of lines.
+
+    Raises:
+        OutputError: somebody else did.
+    """
+    filled = path.exists() and path.stat().st_size > 0
+    if filled and not is_ours(path):
+        raise _in_the_way(path)
+    return filled
 
 
 def _in_the_way(path: Path) -> OutputError:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from detectron2.structures import Boxes, Instances
 
-from instseg.errors import ConfigError, OutputError
+from instseg.errors import ConfigError
 from instseg.inference.layout import Layout
 from instseg.masks import CroppedMasks, as_text
-from instseg.predict.earlier import TILES, is_ours
-from instseg.predict.records import writing
+from instseg.predict.earlier import TILES
+from instseg.predict.records import has_lines, writing
 
 _LONGEST_NAME = 255
 """Bytes of the name of a file."""
@@ -56,14 +56,7 @@ class TileRecords:
             OutputError: it cannot be written, or is no file of ours.
         """
         with writing(self._path):
-            filled = self._path.exists() and self._path.stat().st_size > 0
-            foreign = filled and not is_ours(self._path)
-        if foreign:
-            raise OutputError(
-                f"{self._path} is in the way, and no run of instseg predict wrote it; move it, or "
-                "choose another --output"
-            )
-        with writing(self._path):
+            filled = has_lines(self._path)
             end = self._end_of_earlier() if self._resume and filled else 0
             self._file = self._path.open("r+b" if end else "wb")
             self._file.truncate(end)

@@ -1,7 +1,6 @@
 """Prediction on large image files, tile by tile."""
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from instseg.data.images import Array
 from instseg.errors import ImageError
+from instseg.files import stamp
 from instseg.inference.layout import Rect
 from instseg.inference.tile_sources import TileSource, opened
 from instseg.inference.tiles import layout_of, predict_tiles
@@ -85,6 +85,7 @@ def predict_tiled_images(
 def _predict(
     results: Results, source: Source, image: TileSource, settings: TileSettings
 ) -> Instances:
+    weights = results.predictor.cfg.MODEL.WEIGHTS
     layout = layout_of(results.predictor, image, settings.tile, settings.overlap)
     header = {
         "info": settings.info | {"tile": layout.tile, "overlap": layout.overlap},
@@ -93,24 +94,15 @@ def _predict(
             "page": source.page,
             "width": image.width,
             "height": image.height,
-            "size and time of the file": _stamp(source.name),
+            "size and time of the file": list(stamp(source.name)),
         },
-        "weights": {"size and time of the file": _stamp(results.predictor.cfg.MODEL.WEIGHTS)},
+        "weights": {"size and time of the file": list(stamp(weights))},
     }
     path = tiles_file(results.output, source.stem)
     with TileRecords(path, header, layout, resume=settings.resume) as tiles:
         return predict_tiles(
             results.predictor, image, layout, results=tiles, keep=results.keep, progress=True
         )
-
-
-def _stamp(path: str) -> list[int] | None:
-    """Size and time of a file; None if it is none, such as the name of a file to download."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return [status.st_size, status.st_mtime_ns]
 
 
 def scaled_down(

@@ -98,8 +98,10 @@ def read_image(
             several images; the message names the file.
     """
     if _needs_tifffile(path, page):
-        pixels, found = _read_tiff(path, page)
-        return intensity.apply(pixels, source=found.source, format=format, alpha=found.alpha)
+        pixels, tiff_page = _read_tiff(path, page)
+        return intensity.apply(
+            pixels, source=tiff_page.source, format=format, alpha=tiff_page.alpha
+        )
     with _opened(path) as image:
         return convert_image(image, source=str(path), format=format, intensity=intensity)
 
@@ -173,8 +175,8 @@ def describe_image(path: str | os.PathLike[str]) -> ImageFacts:
         ImageError: as :func:`read_pixels`.
     """
     if _needs_tifffile(path, None):
-        pixels, found = _read_tiff(path, None)
-        alpha = found.alpha
+        pixels, tiff_page = _read_tiff(path, None)
+        alpha = tiff_page.alpha
     else:
         with _opened(path) as image:
             if depth_of(image) is None:
@@ -306,8 +308,10 @@ class PageReader:
         if self._file is None or self._path != path:
             self.close()
             self._file, self._path = TiffImages(path), path
-        pixels, found = _read_page(self._file, page)
-        return self._intensity.apply(pixels, source=found.source, format="BGR", alpha=found.alpha)
+        pixels, tiff_page = _read_page(self._file, page)
+        return self._intensity.apply(
+            pixels, source=tiff_page.source, format="BGR", alpha=tiff_page.alpha
+        )
 
     def close(self) -> None:
         """Close the stack."""

@@ -191,22 +191,22 @@ def finite_limits(channel: Array, source: str) -> tuple[float, float]:
     return low, high
 
 
-def too_deep(source: str, found: str) -> ImageError:
+def too_deep(source: str, depth: str) -> ImageError:
     """The refusal of an image of more than 8 bits.
 
     Args:
-        found: kind of its pixels.
+        depth: kind of its pixels.
     """
     return ImageError(
-        f"{source}: expected 8 bits per channel, found {found}; set INPUT.NORMALIZE percentile, or "
+        f"{source}: expected 8 bits per channel, found {depth}; set INPUT.NORMALIZE percentile, or "
         "range with INPUT.NORMALIZE_RANGE, to scale it to 0 to 255"
     )
 
 
-def other_channels(source: str, found: str) -> ImageError:
-    """The refusal of an image that is neither grey nor in colour; ``found`` are its channels."""
+def other_channels(source: str, channels: str) -> ImageError:
+    """The refusal of an image that is neither grey nor in colour; ``channels`` are its channels."""
     return ImageError(
-        f"{source}: has {found}; expected 1 or 3: set INPUT.CHANNELS to those in the places of "
+        f"{source}: has {channels}; expected 1 or 3: set INPUT.CHANNELS to those in the places of "
         "red, green and blue, such as (0, 0, 1)"
     )
 
@@ -231,11 +231,11 @@ def percentiles(channel: Array, percents: Sequence[float]) -> tuple[float, float
     for block in _blocks(channel):
         counts += np.bincount((block.astype(np.int64) - least).ravel(), minlength=len(counts))
     ends = counts.cumsum()
-    places = np.asarray(percents) / 100 * (channel.size - 1)
-    before = np.floor(places)
+    ranks = np.asarray(percents) / 100 * (channel.size - 1)
+    before = np.floor(ranks)
     after = np.minimum(before + 1, channel.size - 1)
-    first, second = (ends.searchsorted(place, side="right") + least for place in (before, after))
-    low, high = first + (second - first) * (places - before)
+    first, second = (ends.searchsorted(rank, side="right") + least for rank in (before, after))
+    low, high = first + (second - first) * (ranks - before)
     return float(low), float(high)
 
 

@@ -245,8 +245,8 @@ class TiffImages:
         lengths = series.shape[: len(axes)]
         numbers = np.arange(math.prod(lengths)).reshape(lengths)
         # Programs that know no axes give ImageJ, which shows 7 channels, its frames as channels.
-        most = _IMAGEJ_CHANNELS if series.kind == "imagej" else math.inf
-        channels = [i for i, axis in enumerate(axes) if axis == "C" and lengths[i] <= most]
+        max_channels = _IMAGEJ_CHANNELS if series.kind == "imagej" else math.inf
+        channels = [i for i, axis in enumerate(axes) if axis == "C" and lengths[i] <= max_channels]
         last = [*(i for i in range(len(axes)) if i not in channels), *channels]
         count = math.prod(lengths[i] for i in channels)
         rows, columns = (plane.shape[plane.axes.index(axis)] for axis in "YX")

@@ -207,10 +207,10 @@ def _take_classes(
     record: dict[str, Any], table: ClassTable, stem: str, file: Path
 ) -> Iterator[Finding]:
     """Give the annotations of a record their classes, listed by its image or its label image."""
-    own_stem = _stem(file)
+    label_stem = _stem(file)
     for annotation in record["annotations"]:
         label = annotation["id"]
-        number = table.numbers.get((stem, label), table.numbers.get((own_stem, label)))
+        number = table.numbers.get((stem, label), table.numbers.get((label_stem, label)))
         if number is None:
             text = f"label {annotation['id']} of {file} has no class; add a row to {table.file}"
             yield Finding(Kind.UNKNOWN_CATEGORY, f"{stem}:{annotation['id']}", text)

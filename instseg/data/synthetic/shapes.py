@@ -76,8 +76,8 @@ def scene(split: str, index: int, size: int) -> list[Shape]:
     check_member("image", split, index, SPLITS)
     rng = generator(split, index, 0)
     hard = "hard" in split
-    smallest, most = (14, 8) if hard else (20, 6)
-    wanted = 2 + int(rng.random() * (most - 1))
+    smallest, max_shapes = (14, 8) if hard else (20, 6)
+    wanted = 2 + int(rng.random() * (max_shapes - 1))
     crowded = index % 2 == 0
     shapes: list[Shape] = []
     while len(shapes) < wanted:

@@ -153,7 +153,7 @@ def _read_coco(checked: CheckedSet, content: Any, root: str) -> None:
     if all(entry.get("iscrowd", 0) for entry in used):
         annotated = len({entry["image_id"] for entry in used})
         message = nothing_to_train_on(annotated, len(checked.images))
-        report.add([Finding(Kind.NO_OBJECT, None, message)])
+        report.add([Finding(Kind.NO_INSTANCE, None, message)])
 
 
 def _read_registered(checked: CheckedSet, function: CheckedRecords) -> None:
@@ -166,7 +166,7 @@ def _read_registered(checked: CheckedSet, function: CheckedRecords) -> None:
     crowds = all(entry["iscrowd"] for record in records for entry in record.get("annotations", ()))
     if crowds and not report.has(Level.ERROR):
         message = nothing_to_train_on(annotated, len(records))
-        checked.report.add([Finding(Kind.NO_OBJECT, None, message)])
+        checked.report.add([Finding(Kind.NO_INSTANCE, None, message)])
 
 
 def _read_examined(checked: CheckedSet, content: Content, report: Report) -> None:
@@ -176,7 +176,7 @@ def _read_examined(checked: CheckedSet, content: Content, report: Report) -> Non
     checked.classes = list((content.classes or {}).values())
     if not checked.annotations and not checked.report.has(Level.ERROR):
         message = nothing_to_train_on(0, len(content.records))
-        checked.report.add([Finding(Kind.NO_OBJECT, None, message)])
+        checked.report.add([Finding(Kind.NO_INSTANCE, None, message)])
 
 
 def _read_records(checked: CheckedSet) -> None:

@@ -1,4 +1,4 @@
-"""Check what Pillow does not: the depth, number and integrity of images in a file.
+"""Check the depth, number and integrity of the images in a file, which Pillow does not check.
 
 Pillow silently cuts colours of more than 8 bits to 8, takes the first image of a TIFF with several,
 and ignores the checksums of a PNG.
@@ -25,7 +25,7 @@ FILE_TYPES = tuple("AVIF BMP DIB GIF ICO JPEG JPEG2000 PNG PPM QOI TGA TIFF WEBP
 # size the masks of 100 instances, one byte per pixel, already need 18 GB.
 MAX_PIXELS = 178_956_970
 MOST_COUNTED = 1000
-"""Images of a TIFF, beyond which the rest is not counted."""
+"""Largest number of images of a TIFF that are counted."""
 _MOST_OF_HEADER = 2**16
 _SUBFILE_TYPE = 254
 _BITS = 258
@@ -85,7 +85,7 @@ def check_whole(image: Image.Image, source: str) -> bool:
 
 
 def what_instead(start: bytes) -> str:
-    """Guess from its first bytes what a file is that Pillow does not open.
+    """Guess the kind of a file that Pillow does not open, from its first bytes.
 
     Returns:
         the end of a sentence that begins with the file's name.

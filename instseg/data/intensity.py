@@ -1,11 +1,12 @@
 """Turn the numbers of an image into the 0 to 255 that networks take (``INPUT.NORMALIZE``).
 
 A microscope writes 12 or 16 bits, of which a cell may use a hundredth.  ``percentile`` stretches
-what each channel of each image holds, ``range`` the same interval in all images, to 0 to 255.
+the values of each channel of each image to 0 to 255; ``range`` stretches the same interval in all
+images.
 
-The result has 8 bits.  ``MODEL.PIXEL_MEAN`` and trained weights expect 0 to 255, resizing and
-augmentations treat 8 bits and floats differently, so only 8 bits make a 16-bit file give the very
-input of its 8-bit copy; and the steps left out, 1/255 of the interval, are far below the noise of
+The result has 8 bits, so a 16-bit file gives exactly the input that its 8-bit copy gives:
+``MODEL.PIXEL_MEAN`` and trained weights expect 0 to 255, and resizing and augmentations treat 8
+bits and floats differently.  Rounding to 8 bits loses steps of 1/255 of the interval, far less than
 ``MODEL.PIXEL_STD``.
 """
 
@@ -204,7 +205,7 @@ def too_deep(source: str, depth: str) -> ImageError:
 
 
 def other_channels(source: str, channels: str) -> ImageError:
-    """The refusal of an image that is neither grey nor in colour; ``channels`` are its channels."""
+    """The refusal of an image whose ``channels`` are neither grey nor colours."""
     return ImageError(
         f"{source}: has {channels}; expected 1 or 3: set INPUT.CHANNELS to those in the places of "
         "red, green and blue, such as (0, 0, 1)"

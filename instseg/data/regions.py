@@ -30,10 +30,10 @@ from instseg.errors import ImageError
 Array = npt.NDArray[Any]
 
 _LARGEST_CHUNK = 2**26
-"""Pixels of a tile or strip; an image of larger ones is read whole, zarr with them refused."""
+"""Pixels of a tile or strip; with larger ones an image is read whole, and zarr is refused."""
 _SAMPLES = 2**24
 _MOST_PLAIN = 4
-"""Channels of an array of zarr without axes."""
+"""Largest number of channels of an array of zarr without axes."""
 _SAMPLE_SIDE = 512
 # Filters and compressors of zarr's format 2.  Others, such as "pickle", could execute code.
 _CODECS_2 = frozenset(
@@ -137,9 +137,9 @@ def open_regions(path: str | os.PathLike[str], page: int | None = None) -> Regio
 def sample(regions: Regions, limit: int = _SAMPLES) -> Array:
     """Pixels that stand for the whole image, such as for its percentiles.
 
-    They are all pixels of an image of at most ``limit``, or fewer if it has more than 3 channels;
-    else those of squares of 512 x 512, evenly spread over the full resolution (not of a lower one,
-    whose means have no extremes).
+    An image of at most ``limit`` pixels (fewer if it has more than 3 channels) gives all of them.
+    A larger one gives squares of 512 x 512, evenly spread over the full resolution; the pixels of a
+    lower resolution are means, which have no extremes.
 
     Returns:
         (N, 1, C).

@@ -134,12 +134,12 @@ def save_stack(path: Path) -> None:
 
 
 BAD: dict[str, tuple[Kind, Callable[[Path], object], str]] = {
-    "a picture of labels": (
+    "labels in colour": (
         Kind.LABELS,
         lambda p: tifffile.imwrite(p, np.zeros((HEIGHT, WIDTH, 3), np.uint8), photometric="rgb"),
-        "has pixels of mode RGB; expected one number per pixel.*a picture of labels in colour",
+        "has pixels of mode RGB; expected one number per pixel.*colours do not tell the labels",
     ),
-    "a picture of labels of 16 bits": (
+    "labels in colour of 16 bits": (
         Kind.LABELS,
         lambda p: tifffile.imwrite(p, np.zeros((HEIGHT, WIDTH, 3), np.uint16), photometric="rgb"),
         "has 3 values per pixel; expected one number per pixel",
@@ -200,7 +200,7 @@ def test_a_label_image_that_cannot_be_used_is_one_line(tmp_path: Path, what: str
 def test_a_png_of_labels_in_colour_is_refused(tmp_path: Path) -> None:
     name = write_set(tmp_path, suffix="png")
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "labels/b.png")
-    with pytest.raises(DatasetError, match="pixels of mode RGB; .* a picture of labels in colour"):
+    with pytest.raises(DatasetError, match="pixels of mode RGB; .* colours do not tell the labels"):
         read(name)
 
 
@@ -264,7 +264,7 @@ def test_an_image_without_any_label_has_no_instances(tmp_path: Path) -> None:
 def test_a_set_without_any_instance_is_nothing_to_train_on(tmp_path: Path) -> None:
     name = write_set(tmp_path, labels=LABELS * 0)
     assert len(read(name).records) == 2
-    assert list(check(name).report.ids) == [Kind.NO_OBJECT]
+    assert list(check(name).report.ids) == [Kind.NO_INSTANCE]
 
 
 def test_labels_in_several_pieces_are_counted_by_check_data(tmp_path: Path) -> None:

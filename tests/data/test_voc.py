@@ -208,7 +208,10 @@ def test_a_damaged_mat_file_is_read_or_refused(root: Path) -> None:
         ({"Segmentation": OBJECTS}, "no structure GTinst with Segmentation and Categories"),
         ({"Segmentation": "text", "Categories": CATEGORIES}, "Segmentation is no matrix"),
         ({"Segmentation": csc_matrix(OBJECTS), "Categories": CATEGORIES}, "is no matrix"),
-        ({"Segmentation": OBJECTS, "Categories": CATEGORIES[:1]}, "beyond those of its 1 objects"),
+        (
+            {"Segmentation": OBJECTS, "Categories": CATEGORIES[:1]},
+            "beyond those of its 1 instances",
+        ),
         ({"Segmentation": OBJECTS - 1.0, "Categories": CATEGORIES}, "beyond those of its 2"),
         ({"Segmentation": OBJECTS[:0], "Categories": CATEGORIES}, "is empty"),
         ({"Segmentation": OBJECTS, "Categories": CATEGORIES + 13}, r"\[28, 21\]; expected 1 to 20"),
@@ -244,9 +247,9 @@ def test_contradicting_label_files_are_refused(root: Path) -> None:
     write_png(file, OBJECTS[:5])
     refused(voc, root, file, r"is \(12, 20\), .* \(5, 20\) \(height, width\)")
     write_png(file, np.zeros_like(OBJECTS))
-    refused(voc, root, file, "has no class where .* has object 1; expected 1 to 20")
+    refused(voc, root, file, "has no class where .* has instance 1; expected 1 to 20")
     write_png(file, labels({15: LEFT, 21: RIGHT}))
-    refused(voc, root, file, "has class 21 where .* has object 2")
+    refused(voc, root, file, "has class 21 where .* has instance 2")
 
 
 @pytest.mark.parametrize(

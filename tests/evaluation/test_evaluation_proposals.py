@@ -255,7 +255,7 @@ def test_counts_of_all_processes_are_added(tmp_path: Path, monkeypatch: pytest.M
 
 def test_objects_without_a_mask_are_refused(tmp_path: Path) -> None:
     name = write(tmp_path, [{**annotation(SMALL), "segmentation": []}])
-    with pytest.raises(DatasetError, match=r"1 of 1 images have objects without.*1\.png"):
+    with pytest.raises(DatasetError, match=r"1 of 1 images have instances without.*1\.png"):
         evaluator_for(name, tmp_path)
 
 

@@ -338,6 +338,6 @@ def test_objects_without_masks_are_refused_before_training(tmp_path: Path) -> No
         CONFIG, ["DATASETS.TRAIN", (name,), "DATASETS.TEST", (), "OUTPUT_DIR", str(tmp_path)]
     )
     with pytest.raises(
-        DatasetError, match=r"1 of 2 images have objects without a segmentation.*000000\.png"
+        DatasetError, match=r"1 of 2 images have instances without a segmentation.*000000\.png"
     ):
         Trainer(cfg)

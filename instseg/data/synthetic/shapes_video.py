@@ -1,9 +1,9 @@
 """The built-in synthetic videos: textured shapes that move, turn, grow and hide each other.
 
-Two splits of clips of ``LENGTH`` frames: ``shapes_video_train`` and ``shapes_video_val``.  Objects
-have the classes of the images in :mod:`instseg.data.synthetic.shapes`; they and the ground behind
-them keep their textures.  Light stays, noise is new in every frame.  As a frame depends only on its
-split, clip, number and size, nothing is stored: paths are
+Two splits of clips of ``LENGTH`` frames: ``shapes_video_train`` and ``shapes_video_val``.
+Instances have the classes of :mod:`instseg.data.synthetic.shapes`.  They and the ground behind them
+keep their textures.  Light stays, noise is new in every frame.  Nothing is stored, since a
+frame depends only on its split, clip, number and size.  Paths are
 
 - ``shapes-video://SPLIT/SIZE/CLIP/FRAME``, an image;
 - ``shapes-video://SPLIT/SIZE/CLIP/FRAME/REFERENCE``, a ``.flo`` file of the flow from FRAME to
@@ -36,10 +36,10 @@ LENGTH = 20
 CLASSES = KINDS[:3]
 PREFIX = "shapes-video://"
 MIN_VISIBLE = 0.25
-"""An object with less of its area in sight has no annotation in that frame."""
+"""An instance with less of its area in sight has no annotation in that frame."""
 
-_MAX_SHAPES = 5  # objects of a clip
-_TRIES = 20  # positions tried for one object before it is given up
+_MAX_SHAPES = 5  # instances of a clip
+_TRIES = 20  # positions tried for one instance before it is given up
 _GROUND = np.array([[-1, -1], [2, -1], [2, 2], [-1, 2]])
 """Outline of the ground, in sides of the image."""
 
@@ -49,7 +49,7 @@ class Motion:
     """A smooth path: position, angle and scale at any time, all in closed form.
 
     Attributes:
-        centre: (2,) pixels around which the object sways.
+        centre: (2,) pixels around which the instance sways.
         sway: (2,) largest distance from there in x and y.
         turns: (3,) turns per frame of the sway in x, in y and of the scale.
         phases: (3,) radians, where these begin.
@@ -75,7 +75,7 @@ class Motion:
 
 @dataclass(frozen=True)
 class Layer:
-    """A surface: the ground or an object.
+    """A surface: the ground or an instance.
 
     Attributes:
         kind: index into ``CLASSES``, -1 for the ground.
@@ -147,7 +147,7 @@ def clip(split: str, index: int, size: int) -> Clip:
 
 
 def _centres(rng: np.random.Generator, size: int) -> list[np.ndarray]:
-    """2 to ``_MAX_SHAPES`` places that are not close to each other; fewer where there is no room."""
+    """2 to ``_MAX_SHAPES`` positions not close to each other; fewer if there is no room."""
     wanted = 2 + int(rng.random() * (_MAX_SHAPES - 1))
     centres: list[np.ndarray] = []
     for _ in range(wanted):
@@ -237,7 +237,7 @@ def load(split: str, size: int, clips: Iterable[int] | None = None) -> list[dict
 
     Beside the standard fields each has ``video_id`` (the clip), ``frame_index``, ``length``,
     ``reference_files`` and ``flow_files`` (of earlier frames, the nearest first); each annotation
-    has ``track_id``, the number of the object in its clip.
+    has ``track_id``, the number of the instance in its clip.
     """
     records = []
     for index in range(SPLITS[split]) if clips is None else clips:

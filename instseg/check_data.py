@@ -231,8 +231,8 @@ def _check_image(image: _Image) -> Iterator[Finding]:
         yield Finding(Kind.IMAGE_SIZE, key, message)
     channels = f"{facts.channels} channel{'s' * (facts.channels > 1)} of {facts.depth}"
     if facts.limits is not None:
-        found = f"{channels} with values of {facts.limits[0]:g} to {facts.limits[1]:g}"
-        yield Finding(Kind.DEPTH, key, f"image {key}: {too_deep(file, found)}")
+        depth = f"{channels} with values of {facts.limits[0]:g} to {facts.limits[1]:g}"
+        yield Finding(Kind.DEPTH, key, f"image {key}: {too_deep(file, depth)}")
     if facts.channels not in (1, 3):
         yield Finding(Kind.CHANNELS, key, f"image {key}: {other_channels(file, channels)}")
 

@@ -103,12 +103,12 @@ class CroppedMasks:
             labels: 0 for none; values above ``count`` belong to no mask.
             count: of the masks; those without a pixel are empty.
         """
-        places = find_objects(labels, max_label=count) if count else []
+        slices = find_objects(labels, max_label=count) if count else []
         parts = (
-            (place[1].start, place[0].start, labels[place] == number)
-            if place
+            (slices_yx[1].start, slices_yx[0].start, labels[slices_yx] == number)
+            if slices_yx
             else (0, 0, np.zeros((0, 0), dtype=np.bool_))
-            for number, place in enumerate(places, start=1)
+            for number, slices_yx in enumerate(slices, start=1)
         )
         return cls.from_parts(parts, (labels.shape[0], labels.shape[1]))
 
@@ -160,7 +160,7 @@ class CroppedMasks:
         x2, y2 = np.divmod(ends - 1, image_size[0])
         first = np.flatnonzero(np.diff(masks, prepend=-1))
         owners = masks[first]
-        # A run that goes on in the next column has the lowest and the uppermost pixel of one.
+        # A run that goes on in the next column has the lowest pixel of a column and the uppermost.
         longer = x2 > x1
         boxes[owners, 0] = x1[first]
         boxes[owners, 1] = np.minimum.reduceat(np.where(longer, 0, y1), first)
@@ -284,13 +284,13 @@ class CroppedMasks:
         return ious(self.to_rle(), other.to_rle())
 
     def shifted(self, x: int, y: int, image_size: tuple[int, int]) -> "CroppedMasks":
-        """The same masks in an image of which this one shows a part.
+        """The same masks in a larger image, of which this image is a part.
 
         Args:
-            x, y: upper left pixel of this image in the other.
-            image_size: height and width of the other.
+            x, y: upper left pixel of this image in the larger one.
+            image_size: height and width of the larger one.
         Raises:
-            ValueError: a mask would leave the other image.
+            ValueError: a mask would leave the larger image.
         """
         empty = self._boxes[:, 2:3] == 0
         boxes = np.where(empty, 0, self._boxes + [x, y, x, y])
@@ -309,7 +309,7 @@ class CroppedMasks:
     def _run_lengths(self, group: slice) -> tuple[Integers, Integers]:
         """Lengths of the runs of consecutive masks over the image, and their number per mask.
 
-        Every second length is of background, the first of each mask too.
+        Lengths of background and of the mask alternate; each mask begins with background.
         """
         boxes = self._boxes[group]
         first_byte = self._starts[group.start]
@@ -379,7 +379,7 @@ def _lengths_over_image(
     edges[first[masks] + 2 * number + 2] = ends
     lengths = np.diff(edges, append=0)
     last = first + 2 * runs
-    # Up to the image's end there may be nothing left; from there to the next mask is no run.
+    # Drops an empty run at the image's end, and the step from there to the next mask.
     kept = np.ones(len(edges), dtype=np.bool_)
     kept[last + 1] = False
     kept[last] = (lengths[last] > 0) | (runs == 0)

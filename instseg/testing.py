@@ -297,11 +297,11 @@ def check_cropped_masks(system: System) -> None:
     cropping.cfg.defrost()
     cropping.cfg.TEST.MASKS, cropping.cfg.TEST.MASK_MEMORY = "cropped", 1e-9
     for every, result in zip(dense, cropping([PHOTO, tall]), strict=True):
-        found = result["instances"]
-        assert isinstance(found.pred_masks, CroppedMasks), f"masks are {type(found.pred_masks)}"
-        assert found.pred_masks.to_rle() == [encode(mask) for mask in every.pred_masks]
-        found.pred_masks = found.pred_masks.to_dense().to(every.pred_masks.device)
-        assert_same(every, found)
+        cropped = result["instances"]
+        assert isinstance(cropped.pred_masks, CroppedMasks), f"masks are {type(cropped.pred_masks)}"
+        assert cropped.pred_masks.to_rle() == [encode(mask) for mask in every.pred_masks]
+        cropped.pred_masks = cropped.pred_masks.to_dense().to(every.pred_masks.device)
+        assert_same(every, cropped)
 
 
 def check_odd_frames(system: System) -> None:
@@ -336,16 +336,16 @@ CHECKS: tuple[Callable[[System], None], ...] = (
 """The checks, one for each rule of the contract."""
 
 
-def assert_valid(instances: Instances, height: int, width: int, most: int) -> None:
+def assert_valid(instances: Instances, height: int, width: int, max_instances: int) -> None:
     """The fields of a result have the shapes, types and values that the contract asks for.
 
     Args:
         height, width: of the image.
-        most: largest number of instances.
+        max_instances: largest number of instances.
     """
     count = len(instances)
     assert instances.image_size == (height, width), f"{instances.image_size} of {height}x{width}"
-    assert count <= most, f"{count} instances; expected at most {most}"
+    assert count <= max_instances, f"{count} instances; expected at most {max_instances}"
     masks, boxes = instances.pred_masks, instances.pred_boxes.tensor
     assert masks.shape == (count, height, width), f"masks of shape {tuple(masks.shape)}"
     assert masks.dtype == torch.bool, f"masks of type {masks.dtype}"

@@ -15,7 +15,7 @@ Shape = tuple[int, ...]
 _FEW_PARTS = 6
 """Number of parts of a model that a message names."""
 _CLASSIFIER = 4
-"""Largest number of tensors of a released backbone that ours lacks: its classifier, a bias."""
+"""Largest number of tensors that a released backbone has and ours lacks: classifier, bias."""
 
 
 @dataclass(frozen=True)

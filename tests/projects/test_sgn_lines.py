@@ -18,7 +18,7 @@ from instseg.modeling import dense_targets
 from instseg.ops.sgn_lines import BACKGROUND, END, INTERIOR, NONE, START
 from instseg.projects.sgn import (
     Components,
-    Truth,
+    GroundTruth,
     breakpoint_labels,
     degrade,
     find_components,
@@ -150,9 +150,9 @@ def same_partition(first: Tensor, second: Tensor) -> bool:
     return all(len(pairs) == len(pairs[:, i].unique()) for i in (0, 1))
 
 
-def truth_of(owners: Tensor, semantic: Tensor, widening: int) -> Truth:
+def truth_of(owners: Tensor, semantic: Tensor, widening: int) -> GroundTruth:
     same, _ = link_targets(owners[None], semantic[None])
-    return Truth(owners, semantic, torch.stack(breakpoint_labels(owners, widening)), same[0])
+    return GroundTruth(owners, semantic, torch.stack(breakpoint_labels(owners, widening)), same[0])
 
 
 @pytest.mark.parametrize("direction", ["rows", "columns"])
@@ -186,7 +186,7 @@ def ious(record: dict[str, Any], widening: int) -> list[float]:
     instances.gt_classes = torch.tensor([x["category_id"] for x in record["annotations"]])
     instances.gt_masks = BitMasks(torch.from_numpy(masks.astype(bool)))
     targets = dense_targets([instances], masks.shape[1:], 1, CPU)
-    truth = Truth.of_image(targets, 0, masks.shape[1:], widening)
+    truth = GroundTruth.of_image(targets, 0, masks.shape[1:], widening)
     lines = line_settings(widening=widening)
     _, found = find_components(truth.labels, truth.semantic, truth.links, lines)
     components = Components.from_map(found, truth.semantic)

@@ -135,8 +135,8 @@ def facts_of(path: str, weights: Weights, options: Options, cfg: CfgNode) -> Ite
             yield Fact(f"{_NODE}.SEMANTIC_WEIGHT", 0.0, "no semantic layer (semantic_seg_conv)")
     elif not cfg.MODEL.YOLACT.SEMANTIC_WEIGHT:
         yield Fact(f"{_NODE}.SEMANTIC_WEIGHT", 1.0, "a semantic layer (semantic_seg_conv)")
-    if len(places := maskiou_ids(weights)) > 1:
-        sizes = [size(weights, f"maskiou_net.maskiou_net.{i}.weight") for i in places[:-1]]
+    if len(layer_ids := maskiou_ids(weights)) > 1:
+        sizes = [size(weights, f"maskiou_net.maskiou_net.{i}.weight") for i in layer_ids[:-1]]
         yield Fact(
             "MODEL.YOLACT_PLUS.MASKIOU_CHANNELS", sizes, f"re-scoring layers of {_list(sizes)}"
         )

@@ -22,9 +22,9 @@ from instseg.checkpoint import Checkpointer
 from instseg.cli import main
 from instseg.projects.yolact import (
     Detections,
+    GroundTruth,
     LossSettings,
     Predictions,
-    Truth,
     encode,
     match,
     to_corners,
@@ -215,7 +215,7 @@ def results_agree(found: Instances, golden: Any, prefix: str = "post") -> tuple[
     return ours, theirs
 
 
-def truths(golden: Any) -> list[Truth]:
+def truths(golden: Any) -> list[GroundTruth]:
     """The instances of the two training images; crowds come last in the arrays."""
     result = []
     for i, crowds in enumerate(golden["gt/num_crowds"]):
@@ -224,7 +224,9 @@ def truths(golden: Any) -> list[Truth]:
         bits = np.unpackbits(golden[f"gt{i}/mask_bits"])[: np.prod(shape)].reshape(shape)
         count = len(rows) - int(crowds)
         masks = torch.from_numpy(bits[:count]).float()
-        result.append(Truth(rows[:count, :4], rows[:count, 4].long(), masks, rows[count:, :4]))
+        result.append(
+            GroundTruth(rows[:count, :4], rows[:count, 4].long(), masks, rows[count:, :4])
+        )
     return result
 
 

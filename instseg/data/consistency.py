@@ -185,37 +185,39 @@ class _Counts:
         self._compare_areas(instance, tight)
 
     def _compare_boxes(self, instance: Instance, tight: Corners) -> None:
-        given = _corners(instance.box)
-        if all(abs(one - other - 1) < 0.01 for one, other in zip(given, tight, strict=True)):
+        corners = _corners(instance.box)
+        if all(abs(one - other - 1) < 0.01 for one, other in zip(corners, tight, strict=True)):
             self.shifted += 1
-        if _near(given, tight, instance):
+        if _near(corners, tight, instance):
             return
-        self.far += _iou(given, tight) < _FAR
+        self.far += _iou(corners, tight) < _FAR
         for name, convention in _CONVENTIONS.items():
             if _near(convention(*instance.box), tight, instance):
                 self.conventions[name] += 1
                 break
-        text = f"{instance.text}: its box is {_show(given)}, that of its mask {_show(tight)}"
+        text = f"{instance.text}: its box is {_show(corners)}, that of its mask {_show(tight)}"
         self.box_notes.append(Finding(Kind.BOX_MISMATCH, instance.id, f"{text} (corners)"))
 
     def _compare_areas(self, instance: Instance, tight: Corners) -> None:
-        given = instance.area
+        given_area = instance.area
         # Evaluation ignores the areas of crowds, and COCO's own crowds have wrong ones.
-        if instance.crowd or type(given) not in (int, float) or not abs(given) < _HUGE:
+        if instance.crowd or type(given_area) not in (int, float) or not abs(given_area) < _HUGE:
             return
         self.with_area += 1
         tolerance = tight[2] - tight[0] + tight[3] - tight[1] + 1
         area = _area(
-            instance, tight, lambda value: abs(given - value) <= _AREA_TOLERANCE * value + tolerance
+            instance,
+            tight,
+            lambda value: abs(given_area - value) <= _AREA_TOLERANCE * value + tolerance,
         )
-        if abs(given - area) <= _AREA_TOLERANCE * area + (tolerance if given else 0):
+        if abs(given_area - area) <= _AREA_TOLERANCE * area + (tolerance if given_area else 0):
             return
         box_area = instance.box[2] * instance.box[3]
-        if given == 0:
+        if given_area == 0:
             self.area_mistakes["is 0"] += 1
-        elif abs(given - box_area) <= 0.02 * box_area + 1:
+        elif abs(given_area - box_area) <= 0.02 * box_area + 1:
             self.area_mistakes["is that of the box"] += 1
-        text = f"{instance.text}: area is {given:g}, that of its mask {area:g}"
+        text = f"{instance.text}: area is {given_area:g}, that of its mask {area:g}"
         self.area_notes.append(Finding(Kind.AREA_MISMATCH, instance.id, text))
 
     def findings(self) -> Iterator[Finding]:

@@ -79,9 +79,11 @@ def check_whole(image: Image.Image, source: str) -> bool:
     if file is None or image.format not in ("JPEG", "PNG"):
         return False
     position = file.tell()
-    whole = _END_OF_JPEG in _tail(file) if image.format == "JPEG" else _check_png(file, source)
+    is_complete = (
+        _END_OF_JPEG in _tail(file) if image.format == "JPEG" else _check_png(file, source)
+    )
     file.seek(position)
-    return whole
+    return is_complete
 
 
 def what_instead(start: bytes) -> str:

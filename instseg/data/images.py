@@ -185,8 +185,8 @@ def describe_image(path: str | os.PathLike[str]) -> ImageFacts:
             pixels, alpha = pillow_pixels(image, str(path)), True
     height, width, channels = pixels.shape
     limits = None if pixels.dtype == np.uint8 else (float(pixels.min()), float(pixels.max()))
-    kept = 3 if channels == 4 and alpha else channels
-    return ImageFacts(width, height, kept, pixels.dtype.name, limits)
+    num_channels = 3 if channels == 4 and alpha else channels
+    return ImageFacts(width, height, num_channels, pixels.dtype.name, limits)
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:

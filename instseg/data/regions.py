@@ -172,8 +172,8 @@ def _open_tiff(path: str | os.PathLike[str], number: int | None) -> _Regions:
         check_levels(file.source, [_shape_of(level) for level in page.series.levels])
         get = _tiff_getter(file, page, files)
         if get is not None:
-            dtype, kept = page.dtype, files.pop_all()
-            return _Regions(file.source, page.shape, dtype, get, alpha=page.alpha, files=kept)
+            dtype, open_files = page.dtype, files.pop_all()
+            return _Regions(file.source, page.shape, dtype, get, alpha=page.alpha, files=open_files)
         if page.shape[0] * page.shape[1] > MAX_PIXELS:
             raise ImageError(
                 f"{file.source}: {page.shape[1]} x {page.shape[0]} pixels in one strip or in "
@@ -245,8 +245,8 @@ def _open_zarr(path: Path) -> _Regions:
         pixels = np.asarray(array[tuple(chosen.get(axis, 0) for axis in axes)])
         if "C" not in axes:
             return pixels[:, :, None]
-        kept = [axis for axis in axes if axis in chosen]
-        return pixels.transpose([kept.index(axis) for axis in "YXC"])
+        kept_axes = [axis for axis in axes if axis in chosen]
+        return pixels.transpose([kept_axes.index(axis) for axis in "YXC"])
 
     return _Regions(source, shapes[0], array.dtype, get, alpha=axes == "YXC")
 
@@ -295,8 +295,8 @@ def _check_codecs(array: Any, source: str) -> None:
         }
     )
     if metadata["zarr_format"] == 2:
-        given = [*(metadata.get("filters") or ()), metadata.get("compressor")]
-        names, known = [x["id"] for x in map(_as_dict, given) if x], _CODECS_2
+        codecs = [*(metadata.get("filters") or ()), metadata.get("compressor")]
+        names, known = [x["id"] for x in map(_as_dict, codecs) if x], _CODECS_2
     else:
         names, known = list(_names(metadata["codecs"])), _CODECS_3
     unknown = [name for name in names if name not in known]

@@ -217,14 +217,16 @@ class TiffImages:
             return zarr.open_array(store, mode="r"), store
 
     def _pages(self) -> list[Page]:
-        used = [x for x in self._file.series if not (x.keyframe.is_reduced or x.keyframe.is_mask)]
-        used = used or list(self._file.series)
-        if used and used[0].kind not in _SEVERAL_IMAGES:
-            used = used[:1]
-        pages = [page for series in used for page in self._in_series(series)]
+        image_series = [
+            x for x in self._file.series if not (x.keyframe.is_reduced or x.keyframe.is_mask)
+        ]
+        image_series = image_series or list(self._file.series)
+        if image_series and image_series[0].kind not in _SEVERAL_IMAGES:
+            image_series = image_series[:1]
+        pages = [page for series in image_series for page in self._in_series(series)]
         if not pages:
             raise ImageError(f"{self.source}: is a TIFF without images")
-        if len(used) > 1 and all(series.kind == "generic" for series in used):
+        if len(image_series) > 1 and all(series.kind == "generic" for series in image_series):
             pages.sort(key=lambda page: page.series.pages[page.planes[0] // page.inner].index)
         if len(pages) == 1:
             return pages
@@ -240,8 +242,8 @@ class TiffImages:
         self._check_colours(plane)
         # Samples that are labelled as something else than channels are planes, as those in volumes.
         inner = plane.axes.endswith("YX") and len(within) == 3 and within[0] not in "SC"
-        kept = "YX" if inner else plane.axes
-        axes = series.axes[: -len(kept)]
+        page_axes = "YX" if inner else plane.axes
+        axes = series.axes[: -len(page_axes)]
         lengths = series.shape[: len(axes)]
         numbers = np.arange(math.prod(lengths)).reshape(lengths)
         # Programs that know no axes give ImageJ, which shows 7 channels, its frames as channels.
@@ -250,13 +252,13 @@ class TiffImages:
         last = [*(i for i in range(len(axes)) if i not in channels), *channels]
         count = math.prod(lengths[i] for i in channels)
         rows, columns = (plane.shape[plane.axes.index(axis)] for axis in "YX")
-        samples = plane.shape[plane.axes.index("S")] if "S" in kept else 1
+        samples = plane.shape[plane.axes.index("S")] if "S" in page_axes else 1
         samples = 3 if plane.photometric.name == "PALETTE" else samples
         dtype = np.dtype(np.uint8) if plane.photometric.name == "PALETTE" else plane.dtype
         for planes in numbers.transpose(last).reshape(-1, max(count, 1)).tolist():
             shape = (rows, columns, samples * len(planes))
             depth = plane.shape[0] if inner else 1
-            yield Page(self.source, series, tuple(planes), kept, depth, shape, dtype)
+            yield Page(self.source, series, tuple(planes), page_axes, depth, shape, dtype)
 
     def _check_colours(self, plane: Any) -> None:
         colours = getattr(plane.photometric, "name", str(plane.photometric))

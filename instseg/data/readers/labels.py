@@ -172,9 +172,9 @@ def _by_stem(files: list[Path]) -> defaultdict[str, list[Path]]:
 
 def _unpaired(images: dict[str, list[Path]], labels: dict[str, list[Path]]) -> Iterator[Finding]:
     for kind, files in (("images", images), ("label images", labels)):
-        for stem, same in files.items():
-            if len(same) > 1:
-                text = f"two {kind} have the stem {stem}, {same[0].name} and {same[1].name}"
+        for stem, of_stem in files.items():
+            if len(of_stem) > 1:
+                text = f"two {kind} have the stem {stem}, {of_stem[0].name} and {of_stem[1].name}"
                 yield Finding(Kind.SAME_STEM, stem, f"{text}; expected one: move the other away")
     for stem, (image, *_) in images.items():
         if stem not in labels:

@@ -63,8 +63,8 @@ def colour_of(rng: np.random.Generator, others: Sequence[np.ndarray], grey: bool
     difference = draws[:, None] - np.stack(others)
     hue = difference - difference.mean(axis=2, keepdims=True)
     contrast = (np.abs(difference @ _GREY) + np.abs(hue).mean(axis=2) / 3).min(axis=1)
-    enough = contrast >= _MIN_CONTRAST
-    return draws[int(enough.argmax() if enough.any() else contrast.argmax())]
+    stands_out = contrast >= _MIN_CONTRAST
+    return draws[int(stands_out.argmax() if stands_out.any() else contrast.argmax())]
 
 
 def texture(

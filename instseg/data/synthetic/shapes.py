@@ -77,10 +77,10 @@ def scene(split: str, index: int, size: int) -> list[Shape]:
     rng = generator(split, index, 0)
     hard = "hard" in split
     smallest, max_shapes = (14, 8) if hard else (20, 6)
-    wanted = 2 + int(rng.random() * (max_shapes - 1))
+    num_shapes = 2 + int(rng.random() * (max_shapes - 1))
     crowded = index % 2 == 0
     shapes: list[Shape] = []
-    while len(shapes) < wanted:
+    while len(shapes) < num_shapes:
         # The first two are insisted on; a later instance that finds no place is left out.
         insist = len(shapes) < 2
         partner = shapes[0] if crowded and len(shapes) == 1 else None
@@ -95,7 +95,7 @@ def scene(split: str, index: int, size: int) -> list[Shape]:
             if not insist:
                 break
         if placed is None:
-            wanted -= 1
+            num_shapes -= 1
         else:
             shapes = placed
     return shapes

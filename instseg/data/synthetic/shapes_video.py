@@ -148,9 +148,9 @@ def clip(split: str, index: int, size: int) -> Clip:
 
 def _centres(rng: np.random.Generator, size: int) -> list[np.ndarray]:
     """2 to ``_MAX_SHAPES`` positions not close to each other; fewer if there is no room."""
-    wanted = 2 + int(rng.random() * (_MAX_SHAPES - 1))
+    num_shapes = 2 + int(rng.random() * (_MAX_SHAPES - 1))
     centres: list[np.ndarray] = []
-    for _ in range(wanted):
+    for _ in range(num_shapes):
         for _ in range(_TRIES):
             centre = (0.15 + 0.7 * rng.random(2)) * size
             if all(np.linalg.norm(centre - other) > 0.25 * size for other in centres):

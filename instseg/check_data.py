@@ -147,11 +147,11 @@ def _read_coco(checked: CheckedSet, content: Any, root: str) -> None:
         return
     report.add(check_consistency(coco_instances(content, report)))
     left_out = report.left_out()
-    used = [entry for entry in annotations if entry["id"] not in left_out]
-    for entry in used:
+    used_annotations = [entry for entry in annotations if entry["id"] not in left_out]
+    for entry in used_annotations:
         checked.counts[entry["image_id"]] += not entry.get("iscrowd", 0)
-    if all(entry.get("iscrowd", 0) for entry in used):
-        annotated = len({entry["image_id"] for entry in used})
+    if all(entry.get("iscrowd", 0) for entry in used_annotations):
+        annotated = len({entry["image_id"] for entry in used_annotations})
         message = nothing_to_train_on(annotated, len(checked.images))
         report.add([Finding(Kind.NO_INSTANCE, None, message)])
 

@@ -128,8 +128,8 @@ class Conversion:
             CheckpointError: with the names that do not fit.
         """
         names = list(names)
-        used = {source for sources in self._sources.values() for source in sources}
-        unknown = [name for name in names if name not in used and name not in self._ignored]
+        used_sources = {source for sources in self._sources.values() for source in sources}
+        unknown = [name for name in names if name not in used_sources and name not in self._ignored]
         if unknown:
             raise CheckpointError(
                 f"{self.path}: {len(unknown)} of its {len(names)} tensors do not belong to "

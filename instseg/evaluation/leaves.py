@@ -85,8 +85,8 @@ class LeafEvaluator(Metric, DatasetEvaluator):
         }
         return {
             "leaves": {
-                name: float(each.mean()) if len(each) else float("nan")
-                for name, each in means.items()
+                name: float(per_image.mean()) if len(per_image) else float("nan")
+                for name, per_image in means.items()
             }
         }
 

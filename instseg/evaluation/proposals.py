@@ -217,12 +217,12 @@ def _evaluate(
     # The area of a proposal only affects precision.
     common["area"] = 0
     key = "bbox" if iou_type == "bbox" else "segmentation"
-    near = [
+    near_proposals = [
         {**proposals[rank], **common, "id": rank + 1, "score": -rank}
         for rank in _near(proposals, gt_annotations, key)
     ]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports by print
-        evaluation = COCOeval(_coco(image, gt_annotations), _coco(image, near), iou_type)
+        evaluation = COCOeval(_coco(image, gt_annotations), _coco(image, near_proposals), iou_type)
         evaluation.params.useCats = 0
         evaluation.params.maxDets = [LIMITS[-1]]
         evaluation.evaluate()
@@ -236,8 +236,8 @@ def _near(
     """Indices of the proposals that can match, since COCOeval takes a second for a thousand."""
     proposed, true = ([item[key] for item in side] for side in (proposals, gt_annotations))
     overlaps = ious(proposed, true, [int(item.get("iscrowd", 0)) for item in gt_annotations])
-    near: list[int] = np.flatnonzero(overlaps.max(axis=1, initial=0) >= _LEAST_IOU).tolist()
-    return near
+    near_indices: list[int] = np.flatnonzero(overlaps.max(axis=1, initial=0) >= _LEAST_IOU).tolist()
+    return near_indices
 
 
 def _coco(image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]) -> COCO:

@@ -43,8 +43,8 @@ class SemanticEvaluator(Metric, DatasetEvaluator):
 
     @classmethod
     def measures(cls, cfg: CfgNode, dataset: DataSet, model: nn.Module) -> list[str]:
-        each = [f"sem_seg/IoU-{name}" for name in (BACKGROUND, *dataset.classes)]
-        return ["sem_seg/mIoU", "sem_seg/pACC", *each]
+        class_metrics = [f"sem_seg/IoU-{name}" for name in (BACKGROUND, *dataset.classes)]
+        return ["sem_seg/mIoU", "sem_seg/pACC", *class_metrics]
 
     @classmethod
     def from_config(cls, cfg: CfgNode, dataset: DataSet, folder: str) -> DatasetEvaluator:

@@ -69,8 +69,8 @@ class VOCEvaluator(Metric, DatasetEvaluator):
 
     @classmethod
     def measures(cls, cfg: CfgNode, dataset: DataSet, model: nn.Module) -> list[str]:
-        each = [f"{key}-{name}" for name in dataset.classes for key in _KEYS]
-        return [f"voc_segm/{key}" for key in (*_KEYS, *each)]
+        class_keys = [f"{key}-{name}" for name in dataset.classes for key in _KEYS]
+        return [f"voc_segm/{key}" for key in (*_KEYS, *class_keys)]
 
     @classmethod
     def from_config(cls, cfg: CfgNode, dataset: DataSet, folder: str) -> DatasetEvaluator:

@@ -380,7 +380,7 @@ def _lengths_over_image(
     lengths = np.diff(edges, append=0)
     last = first + 2 * runs
     # Drops an empty run at the image's end, and the step from there to the next mask.
-    kept = np.ones(len(edges), dtype=np.bool_)
-    kept[last + 1] = False
-    kept[last] = (lengths[last] > 0) | (runs == 0)
-    return lengths[kept], 2 * runs + kept[last]
+    is_run = np.ones(len(edges), dtype=np.bool_)
+    is_run[last + 1] = False
+    is_run[last] = (lengths[last] > 0) | (runs == 0)
+    return lengths[is_run], 2 * runs + is_run[last]

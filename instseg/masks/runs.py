@@ -27,17 +27,17 @@ def compress(lengths: Integers, counts: Integers) -> list[bytes]:
     later = np.flatnonzero(number > 2)
     values[later] -= lengths[later - 2]
     digits = np.zeros((len(values), _MOST_BYTES), dtype=np.uint8)
-    used = np.zeros(len(values), dtype=np.int64)
+    byte_counts = np.zeros(len(values), dtype=np.int64)
     rows = np.arange(len(values))
     for position in range(_MOST_BYTES):
         bits = values & 31
         values >>= 5
-        more = values != np.where(bits & 16, -1, 0)
-        digits[rows, position] = (bits | more << 5) + 48
-        used[rows] = position + 1
-        rows, values = rows[more], values[more]
-    text = digits[np.arange(_MOST_BYTES) < used[:, None]].tobytes()
-    ends = _sums(used)[_sums(counts)].tolist()
+        has_more = values != np.where(bits & 16, -1, 0)
+        digits[rows, position] = (bits | has_more << 5) + 48
+        byte_counts[rows] = position + 1
+        rows, values = rows[has_more], values[has_more]
+    text = digits[np.arange(_MOST_BYTES) < byte_counts[:, None]].tobytes()
+    ends = _sums(byte_counts)[_sums(counts)].tolist()
     return [text[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True)]
 
 
@@ -52,8 +52,8 @@ def expand(texts: Sequence[bytes]) -> tuple[Integers, Integers]:
     starts = np.concatenate([[0], np.flatnonzero(final)[:-1] + 1]).astype(np.int64)
     sizes = np.diff(np.append(starts, len(characters)))
     text_ends = _sums(np.array([len(text) for text in texts], dtype=np.int64))
-    whole = final[text_ends[1:][np.diff(text_ends) > 0] - 1].all()
-    if not whole or characters.min(initial=0) < 0 or characters.max(initial=0) > 63:
+    all_complete = final[text_ends[1:][np.diff(text_ends) > 0] - 1].all()
+    if not all_complete or characters.min(initial=0) < 0 or characters.max(initial=0) > 63:
         raise ValueError("the text of a mask is cut off or has other characters than COCO's")
     if not len(characters):
         return np.zeros(0, np.int64), np.zeros(len(texts), np.int64)

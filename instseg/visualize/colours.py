@@ -49,8 +49,8 @@ def neighbour_colours(boxes: Boxes) -> Colours:
     chosen = np.full(len(boxes), -1)
     palette = np.arange(len(PALETTE))
     for rank, index in enumerate(np.argsort(-areas, kind="stable")):
-        taken = chosen[neighbours[index]]
-        uses = np.bincount(taken[taken >= 0], minlength=len(palette))
+        neighbour_numbers = chosen[neighbours[index]]
+        uses = np.bincount(neighbour_numbers[neighbour_numbers >= 0], minlength=len(palette))
         order = np.roll(palette, -rank)
         chosen[index] = order[uses[order].argmin()]
     return PALETTE[chosen]
@@ -64,8 +64,8 @@ def _neighbours(boxes: Boxes, margin: float) -> list[list[int]]:
     stops = np.searchsorted(x1, x2 + margin, side="right")
     for rank, stop in enumerate(stops):
         others = slice(rank + 1, stop)
-        near = (y1[others] <= y2[rank] + margin) & (y2[others] >= y1[rank] - margin)
-        for other in order[others][near].tolist():
+        is_near = (y1[others] <= y2[rank] + margin) & (y2[others] >= y1[rank] - margin)
+        for other in order[others][is_near].tolist():
             neighbours[order[rank]].append(other)
             neighbours[other].append(int(order[rank]))
     return neighbours

@@ -68,9 +68,9 @@ def class_name(class_names: Sequence[str] | None, index: int) -> str:
 
 def at_least(instances: Instances, score: float) -> Instances:
     """Instances with this score or more; if they come first, their masks are not copied."""
-    sure = instances.scores >= score
-    count = int(sure.sum())
-    return instances[:count] if bool(sure[:count].all()) else instances[sure]
+    is_scored = instances.scores >= score
+    count = int(is_scored.sum())
+    return instances[:count] if bool(is_scored[:count].all()) else instances[is_scored]
 
 
 def draw_instances(

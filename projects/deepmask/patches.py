@@ -135,8 +135,8 @@ def negative_window(
         zoom = 2.0**scale
         centre = rng.integers([max(int(width * zoom), 1), max(int(height * zoom), 1)])
         distances = np.hypot(*(centres * zoom - centre).T)
-        near = (abs(keys - scale) <= _NEAR_OCTAVES) & (distances < _NEAR_SHIFTS * rules.shift)
-        if not near.any():
+        is_near = (abs(keys - scale) <= _NEAR_OCTAVES) & (distances < _NEAR_SHIFTS * rules.shift)
+        if not is_near.any():
             x, y = centre / zoom
             return Window(x, y, _window_side(scale, rules))
     return None

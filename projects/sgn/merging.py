@@ -88,8 +88,8 @@ class Components:
 def large_components(components: Components, settings: MergeSettings) -> Tensor:
     """(M,) int64 numbers of the components that may be merged, ascending."""
     largest = components.areas.argsort(descending=True, stable=True)[: settings.max_components]
-    enough = components.areas[largest] >= max(settings.min_area, 1)
-    return largest[enough].sort().values
+    is_large = components.areas[largest] >= max(settings.min_area, 1)
+    return largest[is_large].sort().values
 
 
 def candidate_pairs(components: Components, large: Tensor, settings: MergeSettings) -> Tensor:
@@ -99,10 +99,10 @@ def candidate_pairs(components: Components, large: Tensor, settings: MergeSettin
     high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
     gaps = (low - high).clamp(min=0).amax(dim=2)
     sides = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1)
-    near = gaps <= settings.max_gap * torch.maximum(sides[:, None], sides)
-    near &= classes[:, None] == classes
-    near.fill_diagonal_(False)
-    gaps = gaps.masked_fill(~near, torch.inf)
+    is_near = gaps <= settings.max_gap * torch.maximum(sides[:, None], sides)
+    is_near &= classes[:, None] == classes
+    is_near.fill_diagonal_(False)
+    gaps = gaps.masked_fill(~is_near, torch.inf)
     order = gaps.argsort(dim=1, stable=True)[:, : settings.partners]
     rows = torch.arange(len(large), device=order.device)[:, None].expand_as(order)
     chosen = gaps.gather(1, order).isfinite()
@@ -188,11 +188,11 @@ def merge_greedily(
         touched[merged.flatten()] = True
         untouched = ~touched[pairs].any(dim=1)
         large = large[components.areas[large] > 0]
-        new = candidate_pairs(components, large, settings)
-        new = new[touched[new].any(dim=1)]
+        new_pairs = candidate_pairs(components, large, settings)
+        new_pairs = new_pairs[touched[new_pairs].any(dim=1)]
         pairs, scores = (
-            torch.cat([pairs[untouched], new]),
-            torch.cat([scores[untouched], score(new)]),
+            torch.cat([pairs[untouched], new_pairs]),
+            torch.cat([scores[untouched], score(new_pairs)]),
         )
 
 

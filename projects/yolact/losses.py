@@ -165,8 +165,8 @@ def hardest_background(logits: Tensor, labels: Tensor, ratio: int) -> Tensor:
     order = hardness.argsort(dim=1, descending=True, stable=True)
     ranks = torch.empty_like(order)
     ranks.scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
-    wanted = (ratio * (labels > 0).sum(dim=1)).clamp(max=labels.shape[1] - 1)
-    return (ranks < wanted[:, None]) & (labels == 0)
+    num_background = (ratio * (labels > 0).sum(dim=1)).clamp(max=labels.shape[1] - 1)
+    return (ranks < num_background[:, None]) & (labels == 0)
 
 
 def _mask_loss(
@@ -217,9 +217,9 @@ def mask_bce(probabilities: Tensor, targets: Tensor, boxes: Tensor) -> Tensor:
         boxes: (R, 4) relative corners.
     """
     height, width = probabilities.shape[1:]
-    each = F.binary_cross_entropy(probabilities, targets, reduction="none").sum(dim=(1, 2))
+    mask_losses = F.binary_cross_entropy(probabilities, targets, reduction="none").sum(dim=(1, 2))
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) * (height * width)
-    return (each / areas).sum()
+    return (mask_losses / areas).sum()
 
 
 def semantic_loss(logits: Tensor, ground_truths: Sequence[GroundTruth]) -> Tensor:

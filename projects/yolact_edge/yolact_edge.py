@@ -166,14 +166,14 @@ class YolactEdge(YOLACT):
 
     def _first_levels(self, images: Tensor) -> list[Tensor]:
         """C3 and the other levels that frames between key frames compute, and nothing else."""
-        wanted = self._levels[: max(self._first_warped, 1)]
+        level_names = self._levels[: max(self._first_warped, 1)]
         x = self.backbone.stem(images)
         levels = []
         for name, part in zip(self.backbone.stage_names, self.backbone.stages, strict=True):
             x = part(x)
-            if name in wanted:
+            if name in level_names:
                 levels.append(x)
-            if len(levels) == len(wanted):
+            if len(levels) == len(level_names):
                 break
         return levels
 

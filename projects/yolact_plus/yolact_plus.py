@@ -124,9 +124,9 @@ class YOLACTPlus(YOLACT):
         """(N,) predicted IoU of each detection's mask, for its class."""
         extents = self.mask_extents(detections)
         masks = mask_probabilities(prototypes, detections.coefficients, extents)
-        every: Tensor = self.maskiou_net(masks).float()
-        check_finite(every)
-        return every[torch.arange(len(every)), detections.classes]
+        class_ious: Tensor = self.maskiou_net(masks).float()
+        check_finite(class_ious)
+        return class_ious[torch.arange(len(class_ious)), detections.classes]
 
 
 def mask_ious(first: Tensor, second: Tensor) -> Tensor:

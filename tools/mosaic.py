@@ -109,8 +109,8 @@ def placed_instances(
     crops = [masks.crop(index) for index in range(len(masks))]
     corners = np.array([(x + left, y + top) for x, y, _ in crops]).reshape(-1, 2)
     placed = CroppedMasks.from_crops([crop for _, _, crop in crops], corners, (side, side))
-    kept = np.flatnonzero(placed.boxes[:, 2].numpy() > 0)
-    return placed[kept], [record["annotations"][index]["category_id"] for index in kept]
+    kept_rows = np.flatnonzero(placed.boxes[:, 2].numpy() > 0)
+    return placed[kept_rows], [record["annotations"][index]["category_id"] for index in kept_rows]
 
 
 def score(ground_truth_file: Path, predictions: Path, confidence: float) -> dict[str, float]:

@@ -26,7 +26,7 @@ from instseg.data.mappers import build_train_mapper
 from instseg.data.readers import youtube_vis
 from instseg.errors import ConfigError, DatasetError
 from instseg.evaluation import build_evaluator
-from tests.support.video_data import found_all
+from tests.support.video_data import annotated_instances
 
 HEIGHT, WIDTH = 6, 8
 CONFIG = "yolact/yolact_shapes.yaml"
@@ -202,7 +202,7 @@ def evaluate(name: str, tmp_path: Path) -> Any:
     assert isinstance(evaluator, DatasetEvaluators)
     evaluator.reset()
     for record in DatasetCatalog.get(name):
-        found = found_all({"annotations": [], **record})
+        found = annotated_instances({"annotations": [], **record})
         evaluator.process([record], [{"instances": found}])
     return evaluator.evaluate()
 

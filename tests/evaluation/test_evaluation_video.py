@@ -29,7 +29,7 @@ from instseg.inference.streaming import Stream, build_streams, mean_result
 from instseg.tracking import UNTRACKED, Tracker
 from instseg.training.trainer import Trainer
 from tests.support.data_sets import data_set
-from tests.support.video_data import found_all
+from tests.support.video_data import annotated_instances
 
 CONFIG = "yolact/yolact_shapes.yaml"
 
@@ -61,7 +61,7 @@ class Oracle(nn.Module):
         self, outputs: Sequence[Tensor], batched_inputs: Sequence[dict[str, Any]]
     ) -> list[dict[str, Any]]:
         record = self.records()[int(outputs[0])]
-        return [{"instances": found_all(record)}]
+        return [{"instances": annotated_instances(record)}]
 
     def forward(self, batched_inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         self.log.append("full")
@@ -316,7 +316,7 @@ def evaluate(
 
 def all_found() -> dict[tuple[int, int], Instances]:
     records = DatasetCatalog.get("test_video")
-    return {(r["video_id"], r["frame_index"]): found_all(r) for r in records}
+    return {(r["video_id"], r["frame_index"]): annotated_instances(r) for r in records}
 
 
 def test_all_tracks_found_are_worth_a_hundred(clips: str, tmp_path: Path) -> None:

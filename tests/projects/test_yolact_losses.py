@@ -25,13 +25,13 @@ from tests.support.yolact_common import (
     SEED,
     convert,
     gradients_agree,
+    ground_truths,
     keys,
     load,
     loss_settings,
     matching_agrees,
     synthetic,
     terms_agree,
-    truths,
 )
 
 
@@ -81,7 +81,7 @@ def test_losses_and_gradients_equal_the_authors(
     golden: Any, priors: torch.Tensor, golden_weights: ModuleType
 ) -> None:
     predictions = synthetic(golden_weights, len(priors))
-    losses, _ = yolact_losses(predictions, truths(golden), priors, loss_settings())
+    losses, _ = yolact_losses(predictions, ground_truths(golden), priors, loss_settings())
     terms_agree(losses, golden, "synthetic", rel=1e-5)
     sum(losses.values()).backward()
     gradients_agree(predictions, golden)
@@ -97,7 +97,7 @@ def test_losses_and_gradients_of_the_network_equal_the_authors(
     pyramid = network.features(images)
     outputs = (*network.head(pyramid), network.protonet(pyramid[0]), network.semantic(pyramid[0]))
     losses, _ = yolact_losses(
-        Predictions(*outputs), truths(golden), network.priors, network.loss_settings
+        Predictions(*outputs), ground_truths(golden), network.priors, network.loss_settings
     )
     terms_agree(losses, golden, "network", rel=1e-4)
     sum(losses.values()).backward()

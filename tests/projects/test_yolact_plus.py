@@ -36,13 +36,13 @@ from tests.support.yolact_common import (
     SMALL,
     filled,
     gradients_agree,
+    ground_truths,
     image,
     load,
     loss_settings,
     matching_agrees,
     synthetic,
     terms_agree,
-    truths,
     with_objects,
 )
 
@@ -87,7 +87,7 @@ def test_losses_and_gradients_equal_the_authors(
             key = f"maskiou_net.maskiou_net.{place}.{kind}"
             parameter.data = filled(golden_weights, golden, key, parameter.shape)
     predictions = synthetic(golden_weights, len(priors))
-    losses, samples = yolact_losses(predictions, truths(golden), priors, loss_settings())
+    losses, samples = yolact_losses(predictions, ground_truths(golden), priors, loss_settings())
     model = SimpleNamespace(maskiou_net=net, maskiou_weight=25.0, maskiou_min_area=25)
     losses |= YOLACTPlus.extra_losses(model, samples)  # type: ignore[arg-type]
     terms_agree(losses, golden, "synthetic", rel=1e-5)

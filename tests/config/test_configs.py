@@ -70,7 +70,7 @@ def test_a_config_can_be_built(name: str) -> None:
     assert parameters and all(parameter.is_meta for parameter in parameters)
 
 
-def test_a_config_trains_a_step_with_and_without_objects_evaluates_and_round_trips(
+def test_a_config_trains_a_step_with_and_without_instances_evaluates_and_round_trips(
     stepped: str, records: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     cfg = small_cfg(stepped)

@@ -244,7 +244,7 @@ def test_a_name_that_no_file_can_have_is_that_of_a_missing_image(tmp_path: Path,
         build_test_mapper(config(name))(DatasetCatalog.get(name)[1])
 
 
-# Objects.
+# Instances.
 
 
 def test_a_set_without_annotations_says_so_and_how_to_train_on_it(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_a_set_of_crowds_alone_is_explained(tmp_path: Path) -> None:
     assert list(found(name)[0]) == [Kind.NO_INSTANCE]
 
 
-def test_a_set_whose_objects_are_all_left_out_is_explained(tmp_path: Path) -> None:
+def test_a_set_whose_instances_are_all_left_out_is_explained(tmp_path: Path) -> None:
     broken = content()
     for annotation in broken["annotations"]:
         annotation["image_id"] = 9
@@ -290,7 +290,7 @@ def test_rles_need_bit_masks(tmp_path: Path) -> None:
         Trainer.build_train_loader(config(name, "", "INPUT.MASK_FORMAT", "polygon"))
 
 
-def test_test_objects_without_masks_are_found_before_training_and_before_evaluation(
+def test_test_instances_without_masks_are_found_before_training_and_before_evaluation(
     tmp_path: Path,
 ) -> None:
     train = write_set(tmp_path / "train", content())

@@ -201,7 +201,7 @@ def test_a_set_with_an_error_is_refused_when_it_is_read(
 
 
 @pytest.mark.parametrize(("broken", "kind", "key", "message"), LEFT_OUT)
-def test_an_object_with_a_warning_is_left_out_and_told(
+def test_an_instance_with_a_warning_is_left_out_and_told(
     broken: Any,
     kind: Kind,
     key: Any,
@@ -274,7 +274,7 @@ def test_real_sets_are_sound(data_root: Path) -> None:
         assert not list(check_coco(read_json(file, name)))
 
 
-def test_many_objects_take_seconds() -> None:
+def test_many_instances_take_seconds() -> None:
     """860 000 instances, COCO's training set, take some 10 s of one core."""
     given = content()
     one = given["annotations"][0]

@@ -107,7 +107,7 @@ def test_records_are_the_frames_in_the_order_of_their_clips(release: Path) -> No
     assert {(r["height"], r["width"]) for r in records} == {(HEIGHT, WIDTH)}
 
 
-def test_an_object_is_annotated_where_it_is_seen_with_its_number_and_box(release: Path) -> None:
+def test_an_instance_is_annotated_where_it_is_seen_with_its_number_and_box(release: Path) -> None:
     first, second, third, *others = (r["annotations"] for r in load(release))
     assert second == [] and all(annotations == [] for annotations in others)
     assert first[0]["track_id"] == third[0]["track_id"] == 31

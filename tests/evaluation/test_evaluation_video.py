@@ -245,7 +245,7 @@ def boxes_of(*rows: tuple[float, ...], classes: Sequence[int] | None = None) -> 
     )
 
 
-def test_objects_keep_their_numbers_while_they_move() -> None:
+def test_instances_keep_their_numbers_while_they_move() -> None:
     tracker = Tracker()
     for step in range(6):
         x = 3.0 * step
@@ -258,14 +258,14 @@ def test_a_number_is_given_at_first_sight() -> None:
     assert Tracker().update(boxes_of((1, 1, 9, 9))).tolist() == [0]
 
 
-def test_objects_of_two_classes_at_one_place_are_two() -> None:
+def test_instances_of_two_classes_at_one_place_are_two() -> None:
     tracker = Tracker()
     place = (10.0, 10.0, 30.0, 30.0)
     assert tracker.update(boxes_of(place, place, classes=[0, 1])).tolist() == [0, 1]
     assert tracker.update(boxes_of(place, place, classes=[1, 0])).tolist() == [1, 0]
 
 
-def test_an_object_that_was_out_of_sight_for_a_moment_is_the_same() -> None:
+def test_an_instance_that_was_out_of_sight_for_a_moment_is_the_same() -> None:
     tracker = Tracker(patience=5)
     for seen in (True, True, False, False, True):
         numbers = tracker.update(boxes_of(*[(10.0, 10.0, 30.0, 30.0)] * seen)).tolist()

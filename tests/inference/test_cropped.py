@@ -63,7 +63,7 @@ def test_evaluation_gives_the_same_numbers_to_the_digit(
     found = str(Trainer.test(cfg, model))
     files = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
     monkeypatch.setattr("instseg.training.trainer.take_cropped", lambda *_: False)
-    assert str(Trainer.test(cfg, model)) == found  # as text, since areas without objects give NaN
+    assert str(Trainer.test(cfg, model)) == found  # as text, since areas without instances give NaN
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == files
 
 

@@ -47,7 +47,7 @@ def test_breakpoint_labels_weigh_by_inverse_frequency() -> None:
     close(breakpoint_loss(logits, labels, everywhere), np.float32(expected))
 
 
-def test_pixels_outside_of_objects_do_not_count_for_breakpoints() -> None:
+def test_pixels_outside_of_instances_do_not_count_for_breakpoints() -> None:
     logits = torch.randn(1, 4, 2, 3, requires_grad=True)
     nowhere = torch.zeros(1, 2, 3, dtype=torch.bool)
     loss = breakpoint_loss(logits, torch.zeros(1, 2, 3, dtype=torch.uint8), nowhere)
@@ -180,7 +180,7 @@ def test_everything_likely_becomes_one() -> None:
     assert len(found.map.unique()) == 1 and found.areas.sum() == 5
 
 
-def test_the_fragments_of_each_object_are_merged() -> None:
+def test_the_fragments_of_each_instance_are_merged() -> None:
     found = components([0, 1, -1, 2, 3, 4])
     merge_by_owner(found, torch.tensor([7, -1, 3, 7, 7]))
     assert found.map.tolist() == [[0, 1, -1, 2, 0, 0]]

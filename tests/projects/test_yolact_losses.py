@@ -51,7 +51,7 @@ def test_matching_equals_the_authors(golden: Any, priors: torch.Tensor, image: i
     matching_agrees(golden, priors, image)
 
 
-def test_two_objects_that_want_one_anchor_get_an_anchor_each() -> None:
+def test_two_instances_that_want_one_anchor_get_an_anchor_each() -> None:
     """Instance 1 fits anchor 0 exactly; instance 0 overlaps it most, but has to take anchor 1."""
     anchors = torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.75, 0.75, 0.5, 0.5]])
     boxes = torch.tensor([[0, 0, 0.5, 0.4], [0, 0, 0.5, 0.5]])
@@ -59,7 +59,7 @@ def test_two_objects_that_want_one_anchor_get_an_anchor_each() -> None:
     assert (labels.tolist(), objects.tolist()) == ([6, 4], [1, 0])
 
 
-def test_more_objects_than_anchors_are_matched_as_far_as_anchors_go() -> None:
+def test_more_instances_than_anchors_are_matched_as_far_as_anchors_go() -> None:
     anchors = torch.tensor([[0.5, 0.5, 1, 1]])
     boxes = torch.tensor([[0, 0, 0.9, 1], [0, 0, 1, 1]])
     labels, objects = match(boxes, torch.tensor([0, 1]), torch.zeros(0, 4), anchors)
@@ -130,7 +130,7 @@ def test_the_mask_loss_is_divided_by_the_area_of_the_box() -> None:
     assert loss.item() == pytest.approx(16 * np.log(2) / 8)
 
 
-def test_an_object_outside_its_box_costs_100_a_cell() -> None:
+def test_an_instance_outside_its_box_costs_100_a_cell() -> None:
     probabilities = crop(torch.ones(1, 2, 8), torch.tensor([[0, 0, 0.5, 1.0]]))
     loss = mask_bce(probabilities, torch.ones(1, 2, 8), torch.tensor([[0, 0, 0.5, 1.0]]))
     assert loss.item() == pytest.approx(3 * 2 * 100 / 8)  # columns 5, 6, 7; the box has 8 cells

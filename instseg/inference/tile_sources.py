@@ -97,5 +97,5 @@ def _of_pixels(image: Any, cfg: CfgNode, name: str) -> TileSource:
 
 
 def _order(cfg: CfgNode) -> str:
-    """Of the channels of a ModelImage; the predictor itself changes it to ``INPUT.FORMAT``."""
+    """The order of channels of a ModelImage; the predictor changes it to ``INPUT.FORMAT``."""
     return "L" if cfg.INPUT.FORMAT == "L" else "BGR"

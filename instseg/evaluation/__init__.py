@@ -20,8 +20,8 @@ from instseg.evaluation import (  # noqa: F401  (importing a metric registers it
     tracks,
     voc,
 )
+from instseg.evaluation.ground_truth import GroundTruthEvaluator, warn_of_limit
 from instseg.evaluation.registry import metrics_of
-from instseg.evaluation.truth import TruthEvaluator, warn_of_limit
 from instseg.files import file_name
 
 
@@ -46,7 +46,7 @@ def build_evaluator(cfg: CfgNode, dataset: DataSet, folder: str = "inference") -
     output_dir = os.path.join(cfg.OUTPUT_DIR, folder, file_name(dataset.name))
     evaluators = [metric.from_config(cfg, dataset, output_dir) for metric in metrics]
     for evaluator in evaluators:
-        if isinstance(evaluator, TruthEvaluator):
+        if isinstance(evaluator, GroundTruthEvaluator):
             evaluator.warn_of_limit(cfg.TEST.DETECTIONS_PER_IMAGE)
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 

@@ -13,14 +13,14 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from instseg.data.dataset import DataSet
+from instseg.evaluation.ground_truth import GroundTruthEvaluator
 from instseg.evaluation.registry import Metric, register
-from instseg.evaluation.truth import TruthEvaluator
 from instseg.masks import CroppedMasks, as_text, ious
 from instseg.modeling import gives_mask_scores
 
 
 @register("coco")
-class MaskScoreCOCOEvaluator(Metric, TruthEvaluator):
+class MaskScoreCOCOEvaluator(Metric, GroundTruthEvaluator):
     """Detectron2's COCO evaluator, which ranks masks by ``mask_scores`` if a model gives them.
 
     Detections with that field (N,) are ranked by it for ``segm`` and by ``scores`` for all other

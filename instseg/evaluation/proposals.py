@@ -19,9 +19,9 @@ from torch import nn
 
 from instseg.data.build import check_masks
 from instseg.data.dataset import DataSet
+from instseg.evaluation.ground_truth import GroundTruthEvaluator
 from instseg.evaluation.matching import mask_ranking
 from instseg.evaluation.registry import Metric, register
-from instseg.evaluation.truth import TruthEvaluator
 from instseg.masks import CroppedMasks, ious, to_rle
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ _NUM_STRICT = 5
 
 
 @register("proposals")
-class ProposalEvaluator(Metric, TruthEvaluator):
+class ProposalEvaluator(Metric, GroundTruthEvaluator):
     """AR@n and AUC of the masks and boxes of a class-agnostic model.
 
     Recall at an IoU threshold is the fraction of true instances, of any class, that the n best

@@ -20,11 +20,11 @@ from pycocotools.coco import COCO
 import instseg
 from instseg.data import build
 from instseg.data.findings import Finding, Kind, Level, Report
+from instseg.data.ground_truth import prepare_ground_truth
 from instseg.data.mappers import build_train_mapper
 from instseg.data.readers.coco_check import check_coco
 from instseg.data.readers.coco_forms import to_standard
 from instseg.data.readers.json_files import read_json
-from instseg.data.truth import prepare_truth
 from instseg.errors import DatasetError
 from tests.support.coco_data import HEIGHT, SQUARE, WIDTH, changed, content, write_set
 
@@ -332,7 +332,7 @@ def test_whatever_a_file_holds_it_is_refused_or_can_be_trained_on(
     to_standard(broken, "")
     truth.dataset = broken
     truth.createIndex()
-    prepare_truth(truth)
+    prepare_ground_truth(truth)
     for annotation in truth.anns.values():
         assert mask_util.decode(truth.annToRLE(annotation)).shape == (HEIGHT, WIDTH)
 

@@ -103,11 +103,11 @@ def _area(box: list[float], mask: Any) -> float:
 def _indexed(coco: COCO) -> COCO:
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         coco.createIndex()
-    prepare_truth(coco)
+    prepare_ground_truth(coco)
     return coco
 
 
-def prepare_truth(coco: COCO) -> None:
+def prepare_ground_truth(coco: COCO) -> None:
     """Remove the annotations that training leaves out, and complete the others, in place.
 
     Otherwise pycocotools would fail, or read beyond its memory, on an instance that cannot be

@@ -30,7 +30,7 @@ from instseg.errors import ImageError
 Array = npt.NDArray[Any]
 
 _LARGEST_CHUNK = 2**26
-"""Pixels of a tile or strip; with larger ones an image is read whole, and zarr is refused."""
+"""Pixels of a tile or strip; an image of larger ones is read whole, zarr with them refused."""
 _SAMPLES = 2**24
 _MOST_PLAIN = 4
 """Largest number of channels of an array of zarr without axes."""
@@ -134,22 +134,22 @@ def open_regions(path: str | os.PathLike[str], page: int | None = None) -> Regio
     return _whole(str(path), read_pixels(path, page=page))
 
 
-def sample(regions: Regions, limit: int = _SAMPLES) -> Array:
+def sample(regions: Regions, most: int = _SAMPLES) -> Array:
     """Pixels that stand for the whole image, such as for its percentiles.
 
-    An image of at most ``limit`` pixels (fewer if it has more than 3 channels) gives all of them.
-    A larger one gives squares of 512 x 512, evenly spread over the full resolution; the pixels of a
-    lower resolution are means, which have no extremes.
+    They are all pixels of an image of at most ``most``, or fewer if it has more than 3 channels;
+    else those of squares of 512 x 512, evenly spread over the full resolution (not of a lower one,
+    whose means have no extremes).
 
     Returns:
         (N, 1, C).
     """
     height, width, channels = regions.shape
-    limit = max(limit * 3 // max(channels, 3), _SAMPLE_SIDE**2)
-    if height * width <= limit:
+    most = max(most * 3 // max(channels, 3), _SAMPLE_SIDE**2)
+    if height * width <= most:
         return regions.read(0, height, 0, width).reshape(-1, 1, channels)
     side = min(_SAMPLE_SIDE, height, width)
-    count = max(limit // side**2, 1)
+    count = max(most // side**2, 1)
     rows = min(max(round(math.sqrt(count * height / width)), 1), count, height // side)
     columns = min(max(count // rows, 1), width // side)
     tops = np.linspace(0, height - side, rows).astype(int).tolist()

@@ -217,16 +217,14 @@ class TiffImages:
             return zarr.open_array(store, mode="r"), store
 
     def _pages(self) -> list[Page]:
-        image_series = [
-            x for x in self._file.series if not (x.keyframe.is_reduced or x.keyframe.is_mask)
-        ]
-        image_series = image_series or list(self._file.series)
-        if image_series and image_series[0].kind not in _SEVERAL_IMAGES:
-            image_series = image_series[:1]
-        pages = [page for series in image_series for page in self._in_series(series)]
+        used = [x for x in self._file.series if not (x.keyframe.is_reduced or x.keyframe.is_mask)]
+        used = used or list(self._file.series)
+        if used and used[0].kind not in _SEVERAL_IMAGES:
+            used = used[:1]
+        pages = [page for series in used for page in self._in_series(series)]
         if not pages:
             raise ImageError(f"{self.source}: is a TIFF without images")
-        if len(image_series) > 1 and all(series.kind == "generic" for series in image_series):
+        if len(used) > 1 and all(series.kind == "generic" for series in used):
             pages.sort(key=lambda page: page.series.pages[page.planes[0] // page.inner].index)
         if len(pages) == 1:
             return pages

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 class Row:
     """One comparison.  Times are milliseconds per image (models) or call (operators).
 
-    Ratios are peer / ours: above 1, ours is ahead; None where peak memory cannot be measured.
+    The ratios are peer / ours, above 1 ours is ahead; None where peak memory cannot be measured.
     ``ratio_memory`` counts the inputs, ``ratio_own_memory`` what a call takes beside them.
     ``stages_ms`` splits ``ours_ms`` by the parts of the model.  ``floor_ms`` is how long it takes
     to move the bytes that an operator must read and write.  ``f1`` and ``peer_f1`` say

@@ -41,9 +41,9 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
     content = {"images": [{"id": 1, "width": 160, "height": 130}], "annotations": annotations}
     (tmp_path / "truth.json").write_text(json.dumps(content))
 
-    def stream(self: Predictor, images: Any) -> Any:
+    def stream(self: Predictor, images: Any, masks: str = "dense") -> Any:
         for result in Exact().stream(images):
-            if self.cfg.TEST.MASKS == "dense":
+            if masks == "dense":
                 result["instances"].pred_masks = result["instances"].pred_masks.to_dense()
             yield result
 

@@ -78,12 +78,18 @@ def test_the_memory_of_dense_masks_limits_neither_results_nor_overlay(
     assert len(found_in(tmp_path / "out", 1)) == len(TRUTH)
 
 
-def test_a_folder_of_zarr_is_an_image(arguments: list[str], tmp_path: Path) -> None:
+def test_a_folder_of_zarr_is_an_image_for_tiles(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     zarr = pytest.importorskip("zarr")
     array = zarr.open_array(tmp_path / "c.zarr", mode="w", shape=IMAGE.shape, dtype=IMAGE.dtype)
     array[:] = IMAGE[:, :, ::-1]  # files hold RGB
-    assert cli.main([*arguments, "--input", str(tmp_path / "c.zarr"), *TILES]) == 0
+    words = [*arguments, "--input", str(tmp_path / "c.zarr")]
+    assert cli.main([*words, *TILES]) == 0
     assert as_set(found_in(tmp_path / "out", 1)) == as_set(TRUTH)
+    assert cli.main(words) == 1
+    line = "c.zarr: is a folder of zarr, which only prediction by tiles reads: use --tile 1024"
+    assert line in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", ["image", "weights"])

@@ -132,6 +132,13 @@ def test_a_part_is_packed_before_the_next_is_made() -> None:
     assert made.boxes.tolist() == [[n, n, n + 4, n + 1] for n in range(4)]
 
 
+def test_all_masks_are_chosen_without_a_copy() -> None:
+    masks = CroppedMasks.from_dense(np.eye(4, dtype=bool)[:3, None])
+    for index in (slice(None), np.ones(3, bool), torch.arange(3)):
+        assert masks[index] is masks
+    assert masks[[0, 2, 1]].boxes[:, 0].tolist() == [0, 2, 1]
+
+
 def test_masks_are_cropped_only_if_they_are_dense() -> None:
     dense = torch.ones(2, 3, 4, dtype=torch.bool)
     made = CroppedMasks.of(dense)

@@ -81,7 +81,7 @@ class CroppedMasks:
         cls, parts: Iterable[tuple[int, int, Pixels]], image_size: tuple[int, int]
     ) -> "CroppedMasks":
         """:meth:`from_crops` of (x, y, crop); each is packed before the next is asked for."""
-        boxes, packed = [], [np.zeros(0, np.uint8)]
+        boxes, bits = [], bytearray()  # which grows without a second copy
         rows, columns = image_size
         for x, y, crop in parts:
             cut = crop[max(-y, 0) : max(rows - y, 0), max(-x, 0) : max(columns - x, 0)]
@@ -89,11 +89,11 @@ class CroppedMasks:
             if not width:
                 boxes.append((0, 0, 0, 0))
                 continue
-            packed.append(np.packbits(cut[y1 : y1 + height, x1 : x1 + width].T))
+            bits += np.packbits(cut[y1 : y1 + height, x1 : x1 + width].T).data
             x1, y1 = x1 + max(x, 0), y1 + max(y, 0)
             boxes.append((x1, y1, x1 + width, y1 + height))
         corners_of_boxes = np.array(boxes, dtype=np.int64).reshape(-1, 4)
-        return cls(corners_of_boxes, np.concatenate(packed), image_size)
+        return cls(corners_of_boxes, np.frombuffer(bits, np.uint8), image_size)
 
     @classmethod
     def from_label_image(cls, labels: npt.NDArray[np.integer[Any]], count: int) -> "CroppedMasks":
@@ -192,7 +192,7 @@ class CroppedMasks:
         return f"CroppedMasks({len(self)} masks, image_size={self.image_size})"
 
     def __getitem__(self, index: Any) -> "CroppedMasks":
-        """The chosen masks; one alone too is a set of masks.
+        """The chosen masks, without a copy if they are all; one alone too is a set of masks.
 
         Args:
             index: an int, a slice, or a tensor, an array or a list of ints or bools.
@@ -204,7 +204,10 @@ class CroppedMasks:
         if not isinstance(index, slice):
             index = np.asarray(index)
             index = index if index.size else index.astype(np.int64)
-        chosen = np.atleast_1d(np.arange(len(self))[index])
+        numbers = np.arange(len(self))
+        chosen = np.atleast_1d(numbers[index])
+        if np.array_equal(chosen, numbers):
+            return self
         parts = [self._packed(number) for number in chosen.tolist()]
         bits = np.concatenate([np.zeros(0, np.uint8), *parts])
         return CroppedMasks(self._boxes[chosen], bits, self.image_size)

@@ -125,6 +125,15 @@ def test_every_predictor_takes_the_form_of_masks() -> None:
         Predictor(MASK_RCNN, overrides=words, masks="soft")
 
 
+def test_a_stream_takes_the_form_of_masks() -> None:
+    dense = build(MASK_RCNN)
+    (result,) = dense.stream([PHOTO], masks="cropped")
+    assert isinstance(result["instances"].pred_masks, CroppedMasks)
+    assert isinstance(next(dense.stream([PHOTO]))["instances"].pred_masks, torch.Tensor)
+    with pytest.raises(ConfigError, match="masks is 'soft'; expected dense or cropped"):
+        next(dense.stream([PHOTO], masks="soft"))
+
+
 def test_an_image_without_a_pixel_left_has_no_cropped_masks() -> None:
     thin = np.zeros((1, 9000, 3), dtype=np.uint8)
     found = build(MASK_RCNN, "TEST.MASKS", "cropped")(thin)["instances"]

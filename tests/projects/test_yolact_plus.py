@@ -3,6 +3,7 @@
 The stages of the whole network are compared in ``tests/convert/test_convert_yolact.py``.
 """
 
+import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -186,6 +187,20 @@ def test_mask_scores_are_scores_times_predicted_ious(model: nn.Module) -> None:
         found = model([image(40, 60, 0)])[0]["instances"]
     assert len(found) > 0
     torch.testing.assert_close(found.mask_scores, found.scores / 4)
+
+
+def test_mask_scores_do_not_depend_on_how_many_are_predicted_together(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules[YOLACTPlus.__module__]
+    scores, sizes = [], []
+    model.maskiou_net.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    for size in (1000, 3):
+        monkeypatch.setattr(module, "_MASKS", size)
+        with torch.no_grad():
+            scores.append(model([image(40, 60, 0)])[0]["instances"].mask_scores)
+    assert len(scores[0]) == sizes[0] > 3 >= max(sizes[1:])
+    torch.testing.assert_close(*scores)
 
 
 def test_a_batch_without_objects_trains_every_parameter(model: nn.Module) -> None:

@@ -18,8 +18,10 @@ from instseg.inference.layout import Rect
 from instseg.inference.tile_sources import TileSource, opened
 from instseg.inference.tiles import layout_of, predict_tiles
 from instseg.masks import CroppedMasks
+from instseg.predict.earlier import remove
 from instseg.predict.formats import Format
 from instseg.predict.images import add_results
+from instseg.predict.outputs import overlay_name
 from instseg.predict.records import write_image
 from instseg.predict.results import Results
 from instseg.predict.sources import Source
@@ -75,11 +77,11 @@ def predict_tiled_images(
                 add_results(results, source, next(numbers), size, instances, formats)
                 if results.overlay:
                     overlay = results.draw(*scaled_down(image, instances))
-                    write_image(results.output / f"{source.stem}.png", overlay)
+                    write_image(results.output / overlay_name(source, tiled=True), overlay)
         except ImageError as error:
             results.fail(error)
     for source in sources:
-        tiles_file(results.output, source.stem).unlink(missing_ok=True)
+        remove(tiles_file(results.output, source.stem))
 
 
 def _predict(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -123,12 +124,44 @@ def test_a_label_image_of_many_instances_has_32_bits(tmp_path: Path) -> None:
     assert (tmp_path / "a_labels.tif").stat().st_size < labels.nbytes / 2
 
 
+@pytest.mark.parametrize("classic", [0, 2**32])
 def test_a_label_image_of_any_size_is_known_as_ours(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classic: int
 ) -> None:
+    monkeypatch.setattr("instseg.predict.formats.labels._CLASSIC", classic)
     write("labels", tmp_path, image_result())
+    with tifffile.TiffFile(tmp_path / "a_labels.tif") as tiff:
+        assert tiff.is_bigtiff == (classic == 0)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     assert is_ours(tmp_path / "a_labels.tif")
+
+
+@pytest.mark.parametrize(("strip", "band"), [(1, 1), (500, 1200), (700, 10**9)])
+def test_a_label_image_is_the_same_in_parts_of_any_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strip: int, band: int
+) -> None:
+    monkeypatch.setattr("instseg.predict.formats.labels._STRIP", strip)
+    monkeypatch.setattr("instseg.predict.formats.labels._BAND", band)
+    write("labels", tmp_path, image_result())
+    expected = CroppedMasks.from_dense(DENSE).to_label_image()
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "a_labels.tif"), expected)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a_labels.tif")), expected)
+
+
+def test_a_label_image_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+    side = 8192  # 128 MiB
+    cropped = CroppedMasks.from_crops([np.ones((30, 20), bool)], [(8000, 8100)], (side, side))
+    records = image_result().records[:1]
+    result = image_result(masks=cropped, records=records, height=side, width=side)
+    tracemalloc.start()
+    write("labels", tmp_path, result)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**25
+    labels = tifffile.imread(tmp_path / "a_labels.tif")
+    assert (
+        labels.shape == (side, side) and labels.sum() == labels[8100:8130, 8000:8020].sum() == 600
+    )
 
 
 def write_tiff(path: Path, kind: str) -> None:

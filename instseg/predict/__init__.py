@@ -22,8 +22,8 @@ image.  ``area`` is the number of pixels of the mask, or the area of the box for
 masks.  Models that score their masks give ``mask_score``.  With ``--rank-by mask``, ``score`` is
 ``mask_score`` and ``class_score`` is the ``score`` of the class.  ``segmentation`` is compressed
 RLE, left out for models without masks.  With ``--polygons`` it is a list of polygons,
-``[[x, y, x, y, ...], ...]``, in which holes are filled (:func:`instseg.masks.outlines`);
-a mask without pixels stays an RLE.
+``[[x, y, x, y, ...], ...]``, along the edges of its pixels, in which holes are filled
+(:func:`instseg.masks.polygons`); a mask without pixels stays an RLE.
 
 ``categories.json`` goes with that list: it is a COCO file without annotations, as COCO publishes
 them for its test images::

@@ -5,12 +5,13 @@ and ignores the checksums of a PNG.
 """
 
 import itertools
+import math
 import os
 import re
 import struct
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -24,6 +25,8 @@ FILE_TYPES = tuple("AVIF BMP DIB GIF ICO JPEG JPEG2000 PNG PPM QOI TGA TIFF WEBP
 # Twice Pillow's MAX_IMAGE_PIXELS; Pillow refuses larger images as decompression bombs.  At this
 # size the masks of 100 instances, one byte per pixel, already need 18 GB.
 MAX_PIXELS = 178_956_970
+# So many pixels of three channels of 32 bits.
+MAX_BYTES = 12 * MAX_PIXELS
 MOST_COUNTED = 1000
 """Images of a TIFF, beyond which the rest is not counted."""
 _MOST_OF_HEADER = 2**16
@@ -46,6 +49,22 @@ def check_size(width: int, height: int, source: str) -> None:
         raise ImageError(f"{source} is empty: {width}x{height} pixels")
     if width * height > MAX_PIXELS:
         raise too_large(f"{source}: {width}x{height} pixels")
+
+
+def check_bytes(shape: tuple[int, int, int], dtype: np.dtype[Any], source: str) -> None:
+    """Refuse pixels that take more than ``MAX_BYTES``.
+
+    Args:
+        shape: (H, W, C) of what would be read at once.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size > MAX_BYTES:
+        height, width, channels = shape
+        raise ImageError(
+            f"{source}: {width} x {height} pixels of {channels} channels of type {dtype.name} are "
+            f"{size} bytes; at most {MAX_BYTES} are read at once: save it with tiles and give "
+            "--tile, or save fewer channels"
+        )
 
 
 def too_large(what: str) -> ImageError:

@@ -29,8 +29,8 @@ from instseg.predict.tile_records import TileRecords, tiles_file
 
 _OVERLAY = 4000
 """Longest side of an overlay in pixels; those of larger images are scaled down."""
-_BAND = 2**24
-"""Pixels of the image that are read together for its overlay."""
+_BAND = 3 * 2**24
+"""Bytes of the image that are read together for its overlay."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def scaled_down(
         (h, w, 3) uint8 in BGR order, ``longest`` pixels a side at most, and the instances on it.
     """
     factor = math.ceil(max(image.height, image.width) / longest)
-    rows = factor * max(min(64, _BAND // (factor * image.width)), 1)
+    rows = factor * max(min(64, _BAND // (factor * image.width * image.pixel_bytes)), 1)
     bands = [
         _shrunk(image.read(Rect(0, top, image.width, min(top + rows, image.height))).pixels, factor)
         for top in range(0, image.height, rows)

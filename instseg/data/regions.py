@@ -5,6 +5,7 @@ strips that a rectangle touches; zarr arrays and OME-Zarr images by their chunks
 formats are read whole.
 """
 
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from detectron2.utils.logger import log_first_n
 
 from instseg.data.image_headers import MAX_PIXELS, check_bytes
 from instseg.data.images import has_pillow_colours, is_tiff, read_pixels
@@ -237,6 +239,7 @@ def _open_zarr(path: Path) -> _Regions:
             _check_codecs(level, source)
     check_levels(source, shapes)
     array = levels[0]
+    _tell_missing_chunks(array, source)
     if math.prod(array.chunks) * array.dtype.itemsize > _LARGEST_CHUNK:
         raise ImageError(
             f"{source}: has chunks of {' x '.join(map(str, array.chunks))} pixels of type "
@@ -253,6 +256,22 @@ def _open_zarr(path: Path) -> _Regions:
         return pixels.transpose([kept.index(axis) for axis in "YXC"])
 
     return _Regions(source, shapes[0], array.dtype, get, alpha=axes == "YXC")
+
+
+def _tell_missing_chunks(array: Any, source: str) -> None:
+    """Warn of chunks that are not there.
+
+    In zarr they stand for one value, so they are no fault of the file by themselves; a download
+    that ended early leaves the same.
+    """
+    with reporting(source):
+        missing = array.nchunks - array.nchunks_initialized
+    if missing:
+        text = (
+            f"{source}: {missing} of its {array.nchunks} chunks are not there, and their pixels "
+            f"count as {array.fill_value}: if they should be there, copy the folder again"
+        )
+        log_first_n(logging.WARNING, text, name=__name__, key="message")
 
 
 def _multiscales(group: Any, source: str) -> tuple[list[Any], str]:

@@ -271,6 +271,30 @@ def test_limits_count_the_bytes_of_pixels_not_their_number(
             assert np.array_equal(image.read(0, 50, 0, 90), pixels[:50])
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_missing_chunk_is_told_and_a_damaged_one_refused(
+    tmp_path: Path, version: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.zarr"
+    options = {"shape": (64, 64), "chunks": (32, 32), "dtype": "u2", "zarr_format": version}
+    zarr.create_array(str(path), **options)[:] = 5
+    with open_regions(path) as image:
+        assert (image.read(0, 64, 0, 64) == 5).all()
+    assert not caplog.messages
+    chunk = path / ("0.0" if version == 2 else "c/0/0")
+    content = chunk.read_bytes()
+    chunk.unlink()
+    for _ in range(2):
+        with open_regions(path) as image:
+            assert (image.read(0, 32, 0, 32) == 0).all() and (image.read(32, 64, 0, 64) == 5).all()
+    (line,) = caplog.messages
+    assert "a.zarr: 1 of its 4 chunks are not there, and their pixels count as 0: if" in line
+    for damaged in (b"", content[:-5], b"x" * len(content)):
+        chunk.write_bytes(damaged)
+        with open_regions(path) as image, pytest.raises(ImageError, match=r"a\.zarr: cannot be de"):
+            image.read(0, 32, 0, 32)
+
+
 def test_a_codec_that_could_execute_code_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -211,10 +211,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def check_free(path: Path) -> None:
     """Make sure that a file can be written without replacing one of the user.
 
+    An empty file, which a killed process may leave, is free.
+
     Raises:
         OutputError: there is something that no run of ours wrote.
     """
-    if os.path.lexists(path) and not is_ours(path):
+    if os.path.lexists(path) and path.lstat().st_size and not is_ours(path):
         raise _in_the_way(path)
 
 

@@ -184,13 +184,20 @@ def test_lines_that_are_no_json_are_not_resumed_but_refused(tmp_path: Path) -> N
 
 
 def test_a_list_of_the_user_is_refused_and_stays(tmp_path: Path) -> None:
-    for text in ("[]", '[{"image_id": 1}]', ""):
+    for text in ("[]", '[{"image_id": 1}]'):
         (tmp_path / "predictions.json").write_text(text)
         with pytest.raises(OutputError, match="predictions.json is in the way, and no run of"):
             with JsonLines(tmp_path / "predictions.json") as file:
                 file.add(FOUND)
         assert [path.name for path in tmp_path.iterdir()] == ["predictions.json"]
         assert (tmp_path / "predictions.json").read_text() == text
+
+
+def test_an_empty_file_of_a_killed_process_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a.json").touch()
+    with JsonLines(tmp_path / "a.json") as file:
+        file.add(FOUND)
+    assert json.loads((tmp_path / "a.json").read_text()) == [FOUND]
 
 
 def test_lines_are_not_written_through_a_link(tmp_path: Path) -> None:

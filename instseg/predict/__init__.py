@@ -219,8 +219,14 @@ def predict(options: PredictOptions) -> int:
             "results` converts"
         )
     prepare_output(options.output, sources)
-    tiled = options.tile is not None
-    check_outputs(options.output, sources, formats, overlay=options.overlay, tiled=tiled)
+    check_outputs(
+        options.output,
+        sources,
+        formats,
+        overlay=options.overlay,
+        tiled=options.tile is not None,
+        resume=options.resume,
+    )
     predictor = Predictor(
         cfg,
         options.weights,

@@ -29,10 +29,12 @@ def check_outputs(
     *,
     overlay: bool,
     tiled: bool,
+    resume: bool,
 ) -> None:
     """Make sure, before anything is computed, that a run replaces no file of the user.
 
-    Masks of single instances, whose names are not known yet, are checked when they are written.
+    Masks of single instances, whose names are not known yet, are checked when they are written, and
+    so are overlays of videos to be resumed, which may be complete.
 
     Args:
         output: folder of the run.
@@ -40,6 +42,7 @@ def check_outputs(
         formats: names of the formats of images.
         overlay: whether overlays are written.
         tiled: whether images are predicted by tiles.
+        resume: whether videos go on.
     Raises:
         OutputError: there is a file, or something else, that no run of ours wrote.
     """
@@ -51,7 +54,8 @@ def check_outputs(
                 has_lines(lines)
         check_free(path)
     for source in sources if overlay else ():
-        check_free(output / overlay_name(source, tiled=tiled))
+        if source.kind == "image" or not resume:
+            check_free(output / overlay_name(source, tiled=tiled))
 
 
 def _names(sources: Sequence[Source], formats: Sequence[str]) -> Iterator[str]:

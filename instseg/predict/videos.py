@@ -18,7 +18,7 @@ from instseg.errors import ConfigError, ImageError
 from instseg.inference.video import VideoPredictor
 from instseg.predict.earlier import MARK, remove
 from instseg.predict.outputs import overlay_name
-from instseg.predict.records import VideoRecords, writing
+from instseg.predict.records import VideoRecords, check_free, writing
 from instseg.predict.results import Results
 from instseg.predict.sources import Source
 from instseg.tracking import UNTRACKED, Tracker
@@ -98,6 +98,8 @@ class VideoRun:
             logger.info("%s: complete in an earlier run", source.name)
             return
         records.complete = False
+        if self._results.overlay:
+            check_free(path)
         overlay = VideoWriter(path, video.fps, comment=MARK)
         with (
             records,

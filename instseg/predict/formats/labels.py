@@ -68,7 +68,7 @@ def _strips(masks: CroppedMasks, rows: int) -> Iterator[bytes]:
     for top in range(0, height, band):
         labels = masks.to_label_image(top, min(top + band, height))
         for first in range(0, len(labels), rows):
-            yield zlib.compress(labels[first : first + rows])
+            yield zlib.compress(labels[first : first + rows].data)
 
 
 def _per_centimetre(micrometres: float) -> tuple[int, int]:

@@ -196,14 +196,17 @@ def test_overlaps_are_those_of_the_pixels(masks: Dense, data: st.DataObject) -> 
     np.testing.assert_array_equal(found, shared / np.maximum(united, 1))
 
 
-@given(sets())
-def test_the_first_mask_is_on_top_of_a_label_image(masks: Dense) -> None:
-    labels = CroppedMasks.from_dense(masks).to_label_image()
+@given(sets(), st.data())
+def test_the_first_mask_is_on_top_of_a_label_image(masks: Dense, data: st.DataObject) -> None:
+    cropped = CroppedMasks.from_dense(masks)
+    labels = cropped.to_label_image()
     expected = np.zeros(masks.shape[1:], dtype=np.uint16)
     for number in range(len(masks), 0, -1):
         expected[masks[number - 1]] = number
     assert labels.dtype == np.uint16
     np.testing.assert_array_equal(labels, expected)
+    top, bottom = sorted(data.draw(st.integers(0, masks.shape[1])) for _ in range(2))
+    np.testing.assert_array_equal(cropped.to_label_image(top, bottom), expected[top:bottom])
 
 
 def test_more_masks_than_16_bits_count_have_32() -> None:

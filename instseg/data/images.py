@@ -28,6 +28,7 @@ from PIL import EpsImagePlugin, ExifTags, Image, UnidentifiedImageError
 from instseg.data.image_headers import (
     FILE_TYPES,
     MOST_COUNTED,
+    check_bytes,
     check_size,
     check_whole,
     count_images,
@@ -283,6 +284,7 @@ def _read_tiff(path: str | os.PathLike[str], page: int | None) -> tuple[Array, P
 def _read_page(file: TiffImages, number: int | None) -> tuple[Array, Page]:
     page = file.page(number)
     check_size(page.shape[1], page.shape[0], page.source)
+    check_bytes(page.shape, page.dtype, page.source)
     return file.read(page), page
 
 

@@ -250,15 +250,25 @@ class CroppedMasks:
             mask[y : y + crop.shape[0], x : x + crop.shape[1]] = crop
         return torch.from_numpy(dense)
 
-    def to_label_image(self) -> npt.NDArray[np.uint16] | npt.NDArray[np.uint32]:
+    def to_label_image(
+        self, top: int = 0, bottom: int | None = None
+    ) -> npt.NDArray[np.uint16] | npt.NDArray[np.uint32]:
         """(H, W) 1 + index of the first mask at each pixel, 0 for none.
 
         uint32 if there are more masks than uint16 can count.
+
+        Args:
+            top, bottom: (bottom - top, W): only these rows, up to ``bottom`` - 1.
         """
+        height, width = self.image_size
+        bottom = height if bottom is None else bottom
         kind = np.uint16 if len(self) <= np.iinfo(np.uint16).max else np.uint32
-        labels = np.zeros(self.image_size, dtype=kind)
-        for index in range(len(self) - 1, -1, -1):
+        labels = np.zeros((bottom - top, width), dtype=kind)
+        touching = np.flatnonzero((self._boxes[:, 1] < bottom) & (self._boxes[:, 3] > top))
+        for index in touching[::-1].tolist():
             x, y, crop = self.crop(index)
+            crop = crop[max(top - y, 0) : bottom - y]
+            y = max(y - top, 0)
             labels[y : y + crop.shape[0], x : x + crop.shape[1]][crop] = index + 1
         return labels
 

@@ -13,6 +13,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 from instseg import Predictor, cli
+from instseg.data.intensity import ModelImage
 from instseg.errors import ConfigError
 from instseg.inference.layout import Layout, Rect
 from instseg.inference.tile_sources import TileSource
@@ -321,3 +322,17 @@ def test_an_overlay_is_scaled_down_with_its_instances() -> None:
     assert pixel.nonzero().tolist() == [[0, 0]]
     same_image, same = scaled_down(source, instances, longest=410)
     assert same is instances and (same_image == image).all()
+
+
+def test_a_band_of_an_overlay_counts_the_bytes_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("instseg.predict.tiled._BAND", 48_000)
+    heights: dict[int, list[int]] = {}
+    for pixel_bytes in (3, 120):
+        rows = heights[pixel_bytes] = []
+
+        def read(rect: Rect, rows: list[int] = rows) -> ModelImage:
+            rows.append(rect.y1 - rect.y0)
+            return ModelImage(np.zeros((rect.y1 - rect.y0, 100, 3), np.uint8))
+
+        scaled_down(TileSource(200, 100, read, pixel_bytes), Instances((200, 100)))
+    assert heights == {3: [64, 64, 64, 8], 120: [4] * 50}

@@ -59,6 +59,25 @@ class Mapper(DatasetMapper):
             self._transform_annotations(record, transforms, size)
         return record
 
+    def _transform_annotations(
+        self, record: dict[str, Any], transforms: T.TransformList, size: tuple[int, int]
+    ) -> None:
+        """Replace ``annotations`` by ``instances`` as Detectron2 does, with two differences.
+
+        Polygons that become bit masks are drawn before they are cut, which needs only NumPy, and
+        boxes may be computed from masks in images without instances too.
+        """
+        cut = any(isinstance(x, T.CropTransform) for x in transforms.transforms)
+        if cut and self.use_instance_mask and self.instance_mask_format == "bitmask":
+            for annotation in record["annotations"]:
+                mask = annotation["segmentation"]
+                annotation["segmentation"] = to_rle(mask, record["height"], record["width"])
+        if all(x.get("iscrowd", 0) for x in record["annotations"]):
+            del record["annotations"]
+            record["instances"] = utils.annotations_to_instances([], size)
+            return
+        super()._transform_annotations(record, transforms, size)
+
 
 def read_recorded(record: dict[str, Any], *, format: str, intensity: Intensity = AS_IS) -> Array:
     """Read the image of a record, and add its size to the record if that is missing.

@@ -4,6 +4,7 @@ import re
 
 from detectron2.config import CfgNode
 
+from instseg.config.augmentation import add_augmentation_config
 from instseg.config.classes import configured_categories
 from instseg.config.rules import (
     COUNT,
@@ -76,8 +77,7 @@ def add_shared_config(cfg: CfgNode) -> None:
     cfg.SOLVER.AMP.DTYPE = "float16"
     # Batches of SOLVER.IMS_PER_BATCH images whose gradients make one step; 1 is off.
     cfg.SOLVER.ACCUMULATE_BATCHES = 1
-    # Smallest and largest factor on the pixel values of a training image; (1.0, 1.0) is off.
-    cfg.INPUT.RANDOM_BRIGHTNESS = (1.0, 1.0)
+    add_augmentation_config(cfg)
     # How pixels of any depth become 0 to 255: "none" (8 bits only), "percentile" (of each image and
     # channel) or "range" (the same in all images); see instseg/data/intensity.py.
     cfg.INPUT.NORMALIZE = "none"
@@ -87,8 +87,8 @@ def add_shared_config(cfg: CfgNode) -> None:
     # INPUT.FORMAT L); a channel may be repeated: (0, 0, 1). () takes grey or colours as they are.
     cfg.INPUT.CHANNELS = ()
     # What happens to training images: "detectron2" (INPUT.MIN_SIZE_TRAIN, INPUT.CROP) or "ssd"
-    # (colours, expansion, crop, stretching to a square; see instseg/data/augmentations.py). Flips
-    # follow INPUT.RANDOM_FLIP in both.
+    # (colours, expansion, crop, stretching to a square; see instseg/data/augmentations.py). Both
+    # follow INPUT.RANDOM_FLIP and the keys of instseg/config/augmentation.py.
     cfg.INPUT.AUGMENTATION = "detectron2"
     # Samples that a project draws for training in place of whole images; "" is off.
     cfg.INPUT.SAMPLES = ""
@@ -336,7 +336,6 @@ declare(
         "MODEL.VGG.DEPTH": one_of(11, 13, 16, 19),
         "MODEL.VGG.OUTPUT_STRIDE": one_of(8, 16),
         "MODEL.VGG.OUT_FEATURES": some_of("conv1", "conv2", "conv3", "conv4", "conv5"),
-        "INPUT.RANDOM_BRIGHTNESS": ordered(_NOT_NEGATIVE, "(smallest, largest) factor"),
         "INPUT.AUGMENTATION": (one_of("detectron2", "ssd"), _augmentation),
         "INPUT.SQUARE_SIZE": _with_ssd(
             whole(

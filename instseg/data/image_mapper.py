@@ -12,6 +12,7 @@ from detectron2.structures import Boxes, BoxMode
 
 from instseg.data.images import Array, read_image, read_labels
 from instseg.data.intensity import AS_IS, Intensity
+from instseg.data.windows import WindowTransform
 from instseg.errors import ImageError
 from instseg.masks import to_rle
 
@@ -45,7 +46,7 @@ class Mapper(DatasetMapper):
         record = copy.deepcopy(dataset_dict)
         image = read_recorded(record, format=self.image_format, intensity=self.intensity)
         labels = _read_semantic(record)
-        data = T.AugInput(image, sem_seg=labels)
+        data = T.AugInput(image, boxes=self._boxes_of(record), sem_seg=labels)
         transforms = self.augmentations(data)
         size = data.image.shape[:2]
         record["image"] = torch.as_tensor(np.ascontiguousarray(data.image.transpose(2, 0, 1)))
@@ -59,6 +60,12 @@ class Mapper(DatasetMapper):
             self._transform_annotations(record, transforms, size)
         return record
 
+    def _boxes_of(self, record: dict[str, Any]) -> Array | None:
+        """(N, 4) boxes of the instances in training, for augmentations that use them."""
+        if not self.is_train or "annotations" not in record:
+            return None
+        return _boxes([x for x in record["annotations"] if not x.get("iscrowd", 0)])
+
     def _transform_annotations(
         self, record: dict[str, Any], transforms: T.TransformList, size: tuple[int, int]
     ) -> None:
@@ -67,7 +74,7 @@ class Mapper(DatasetMapper):
         Polygons that become bit masks are drawn before they are cut, which needs only NumPy, and
         boxes may be computed from masks in images without instances too.
         """
-        cut = any(isinstance(x, T.CropTransform) for x in transforms.transforms)
+        cut = any(isinstance(x, T.CropTransform | WindowTransform) for x in transforms.transforms)
         if cut and self.use_instance_mask and self.instance_mask_format == "bitmask":
             for annotation in record["annotations"]:
                 mask = annotation["segmentation"]
@@ -173,6 +180,8 @@ class SSDMapper(Mapper):
             annotation["segmentation"] = to_rle(annotation["segmentation"], *shape)
             transformed.append(utils.transform_instance_annotations(annotation, transforms, size))
         instances = utils.annotations_to_instances(transformed, size, self.instance_mask_format)
+        if self.recompute_boxes and transformed:
+            instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
         record["instances"] = utils.filter_empty_instances(instances, box_threshold=_THINNEST)
         crowds = [x for x in crowds if _centre_inside(x, transforms, size)]
         if crowds:

@@ -24,6 +24,7 @@ from instseg.config.rules import (
     whole,
 )
 from instseg.data.intensity import CHANNELS, NORMALIZATIONS
+from instseg.data.sampling import GROUPED
 from instseg.data.synthetic import shapes
 from instseg.data.synthetic.files import SIZES
 from instseg.data.video_mapper import NUM_REFERENCES
@@ -70,6 +71,10 @@ def add_shared_config(cfg: CfgNode) -> None:
     # Training images that each loader process may find missing or unreadable, and replace by the
     # last good one that it read, before it stops training; 0 stops at the first.
     cfg.DATALOADER.MAX_UNREADABLE = 0
+    # DATALOADER.SAMPLER_TRAIN GroupedTrainingSampler draws from n images with the same "group" in
+    # their COCO entry, or else of the same size, in proportion to n to this power: 1 as often as
+    # they occur, 0 from all groups alike; see instseg/data/sampling.py.
+    cfg.DATALOADER.GROUP_POWER = 0.5
     # "SGD" (momentum, as in Detectron2) or "AdamW" (SOLVER.WEIGHT_DECAY decoupled, betas 0.9,
     # 0.999).
     cfg.SOLVER.OPTIMIZER = "SGD"
@@ -296,7 +301,10 @@ declare(
         "DATASETS.SHAPES_SIZE": whole(SIZES[0], SIZES[-1], f"{SIZES[0]} to {SIZES[-1]} pixels"),
         "DATALOADER.NUM_WORKERS": whole(0),
         # Detectron2's other samplers need keys that it does not define.
-        "DATALOADER.SAMPLER_TRAIN": one_of("TrainingSampler", "RepeatFactorTrainingSampler"),
+        "DATALOADER.SAMPLER_TRAIN": one_of(
+            "TrainingSampler", "RepeatFactorTrainingSampler", GROUPED
+        ),
+        "DATALOADER.GROUP_POWER": FRACTION,
         "DATALOADER.REPEAT_THRESHOLD": FRACTION,
         "SOLVER.IMS_PER_BATCH": COUNT,
         "SOLVER.MAX_ITER": COUNT,

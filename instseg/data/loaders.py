@@ -12,6 +12,7 @@ from instseg.data.mappers import build_test_mapper, build_train_mapper
 from instseg.data.proposal_files import check_proposal_files, with_proposals
 from instseg.data.records import Record
 from instseg.data.samples import build_sample_loader
+from instseg.data.sampling import build_sampler
 from instseg.data.semantic import with_semantic_files
 from instseg.data.video_mapper import check_video
 from instseg.errors import ConfigError
@@ -41,7 +42,10 @@ def build_train_loader(cfg: CfgNode, datasets: Sequence[DataSet]) -> Loader:
             )
         return build_sample_loader(cfg, records)
     loader: Loader = build_detection_train_loader(
-        cfg, dataset=records, mapper=build_train_mapper(cfg, augment=True)
+        cfg,
+        dataset=records,
+        mapper=build_train_mapper(cfg, augment=True),
+        sampler=build_sampler(cfg, records),
     )
     return loader
 

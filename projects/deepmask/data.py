@@ -20,6 +20,7 @@ from instseg.data.appearance import build_appearance
 from instseg.data.image_mapper import read_recorded
 from instseg.data.intensity import AS_IS, CHANNELS, Intensity
 from instseg.data.samples import SAMPLES_REGISTRY
+from instseg.data.sampling import group_factors
 from instseg.data.windows import WindowTransform, build_geometry
 from instseg.errors import DatasetError
 from instseg.masks import decode, rle_area, to_rle
@@ -74,6 +75,7 @@ class PatchSamples(IterableDataset[Sample]):
         intensity: Intensity = AS_IS,
         geometry: Sequence[T.Augmentation] = (),
         appearance: Sequence[T.Augmentation] = (),
+        weights: Tensor | None = None,
     ) -> None:
         """
         Args:
@@ -88,6 +90,7 @@ class PatchSamples(IterableDataset[Sample]):
                 :mod:`instseg.data.windows`.
             appearance: augmentations of a patch, see :mod:`instseg.data.appearance`; its values
                 stay within 0 to 255.
+            weights: (N,) how much more often the images and their instances are drawn.
         Raises:
             DatasetError: a head with a share of the batches has no instance to learn from.
 
@@ -115,8 +118,10 @@ class PatchSamples(IterableDataset[Sample]):
                 ) from error
         if (score_fraction < 1 and not by_category) or (score_fraction > 0 and not scored):
             raise DatasetError(_why_unusable(records))
-        self._by_class = [np.array(by_category[category]) for category in sorted(by_category)]
-        self._scored = np.array(scored)
+        self._by_class = [
+            _Draws(np.array(by_category[category]), weights) for category in sorted(by_category)
+        ]
+        self._scored = _Draws(np.array(scored, dtype=np.int64)[:, None], weights)
         # Serialised, because each process that loads data would copy a million small objects.
         self._records = DatasetFromList(records, copy=False)
         self._images: dict[str, Image] = {}
@@ -145,6 +150,7 @@ class PatchSamples(IterableDataset[Sample]):
             "intensity": Intensity.of(cfg),
             "geometry": build_geometry(cfg, color=[FILL] * CHANNELS[cfg.INPUT.FORMAT], whole=True),
             "appearance": build_appearance(cfg),
+            "weights": group_factors(cfg, records),
         }
 
     def __iter__(self) -> Iterator[Sample]:
@@ -161,8 +167,7 @@ class PatchSamples(IterableDataset[Sample]):
         return bool(uniform < self.score_fraction)
 
     def _mask_sample(self, rng: np.random.Generator) -> Sample:
-        instances = self._by_class[rng.integers(len(self._by_class))]
-        i, k = instances[rng.integers(len(instances))]
+        i, k = self._by_class[rng.integers(len(self._by_class))].draw(rng)
         record = self._records[int(i)]
         annotation = record["annotations"][k]
         whole = self._image(record)
@@ -180,7 +185,7 @@ class PatchSamples(IterableDataset[Sample]):
     def _score_sample(self, rng: np.random.Generator) -> Sample:
         label = 1.0 if rng.random() < 0.5 else -1.0
         for _ in range(_TRIES):
-            record = self._records[int(rng.choice(self._scored))]
+            record = self._records[int(self._scored.draw(rng)[0])]
             image, transforms = self._moved(self._image(record))
             moved = [_moved_box(x, record, transforms) for x in _singles(record)]
             boxes = _canonical(moved, self.rules)
@@ -227,6 +232,28 @@ class PatchSamples(IterableDataset[Sample]):
                 self._cache_left -= image.nbytes
                 self._images[name] = image
         return image
+
+
+class _Draws:
+    """Rows to draw from, evenly or by the weights of their images."""
+
+    def __init__(self, rows: npt.NDArray[np.int64], weights: Tensor | None) -> None:
+        """
+        Args:
+            rows: (n, ...); each begins with the index of an image.
+            weights: of the images.
+        """
+        self._rows = rows
+        self._sums = None if weights is None else weights.double().numpy()[rows[:, 0]].cumsum()
+
+    def draw(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+        """One of the rows."""
+        if self._sums is None:
+            index = int(rng.integers(len(self._rows)))
+        else:
+            index = int(self._sums.searchsorted(rng.random() * self._sums[-1], side="right"))
+        row: npt.NDArray[np.int64] = self._rows[index]
+        return row
 
 
 def _sample(record: dict[str, Any], patch: Tensor) -> Sample:

@@ -309,6 +309,15 @@ def test_the_appearance_of_a_patch_changes_within_0_to_255_and_its_mask_does_not
     assert (sample["gt_mask"] > 0).sum() == 32 * 32
 
 
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_images_are_drawn_by_their_weights(folder: Path, fraction: float) -> None:
+    records = [record(folder, annotation((20, 20, 60, 60))) for _ in range(3)]
+    weights = torch.tensor([1.0, 1.0, 4.0])
+    samples = draw(records, 300, score_fraction=fraction, weights=weights)
+    names = Counter(sample["file_name"] for sample in samples)
+    assert 160 < names[records[2]["file_name"]] < 240
+
+
 def test_augmentations_come_from_the_configuration(folder: Path) -> None:
     records = [record(folder, annotation((20, 20, 60, 60)))]
     words = ["INPUT.RANDOM_ROTATION", (0.0, 9.0), "INPUT.RANDOM_DIHEDRAL", True]

@@ -82,6 +82,12 @@ def add_shared_config(cfg: CfgNode) -> None:
     cfg.SOLVER.AMP.DTYPE = "float16"
     # Batches of SOLVER.IMS_PER_BATCH images whose gradients make one step; 1 is off.
     cfg.SOLVER.ACCUMULATE_BATCHES = 1
+    cfg.SOLVER.EMA = CfgNode()
+    # Evaluate and save an exponential moving average of the weights; see
+    # instseg/training/averaging.py.
+    cfg.SOLVER.EMA.ENABLED = False
+    # Share of the average that stays at each step; lower in the first 9 / (1 - DECAY) steps.
+    cfg.SOLVER.EMA.DECAY = 0.9998
     add_augmentation_config(cfg)
     # How pixels of any depth become 0 to 255: "none" (8 bits only), "percentile" (of each image and
     # channel) or "range" (the same in all images); see instseg/data/intensity.py.
@@ -242,6 +248,7 @@ def _momentum(cfg: CfgNode) -> Rule | None:
 
 
 _CROPPED = ", as INPUT.AUGMENTATION ssd crops masks as images"
+_PLAIN_STATISTICS = one_of(False, reason=", as SOLVER.EMA.ENABLED averages them with the weights")
 _NAMES = Rule(lambda x: all(isinstance(name, str) for name in x), "names of data sets")
 _NOT_NEGATIVE = number(0)
 _SIZE = whole(0)
@@ -331,6 +338,7 @@ declare(
         "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": POSITIVE,
         "TEST.DETECTIONS_PER_IMAGE": whole(0),
         "TEST.MASKS": one_of("dense", "cropped"),
+        "TEST.PRECISE_BN.ENABLED": where("SOLVER.EMA.ENABLED", True, _PLAIN_STATISTICS),
         "TEST.PRECISE_BN.NUM_ITER": COUNT,
         "TEST.AUG.ENABLED": check_augmentation,
         "TEST.AUG.MIN_SIZES": several(COUNT, "one or more sides in pixels, such as (400, 800)"),
@@ -358,6 +366,7 @@ declare(
         "SOLVER.OPTIMIZER": one_of("SGD", "AdamW"),
         "SOLVER.AMP.DTYPE": one_of("float16", "bfloat16"),
         "SOLVER.ACCUMULATE_BATCHES": COUNT,
+        "SOLVER.EMA.DECAY": Rule(lambda x: FRACTION.fits(x) and x < 1, "from 0 to below 1"),
         "TEST.MASK_MEMORY": Rule(POSITIVE.fits, "gigabytes, more than 0"),
         "TEST.KEYFRAME_INTERVAL": whole(0, expected="at least 1, 0 for auto"),
         "TEST.VOC_INTERPOLATION": one_of("11-point", "all-point"),

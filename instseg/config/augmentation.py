@@ -21,7 +21,7 @@ def add_augmentation_config(cfg: CfgNode) -> None:
     # preferred direction.
     cfg.INPUT.RANDOM_DIHEDRAL = False
     # Smallest and largest angle in degrees by which the content of a training image is turned,
-    # counter-clockwise, before INPUT.CROP; pixels that become empty get MODEL.PIXEL_MEAN.
+    # counter-clockwise, before INPUT.CROP; pixels that become empty get the image's median.
     # (0.0, 0.0) is off.
     cfg.INPUT.RANDOM_ROTATION = (0.0, 0.0)
     # Smallest and largest factor by which the content is enlarged before INPUT.CROP; the size of

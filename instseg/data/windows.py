@@ -101,7 +101,7 @@ class RandomWindow(T.Augmentation):
         rotation: tuple[float, float] = (0.0, 0.0),
         scale: tuple[float, float] = (1.0, 1.0),
         around: float = 0.0,
-        color: Sequence[float] = (0.0,),
+        color: Sequence[float] | None = None,
         whole: bool = False,
     ) -> None:
         """
@@ -110,7 +110,8 @@ class RandomWindow(T.Augmentation):
             rotation: smallest and largest angle in degrees, counter-clockwise.
             scale: smallest and largest factor on the content; its logarithm is drawn evenly.
             around: probability that the centre of an instance's box lies inside of the window.
-            color: outside of the image, one value for each channel.
+            color: outside of the image, one value for each channel; None is the median of the
+                image, which resembles its background.
             whole: make the window large enough for the whole image instead.
         """
         super().__init__()
@@ -118,7 +119,7 @@ class RandomWindow(T.Augmentation):
         self.whole = whole
         self.rotation, self.scale = rotation, scale
         self.around = around
-        self.color = tuple(color)
+        self.color = color
 
     def get_transform(self, image: np.ndarray, boxes: np.ndarray | None) -> T.Transform:
         """
@@ -139,7 +140,10 @@ class RandomWindow(T.Augmentation):
             left = min(max(round(x - columns / 2), 0), width - columns)
             top = min(max(round(y - rows / 2), 0), height - rows)
             return T.CropTransform(left, top, columns, rows, width, height)
-        return WindowTransform((x, y), angle, scale, (rows, columns), self.color)
+        color = self.color
+        if color is None:  # every fourth pixel tells as much
+            color = np.median(image[::4, ::4], axis=(0, 1)).tolist()
+        return WindowTransform((x, y), angle, scale, (rows, columns), color)
 
     def _centre(
         self, image: Array, window: Array, linear: Array, boxes: np.ndarray | None
@@ -231,7 +235,7 @@ def build_geometry(
 
     Args:
         crop: that of ``INPUT.CROP``; None for none.
-        color: outside of the image; None is ``MODEL.PIXEL_MEAN``.
+        color: outside of the image; None is its median.
         whole: keep the whole image when it is turned, on a larger canvas.
     """
     steps: list[T.Augmentation] = [crop] if crop else []
@@ -241,7 +245,7 @@ def build_geometry(
             rotation=tuple(cfg.INPUT.RANDOM_ROTATION),
             scale=tuple(cfg.INPUT.RANDOM_SCALE),
             around=cfg.INPUT.CROP.AROUND_INSTANCES,
-            color=cfg.MODEL.PIXEL_MEAN if color is None else color,
+            color=color,
             whole=whole,
         )
         steps = [window]

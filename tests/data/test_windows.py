@@ -189,6 +189,13 @@ def test_a_crop_that_fits_lies_inside_of_the_image(seed: int, angle: int) -> Non
     assert cut.shape == (20, 30, 3) and cut.min() > 0
 
 
+def test_empty_corners_have_the_median_of_the_image() -> None:
+    image = np.full((40, 40, 3), (20, 30, 40), np.uint8)
+    image[10:20, 10:20] = 255
+    turned = RandomWindow(rotation=(45, 45)).get_transform(image, None).apply_image(image)
+    assert turned[0, 0].tolist() == [20, 30, 40]
+
+
 def ellipses(folder: Path, count: int = 6) -> dict[str, Any]:
     """A record of an image with bright ellipses, which may touch, and their masks."""
     random = np.random.default_rng(3)

@@ -324,7 +324,7 @@ def test_augmentations_come_from_the_configuration(folder: Path) -> None:
     words += ["INPUT.RANDOM_BLUR", (0.0, 1.0)]
     samples: Any = build_sample_loader(small_cfg(*words), records).dataset  # type: ignore[attr-defined]
     window, symmetry = samples.geometry.augs
-    assert window.whole and window.color == (127.5,) * 3 and window.rotation == (0.0, 9.0)
+    assert window.whole and window.color == [127.5] * 3 and window.rotation == (0.0, 9.0)
     assert isinstance(symmetry, RandomDihedral) and len(samples.appearance.augs) == 1
     with pytest.raises(ConfigError, match="as INPUT.SAMPLES PatchSamples draws scales by itself"):
         instseg.load_cfg("deepmask/deepmask_shapes.yaml", ["INPUT.RANDOM_SCALE", (0.5, 1.0)])

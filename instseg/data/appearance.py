@@ -69,7 +69,7 @@ def noise(deviation: float, image: Image, *, seed: int) -> Image:
         seed: the noise depends on it and on the image: two frames that get the same transform get
             different noise, or their flow could be read from it.
     """
-    content = zlib.crc32(np.ascontiguousarray(image))
+    content = zlib.crc32(image.tobytes())
     random = np.random.default_rng((seed, content))
     added = random.standard_normal((*image.shape[:2], 1), np.float32) * np.float32(deviation)
     return _as(image, image.astype(np.float32) + added)

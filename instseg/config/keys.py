@@ -69,6 +69,8 @@ def add_shared_config(cfg: CfgNode) -> None:
     # Training images that each loader process may find missing or unreadable, and replace by the
     # last good one that it read, before it stops training; 0 stops at the first.
     cfg.DATALOADER.MAX_UNREADABLE = 0
+    # MiB of decoded training images that each loader process keeps in memory; 0 is off.
+    cfg.DATALOADER.CACHE_MIB = 128
     # "SGD" (momentum, as in Detectron2) or "AdamW" (SOLVER.WEIGHT_DECAY decoupled, betas 0.9,
     # 0.999).
     cfg.SOLVER.OPTIMIZER = "SGD"
@@ -336,6 +338,7 @@ declare(
         "MODEL.VGG.DEPTH": one_of(11, 13, 16, 19),
         "MODEL.VGG.OUTPUT_STRIDE": one_of(8, 16),
         "MODEL.VGG.OUT_FEATURES": some_of("conv1", "conv2", "conv3", "conv4", "conv5"),
+        "DATALOADER.CACHE_MIB": number(0),
         "INPUT.RANDOM_BRIGHTNESS": ordered(_NOT_NEGATIVE, "(smallest, largest) factor"),
         "INPUT.AUGMENTATION": (one_of("detectron2", "ssd"), _augmentation),
         "INPUT.SQUARE_SIZE": _with_ssd(

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from instseg.data.image_mapper import read_recorded
+from instseg.data.image_reader import ImageReader
 from instseg.data.intensity import AS_IS, Intensity
 from instseg.data.samples import SAMPLES_REGISTRY
 from instseg.errors import DatasetError
@@ -35,7 +36,6 @@ from instseg.projects.deepmask.patches import (
 Sample = dict[str, Any]
 Image = npt.NDArray[np.uint8]
 
-_CACHE_BYTES = 128 * 2**20
 _TRIES = 100
 """Images tried for one negative window."""
 
@@ -69,6 +69,7 @@ class PatchSamples(IterableDataset[Sample]):
         flip: bool,
         image_format: str,
         intensity: Intensity = AS_IS,
+        cache_mib: float = 0,
     ) -> None:
         """
         Args:
@@ -79,6 +80,7 @@ class PatchSamples(IterableDataset[Sample]):
             flip: mirror half of the patches.
             image_format: order of the channels.
             intensity: what is done to them.
+            cache_mib: room for decoded images, see :class:`ImageReader`.
         Raises:
             DatasetError: a head with a share of the batches has no instance to learn from.
 
@@ -88,7 +90,6 @@ class PatchSamples(IterableDataset[Sample]):
         self.rules = rules
         self.score_fraction = score_fraction
         self.flip = flip
-        self.image_format, self.intensity = image_format, intensity
         by_category: dict[int, list[tuple[int, int]]] = {}
         scored = []
         for i, record in enumerate(records):
@@ -108,8 +109,7 @@ class PatchSamples(IterableDataset[Sample]):
         self._scored = np.array(scored)
         # Serialised, because each process that loads data would copy a million small objects.
         self._records = DatasetFromList(records, copy=False)
-        self._images: dict[str, Image] = {}
-        self._cache_left = _CACHE_BYTES
+        self._read = ImageReader(format=image_format, intensity=intensity, cache_mib=cache_mib)
         self._seed = comm.shared_random_seed()
 
     @classmethod
@@ -132,6 +132,7 @@ class PatchSamples(IterableDataset[Sample]):
             "flip": cfg.INPUT.RANDOM_FLIP == "horizontal",
             "image_format": cfg.INPUT.FORMAT,
             "intensity": Intensity.of(cfg),
+            "cache_mib": cfg.DATALOADER.CACHE_MIB,
         }
 
     def __iter__(self) -> Iterator[Sample]:
@@ -152,7 +153,7 @@ class PatchSamples(IterableDataset[Sample]):
         i, k = instances[rng.integers(len(instances))]
         record = self._records[int(i)]
         annotation = record["annotations"][k]
-        image = self._image(record)
+        image = read_recorded(record, self._read)
         window = mask_window(_corners(annotation), self.rules, rng)
         patch = crop(image, window, self.rules.input_size, FILL)
         side = window.side * self.rules.patch_size / self.rules.input_size
@@ -166,7 +167,7 @@ class PatchSamples(IterableDataset[Sample]):
         label = 1.0 if rng.random() < 0.5 else -1.0
         for _ in range(_TRIES):
             record = self._records[int(rng.choice(self._scored))]
-            image = self._image(record)
+            image = read_recorded(record, self._read)
             boxes = _boxes(record, self.rules)
             if label > 0:
                 window: Window | None = positive_window(boxes, self.rules, rng)
@@ -186,17 +187,6 @@ class PatchSamples(IterableDataset[Sample]):
     def _flipped(self, rng: np.random.Generator, *images: Tensor) -> tuple[Tensor, ...]:
         flips = self.flip and rng.random() < 0.5
         return tuple(image.flip(-1) for image in images) if flips else images
-
-    def _image(self, record: dict[str, Any]) -> Image:
-        """(H, W, 3); a bounded cache keeps images that were read."""
-        name = record["file_name"]
-        image = self._images.get(name)
-        if image is None:
-            image = read_recorded(record, format=self.image_format, intensity=self.intensity)
-            if image.nbytes <= self._cache_left:
-                self._cache_left -= image.nbytes
-                self._images[name] = image
-        return image
 
 
 def _sample(record: dict[str, Any], patch: Tensor) -> Sample:

@@ -78,6 +78,10 @@ def add_shared_config(cfg: CfgNode) -> None:
     cfg.SOLVER.AMP.DTYPE = "float16"
     # Batches of SOLVER.IMS_PER_BATCH images whose gradients make one step; 1 is off.
     cfg.SOLVER.ACCUMULATE_BATCHES = 1
+    # Order of the numbers of weights and feature maps in training: "channels_last", "contiguous"
+    # (channels first) or "auto", the faster one: "channels_last" on a CPU, "contiguous" on a GPU.
+    # Weights of any order go on in any other.
+    cfg.SOLVER.MEMORY_FORMAT = "auto"
     # Smallest and largest factor on the pixel values of a training image; (1.0, 1.0) is off.
     cfg.INPUT.RANDOM_BRIGHTNESS = (1.0, 1.0)
     # How pixels of any depth become 0 to 255: "none" (8 bits only), "percentile" (of each image and
@@ -354,6 +358,7 @@ declare(
         "SOLVER.OPTIMIZER": one_of("SGD", "AdamW"),
         "SOLVER.AMP.DTYPE": one_of("float16", "bfloat16"),
         "SOLVER.ACCUMULATE_BATCHES": COUNT,
+        "SOLVER.MEMORY_FORMAT": one_of("auto", "channels_last", "contiguous"),
         "TEST.MASK_MEMORY": Rule(POSITIVE.fits, "gigabytes, more than 0"),
         "TEST.KEYFRAME_INTERVAL": whole(0, expected="at least 1, 0 for auto"),
         "TEST.VOC_INTERPOLATION": one_of("11-point", "all-point"),

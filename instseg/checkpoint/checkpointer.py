@@ -100,7 +100,8 @@ class Checkpointer(DetectionCheckpointer):
             for stale in Path(self.save_dir).glob(pattern):  # left by a killed process
                 with suppress(OSError):
                     stale.unlink()
-        data = {"model": self.weights() if self.weights else self.model.state_dict()}
+        weights = self.weights() if self.weights else self.model.state_dict()
+        data = {"model": _in_usual_order(weights)}
         data |= {key: item.state_dict() for key, item in self.checkpointables.items()}
         if self.categories is not None:
             data["categories"] = self.categories.as_coco()
@@ -332,6 +333,17 @@ class Checkpointer(DetectionCheckpointer):
         if outcome[1]:
             raise CheckpointError(outcome[1])
         return outcome[0]
+
+
+def _in_usual_order(weights: dict[str, Any]) -> dict[str, Any]:
+    """``weights`` without those stored channels last, in place; shared ones stay shared."""
+    copies: dict[tuple[int, torch.Size], Tensor] = {}
+    for name, value in weights.items():
+        if isinstance(value, Tensor) and value.dim() == 4 and not value.is_contiguous():
+            if value.is_contiguous(memory_format=torch.channels_last):
+                key = value.data_ptr(), value.shape
+                weights[name] = copies.setdefault(key, value.contiguous())
+    return weights
 
 
 def _save_loadable(data: dict[str, Any], file: BinaryIO) -> None:

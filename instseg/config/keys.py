@@ -75,6 +75,8 @@ def add_shared_config(cfg: CfgNode) -> None:
     # their COCO entry, or else of the same size, in proportion to n to this power: 1 as often as
     # they occur, 0 from all groups alike; see instseg/data/sampling.py.
     cfg.DATALOADER.GROUP_POWER = 0.5
+    # MiB of decoded training images that each loader process keeps in memory; 0 is off.
+    cfg.DATALOADER.CACHE_MIB = 128
     # "SGD" (momentum, as in Detectron2) or "AdamW" (SOLVER.WEIGHT_DECAY decoupled, betas 0.9,
     # 0.999).
     cfg.SOLVER.OPTIMIZER = "SGD"
@@ -82,6 +84,10 @@ def add_shared_config(cfg: CfgNode) -> None:
     cfg.SOLVER.AMP.DTYPE = "float16"
     # Batches of SOLVER.IMS_PER_BATCH images whose gradients make one step; 1 is off.
     cfg.SOLVER.ACCUMULATE_BATCHES = 1
+    # Order of the numbers of weights and feature maps in training: "channels_last", "contiguous"
+    # (channels first) or "auto", the faster one: "channels_last" on a CPU, "contiguous" on a GPU.
+    # Weights of any order go on in any other.
+    cfg.SOLVER.MEMORY_FORMAT = "auto"
     cfg.SOLVER.EMA = CfgNode()
     # Evaluate and save an exponential moving average of the weights; see
     # instseg/training/averaging.py.
@@ -352,6 +358,7 @@ declare(
         "MODEL.VGG.DEPTH": one_of(11, 13, 16, 19),
         "MODEL.VGG.OUTPUT_STRIDE": one_of(8, 16),
         "MODEL.VGG.OUT_FEATURES": some_of("conv1", "conv2", "conv3", "conv4", "conv5"),
+        "DATALOADER.CACHE_MIB": number(0),
         "INPUT.AUGMENTATION": (one_of("detectron2", "ssd"), _augmentation),
         "INPUT.SQUARE_SIZE": _with_ssd(
             whole(
@@ -367,6 +374,7 @@ declare(
         "SOLVER.AMP.DTYPE": one_of("float16", "bfloat16"),
         "SOLVER.ACCUMULATE_BATCHES": COUNT,
         "SOLVER.EMA.DECAY": Rule(lambda x: FRACTION.fits(x) and x < 1, "from 0 to below 1"),
+        "SOLVER.MEMORY_FORMAT": one_of("auto", "channels_last", "contiguous"),
         "TEST.MASK_MEMORY": Rule(POSITIVE.fits, "gigabytes, more than 0"),
         "TEST.KEYFRAME_INTERVAL": whole(0, expected="at least 1, 0 for auto"),
         "TEST.VOC_INTERPOLATION": one_of("11-point", "all-point"),

@@ -85,6 +85,7 @@ def build_train_mapper(cfg: CfgNode, *, augment: bool) -> ImageMapper:
     _check_crop(cfg)
     settings = DatasetMapper.from_config(cfg, is_train=True)
     settings["intensity"] = Intensity.of(cfg)
+    settings["cache_mib"] = cfg.DATALOADER.CACHE_MIB if augment else 0
     mapper: type[Mapper] = Mapper
     crop = None
     if cfg.INPUT.AUGMENTATION == "ssd":

@@ -50,6 +50,7 @@ from instseg.training.hooks import (
 )
 from instseg.training.interruption import Interruption
 from instseg.training.loop import TrainLoop, mistakes_unlogged
+from instseg.training.memory_format import memory_format_on, set_memory_format
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,8 @@ class Trainer(DefaultTrainer):
         check_classes(cfg, (*train_sets, *self.test_sets))
         categories = training_categories(cfg, train_sets[0])
         model = self.build_model(cfg)
+        device = next(model.parameters()).device
+        set_memory_format(model, memory_format_on(device, cfg.SOLVER.MEMORY_FORMAT))
         if cfg.TEST.VIDEO:
             build_streams(cfg, model, self.test_sets)  # refuses what would stop an evaluation later
         check_evaluation(cfg, model, self.test_sets)

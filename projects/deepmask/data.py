@@ -18,6 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from instseg.data.appearance import build_appearance
 from instseg.data.image_mapper import read_recorded
+from instseg.data.image_reader import ImageReader
 from instseg.data.intensity import AS_IS, CHANNELS, Intensity
 from instseg.data.samples import SAMPLES_REGISTRY
 from instseg.data.sampling import group_factors
@@ -39,7 +40,6 @@ from instseg.projects.deepmask.patches import (
 Sample = dict[str, Any]
 Image = npt.NDArray[np.uint8]
 
-_CACHE_BYTES = 128 * 2**20
 _TRIES = 100
 """Images tried for one negative window."""
 
@@ -76,6 +76,7 @@ class PatchSamples(IterableDataset[Sample]):
         geometry: Sequence[T.Augmentation] = (),
         appearance: Sequence[T.Augmentation] = (),
         weights: Tensor | None = None,
+        cache_mib: float = 0,
     ) -> None:
         """
         Args:
@@ -91,6 +92,7 @@ class PatchSamples(IterableDataset[Sample]):
             appearance: augmentations of a patch, see :mod:`instseg.data.appearance`; its values
                 stay within 0 to 255.
             weights: (N,) how much more often the images and their instances are drawn.
+            cache_mib: room for decoded images, see :class:`ImageReader`.
         Raises:
             DatasetError: a head with a share of the batches has no instance to learn from.
 
@@ -100,7 +102,6 @@ class PatchSamples(IterableDataset[Sample]):
         self.rules = rules
         self.score_fraction = score_fraction
         self.flip = flip
-        self.image_format, self.intensity = image_format, intensity
         self.geometry = T.AugmentationList(list(geometry))
         self.appearance = T.AugmentationList(list(appearance))
         by_category: dict[int, list[tuple[int, int]]] = {}
@@ -124,8 +125,7 @@ class PatchSamples(IterableDataset[Sample]):
         self._scored = _Draws(np.array(scored, dtype=np.int64)[:, None], weights)
         # Serialised, because each process that loads data would copy a million small objects.
         self._records = DatasetFromList(records, copy=False)
-        self._images: dict[str, Image] = {}
-        self._cache_left = _CACHE_BYTES
+        self._read = ImageReader(format=image_format, intensity=intensity, cache_mib=cache_mib)
         self._seed = comm.shared_random_seed()
 
     @classmethod
@@ -151,6 +151,7 @@ class PatchSamples(IterableDataset[Sample]):
             "geometry": build_geometry(cfg, color=[FILL] * CHANNELS[cfg.INPUT.FORMAT], whole=True),
             "appearance": build_appearance(cfg),
             "weights": group_factors(cfg, records),
+            "cache_mib": cfg.DATALOADER.CACHE_MIB,
         }
 
     def __iter__(self) -> Iterator[Sample]:
@@ -170,7 +171,7 @@ class PatchSamples(IterableDataset[Sample]):
         i, k = self._by_class[rng.integers(len(self._by_class))].draw(rng)
         record = self._records[int(i)]
         annotation = record["annotations"][k]
-        whole = self._image(record)
+        whole = read_recorded(record, self._read)
         image, transforms = self._moved(whole)
         window = mask_window(_moved_box(annotation, record, transforms), self.rules, rng)
         patch = self._patch(image, window)
@@ -186,7 +187,7 @@ class PatchSamples(IterableDataset[Sample]):
         label = 1.0 if rng.random() < 0.5 else -1.0
         for _ in range(_TRIES):
             record = self._records[int(self._scored.draw(rng)[0])]
-            image, transforms = self._moved(self._image(record))
+            image, transforms = self._moved(read_recorded(record, self._read))
             moved = [_moved_box(x, record, transforms) for x in _singles(record)]
             boxes = _canonical(moved, self.rules)
             if label > 0:
@@ -221,17 +222,6 @@ class PatchSamples(IterableDataset[Sample]):
     def _flipped(self, rng: np.random.Generator, *images: Tensor) -> tuple[Tensor, ...]:
         flips = self.flip and rng.random() < 0.5
         return tuple(image.flip(-1) for image in images) if flips else images
-
-    def _image(self, record: dict[str, Any]) -> Image:
-        """(H, W, 3); a bounded cache keeps images that were read."""
-        name = record["file_name"]
-        image = self._images.get(name)
-        if image is None:
-            image = read_recorded(record, format=self.image_format, intensity=self.intensity)
-            if image.nbytes <= self._cache_left:
-                self._cache_left -= image.nbytes
-                self._images[name] = image
-        return image
 
 
 class _Draws:

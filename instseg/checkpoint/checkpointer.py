@@ -12,7 +12,7 @@ import torch.distributed as dist
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils import comm
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from instseg.categories import Categories, ClassCount
@@ -48,6 +48,7 @@ class Checkpointer(DetectionCheckpointer):
         classes: ClassCount | None = None,
         categories: Categories | None = None,
         largest_instance: int | None = None,
+        weights: Callable[[], dict[str, Tensor]] | None = None,
         **checkpointables: Any,
     ) -> None:
         """
@@ -64,6 +65,7 @@ class Checkpointer(DetectionCheckpointer):
             categories: of the model, saved beside the weights for prediction.
             largest_instance: see :func:`instseg.data.sizes.largest_instance`; saved beside the
                 weights for the prediction of large images.
+            weights: gives the weights to save in place of those that ``model`` has.
             checkpointables: objects with ``state_dict`` and ``load_state_dict``, saved by key.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
@@ -74,6 +76,7 @@ class Checkpointer(DetectionCheckpointer):
         self.classes = classes
         self.categories = categories
         self.largest_instance = largest_instance
+        self.weights = weights
         self._distributed = isinstance(model, DistributedDataParallel)
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -97,7 +100,8 @@ class Checkpointer(DetectionCheckpointer):
             for stale in Path(self.save_dir).glob(pattern):  # left by a killed process
                 with suppress(OSError):
                     stale.unlink()
-        data = {"model": self.model.state_dict()}
+        weights = self.weights() if self.weights else self.model.state_dict()
+        data = {"model": _in_usual_order(weights)}
         data |= {key: item.state_dict() for key, item in self.checkpointables.items()}
         if self.categories is not None:
             data["categories"] = self.categories.as_coco()
@@ -329,6 +333,17 @@ class Checkpointer(DetectionCheckpointer):
         if outcome[1]:
             raise CheckpointError(outcome[1])
         return outcome[0]
+
+
+def _in_usual_order(weights: dict[str, Any]) -> dict[str, Any]:
+    """``weights`` without those stored channels last, in place; shared ones stay shared."""
+    copies: dict[tuple[int, torch.Size], Tensor] = {}
+    for name, value in weights.items():
+        if isinstance(value, Tensor) and value.dim() == 4 and not value.is_contiguous():
+            if value.is_contiguous(memory_format=torch.channels_last):
+                key = value.data_ptr(), value.shape
+                weights[name] = copies.setdefault(key, value.contiguous())
+    return weights
 
 
 def _save_loadable(data: dict[str, Any], file: BinaryIO) -> None:

@@ -4,6 +4,7 @@ import re
 
 from detectron2.config import CfgNode
 
+from instseg.config.augmentation import add_augmentation_config
 from instseg.config.classes import configured_categories
 from instseg.config.rules import (
     COUNT,
@@ -23,6 +24,7 @@ from instseg.config.rules import (
     whole,
 )
 from instseg.data.intensity import CHANNELS, NORMALIZATIONS
+from instseg.data.sampling import GROUPED
 from instseg.data.synthetic import shapes
 from instseg.data.synthetic.files import SIZES
 from instseg.data.video_mapper import NUM_REFERENCES
@@ -69,6 +71,12 @@ def add_shared_config(cfg: CfgNode) -> None:
     # Training images that each loader process may find missing or unreadable, and replace by the
     # last good one that it read, before it stops training; 0 stops at the first.
     cfg.DATALOADER.MAX_UNREADABLE = 0
+    # DATALOADER.SAMPLER_TRAIN GroupedTrainingSampler draws from n images with the same "group" in
+    # their COCO entry, or else of the same size, in proportion to n to this power: 1 as often as
+    # they occur, 0 from all groups alike; see instseg/data/sampling.py.
+    cfg.DATALOADER.GROUP_POWER = 0.5
+    # MiB of decoded training images that each loader process keeps in memory; 0 is off.
+    cfg.DATALOADER.CACHE_MIB = 128
     # "SGD" (momentum, as in Detectron2) or "AdamW" (SOLVER.WEIGHT_DECAY decoupled, betas 0.9,
     # 0.999).
     cfg.SOLVER.OPTIMIZER = "SGD"
@@ -76,8 +84,17 @@ def add_shared_config(cfg: CfgNode) -> None:
     cfg.SOLVER.AMP.DTYPE = "float16"
     # Batches of SOLVER.IMS_PER_BATCH images whose gradients make one step; 1 is off.
     cfg.SOLVER.ACCUMULATE_BATCHES = 1
-    # Smallest and largest factor on the pixel values of a training image; (1.0, 1.0) is off.
-    cfg.INPUT.RANDOM_BRIGHTNESS = (1.0, 1.0)
+    # Order of the numbers of weights and feature maps in training: "channels_last", "contiguous"
+    # (channels first) or "auto", the faster one: "channels_last" on a CPU, "contiguous" on a GPU.
+    # Weights of any order go on in any other.
+    cfg.SOLVER.MEMORY_FORMAT = "auto"
+    cfg.SOLVER.EMA = CfgNode()
+    # Evaluate and save an exponential moving average of the weights; see
+    # instseg/training/averaging.py.
+    cfg.SOLVER.EMA.ENABLED = False
+    # Share of the average that stays at each step; lower in the first 9 / (1 - DECAY) steps.
+    cfg.SOLVER.EMA.DECAY = 0.9998
+    add_augmentation_config(cfg)
     # How pixels of any depth become 0 to 255: "none" (8 bits only), "percentile" (of each image and
     # channel) or "range" (the same in all images); see instseg/data/intensity.py.
     cfg.INPUT.NORMALIZE = "none"
@@ -87,8 +104,8 @@ def add_shared_config(cfg: CfgNode) -> None:
     # INPUT.FORMAT L); a channel may be repeated: (0, 0, 1). () takes grey or colours as they are.
     cfg.INPUT.CHANNELS = ()
     # What happens to training images: "detectron2" (INPUT.MIN_SIZE_TRAIN, INPUT.CROP) or "ssd"
-    # (colours, expansion, crop, stretching to a square; see instseg/data/augmentations.py). Flips
-    # follow INPUT.RANDOM_FLIP in both.
+    # (colours, expansion, crop, stretching to a square; see instseg/data/augmentations.py). Both
+    # follow INPUT.RANDOM_FLIP and the keys of instseg/config/augmentation.py.
     cfg.INPUT.AUGMENTATION = "detectron2"
     # Samples that a project draws for training in place of whole images; "" is off.
     cfg.INPUT.SAMPLES = ""
@@ -237,6 +254,7 @@ def _momentum(cfg: CfgNode) -> Rule | None:
 
 
 _CROPPED = ", as INPUT.AUGMENTATION ssd crops masks as images"
+_PLAIN_STATISTICS = one_of(False, reason=", as SOLVER.EMA.ENABLED averages them with the weights")
 _NAMES = Rule(lambda x: all(isinstance(name, str) for name in x), "names of data sets")
 _NOT_NEGATIVE = number(0)
 _SIZE = whole(0)
@@ -296,7 +314,10 @@ declare(
         "DATASETS.SHAPES_SIZE": whole(SIZES[0], SIZES[-1], f"{SIZES[0]} to {SIZES[-1]} pixels"),
         "DATALOADER.NUM_WORKERS": whole(0),
         # Detectron2's other samplers need keys that it does not define.
-        "DATALOADER.SAMPLER_TRAIN": one_of("TrainingSampler", "RepeatFactorTrainingSampler"),
+        "DATALOADER.SAMPLER_TRAIN": one_of(
+            "TrainingSampler", "RepeatFactorTrainingSampler", GROUPED
+        ),
+        "DATALOADER.GROUP_POWER": FRACTION,
         "DATALOADER.REPEAT_THRESHOLD": FRACTION,
         "SOLVER.IMS_PER_BATCH": COUNT,
         "SOLVER.MAX_ITER": COUNT,
@@ -323,6 +344,7 @@ declare(
         "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": POSITIVE,
         "TEST.DETECTIONS_PER_IMAGE": whole(0),
         "TEST.MASKS": one_of("dense", "cropped"),
+        "TEST.PRECISE_BN.ENABLED": where("SOLVER.EMA.ENABLED", True, _PLAIN_STATISTICS),
         "TEST.PRECISE_BN.NUM_ITER": COUNT,
         "TEST.AUG.ENABLED": check_augmentation,
         "TEST.AUG.MIN_SIZES": several(COUNT, "one or more sides in pixels, such as (400, 800)"),
@@ -336,7 +358,7 @@ declare(
         "MODEL.VGG.DEPTH": one_of(11, 13, 16, 19),
         "MODEL.VGG.OUTPUT_STRIDE": one_of(8, 16),
         "MODEL.VGG.OUT_FEATURES": some_of("conv1", "conv2", "conv3", "conv4", "conv5"),
-        "INPUT.RANDOM_BRIGHTNESS": ordered(_NOT_NEGATIVE, "(smallest, largest) factor"),
+        "DATALOADER.CACHE_MIB": number(0),
         "INPUT.AUGMENTATION": (one_of("detectron2", "ssd"), _augmentation),
         "INPUT.SQUARE_SIZE": _with_ssd(
             whole(
@@ -351,6 +373,8 @@ declare(
         "SOLVER.OPTIMIZER": one_of("SGD", "AdamW"),
         "SOLVER.AMP.DTYPE": one_of("float16", "bfloat16"),
         "SOLVER.ACCUMULATE_BATCHES": COUNT,
+        "SOLVER.EMA.DECAY": Rule(lambda x: FRACTION.fits(x) and x < 1, "from 0 to below 1"),
+        "SOLVER.MEMORY_FORMAT": one_of("auto", "channels_last", "contiguous"),
         "TEST.MASK_MEMORY": Rule(POSITIVE.fits, "gigabytes, more than 0"),
         "TEST.KEYFRAME_INTERVAL": whole(0, expected="at least 1, 0 for auto"),
         "TEST.VOC_INTERPOLATION": one_of("11-point", "all-point"),

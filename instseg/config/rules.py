@@ -143,7 +143,7 @@ def ordered(rule: Rule, expected: str) -> Rule:
     return Rule(lambda x: two.fits(x) and x[0] <= x[1], expected)
 
 
-def where(key: str, value: str, rule: Rule | Dependent) -> Dependent:
+def where(key: str, value: str | bool, rule: Rule | Dependent) -> Dependent:
     """``rule`` only in configurations where another key has a value.
 
     Args:

@@ -10,6 +10,7 @@ from detectron2.utils.file_io import PathManager
 from fvcore.transforms.transform import BlendTransform, VFlipTransform
 
 from instseg.data.augmentations import ExpandTransform, PhotometricTransform
+from instseg.data.windows import SymmetryTransform, WindowTransform
 from instseg.errors import DatasetError
 
 _TAG = np.float32(202021.25).tobytes()
@@ -17,6 +18,8 @@ _TAG = np.float32(202021.25).tobytes()
 _LARGEST = 1e9
 """Larger values mark an unknown flow."""
 _LARGEST_SIDE = 2**15
+_APPEARANCE = T.NoOpTransform | BlendTransform | T.ColorTransform | PhotometricTransform
+"""Transforms that leave pixels where they are."""
 
 
 def read_flow(path: str) -> np.ndarray:
@@ -74,19 +77,22 @@ def transform_flow(flow: np.ndarray, transforms: T.TransformList) -> np.ndarray:
 
     Args:
         flow: (H, W, 2) between the images before ``transforms``.
-        transforms: those of ``INPUT.AUGMENTATION ssd``, also of colours.
+        transforms: those of ``INPUT.AUGMENTATION ssd``, also of colours, and of
+            :mod:`instseg.data.windows`.
     Returns:
         (H', W', 2) float32.
     Raises:
         TypeError: a transform is of another kind.
     """
     for transform in transforms.transforms:
-        if isinstance(transform, T.NoOpTransform | BlendTransform | PhotometricTransform):
+        if isinstance(transform, _APPEARANCE):
             continue
         elif isinstance(transform, T.HFlipTransform):
             flow = flow[:, ::-1] * np.array([-1, 1], np.float32)
         elif isinstance(transform, VFlipTransform):
             flow = flow[::-1] * np.array([1, -1], np.float32)
+        elif isinstance(transform, SymmetryTransform | WindowTransform):
+            flow = transform.apply_flow(flow)
         elif isinstance(transform, T.CropTransform):
             x, y, w, h = transform.x0, transform.y0, transform.w, transform.h
             flow = flow[y : y + h, x : x + w]

@@ -1,17 +1,18 @@
 """Mappers that turn the records of data sets into training samples of images."""
 
-import copy
 from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
-from detectron2.structures import Boxes, BoxMode
+from detectron2.structures import Boxes
 
-from instseg.data.images import Array, read_image, read_labels
+from instseg.data.image_reader import ImageReader
+from instseg.data.images import Array, read_labels
+from instseg.data.instances import InstanceMapper, corners_of, transformed_instances
 from instseg.data.intensity import AS_IS, Intensity
+from instseg.data.windows import WindowTransform
 from instseg.errors import ImageError
 from instseg.masks import to_rle
 
@@ -21,34 +22,37 @@ _THINNEST = 4 / 550
 """Pixels; thinner boxes are dropped, as in the code of YOLACT's authors."""
 
 
-class Mapper(DatasetMapper):
+class Mapper(InstanceMapper):
     """Detectron2's mapper with the image reader of instseg.
 
     Detectron2's own reader turns 16 bits into white and floats in 0 to 1 into black, and trains on
     the readable part of a damaged file.  For all other images both readers give the same bits.
     """
 
-    def __init__(self, *args: Any, intensity: Intensity = AS_IS, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, intensity: Intensity = AS_IS, cache_mib: float = 0, **kwargs: Any
+    ) -> None:
         """
         Args:
             args, kwargs: those of Detectron2's mapper.
             intensity: what is done to the channels of images.
+            cache_mib: room for decoded images, see :class:`ImageReader`.
         """
         super().__init__(*args, **kwargs)
-        self.intensity = intensity
+        self.read = ImageReader(format=self.image_format, intensity=intensity, cache_mib=cache_mib)
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """
         Raises:
             ImageError: the image, or the labels of its pixels, cannot be used.
         """
-        record = copy.deepcopy(dataset_dict)
-        image = read_recorded(record, format=self.image_format, intensity=self.intensity)
+        record = _copy(dataset_dict)
+        image = read_recorded(record, self.read)
         labels = _read_semantic(record)
-        data = T.AugInput(image, sem_seg=labels)
+        data = T.AugInput(image, boxes=self._boxes_of(record), sem_seg=labels)
         transforms = self.augmentations(data)
         size = data.image.shape[:2]
-        record["image"] = torch.as_tensor(np.ascontiguousarray(data.image.transpose(2, 0, 1)))
+        record["image"] = channels_first(data.image)
         if labels is not None:
             record["sem_seg"] = torch.as_tensor(data.sem_seg.astype(np.int64))
         if self.proposal_topk is not None:
@@ -59,19 +63,57 @@ class Mapper(DatasetMapper):
             self._transform_annotations(record, transforms, size)
         return record
 
+    def _boxes_of(self, record: dict[str, Any]) -> Array | None:
+        """(N, 4) boxes of the instances in training, for augmentations that use them."""
+        if not self.is_train or "annotations" not in record:
+            return None
+        return corners_of([x for x in record["annotations"] if not x.get("iscrowd", 0)])
 
-def read_recorded(record: dict[str, Any], *, format: str, intensity: Intensity = AS_IS) -> Array:
+    def _transform_annotations(
+        self, record: dict[str, Any], transforms: T.TransformList, size: tuple[int, int]
+    ) -> None:
+        """Replace ``annotations`` by ``instances`` as Detectron2 does, with two differences.
+
+        Polygons that become bit masks are drawn before they are cut, which needs only NumPy, and
+        boxes may be computed from masks in images without instances too.
+        """
+        cut = any(isinstance(x, T.CropTransform | WindowTransform) for x in transforms.transforms)
+        if cut and self.use_instance_mask and self.instance_mask_format == "bitmask":
+            for annotation in record["annotations"]:
+                mask = annotation["segmentation"]
+                annotation["segmentation"] = to_rle(mask, record["height"], record["width"])
+        if all(x.get("iscrowd", 0) for x in record["annotations"]):
+            del record["annotations"]
+            record["instances"] = utils.annotations_to_instances([], size)
+            return
+        super()._transform_annotations(record, transforms, size)
+
+
+def channels_first(image: Array) -> torch.Tensor:
+    """(H, W, C) pixels → (C, H, W), always a copy: the pixels may belong to a reader."""
+    return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
+
+
+def _copy(record: dict[str, Any]) -> dict[str, Any]:
+    """A record whose fields, and those of its annotations, can be replaced."""
+    copied = dict(record)
+    if "annotations" in record:
+        copied["annotations"] = [dict(annotation) for annotation in record["annotations"]]
+    return copied
+
+
+def read_recorded(record: dict[str, Any], read: ImageReader) -> Array:
     """Read the image of a record, and add its size to the record if that is missing.
 
     Args:
         record: Detectron2's, with ``file_name``; changed in place.
-        format, intensity: see :func:`~instseg.data.images.read_image`.
+        read: keeps the image if it has room.
     Returns:
-        (H, W, C) uint8.
+        (H, W, C) uint8 that must not be written to.
     Raises:
         ImageError: the image cannot be read, or has another size than the record says.
     """
-    image = read_image(record["file_name"], format=format, intensity=intensity)
+    image = read(record["file_name"])
     height, width = image.shape[:2]
     expected = record.setdefault("width", width), record.setdefault("height", height)
     _check_size(record["file_name"], (width, height), expected)
@@ -124,7 +166,7 @@ class SSDMapper(Mapper):
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         dataset_dict = dict(dataset_dict)  # read_recorded may add the size
-        image = read_recorded(dataset_dict, format=self.image_format, intensity=self.intensity)
+        image = read_recorded(dataset_dict, self.read)
         for _ in range(_TRIES):
             record, lost = self._augmented(dataset_dict, image, self.augmentations)
             if not lost:
@@ -135,29 +177,27 @@ class SSDMapper(Mapper):
         self, dataset_dict: dict[str, Any], image: np.ndarray, augmentations: T.AugmentationList
     ) -> tuple[dict[str, Any], bool]:
         """The sample, and whether it lost all of its instances."""
-        record = copy.deepcopy(dataset_dict)
+        record = _copy(dataset_dict)
         shape = image.shape[:2]
         singles: list[dict[str, Any]] = []
         crowds: list[dict[str, Any]] = []
         for annotation in record.pop("annotations", []):
             (crowds if annotation.get("iscrowd", 0) else singles).append(annotation)
-        data = T.AugInput(image, boxes=_boxes(singles))
+        data = T.AugInput(image, boxes=corners_of(singles))
         transforms = augmentations(data)
         size = data.image.shape[:2]
-        record["image"] = torch.as_tensor(np.ascontiguousarray(data.image.transpose(2, 0, 1)))
+        record["image"] = channels_first(data.image)
         self._transform_rest(record, transforms)
-        transformed = []
-        for annotation in singles:
-            if not _centre_inside(annotation, transforms, size):
-                continue
-            annotation.pop("keypoints", None)
-            annotation["segmentation"] = to_rle(annotation["segmentation"], *shape)
-            transformed.append(utils.transform_instance_annotations(annotation, transforms, size))
-        instances = utils.annotations_to_instances(transformed, size, self.instance_mask_format)
-        record["instances"] = utils.filter_empty_instances(instances, box_threshold=_THINNEST)
-        crowds = [x for x in crowds if _centre_inside(x, transforms, size)]
+        inside = [
+            {**annotation, "segmentation": to_rle(annotation["segmentation"], *shape)}
+            for annotation in _centred_inside(singles, transforms, size)
+        ]
+        record["instances"] = transformed_instances(
+            inside, transforms, size, tight=self.recompute_boxes, thinnest=_THINNEST
+        )
+        crowds = _centred_inside(crowds, transforms, size)
         if crowds:
-            boxes = Boxes(torch.as_tensor(transforms.apply_box(_boxes(crowds))))
+            boxes = Boxes(torch.as_tensor(transforms.apply_box(corners_of(crowds))))
             boxes.clip(size)
             record["crowd_boxes"] = boxes[boxes.nonempty(_THINNEST)]
         return record, bool(singles) and not len(record["instances"])
@@ -166,15 +206,11 @@ class SSDMapper(Mapper):
         """Transform further parts of a sample in place; subclasses override it."""
 
 
-def _boxes(annotations: list[dict[str, Any]]) -> np.ndarray:
-    """(N, 4) corners in pixels."""
-    boxes = [BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS) for x in annotations]
-    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
-
-
-def _centre_inside(
-    annotation: dict[str, Any], transforms: T.TransformList, size: tuple[int, int]
-) -> bool:
-    (box,) = _boxes([annotation])
-    ((x, y),) = transforms.apply_coords(((box[:2] + box[2:]) / 2)[None])
-    return bool(0 < x < size[1] and 0 < y < size[0])
+def _centred_inside(
+    annotations: list[dict[str, Any]], transforms: T.TransformList, size: tuple[int, int]
+) -> list[dict[str, Any]]:
+    """The annotations whose boxes have their centres in the image after ``transforms``."""
+    boxes = corners_of(annotations)
+    x, y = transforms.apply_coords((boxes[:, :2] + boxes[:, 2:]) / 2).T
+    inside = (0 < x) & (x < size[1]) & (0 < y) & (y < size[0])
+    return [annotations[number] for number in np.flatnonzero(inside)]

@@ -5,6 +5,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.utils import comm
 
 from instseg.data.build import check_files, check_records, training_records
 from instseg.data.dataset import DataSet
@@ -12,11 +13,13 @@ from instseg.data.mappers import build_test_mapper, build_train_mapper
 from instseg.data.proposal_files import check_proposal_files, with_proposals
 from instseg.data.records import Record
 from instseg.data.samples import build_sample_loader
+from instseg.data.sampling import build_sampler
 from instseg.data.semantic import with_semantic_files
 from instseg.data.video_mapper import check_video
 from instseg.errors import ConfigError
 
 Loader = Iterable[list[dict[str, Any]]]
+_BATCHES_AHEAD = 2
 
 
 def build_train_loader(cfg: CfgNode, datasets: Sequence[DataSet]) -> Loader:
@@ -41,9 +44,27 @@ def build_train_loader(cfg: CfgNode, datasets: Sequence[DataSet]) -> Loader:
             )
         return build_sample_loader(cfg, records)
     loader: Loader = build_detection_train_loader(
-        cfg, dataset=records, mapper=build_train_mapper(cfg, augment=True)
+        cfg,
+        dataset=records,
+        mapper=build_train_mapper(cfg, augment=True),
+        sampler=build_sampler(cfg, records),
+        **_prefetching(cfg),
     )
     return loader
+
+
+def _prefetching(cfg: CfgNode) -> dict[str, Any]:
+    """Options of a torch ``DataLoader`` of training images by which no step waits for data.
+
+    The order of images does not depend on them.
+    """
+    options: dict[str, Any] = {"pin_memory": cfg.MODEL.DEVICE.startswith("cuda")}
+    workers = cfg.DATALOADER.NUM_WORKERS
+    if workers and cfg.DATALOADER.ASPECT_RATIO_GROUPING:
+        # Workers then send images and no batches; torch would have each prepare two of them.
+        images = _BATCHES_AHEAD * cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+        options["prefetch_factor"] = max(2, -(-images // workers))
+    return options
 
 
 def build_test_loader(cfg: CfgNode, dataset: DataSet) -> Loader:

@@ -7,13 +7,14 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
-from detectron2.data import transforms as T
 from detectron2.data.detection_utils import build_augmentation
 
+from instseg.data.appearance import build_appearance
 from instseg.data.augmentations import build_ssd_augmentations
 from instseg.data.image_mapper import Mapper, SSDMapper
 from instseg.data.intensity import Intensity
 from instseg.data.video_mapper import VideoMapper
+from instseg.data.windows import build_geometry, has_windows
 from instseg.errors import ConfigError, ImageError
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,8 @@ def build_test_mapper(cfg: CfgNode) -> ImageMapper:
 def build_train_mapper(cfg: CfgNode, *, augment: bool) -> ImageMapper:
     """The mapper that ``INPUT.AUGMENTATION`` names, with annotations.
 
-    Both augmentations support ``INPUT.RANDOM_BRIGHTNESS``; ``ssd`` also supports videos
+    Both augmentations support the steps of :mod:`instseg.data.windows` (before their own) and
+    :mod:`instseg.data.appearance` (after them); ``ssd`` also supports videos
     (``INPUT.VIDEO_REFERENCE``).
 
     Args:
@@ -80,11 +82,12 @@ def build_train_mapper(cfg: CfgNode, *, augment: bool) -> ImageMapper:
     Raises:
         ConfigError: values of ``INPUT`` cannot be used.
     """
-    brightness = tuple(cfg.INPUT.RANDOM_BRIGHTNESS)
     _check_crop(cfg)
     settings = DatasetMapper.from_config(cfg, is_train=True)
     settings["intensity"] = Intensity.of(cfg)
+    settings["cache_mib"] = cfg.DATALOADER.CACHE_MIB if augment else 0
     mapper: type[Mapper] = Mapper
+    crop = None
     if cfg.INPUT.AUGMENTATION == "ssd":
         mapper = SSDMapper
         settings["augmentations"] = build_ssd_augmentations(cfg)
@@ -94,11 +97,16 @@ def build_train_mapper(cfg: CfgNode, *, augment: bool) -> ImageMapper:
             mapper = VideoMapper
             settings["reference_range"] = tuple(cfg.INPUT.VIDEO_REFERENCE)
             settings["with_flow"] = cfg.INPUT.VIDEO_FLOW
-    if not augment:
+    elif cfg.INPUT.CROP.ENABLED:
+        crop = settings["augmentations"].pop(0)
+    if augment:
+        before, after = build_geometry(cfg, crop), build_appearance(cfg)
+        settings["augmentations"] = [*before, *settings["augmentations"], *after]
+        # A rotated box is larger than the box of the rotated instance.
+        settings["recompute_boxes"] |= has_windows(cfg) and cfg.MODEL.MASK_ON
+    else:
         settings["augmentations"] = build_augmentation(cfg, is_train=False)
         settings["recompute_boxes"] = False
-    elif brightness != (1.0, 1.0):
-        settings["augmentations"] = [*settings["augmentations"], T.RandomBrightness(*brightness)]
     return ImageMapper(mapper(**settings), cfg.DATALOADER.MAX_UNREADABLE if augment else 0)
 
 
@@ -106,8 +114,10 @@ def _check_crop(cfg: CfgNode) -> None:
     """Refuse to crop polygons without shapely, which Detectron2 uses but does not install."""
     polygons = cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon"
     crops = cfg.INPUT.CROP.ENABLED and cfg.INPUT.AUGMENTATION == "detectron2"
+    crops = crops or has_windows(cfg)
     if crops and polygons and importlib.util.find_spec("shapely") is None:
+        key = "INPUT.CROP.ENABLED" if cfg.INPUT.CROP.ENABLED else "INPUT.RANDOM_ROTATION or _SCALE"
         raise ConfigError(
-            "INPUT.CROP.ENABLED needs the package shapely to crop polygons: pip install shapely, "
-            "or set INPUT.MASK_FORMAT bitmask"
+            f"{key} needs the package shapely to crop polygons: pip install shapely, or set "
+            "INPUT.MASK_FORMAT bitmask"
         )

@@ -8,13 +8,11 @@ knows the flow to these, the record also has ``flow_files``, in the same order.
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
 from instseg.data.flow import read_flow, transform_flow
-from instseg.data.image_mapper import SSDMapper
-from instseg.data.images import read_image
+from instseg.data.image_mapper import SSDMapper, channels_first
 from instseg.errors import ConfigError, DatasetError
 
 NUM_REFERENCES = 10
@@ -54,7 +52,7 @@ class VideoMapper(SSDMapper):
         # Drawn for every record, so that all records take the same number of random numbers.
         distance = min(int(np.random.randint(shortest, longest + 1)), len(references))
         file = references[distance - 1] if distance else record["file_name"]
-        reference = read_image(file, format=self.image_format, intensity=self.intensity)
+        reference = self.read(file)
         size = reference.shape[:2]
         if "height" in record and size != (record["height"], record["width"]):
             raise DatasetError(
@@ -75,9 +73,9 @@ class VideoMapper(SSDMapper):
 
     def _transform_rest(self, record: dict[str, Any], transforms: T.TransformList) -> None:
         reference = transforms.apply_image(record["reference_image"])
-        record["reference_image"] = _channels_first(reference)
+        record["reference_image"] = channels_first(reference)
         if self.with_flow:
-            record["flow"] = _channels_first(transform_flow(record["flow"], transforms))
+            record["flow"] = channels_first(transform_flow(record["flow"], transforms))
 
 
 def check_video(cfg: CfgNode, names: str, records: list[dict[str, Any]]) -> None:
@@ -104,7 +102,3 @@ def check_video(cfg: CfgNode, names: str, records: list[dict[str, Any]]) -> None
             f"INPUT.VIDEO_FLOW is on, but the data set {names} does not know the flow between its "
             "frames; train on e.g. shapes_video_train or flying_chairs_train"
         )
-
-
-def _channels_first(image: np.ndarray) -> torch.Tensor:
-    return torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))

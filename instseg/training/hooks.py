@@ -5,6 +5,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -94,16 +95,19 @@ class ValidationLoss(HookBase):
         period: int,
         model: nn.Module,
         build_loader: Callable[[], Iterable[list[dict[str, Any]]]],
+        used: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """
         Args:
             period: iterations between two measurements.
             model: returns a dict of scalar losses in training mode.
             build_loader: gives the batches, with annotations, once per measurement.
+            used: the model has the weights to measure inside of it.
         """
         self._period = period
         self._model = model
         self._build_loader = build_loader
+        self._used = used
 
     def after_step(self) -> None:
         last = self.trainer.iter + 1 >= self.trainer.max_iter
@@ -117,7 +121,8 @@ class ValidationLoss(HookBase):
         return [_TOTAL, *sorted(f"val/{name}" for name in loss_names)]
 
     def _measure(self) -> None:
-        gathered = comm.gather(self._sums(self._build_loader()))
+        with self._used():
+            gathered = comm.gather(self._sums(self._build_loader()))
         if not comm.is_main_process():
             return
         batches = sum(n for _, n in gathered)

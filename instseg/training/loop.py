@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from instseg.errors import ConfigError, InstsegError, TrainingError, message
 from instseg.training.interruption import signals_held
+from instseg.training.memory_format import match_memory_format
 
 logger = logging.getLogger(__name__)
 
@@ -207,4 +208,5 @@ class TrainLoop(SimpleTrainer):
                     f"checkpoint's {loaded_values[0]:g}; to use another value, start anew with the "
                     "checkpoint as MODEL.WEIGHTS"
                 )
+        match_memory_format(self.optimizer)
         self.scaler.load_state_dict(state_dict["scaler"])

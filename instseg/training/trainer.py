@@ -6,12 +6,14 @@ import os
 import shutil
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from inspect import getattr_static
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
@@ -39,6 +41,7 @@ from instseg.modeling import CROPPED, DENSE, EvaluatedRCNN, is_rcnn
 from instseg.modeling.augmented import AugmentedRCNN, check_augmentation
 from instseg.modeling.building import building
 from instseg.modeling.contract import lr_multipliers
+from instseg.training.averaging import AveragedWeights
 from instseg.training.hooks import (
     BestCheckpoint,
     ValidationLoss,
@@ -47,6 +50,7 @@ from instseg.training.hooks import (
 )
 from instseg.training.interruption import Interruption
 from instseg.training.loop import TrainLoop, mistakes_unlogged
+from instseg.training.memory_format import memory_format_on, set_memory_format
 
 logger = logging.getLogger(__name__)
 
@@ -78,12 +82,17 @@ class Trainer(DefaultTrainer):
         check_classes(cfg, (*train_sets, *self.test_sets))
         categories = training_categories(cfg, train_sets[0])
         model = self.build_model(cfg)
+        device = next(model.parameters()).device
+        set_memory_format(model, memory_format_on(device, cfg.SOLVER.MEMORY_FORMAT))
         if cfg.TEST.VIDEO:
             build_streams(cfg, model, self.test_sets)  # refuses what would stop an evaluation later
         check_evaluation(cfg, model, self.test_sets)
         check_expected_results(cfg, model, self.test_sets)
         optimizer = self.build_optimizer(cfg, model)
-        _check_space(cfg.OUTPUT_DIR, model)
+        _check_space(cfg.OUTPUT_DIR, model, copies=4 if cfg.SOLVER.EMA.ENABLED else 3)
+        self.average = (
+            AveragedWeights(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
+        )
         distributed = _distribute(model)
         self._trainer = TrainLoop(
             distributed,
@@ -102,6 +111,7 @@ class Trainer(DefaultTrainer):
             classes=class_count(cfg),
             categories=categories,
             largest_instance=largest_instance(train_sets),
+            weights=self.average.model_weights if self.average else None,
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0
@@ -152,7 +162,18 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase | None]:
         """Detectron2's hooks plus those that the configuration switches on."""
-        hooks = super().build_hooks()
+        hooks: list[HookBase | None] = super().build_hooks()
+        used = self.average.used if self.average else nullcontext
+
+        def evaluate() -> dict[str, Any]:
+            with used():
+                self._last_eval_results = self.test(self.cfg, self.model)
+            return self._last_eval_results
+
+        hooks = [
+            EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate) if isinstance(hook, EvalHook) else hook
+            for hook in hooks
+        ]
         extra: list[HookBase] = []
         losses: ValidationLoss | None = None
         if self.cfg.TEST.VAL_LOSS_PERIOD > 0:
@@ -163,6 +184,7 @@ class Trainer(DefaultTrainer):
                 self.cfg.TEST.VAL_LOSS_PERIOD,
                 self.checkpointer.model,
                 lambda: build_loss_loader(self.cfg, records),
+                used,
             )
             extra.append(losses)
         metric = self.cfg.TEST.BEST_METRIC
@@ -175,12 +197,14 @@ class Trainer(DefaultTrainer):
                 os.path.join(self.cfg.OUTPUT_DIR, "best"),
                 categories=self.checkpointer.categories,
                 largest_instance=self.checkpointer.largest_instance,
+                weights=self.checkpointer.weights,
             )
             extra.append(BestCheckpoint(best, metric, lower_is_better=lower))
         # Hooks that save and measure follow the timer, the schedule and exact norm statistics; the
         # writer stays last, so that it writes what the others measured.
         end = len(hooks) - 1 if comm.is_main_process() else len(hooks)
-        return [*hooks[:3], Interruption(self.checkpointer), *hooks[3:end], *extra, *hooks[end:]]
+        first = [*hooks[:3], self.average, Interruption(self.checkpointer)]
+        return [*first, *hooks[3:end], *extra, *hooks[end:]]
 
     def train(self) -> Any:
         """Train from ``start_iter``; if that is the end, save ``model_final`` again first."""
@@ -206,6 +230,12 @@ class Trainer(DefaultTrainer):
         iteration = state_dict["iteration"]
         if not isinstance(iteration, int) or not 0 <= iteration < 2**63:
             raise ValueError(f"iteration is {iteration!r:.80}; expected a whole number from 0")
+        has_average = AveragedWeights.__qualname__ in state_dict.get("hooks", {})
+        if has_average != (self.average is not None):
+            raise ValueError(
+                f"it {'averages' if has_average else 'does not average'} the weights; set "
+                f"SOLVER.EMA.ENABLED {has_average}"
+            )
         super().load_state_dict(state_dict)
 
     @classmethod
@@ -286,9 +316,13 @@ def _distribute(model: nn.Module) -> nn.Module:
     )
 
 
-def _check_space(output_dir: str, model: nn.Module) -> None:
-    """A first checkpoint (weights and two optimizer moments) must fit on the disk."""
-    needed = 3 * sum(p.numel() * p.element_size() for p in model.parameters())
+def _check_space(output_dir: str, model: nn.Module, *, copies: int) -> None:
+    """A first checkpoint must fit on the disk.
+
+    Args:
+        copies: tensors saved for each weight: it, two optimizer moments, perhaps its average.
+    """
+    needed = copies * sum(p.numel() * p.element_size() for p in model.parameters())
     free = shutil.disk_usage(output_dir).free
     if free < needed:
         raise OutputError(

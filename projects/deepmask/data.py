@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,19 @@ import numpy.typing as npt
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetFromList
+from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from instseg.data.appearance import build_appearance
 from instseg.data.image_mapper import read_recorded
-from instseg.data.intensity import AS_IS, Intensity
+from instseg.data.image_reader import ImageReader
+from instseg.data.intensity import AS_IS, CHANNELS, Intensity
 from instseg.data.samples import SAMPLES_REGISTRY
+from instseg.data.sampling import group_factors
+from instseg.data.windows import WindowTransform, build_geometry
 from instseg.errors import DatasetError
 from instseg.masks import decode, rle_area, to_rle
 from instseg.projects.deepmask.inference import FILL
@@ -35,7 +40,6 @@ from instseg.projects.deepmask.patches import (
 Sample = dict[str, Any]
 Image = npt.NDArray[np.uint8]
 
-_CACHE_BYTES = 128 * 2**20
 _TRIES = 100
 """Images tried for one negative window."""
 
@@ -69,6 +73,10 @@ class PatchSamples(IterableDataset[Sample]):
         flip: bool,
         image_format: str,
         intensity: Intensity = AS_IS,
+        geometry: Sequence[T.Augmentation] = (),
+        appearance: Sequence[T.Augmentation] = (),
+        weights: Tensor | None = None,
+        cache_mib: float = 0,
     ) -> None:
         """
         Args:
@@ -79,6 +87,12 @@ class PatchSamples(IterableDataset[Sample]):
             flip: mirror half of the patches.
             image_format: order of the channels.
             intensity: what is done to them.
+            geometry: augmentations of an image before a patch is cut out, see
+                :mod:`instseg.data.windows`.
+            appearance: augmentations of a patch, see :mod:`instseg.data.appearance`; its values
+                stay within 0 to 255.
+            weights: (N,) how much more often the images and their instances are drawn.
+            cache_mib: room for decoded images, see :class:`ImageReader`.
         Raises:
             DatasetError: a head with a share of the batches has no instance to learn from.
 
@@ -88,7 +102,8 @@ class PatchSamples(IterableDataset[Sample]):
         self.rules = rules
         self.score_fraction = score_fraction
         self.flip = flip
-        self.image_format, self.intensity = image_format, intensity
+        self.geometry = T.AugmentationList(list(geometry))
+        self.appearance = T.AugmentationList(list(appearance))
         by_category: dict[int, list[tuple[int, int]]] = {}
         scored = []
         for i, record in enumerate(records):
@@ -96,7 +111,7 @@ class PatchSamples(IterableDataset[Sample]):
                 for k in _learnable(record):
                     category = record["annotations"][k]["category_id"]
                     by_category.setdefault(category, []).append((i, k))
-                if _boxes(record, rules):
+                if _canonical([_corners(x) for x in _singles(record)], rules):
                     scored.append(i)
             except Exception as error:  # pycocotools raises anything for a malformed mask
                 raise DatasetError(
@@ -104,12 +119,13 @@ class PatchSamples(IterableDataset[Sample]):
                 ) from error
         if (score_fraction < 1 and not by_category) or (score_fraction > 0 and not scored):
             raise DatasetError(_why_unusable(records))
-        self._by_class = [np.array(by_category[category]) for category in sorted(by_category)]
-        self._scored = np.array(scored)
+        self._by_class = [
+            _Draws(np.array(by_category[category]), weights) for category in sorted(by_category)
+        ]
+        self._scored = _Draws(np.array(scored, dtype=np.int64)[:, None], weights)
         # Serialised, because each process that loads data would copy a million small objects.
         self._records = DatasetFromList(records, copy=False)
-        self._images: dict[str, Image] = {}
-        self._cache_left = _CACHE_BYTES
+        self._read = ImageReader(format=image_format, intensity=intensity, cache_mib=cache_mib)
         self._seed = comm.shared_random_seed()
 
     @classmethod
@@ -132,6 +148,10 @@ class PatchSamples(IterableDataset[Sample]):
             "flip": cfg.INPUT.RANDOM_FLIP == "horizontal",
             "image_format": cfg.INPUT.FORMAT,
             "intensity": Intensity.of(cfg),
+            "geometry": build_geometry(cfg, color=[FILL] * CHANNELS[cfg.INPUT.FORMAT], whole=True),
+            "appearance": build_appearance(cfg),
+            "weights": group_factors(cfg, records),
+            "cache_mib": cfg.DATALOADER.CACHE_MIB,
         }
 
     def __iter__(self) -> Iterator[Sample]:
@@ -148,16 +168,17 @@ class PatchSamples(IterableDataset[Sample]):
         return bool(uniform < self.score_fraction)
 
     def _mask_sample(self, rng: np.random.Generator) -> Sample:
-        instances = self._by_class[rng.integers(len(self._by_class))]
-        i, k = instances[rng.integers(len(instances))]
+        i, k = self._by_class[rng.integers(len(self._by_class))].draw(rng)
         record = self._records[int(i)]
         annotation = record["annotations"][k]
-        image = self._image(record)
-        window = mask_window(_corners(annotation), self.rules, rng)
-        patch = crop(image, window, self.rules.input_size, FILL)
+        whole = read_recorded(record, self._read)
+        image, transforms = self._moved(whole)
+        window = mask_window(_moved_box(annotation, record, transforms), self.rules, rng)
+        patch = self._patch(image, window)
         side = window.side * self.rules.patch_size / self.rules.input_size
         inner = Window(window.x, window.y, side)
-        mask = crop(_draw(annotation, image, record), inner, self.rules.mask_size, 0.0)
+        mask = transforms.apply_segmentation(_draw(annotation, whole, record))
+        mask = crop(mask, inner, self.rules.mask_size, 0.0)
         target = torch.where(mask[0] > 0.5, 1.0, -1.0)
         patch, target = self._flipped(rng, patch, target)
         return {**_sample(record, patch), "head": "mask", "gt_mask": target}
@@ -165,16 +186,16 @@ class PatchSamples(IterableDataset[Sample]):
     def _score_sample(self, rng: np.random.Generator) -> Sample:
         label = 1.0 if rng.random() < 0.5 else -1.0
         for _ in range(_TRIES):
-            record = self._records[int(rng.choice(self._scored))]
-            image = self._image(record)
-            boxes = _boxes(record, self.rules)
+            record = self._records[int(self._scored.draw(rng)[0])]
+            image, transforms = self._moved(read_recorded(record, self._read))
+            moved = [_moved_box(x, record, transforms) for x in _singles(record)]
+            boxes = _canonical(moved, self.rules)
             if label > 0:
-                window: Window | None = positive_window(boxes, self.rules, rng)
+                window = positive_window(boxes, self.rules, rng) if boxes else None
             else:
                 window = negative_window(image.shape[:2], boxes, self.rules, rng)
             if window is not None:
-                patch = crop(image, window, self.rules.input_size, FILL)
-                (patch,) = self._flipped(rng, patch)
+                (patch,) = self._flipped(rng, self._patch(image, window))
                 return {**_sample(record, patch), "head": "score", "label": label}
         raise DatasetError(
             f"no window without an instance was found in {_TRIES} images, the last of them "
@@ -183,20 +204,46 @@ class PatchSamples(IterableDataset[Sample]):
             "MODEL.DEEPMASK.SCORE_FRACTION 0"
         )
 
+    def _moved(self, image: Image) -> tuple[Image, T.TransformList]:
+        """An image after the augmentations of its geometry, and what these do to coordinates."""
+        data = T.AugInput(image)
+        transforms = self.geometry(data)
+        return data.image, transforms
+
+    def _patch(self, image: Image, window: Window) -> Tensor:
+        """(3, S, S) content of the window and its context."""
+        patch = crop(image, window, self.rules.input_size, FILL)
+        if not self.appearance.augs:
+            return patch
+        data = T.AugInput(np.ascontiguousarray(patch.permute(1, 2, 0).numpy()))
+        self.appearance(data)
+        return torch.from_numpy(data.image.clip(0, 255)).permute(2, 0, 1).contiguous()
+
     def _flipped(self, rng: np.random.Generator, *images: Tensor) -> tuple[Tensor, ...]:
         flips = self.flip and rng.random() < 0.5
         return tuple(image.flip(-1) for image in images) if flips else images
 
-    def _image(self, record: dict[str, Any]) -> Image:
-        """(H, W, 3); a bounded cache keeps images that were read."""
-        name = record["file_name"]
-        image = self._images.get(name)
-        if image is None:
-            image = read_recorded(record, format=self.image_format, intensity=self.intensity)
-            if image.nbytes <= self._cache_left:
-                self._cache_left -= image.nbytes
-                self._images[name] = image
-        return image
+
+class _Draws:
+    """Rows to draw from, evenly or by the weights of their images."""
+
+    def __init__(self, rows: npt.NDArray[np.int64], weights: Tensor | None) -> None:
+        """
+        Args:
+            rows: (n, ...); each begins with the index of an image.
+            weights: of the images.
+        """
+        self._rows = rows
+        self._sums = None if weights is None else weights.double().numpy()[rows[:, 0]].cumsum()
+
+    def draw(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+        """One of the rows."""
+        if self._sums is None:
+            index = int(rng.integers(len(self._rows)))
+        else:
+            index = int(self._sums.searchsorted(rng.random() * self._sums[-1], side="right"))
+        row: npt.NDArray[np.int64] = self._rows[index]
+        return row
 
 
 def _sample(record: dict[str, Any], patch: Tensor) -> Sample:
@@ -210,12 +257,41 @@ def _corners(annotation: dict[str, Any]) -> list[float]:
     return corners
 
 
-def _boxes(record: dict[str, Any], rules: Rules) -> list[list[float]]:
+def _singles(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The annotations of instances, without crowds."""
+    return [x for x in record.get("annotations", ()) if not x.get("iscrowd", 0)]
+
+
+def _canonical(boxes: list[list[float]], rules: Rules) -> list[list[float]]:
     """Corners of the instances that have a canonical scale."""
-    single = [x for x in record.get("annotations", ()) if not x.get("iscrowd", 0)]
-    boxes = [_corners(annotation) for annotation in single]
     scales = canonical_scales(boxes, rules)
     return [box for box, scale in zip(boxes, scales, strict=True) if not math.isnan(scale)]
+
+
+def _moved_box(
+    annotation: dict[str, Any], record: dict[str, Any], transforms: T.TransformList
+) -> list[float]:
+    """Corners of an instance after augmentation.
+
+    The box of a turned instance is that of its turned outline, not that of its turned box.
+    """
+    turned = any(isinstance(x, WindowTransform) for x in transforms.transforms)
+    if not turned or not annotation.get("segmentation"):
+        corners: list[float] = transforms.apply_box(np.array([_corners(annotation)]))[0].tolist()
+        return corners
+    points = transforms.apply_coords(_outline(annotation, record["height"], record["width"]))
+    return [*points.min(axis=0).tolist(), *points.max(axis=0).tolist()]
+
+
+def _outline(annotation: dict[str, Any], height: int, width: int) -> npt.NDArray[np.float64]:
+    """(N, 2) corners of pixels, x then y, whose convex hull is that of a mask."""
+    mask = decode(annotation["segmentation"], height, width)
+    rows = np.flatnonzero(mask.any(axis=1))
+    if not len(rows):
+        return np.array(_corners(annotation), dtype=np.float64).reshape(2, 2)
+    left, right = mask[rows].argmax(axis=1), width - mask[rows, ::-1].argmax(axis=1)
+    corners = [(x, y) for x in (left, right) for y in (rows, rows + 1)]
+    return np.concatenate([np.stack(pair, axis=1) for pair in corners]).astype(np.float64)
 
 
 def _learnable(record: dict[str, Any]) -> Iterator[int]:

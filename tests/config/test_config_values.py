@@ -37,7 +37,11 @@ BAD = [
     ("INPUT.MAX_SIZE_TRAIN", 0, "a whole number of at least 1"),
     ("INPUT.CROP.TYPE", "half", "relative, relative_range, absolute or absolute_range"),
     ("DATALOADER.NUM_WORKERS", -1, "a whole number of at least 0"),
-    ("DATALOADER.SAMPLER_TRAIN", "X", "TrainingSampler or RepeatFactorTrainingSampler"),
+    (
+        "DATALOADER.SAMPLER_TRAIN",
+        "X",
+        "TrainingSampler, RepeatFactorTrainingSampler or GroupedTrainingSampler",
+    ),
     ("SOLVER.IMS_PER_BATCH", 0, "a whole number of at least 1"),
     ("SOLVER.IMS_PER_BATCH", -1, "a whole number of at least 1"),
     ("SOLVER.MAX_ITER", 0, "a whole number of at least 1"),

@@ -131,13 +131,20 @@ def test_a_sample_has_two_images_instances_and_the_flow_all_of_one_size() -> Non
     assert "reference_files" not in sample and "flow_files" not in sample
 
 
+TURNED = ["INPUT.RANDOM_ROTATION", (-180.0, 180.0), "INPUT.RANDOM_SCALE", (0.8, 1.3)]
+TURNED += ["INPUT.RANDOM_DIHEDRAL", True, "INPUT.RANDOM_GAMMA", (0.7, 1.4)]
+
+
+@pytest.mark.parametrize("words", [[], TURNED], ids=["ssd", "turned"])
 @settings(max_examples=12)
 @given(seed=st.integers(0, 1000), index=st.integers(5, 19))
-def test_the_flow_fits_the_images_after_every_augmentation(seed: int, index: int) -> None:
+def test_the_flow_fits_the_images_after_every_augmentation(
+    words: list[Any], seed: int, index: int
+) -> None:
     """Known flow warps the reference onto the frame: both had the same crop, mirror
     and colours, and the flow followed."""
     np.random.seed(seed)
-    sample = mapper_with()(frame(index, clip=6))
+    sample = mapper_with(*words)(frame(index, clip=6))
     image, reference = sample["image"][None], sample["reference_image"][None]
     flow = sample["flow"]
     y, x = torch.meshgrid(torch.arange(192), torch.arange(192), indexing="ij")

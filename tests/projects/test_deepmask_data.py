@@ -11,14 +11,17 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import torch
+from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from torch.utils.data import DataLoader
 
 import instseg
 from instseg.data.samples import build_sample_loader
 from instseg.data.synthetic import shapes
-from instseg.errors import DatasetError, ImageError
+from instseg.data.windows import RandomDihedral, RandomWindow
+from instseg.errors import ConfigError, DatasetError, ImageError
 from instseg.projects.deepmask.data import PatchSamples
+from instseg.projects.deepmask.inference import FILL
 from instseg.projects.deepmask.patches import Rules
 
 RULES = Rules(64, 8, 32, mask_size=64, shift=8.0, scale_jitter=0.25)
@@ -256,6 +259,75 @@ def test_images_too_full_for_a_negative_end_in_an_error(folder: Path) -> None:
     items = [annotation((0, 0, 8, 8), bbox=list(box)) for box in boxes]
     with pytest.raises(DatasetError, match="no window without an instance was found in 100 images"):
         draw([record(folder, *items, size=(8, 8))], 100, score_fraction=1.0, rules=RULES)
+
+
+def turning() -> list[Any]:
+    color = [FILL] * 3
+    return [RandomWindow(rotation=(-180, 180), color=color, whole=True), RandomDihedral()]
+
+
+def tight(mask: torch.Tensor) -> torch.Tensor:
+    """Corners of the box around a mask."""
+    ys, xs = torch.nonzero(mask, as_tuple=True)
+    return torch.stack([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]).float()
+
+
+@pytest.mark.parametrize("rle", [False, True])
+def test_a_turned_instance_is_where_its_mask_says_and_has_the_size_of_others(
+    folder: Path, rle: bool
+) -> None:
+    """The window follows the box of the turned instance, which no turned box is as small as."""
+    box = (30, 40, 70, 50)
+    changes = {"segmentation": as_rle(box, (96, 128))} if rle else {}
+    rules = dataclasses.replace(RULES, shift=0.0, scale_jitter=0.0)
+    records = [record(folder, annotation(box, **changes))]
+    settings = {"rules": rules, "geometry": turning()}
+    shapes_drawn = set()
+    for sample in draw(records, 30, score_fraction=0.0, **settings):
+        mask = sample["gt_mask"] > 0
+        white = sample["image"][0, 8:-8, 8:-8] > 191
+        assert (white & mask).sum() > 0.85 * (white | mask).sum()
+        sides = tight(mask)[2:] - tight(mask)[:2]
+        assert abs(sides.max() - 32) <= 3
+        shapes_drawn.add(tuple(sides.tolist()))
+    assert len(shapes_drawn) > 10
+    for sample in draw(records, 30, score_fraction=1.0, **settings):
+        if sample["label"] > 0:
+            corners = tight(sample["image"][0] > 191)
+            assert (abs(corners[:2] + corners[2:] - 80) <= 4).all()
+
+
+def test_the_appearance_of_a_patch_changes_within_0_to_255_and_its_mask_does_not(
+    folder: Path,
+) -> None:
+    records = [record(folder, annotation((20, 20, 60, 60)))]
+    rules = dataclasses.replace(RULES, shift=0.0, scale_jitter=0.0)
+    (sample,) = draw(
+        records, 1, score_fraction=0.0, rules=rules, appearance=[T.RandomBrightness(2, 2)]
+    )
+    assert sample["image"].max() == 255 and sample["image"].shape == (3, 80, 80)
+    assert (sample["gt_mask"] > 0).sum() == 32 * 32
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_images_are_drawn_by_their_weights(folder: Path, fraction: float) -> None:
+    records = [record(folder, annotation((20, 20, 60, 60))) for _ in range(3)]
+    weights = torch.tensor([1.0, 1.0, 4.0])
+    samples = draw(records, 300, score_fraction=fraction, weights=weights)
+    names = Counter(sample["file_name"] for sample in samples)
+    assert 160 < names[records[2]["file_name"]] < 240
+
+
+def test_augmentations_come_from_the_configuration(folder: Path) -> None:
+    records = [record(folder, annotation((20, 20, 60, 60)))]
+    words = ["INPUT.RANDOM_ROTATION", (0.0, 9.0), "INPUT.RANDOM_DIHEDRAL", True]
+    words += ["INPUT.RANDOM_BLUR", (0.0, 1.0)]
+    samples: Any = build_sample_loader(small_cfg(*words), records).dataset  # type: ignore[attr-defined]
+    window, symmetry = samples.geometry.augs
+    assert window.whole and window.color == [127.5] * 3 and window.rotation == (0.0, 9.0)
+    assert isinstance(symmetry, RandomDihedral) and len(samples.appearance.augs) == 1
+    with pytest.raises(ConfigError, match="as INPUT.SAMPLES PatchSamples draws scales by itself"):
+        instseg.load_cfg("deepmask/deepmask_shapes.yaml", ["INPUT.RANDOM_SCALE", (0.5, 1.0)])
 
 
 def small_cfg(*overrides: Any) -> Any:

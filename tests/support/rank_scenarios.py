@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from instseg.checkpoint import Checkpointer
 from instseg.errors import ImageError
+from instseg.training.averaging import AveragedWeights
 from instseg.training.interruption import Interruption
 from instseg.training.loop import TrainLoop
 
@@ -75,6 +76,18 @@ def train(third: Any = None, number: signal.Signals | None = None, folder: str =
     return "done"
 
 
+def averages(third: Any = None) -> str:
+    """The weight after six iterations, and its average, on this rank."""
+    model = DistributedDataParallel(Line())
+    average = AveragedWeights(model.module, 0.5)
+    loop = TrainLoop(model, Data(third), torch.optim.SGD(model.parameters(), lr=0.1))
+    loop.register_hooks([average])
+    loop.train(0, 6)
+    own = model.module.linear.weight.item()
+    with average.used():
+        return f"{own} {model.module.linear.weight.item()}"
+
+
 def main(folder: str) -> None:
     """Print how each scenario ends, one line each."""
     dist.init_process_group("gloo")
@@ -91,6 +104,8 @@ def main(folder: str) -> None:
     for name, what in scenarios.items():
         outcome = train(**what) if is_second else train(folder=what.get("folder", ""))
         print(name, outcome, flush=True)
+    third = [{"x": 7.0, "file_name": "ok.png"}] if is_second else None
+    print("average", averages(third), flush=True)
     # Last, as nothing is left to go on with.
     if is_second:
         train(third=None, number=signal.SIGKILL)

@@ -75,6 +75,12 @@ def test_a_signal_to_one_rank_ends_both_after_the_same_iteration(
     assert read_weights(folder / "model_0000002.pth")["iteration"] == 2
 
 
+def test_both_ranks_have_the_same_average_of_the_weights(outcomes: Outcomes) -> None:
+    assert outcomes[0]["average"] == outcomes[1]["average"]
+    own, average = map(float, outcomes[0]["average"].split())
+    assert own < average  # the weight falls in every iteration
+
+
 def test_a_killed_rank_stops_the_other_within_seconds(outcomes: Outcomes) -> None:
     assert outcomes[0]["killed"].endswith("[soon]")
     assert "killed" not in outcomes[1]

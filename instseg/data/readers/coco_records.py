@@ -82,7 +82,8 @@ def coco_records(
 ) -> list[dict[str, Any]]:
     """Records in the order of the image ids, as Detectron2's ``load_coco_json`` gives them.
 
-    Annotations also have the ``id``, ``area`` and ``num_keypoints`` of the file.
+    Annotations also have the ``id``, ``area`` and ``num_keypoints`` of the file, and images its
+    ``group`` (:mod:`instseg.data.sampling`).
 
     Args:
         content: without errors, see :func:`~instseg.data.readers.coco_check.check_coco`.
@@ -101,6 +102,7 @@ def coco_records(
             "width": image["width"],
             "image_id": image["id"],
             "annotations": by_image[image["id"]],
+            **({"group": image["group"]} if "group" in image else {}),
         }
         for image in sorted(content["images"], key=lambda entry: entry["id"])
     ]

@@ -79,8 +79,8 @@ def add_shared_config(cfg: CfgNode) -> None:
     # Batches of SOLVER.IMS_PER_BATCH images whose gradients make one step; 1 is off.
     cfg.SOLVER.ACCUMULATE_BATCHES = 1
     # Order of the numbers of weights and feature maps in training: "channels_last", "contiguous"
-    # (channels first) or "auto", the faster one: "channels_last" on a CPU, "contiguous" on a GPU.
-    # Weights of any order go on in any other.
+    # (channels first) or "auto": "channels_last" on a CPU with AVX-512, else "contiguous". Weights
+    # of any order go on in any other.
     cfg.SOLVER.MEMORY_FORMAT = "auto"
     # Smallest and largest factor on the pixel values of a training image; (1.0, 1.0) is off.
     cfg.INPUT.RANDOM_BRIGHTNESS = (1.0, 1.0)

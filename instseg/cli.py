@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_models_arguments(add_to("models", help="whole predictions"))
     benchmark.add_ops_arguments(add_to("ops", help="compiled operators"))
     benchmark.add_tiles_arguments(add_to("tiles", help="a large image by tiles"))
+    benchmark.add_train_arguments(add_to("train", help="steps of a training"))
     return parser
 
 

@@ -19,23 +19,32 @@ from instseg.processes import end_with
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
+_OPTIONAL = (
+    *("ratio_memory", "ratio_own_memory", "floor_ms", "f1", "peer_f1"),
+    *("cpu_ms", "peer_cpu_ms", "ratio_cpu", "data_ms", "peer_data_ms"),
+)
+"""Columns that a report has if a row has a value for them."""
+
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison.  Times are milliseconds per image (models) or call (operators).
+    """One comparison.  Times are milliseconds per image (models), call (operators) or step
+    (training).
 
-    The ratios are peer / ours, above 1 ours is ahead; None where peak memory cannot be measured.
+    The ratios are peer / ours, above 1 ours is ahead; None where there is no peer or peak memory
+    cannot be measured.
     ``ratio_memory`` counts the inputs, ``ratio_own_memory`` what a call takes beside them.
     ``stages_ms`` splits ``ours_ms`` by the parts of the model.  ``floor_ms`` is how long it takes
     to move the bytes that an operator must read and write.  ``f1`` and ``peer_f1`` say
-    how good both results are.
+    how good both results are.  ``cpu_ms`` and ``peer_cpu_ms`` are CPU time, ``data_ms`` and
+    ``peer_data_ms`` the wait for data, of a step.
     """
 
     name: str
     peer: str
     ours_ms: float
-    peer_ms: float
-    ratio_time: float
+    peer_ms: float | None
+    ratio_time: float | None
     ratio_memory: float | None
     ratio_own_memory: float | None = None
     images_per_second: float | None = None
@@ -44,6 +53,11 @@ class Row:
     floor_ms: float | None = None
     f1: float | None = None
     peer_f1: float | None = None
+    cpu_ms: float | None = None
+    peer_cpu_ms: float | None = None
+    ratio_cpu: float | None = None
+    data_ms: float | None = None
+    peer_data_ms: float | None = None
 
 
 def report(rows: Sequence[Row], json_file: Path | None) -> str:
@@ -55,8 +69,8 @@ def report(rows: Sequence[Row], json_file: Path | None) -> str:
     if json_file is not None:
         content = json.dumps([asdict(row) for row in rows], indent=2).encode() + b"\n"
         atomic_write(str(json_file), lambda file: file.write(content))
-    columns = ["name", "peer", "ours_ms", "peer_ms", "ratio_time", "ratio_memory"]
-    for column in ("ratio_own_memory", "floor_ms", "f1", "peer_f1"):
+    columns = ["name", "peer", "ours_ms", "peer_ms", "ratio_time"]
+    for column in _OPTIONAL:
         if any(getattr(row, column) is not None for row in rows):
             columns.append(column)
     table = tabulate(
@@ -64,6 +78,7 @@ def report(rows: Sequence[Row], json_file: Path | None) -> str:
         headers=columns,
         tablefmt="github",
         floatfmt=".2f",
+        missingval="-",
     )
     stages = [
         f"{row.name}: " + ", ".join(f"{name} {ms:.1f} ms" for name, ms in row.stages_ms.items())

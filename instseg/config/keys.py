@@ -85,8 +85,8 @@ def add_shared_config(cfg: CfgNode) -> None:
     # Batches of SOLVER.IMS_PER_BATCH images whose gradients make one step; 1 is off.
     cfg.SOLVER.ACCUMULATE_BATCHES = 1
     # Order of the numbers of weights and feature maps in training: "channels_last", "contiguous"
-    # (channels first) or "auto", the faster one: "channels_last" on a CPU, "contiguous" on a GPU.
-    # Weights of any order go on in any other.
+    # (channels first) or "auto": "channels_last" on a CPU with AVX-512, else "contiguous". Weights
+    # of any order go on in any other.
     cfg.SOLVER.MEMORY_FORMAT = "auto"
     cfg.SOLVER.EMA = CfgNode()
     # Evaluate and save an exponential moving average of the weights; see

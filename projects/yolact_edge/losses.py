@@ -49,4 +49,7 @@ def warp_loss(
 
 
 def _distance(first: Tensor, second: Tensor) -> Tensor:
+    # Features may be in half precision, losses are not.
+    dtype = torch.promote_types(first.dtype, torch.float32)
+    first, second = first.to(dtype), second.to(dtype)
     return (1 - F.cosine_similarity(first, second, dim=1)).mean()

@@ -41,6 +41,8 @@ class DeformableConv2d(nn.Module):
         # NaN, as after a step that diverged; the strengths carry the NaN on.
         strengths = strengths + offsets.unflatten(1, (9, 2)).sum(dim=2) * 0
         offsets = offsets.where(~offsets.isnan(), 0)
+        # It has no kernel for bfloat16 on a CPU, which autocast gives.
+        x, offsets, strengths = (part.to(self.weight.dtype) for part in (x, offsets, strengths))
         x = deform_conv2d(
             x, offsets, self.weight, self.bias, self.stride, padding=1, mask=strengths.sigmoid()
         )

@@ -1,6 +1,7 @@
 """The benchmark measures what it says, and its rows can be read by programs."""
 
 import json
+import multiprocessing
 import time
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,42 @@ def test_a_model_is_compared_with_the_stock_predictor_and_written_as_rows(
     assert {"backbone", "proposal_generator", "roi_heads", "rest"} == set(row["stages_ms"])
     assert row["ratio_memory"] == pytest.approx(1, abs=0.2)
     assert "| mask_rcnn_shapes |" in capsys.readouterr().out
+
+
+TINY_TRAINING = [
+    *("SOLVER.IMS_PER_BATCH", "1", "DATASETS.SHAPES_SIZE", "64", "MODEL.DEVICE", "cpu"),
+    *("DATASETS.TRAIN", "('shapes_val',)", "DATALOADER.NUM_WORKERS", "1"),
+]
+
+
+def test_a_training_is_compared_with_the_stock_trainer_and_written_as_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows_file = tmp_path / "rows.json"
+    small = [*TINY_TRAINING, *TINY, "INPUT.MIN_SIZE_TRAIN", "(64,)"]
+    arguments = ["--config-file", CONFIG, "--iterations", "2", "--json", str(rows_file)]
+    assert cli.main(["benchmark", "train", *arguments, "--", *small]) == 0
+    (row,) = json.loads(rows_file.read_text())
+    assert (row["name"], row["peer"]) == ("mask_rcnn_shapes", "detectron2 DefaultTrainer")
+    assert row["ratio_time"] == pytest.approx(row["peer_ms"] / row["ours_ms"])
+    assert row["ratio_cpu"] == pytest.approx(row["peer_cpu_ms"] / row["cpu_ms"])
+    assert 0 <= row["data_ms"] and 0 <= row["peer_data_ms"] < row["peer_ms"]
+    assert multiprocessing.active_children() == []
+    out = capsys.readouterr().out
+    assert "| mask_rcnn_shapes |" in out and "ratio_memory" not in out and "Linear" not in out
+
+
+def test_a_training_that_detectron2_does_not_know_has_no_peer(tmp_path: Path) -> None:
+    config = "discriminative_loss/discriminative_loss_shapes.yaml"
+    (row,) = benchmark.benchmark_train([config], TINY_TRAINING, 1)
+    assert (row.peer, row.peer_ms, row.ratio_time, row.ratio_cpu) == ("-", None, None, None)
+    assert row.ours_ms > 0 and row.cpu_ms is not None
+    assert "| - " in benchmark.report([row], None)
+
+
+def test_no_steps_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["benchmark", "train", "--iterations", "0"]) == 2
+    assert "--iterations is 0; expected at least 1" in capsys.readouterr().err
 
 
 def same(ours: Any, theirs: Any) -> None:

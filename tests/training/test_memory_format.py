@@ -118,13 +118,19 @@ def test_a_checkpoint_does_not_show_the_order(tmp_path: Path) -> None:
     assert not other[0].weight.is_contiguous()
 
 
-def test_the_order_is_chosen_for_the_device() -> None:
-    assert memory_format_on(torch.device("cpu"), "auto") == "channels_last"
+@pytest.mark.parametrize(
+    ("capability", "chosen"), [("AVX512", "channels_last"), ("AVX2", "contiguous")]
+)
+def test_the_order_is_chosen_for_the_processor(
+    capability: str, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    assert memory_format_on(torch.device("cpu"), "auto") == chosen
     assert memory_format_on(torch.device("cuda"), "auto") == "contiguous"
     assert memory_format_on(torch.device("cuda"), "channels_last") == "channels_last"
 
 
-@pytest.mark.parametrize("choice", ["auto", "contiguous"])
+@pytest.mark.parametrize("choice", ["channels_last", "contiguous"])
 def test_the_trainer_stores_weights_as_asked(choice: str, tmp_path: Path) -> None:
     words = ["SOLVER.MEMORY_FORMAT", choice, "OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu"]
     trainer = Trainer(instseg.load_cfg(CONFIG, words))

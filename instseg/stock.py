@@ -16,7 +16,7 @@ def register(manager: PathManager) -> None:
     manager.register_handler(ZooHandler(), allow_override=True)
 
 
-class ZooHandler(PathHandler):  # type: ignore[misc]
+class ZooHandler(PathHandler):
     """Gives a PyTorch file with the float32 weights of a shipped model.
 
     The file lies in the cache of downloads (``$FVCORE_CACHE``).  instseg itself reads the shipped

@@ -21,9 +21,10 @@ from detectron2.utils.file_io import PathManager
 import instseg
 from instseg import cli, shipped
 from instseg.checkpoint import Checkpointer, read_weights
+from instseg.data.synthetic import shapes
 from instseg.errors import CheckpointError
 from instseg.inference.predictor import Predictor
-from tests.support import tiny_zoo
+from tests.support import programs, tiny_zoo
 
 ADDRESS = f"zoo://{tiny_zoo.NAME}"
 
@@ -129,6 +130,18 @@ def test_an_empty_manifest_is_told(
     tiny_zoo.ship(monkeypatch, tmp_path)
     assert cli.main(["models"]) == 0
     assert capsys.readouterr().out == "no models are shipped with this copy of instseg\n"
+
+
+def test_a_shipped_model_is_evaluated_by_its_address_alone(tmp_path: Path) -> None:
+    json_file = shapes.export("shapes_val", tmp_path / "data", limit=2)
+    test_set = f"('coco:{json_file}:{tmp_path / 'data' / 'shapes_val'}',)"
+    output = tmp_path / "out"
+    words = ["--config-file", ADDRESS, "--eval-only", "OUTPUT_DIR", str(output)]
+    done = programs.train_net(*words, "DATASETS.TEST", test_set, "DATALOADER.NUM_WORKERS", "0")
+    assert done.returncode == 0, done.stderr
+    written = instseg.load_cfg(output / "config.yaml")
+    assert written.MODEL.WEIGHTS == ADDRESS
+    assert written.MODEL.CATEGORIES == tiny_zoo.CLASSES.as_coco()
 
 
 def test_fine_tuning_starts_from_a_shipped_model_with_other_classes(

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT_OF = {
     "PIL": "pillow",
     "cv2": "opencv-python",
+    "huggingface_hub": "huggingface-hub",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",

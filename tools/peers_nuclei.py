@@ -29,7 +29,7 @@ from instseg.evaluation.contest import THRESHOLDS, image_scores, true_label_map
 from instseg.processes import run
 
 WORKER = Path(__file__).with_name("stardist_nuclei.py")
-PACKAGES = ("stardist==0.9.2", "tensorflow", "tf_keras")
+PACKAGES = ("stardist==0.9.2", "tensorflow")
 
 
 def make_environment(folder: Path) -> Path:

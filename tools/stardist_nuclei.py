@@ -14,13 +14,11 @@ from pathlib import Path
 
 import numpy as np
 from csbdeep.utils import normalize
+from csbdeep.utils.tf import keras_import
 from stardist import fill_label_holes
 from stardist.models import Config2D, StarDist2D
 
-try:  # what StarDist uses where Keras 3 is installed
-    from tf_keras.callbacks import Callback
-except ImportError:
-    from tensorflow.keras.callbacks import Callback
+Callback = keras_import("callbacks", "Callback")  # of the Keras that StarDist uses
 
 
 class StopAt(Callback):

@@ -147,13 +147,13 @@ def _read_coco(checked: CheckedSet, content: Any, root: str) -> None:
         return
     report.add(check_consistency(coco_instances(content, report)))
     left_out = report.left_out()
-    used = [entry for entry in annotations if entry["id"] not in left_out]
-    for entry in used:
+    used_annotations = [entry for entry in annotations if entry["id"] not in left_out]
+    for entry in used_annotations:
         checked.counts[entry["image_id"]] += not entry.get("iscrowd", 0)
-    if all(entry.get("iscrowd", 0) for entry in used):
-        annotated = len({entry["image_id"] for entry in used})
+    if all(entry.get("iscrowd", 0) for entry in used_annotations):
+        annotated = len({entry["image_id"] for entry in used_annotations})
         message = nothing_to_train_on(annotated, len(checked.images))
-        report.add([Finding(Kind.NO_OBJECT, None, message)])
+        report.add([Finding(Kind.NO_INSTANCE, None, message)])
 
 
 def _read_registered(checked: CheckedSet, function: CheckedRecords) -> None:
@@ -166,7 +166,7 @@ def _read_registered(checked: CheckedSet, function: CheckedRecords) -> None:
     crowds = all(entry["iscrowd"] for record in records for entry in record.get("annotations", ()))
     if crowds and not report.has(Level.ERROR):
         message = nothing_to_train_on(annotated, len(records))
-        checked.report.add([Finding(Kind.NO_OBJECT, None, message)])
+        checked.report.add([Finding(Kind.NO_INSTANCE, None, message)])
 
 
 def _read_examined(checked: CheckedSet, content: Content, report: Report) -> None:
@@ -176,7 +176,7 @@ def _read_examined(checked: CheckedSet, content: Content, report: Report) -> Non
     checked.classes = list((content.classes or {}).values())
     if not checked.annotations and not checked.report.has(Level.ERROR):
         message = nothing_to_train_on(0, len(content.records))
-        checked.report.add([Finding(Kind.NO_OBJECT, None, message)])
+        checked.report.add([Finding(Kind.NO_INSTANCE, None, message)])
 
 
 def _read_records(checked: CheckedSet) -> None:
@@ -231,8 +231,8 @@ def _check_image(image: _Image) -> Iterator[Finding]:
         yield Finding(Kind.IMAGE_SIZE, key, message)
     channels = f"{facts.channels} channel{'s' * (facts.channels > 1)} of {facts.depth}"
     if facts.limits is not None:
-        found = f"{channels} with values of {facts.limits[0]:g} to {facts.limits[1]:g}"
-        yield Finding(Kind.DEPTH, key, f"image {key}: {too_deep(file, found)}")
+        depth = f"{channels} with values of {facts.limits[0]:g} to {facts.limits[1]:g}"
+        yield Finding(Kind.DEPTH, key, f"image {key}: {too_deep(file, depth)}")
     if facts.channels not in (1, 3):
         yield Finding(Kind.CHANNELS, key, f"image {key}: {other_channels(file, channels)}")
 

@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="instseg", description="Instance segmentation on Detectron2.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add = commands.add_parser
-    predict.add_arguments(add("predict", help="find objects in images and videos"))
+    predict.add_arguments(add("predict", help="find instances in images and videos"))
     results.add_arguments(add("results", help="write results in other formats"))
     models.add_arguments(add("models", help="list the shipped models"))
     proposals.add_arguments(add("proposals", help="write a model's boxes for another detector"))

@@ -52,8 +52,10 @@ def installed_detectron2() -> str | None:
     # A folder that happens to be called detectron2, such as a clone, is found without an origin.
     if spec is None or spec.origin is None:
         return None
-    found = re.search(r'^__version__ = "(.+)"', Path(spec.origin).read_text("utf-8"), re.MULTILINE)
-    version = found[1] if found else "of unknown version"
+    version_line = re.search(
+        r'^__version__ = "(.+)"', Path(spec.origin).read_text("utf-8"), re.MULTILINE
+    )
+    version = version_line[1] if version_line else "of unknown version"
     return f"detectron2 {version} in {Path(spec.origin).parent}"
 
 
@@ -63,11 +65,11 @@ def verify(file: Path, sha256: str) -> None:
         content = file.read_bytes()
     except OSError as error:
         raise InstallError(f"cannot read {file}: {error.strerror}") from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != sha256:
         raise InstallError(
             f"{file.name} ({len(content)} bytes) is not the expected file and is not used: "
-            f"sha256 is {found}, expected {sha256}; download it again, or use --source github"
+            f"sha256 is {digest}, expected {sha256}; download it again, or use --source github"
         )
 
 
@@ -165,8 +167,8 @@ def install(source: str, wheel: Path | None, output: Path | None, constraint: Pa
     Raises:
         InstallError: nothing was installed.
     """
-    if output is None and (found := installed_detectron2()):
-        return f"using {found}"
+    if output is None and (existing := installed_detectron2()):
+        return f"using {existing}"
     options = ["install", *(["--constraint", str(constraint)] if constraint else [])]
     if source == "github":
         # Upstream's setup.py imports torch, which an isolated build would not see.

@@ -250,9 +250,11 @@ def check_weights_that_are_not_finite(system: System) -> None:
     A parameter that only training uses changes nothing.
     """
     predictor = system.predictor
-    used: set[nn.Parameter] = set()
+    used_parameters: set[nn.Parameter] = set()
     hooks = [
-        part.register_forward_hook(lambda part, *_: used.update(part.parameters(recurse=False)))
+        part.register_forward_hook(
+            lambda part, *_: used_parameters.update(part.parameters(recurse=False))
+        )
         for part in predictor.model.modules()
     ]
     sound = predictor(PHOTO)["instances"]
@@ -268,7 +270,7 @@ def check_weights_that_are_not_finite(system: System) -> None:
             assert "values that are not finite" in str(error), str(error)
             raised += 1
         else:
-            assert parameter not in used, f"{name} is NaN, and there is a result"
+            assert parameter not in used_parameters, f"{name} is NaN, and there is a result"
             assert torch.equal(instances.pred_masks, sound.pred_masks), f"{name} changes masks"
             assert torch.equal(instances.scores, sound.scores), f"{name} changes scores"
         finally:
@@ -296,12 +298,12 @@ def check_cropped_masks(system: System) -> None:
     cropping.cfg = system.predictor.cfg.clone()
     cropping.cfg.defrost()
     cropping.cfg.TEST.MASKS, cropping.cfg.TEST.MASK_MEMORY = "cropped", 1e-9
-    for every, result in zip(dense, cropping([PHOTO, tall]), strict=True):
-        found = result["instances"]
-        assert isinstance(found.pred_masks, CroppedMasks), f"masks are {type(found.pred_masks)}"
-        assert found.pred_masks.to_rle() == [encode(mask) for mask in every.pred_masks]
-        found.pred_masks = found.pred_masks.to_dense().to(every.pred_masks.device)
-        assert_same(every, found)
+    for dense_instances, result in zip(dense, cropping([PHOTO, tall]), strict=True):
+        cropped = result["instances"]
+        assert isinstance(cropped.pred_masks, CroppedMasks), f"masks are {type(cropped.pred_masks)}"
+        assert cropped.pred_masks.to_rle() == [encode(mask) for mask in dense_instances.pred_masks]
+        cropped.pred_masks = cropped.pred_masks.to_dense().to(dense_instances.pred_masks.device)
+        assert_same(dense_instances, cropped)
 
 
 def check_odd_frames(system: System) -> None:
@@ -336,16 +338,16 @@ CHECKS: tuple[Callable[[System], None], ...] = (
 """The checks, one for each rule of the contract."""
 
 
-def assert_valid(instances: Instances, height: int, width: int, most: int) -> None:
+def assert_valid(instances: Instances, height: int, width: int, max_instances: int) -> None:
     """The fields of a result have the shapes, types and values that the contract asks for.
 
     Args:
         height, width: of the image.
-        most: largest number of instances.
+        max_instances: largest number of instances.
     """
     count = len(instances)
     assert instances.image_size == (height, width), f"{instances.image_size} of {height}x{width}"
-    assert count <= most, f"{count} instances; expected at most {most}"
+    assert count <= max_instances, f"{count} instances; expected at most {max_instances}"
     masks, boxes = instances.pred_masks, instances.pred_boxes.tensor
     assert masks.shape == (count, height, width), f"masks of shape {tuple(masks.shape)}"
     assert masks.dtype == torch.bool, f"masks of type {masks.dtype}"

@@ -185,10 +185,10 @@ class _Affinity:
         """Take the detections of the next frame, in the groups that the library matches."""
         from trackers import ByteTrackTracker
 
-        sure = np.ones(len(boxes), dtype=bool)
+        is_confident = np.ones(len(boxes), dtype=bool)
         if isinstance(self._library, ByteTrackTracker):
-            sure = scores >= self._library.high_conf_det_threshold
-        self._groups = [(boxes[group], classes[group]) for group in (sure, ~sure)]
+            is_confident = scores >= self._library.high_conf_det_threshold
+        self._groups = [(boxes[group], classes[group]) for group in (is_confident, ~is_confident)]
 
     def compute(self, predicted: Boxes, boxes: Boxes) -> Boxes:
         """(N, M) affinity of predicted boxes (N, 4) and those of a group of detections (M, 4)."""
@@ -201,9 +201,9 @@ class _Affinity:
         waiting = [track for track in self._library.tracks if track.time_since_update > 0]
         kinds = np.array([vote(self.votes[track.tracker_id]) for track in waiting])
         overlap = _iou(predicted, boxes)
-        enough = overlap >= self._library.minimum_iou_threshold
-        same = kinds[:, None] == classes
-        return np.where(enough, overlap + _SAME_CLASS * same, 0.0)
+        overlaps_enough = overlap >= self._library.minimum_iou_threshold
+        same_class = kinds[:, None] == classes
+        return np.where(overlaps_enough, overlap + _SAME_CLASS * same_class, 0.0)
 
 
 def vote(scores: Counter[int]) -> int:

@@ -132,6 +132,13 @@ def test_a_part_is_packed_before_the_next_is_made() -> None:
     assert made.boxes.tolist() == [[n, n, n + 4, n + 1] for n in range(4)]
 
 
+def test_all_masks_are_chosen_without_a_copy() -> None:
+    masks = CroppedMasks.from_dense(np.eye(4, dtype=bool)[:3, None])
+    for index in (slice(None), np.ones(3, bool), torch.arange(3)):
+        assert masks[index] is masks
+    assert masks[[0, 2, 1]].boxes[:, 0].tolist() == [0, 2, 1]
+
+
 def test_masks_are_cropped_only_if_they_are_dense() -> None:
     dense = torch.ones(2, 3, 4, dtype=torch.bool)
     made = CroppedMasks.of(dense)
@@ -189,14 +196,17 @@ def test_overlaps_are_those_of_the_pixels(masks: Dense, data: st.DataObject) -> 
     np.testing.assert_array_equal(found, shared / np.maximum(united, 1))
 
 
-@given(sets())
-def test_the_first_mask_is_on_top_of_a_label_image(masks: Dense) -> None:
-    labels = CroppedMasks.from_dense(masks).to_label_image()
+@given(sets(), st.data())
+def test_the_first_mask_is_on_top_of_a_label_image(masks: Dense, data: st.DataObject) -> None:
+    cropped = CroppedMasks.from_dense(masks)
+    labels = cropped.to_label_image()
     expected = np.zeros(masks.shape[1:], dtype=np.uint16)
     for number in range(len(masks), 0, -1):
         expected[masks[number - 1]] = number
     assert labels.dtype == np.uint16
     np.testing.assert_array_equal(labels, expected)
+    top, bottom = sorted(data.draw(st.integers(0, masks.shape[1])) for _ in range(2))
+    np.testing.assert_array_equal(cropped.to_label_image(top, bottom), expected[top:bottom])
 
 
 def test_more_masks_than_16_bits_count_have_32() -> None:

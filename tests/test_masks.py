@@ -10,9 +10,7 @@ import pytest
 import torch
 from detectron2.structures import BitMasks, BoxMode, Instances, PolygonMasks
 from hypothesis import given
-from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from scipy.ndimage import binary_fill_holes
 
 from instseg.masks import (
     annotation_of,
@@ -24,7 +22,6 @@ from instseg.masks import (
     gt_masks_of,
     instances_from_masks,
     ious,
-    outlines,
     rle_area,
     rle_box,
     tight_boxes,
@@ -118,27 +115,6 @@ def test_annotations_describe_a_mask() -> None:
     assert entry == coco_annotation_of(rle, 3)
     del expected["bbox_mode"]
     assert entry == {**expected, "area": 8, "segmentation": as_text(rle)}
-
-
-@given(
-    arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.integers(0, 1))
-)
-def test_polygons_are_the_mask_with_its_holes_filled(mask: np.ndarray) -> None:
-    polygons = outlines(mask)
-    assert all(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in polygons)
-    assert bool(polygons) == mask.any()
-    if polygons:
-        assert np.array_equal(decode(polygons, *mask.shape), binary_fill_holes(mask))
-
-
-@pytest.mark.parametrize("size", [(1, 1), (2, 3)])
-def test_a_rectangle_is_the_polygon_of_its_corners(size: tuple[int, int]) -> None:
-    height, width = size
-    mask = np.zeros((5, 5), dtype=np.uint8)
-    mask[1 : 1 + height, 2 : 2 + width] = 1
-    [polygon] = outlines(mask)
-    corners = set(zip(polygon[::2], polygon[1::2], strict=True))
-    assert corners == {(x, y) for x in (2, 2 + width) for y in (1, 1 + height)}
 
 
 def test_ground_truth_is_drawn_from_polygons_as_from_bit_masks() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from instseg.benchmark.rows import in_fresh_process
+from instseg.errors import ConfigError
 from instseg.processes import end_with, run
 from tests.conftest import ROOT
 
@@ -131,6 +132,15 @@ def death_signal() -> float:
 @linux
 def test_a_process_that_measures_memory_ends_with_the_benchmark() -> None:
     assert in_fresh_process(death_signal) == signal.SIGTERM
+
+
+def refused() -> None:
+    raise ConfigError("a line for the user")
+
+
+def test_an_error_of_the_user_in_a_new_process_is_one_of_the_benchmark() -> None:
+    with pytest.raises(ConfigError, match="a line for the user"):
+        in_fresh_process(refused)
 
 
 STARTS = ("subprocess.run(", "subprocess.Popen(", "os.fork()", "context.Process(")

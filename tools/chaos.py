@@ -154,9 +154,9 @@ class Chaos:
         return self.output.read_text()[-length:] if self.output.exists() else ""
 
 
-def expect(truth: bool, otherwise: str) -> None:
-    """Stop with a message unless ``truth``."""
-    if not truth:
+def expect(condition: bool, otherwise: str) -> None:
+    """Stop with a message unless ``condition``."""
+    if not condition:
         sys.exit(f"FAILED: {otherwise}")
 
 

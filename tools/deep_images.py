@@ -1,4 +1,4 @@
-"""A data set in COCO's format again with images of 12 or 16 bits, as a microscope would write them.
+"""Copy a data set in COCO's format with images of 12 or 16 bits, as a microscope writes them.
 
 ``python tools/deep_images.py ANNOTATIONS.json IMAGES OUTPUT --bits 16`` writes ``OUTPUT/images/``,
 16-bit TIFFs of the grey or colour images, and ``OUTPUT/ANNOTATIONS.json``.  Each image gets an
@@ -28,11 +28,11 @@ def deepen(
     Args:
         noise: standard deviation, in steps of the 8-bit image.
     """
-    most = 2**bits - 1
-    offset = generator.uniform(0.02, 0.1) * most
-    step = generator.uniform(0.5, 0.85) * most / 255
+    largest_value = 2**bits - 1
+    offset = generator.uniform(0.02, 0.1) * largest_value
+    step = generator.uniform(0.5, 0.85) * largest_value / 255
     values = pixels + generator.normal(0, noise, pixels.shape)
-    result: np.ndarray = np.rint(offset + step * values).clip(0, most).astype(np.uint16)
+    result: np.ndarray = np.rint(offset + step * values).clip(0, largest_value).astype(np.uint16)
     return result
 
 

@@ -80,7 +80,7 @@ def coin_masks(photograph: np.ndarray) -> np.ndarray:
     return masks[masks.sum(axis=(1, 2)) > 100]
 
 
-def count_found(predicted: np.ndarray, coins: np.ndarray) -> int:
+def count_matched(predicted: np.ndarray, coins: np.ndarray) -> int:
     """Number of ``coins`` (K, H, W) that ``predicted`` masks (N, H, W) match at IoU >= 0.5."""
     overlap = np.einsum("nhw,khw->nk", predicted.astype(np.float32), coins.astype(np.float32))
     union = predicted.sum(axis=(1, 2))[:, None] + coins.sum(axis=(1, 2)) - overlap
@@ -97,7 +97,7 @@ def count_coins(weights: str, overrides: list[str], overlay: Path) -> tuple[int,
     image = cv2.cvtColor(photograph, cv2.COLOR_GRAY2BGR)
     cv2.imwrite(str(overlay), draw_instances(image, instances, predictor.class_names))
     coins = coin_masks(photograph)
-    return len(coins), count_found(instances.pred_masks.numpy(), coins)
+    return len(coins), count_matched(instances.pred_masks.numpy(), coins)
 
 
 def main() -> None:
@@ -111,8 +111,8 @@ def main() -> None:
     summary: dict[str, float] = train(args.output, args.overrides)
     weights = str(args.output / "model_final.pth")
 
-    coins, found = count_coins(weights, args.overrides, args.output / "coins.png")
-    summary["coins_found"] = found
+    coins, matched = count_coins(weights, args.overrides, args.output / "coins.png")
+    summary["coins_found"] = matched
     predictor = Predictor(CONFIG, weights, overrides=args.overrides)
     cv2.imwrite(str(args.output / "gallery.png"), draw_gallery(predictor))
     summary["seconds"] = round(time.monotonic() - start, 1)
@@ -122,7 +122,7 @@ def main() -> None:
         f"shapes_val: box AP {summary['bbox/AP']:.1f}, mask AP {summary['segm/AP']:.1f}, ", end=""
     )
     print(f"mask AP50 {summary['segm/AP50']:.1f}")
-    print(f"skimage.data.coins(): {found} of {coins} coins found at IoU >= 0.5")
+    print(f"skimage.data.coins(): {matched} of {coins} coins found at IoU >= 0.5")
     print(f"{summary['seconds']:.0f} s; images and summary.json are in {args.output}")
 
 

@@ -35,11 +35,11 @@ def measure(config: str, dataset: str, overrides: Sequence[str], count: int) -> 
         before, start = peak_resident(), time.process_time()
         result = Trainer.test(cfg, model)
         seconds, peak = time.process_time() - start, peak_resident()
-    taken = 0 if before is None or peak is None else peak - before
+    mebibytes = 0 if before is None or peak is None else peak - before
     numbers = ", ".join(
         f"{key} {value['AP']:.3f}" for key, value in result.items() if "AP" in value
     )
-    parts = (config, len(records), f"{taken:.0f} MiB", f"{seconds:.1f} s", numbers)
+    parts = (config, len(records), f"{mebibytes:.0f} MiB", f"{seconds:.1f} s", numbers)
     print(f"| {' | '.join(map(str, parts))} |", flush=True)
 
 

@@ -59,7 +59,7 @@ def draw_gallery(predictor: Predictor, count: int = 8, proposals: bool = False) 
         large = cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
         instances = predictor(large)["instances"].to("cpu")
         if proposals:
-            instances = best_for_objects(instances, record)
+            instances = best_per_instance(instances, record)
         else:
             instances = instances[instances.scores >= MIN_SCORE]
         style = OverlayStyle(labels="none" if proposals else "auto")
@@ -67,7 +67,7 @@ def draw_gallery(predictor: Predictor, count: int = 8, proposals: bool = False) 
     return gallery(tiles, columns=4)
 
 
-def best_for_objects(instances: Instances, record: dict[str, Any]) -> Instances:
+def best_per_instance(instances: Instances, record: dict[str, Any]) -> Instances:
     """The predictions, at twice the size, that overlap most with an annotation of ``record``."""
     masks = [encode(mask) for mask in instances.pred_masks[:, ::2, ::2]]
     overlaps = ious(masks, [annotation["segmentation"] for annotation in record["annotations"]])

@@ -1,4 +1,4 @@
-"""A large image made of those of a data set, with its ground truth, and what a prediction is worth.
+"""Make a large image of those of a data set, with its ground truth, and score predictions on it.
 
     python tools/mosaic.py make mosaic.tif --side 16384
     instseg predict --config-file ... --weights ... --input mosaic.tif --output out --tile 1024
@@ -58,12 +58,12 @@ def make(output: Path, side: int, name: str, seed: int) -> int:
                 record = heights[height][int(generator.integers(len(heights[height])))]
                 image = read_image(record["file_name"], format="RGB")[: side - top, : side - left]
                 mosaic[top : top + image.shape[0], left : left + image.shape[1]] = image
-                found, kinds = truth_of(record, left, top, side)
-                masks.append(found)
+                placed, kinds = placed_instances(record, left, top, side)
+                masks.append(placed)
                 classes += kinds
                 if (record["height"], record["width"]) == image.shape[:2]:
-                    place = {"x": left, "y": top, "width": image.shape[1], "height": height}
-                    cells.append({"file_name": Path(record["file_name"]).name, **place})
+                    cell = {"x": left, "y": top, "width": image.shape[1], "height": height}
+                    cells.append({"file_name": Path(record["file_name"]).name, **cell})
                 left += record["width"]
             top += height
             bar.update(height)
@@ -99,7 +99,7 @@ def make(output: Path, side: int, name: str, seed: int) -> int:
     return len(instances)
 
 
-def truth_of(
+def placed_instances(
     record: dict[str, Any], left: int, top: int, side: int
 ) -> tuple[CroppedMasks, list[int]]:
     """Instances of an image at its place in the mosaic, cut by its border, and their classes."""
@@ -109,31 +109,33 @@ def truth_of(
     crops = [masks.crop(index) for index in range(len(masks))]
     corners = np.array([(x + left, y + top) for x, y, _ in crops]).reshape(-1, 2)
     placed = CroppedMasks.from_crops([crop for _, _, crop in crops], corners, (side, side))
-    kept = np.flatnonzero(placed.boxes[:, 2].numpy() > 0)
-    return placed[kept], [record["annotations"][index]["category_id"] for index in kept]
+    kept_rows = np.flatnonzero(placed.boxes[:, 2].numpy() > 0)
+    return placed[kept_rows], [record["annotations"][index]["category_id"] for index in kept_rows]
 
 
-def score(truth_file: Path, predictions: Path, confidence: float) -> dict[str, float]:
+def score(ground_truth_file: Path, predictions: Path, confidence: float) -> dict[str, float]:
     """F1 of the whole mosaic, and the contest's metric by images."""
-    content = json.loads(truth_file.read_text())
+    content = json.loads(ground_truth_file.read_text())
     size = content["images"][0]["height"], content["images"][0]["width"]
-    truth = CroppedMasks.from_rles([item["segmentation"] for item in content["annotations"]], size)
+    ground_truth = CroppedMasks.from_rles(
+        [item["segmentation"] for item in content["annotations"]], size
+    )
     records = json.loads(predictions.read_text())
     records = sorted(
         (item for item in records if item["score"] >= confidence), key=lambda item: -item["score"]
     )
-    found = CroppedMasks.from_rles([item["segmentation"] for item in records], size)
+    predicted = CroppedMasks.from_rles([item["segmentation"] for item in records], size)
     by_image = defaultdict(list)
     for cell in content["cells"]:
         rect = Rect(cell["x"], cell["y"], cell["x"] + cell["width"], cell["y"] + cell["height"])
         # In the contest a pixel belongs to the prediction with the best score.
-        scores = image_scores(label_map(truth, rect), label_map(found, rect))
+        scores = image_scores(label_map(ground_truth, rect), label_map(predicted, rect))
         by_image[cell["file_name"]].append(scores)
     means = 100 * np.mean([np.mean(scores, axis=0) for scores in by_image.values()], axis=0)
     return {
-        "instances": len(found),
-        "truth": len(truth),
-        "F1": 100 * f1(found, truth),
+        "instances": len(predicted),
+        "truth": len(ground_truth),
+        "F1": 100 * f1(predicted, ground_truth),
         "AP50": float(means[0]),
         "AP": float(means.mean()),
     }

@@ -103,17 +103,17 @@ def measure(
         (frames or images done, megabytes) about every ``step``.
     """
     if images:
-        given, written = folder / "images", folder / "results" / "categories.jsonl"
-        write_images(given, frames)
+        inputs, written = folder / "images", folder / "results" / "categories.jsonl"
+        write_images(inputs, frames)
     else:
-        given, written = folder / "clip.mp4", folder / "results" / "clip.jsonl"
-        write_clip(given, frames)
+        inputs, written = folder / "clip.mp4", folder / "results" / "clip.jsonl"
+        write_clip(inputs, frames)
     torch.manual_seed(0)
     model = Predictor(config, overrides=overrides).model
     torch.save({"model": model.state_dict()}, folder / "weights.pth")
     sampler = Sampler(written, step)
     sampler.start()
-    files = ["--weights", folder / "weights.pth", "--input", given]
+    files = ["--weights", folder / "weights.pth", "--input", inputs]
     options = ["--config-file", config, *files, "--output", folder / "results", "--confidence", "0"]
     try:
         status = cli.main(["predict", *map(str, options), "--", *overrides])

@@ -84,8 +84,7 @@ def _fused_head(maps: Tensor, rois: Tensor) -> tuple[Tensor, ...]:
 
 
 def _pool_as_torchvision(maps: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
-    """``psroi_pool`` with what ``torchvision.ops.ps_roi_pool`` makes beside it: the channel that
-    every value comes from, int32."""
+    """``psroi_pool``, and the int32 channel of every value, which torchvision's operator makes."""
     pooled = psroi_pool(maps, rois, _SCALE, _GROUP, _POOLED)
     part = torch.arange(_POOLED, dtype=torch.int32, device=maps.device) * _GROUP // _POOLED
     outputs = torch.arange(pooled.shape[1], dtype=torch.int32, device=maps.device)[:, None, None]

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from tabulate import tabulate
 
+from instseg.errors import InstsegError
 from instseg.files import atomic_write
 from instseg.modeling import now
 from instseg.processes import end_with
@@ -80,24 +81,34 @@ def seconds(run: Callable[[], Any]) -> float:
 
 
 def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T | None:
-    """``function(*arguments)``, computed by a new process; None, with a warning, if that fails."""
+    """``function(*arguments)``, computed by a new process; None, with a warning, if that fails.
+
+    Raises:
+        InstsegError: as the function does.
+    """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(os.getpid(), sender, function, *arguments))
     process.start()
     sender.close()
     try:
-        result: T | None = receiver.recv()
+        result: T | InstsegError | None = receiver.recv()
     except EOFError:
         result = None
         logger.warning(f"the process that measures memory ended with status {process.exitcode}")
     process.join()
+    if isinstance(result, InstsegError):
+        raise result
     return result
 
 
 def _send(parent: int, sender: Any, function: Callable[..., Any], *arguments: Any) -> None:
     end_with(parent)
-    sender.send(function(*arguments))
+    try:
+        result = function(*arguments)
+    except InstsegError as error:
+        result = error
+    sender.send(result)
 
 
 def peak_resident() -> float | None:

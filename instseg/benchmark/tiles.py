@@ -14,9 +14,10 @@ from yaml import safe_load
 from instseg.benchmark.rows import Row, forget_peak, in_fresh_process, peak_resident
 from instseg.config.nodes import CfgNode, get_cfg, load_cfg
 from instseg.data.images import read_image
+from instseg.data.intensity import Intensity
 from instseg.data.readers.json_files import read_json
 from instseg.data.regions import open_regions
-from instseg.errors import ConfigError
+from instseg.errors import ConfigError, DatasetError, reason_of
 from instseg.inference.layout import check_tile
 from instseg.inference.predictor import Predictor
 from instseg.masks import CroppedMasks, to_rle
@@ -40,7 +41,7 @@ class Task(NamedTuple):
     Attributes:
         config: text of the configuration.
         image: file.
-        truth: file in COCO's format, whose first image it is.
+        truth: the instances that it shows.
         tile, overlap: pixels.
         confidence: least score of an instance.
         allow_partial: see :class:`Predictor`.
@@ -48,7 +49,7 @@ class Task(NamedTuple):
 
     config: str
     image: str
-    truth: str
+    truth: CroppedMasks
     tile: int
     overlap: int
     confidence: float
@@ -82,7 +83,9 @@ def benchmark_tiles(
         overrides: ``[KEY, VALUE, ...]``.
         allow_partial: see :class:`Predictor`.
     Raises:
-        ConfigError: an unknown peer or one that is not installed, or no such tiles.
+        ConfigError: an unknown peer or one that is not installed, no such tiles, intensities that
+            the others cannot be given, or the ground truth of another image.
+        ImageError, DatasetError, CheckpointError: a file that cannot be used.
     """
     check_tile(tile, overlap)
     for peer in peers:
@@ -95,7 +98,21 @@ def benchmark_tiles(
                 "install 'instseg[benchmark]'"
             )
     cfg = load_cfg(config_file, overrides)
-    task = Task(cfg.dump(), image, truth, tile, overlap, confidence, allow_partial)
+    if Intensity.of(cfg).changes:
+        raise ConfigError(
+            f"INPUT.NORMALIZE is {cfg.INPUT.NORMALIZE} and INPUT.CHANNELS {cfg.INPUT.CHANNELS}; "
+            "expected none and (): the other packages pass on tiles of 8 bits, not the image"
+        )
+    instances = truth_of(truth)
+    with open_regions(image) as regions:
+        size = regions.shape[:2]
+    if size != instances.image_size:
+        raise ConfigError(
+            f"{image} has {size[1]}x{size[0]} pixels, the first image of --truth {truth} "
+            f"{instances.image_size[1]}x{instances.image_size[0]}; give the ground truth of this "
+            "image"
+        )
+    task = Task(cfg.dump(), image, instances, tile, overlap, confidence, allow_partial)
     ours = _measured("instseg", task)
     rows = []
     for peer in peers:
@@ -134,28 +151,37 @@ def measure(kind: str, task: Task) -> Found:
     cfg.merge_from_other_cfg(CfgNode(safe_load(task.config)))
     predictor = Predictor(cfg, allow_partial=task.allow_partial)
     predict = _predict_ours if kind == "instseg" else PEERS[kind].predict
-    with open_regions(task.image) as image:
-        size = image.shape
-    predictor(np.zeros((min(task.tile, size[0]), min(task.tile, size[1]), 3), np.uint8))
+    height, width = task.truth.image_size
+    predictor(np.zeros((min(task.tile, height), min(task.tile, width), 3), np.uint8))
     forget_peak()
     before, start = peak_resident(), time.perf_counter()
     masks = predict(predictor, task)
     seconds, peak = time.perf_counter() - start, peak_resident()
     taken = None if before is None or peak is None else peak - before
-    return Found(seconds, taken, f1(masks, truth_of(task.truth)))
+    return Found(seconds, taken, f1(masks, task.truth))
 
 
 def truth_of(file: str) -> CroppedMasks:
-    """The instances of the first image of a file in COCO's format."""
+    """The instances of the first image of a file in COCO's format.
+
+    Raises:
+        DatasetError: the file cannot be read, or is not in that format.
+    """
     content = read_json(file, f"--truth {file}")
-    image = content["images"][0]
-    size = image["height"], image["width"]
-    rles = [
-        to_rle(annotation["segmentation"], *size)
-        for annotation in content["annotations"]
-        if annotation["image_id"] == image["id"]
-    ]
-    return CroppedMasks.from_rles(rles, size)
+    try:
+        image = content["images"][0]
+        size = image["height"], image["width"]
+        rles = [
+            to_rle(annotation["segmentation"], *size)
+            for annotation in content["annotations"]
+            if annotation["image_id"] == image["id"]
+        ]
+        return CroppedMasks.from_rles(rles, size)
+    except (LookupError, TypeError, ValueError) as error:
+        raise DatasetError(
+            f"--truth {file} is no ground truth in COCO's format: {reason_of(error)}; expected "
+            "images with id, height and width, and annotations with image_id and segmentation"
+        ) from None
 
 
 def f1(predicted: CroppedMasks, truth: CroppedMasks) -> float:

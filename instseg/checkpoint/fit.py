@@ -15,7 +15,7 @@ Shape = tuple[int, ...]
 _FEW_PARTS = 6
 """Number of parts of a model that a message names."""
 _CLASSIFIER = 4
-"""Largest number of tensors of a released backbone that ours lacks: its classifier, a bias."""
+"""Largest number of tensors that a released backbone has and ours lacks: classifier, bias."""
 
 
 @dataclass(frozen=True)
@@ -72,20 +72,20 @@ class Fit:
                     if f"{name}.{statistic}" not in weights:
                         tensors.pop(f"{name}.{statistic}", None)
         tensors = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
-        same = {k for k, v in tensors.items() if k in weights and weights[k].shape == v.shape}
+        fitting = {k for k, v in tensors.items() if k in weights and weights[k].shape == v.shape}
         reshaped = {
             k: (tuple(weights[k].shape), tuple(v.shape))
             for k, v in tensors.items()
-            if k in weights and k not in same
+            if k in weights and k not in fitting
         }
         shapes = dict(reshaped)
         for name in unused_in_inference(model) if inference else ():
-            if name not in same:
+            if name not in fitting:
                 tensors.pop(name, None)
                 reshaped.pop(name, None)
         # A tensor that the model holds under two names is initialised through either.
-        filled = {_storage(tensors[k]) for k in same} - {None}
-        missing = [k for k in tensors if k not in reshaped and k not in same]
+        filled = {_storage(tensors[k]) for k in fitting} - {None}
+        missing = [k for k in tensors if k not in reshaped and k not in fitting]
         missing = [k for k in missing if _storage(tensors[k]) not in filled]
         # Buffers outside the state dict (pixel mean, anchors) were saved by older versions.
         known = {*model.state_dict(), *(name for name, _ in model.named_buffers())}
@@ -179,8 +179,8 @@ def parts(names: Sequence[str], among: Collection[str]) -> str:
     for name in names:
         steps = name.split(".")
         prefixes = [".".join(steps[:i]) for i in range(1, len(steps) + 1)]
-        whole = (p for p in prefixes if 1 < named_below[p] == all_below.get(p))
-        modules[next(whole, name)] = None
+        whole_modules = (p for p in prefixes if 1 < named_below[p] == all_below.get(p))
+        modules[next(whole_modules, name)] = None
     largest_first = sorted(modules, key=lambda module: -named_below[module])
     tensors = "tensor" if len(names) == 1 else "tensors"
     return f"{few(largest_first, _FEW_PARTS)} ({len(names)} {tensors})"

@@ -106,7 +106,9 @@ def tiles(arguments: argparse.Namespace) -> int:
     from instseg.benchmark import benchmark_tiles as run
     from instseg.benchmark import report
 
-    weights = ["MODEL.WEIGHTS", arguments.weights] if arguments.weights else []
+    weights = []
+    if arguments.weights:  # not those that the checksum of the configuration belongs to
+        weights = ["MODEL.WEIGHTS", arguments.weights, "MODEL.WEIGHTS_SHA256", ""]
     rows = run(
         arguments.config_file,
         arguments.input,

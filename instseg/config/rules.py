@@ -99,16 +99,18 @@ def is_number(value: Any) -> bool:
     return is_numeric and math.isfinite(value)
 
 
-def whole(least: int, most: float = math.inf, expected: str = "") -> Rule:
-    """A whole number from ``least`` to ``most``."""
-    limit = f"from {least} to {most}" if most < math.inf else f"of at least {least}"
-    return Rule(lambda x: is_whole(x) and least <= x <= most, expected or f"a whole number {limit}")
+def whole(least: int, greatest: float = math.inf, expected: str = "") -> Rule:
+    """A whole number from ``least`` to ``greatest``."""
+    limit = f"from {least} to {greatest}" if greatest < math.inf else f"of at least {least}"
+    return Rule(
+        lambda x: is_whole(x) and least <= x <= greatest, expected or f"a whole number {limit}"
+    )
 
 
-def number(least: float = -math.inf, most: float = math.inf, expected: str = "") -> Rule:
-    """A finite number from ``least`` to ``most``."""
-    limit = f"from {least:g} to {most:g}" if most < math.inf else f"of at least {least:g}"
-    return Rule(lambda x: is_number(x) and least <= x <= most, expected or f"a number {limit}")
+def number(least: float = -math.inf, greatest: float = math.inf, expected: str = "") -> Rule:
+    """A finite number from ``least`` to ``greatest``."""
+    limit = f"from {least:g} to {greatest:g}" if greatest < math.inf else f"of at least {least:g}"
+    return Rule(lambda x: is_number(x) and least <= x <= greatest, expected or f"a number {limit}")
 
 
 def one_of(*values: object, reason: str = "") -> Rule:
@@ -125,11 +127,11 @@ def some_of(*values: object) -> Rule:
     )
 
 
-def several(rule: Rule, expected: str, least: int = 1, most: float = math.inf) -> Rule:
-    """A list or tuple of ``least`` to ``most`` elements that ``rule`` fits."""
+def several(rule: Rule, expected: str, least: int = 1, greatest: float = math.inf) -> Rule:
+    """A list or tuple of ``least`` to ``greatest`` elements that ``rule`` fits."""
     return Rule(
         lambda x: (
-            isinstance(x, list | tuple) and least <= len(x) <= most and all(map(rule.fits, x))
+            isinstance(x, list | tuple) and least <= len(x) <= greatest and all(map(rule.fits, x))
         ),
         expected,
     )

@@ -97,11 +97,11 @@ class Conversion:
         self._sources: dict[str, tuple[str, ...]] = {}
         self._ignored: dict[str, str] = {}
 
-    def check_shape(self, source: str, found: Sequence[int], expected: Sequence[int]) -> None:
+    def check_shape(self, source: str, shape: Sequence[int], expected: Sequence[int]) -> None:
         """Raise a CheckpointError if a tensor of the file has another shape than expected."""
-        if tuple(found) != tuple(expected):
+        if tuple(shape) != tuple(expected):
             raise CheckpointError(
-                f"{self.path}: {source} has shape {tuple(found)}, but {self._model()} needs "
+                f"{self.path}: {source} has shape {tuple(shape)}, but {self._model()} needs "
                 f"{tuple(expected)}"
             )
 
@@ -128,8 +128,8 @@ class Conversion:
             CheckpointError: with the names that do not fit.
         """
         names = list(names)
-        used = {source for sources in self._sources.values() for source in sources}
-        unknown = [name for name in names if name not in used and name not in self._ignored]
+        used_sources = {source for sources in self._sources.values() for source in sources}
+        unknown = [name for name in names if name not in used_sources and name not in self._ignored]
         if unknown:
             raise CheckpointError(
                 f"{self.path}: {len(unknown)} of its {len(names)} tensors do not belong to "

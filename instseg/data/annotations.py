@@ -58,8 +58,8 @@ def standard_annotation(
     crowd = annotation["iscrowd"] = crowd_flag(given.get("iscrowd", 0))
     if type(crowd) is not int or crowd not in (0, 1):
         raise Fault(Kind.FORMAT, f"iscrowd is {short(crowd)}; expected 0 or 1")
-    mask, more = _mask(annotation.pop("segmentation", None), height, width)
-    problems += more
+    mask, mask_problems = _mask(annotation.pop("segmentation", None), height, width)
+    problems += mask_problems
     if mask is not None:
         annotation["segmentation"] = mask
     if given.get("bbox") is None:

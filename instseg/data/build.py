@@ -178,7 +178,7 @@ def nothing_to_train_on(annotated: int, total: int) -> str:
     crowds = ", but with crowds alone (iscrowd 1), which are not trained on" if annotated else ""
     return (
         f"{annotated} of {total} images are annotated{crowds}; to train on images without "
-        "objects set DATALOADER.FILTER_EMPTY_ANNOTATIONS False"
+        "instances set DATALOADER.FILTER_EMPTY_ANNOTATIONS False"
     )
 
 
@@ -199,8 +199,8 @@ def check_records(cfg: CfgNode, name: str, records: Sequence[Record]) -> None:
     check_files(name, records, cfg.DATALOADER.MAX_UNREADABLE)
 
 
-def check_files(name: str, records: Sequence[Record], most: int = 0) -> None:
-    """Refuse records if more than ``most`` of their files, images and flows, cannot be read.
+def check_files(name: str, records: Sequence[Record], allowed: int = 0) -> None:
+    """Refuse records if more than ``allowed`` of their files, images and flows, cannot be read.
 
     Raises:
         DatasetError: with the first of these files.
@@ -209,7 +209,7 @@ def check_files(name: str, records: Sequence[Record], most: int = 0) -> None:
     for record in records:
         files.update(record.get("reference_files", ()), record.get("flow_files", ()))
     unusable = list(unusable_files(sorted(files)))
-    if len(unusable) > most:
+    if len(unusable) > allowed:
         first = ", ".join(f"{file} ({reason})" for file, reason in unusable[:3])
         raise DatasetError(
             f"data set {name}: {len(unusable)} of {len(files)} images have no file that can be "
@@ -234,9 +234,9 @@ def check_masks(name: str, records: Sequence[Record]) -> None:
     if bad:
         first = ", ".join(f"{file} (annotation {key})" for file, key in list(bad.items())[:3])
         raise DatasetError(
-            f"data set {name}: {len(bad)} of {len(records)} images have objects without a "
+            f"data set {name}: {len(bad)} of {len(records)} images have instances without a "
             f"segmentation, first {first}; instance segmentation needs a polygon or RLE for each "
-            "object"
+            "instance"
         )
 
 

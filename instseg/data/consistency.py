@@ -185,37 +185,39 @@ class _Counts:
         self._compare_areas(instance, tight)
 
     def _compare_boxes(self, instance: Instance, tight: Corners) -> None:
-        given = _corners(instance.box)
-        if all(abs(one - other - 1) < 0.01 for one, other in zip(given, tight, strict=True)):
+        corners = _corners(instance.box)
+        if all(abs(one - other - 1) < 0.01 for one, other in zip(corners, tight, strict=True)):
             self.shifted += 1
-        if _near(given, tight, instance):
+        if _near(corners, tight, instance):
             return
-        self.far += _iou(given, tight) < _FAR
+        self.far += _iou(corners, tight) < _FAR
         for name, convention in _CONVENTIONS.items():
             if _near(convention(*instance.box), tight, instance):
                 self.conventions[name] += 1
                 break
-        text = f"{instance.text}: its box is {_show(given)}, that of its mask {_show(tight)}"
+        text = f"{instance.text}: its box is {_show(corners)}, that of its mask {_show(tight)}"
         self.box_notes.append(Finding(Kind.BOX_MISMATCH, instance.id, f"{text} (corners)"))
 
     def _compare_areas(self, instance: Instance, tight: Corners) -> None:
-        given = instance.area
+        given_area = instance.area
         # Evaluation ignores the areas of crowds, and COCO's own crowds have wrong ones.
-        if instance.crowd or type(given) not in (int, float) or not abs(given) < _HUGE:
+        if instance.crowd or type(given_area) not in (int, float) or not abs(given_area) < _HUGE:
             return
         self.with_area += 1
         tolerance = tight[2] - tight[0] + tight[3] - tight[1] + 1
         area = _area(
-            instance, tight, lambda value: abs(given - value) <= _AREA_TOLERANCE * value + tolerance
+            instance,
+            tight,
+            lambda value: abs(given_area - value) <= _AREA_TOLERANCE * value + tolerance,
         )
-        if abs(given - area) <= _AREA_TOLERANCE * area + (tolerance if given else 0):
+        if abs(given_area - area) <= _AREA_TOLERANCE * area + (tolerance if given_area else 0):
             return
         box_area = instance.box[2] * instance.box[3]
-        if given == 0:
+        if given_area == 0:
             self.area_mistakes["is 0"] += 1
-        elif abs(given - box_area) <= 0.02 * box_area + 1:
+        elif abs(given_area - box_area) <= 0.02 * box_area + 1:
             self.area_mistakes["is that of the box"] += 1
-        text = f"{instance.text}: area is {given:g}, that of its mask {area:g}"
+        text = f"{instance.text}: area is {given_area:g}, that of its mask {area:g}"
         self.area_notes.append(Finding(Kind.AREA_MISMATCH, instance.id, text))
 
     def findings(self) -> Iterator[Finding]:
@@ -230,11 +232,11 @@ class _Counts:
             yield cause
         else:
             yield from self.box_notes
-        if _most(self.relative_masks, self.with_mask):
+        if _is_majority(self.relative_masks, self.with_mask):
             return  # areas in pixels cannot fit masks in 0 to 1
-        if _most(len(self.area_notes), self.with_area):
+        if _is_majority(len(self.area_notes), self.with_area):
             mistakes = self.area_mistakes.most_common(1)
-            likely = mistakes and _most(mistakes[0][1], len(self.area_notes))
+            likely = mistakes and _is_majority(mistakes[0][1], len(self.area_notes))
             what = mistakes[0][0] if likely else "is not that of the mask"
             text = (
                 f"the area of {len(self.area_notes)} of {self.with_area} instances {what}; AP of "
@@ -248,13 +250,17 @@ class _Counts:
         """The mistake that most boxes share, if there is one."""
         wrong = len(self.box_notes)
         (box, count), *_ = self.boxes.most_common(1) or [((), 0)]
-        if _most(count, self.total) and (
-            self.total > 2 if not self.with_mask else _most(wrong, self.with_mask) and count > 1
+        if _is_majority(count, self.total) and (
+            self.total > 2
+            if not self.with_mask
+            else _is_majority(wrong, self.with_mask) and count > 1
         ):
             text = f"{count} of {self.total} instances have the same box, {list(box)}"
             return Finding(Kind.SAME_BOX, None, text)
-        if _most(self.relative_boxes, self.total) or _most(self.relative_masks, self.with_mask):
-            what = "boxes" if _most(self.relative_boxes, self.total) else "masks"
+        if _is_majority(self.relative_boxes, self.total) or _is_majority(
+            self.relative_masks, self.with_mask
+        ):
+            what = "boxes" if _is_majority(self.relative_boxes, self.total) else "masks"
             text = (
                 f"the {what} of most of {self.total} instances lie within 0 to 1: parts of the "
                 "image? expected pixels, so multiply x by its width and y by its height"
@@ -263,16 +269,16 @@ class _Counts:
         (name, count), *_ = self.conventions.most_common(1) or [("", 0)]
         if not self.with_mask and self.total > 2 and self.possible_corners == self.total:
             name, count = next(iter(_CONVENTIONS)), self.total if self.certain_corners else 0
-        elif _most(self.shifted, self.with_mask) and self.with_mask > 2:
+        elif _is_majority(self.shifted, self.with_mask) and self.with_mask > 2:
             name, count = "[x, y, width, height] counted from 1", self.shifted
-        if _most(count, self.with_mask or self.total):
+        if _is_majority(count, self.with_mask or self.total):
             total = self.with_mask or self.total
             text = (
                 f"the boxes of {count} of {total} instances look like {name}; expected [x, y, "
                 "width, height] in pixels from 0"
             )
             return Finding(Kind.BOXES, None, text)
-        if _most(self.far, self.with_mask):
+        if _is_majority(self.far, self.with_mask):
             text = (
                 f"the boxes of {self.far} of {self.with_mask} instances are elsewhere than their "
                 f"masks; first {self.box_notes[0].message}"
@@ -281,7 +287,7 @@ class _Counts:
         return None
 
 
-def _most(count: int, total: int) -> bool:
+def _is_majority(count: int, total: int) -> bool:
     return 2 * count > total
 
 

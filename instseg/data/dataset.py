@@ -20,7 +20,7 @@ from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
 
 from instseg.categories import Categories
-from instseg.data import truth
+from instseg.data import ground_truth
 from instseg.data.findings import Report
 from instseg.data.readers import coco_records
 from instseg.data.records import CheckedRecords, Record
@@ -59,7 +59,7 @@ class DataSet:
     image_root: str
     is_from_users: bool
     annotated: bool
-    _truth_file: str | None = None
+    _gt_file: str | None = None
     _origin: "DataSet | None" = None  # the cached set that this one was made from; kept alive
 
     @functools.cached_property
@@ -69,8 +69,8 @@ class DataSet:
         Raises:
             DatasetError: the classes have no names.
         """
-        if self._truth_file is not None:
-            return truth.of_file(self.name, self._truth_file, self.image_root)
+        if self._gt_file is not None:
+            return ground_truth.of_file(self.name, self._gt_file, self.image_root)
         if not self.classes:
             raise DatasetError(
                 f"data set {self.name} has no class names; set them with "
@@ -81,7 +81,9 @@ class DataSet:
             for number, name in enumerate(self.classes)
         ]
         exact = self.is_from_users and bool(self.files)
-        return truth.of_records(self.records, categories, annotated=self.annotated, exact=exact)
+        return ground_truth.of_records(
+            self.records, categories, annotated=self.annotated, exact=exact
+        )
 
     def category_id(self, number: int) -> Any:
         """The id of a class number in the files."""
@@ -267,7 +269,7 @@ def _dataset(name: str, content: Content, **fields: Any) -> DataSet:
     if annotated is None:
         annotated = any(record.get("annotations") for record in content.records)
     if not fields.get("files") and json_file is not None:
-        fields["_truth_file"] = os.fspath(json_file)
+        fields["_gt_file"] = os.fspath(json_file)
     return DataSet(
         name=name,
         records=tuple(content.records),

@@ -26,8 +26,8 @@ class Kind(enum.Enum):
     UNKNOWN_CATEGORY = "unknown category", Level.ERROR
     INVERTED_BOX = "inverted box", Level.ERROR
     RLE = "wrong RLE", Level.ERROR
-    NO_MASK = "object without a mask", Level.ERROR
-    NO_OBJECT = "nothing to train on", Level.ERROR
+    NO_MASK = "instance without a mask", Level.ERROR
+    NO_INSTANCE = "nothing to train on", Level.ERROR
     CLASSES = "other classes than the first set", Level.ERROR
     MISSING_IMAGE = "missing image", Level.ERROR
     UNREADABLE_IMAGE = "unreadable image", Level.ERROR

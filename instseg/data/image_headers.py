@@ -1,19 +1,20 @@
-"""Check what Pillow does not: the depth, number and integrity of images in a file.
+"""Check the depth, number and integrity of the images in a file, which Pillow does not check.
 
 Pillow silently cuts colours of more than 8 bits to 8, takes the first image of a TIFF with several,
 and ignores the checksums of a PNG.
 """
 
 import itertools
+import math
 import os
 import re
 import struct
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from instseg.data.intensity import too_deep
 from instseg.data.tiff import several_images
@@ -24,12 +25,19 @@ FILE_TYPES = tuple("AVIF BMP DIB GIF ICO JPEG JPEG2000 PNG PPM QOI TGA TIFF WEBP
 # Twice Pillow's MAX_IMAGE_PIXELS; Pillow refuses larger images as decompression bombs.  At this
 # size the masks of 100 instances, one byte per pixel, already need 18 GB.
 MAX_PIXELS = 178_956_970
+# So many pixels of three channels of 32 bits.
+MAX_BYTES = 12 * MAX_PIXELS
 MOST_COUNTED = 1000
-"""Images of a TIFF, beyond which the rest is not counted."""
+"""Largest number of images of a TIFF that are counted."""
 _MOST_OF_HEADER = 2**16
 _SUBFILE_TYPE = 254
 _BITS = 258
+_WIDTH, _HEIGHT = 256, 257
+_SUB_DIRECTORIES = 330
 _DESCRIPTION = 270
+_MOST_TAGS = 2**12
+_BIG = 43
+"""Third byte of a BigTIFF."""
 _ONE_DIRECTORY = re.compile(r'^images=(?!1\s*$)\d|"truncated": true', re.MULTILINE)
 """Description of a stack by ImageJ, of more than one image, or by tifffile."""
 _ASIDE = 0b101
@@ -46,6 +54,22 @@ def check_size(width: int, height: int, source: str) -> None:
         raise ImageError(f"{source} is empty: {width}x{height} pixels")
     if width * height > MAX_PIXELS:
         raise too_large(f"{source}: {width}x{height} pixels")
+
+
+def check_bytes(shape: tuple[int, int, int], dtype: np.dtype[Any], source: str) -> None:
+    """Refuse pixels that take more than ``MAX_BYTES``.
+
+    Args:
+        shape: (H, W, C) of what would be read at once.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size > MAX_BYTES:
+        height, width, channels = shape
+        raise ImageError(
+            f"{source}: {width} x {height} pixels of {channels} channels of type {dtype.name} are "
+            f"{size} bytes; at most {MAX_BYTES} are read at once: save it with tiles and give "
+            "--tile, or save fewer channels"
+        )
 
 
 def too_large(what: str) -> ImageError:
@@ -74,18 +98,21 @@ def check_whole(image: Image.Image, source: str) -> bool:
         position = file.tell()
         size = file.seek(0, os.SEEK_END)
         file.seek(position)
-        if size >= 2 * image.width * image.height * len(image.getbands()):
+        held = size >= 2 * image.width * image.height * len(image.getbands())
+        if held or _has_further_images(image):
             raise several_images(source, "several")
     if file is None or image.format not in ("JPEG", "PNG"):
         return False
     position = file.tell()
-    whole = _END_OF_JPEG in _tail(file) if image.format == "JPEG" else _check_png(file, source)
+    is_complete = (
+        _END_OF_JPEG in _tail(file) if image.format == "JPEG" else _check_png(file, source)
+    )
     file.seek(position)
-    return whole
+    return is_complete
 
 
 def what_instead(start: bytes) -> str:
-    """Guess from its first bytes what a file is that Pillow does not open.
+    """Guess the kind of a file that Pillow does not open, from its first bytes.
 
     Returns:
         the end of a sentence that begins with the file's name.
@@ -212,10 +239,52 @@ def hides_images(image: Image.Image) -> bool:
     """Whether a TIFF may have more images than Pillow sees.
 
     ImageJ writes a stack above 4 GB with a single directory, and so does tifffile if told to.
+    Other programs keep further images in SubIFDs.
     """
-    alone = not getattr(image, "is_animated", False)
+    if getattr(image, "is_animated", False):
+        return False
     text = str(image.tag_v2.get(_DESCRIPTION, ""))  # type: ignore[attr-defined]
-    return alone and _ONE_DIRECTORY.search(text) is not None
+    return _ONE_DIRECTORY.search(text) is not None or _has_further_images(image)
+
+
+def _has_further_images(image: Any) -> bool:
+    """Whether SubIFDs of a TIFF hold an image of its size or larger, which is no mask or copy."""
+    file = image.fp
+    position = file.tell()
+    try:
+        file.seek(0)
+        start = file.read(8)
+        if start[2] == _BIG:
+            start += file.read(8)
+            offsets = _big_sub_directories(file, start)
+        else:
+            offsets = image.tag_v2.get(_SUB_DIRECTORIES, ())
+        for offset in (offsets if isinstance(offsets, tuple) else (offsets,))[:MOST_COUNTED]:
+            directory = TiffImagePlugin.ImageFileDirectory_v2(start)
+            file.seek(offset)
+            directory.load(file)
+            aside = directory.get(_SUBFILE_TYPE, 0) & _ASIDE
+            width, height = directory.get(_WIDTH, 0), directory.get(_HEIGHT, 0)
+            if not aside and width >= image.width and height >= image.height:
+                return True
+        return False
+    finally:
+        file.seek(position)
+
+
+def _big_sub_directories(file: BinaryIO, start: bytes) -> tuple[int, ...]:
+    """Places of the SubIFDs of a BigTIFF's first image, in a type that Pillow does not know."""
+    file.seek(*struct.unpack("<Q", start[8:]))
+    (count,) = struct.unpack("<Q", file.read(8))
+    for _ in range(min(count, _MOST_TAGS)):
+        tag, _, length, value = struct.unpack("<HHQQ", file.read(20))
+        if tag == _SUB_DIRECTORIES and length > 1:
+            file.seek(value)
+            length = min(length, MOST_COUNTED)
+            return struct.unpack(f"<{length}Q", file.read(8 * length))
+        if tag == _SUB_DIRECTORIES:
+            return (value,)
+    return ()
 
 
 def _check_alone(image: Image.Image, source: str) -> None:

@@ -28,6 +28,7 @@ from PIL import EpsImagePlugin, ExifTags, Image, UnidentifiedImageError
 from instseg.data.image_headers import (
     FILE_TYPES,
     MOST_COUNTED,
+    check_bytes,
     check_size,
     check_whole,
     count_images,
@@ -98,8 +99,10 @@ def read_image(
             several images; the message names the file.
     """
     if _needs_tifffile(path, page):
-        pixels, found = _read_tiff(path, page)
-        return intensity.apply(pixels, source=found.source, format=format, alpha=found.alpha)
+        pixels, tiff_page = _read_tiff(path, page)
+        return intensity.apply(
+            pixels, source=tiff_page.source, format=format, alpha=tiff_page.alpha
+        )
     with _opened(path) as image:
         return convert_image(image, source=str(path), format=format, intensity=intensity)
 
@@ -173,8 +176,8 @@ def describe_image(path: str | os.PathLike[str]) -> ImageFacts:
         ImageError: as :func:`read_pixels`.
     """
     if _needs_tifffile(path, None):
-        pixels, found = _read_tiff(path, None)
-        alpha = found.alpha
+        pixels, tiff_page = _read_tiff(path, None)
+        alpha = tiff_page.alpha
     else:
         with _opened(path) as image:
             if depth_of(image) is None:
@@ -183,8 +186,8 @@ def describe_image(path: str | os.PathLike[str]) -> ImageFacts:
             pixels, alpha = pillow_pixels(image, str(path)), True
     height, width, channels = pixels.shape
     limits = None if pixels.dtype == np.uint8 else (float(pixels.min()), float(pixels.max()))
-    kept = 3 if channels == 4 and alpha else channels
-    return ImageFacts(width, height, kept, pixels.dtype.name, limits)
+    num_channels = 3 if channels == 4 and alpha else channels
+    return ImageFacts(width, height, num_channels, pixels.dtype.name, limits)
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -281,6 +284,7 @@ def _read_tiff(path: str | os.PathLike[str], page: int | None) -> tuple[Array, P
 def _read_page(file: TiffImages, number: int | None) -> tuple[Array, Page]:
     page = file.page(number)
     check_size(page.shape[1], page.shape[0], page.source)
+    check_bytes(page.shape, page.dtype, page.source)
     return file.read(page), page
 
 
@@ -306,8 +310,10 @@ class PageReader:
         if self._file is None or self._path != path:
             self.close()
             self._file, self._path = TiffImages(path), path
-        pixels, found = _read_page(self._file, page)
-        return self._intensity.apply(pixels, source=found.source, format="BGR", alpha=found.alpha)
+        pixels, tiff_page = _read_page(self._file, page)
+        return self._intensity.apply(
+            pixels, source=tiff_page.source, format="BGR", alpha=tiff_page.alpha
+        )
 
     def close(self) -> None:
         """Close the stack."""

@@ -1,11 +1,12 @@
 """Turn the numbers of an image into the 0 to 255 that networks take (``INPUT.NORMALIZE``).
 
 A microscope writes 12 or 16 bits, of which a cell may use a hundredth.  ``percentile`` stretches
-what each channel of each image holds, ``range`` the same interval in all images, to 0 to 255.
+the values of each channel of each image to 0 to 255; ``range`` stretches the same interval in all
+images.
 
-The result has 8 bits.  ``MODEL.PIXEL_MEAN`` and trained weights expect 0 to 255, resizing and
-augmentations treat 8 bits and floats differently, so only 8 bits make a 16-bit file give the very
-input of its 8-bit copy; and the steps left out, 1/255 of the interval, are far below the noise of
+The result has 8 bits, so a 16-bit file gives exactly the input that its 8-bit copy gives:
+``MODEL.PIXEL_MEAN`` and trained weights expect 0 to 255, and resizing and augmentations treat 8
+bits and floats differently.  Rounding to 8 bits loses steps of 1/255 of the interval, far less than
 ``MODEL.PIXEL_STD``.
 """
 
@@ -191,22 +192,22 @@ def finite_limits(channel: Array, source: str) -> tuple[float, float]:
     return low, high
 
 
-def too_deep(source: str, found: str) -> ImageError:
+def too_deep(source: str, depth: str) -> ImageError:
     """The refusal of an image of more than 8 bits.
 
     Args:
-        found: kind of its pixels.
+        depth: kind of its pixels.
     """
     return ImageError(
-        f"{source}: expected 8 bits per channel, found {found}; set INPUT.NORMALIZE percentile, or "
+        f"{source}: expected 8 bits per channel, found {depth}; set INPUT.NORMALIZE percentile, or "
         "range with INPUT.NORMALIZE_RANGE, to scale it to 0 to 255"
     )
 
 
-def other_channels(source: str, found: str) -> ImageError:
-    """The refusal of an image that is neither grey nor in colour; ``found`` are its channels."""
+def other_channels(source: str, channels: str) -> ImageError:
+    """The refusal of an image whose ``channels`` are neither grey nor colours."""
     return ImageError(
-        f"{source}: has {found}; expected 1 or 3: set INPUT.CHANNELS to those in the places of "
+        f"{source}: has {channels}; expected 1 or 3: set INPUT.CHANNELS to those in the places of "
         "red, green and blue, such as (0, 0, 1)"
     )
 
@@ -231,11 +232,11 @@ def percentiles(channel: Array, percents: Sequence[float]) -> tuple[float, float
     for block in _blocks(channel):
         counts += np.bincount((block.astype(np.int64) - least).ravel(), minlength=len(counts))
     ends = counts.cumsum()
-    places = np.asarray(percents) / 100 * (channel.size - 1)
-    before = np.floor(places)
+    ranks = np.asarray(percents) / 100 * (channel.size - 1)
+    before = np.floor(ranks)
     after = np.minimum(before + 1, channel.size - 1)
-    first, second = (ends.searchsorted(place, side="right") + least for place in (before, after))
-    low, high = first + (second - first) * (places - before)
+    first, second = (ends.searchsorted(rank, side="right") + least for rank in (before, after))
+    low, high = first + (second - first) * (ranks - before)
     return float(low), float(high)
 
 

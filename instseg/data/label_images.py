@@ -75,10 +75,10 @@ def as_labels(pixels: npt.NDArray[Any], source: str) -> Labels:
 
 
 def colour_error(source: str, what: str) -> ImageError:
-    """The error about a picture of labels, whose colours do not tell the labels."""
+    """The error about labels painted in colour, from which the labels cannot be read."""
     return ImageError(
         f"{source}: has {what}; expected one number per pixel, as in a grey image or one with a "
-        "palette; a picture of labels in colour does not tell them: save the label image itself"
+        "palette; colours do not tell the labels: save the label image itself"
     )
 
 

@@ -65,8 +65,8 @@ def build_test_loader(cfg: CfgNode, dataset: DataSet) -> Loader:
         records = with_proposals(records, files[list(cfg.DATASETS.TEST).index(dataset.name)])
     records = with_semantic_files(cfg, records)
     records = [{**record, "masks": cfg.TEST.MASKS} for record in records]
-    truth = cfg.INPUT.TRUTH_TEST
-    mapper = build_train_mapper(cfg, augment=False) if truth else build_test_mapper(cfg)
+    with_annotations = cfg.INPUT.TRUTH_TEST
+    mapper = build_train_mapper(cfg, augment=False) if with_annotations else build_test_mapper(cfg)
     return _once(cfg, records, mapper)
 
 

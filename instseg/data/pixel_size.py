@@ -29,7 +29,7 @@ _IN_AN_INCH = {"inch": 1.0, "cm": 2.54}
 _OF_SCREENS = (2.54, 25.4, 72, 96, 100, 150, 200, 300, 400, 600, 1200)
 """Dots per inch that programs write when they know nothing about the image."""
 _ROUNDED = 0.02
-"""By how many dots per inch those in a centimetre are rounded, as 28.35 of 72 are."""
+"""Largest error in dots per inch after rounding per centimetre: 72 dpi is stored as 28.35."""
 
 
 def pixel_size(path: Path | None) -> tuple[float, float] | None:

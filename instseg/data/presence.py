@@ -7,6 +7,13 @@ from collections.abc import Iterator, Sequence
 from instseg.data.synthetic.files import is_elsewhere
 
 _MAX_CHECKED = 10_000
+_ZARR = (".zarray", ".zgroup", "zarr.json")
+"""Files that tell a folder to be an image in the format zarr."""
+
+
+def is_zarr(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a folder that holds an image in the format zarr."""
+    return any(os.path.isfile(os.path.join(path, name)) for name in _ZARR)
 
 
 def file_problem(path: str | os.PathLike[str]) -> str | None:
@@ -20,6 +27,8 @@ def file_problem(path: str | os.PathLike[str]) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return "is a link to a file that is not there" if os.path.islink(path) else "no such file"
     if stat.S_ISDIR(status.st_mode):
+        if is_zarr(path):
+            return "is a folder of zarr, which only prediction by tiles reads: use --tile 1024"
         return "is a folder"
     if not stat.S_ISREG(status.st_mode):
         return "is no regular file"

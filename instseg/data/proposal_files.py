@@ -1,4 +1,4 @@
-"""Read and write object proposals in the format of Detectron2's ``MODEL.LOAD_PROPOSALS``.
+"""Read and write proposals in the format of Detectron2's ``MODEL.LOAD_PROPOSALS``.
 
 A file is a pickle of a dict: ``ids`` of images, ``boxes`` (N, 4) and ``objectness_logits`` (N,) for
 each, and ``bbox_mode``.  Detectron2 would execute code from a pickle; this reader never does.

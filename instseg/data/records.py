@@ -135,9 +135,9 @@ def image_id_problems(records: Sequence[Record]) -> Iterator[Finding]:
         if key is None:
             continue
         if key in first_files:
-            same = file == first_files[key]
-            kind = Kind.REPEATED_RECORD if same else Kind.SHARED_ID
-            files = f"both {file}" if same else f"{first_files[key]} and {file}"
+            is_same_file = file == first_files[key]
+            kind = Kind.REPEATED_RECORD if is_same_file else Kind.SHARED_ID
+            files = f"both {file}" if is_same_file else f"{first_files[key]} and {file}"
             message = f"two records have the image_id {key!r}, {files}"
             yield Finding(kind, key, f"{message}; training takes that, an evaluation does not")
         first_files.setdefault(key, file)

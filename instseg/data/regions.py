@@ -5,6 +5,7 @@ strips that a rectangle touches; zarr arrays and OME-Zarr images by their chunks
 formats are read whole.
 """
 
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -14,8 +15,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from detectron2.utils.logger import log_first_n
 
-from instseg.data.image_headers import MAX_PIXELS
+from instseg.data.image_headers import MAX_PIXELS, check_bytes
 from instseg.data.images import has_pillow_colours, is_tiff, read_pixels
 from instseg.data.tiff import (
     Page,
@@ -29,11 +31,12 @@ from instseg.errors import ImageError
 
 Array = npt.NDArray[Any]
 
-_LARGEST_CHUNK = 2**26
-"""Pixels of a tile or strip; an image of larger ones is read whole, zarr with them refused."""
+_LARGEST_CHUNK = 2**28
+"""Bytes of a tile or strip; an image of larger ones is read whole, zarr with them refused."""
 _SAMPLES = 2**24
+"""Pixels of three channels of 16 bits."""
 _MOST_PLAIN = 4
-"""Channels of an array of zarr without axes."""
+"""Largest number of channels of an array of zarr without axes."""
 _SAMPLE_SIDE = 512
 # Filters and compressors of zarr's format 2.  Others, such as "pickle", could execute code.
 _CODECS_2 = frozenset(
@@ -137,15 +140,16 @@ def open_regions(path: str | os.PathLike[str], page: int | None = None) -> Regio
 def sample(regions: Regions, most: int = _SAMPLES) -> Array:
     """Pixels that stand for the whole image, such as for its percentiles.
 
-    They are all pixels of an image of at most ``most``, or fewer if it has more than 3 channels;
-    else those of squares of 512 x 512, evenly spread over the full resolution (not of a lower one,
-    whose means have no extremes).
+    They are all pixels of an image of at most ``most``, or fewer if it has more than 3 channels or
+    16 bits; else those of squares of 512 x 512, evenly spread over the full resolution (not of a
+    lower one, whose means have no extremes).
 
     Returns:
         (N, 1, C).
     """
     height, width, channels = regions.shape
-    most = max(most * 3 // max(channels, 3), _SAMPLE_SIDE**2)
+    bytes_of_pixel = max(channels, 3) * max(regions.dtype.itemsize, 2)
+    most = max(most * 6 // bytes_of_pixel, _SAMPLE_SIDE**2)
     if height * width <= most:
         return regions.read(0, height, 0, width).reshape(-1, 1, channels)
     side = min(_SAMPLE_SIDE, height, width)
@@ -172,13 +176,14 @@ def _open_tiff(path: str | os.PathLike[str], number: int | None) -> _Regions:
         check_levels(file.source, [_shape_of(level) for level in page.series.levels])
         get = _tiff_getter(file, page, files)
         if get is not None:
-            dtype, kept = page.dtype, files.pop_all()
-            return _Regions(file.source, page.shape, dtype, get, alpha=page.alpha, files=kept)
+            dtype, open_files = page.dtype, files.pop_all()
+            return _Regions(file.source, page.shape, dtype, get, alpha=page.alpha, files=open_files)
         if page.shape[0] * page.shape[1] > MAX_PIXELS:
             raise ImageError(
                 f"{file.source}: {page.shape[1]} x {page.shape[0]} pixels in one strip or in "
                 "colours that are not read by parts; save it with tiles, grey or RGB"
             )
+        check_bytes(page.shape, page.dtype, file.source)
         return _whole(file.source, file.read(page), alpha=page.alpha)
 
 
@@ -195,7 +200,7 @@ def _tiff_getter(
     mapped = file.mapped(page)
     if mapped is not None:
         return lambda y, x: mapped[y, x]
-    if math.prod(page.series.keyframe.chunks) > _LARGEST_CHUNK:
+    if math.prod(page.series.keyframe.chunks) * page.dtype.itemsize > _LARGEST_CHUNK:
         return None
     array, store = file.store(page)
     files.callback(store.close)
@@ -234,10 +239,12 @@ def _open_zarr(path: Path) -> _Regions:
             _check_codecs(level, source)
     check_levels(source, shapes)
     array = levels[0]
-    if math.prod(array.chunks) > _LARGEST_CHUNK:
+    _tell_missing_chunks(array, source)
+    if math.prod(array.chunks) * array.dtype.itemsize > _LARGEST_CHUNK:
         raise ImageError(
-            f"{source}: has chunks of {' x '.join(map(str, array.chunks))} pixels; expected at "
-            f"most {_LARGEST_CHUNK} in a chunk: save it with smaller ones, such as 1024 x 1024"
+            f"{source}: has chunks of {' x '.join(map(str, array.chunks))} pixels of type "
+            f"{array.dtype}; expected at most {_LARGEST_CHUNK} bytes in a chunk: save it "
+            "with smaller ones, such as 1024 x 1024"
         )
 
     def get(y: slice, x: slice) -> Array:
@@ -245,10 +252,26 @@ def _open_zarr(path: Path) -> _Regions:
         pixels = np.asarray(array[tuple(chosen.get(axis, 0) for axis in axes)])
         if "C" not in axes:
             return pixels[:, :, None]
-        kept = [axis for axis in axes if axis in chosen]
-        return pixels.transpose([kept.index(axis) for axis in "YXC"])
+        kept_axes = [axis for axis in axes if axis in chosen]
+        return pixels.transpose([kept_axes.index(axis) for axis in "YXC"])
 
     return _Regions(source, shapes[0], array.dtype, get, alpha=axes == "YXC")
+
+
+def _tell_missing_chunks(array: Any, source: str) -> None:
+    """Warn of chunks that are not there.
+
+    In zarr they stand for one value, so they are no fault of the file by themselves; a download
+    that ended early leaves the same.
+    """
+    with reporting(source):
+        missing = array.nchunks - array.nchunks_initialized
+    if missing:
+        text = (
+            f"{source}: {missing} of its {array.nchunks} chunks are not there, and their pixels "
+            f"count as {array.fill_value}: if they should be there, copy the folder again"
+        )
+        log_first_n(logging.WARNING, text, name=__name__, key="message")
 
 
 def _multiscales(group: Any, source: str) -> tuple[list[Any], str]:
@@ -295,8 +318,8 @@ def _check_codecs(array: Any, source: str) -> None:
         }
     )
     if metadata["zarr_format"] == 2:
-        given = [*(metadata.get("filters") or ()), metadata.get("compressor")]
-        names, known = [x["id"] for x in map(_as_dict, given) if x], _CODECS_2
+        codecs = [*(metadata.get("filters") or ()), metadata.get("compressor")]
+        names, known = [x["id"] for x in map(_as_dict, codecs) if x], _CODECS_2
     else:
         names, known = list(_names(metadata["codecs"])), _CODECS_3
     unknown = [name for name in names if name not in known]

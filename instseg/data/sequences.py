@@ -46,9 +46,9 @@ def numbered_files(pattern: str | os.PathLike[str]) -> list[str]:
     folder, name = os.path.split(pattern)
     before, digits, after = _NUMBER.split(name)
     before, after, width = re.escape(before), re.escape(after), int(digits or 1)
-    whole = re.compile(f"{before}([0-9]{{{width}}}|[1-9][0-9]{{{width},}}){after}", re.DOTALL)
+    whole_name = re.compile(f"{before}([0-9]{{{width}}}|[1-9][0-9]{{{width},}}){after}", re.DOTALL)
     try:
-        matches = [match for match in map(whole.fullmatch, os.listdir(folder or ".")) if match]
+        matches = [match for match in map(whole_name.fullmatch, os.listdir(folder or ".")) if match]
     except OSError:
         return []
     files = {int(match[1]): os.path.join(folder, match[0]) for match in matches}

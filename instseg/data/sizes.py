@@ -12,9 +12,9 @@ from instseg.data.dataset import DataSet
 def largest_instance(datasets: Iterable[DataSet]) -> int | None:
     """The longest side of an annotated box, in pixels of its image as it lies in the data set.
 
-    These pixels, not those of the network: the user who predicts on a large image of the same kind
-    can compare it with his own, and augmentations would make it a matter of chance.  Crowds do not
-    count.
+    The user who predicts on a large image of the same kind can compare it with pixels of that
+    image.  Pixels of the network would depend on resizing and on random augmentations.  Crowds do
+    not count.
 
     Returns:
         None if there is no box.

@@ -8,8 +8,12 @@ Smaller copies (pyramids, thumbnails) and masks are no pages.  Formats of slide 
 page, the slide.
 
 Pages of several sizes are read too; each is an image of its own.
+
+OME metadata may name planes in further files.  A file stands for the pages of which it holds a
+plane itself, so a set of files has every page once; the channels of a page come from all of them.
 """
 
+import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -19,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from detectron2.utils.logger import log_first_n
 
 from instseg.data.tiff_errors import TiffLog, import_package, reporting
 from instseg.errors import ImageError
@@ -120,8 +125,8 @@ class TiffImages:
             self._file = tifffile.TiffFile(Path(path))
         try:
             with reporting(self.source), log.collecting():
-                self.pages = self._pages()
-            lost = any("invalid page offset" in line for line in log.lines)
+                self.pages = self._pages(log)
+            lost = log.has("invalid page offset")
             self.damage = f"is cut off or damaged behind page {len(self.pages) - 1}" * lost
         except BaseException:
             self.close()
@@ -182,7 +187,8 @@ class TiffImages:
 
         tifffile would fill some of them with zeros, or make room for what a damaged header claims.
         """
-        keyframe, end = page.series.keyframe, self._file.filehandle.size
+        keyframe = page.series.keyframe
+        end = keyframe.parent.filehandle.size
         for number in page.planes:
             if page.offset is not None:
                 size = math.prod(page.plane_shape) * keyframe.dtype.itemsize
@@ -216,12 +222,14 @@ class TiffImages:
             store = page.series.aszarr(level=0)
             return zarr.open_array(store, mode="r"), store
 
-    def _pages(self) -> list[Page]:
+    def _pages(self, log: TiffLog) -> list[Page]:
         used = [x for x in self._file.series if not (x.keyframe.is_reduced or x.keyframe.is_mask)]
         used = used or list(self._file.series)
         if used and used[0].kind not in _SEVERAL_IMAGES:
             used = used[:1]
         pages = [page for series in used for page in self._in_series(series)]
+        if pages and used[0].kind == "ome":
+            pages = self._own(pages, log)
         if not pages:
             raise ImageError(f"{self.source}: is a TIFF without images")
         if len(used) > 1 and all(series.kind == "generic" for series in used):
@@ -230,8 +238,33 @@ class TiffImages:
             return pages
         return [replace(page, source=f"{self.source} page {i}") for i, page in enumerate(pages)]
 
+    def _own(self, pages: list[Page], log: TiffLog) -> list[Page]:
+        """The pages of which this file holds a plane; all of them if it holds none."""
+        # A plane that is missing belongs to another file if one could not be opened.
+        elsewhere = log.has("failed to read") and not log.has("index out of range")
+
+        def is_own(page: Page) -> bool:
+            planes = [page.series.pages[number // page.inner] for number in page.planes]
+            return any(
+                not elsewhere if plane is None else plane.parent is self._file for plane in planes
+            )
+
+        own = [page for page in pages if is_own(page)]
+        if own and len(own) < len(pages):
+            text = (
+                f"{self.source}: {len(pages) - len(own)} further images of its OME metadata are in "
+                "other files, which are to be given too (said once)"
+            )
+            log_first_n(logging.WARNING, text, name=__name__)
+        return own or pages
+
     def _in_series(self, series: Any) -> Iterator[Page]:
         plane = series.keyframe
+        if any(level.shape == series.shape for level in series.levels[1:]):
+            raise ImageError(
+                f"{self.source}: has further images of its size in SubIFDs, where OME metadata "
+                "expects smaller copies; save them as pages"
+            )
         within = series.axes[-len(plane.axes) :]
         if plane.axes not in _PLANES or not within.endswith(plane.axes[-2:]):
             raise ImageError(
@@ -240,23 +273,23 @@ class TiffImages:
         self._check_colours(plane)
         # Samples that are labelled as something else than channels are planes, as those in volumes.
         inner = plane.axes.endswith("YX") and len(within) == 3 and within[0] not in "SC"
-        kept = "YX" if inner else plane.axes
-        axes = series.axes[: -len(kept)]
+        page_axes = "YX" if inner else plane.axes
+        axes = series.axes[: -len(page_axes)]
         lengths = series.shape[: len(axes)]
         numbers = np.arange(math.prod(lengths)).reshape(lengths)
         # Programs that know no axes give ImageJ, which shows 7 channels, its frames as channels.
-        most = _IMAGEJ_CHANNELS if series.kind == "imagej" else math.inf
-        channels = [i for i, axis in enumerate(axes) if axis == "C" and lengths[i] <= most]
+        max_channels = _IMAGEJ_CHANNELS if series.kind == "imagej" else math.inf
+        channels = [i for i, axis in enumerate(axes) if axis == "C" and lengths[i] <= max_channels]
         last = [*(i for i in range(len(axes)) if i not in channels), *channels]
         count = math.prod(lengths[i] for i in channels)
         rows, columns = (plane.shape[plane.axes.index(axis)] for axis in "YX")
-        samples = plane.shape[plane.axes.index("S")] if "S" in kept else 1
+        samples = plane.shape[plane.axes.index("S")] if "S" in page_axes else 1
         samples = 3 if plane.photometric.name == "PALETTE" else samples
         dtype = np.dtype(np.uint8) if plane.photometric.name == "PALETTE" else plane.dtype
         for planes in numbers.transpose(last).reshape(-1, max(count, 1)).tolist():
             shape = (rows, columns, samples * len(planes))
             depth = plane.shape[0] if inner else 1
-            yield Page(self.source, series, tuple(planes), kept, depth, shape, dtype)
+            yield Page(self.source, series, tuple(planes), page_axes, depth, shape, dtype)
 
     def _check_colours(self, plane: Any) -> None:
         colours = getattr(plane.photometric, "name", str(plane.photometric))
@@ -283,9 +316,9 @@ class TiffImages:
 
     def _map(self, page: Page, offset: int, number: int) -> Array:
         keyframe = page.series.keyframe
-        dtype = keyframe.dtype.newbyteorder(self._file.byteorder)
+        dtype = keyframe.dtype.newbyteorder(keyframe.parent.byteorder)
         size = math.prod(page.plane_shape) * dtype.itemsize
-        path = self._file.filehandle.path
+        path = keyframe.parent.filehandle.path
         return np.memmap(path, dtype, "r", offset + number * size, page.plane_shape)
 
 

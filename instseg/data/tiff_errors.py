@@ -49,6 +49,10 @@ class TiffLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(record.getMessage())
 
+    def has(self, text: str) -> bool:
+        """Whether a line holds ``text``."""
+        return any(text in line for line in self.lines)
+
     @contextmanager
     def collecting(self) -> Iterator[None]:
         """Collect what is logged inside."""

@@ -20,8 +20,8 @@ from instseg.evaluation import (  # noqa: F401  (importing a metric registers it
     tracks,
     voc,
 )
+from instseg.evaluation.ground_truth import GroundTruthEvaluator, warn_of_limit
 from instseg.evaluation.registry import metrics_of
-from instseg.evaluation.truth import TruthEvaluator, warn_of_limit
 from instseg.files import file_name
 
 
@@ -42,11 +42,11 @@ def build_evaluator(cfg: CfgNode, dataset: DataSet, folder: str = "inference") -
     """
     metrics = metrics_of(cfg, dataset)
     if dataset.is_from_users:
-        _check_truth(cfg, dataset)
+        _check_ground_truth(cfg, dataset)
     output_dir = os.path.join(cfg.OUTPUT_DIR, folder, file_name(dataset.name))
     evaluators = [metric.from_config(cfg, dataset, output_dir) for metric in metrics]
     for evaluator in evaluators:
-        if isinstance(evaluator, TruthEvaluator):
+        if isinstance(evaluator, GroundTruthEvaluator):
             evaluator.warn_of_limit(cfg.TEST.DETECTIONS_PER_IMAGE)
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
@@ -70,7 +70,7 @@ def check_evaluation(cfg: CfgNode, model: nn.Module, datasets: Sequence[DataSet]
     for dataset in datasets:
         metrics = metrics_of(cfg, dataset)
         if dataset.is_from_users:
-            _check_truth(cfg, dataset)
+            _check_ground_truth(cfg, dataset)
             check_files(dataset.name, dataset.records)
             crowds = [
                 (record["image_id"], bool(entry.get("iscrowd", 0)))
@@ -82,7 +82,7 @@ def check_evaluation(cfg: CfgNode, model: nn.Module, datasets: Sequence[DataSet]
             metric.check(cfg, dataset, model)
 
 
-def _check_truth(cfg: CfgNode, dataset: DataSet) -> None:
+def _check_ground_truth(cfg: CfgNode, dataset: DataSet) -> None:
     check_image_ids(dataset.name, dataset.records)
     if cfg.MODEL.MASK_ON:
         check_masks(dataset.name, dataset.records)

@@ -59,11 +59,11 @@ class ContestEvaluator(Metric, DatasetEvaluator):
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:
         for image, output in zip(inputs, outputs, strict=True):
-            truth = true_label_map(self._records[image["image_id"]])
+            gt_labels = true_label_map(self._records[image["image_id"]])
             instances = output["instances"]
             counted = instances[instances.scores >= self._score_threshold]
             predicted = label_map(counted.pred_masks, mask_ranking(counted))
-            self._scores.append(image_scores(truth, predicted))
+            self._scores.append(image_scores(gt_labels, predicted))
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Per cent, like Detectron2's evaluators; ``AP`` is the mean over the thresholds."""
@@ -103,30 +103,30 @@ def label_map(masks: torch.Tensor | CroppedMasks, scores: torch.Tensor) -> np.nd
     return np.where(ranks > 0, len(best_first) + 1 - ranks, 0)
 
 
-def common_pixels(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """(T + 1, P + 1) number of pixels for each label of ``truth`` and each of ``predicted``.
+def common_pixels(gt_labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """(T + 1, P + 1) number of pixels for each label of ``gt_labels`` and each of ``predicted``.
 
     Args:
-        truth, predicted: (H, W) integers 0 ... T and 0 ... P.
+        gt_labels, predicted: (H, W) integers 0 ... T and 0 ... P.
     """
     columns = int(predicted.max()) + 1
-    pairs = truth.ravel().astype(np.int64) * columns + predicted.ravel()
-    counts = np.bincount(pairs, minlength=(int(truth.max()) + 1) * columns)
+    pairs = gt_labels.ravel().astype(np.int64) * columns + predicted.ravel()
+    counts = np.bincount(pairs, minlength=(int(gt_labels.max()) + 1) * columns)
     return counts.reshape(-1, columns)
 
 
-def image_scores(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+def image_scores(gt_labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """(10,) TP / (TP + FP + FN) of one image at ``THRESHOLDS``.
 
     Args:
-        truth, predicted: (H, W) label maps, 0 for background; labels need not be consecutive.
+        gt_labels, predicted: (H, W) label maps, 0 for background; labels need not be consecutive.
     """
-    overlap = common_pixels(truth, predicted)
-    truth_areas, predicted_areas = overlap.sum(axis=1), overlap.sum(axis=0)
+    overlap = common_pixels(gt_labels, predicted)
+    gt_areas, predicted_areas = overlap.sum(axis=1), overlap.sum(axis=0)
     inside = overlap[1:, 1:]
-    union = truth_areas[1:, None] + predicted_areas[None, 1:] - inside
+    union = gt_areas[1:, None] + predicted_areas[None, 1:] - inside
     iou = inside / np.maximum(union, 1)
-    total = np.count_nonzero(truth_areas[1:]) + np.count_nonzero(predicted_areas[1:])
+    total = np.count_nonzero(gt_areas[1:]) + np.count_nonzero(predicted_areas[1:])
     # In the contest an IoU equal to the threshold does not count.
     above = [float(np.nextafter(threshold, 1)) for threshold in THRESHOLDS]
     # Labels do not overlap, so each instance has at most one prediction with an IoU above 0.5, and

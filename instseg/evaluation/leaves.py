@@ -59,15 +59,15 @@ class LeafEvaluator(Metric, DatasetEvaluator):
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:
         for image, output in zip(inputs, outputs, strict=True):
-            truth = true_label_map(self._records[image["image_id"]])
+            gt_labels = true_label_map(self._records[image["image_id"]])
             instances = output["instances"]
             counted = instances[instances.scores >= self._score_threshold]
             predicted = label_map(counted.pred_masks, mask_ranking(counted))
             self._scores.append(
                 (
-                    symmetric_best_dice(truth, predicted),
-                    symmetric_best_dice((truth > 0).astype(int), (predicted > 0).astype(int)),
-                    len(np.setdiff1d(predicted, [0])) - len(np.setdiff1d(truth, [0])),
+                    symmetric_best_dice(gt_labels, predicted),
+                    symmetric_best_dice((gt_labels > 0).astype(int), (predicted > 0).astype(int)),
+                    len(np.setdiff1d(predicted, [0])) - len(np.setdiff1d(gt_labels, [0])),
                 )
             )
 
@@ -85,13 +85,13 @@ class LeafEvaluator(Metric, DatasetEvaluator):
         }
         return {
             "leaves": {
-                name: float(each.mean()) if len(each) else float("nan")
-                for name, each in means.items()
+                name: float(per_image.mean()) if len(per_image) else float("nan")
+                for name, per_image in means.items()
             }
         }
 
 
-def symmetric_best_dice(truth: Labels, predicted: Labels) -> float:
+def symmetric_best_dice(gt_labels: Labels, predicted: Labels) -> float:
     """The smaller best Dice of two maps, from one to the other and back.
 
     The best Dice is the mean, over the leaves of one map, of the largest Dice with a leaf of the
@@ -99,14 +99,14 @@ def symmetric_best_dice(truth: Labels, predicted: Labels) -> float:
     only one map has.
 
     Args:
-        truth: (H, W) label map, 0 for background; labels need not be consecutive.
-        predicted: as ``truth``.
+        gt_labels: (H, W) label map, 0 for background; labels need not be consecutive.
+        predicted: as ``gt_labels``.
     """
-    overlap = common_pixels(truth, predicted)
+    overlap = common_pixels(gt_labels, predicted)
     areas = overlap.sum(axis=1)[1:, None] + overlap.sum(axis=0)[None, 1:]
     dice = 2 * overlap[1:, 1:] / np.maximum(areas, 1)
-    in_truth, in_predicted = overlap.sum(axis=1)[1:] > 0, overlap.sum(axis=0)[1:] > 0
-    dice = dice[in_truth][:, in_predicted]
+    in_gt, in_predicted = overlap.sum(axis=1)[1:] > 0, overlap.sum(axis=0)[1:] > 0
+    dice = dice[in_gt][:, in_predicted]
     if not dice.size:
-        return float(not in_truth.any() and not in_predicted.any())
+        return float(not in_gt.any() and not in_predicted.any())
     return float(min(dice.max(axis=0).mean(), dice.max(axis=1).mean()))

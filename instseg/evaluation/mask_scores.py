@@ -13,14 +13,14 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from instseg.data.dataset import DataSet
+from instseg.evaluation.ground_truth import GroundTruthEvaluator
 from instseg.evaluation.registry import Metric, register
-from instseg.evaluation.truth import TruthEvaluator
 from instseg.masks import CroppedMasks, as_text, ious
 from instseg.modeling import gives_mask_scores
 
 
 @register("coco")
-class MaskScoreCOCOEvaluator(Metric, TruthEvaluator):
+class MaskScoreCOCOEvaluator(Metric, GroundTruthEvaluator):
     """Detectron2's COCO evaluator, which ranks masks by ``mask_scores`` if a model gives them.
 
     Detections with that field (N,) are ranked by it for ``segm`` and by ``scores`` for all other
@@ -128,13 +128,14 @@ def score_iou_correlation(coco_eval: COCOeval, field: str = "score") -> float:
     scores: list[float] = []
     true_ious: list[float] = []
     for key, mask_ious in coco_eval.ious.items():
-        truth = coco_eval._gts[key]
+        gt_annotations = coco_eval._gts[key]
         if not len(mask_ious):  # no detections, or no true instances of the class
             continue
         detections = sorted(coco_eval._dts[key], key=lambda record: -record["score"])
         detections = detections[: coco_eval.params.maxDets[-1]]
-        boxes, true_boxes = ([record["bbox"] for record in side] for side in (detections, truth))
-        all_box_ious = ious(np.array(boxes), np.array(true_boxes))
+        boxes = np.array([record["bbox"] for record in detections])
+        gt_boxes = np.array([record["bbox"] for record in gt_annotations])
+        all_box_ious = ious(boxes, gt_boxes)
         rows = zip(detections, all_box_ious, mask_ious, strict=True)
         for record, detection_box_ious, detection_mask_ious in rows:
             nearest = detection_box_ious.argmax()

@@ -1,4 +1,4 @@
-"""Average recall of class-agnostic masks and boxes, the metric of object proposals."""
+"""Average recall of class-agnostic masks and boxes, the metric of proposals."""
 
 import contextlib
 import io
@@ -19,9 +19,9 @@ from torch import nn
 
 from instseg.data.build import check_masks
 from instseg.data.dataset import DataSet
+from instseg.evaluation.ground_truth import GroundTruthEvaluator
 from instseg.evaluation.matching import mask_ranking
 from instseg.evaluation.registry import Metric, register
-from instseg.evaluation.truth import TruthEvaluator
 from instseg.masks import CroppedMasks, ious, to_rle
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ _NUM_STRICT = 5
 
 
 @register("proposals")
-class ProposalEvaluator(Metric, TruthEvaluator):
+class ProposalEvaluator(Metric, GroundTruthEvaluator):
     """AR@n and AUC of the masks and boxes of a class-agnostic model.
 
     Recall at an IoU threshold is the fraction of true instances, of any class, that the n best
@@ -104,10 +104,10 @@ class ProposalEvaluator(Metric, TruthEvaluator):
             image_id = image["image_id"]
             best = _best(output["instances"])
             for task, iou_type in _TASKS.items():
-                truth = self._coco_api.imgToAnns[image_id]
+                gt_annotations = self._coco_api.imgToAnns[image_id]
                 proposals = _boxes(best) if iou_type == "bbox" else _masks(best)
                 info = self._coco_api.imgs[image_id]
-                self._counts[task].add(_evaluate(info, truth, proposals, iou_type))
+                self._counts[task].add(_evaluate(info, gt_annotations, proposals, iou_type))
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """See the class; None on all processes except the main one."""
@@ -210,18 +210,19 @@ def _evaluate(
     """
     common = {"image_id": image["id"], "category_id": 1}
     # COCOeval writes into the annotations, and takes the id 0 for no match.
-    truth = [{**item, **common, "id": i} for i, item in enumerate(annotations, start=1)]
+    gt_annotations = [{**item, **common, "id": i} for i, item in enumerate(annotations, start=1)]
     if iou_type == "segm":
-        for item in truth:
+        for item in gt_annotations:
             item["segmentation"] = to_rle(item["segmentation"], image["height"], image["width"])
     # The area of a proposal only affects precision.
     common["area"] = 0
-    near = [
+    key = "bbox" if iou_type == "bbox" else "segmentation"
+    near_proposals = [
         {**proposals[rank], **common, "id": rank + 1, "score": -rank}
-        for rank in _near(proposals, truth, "bbox" if iou_type == "bbox" else "segmentation")
+        for rank in _near(proposals, gt_annotations, key)
     ]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports by print
-        evaluation = COCOeval(_coco(image, truth), _coco(image, near), iou_type)
+        evaluation = COCOeval(_coco(image, gt_annotations), _coco(image, near_proposals), iou_type)
         evaluation.params.useCats = 0
         evaluation.params.maxDets = [LIMITS[-1]]
         evaluation.evaluate()
@@ -230,13 +231,13 @@ def _evaluate(
 
 
 def _near(
-    proposals: Sequence[Mapping[str, Any]], truth: Sequence[Mapping[str, Any]], key: str
+    proposals: Sequence[Mapping[str, Any]], gt_annotations: Sequence[Mapping[str, Any]], key: str
 ) -> list[int]:
     """Indices of the proposals that can match, since COCOeval takes a second for a thousand."""
-    proposed, true = ([item[key] for item in side] for side in (proposals, truth))
-    overlaps = ious(proposed, true, [int(item.get("iscrowd", 0)) for item in truth])
-    near: list[int] = np.flatnonzero(overlaps.max(axis=1, initial=0) >= _LEAST_IOU).tolist()
-    return near
+    proposed, true = ([item[key] for item in side] for side in (proposals, gt_annotations))
+    overlaps = ious(proposed, true, [int(item.get("iscrowd", 0)) for item in gt_annotations])
+    near_indices: list[int] = np.flatnonzero(overlaps.max(axis=1, initial=0) >= _LEAST_IOU).tolist()
+    return near_indices
 
 
 def _coco(image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]) -> COCO:

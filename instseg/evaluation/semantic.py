@@ -43,8 +43,8 @@ class SemanticEvaluator(Metric, DatasetEvaluator):
 
     @classmethod
     def measures(cls, cfg: CfgNode, dataset: DataSet, model: nn.Module) -> list[str]:
-        each = [f"sem_seg/IoU-{name}" for name in (BACKGROUND, *dataset.classes)]
-        return ["sem_seg/mIoU", "sem_seg/pACC", *each]
+        class_metrics = [f"sem_seg/IoU-{name}" for name in (BACKGROUND, *dataset.classes)]
+        return ["sem_seg/mIoU", "sem_seg/pACC", *class_metrics]
 
     @classmethod
     def from_config(cls, cfg: CfgNode, dataset: DataSet, folder: str) -> DatasetEvaluator:
@@ -74,8 +74,8 @@ class SemanticEvaluator(Metric, DatasetEvaluator):
                     f"and the {len(self._names) - 1} classes of the data set"
                 )
             predicted = output["sem_seg"].argmax(dim=0).cpu().numpy()
-            truth, counted = semantic_map(self._records[image["image_id"]])
-            pairs = truth[counted] * len(self._names) + predicted[counted]
+            gt_classes, counted = semantic_map(self._records[image["image_id"]])
+            pairs = gt_classes[counted] * len(self._names) + predicted[counted]
             counts = np.bincount(pairs, minlength=self._confusion.size)
             self._confusion += counts.reshape(self._confusion.shape)
 

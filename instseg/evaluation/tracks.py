@@ -35,7 +35,7 @@ _THRESHOLDS = (50, 75)
 """IoU in per cent with an AP of its own, besides the mean."""
 _MAX_TRACKS = (1, 10, 100)
 _MOST_PIXELS = 2**32 - 1
-"""Pixels of a clip, all frames together; the counts of an RLE hold no more."""
+"""Largest number of pixels in all frames of a clip; the counts of an RLE hold no more."""
 
 
 @dataclass
@@ -151,14 +151,14 @@ class TrackEvaluator(Metric, DatasetEvaluator):
             "annotations" in r for records in self._clips.values() for r in records.values()
         ):
             return {"tracks": {}}
-        truth = {clip: _annotated(records) for clip, records in self._clips.items()}
-        return {"tracks": self._metrics(truth, predicted)}
+        gt_tracks = {clip: _annotated(records) for clip, records in self._clips.items()}
+        return {"tracks": self._metrics(gt_tracks, predicted)}
 
     def _metrics(
-        self, truth: Mapping[Any, list[Track]], predicted: Mapping[Any, list[Track]]
+        self, gt_tracks: Mapping[Any, list[Track]], predicted: Mapping[Any, list[Track]]
     ) -> dict[str, float]:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-            evaluation = COCOeval(self._as_coco(truth), self._as_coco(predicted), "segm")
+            evaluation = COCOeval(self._as_coco(gt_tracks), self._as_coco(predicted), "segm")
             evaluation.params.maxDets = list(_MAX_TRACKS)
             evaluation.params.areaRng = [list(limits) for limits in _AREAS.values()]
             evaluation.params.areaRngLbl = list(_AREAS)

@@ -69,8 +69,8 @@ class VOCEvaluator(Metric, DatasetEvaluator):
 
     @classmethod
     def measures(cls, cfg: CfgNode, dataset: DataSet, model: nn.Module) -> list[str]:
-        each = [f"{key}-{name}" for name in dataset.classes for key in _KEYS]
-        return [f"voc_segm/{key}" for key in (*_KEYS, *each)]
+        class_keys = [f"{key}-{name}" for name in dataset.classes for key in _KEYS]
+        return [f"voc_segm/{key}" for key in (*_KEYS, *class_keys)]
 
     @classmethod
     def from_config(cls, cfg: CfgNode, dataset: DataSet, folder: str) -> DatasetEvaluator:
@@ -95,9 +95,9 @@ class VOCEvaluator(Metric, DatasetEvaluator):
                 )
                 self._num_instances[kind] += np.count_nonzero(~ignored)
                 size = record["height"], record["width"]
-                truth = [to_rle(item["segmentation"], *size) for item in annotations]
+                gt_rles = [to_rle(item["segmentation"], *size) for item in annotations]
                 predicted = instances[(classes == kind).to(instances.pred_classes.device)]
-                self._detections[kind] += _matched(predicted, truth, ignored)
+                self._detections[kind] += _matched(predicted, gt_rles, ignored)
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """See the class; None on all processes except the main one."""
@@ -123,19 +123,19 @@ class VOCEvaluator(Metric, DatasetEvaluator):
                 result[f"{key}-{name}"] = float(value)
         return {"voc_segm": result}
 
-    def _class_precisions(self, detections: list[Detection], num_objects: int) -> list[float]:
+    def _class_precisions(self, detections: list[Detection], num_instances: int) -> list[float]:
         """AP of one class at each of ``THRESHOLDS``, in per cent."""
         scores = np.array([score for score, _ in detections])
         order = np.argsort(-scores, kind="stable")
         outcomes = np.array([row for _, row in detections], dtype=np.int8)
         outcomes = outcomes.reshape(-1, len(THRESHOLDS))[order]
         return [
-            100 * average_precision(column, num_objects, self._interpolation)
+            100 * average_precision(column, num_instances, self._interpolation)
             for column in outcomes.T
         ]
 
 
-def average_precision(outcomes: Outcomes, num_objects: int, interpolation: str) -> float:
+def average_precision(outcomes: Outcomes, num_instances: int, interpolation: str) -> float:
     """Area under the curve of interpolated precision over recall.
 
     The interpolated precision at a recall is the best one at this or any higher recall.
@@ -143,7 +143,7 @@ def average_precision(outcomes: Outcomes, num_objects: int, interpolation: str) 
     Args:
         outcomes: (D,) of ``HIT``, ``MISS``, ``UNCOUNTED`` for all detections of a class, best score
             first.
-        num_objects: true instances of the class, without ignored ones.
+        num_instances: true instances of the class, without ignored ones.
         interpolation: ``"11-point"``: mean of the precision at the recalls 0, 0.1 ... 1;
             ``"all-point"``: the exact area.
     Returns:
@@ -151,7 +151,7 @@ def average_precision(outcomes: Outcomes, num_objects: int, interpolation: str) 
     Deviation: the recalls 0.1 ... 1 are compared exactly; the development kits round, so 3 of 10
     may count as less than 0.3.
     """
-    if not num_objects:
+    if not num_instances:
         return float("nan")
     counted = outcomes[outcomes != UNCOUNTED]
     hits = np.cumsum(counted == HIT)
@@ -159,16 +159,16 @@ def average_precision(outcomes: Outcomes, num_objects: int, interpolation: str) 
     best = np.maximum.accumulate(precision[::-1])[::-1]
     if interpolation == "11-point":
         # First detection with hits / num_objects >= step / 10, if there is one.
-        first = np.searchsorted(10 * hits, np.arange(11) * num_objects)
+        first = np.searchsorted(10 * hits, np.arange(11) * num_instances)
         return float(best[first[first < len(best)]].sum() / 11)
-    return float(best[counted == HIT].sum() / num_objects)
+    return float(best[counted == HIT].sum() / num_instances)
 
 
 def _matched(
-    predicted: Instances, truth: list[RLE], ignored: npt.NDArray[np.bool_]
+    predicted: Instances, gt_rles: list[RLE], ignored: npt.NDArray[np.bool_]
 ) -> list[Detection]:
     """Outcomes of the detections of one class in one image."""
     scores, order = torch.sort(mask_ranking(predicted), descending=True, stable=True)
     masks = CroppedMasks.of(predicted.pred_masks)[order]
-    outcomes = match(ious(masks.to_rle(), truth), ignored, THRESHOLDS)
+    outcomes = match(ious(masks.to_rle(), gt_rles), ignored, THRESHOLDS)
     return list(zip(scores.tolist(), outcomes.T, strict=True))

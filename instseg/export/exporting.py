@@ -154,6 +154,7 @@ def _metadata(predictor: Predictor, children: list[str], video: bool) -> str:
             "version": instseg.__version__,
             "config": cfg.dump(),
             "categories": predictor.categories.as_coco() if predictor.categories.named else None,
+            "largest_instance": predictor.largest_instance,
             "children": children,
             "video": video,
         }

@@ -108,8 +108,9 @@ class ExportedPredictor(Predictor):
             part, _ = _load(path)
             setattr(self.model, name, _Single(part))
         # Older files have only the names.
-        classes = {key: self._metadata.get(key) for key in ("categories", "class_names")}
-        return {key: value for key, value in classes.items() if value is not None}
+        keys = ("categories", "class_names", "largest_instance")
+        stored = {key: self._metadata.get(key) for key in keys}
+        return {key: value for key, value in stored.items() if value is not None}
 
 
 class _Session(nn.Module):

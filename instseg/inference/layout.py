@@ -128,9 +128,9 @@ class Layout:
         """Sum over both axes of the distance from the centre of ``box`` to the next inner edge.
 
         Between two neighbours the middle of their overlap is as far from the inner edge of one as
-        from that of the other: beyond it the neighbour's clearance is the larger one.  So of all
-        tiles that see a point, that with the largest clearance has it in its core, the part of the
-        tile that is bounded by these middles.
+        from that of the other: beyond it the neighbour's clearance is the larger one.  The tile
+        with the largest clearance for a point therefore has it in its core, the part of the tile
+        between these middles.
         """
         row, column = divmod(tile, len(self.columns))
         return _distance(self.rows[row], self.height, box.y0, box.y1) + _distance(

@@ -33,6 +33,7 @@ from instseg.inference.tile_sources import opened
 from instseg.inference.tiles import layout_of, predict_tiles
 from instseg.modeling import (
     CROPPED,
+    MASK_FORMS,
     Network,
     VideoModel,
     as_split,
@@ -267,7 +268,9 @@ class Predictor:
         """The networks for key frames and for frames between; None if frames share no work."""
         return as_video(self.model)
 
-    def stream(self, images: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    def stream(
+        self, images: Iterable[Any], *, masks: str | None = None
+    ) -> Iterator[dict[str, Any]]:
         """Predict on any number of images, lazily and in order.
 
         Takes at most ``batch_size`` images before it gives the first of their results; fewer if
@@ -275,16 +278,20 @@ class Predictor:
 
         Args:
             images: see :meth:`__call__`.
+            masks: "dense" or "cropped"; None is ``TEST.MASKS``.
         Yields:
             one dict per image.
         Raises:
+            ConfigError: masks of another form.
             ImageError, TypeError: an image that cannot be used, after the results of those before
                 it.
         """
+        if masks not in (None, *MASK_FORMS):
+            raise ConfigError(f"masks is {masks!r}; expected {' or '.join(MASK_FORMS)}")
         window: list[_Prepared] = []
         for number, image in enumerate(images):
             try:
-                prepared = self._prepare(image, f"images[{number}]")
+                prepared = self._prepare(image, f"images[{number}]", masks)
             except Exception:
                 yield from self._run(window)
                 raise
@@ -298,7 +305,7 @@ class Predictor:
                 window = []
         yield from self._run(window)
 
-    def _prepare(self, item: Any, name: str) -> _Prepared:
+    def _prepare(self, item: Any, name: str, masks: str | None = None) -> _Prepared:
         format = self.cfg.INPUT.FORMAT
         if isinstance(item, str | os.PathLike):
             image = read_image(item, format=format, intensity=self.intensity)
@@ -307,7 +314,7 @@ class Predictor:
         else:
             image = check_image(item, source=name, format=format, intensity=self.intensity)
         height, width = image.shape[:2]
-        masks: str = self.cfg.TEST.MASKS
+        masks = masks or str(self.cfg.TEST.MASKS)
         max_instances: int = self.cfg.TEST.DETECTIONS_PER_IMAGE
         if masks != CROPPED:
             max_instances = self._max_instances(height, width)

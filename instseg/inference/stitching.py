@@ -2,8 +2,8 @@
 
 The rule is that of StarDist (Weigert et al., WACV 2020, prediction of large images): an instance is
 given by the one tile that is responsible for it.  Tiles overlap by an instance and the context that
-a network needs, so that there is a tile which sees it whole, in its core.  Three steps follow from
-what predictions of two tiles can differ in:
+a network needs, so one tile sees it whole, in its core.  Predictions of two tiles can differ in
+three ways, which give three steps:
 
 1. A piece that its tile cuts at an inner edge is left out if another tile sees all of it and what
    continues it: that tile is responsible, also if it found nothing.
@@ -11,12 +11,12 @@ what predictions of two tiles can differ in:
    instance.  The version of the tile with the largest :meth:`Layout.clearance` stands for all, so
    there is no gap and no double where two tiles see an instance a pixel apart.  If no tile sees all
    of it, because it is larger than the overlap, the versions are its pieces and are joined.
-3. Of two instances of different tiles where one contains the other, such as a nucleus and a part of
-   it, one is left out: the part, if its tile cannot see the whole, else that with the smaller
-   clearance.  Both stay if one tile sees both that way: instances may be nested.
+3. If an instance of one tile contains an instance of another, such as a nucleus and a part of it,
+   one of the two is left out: the part, if its tile cannot see the whole, else the one with the
+   smaller clearance.  Both stay if one tile sees both that way: instances may be nested.
 
 An instance that its responsible tile misses and a neighbour sees whole stays.  Instances of two
-classes are never compared, nor are those of one tile: these the model itself has told apart.
+classes are never compared, nor are those of one tile, which the model itself has told apart.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,11 +31,11 @@ from instseg.inference.layout import Layout, Rect
 Mask = npt.NDArray[np.bool_]
 
 EDGE = 2
-"""Pixels from an inner edge within which a mask is cut by it.
+"""A mask that ends within so many pixels of an inner edge is cut by that edge.
 
 Masks that are drawn from a grid of cells end a pixel or two before the edge that cuts them.  Two
-tiles see an instance up to as many pixels apart, so a cut piece is left to another tile only if it
-keeps twice this distance there: an instance is never cut in the eyes of both.
+tiles see an instance up to as many pixels apart.  A cut piece is therefore left to another tile
+only if it keeps twice this distance there, so that not both tiles take an instance for cut.
 """
 SAME_IOU = 0.4
 """Least IoU, on the pixels that both tiles see, of two versions of an instance.
@@ -45,7 +45,7 @@ instances of a class hardly overlap as much.  Each piece has one version in anot
 that with the largest IoU.
 """
 CONTAINED = 0.6
-"""Least share of the smaller one's pixels that the larger instance covers, for both to be one.
+"""An instance contains a smaller one if it covers this share of the smaller one's pixels.
 
 Half of an instance that was cut in two may belong to either neighbour; beyond that, less than half
 is its own.
@@ -120,7 +120,7 @@ class _Candidate:
 
 
 _Version = tuple[Stitched, _Candidate, list[_Candidate]]
-"""An instance, the candidate that its rank is that of, and all that are versions of it."""
+"""An instance, the candidate that gives its rank, and all candidates that are versions of it."""
 
 
 class Stitcher:
@@ -210,8 +210,8 @@ class Stitcher:
 
     def _is_part(self, version: _Version, other: _Version) -> bool:
         """Whether it is the part that its tile sees of a larger instance."""
-        seen = self.layout.rects[version[1].tile]
-        larger = version[0].area < other[0].area and not seen.contains(other[0].box)
+        tile_rect = self.layout.rects[version[1].tile]
+        larger = version[0].area < other[0].area and not tile_rect.contains(other[0].box)
         return larger and _is_double(version, other)
 
     def _version(self, group: list[_Candidate]) -> _Version:

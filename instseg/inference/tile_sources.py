@@ -26,11 +26,13 @@ class TileSource:
     Attributes:
         height, width: of the image.
         read: a part of the image, as a :class:`instseg.inference.predictor.Predictor` takes it.
+        pixel_bytes: what a pixel takes while it is read.
     """
 
     height: int
     width: int
     read: Callable[[Rect], ModelImage]
+    pixel_bytes: int = 3
 
 
 @contextmanager
@@ -74,7 +76,8 @@ def _of_regions(regions: Regions, cfg: CfgNode, name: str) -> TileSource:
                 finite_limits(part[:, :, channel], name)
         return ModelImage(scaling.apply(part, format=_order(cfg)))
 
-    return TileSource(regions.shape[0], regions.shape[1], read)
+    height, width, channels = regions.shape
+    return TileSource(height, width, read, max(channels * regions.dtype.itemsize, 3))
 
 
 def _of_pixels(image: Any, cfg: CfgNode, name: str) -> TileSource:
@@ -97,5 +100,5 @@ def _of_pixels(image: Any, cfg: CfgNode, name: str) -> TileSource:
 
 
 def _order(cfg: CfgNode) -> str:
-    """Of the channels of a ModelImage; the predictor itself changes it to ``INPUT.FORMAT``."""
+    """The order of channels of a ModelImage; the predictor changes it to ``INPUT.FORMAT``."""
     return "L" if cfg.INPUT.FORMAT == "L" else "BGR"

@@ -8,7 +8,6 @@ chosen such that instances get the size they had in training.  An image that fit
 predicted as without tiles.
 """
 
-import copy
 import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
@@ -26,6 +25,7 @@ from instseg.inference.layout import Layout, Rect, check_tile
 from instseg.inference.stitching import Piece, Stitched, Stitcher
 from instseg.inference.tile_sources import TileSource
 from instseg.masks import CroppedMasks
+from instseg.modeling import CROPPED
 
 if TYPE_CHECKING:
     from instseg.inference.predictor import Predictor
@@ -140,7 +140,7 @@ def predict_tiles(
     hidden = None if progress else True  # None shows it on terminals
     bar = tqdm(total=len(layout), initial=done, unit="tile", leave=False, disable=hidden)
     with bar:
-        for result in _with_cropped_masks(predictor).stream(tiles):
+        for result in predictor.stream(tiles, masks=CROPPED):
             instances = keep(result["instances"]).to("cpu")
             if not instances.has("pred_masks"):
                 raise ConfigError("tiles are joined by their masks, and this model gives none")
@@ -151,16 +151,6 @@ def predict_tiles(
             bar.update()
             del result, instances  # frees their memory before the next tile
     return image.instances()
-
-
-def _with_cropped_masks(predictor: "Predictor") -> "Predictor":
-    """The same predictor with ``TEST.MASKS cropped``."""
-    other = copy.copy(predictor)
-    other.cfg = predictor.cfg.clone()
-    other.cfg.defrost()
-    other.cfg.TEST.MASKS = "cropped"
-    other.cfg.freeze()
-    return other
 
 
 def _tell_limit(predictor: "Predictor", count: int) -> None:

@@ -1,8 +1,9 @@
 """Masks: arrays, run-length encodings, polygons, boxes, and sets of masks that are cropped."""
 
-from instseg.masks.annotations import annotation_of, coco_annotation_of, outlines
+from instseg.masks.annotations import annotation_of, coco_annotation_of
 from instseg.masks.cropped import CroppedMasks
 from instseg.masks.dense import gt_masks_of, instances_from_masks, tight_boxes
+from instseg.masks.polygons import Polygon, Ring, polygons
 from instseg.masks.rle import (
     RLE,
     Pixels,
@@ -20,6 +21,8 @@ __all__ = [
     "RLE",
     "CroppedMasks",
     "Pixels",
+    "Polygon",
+    "Ring",
     "annotation_of",
     "as_text",
     "check_rle",
@@ -29,7 +32,7 @@ __all__ = [
     "gt_masks_of",
     "instances_from_masks",
     "ious",
-    "outlines",
+    "polygons",
     "rle_area",
     "rle_box",
     "tight_boxes",

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import cv2
-import numpy as np
 from detectron2.structures import BoxMode
 from torch import Tensor
 
@@ -39,24 +37,3 @@ def coco_annotation_of(mask: Tensor | Pixels | RLE, category_id: int) -> dict[st
         "bbox": rle_box(rle),
         "iscrowd": 0,
     }
-
-
-def outlines(mask: Pixels) -> list[list[float]]:
-    """The outer edges of a mask as polygons, one for each part.
-
-    Polygons cannot express holes, so holes are filled.  For a mask without holes pycocotools draws
-    exactly the same mask from the polygons.
-
-    Args:
-        mask: (H, W), 1 inside the instance and 0 elsewhere.
-    Returns:
-        ``[[x, y, x, y, ...], ...]`` in pixels, each with three points or more; (0, 0) is the upper
-        left corner of the image, (0.5, 0.5) the centre of its first pixel.  Empty if the mask is.
-    """
-    x, y, width, height = cv2.boundingRect(np.asarray(mask, dtype=np.uint8))
-    # Twice as fine, so that the grid has points at the corners and centres of pixels.
-    grid = np.zeros((2 * height + 1, 2 * width + 1), dtype=np.uint8)
-    grid[1::2, 1::2] = mask[y : y + height, x : x + width]
-    filled = cv2.dilate(grid, np.ones((3, 3), dtype=np.uint8))
-    contours, _ = cv2.findContours(filled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    return [(edge[:, 0] / 2 + (x, y)).ravel().tolist() for edge in contours if len(edge) > 2]

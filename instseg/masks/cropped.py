@@ -81,7 +81,7 @@ class CroppedMasks:
         cls, parts: Iterable[tuple[int, int, Pixels]], image_size: tuple[int, int]
     ) -> "CroppedMasks":
         """:meth:`from_crops` of (x, y, crop); each is packed before the next is asked for."""
-        boxes, packed = [], [np.zeros(0, np.uint8)]
+        boxes, bits = [], bytearray()  # which grows without a second copy
         rows, columns = image_size
         for x, y, crop in parts:
             cut = crop[max(-y, 0) : max(rows - y, 0), max(-x, 0) : max(columns - x, 0)]
@@ -89,11 +89,11 @@ class CroppedMasks:
             if not width:
                 boxes.append((0, 0, 0, 0))
                 continue
-            packed.append(np.packbits(cut[y1 : y1 + height, x1 : x1 + width].T))
+            bits += np.packbits(cut[y1 : y1 + height, x1 : x1 + width].T).data
             x1, y1 = x1 + max(x, 0), y1 + max(y, 0)
             boxes.append((x1, y1, x1 + width, y1 + height))
         corners_of_boxes = np.array(boxes, dtype=np.int64).reshape(-1, 4)
-        return cls(corners_of_boxes, np.concatenate(packed), image_size)
+        return cls(corners_of_boxes, np.frombuffer(bits, np.uint8), image_size)
 
     @classmethod
     def from_label_image(cls, labels: npt.NDArray[np.integer[Any]], count: int) -> "CroppedMasks":
@@ -103,12 +103,12 @@ class CroppedMasks:
             labels: 0 for none; values above ``count`` belong to no mask.
             count: of the masks; those without a pixel are empty.
         """
-        places = find_objects(labels, max_label=count) if count else []
+        slices = find_objects(labels, max_label=count) if count else []
         parts = (
-            (place[1].start, place[0].start, labels[place] == number)
-            if place
+            (slices_yx[1].start, slices_yx[0].start, labels[slices_yx] == number)
+            if slices_yx
             else (0, 0, np.zeros((0, 0), dtype=np.bool_))
-            for number, place in enumerate(places, start=1)
+            for number, slices_yx in enumerate(slices, start=1)
         )
         return cls.from_parts(parts, (labels.shape[0], labels.shape[1]))
 
@@ -160,7 +160,7 @@ class CroppedMasks:
         x2, y2 = np.divmod(ends - 1, image_size[0])
         first = np.flatnonzero(np.diff(masks, prepend=-1))
         owners = masks[first]
-        # A run that goes on in the next column has the lowest and the uppermost pixel of one.
+        # A run that goes on in the next column has the lowest pixel of a column and the uppermost.
         longer = x2 > x1
         boxes[owners, 0] = x1[first]
         boxes[owners, 1] = np.minimum.reduceat(np.where(longer, 0, y1), first)
@@ -192,7 +192,7 @@ class CroppedMasks:
         return f"CroppedMasks({len(self)} masks, image_size={self.image_size})"
 
     def __getitem__(self, index: Any) -> "CroppedMasks":
-        """The chosen masks; one alone too is a set of masks.
+        """The chosen masks, without a copy if they are all; one alone too is a set of masks.
 
         Args:
             index: an int, a slice, or a tensor, an array or a list of ints or bools.
@@ -204,7 +204,10 @@ class CroppedMasks:
         if not isinstance(index, slice):
             index = np.asarray(index)
             index = index if index.size else index.astype(np.int64)
-        chosen = np.atleast_1d(np.arange(len(self))[index])
+        numbers = np.arange(len(self))
+        chosen = np.atleast_1d(numbers[index])
+        if np.array_equal(chosen, numbers):
+            return self
         parts = [self._packed(number) for number in chosen.tolist()]
         bits = np.concatenate([np.zeros(0, np.uint8), *parts])
         return CroppedMasks(self._boxes[chosen], bits, self.image_size)
@@ -247,15 +250,25 @@ class CroppedMasks:
             mask[y : y + crop.shape[0], x : x + crop.shape[1]] = crop
         return torch.from_numpy(dense)
 
-    def to_label_image(self) -> npt.NDArray[np.uint16] | npt.NDArray[np.uint32]:
+    def to_label_image(
+        self, top: int = 0, bottom: int | None = None
+    ) -> npt.NDArray[np.uint16] | npt.NDArray[np.uint32]:
         """(H, W) 1 + index of the first mask at each pixel, 0 for none.
 
         uint32 if there are more masks than uint16 can count.
+
+        Args:
+            top, bottom: (bottom - top, W): only these rows, up to ``bottom`` - 1.
         """
+        height, width = self.image_size
+        bottom = height if bottom is None else bottom
         kind = np.uint16 if len(self) <= np.iinfo(np.uint16).max else np.uint32
-        labels = np.zeros(self.image_size, dtype=kind)
-        for index in range(len(self) - 1, -1, -1):
+        labels = np.zeros((bottom - top, width), dtype=kind)
+        touching = np.flatnonzero((self._boxes[:, 1] < bottom) & (self._boxes[:, 3] > top))
+        for index in touching[::-1].tolist():
             x, y, crop = self.crop(index)
+            crop = crop[max(top - y, 0) : bottom - y]
+            y = max(y - top, 0)
             labels[y : y + crop.shape[0], x : x + crop.shape[1]][crop] = index + 1
         return labels
 
@@ -284,13 +297,13 @@ class CroppedMasks:
         return ious(self.to_rle(), other.to_rle())
 
     def shifted(self, x: int, y: int, image_size: tuple[int, int]) -> "CroppedMasks":
-        """The same masks in an image of which this one shows a part.
+        """The same masks in a larger image, of which this image is a part.
 
         Args:
-            x, y: upper left pixel of this image in the other.
-            image_size: height and width of the other.
+            x, y: upper left pixel of this image in the larger one.
+            image_size: height and width of the larger one.
         Raises:
-            ValueError: a mask would leave the other image.
+            ValueError: a mask would leave the larger image.
         """
         empty = self._boxes[:, 2:3] == 0
         boxes = np.where(empty, 0, self._boxes + [x, y, x, y])
@@ -309,7 +322,7 @@ class CroppedMasks:
     def _run_lengths(self, group: slice) -> tuple[Integers, Integers]:
         """Lengths of the runs of consecutive masks over the image, and their number per mask.
 
-        Every second length is of background, the first of each mask too.
+        Lengths of background and of the mask alternate; each mask begins with background.
         """
         boxes = self._boxes[group]
         first_byte = self._starts[group.start]
@@ -379,8 +392,8 @@ def _lengths_over_image(
     edges[first[masks] + 2 * number + 2] = ends
     lengths = np.diff(edges, append=0)
     last = first + 2 * runs
-    # Up to the image's end there may be nothing left; from there to the next mask is no run.
-    kept = np.ones(len(edges), dtype=np.bool_)
-    kept[last + 1] = False
-    kept[last] = (lengths[last] > 0) | (runs == 0)
-    return lengths[kept], 2 * runs + kept[last]
+    # Drops an empty run at the image's end, and the step from there to the next mask.
+    is_run = np.ones(len(edges), dtype=np.bool_)
+    is_run[last + 1] = False
+    is_run[last] = (lengths[last] > 0) | (runs == 0)
+    return lengths[is_run], 2 * runs + is_run[last]

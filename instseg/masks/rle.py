@@ -66,18 +66,18 @@ def rle_box(rle: RLE) -> list[float]:
 
 
 def ious(
-    predicted: list[Any] | Pixels, truth: list[Any] | Pixels, crowds: Sequence[int] = ()
+    predicted: list[Any] | Pixels, instances: list[Any] | Pixels, crowds: Sequence[int] = ()
 ) -> npt.NDArray[np.float64]:
     """Intersection over union of each prediction with each instance of the ground truth.
 
     Args:
-        predicted, truth: P and T compressed RLEs of one size, or boxes x, y, width, height.
-        crowds: (T,) 1 divides by the area of the prediction only; empty means all 0.
+        predicted, instances: P and G compressed RLEs of one size, or boxes x, y, width, height.
+        crowds: (G,) 1 divides by the area of the prediction only; empty means all 0.
     Returns:
-        (P, T).
+        (P, G).
     """
-    overlaps = mask_util.iou(predicted, truth, crowds or [0] * len(truth))
-    return np.asarray(overlaps, dtype=np.float64).reshape(len(predicted), len(truth))
+    overlaps = mask_util.iou(predicted, instances, crowds or [0] * len(instances))
+    return np.asarray(overlaps, dtype=np.float64).reshape(len(predicted), len(instances))
 
 
 def check_rle(mask: Any, height: int, width: int) -> list[int]:

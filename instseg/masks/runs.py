@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 Integers = npt.NDArray[np.int64]
 _MOST_BYTES = 7
-"""Of a number: pycocotools holds the length of a run in 32 bits."""
+"""Largest number of bytes for a length: pycocotools holds the length of a run in 32 bits."""
 
 
 def compress(lengths: Integers, counts: Integers) -> list[bytes]:
@@ -27,17 +27,17 @@ def compress(lengths: Integers, counts: Integers) -> list[bytes]:
     later = np.flatnonzero(number > 2)
     values[later] -= lengths[later - 2]
     digits = np.zeros((len(values), _MOST_BYTES), dtype=np.uint8)
-    used = np.zeros(len(values), dtype=np.int64)
+    byte_counts = np.zeros(len(values), dtype=np.int64)
     rows = np.arange(len(values))
-    for place in range(_MOST_BYTES):
+    for position in range(_MOST_BYTES):
         bits = values & 31
         values >>= 5
-        more = values != np.where(bits & 16, -1, 0)
-        digits[rows, place] = (bits | more << 5) + 48
-        used[rows] = place + 1
-        rows, values = rows[more], values[more]
-    text = digits[np.arange(_MOST_BYTES) < used[:, None]].tobytes()
-    ends = _sums(used)[_sums(counts)].tolist()
+        has_more = values != np.where(bits & 16, -1, 0)
+        digits[rows, position] = (bits | has_more << 5) + 48
+        byte_counts[rows] = position + 1
+        rows, values = rows[has_more], values[has_more]
+    text = digits[np.arange(_MOST_BYTES) < byte_counts[:, None]].tobytes()
+    ends = _sums(byte_counts)[_sums(counts)].tolist()
     return [text[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True)]
 
 
@@ -52,8 +52,8 @@ def expand(texts: Sequence[bytes]) -> tuple[Integers, Integers]:
     starts = np.concatenate([[0], np.flatnonzero(final)[:-1] + 1]).astype(np.int64)
     sizes = np.diff(np.append(starts, len(characters)))
     text_ends = _sums(np.array([len(text) for text in texts], dtype=np.int64))
-    whole = final[text_ends[1:][np.diff(text_ends) > 0] - 1].all()
-    if not whole or characters.min(initial=0) < 0 or characters.max(initial=0) > 63:
+    all_complete = final[text_ends[1:][np.diff(text_ends) > 0] - 1].all()
+    if not all_complete or characters.min(initial=0) < 0 or characters.max(initial=0) > 63:
         raise ValueError("the text of a mask is cut off or has other characters than COCO's")
     if not len(characters):
         return np.zeros(0, np.int64), np.zeros(len(texts), np.int64)
@@ -68,7 +68,7 @@ def expand(texts: Sequence[bytes]) -> tuple[Integers, Integers]:
 
 
 def numbered(counts: Integers) -> tuple[Integers, Integers]:
-    """Of all runs one after the other: number of the mask, and of the run within it."""
+    """For each run: the number of its mask, and the number of the run within the mask."""
     masks = np.repeat(np.arange(len(counts)), counts)
     return masks, np.arange(len(masks)) - _sums(counts)[masks]
 
@@ -78,7 +78,7 @@ def _undo_differences(values: Integers, counts: Integers) -> Integers:
     masks, number = numbered(counts)
     lengths = values.copy()
     for parity in (0, 1):
-        # The first number of all stands for itself and takes no part in the sums.
+        # The first number of each mask stands for itself and takes no part in the sums.
         summed = np.flatnonzero((number > 0) & (number % 2 == parity))
         sums = np.cumsum(values[summed])
         before = sums - values[summed]

@@ -95,22 +95,23 @@ class DenseModel(PixelModel):
             image: (3, h', w') normalised.
             item: see :meth:`forward`.
         """
-        found, probabilities = self.find(image, item)
+        grouped, probabilities = self.find(image, item)
         size = result_size(item)
         with stage("masks"):
             rows, columns = (
                 resized_index(length, new_length, self.output_stride, self.device)
                 for length, new_length in zip(image.shape[1:], size, strict=True)
             )
-            best = torch.arange(len(found.scores), device=self.device)[: item.get("max_instances")]
-            numbers = found.numbers[rows[:, None], columns]
+            count = len(grouped.scores[: item.get("max_instances")])
+            best = torch.arange(count, device=self.device)
+            numbers = grouped.numbers[rows[:, None], columns]
             masks: Tensor | CroppedMasks = (
                 CroppedMasks.from_label_image((numbers + 1).cpu().numpy(), len(best))
                 if wants_cropped(item)
                 else numbers == best[:, None, None]
             )
             # A tiny instance may vanish in a smaller result.
-            instances = instances_from_masks(masks, found.scores[best], found.classes[best])
+            instances = instances_from_masks(masks, grouped.scores[best], grouped.classes[best])
         result: dict[str, Any] = {"instances": instances}
         if self.give_semantic:
             result["sem_seg"] = probabilities[:, rows[:, None], columns]
@@ -133,8 +134,8 @@ class DenseModel(PixelModel):
     def targets(self, maps: Tensor, batched_inputs: Sequence[dict[str, Any]]) -> DenseTargets:
         """Targets for maps (B, C, h, w) of a padded batch."""
         height, width = (length * self.output_stride for length in maps.shape[2:])
-        truth = [item["instances"] for item in batched_inputs]
-        return dense_targets(truth, (height, width), self.output_stride, self.device)
+        gt_instances = [item["instances"] for item in batched_inputs]
+        return dense_targets(gt_instances, (height, width), self.output_stride, self.device)
 
 
 def renumbered(numbers: Tensor, chosen: Tensor, count: int) -> Tensor:
@@ -144,10 +145,10 @@ def renumbered(numbers: Tensor, chosen: Tensor, count: int) -> Tensor:
         numbers: (h, w) int64, 0 ... count - 1 or ``NONE``.
         chosen: (N,) int64, some of the numbers; cells of the others become ``NONE``.
     """
-    names = torch.full((count + 1,), NONE, device=numbers.device)
-    names[chosen] = torch.arange(len(chosen), device=numbers.device)
-    # The last name is for cells of none, whose number is -1.
-    return names[numbers]
+    new_numbers = torch.full((count + 1,), NONE, device=numbers.device)
+    new_numbers[chosen] = torch.arange(len(chosen), device=numbers.device)
+    # Cells without an instance have the number -1, which finds the last entry.
+    return new_numbers[numbers]
 
 
 def padded_batch(images: Sequence[Tensor], divisor: int, least: int = 1) -> Tensor:
@@ -156,14 +157,14 @@ def padded_batch(images: Sequence[Tensor], divisor: int, least: int = 1) -> Tens
     Args:
         images: at least one.
         divisor: H and W are multiples of it.
-        least: and of no fewer pixels.
+        least: smallest height and width.
     """
     height, width = (
         -(-max(least, *(x.shape[axis] for x in images)) // divisor) * divisor for axis in (1, 2)
     )
     batch = images[0].new_zeros(len(images), images[0].shape[0], height, width)
-    for place, image in zip(batch, images, strict=True):
-        place[:, : image.shape[1], : image.shape[2]] = image
+    for row, image in zip(batch, images, strict=True):
+        row[:, : image.shape[1], : image.shape[2]] = image
     return batch
 
 

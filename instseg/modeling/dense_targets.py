@@ -1,4 +1,4 @@
-"""What every pixel belongs to: dense targets of bottom-up methods, from instance masks."""
+"""Dense targets of bottom-up methods: which instance and class every pixel belongs to."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ from torch import Tensor
 from instseg.masks import gt_masks_of
 
 NONE = -1
-"""In :attr:`DenseTargets.owners`: the pixel belongs to no object."""
+"""In :attr:`DenseTargets.owners`: the pixel belongs to no instance."""
 IGNORED = 255
 """In :attr:`DenseTargets.semantic`: the pixel is in no image, only in the padding of a batch."""
 
 
 @dataclass(frozen=True)
 class DenseTargets:
-    """Label maps of a batch of B images with M objects in all.
+    """Label maps of a batch of B images with M instances in all.
 
     Attributes:
-        owners: (B, h, w) int64, the object at each cell, 0 ... M - 1, or ``NONE``.
+        owners: (B, h, w) int64, the instance at each cell, 0 ... M - 1, or ``NONE``.
         semantic: (B, h, w) int64, 0 for background, class + 1, or ``IGNORED``.
-        images: (M,) int64, the image of each object.
-        classes: (M,) int64, the class of each object from 0.
+        images: (M,) int64, the image of each instance.
+        classes: (M,) int64, the class of each instance from 0.
     """
 
     owners: Tensor
@@ -35,14 +35,14 @@ class DenseTargets:
 def dense_targets(
     instances: Sequence[Instances], size: tuple[int, int], stride: int, device: torch.device
 ) -> DenseTargets:
-    """Label maps of training images; where objects overlap, a pixel belongs to the smallest.
+    """Label maps of training images; where instances overlap, a pixel belongs to the smallest.
 
     A cell has the labels of the pixel below and to the right of its centre, of the centre itself
     for an odd stride, so that maps up-sampled bilinearly without aligned corners fit the image.
 
     Args:
         instances: of each image, with ``gt_classes`` and ``gt_masks`` (``BitMasks`` or
-            ``PolygonMasks``), which may be missing where there is no object.
+            ``PolygonMasks``), which may be missing where there is no instance.
         size: height and width of the padded batch, multiples of ``stride``; images lie at its
             top left.
         stride: pixels per cell.
@@ -59,13 +59,13 @@ def dense_targets(
     semantic = torch.full(shape, IGNORED, device=device)
     images, classes = [], []
     first = 0
-    for number, own in enumerate(instances):
-        if own.image_size[0] > height or own.image_size[1] > width:
-            raise ValueError(f"an image of {own.image_size} does not fit into {size}")
-        masks = _cells(own, stride).to(device)
-        kinds = own.gt_classes.to(device)
+    for number, of_image in enumerate(instances):
+        if of_image.image_size[0] > height or of_image.image_size[1] > width:
+            raise ValueError(f"an image of {of_image.image_size} does not fit into {size}")
+        masks = _cells(of_image, stride).to(device)
+        kinds = of_image.gt_classes.to(device)
         if not len(masks):
-            # Background everywhere; argmax over no object is not defined.
+            # Background everywhere; argmax over no instance is not defined.
             semantic[number, : masks.shape[1], : masks.shape[2]] = 0
             continue
         # The first of the masks at each cell once they are sorted from small to large.

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+_PAIRS = 2**22
+"""Of boxes that are compared at a time, over all classes."""
+
 
 def fast_nms(
     boxes: Tensor,
@@ -16,7 +19,7 @@ def fast_nms(
     """Fast NMS of every class by itself, all classes at once.
 
     A box is removed if a box of its class with a higher score overlaps it, even if that box is
-    removed itself; this makes it one matrix operation.  A box may stay in several classes.
+    removed itself; this makes it a few matrix operations.  A box may stay in several classes.
 
     Args:
         boxes: (N, 4) corners, x1 <= x2 and y1 <= y2.
@@ -66,16 +69,28 @@ def cross_class_nms(
 
 def _survives(boxes: Tensor, iou_threshold: float) -> Tensor:
     """(C, K, 4) boxes by descending score → (C, K) bool, not overlapped by any before them."""
+    classes, count, _ = boxes.shape
+    step = max(_PAIRS // max(classes * count, 1), 1)
+    parts = [boxes.new_zeros(classes, 0, dtype=torch.bool)]
+    parts += [
+        _last_survive(boxes[:, : start + step], start, iou_threshold)
+        for start in range(0, count, step)
+    ]
+    return torch.cat(parts, dim=1)
+
+
+def _last_survive(boxes: Tensor, start: int, iou_threshold: float) -> Tensor:
+    """:func:`_survives` of the boxes from ``start`` on."""
     x1, y1, x2, y2 = boxes.unbind(2)
     areas = (x2 - x1) * (y2 - y1)
-    # In place, as each of these is C x K x K numbers.
-    shared = _shared(x1, x2).mul_(_shared(y1, y2))
-    union = (areas[:, :, None] + areas[:, None]).sub_(shared)
+    # In place, as each of these is C x K x k numbers, k from ``start`` on.
+    shared = _shared(x1, x2, start).mul_(_shared(y1, y2, start))
+    union = (areas[:, :, None] + areas[:, None, start:]).sub_(shared)
     # Boxes without area overlap nothing: 0 / 0 is above no threshold.
-    return ~(shared.div_(union) > iou_threshold).triu_(diagonal=1).any(dim=1)
+    return ~(shared.div_(union) > iou_threshold).triu_(diagonal=1 - start).any(dim=1)
 
 
-def _shared(low: Tensor, high: Tensor) -> Tensor:
-    """(C, K) ends of intervals → (C, K, K) length that two of them share."""
-    first = torch.maximum(low[:, :, None], low[:, None])
-    return torch.minimum(high[:, :, None], high[:, None]).sub_(first).clamp_(min=0)
+def _shared(low: Tensor, high: Tensor, start: int) -> Tensor:
+    """(C, K) ends of intervals → (C, K, k) length that each shares with each from ``start`` on."""
+    first = torch.maximum(low[:, :, None], low[:, None, start:])
+    return torch.minimum(high[:, :, None], high[:, None, start:]).sub_(first).clamp_(min=0)

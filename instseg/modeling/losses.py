@@ -13,7 +13,7 @@ NEITHER = -1
 
 
 def attached_zero(tensors: Iterable[Tensor]) -> Tensor:
-    """0 that gives each of ``tensors``, one at least, a gradient of 0.
+    """A zero that gives each of ``tensors`` (one or more) a gradient of 0.
 
     A loss that has nothing to count adds it, so that every parameter has a gradient in every step.
     """
@@ -44,9 +44,9 @@ def dice_loss(logits: Tensor, semantic: Tensor, *, background: bool = False) -> 
     counted = (semantic != IGNORED)[:, None]
     probabilities = logits.softmax(dim=1) * counted
     labels = torch.where(semantic == IGNORED, 0, semantic)
-    truth = F.one_hot(labels, logits.shape[1]).movedim(-1, 1) * counted
+    gt_probabilities = F.one_hot(labels, logits.shape[1]).movedim(-1, 1) * counted
     if not background:
-        probabilities, truth = probabilities[:, 1:], truth[:, 1:]
-    shared = (probabilities * truth).sum(dim=(2, 3))
-    total = probabilities.square().sum(dim=(2, 3)) + truth.sum(dim=(2, 3))
+        probabilities, gt_probabilities = probabilities[:, 1:], gt_probabilities[:, 1:]
+    shared = (probabilities * gt_probabilities).sum(dim=(2, 3))
+    total = probabilities.square().sum(dim=(2, 3)) + gt_probabilities.sum(dim=(2, 3))
     return (1 - (2 * shared + 1) / (total + 1)).mean()

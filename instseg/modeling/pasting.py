@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from instseg.modeling.results import PlacedMask
 
 _PIXELS = 2**20
-"""Of the boxes that are computed together, unless one has more."""
+"""Pixels of the boxes that are computed together, unless one box has more."""
 _STEP = 1.25
 """Largest factor between the sides of such boxes."""
 
@@ -28,8 +28,8 @@ def pasted(
         masks: (N, M, M) probabilities.
         boxes: (N, 4) xyxy in pixels of the result, inside it.
         size: height and width of the result.
-        threshold: least probability inside a mask, at least 0.5: what is less may reach beyond the
-            pixels next to the box.
+        threshold: least probability inside a mask, at least 0.5; with less, a mask could reach
+            beyond the pixels next to its box.
     Yields:
         each mask once, in another order.
     """

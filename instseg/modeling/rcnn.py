@@ -1,7 +1,8 @@
 """Prediction of Detectron2's two-stage models, made to say what they would pass over."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,11 @@ from instseg.modeling.results import masks_of, result_size, wants_cropped
 
 _HEADS = ("rpn_head", "box_predictor")
 """Names of the modules whose outputs Detectron2 drops where they are not finite."""
+_BOXES = 100
+"""Of an image, whose masks are computed together; Detectron2's default of detections.
+
+The head of Mask R-CNN takes about 2 MiB for each.
+"""
 
 
 def is_rcnn(model: nn.Module) -> bool:
@@ -45,7 +51,7 @@ def predict_rcnn(
     Raises:
         CheckpointError: the network gives values that are not finite.
     """
-    with checked_heads(model):
+    with checked_heads(model), heads_in_parts(model):
         found = model.inference(batched_inputs, do_postprocess=False)
     for instances in found:
         check_finite(*_floats(list(instances.get_fields().values())))
@@ -123,6 +129,39 @@ def checked_heads(model: nn.Module) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def heads_in_parts(model: GeneralizedRCNN) -> Iterator[None]:
+    """Inside, the heads that get the boxes found, such as that of masks, look at some at a time.
+
+    Each box goes through the same operations as with all others together.
+    """
+    heads = model.roi_heads
+    if not hasattr(heads, "forward_with_given_boxes"):
+        yield
+        return
+    # Detectron2 calls it in every prediction.  The method of the class comes back at the end.
+    heads.forward_with_given_boxes = partial(_in_parts, type(heads).forward_with_given_boxes, heads)
+    try:
+        yield
+    finally:
+        vars(heads).pop("forward_with_given_boxes", None)  # another thread may have been earlier
+
+
+def _in_parts(
+    whole: Callable[..., list[Instances]],
+    heads: nn.Module,
+    features: dict[str, Tensor],
+    instances: list[Instances],
+) -> list[Instances]:
+    """``forward_with_given_boxes``, :data:`_BOXES` of each image at a time."""
+    most = max(len(of_image) for of_image in instances)
+    parts = [
+        whole(heads, features, [of_image[start : start + _BOXES] for of_image in instances])
+        for start in range(0, max(most, 1), _BOXES)
+    ]
+    return [Instances.cat(list(of_image)) for of_image in zip(*parts, strict=True)]
 
 
 def _floats(value: Any) -> Iterator[Tensor]:

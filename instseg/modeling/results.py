@@ -83,5 +83,5 @@ def masks_of(
             rows.append(row)
             yield x, y, pixels.cpu().numpy()
 
-    found = CroppedMasks.from_parts(parts(), size)
-    return found if rows == sorted(rows) else found[np.argsort(rows)]
+    cropped_masks = CroppedMasks.from_parts(parts(), size)
+    return cropped_masks if rows == sorted(rows) else cropped_masks[np.argsort(rows)]

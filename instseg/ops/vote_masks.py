@@ -8,6 +8,9 @@ from torch import Tensor
 
 from instseg.ops._library import check_devices, operator, register_fake
 
+_PAIRS = 2**21
+"""Of a detection and a RoI whose overlap is computed at a time: about 80 bytes each."""
+
 
 @torch.no_grad()
 def vote_masks(
@@ -76,10 +79,18 @@ def vote_masks(
     order = _best(by_class[classes, rois], classes, max_detections)
     classes, rois = classes[order], rois[order]
     kept_scores = by_class[classes, rois]
-    weights = _weights(boxes, boxes[rois], by_class[classes], valid, merge_threshold)
-    out_boxes, out_masks = operator("average_masks")(
-        boxes, masks, weights, mask_threshold, height, width, resample == "image"
-    )
+
+    def averaged(part: Tensor) -> tuple[Tensor, Tensor]:
+        centres, voters = boxes[rois[part]], by_class[classes[part]]
+        weights = _weights(boxes, centres, voters, valid, merge_threshold)
+        average: tuple[Tensor, Tensor] = operator("average_masks")(
+            boxes, masks, weights, mask_threshold, height, width, resample == "image"
+        )
+        return average
+
+    step = max(_PAIRS // max(len(boxes), 1), 1)
+    parts = torch.arange(len(rois), device=rois.device).split(step)
+    out_boxes, out_masks = map(torch.cat, zip(*map(averaged, parts), strict=True))
     classes = classes + 1
     if resample == "image":
         wide = (out_boxes[:, 2:] > out_boxes[:, :2]).all(dim=1)

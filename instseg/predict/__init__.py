@@ -22,8 +22,8 @@ image.  ``area`` is the number of pixels of the mask, or the area of the box for
 masks.  Models that score their masks give ``mask_score``.  With ``--rank-by mask``, ``score`` is
 ``mask_score`` and ``class_score`` is the ``score`` of the class.  ``segmentation`` is compressed
 RLE, left out for models without masks.  With ``--polygons`` it is a list of polygons,
-``[[x, y, x, y, ...], ...]``, in which holes are filled (:func:`instseg.masks.outlines`);
-a mask without pixels stays an RLE.
+``[[x, y, x, y, ...], ...]``, along the edges of its pixels, in which holes are filled
+(:func:`instseg.masks.polygons`); a mask without pixels stays an RLE.
 
 ``categories.json`` goes with that list: it is a COCO file without annotations, as COCO publishes
 them for its test images::
@@ -96,7 +96,8 @@ shows a track in one colour, with ``#`` and its number.
 
 **A second run** into a folder replaces the results of an earlier one for inputs with the same
 stems, even if it fails on them; with ``--resume`` videos go on.  A warning names results of other
-inputs, which stay, as does every file that no run wrote.
+inputs, which stay, as does every file that no run wrote; one in place of a result ends the run
+before it begins.
 
 Each frame is written as one line of ``NAME.jsonl`` as soon as it is done; the first line is the
 part before the frames.  The end of the run, also by an error, joins the lines into ``NAME.json``.
@@ -132,6 +133,7 @@ from instseg.modeling.contract import architectures, gives_mask_scores
 from instseg.predict.earlier import remove_earlier, tell_others
 from instseg.predict.formats import DEFAULT, opened, parse
 from instseg.predict.images import predict_images
+from instseg.predict.outputs import check_outputs
 from instseg.predict.pages import Pages, take_pages
 from instseg.predict.records import writing
 from instseg.predict.results import Results
@@ -217,6 +219,14 @@ def predict(options: PredictOptions) -> int:
             "results` converts"
         )
     prepare_output(options.output, sources)
+    check_outputs(
+        options.output,
+        sources,
+        formats,
+        overlay=options.overlay,
+        tiled=options.tile is not None,
+        resume=options.resume,
+    )
     predictor = Predictor(
         cfg,
         options.weights,

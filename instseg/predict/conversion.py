@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -162,7 +162,8 @@ def image_results(
         yield from _frames(results, categories, images)
         return
     listed = _listed(results)
-    stems, done = set(RESERVED), set()
+    names = _Stems(results.path)
+    stems, done = names.of(listed.values()), set()
     for key, group in groupby(results.entries(), key=lambda entry: entry.get("image_id")):
         if key in done:
             raise ConfigError(
@@ -172,12 +173,11 @@ def image_results(
         done.add(key)
         records = list(group)
         image = listed.get(key) or _image_of(results.path, key, records[0])
-        stem = _stem(results.path, image, stems)
+        stem = stems[key] if key in listed else names.of([image])[key]
         yield _image_result(results.path, image, records, stem, categories, images)
     for key, image in listed.items():
         if key not in done:
-            stem = _stem(results.path, image, stems)
-            yield _image_result(results.path, image, [], stem, categories, images)
+            yield _image_result(results.path, image, [], stems[key], categories, images)
 
 
 def _listed(results: ResultFile) -> dict[int | str, dict[str, Any]]:
@@ -246,13 +246,44 @@ def _name(path: Path, image: dict[str, Any]) -> str:
     raise ConfigError(f"{path}: an image has the name {short(name)}; expected that of a file")
 
 
-def _stem(path: Path, image: dict[str, Any], stems: set[str]) -> str:
-    """The stem of the files of an image; it is added to those that are taken."""
-    name, page = _name(path, image), image.get("page")
-    if page is not None and type(page) is not int:
-        raise ConfigError(f"{path}: image {name} has the page {short(page)}")
-    stem = Path(name).stem or "image"
-    return unused_stem(stem if page is None else f"{stem}_page{page:04d}", stems)
+class _Stems:
+    """Names the files of images as ``instseg predict`` does: inputs first, then pages of stacks."""
+
+    def __init__(self, path: Path) -> None:
+        """
+        Args:
+            path: of the results, for messages.
+        """
+        self._path = path
+        self._taken = set(RESERVED)
+        self._stacks: dict[str, str] = {}
+        self._pages: set[tuple[str, int]] = set()
+
+    def of(self, images: Iterable[dict[str, Any]]) -> dict[int | str, str]:
+        """Id → stem of the files of an image.
+
+        Args:
+            images: in the order of the run.
+        """
+        inputs = {image["id"]: self._of_input(image) for image in images}
+        return {
+            key: stem if page is None else unused_stem(f"{stem}_page{page:04d}", self._taken)
+            for key, (stem, page) in inputs.items()
+        }
+
+    def _of_input(self, image: dict[str, Any]) -> tuple[str, int | None]:
+        """The stem of an image, or that of its stack and its page there."""
+        name, page = _name(self._path, image), image.get("page")
+        if page is not None and type(page) is not int:
+            raise ConfigError(f"{self._path}: image {name} has the page {short(page)}")
+        if page is not None and name in self._stacks and (name, page) not in self._pages:
+            stem = self._stacks[name]
+        else:
+            stem = unused_stem(Path(name).stem or "image", self._taken)
+        if page is not None:
+            self._stacks[name] = stem
+            self._pages.add((name, page))
+        return stem, page
 
 
 def _record(

@@ -12,11 +12,10 @@ from instseg.data.images import Array, PageReader
 from instseg.data.intensity import ModelImage
 from instseg.errors import ImageError
 from instseg.predict.formats import Format, ImageResult
+from instseg.predict.outputs import overlay_name
 from instseg.predict.records import write_image
 from instseg.predict.results import Results
 from instseg.predict.sources import Source
-
-_JPEG_SUFFIXES = frozenset((".jfif", ".jpe", ".jpeg", ".jpg"))
 
 
 def add_results(
@@ -86,8 +85,7 @@ def predict_images(results: Results, sources: Sequence[Source], formats: Sequenc
         try:
             add_results(results, source, number, image.shape[:2], instances, formats)
             if results.overlay:
-                suffix = ".jpg" if Path(source.name).suffix.lower() in _JPEG_SUFFIXES else ".png"
-                path = results.output / f"{source.stem}{suffix}"
+                path = results.output / overlay_name(source)
                 write_image(path, results.draw(image, instances))
         except ImageError as error:  # too large for a file of masks or overlay, or too long a name
             results.fail(error)

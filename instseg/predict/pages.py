@@ -65,7 +65,7 @@ class Pages:
 def take_pages(sources: Sequence[Source], pages: Pages, *, as_videos: bool) -> list[Source]:
     """Replace images that are stacks by their pages.
 
-    A page that a stack does not have is a source as well, whose reading fails and says so.
+    A page that a stack does not have is a source as well: reading it reports that there is none.
 
     Args:
         as_videos: the pages of a stack are the frames of one video, also of one among the images of
@@ -116,7 +116,7 @@ def _video(stack: Source, pages: range) -> Source:
 def _count(file: str) -> int | None:
     """The number of images in a file, more than one only in a TIFF; None if it cannot be read.
 
-    Of a TIFF that is cut off one more, whose reading says so.
+    A TIFF that is cut off counts one more, so that reading this one reports the damage.
     """
     try:
         if not is_tiff(file):

@@ -31,7 +31,7 @@ class JsonLines:
     ``NAME.jsonl`` and no ``NAME.json``; any other end makes ``NAME.json`` and removes the lines.
 
     Attributes:
-        path: ``NAME.json``; it is removed at the beginning.
+        path: ``NAME.json``; that of an earlier run is removed at the beginning.
         lines: ``NAME.jsonl``: the head, if any, and the records.
         tail: entries of the file after the list; set it before leaving.
     """
@@ -52,6 +52,11 @@ class JsonLines:
         self._key = key
 
     def __enter__(self) -> "JsonLines":
+        """
+        Raises:
+            OutputError: a file cannot be written, or is one of the user.
+        """
+        check_free(self.path)
         with writing(self.lines):
             has_lines(self.lines)
             self._begin()
@@ -206,10 +211,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def check_free(path: Path) -> None:
     """Make sure that a file can be written without replacing one of the user.
 
+    An empty file, which a killed process may leave, is free.
+
     Raises:
         OutputError: there is something that no run of ours wrote.
     """
-    if os.path.lexists(path) and not is_ours(path):
+    if os.path.lexists(path) and path.lstat().st_size and not is_ours(path):
         raise _in_the_way(path)
 
 
@@ -217,9 +224,9 @@ def has_lines(path: Path) -> bool:
     """Whether a run of ours wrote something into a file of lines.
 
     Raises:
-        OutputError: somebody else did.
+        OutputError: somebody else did, or it is a link.
     """
-    filled = path.exists() and path.stat().st_size > 0
+    filled = os.path.lexists(path) and path.lstat().st_size > 0
     if filled and not is_ours(path):
         raise _in_the_way(path)
     return filled
@@ -251,9 +258,10 @@ def write_image(path: Path, image: Array) -> None:
     """Write an image, (H, W, 3) in BGR order or (H, W), in the format of the file's extension.
 
     Raises:
-        OutputError: the disk is full, or the like.
+        OutputError: the disk is full, or the like; or there is a file of the user.
         ImageError: the format has no room for an image of this size, or the name is too long.
     """
+    check_free(path)
     # cv2.imwrite would only return False on a full disk, and fails on non-ASCII paths under
     # Windows.
     try:

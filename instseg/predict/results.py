@@ -15,7 +15,7 @@ from tqdm import tqdm
 from instseg.data.images import Array
 from instseg.errors import ImageError
 from instseg.inference.predictor import Predictor
-from instseg.masks import CroppedMasks, as_text, outlines, rle_area
+from instseg.masks import CroppedMasks, as_text, polygons, rle_area
 from instseg.predict.records import write_image, writing
 from instseg.visualize import OverlayStyle, at_least, draw_instances
 
@@ -103,7 +103,8 @@ class Results:
                 rle = rles[index]
                 record["area"], record["segmentation"] = rle_area(rle), as_text(rle)
                 if self.polygons:
-                    record["segmentation"] = _polygons(masks, index) or record["segmentation"]
+                    outer = [part.outer.ravel().tolist() for part in polygons(*masks.crop(index))]
+                    record["segmentation"] = outer or record["segmentation"]
                 if self.instance_masks:
                     name = re.sub(r"[^\w-]+", "_", record["category_name"])[:_LONGEST_NAME]
                     mask = masks[index].to_label_image().astype(np.uint8)
@@ -139,17 +140,6 @@ class Results:
         with writing(folder):
             folder.mkdir(exist_ok=True)
         write_image(folder / name, mask * 255)
-
-
-def _polygons(masks: CroppedMasks, index: int) -> list[list[float]]:
-    """See :func:`instseg.masks.outlines`; none for a mask without pixels."""
-    x, y, crop = masks.crop(index)
-    if not crop.size:
-        return []
-    corner = (x, y)
-    return [
-        [value + corner[place % 2] for place, value in enumerate(edge)] for edge in outlines(crop)
-    ]
 
 
 def _ranked_by_mask(instances: Instances, least: float) -> Instances:

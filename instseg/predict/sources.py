@@ -10,6 +10,7 @@ from typing import Literal
 
 from instseg.data.build import register_dataset
 from instseg.data.dataset import load
+from instseg.data.presence import is_zarr
 from instseg.data.records import check_image_ids
 from instseg.data.sequences import is_pattern, natural_order, numbered_files, without_number
 from instseg.data.streams import is_url, public_name
@@ -18,8 +19,6 @@ from instseg.errors import ConfigError, DatasetError, OutputError
 from instseg.predict.folders import media_in
 
 _CAMERA_DIGITS = 10
-_ZARR = (".zarray", ".zgroup", "zarr.json")
-"""Files that tell a folder to be an image in the format zarr."""
 RESERVED = frozenset(("categories", "predictions"))
 """Stems of the JSON files that belong to no video."""
 _LONGEST_STEM = 50
@@ -79,7 +78,7 @@ def find_sources(
         path = Path(item)
         if is_url(item):
             sources.append(_stream(item, stems))
-        elif any(os.path.isfile(path / name) for name in _ZARR):
+        elif is_zarr(path):
             sources.append(Source(item, unused_stem(path.stem, stems), "image"))
         elif os.path.isdir(path):  # unlike Path.is_dir() also for too long a name
             for folder, media in media_in(path, recursive=recursive, output=output):

@@ -18,8 +18,10 @@ from instseg.inference.layout import Rect
 from instseg.inference.tile_sources import TileSource, opened
 from instseg.inference.tiles import layout_of, predict_tiles
 from instseg.masks import CroppedMasks
+from instseg.predict.earlier import remove
 from instseg.predict.formats import Format
 from instseg.predict.images import add_results
+from instseg.predict.outputs import overlay_name
 from instseg.predict.records import write_image
 from instseg.predict.results import Results
 from instseg.predict.sources import Source
@@ -27,8 +29,8 @@ from instseg.predict.tile_records import TileRecords, tiles_file
 
 _OVERLAY = 4000
 """Longest side of an overlay in pixels; those of larger images are scaled down."""
-_BAND = 2**24
-"""Pixels of the image that are read together for its overlay."""
+_BAND = 3 * 2**24
+"""Bytes of the image that are read together for its overlay."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,11 @@ def predict_tiled_images(
                 add_results(results, source, next(numbers), size, instances, formats)
                 if results.overlay:
                     overlay = results.draw(*scaled_down(image, instances))
-                    write_image(results.output / f"{source.stem}.png", overlay)
+                    write_image(results.output / overlay_name(source, tiled=True), overlay)
         except ImageError as error:
             results.fail(error)
     for source in sources:
-        tiles_file(results.output, source.stem).unlink(missing_ok=True)
+        remove(tiles_file(results.output, source.stem))
 
 
 def _predict(
@@ -116,7 +118,7 @@ def scaled_down(
         (h, w, 3) uint8 in BGR order, ``longest`` pixels a side at most, and the instances on it.
     """
     factor = math.ceil(max(image.height, image.width) / longest)
-    rows = factor * max(min(64, _BAND // (factor * image.width)), 1)
+    rows = factor * max(min(64, _BAND // (factor * image.width * image.pixel_bytes)), 1)
     bands = [
         _shrunk(image.read(Rect(0, top, image.width, min(top + rows, image.height))).pixels, factor)
         for top in range(0, image.height, rows)

@@ -17,7 +17,8 @@ from instseg.data.videos import Camera, Frame, FrameSource, VideoFile, VideoWrit
 from instseg.errors import ConfigError, ImageError
 from instseg.inference.video import VideoPredictor
 from instseg.predict.earlier import MARK, remove
-from instseg.predict.records import VideoRecords, writing
+from instseg.predict.outputs import overlay_name
+from instseg.predict.records import VideoRecords, check_free, writing
 from instseg.predict.results import Results
 from instseg.predict.sources import Source
 from instseg.tracking import UNTRACKED, Tracker
@@ -92,11 +93,13 @@ class VideoRun:
         }
         stem = self._results.output / source.stem
         records = VideoRecords(stem.with_name(f"{stem.name}.json"), header, resume=self._resume)
-        path = stem.with_name(f"{stem.name}.mp4")
+        path = self._results.output / overlay_name(source)
         if records.complete and (path.exists() or not self._results.overlay):
             logger.info("%s: complete in an earlier run", source.name)
             return
         records.complete = False
+        if self._results.overlay:
+            check_free(path)
         overlay = VideoWriter(path, video.fps, comment=MARK)
         with (
             records,

@@ -33,7 +33,7 @@ def as_youtube_vis(path: str | os.PathLike[str], video_id: int = 1) -> list[dict
             "completes an unfinished one"
         ) from error
     if not tracked:
-        raise DatasetError(f"{path} was written without --track: its objects are not linked")
+        raise DatasetError(f"{path} was written without --track: its instances are not linked")
     tracks: dict[int, dict[str, Any]] = {}
     scores: dict[int, list[float]] = {}
     votes: dict[int, Counter[int]] = defaultdict(Counter)

@@ -1,9 +1,9 @@
 """The registration module: finds the projects, and is the only place where instseg imports them.
 
 A project is one paper: a package with an object ``PROJECT`` (:class:`Project`) that says what the
-rest has to know of it.  Its import registers its classes.  Found are the folders of ``projects/``,
-installed as ``instseg.projects.<name>``, and installed packages that name their ``PROJECT`` in an
-entry point of the group ``instseg.projects``::
+rest has to know of it.  Its import registers its classes.  A project is either a folder of
+``projects/``, installed as ``instseg.projects.<name>``, or an installed package that names its
+``PROJECT`` in an entry point of the group ``instseg.projects``::
 
     [project.entry-points."instseg.projects"]
     my_paper = "my_package:PROJECT"
@@ -89,14 +89,14 @@ def projects() -> tuple[Project, ...]:
     A project of somebody else that cannot be used is left out with a warning that names the
     distribution.
     """
-    found: list[Project] = []
+    usable: list[Project] = []
     for entry in _entries():
         project = _installed(entry) if entry.dist is not None else entry.load()
-        if project is not None and project.name in [known.name for known in found]:
+        if project is not None and project.name in [known.name for known in usable]:
             _leave_out(entry, f"there is another project {project.name}")
         elif project is not None:
-            found.append(project)
-    return tuple(sorted(found, key=lambda project: (project.order, project.name)))
+            usable.append(project)
+    return tuple(sorted(usable, key=lambda project: (project.order, project.name)))
 
 
 def add_project_configs(cfg: "CfgNode") -> None:
@@ -118,7 +118,7 @@ def converters() -> dict[str, str]:
             packages.setdefault(entry.name, entry.module)
         except AttributeError:  # malformed: projects() tells, where it is used
             continue
-    found: dict[str, str] = {}
+    modules: dict[str, str] = {}
     for project, package in packages.items():
         try:
             spec = find_spec(package)
@@ -127,8 +127,8 @@ def converters() -> dict[str, str]:
         for module in pkgutil.iter_modules(spec and spec.submodule_search_locations or []):
             first, _, format_name = module.name.partition("_")
             if first == "convert":
-                found[format_name or project] = f"{package}.{module.name}"
-    return dict(sorted(found.items()))
+                modules[format_name or project] = f"{package}.{module.name}"
+    return dict(sorted(modules.items()))
 
 
 def _entries() -> list[EntryPoint]:
@@ -142,9 +142,9 @@ def _installed(entry: EntryPoint) -> Project | None:
     try:
         project = entry.load()
     except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
+        frame = traceback.extract_tb(error.__traceback__)[-1]
         _leave_out(
-            entry, f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+            entry, f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
         )
         logger.debug("its traceback", exc_info=error)
         return None

@@ -25,11 +25,11 @@ PALETTE: Colours = np.array(
 )
 """(10, 3) BGR, bright enough for black text."""
 GREY = np.array((150, 150, 150), dtype=np.uint8)
-"""Of what belongs to no track."""
+"""Colour of instances that belong to no track."""
 
 
 def track_colours(track_ids: npt.NDArray[np.int64]) -> Colours:
-    """(N, 3) colours of tracks, the same in every frame; grey for what belongs to none."""
+    """(N, 3) colours of tracks, the same in every frame; grey for instances without one."""
     return np.where((track_ids == UNTRACKED)[:, None], GREY, PALETTE[track_ids % len(PALETTE)])
 
 
@@ -49,8 +49,8 @@ def neighbour_colours(boxes: Boxes) -> Colours:
     chosen = np.full(len(boxes), -1)
     palette = np.arange(len(PALETTE))
     for rank, index in enumerate(np.argsort(-areas, kind="stable")):
-        taken = chosen[neighbours[index]]
-        uses = np.bincount(taken[taken >= 0], minlength=len(palette))
+        neighbour_numbers = chosen[neighbours[index]]
+        uses = np.bincount(neighbour_numbers[neighbour_numbers >= 0], minlength=len(palette))
         order = np.roll(palette, -rank)
         chosen[index] = order[uses[order].argmin()]
     return PALETTE[chosen]
@@ -62,10 +62,10 @@ def _neighbours(boxes: Boxes, margin: float) -> list[list[int]]:
     order = np.argsort(boxes[:, 0], kind="stable")
     x1, y1, x2, y2 = boxes[order].T
     stops = np.searchsorted(x1, x2 + margin, side="right")
-    for place, stop in enumerate(stops):
-        others = slice(place + 1, stop)
-        near = (y1[others] <= y2[place] + margin) & (y2[others] >= y1[place] - margin)
-        for other in order[others][near].tolist():
-            neighbours[order[place]].append(other)
-            neighbours[other].append(int(order[place]))
+    for rank, stop in enumerate(stops):
+        others = slice(rank + 1, stop)
+        is_near = (y1[others] <= y2[rank] + margin) & (y2[others] >= y1[rank] - margin)
+        for other in order[others][is_near].tolist():
+            neighbours[order[rank]].append(other)
+            neighbours[other].append(int(order[rank]))
     return neighbours

@@ -25,9 +25,9 @@ _PIXELS_PER_LINE = 400
 _EXTENT_PER_LINE = 12
 """Square root of the pixels of a mask per pixel of the width of its outline."""
 _LARGEST_LABEL = 1.0
-"""Part of the pixels of an instance that its label may be as large as, beside it."""
+"""Largest label beside an instance, as a share of the instance's pixels."""
 _LARGEST_SCORE = 0.25
-"""The same for a score alone, which tells less."""
+"""The same for a label that is a score alone, which tells less."""
 _BLACK = (0, 0, 0)
 
 
@@ -67,10 +67,10 @@ def class_name(class_names: Sequence[str] | None, index: int) -> str:
 
 
 def at_least(instances: Instances, score: float) -> Instances:
-    """Those with this score or a higher one, without a copy of their masks if they come first."""
-    sure = instances.scores >= score
-    count = int(sure.sum())
-    return instances[:count] if bool(sure[:count].all()) else instances[sure]
+    """Instances with this score or more; if they come first, their masks are not copied."""
+    is_scored = instances.scores >= score
+    count = int(is_scored.sum())
+    return instances[:count] if bool(is_scored[:count].all()) else instances[is_scored]
 
 
 def draw_instances(
@@ -84,7 +84,7 @@ def draw_instances(
 
     A mask is an outline and a light fill; without text no other pixel changes.  Neighbours have
     different colours.  With tracks, a label is such as "#3 person 0.87", and a track has one colour
-    in all frames; what belongs to no track is grey.  The counts stand in the freest corner of the
+    in all frames; instances without a track are grey.  The counts stand in the freest corner of the
     image, unless they would cover too much of it.
 
     supervision's mask annotator is not used: it blends full-size masks, thousands of which on a
@@ -210,12 +210,12 @@ def _write_texts(
     for index, text in enumerate(label_texts(instances, class_names)):
         width, height = font.size(text)
         largest = _LARGEST_LABEL if " " in text else _LARGEST_SCORE
-        place = layout.beside(index, width, height, math.inf if keep_all else largest)
-        if place is None and keep_all:
+        rectangle = layout.beside(index, width, height, math.inf if keep_all else largest)
+        if rectangle is None and keep_all:
             x = max(0, min(tops[index][0], scene.shape[1] - width))
             y = max(0, min(tops[index][1] - height, scene.shape[0] - height))
-            place = Rectangle(x, y, min(width, scene.shape[1]), min(height, scene.shape[0]))
-        if place is not None:
-            layout.take(place)
-            place.of(scene)[:] = colours[index]
-            font.write(scene, text, place, _BLACK)
+            rectangle = Rectangle(x, y, min(width, scene.shape[1]), min(height, scene.shape[0]))
+        if rectangle is not None:
+            layout.take(rectangle)
+            rectangle.of(scene)[:] = colours[index]
+            font.write(scene, text, rectangle, _BLACK)

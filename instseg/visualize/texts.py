@@ -18,11 +18,11 @@ _SMALLEST_SCALE = 0.4
 _PIXELS_PER_SCALE = 1400
 """Shorter side of an image whose letters have scale 1, which is 22 pixels high."""
 _LARGEST_PART_WITHIN = 1 / 9
-"""Of an instance's pixels that its label may cover."""
+"""Largest share of an instance's pixels that its label may cover."""
 _LARGEST_PART_OF_IMAGE = 1 / 8
-"""Of an image that the counts may cover."""
+"""Largest share of an image that the counts may cover."""
 _LITTLE = 0.02
-"""Part of a corner; as much may be covered by instances, and the corner counts as free."""
+"""A corner counts as free if instances cover at most this share of it."""
 _LONGEST_NAME = 24
 _WHITE = (255, 255, 255)
 
@@ -77,15 +77,15 @@ class Font:
         (width, _), _ = self._measure(text)
         return width + 2 * self.padding, self._ascent + self._descent + 2 * self.padding
 
-    def write(self, image: Pixels, text: str, place: Rectangle, colour: Colour) -> None:
-        """Write a text into ``place``, which has its :meth:`size`, and into no other pixel."""
-        ground = np.ascontiguousarray(place.of(image))
+    def write(self, image: Pixels, text: str, rectangle: Rectangle, colour: Colour) -> None:
+        """Write a text into ``rectangle``, which has its :meth:`size`, and into no other pixel."""
+        ground = np.ascontiguousarray(rectangle.of(image))
         origin = (self.padding, self.padding + self._ascent)
         colour_bgr = tuple(map(int, colour))
         cv2.putText(
             ground, text, origin, _FONT, self._scale, colour_bgr, self._thickness, cv2.LINE_AA
         )
-        place.of(image)[:] = ground
+        rectangle.of(image)[:] = ground
 
     def _measure(self, text: str) -> tuple[tuple[int, int], int]:
         (width, height), baseline = cv2.getTextSize(text, _FONT, self._scale, self._thickness)
@@ -109,11 +109,11 @@ class Layout:
             region = Rectangle(x, y, crop.shape[1], crop.shape[0]).of(self._covered)
             region[:] = cv2.add(np.ascontiguousarray(region), _bytes(crop)) if crop.size else region
 
-    def take(self, place: Rectangle) -> Rectangle:
-        """``place``, now covered by a text."""
-        region = place.of(self._covered)
+    def take(self, rectangle: Rectangle) -> Rectangle:
+        """``rectangle``, now covered by a text."""
+        region = rectangle.of(self._covered)
         region[:] = np.maximum(region, 254) + 1
-        return place
+        return rectangle
 
     def corner(self, width: int, height: int, margin: int) -> Rectangle:
         """The first corner, from the upper left on, that is nearly free; else the freest."""
@@ -132,14 +132,14 @@ class Layout:
         Args:
             index: of the instance.
             width, height: of the text.
-            largest_part: a text with more pixels than this part of those of the instance has none.
+            largest_part: None for a text with more than this share of the instance's pixels.
         """
         area = self._areas[index]
         if not area or width * height / largest_part > area:
             return None
-        for place in self._candidates(index, width, height):
-            if place.is_inside(self._covered) and self._is_free(place, index):
-                return place
+        for rectangle in self._candidates(index, width, height):
+            if rectangle.is_inside(self._covered) and self._is_free(rectangle, index):
+                return rectangle
         return None
 
     def _candidates(self, index: int, width: int, height: int) -> Iterator[Rectangle]:
@@ -147,7 +147,7 @@ class Layout:
         rows, columns = crop.shape
         if width * height <= self._areas[index] * _LARGEST_PART_WITHIN:
             region = Rectangle(x, y, columns, rows).of(self._covered)
-            corner = _widest_place(crop & (region == 1), width, height)
+            corner = _corner_in_widest_part(crop & (region == 1), width, height)
             if corner is not None:
                 yield Rectangle(x + corner[0], y + corner[1], width, height)
         middle_x, middle_y = x + (columns - width) // 2, y + (rows - height) // 2
@@ -156,13 +156,13 @@ class Layout:
         yield Rectangle(x + columns, middle_y, width, height)
         yield Rectangle(x - width, middle_y, width, height)
 
-    def _is_free(self, place: Rectangle, index: int) -> bool:
-        """Whether nothing but one instance covers ``place``."""
+    def _is_free(self, rectangle: Rectangle, index: int) -> bool:
+        """Whether nothing but one instance covers ``rectangle``."""
         x, y, crop = self._masks.crop(index)
-        left, top = max(place.x - x, 0), max(place.y - y, 0)
-        right, bottom = place.x + place.width - x, place.y + place.height - y
-        own = np.count_nonzero(crop[top : max(bottom, 0), left : max(right, 0)])
-        return int(place.of(self._covered).sum(dtype=np.int64)) == own
+        left, top = max(rectangle.x - x, 0), max(rectangle.y - y, 0)
+        right, bottom = rectangle.x + rectangle.width - x, rectangle.y + rectangle.height - y
+        instance_pixels = np.count_nonzero(crop[top : max(bottom, 0), left : max(right, 0)])
+        return int(rectangle.of(self._covered).sum(dtype=np.int64)) == instance_pixels
 
 
 def write_counts(image: Pixels, lines: Sequence[str], font: Font, layout: Layout) -> None:
@@ -172,7 +172,7 @@ def write_counts(image: Pixels, lines: Sequence[str], font: Font, layout: Layout
         image: changed in place.
         lines: the most important first; the last ones are left out if there are too many.
         font: of the image.
-        layout: takes the place of the lines.
+        layout: notes the place that the lines cover.
     """
     rows = max(1, image.shape[0] // 2 // font.size("")[1])
     if len(lines) > rows:
@@ -183,12 +183,12 @@ def write_counts(image: Pixels, lines: Sequence[str], font: Font, layout: Layout
     fits = width + 2 * margin <= image.shape[1] and height + 2 * margin <= image.shape[0]
     if not fits or width * height > image.shape[0] * image.shape[1] * _LARGEST_PART_OF_IMAGE:
         return
-    place = layout.take(layout.corner(width, height, margin))
-    ground = place.of(image)
+    rectangle = layout.take(layout.corner(width, height, margin))
+    ground = rectangle.of(image)
     ground[:] = ground // 4
-    y = place.y
+    y = rectangle.y
     for line, size in zip(lines, sizes, strict=True):
-        font.write(image, line, Rectangle(place.x, y, *size), _WHITE)
+        font.write(image, line, Rectangle(rectangle.x, y, *size), _WHITE)
         y += size[1]
 
 
@@ -199,7 +199,9 @@ def shortened(name: str) -> str:
     return text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME - 3]}..."
 
 
-def _widest_place(mask: npt.NDArray[np.bool_], width: int, height: int) -> tuple[int, int] | None:
+def _corner_in_widest_part(
+    mask: npt.NDArray[np.bool_], width: int, height: int
+) -> tuple[int, int] | None:
     """x and y of a rectangle of this size in a mask, about its widest part; None if none fits."""
     inside = cv2.copyMakeBorder(_bytes(mask), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     kernel = np.ones((height, width), dtype=np.uint8)

@@ -180,8 +180,8 @@ def _put(conversion: Conversion, names: dict[int, str], module: Any, layers: Seq
 def _shaped(value: Array, expected: Sequence[int]) -> Tensor:
     """A linear layer's numbers, with two more axes where we have a convolution."""
     tensor = torch.from_numpy(np.array(value)).float()
-    same = tensor.numel() == np.prod(expected) and tensor.shape[:1] == tuple(expected[:1])
-    return tensor.reshape(*expected) if same else tensor
+    same_layout = tensor.numel() == np.prod(expected) and tensor.shape[:1] == tuple(expected[:1])
+    return tensor.reshape(*expected) if same_layout else tensor
 
 
 def _layers(module: Any, visited_ids: set[int]) -> Iterator[dict[str, Array]]:

@@ -254,13 +254,13 @@ class DeepMask(PixelModel):
         limit = min(self.max_proposals, item.get("max_instances", self.max_proposals))
         windows_by_scale = best_windows(windows_by_scale, limit)
         scores = torch.cat([windows.scores for windows in windows_by_scale])
-        # Masks come scale by scale and take their places in the order of scores.
+        # Masks come scale by scale; each goes to the row of its rank by score.
         order = scores.argsort(descending=True, stable=True)
-        places = order.argsort().split([len(windows.scores) for windows in windows_by_scale])
+        ranks = order.argsort().split([len(windows.scores) for windows in windows_by_scale])
         enlarged = (size[0] / height, size[1] / width)
         placed = (
             mask
-            for windows, level, rows in zip(windows_by_scale, levels, places, strict=True)
+            for windows, level, rows in zip(windows_by_scale, levels, ranks, strict=True)
             for mask in self._paste(windows, level, rows.tolist(), size, enlarged)
         )
         with stage("masks"):

@@ -21,13 +21,13 @@ _KEY_STEP = 0.25
 _MAX_KEY = 8.0
 _NEGATIVE_OCTAVES = (-3.0, 2.0)
 _NEAR_OCTAVES = 2.5
-"""A negative window ignores instances whose canonical scale is farther from its own."""
+"""A negative window ignores instances whose canonical scale is farther than this from its own."""
 _NEAR_SHIFTS = 3
 """Negatives keep this many times ``Rules.shift`` away from instances."""
 _TRIES = 100
 _LEAST_SIDE = 10.0
 _LEAST_AREA = 100.0
-_LEAST_OBJECT_SIDE = 5.0
+_LEAST_INSTANCE_SIDE = 5.0
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def is_learnable(box: Sequence[float], area: float) -> bool:
         area: of its mask.
     """
     width, height = box[2] - box[0], box[3] - box[1]
-    return area >= _LEAST_AREA and min(width, height) >= _LEAST_OBJECT_SIDE
+    return area >= _LEAST_AREA and min(width, height) >= _LEAST_INSTANCE_SIDE
 
 
 def canonical_scale(longest_side: float, object_size: float) -> float | None:
@@ -135,8 +135,8 @@ def negative_window(
         zoom = 2.0**scale
         centre = rng.integers([max(int(width * zoom), 1), max(int(height * zoom), 1)])
         distances = np.hypot(*(centres * zoom - centre).T)
-        near = (abs(keys - scale) <= _NEAR_OCTAVES) & (distances < _NEAR_SHIFTS * rules.shift)
-        if not near.any():
+        is_near = (abs(keys - scale) <= _NEAR_OCTAVES) & (distances < _NEAR_SHIFTS * rules.shift)
+        if not is_near.any():
             x, y = centre / zoom
             return Window(x, y, _window_side(scale, rules))
     return None

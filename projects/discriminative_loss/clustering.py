@@ -121,8 +121,8 @@ def _spread(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
         total = distances.double().cumsum(dim=0)
         draw = torch.rand(1, generator=generator, dtype=torch.double) * total[-1]
         chosen.append(min(int(torch.searchsorted(total, draw, right=True)), len(points) - 1))
-        new = (points - points[chosen[-1]]).square().sum(dim=1)
-        distances = torch.minimum(distances, new)
+        new_distances = (points - points[chosen[-1]]).square().sum(dim=1)
+        distances = torch.minimum(distances, new_distances)
     return points[chosen]
 
 
@@ -212,6 +212,6 @@ def _measured(
 
 
 def _nothing(probabilities: Tensor) -> Clusters:
-    none = probabilities.new_zeros(0, dtype=torch.float32)
+    no_scores = probabilities.new_zeros(0, dtype=torch.float32)
     numbers = torch.full(probabilities.shape[1:], NONE, device=probabilities.device)
-    return Clusters(numbers, none.long(), none, none)
+    return Clusters(numbers, no_scores.long(), no_scores, no_scores)

@@ -121,8 +121,8 @@ class _Groups:
     def pairs(self) -> tuple[Tensor, Tensor]:
         """(P,) and (P,): the two instances of every unordered pair in a group."""
         numbers = self.of_instances
-        same = (numbers[:, None] == numbers) & self._has_cells[:, None] & self._has_cells
-        first, second = same.triu_(diagonal=1).nonzero().unbind(1)
+        same_group = (numbers[:, None] == numbers) & self._has_cells[:, None] & self._has_cells
+        first, second = same_group.triu_(diagonal=1).nonzero().unbind(1)
         return first, second
 
     def weights_of_pairs(self, first: Tensor, dtype: torch.dtype) -> Tensor:

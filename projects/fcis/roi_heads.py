@@ -213,8 +213,8 @@ class FCISROIHeads(nn.Module):
             for where, regions in ((boxes, first), (refined, second))
         ]
         return [
-            Detections(*(torch.cat(pair) for pair in zip(*both, strict=True)))
-            for both in zip(*passes, strict=True)
+            Detections(*(torch.cat(pair) for pair in zip(*of_image, strict=True)))
+            for of_image in zip(*passes, strict=True)
         ]
 
     @torch.no_grad()

@@ -68,17 +68,17 @@ class FCISRPN(RPN):
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """See ``RPN``: labels (A,) 1, 0 or ``NEITHER`` and matched boxes (A, 4) of every image."""
-        every = Boxes.cat(anchors)
+        all_anchors = Boxes.cat(anchors)
         labels, matched = [], []
         for image in gt_instances:
             height, width = image.image_size
-            corners = every.tensor
+            corners = all_anchors.tensor
             inside = (
                 (corners[:, :2] >= 0).all(dim=1)
                 & (corners[:, 2] <= width)
                 & (corners[:, 3] <= height)
             ).nonzero()[:, 0]
-            ious = pairwise_iou(image.gt_boxes, every[inside])
+            ious = pairwise_iou(image.gt_boxes, all_anchors[inside])
             # Each instance takes its best anchors; without an overlapping anchor it takes none.
             reached = (ious > 0).any(dim=1)
             gt_indices, inside_labels = self.anchor_matcher(ious[reached])

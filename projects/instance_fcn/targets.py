@@ -102,10 +102,10 @@ def mask_targets(
     Returns:
         (P, m, m) float32, 1 on the instance, 0 on other instances and outside the map.
     """
-    used, index = owners.unique(return_inverse=True)
+    used_owners, index = owners.unique(return_inverse=True)
     height, width = masks.shape[-2:]
     padding = (0, grid[1] * rule.stride - width, 0, grid[0] * rule.stride - height)
-    padded = F.pad(masks[used].float(), padding)
+    padded = F.pad(masks[used_owners].float(), padding)
     covered = F.avg_pool2d(padded[:, None], rule.stride) >= 0.5
     windows = torch.cat([index[:, None], corners], dim=1)
     return assemble_instances(covered.float(), windows, 1, rule.size, fill=0.0)

@@ -30,9 +30,9 @@ def maskiou_targets(mask_logits: Tensor, mask_targets: Tensor, ratios: Tensor) -
     predicted = mask_logits.detach() > 0
     visible = mask_targets.to(predicted.device).flatten(1).sum(1)
     ratios = ratios.to(predicted.device)
-    whole = visible / ratios.clamp(min=_MIN_RATIO)
+    whole_areas = visible / ratios.clamp(min=_MIN_RATIO)
     inter = (predicted & mask_targets.to(predicted.device)).flatten(1).sum(1)
-    union = (predicted.flatten(1).sum(1) + whole - inter).clamp(min=1)
+    union = (predicted.flatten(1).sum(1) + whole_areas - inter).clamp(min=1)
     return torch.where(ratios.isnan(), 0.0, inter / union)
 
 
@@ -56,14 +56,16 @@ def visible_ratios(
         (R,) float32 on the device of ``boxes``; NaN for an instance without area.
     """
     if isinstance(masks, BitMasks):
-        inside, whole = _bitmask_areas(masks.tensor, boxes)
-        return inside.float() / whole.float()
+        inside_areas, total_areas = _bitmask_areas(masks.tensor, boxes)
+        return inside_areas.float() / total_areas.float()
     areas = [
         _polygon_areas(polygons, box, image_size)
         for polygons, box in zip(masks.polygons, boxes.cpu().numpy(), strict=True)
     ]
-    inside, whole = torch.tensor(areas, dtype=torch.float32, device=boxes.device).view(-1, 2).T
-    return inside / whole
+    inside_areas, total_areas = (
+        torch.tensor(areas, dtype=torch.float32, device=boxes.device).view(-1, 2).T
+    )
+    return inside_areas / total_areas
 
 
 def _bitmask_areas(masks: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:

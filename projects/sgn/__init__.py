@@ -2,7 +2,7 @@
 
 from instseg.projects import Project
 from instseg.projects.sgn.config import add_sgn_config
-from instseg.projects.sgn.inference import Found
+from instseg.projects.sgn.inference import SGNInstances
 from instseg.projects.sgn.lines import (
     line_components,
     links_from_breakpoints,
@@ -21,9 +21,9 @@ from instseg.projects.sgn.merging import (
 )
 from instseg.projects.sgn.networks import BreakpointNet, LineNet, MergerNet
 from instseg.projects.sgn.pipeline import (
+    GroundTruth,
     ImageMaps,
     LineSettings,
-    Truth,
     find_components,
 )
 from instseg.projects.sgn.sgn import SGN
@@ -39,13 +39,13 @@ __all__ = [
     "SGN",
     "BreakpointNet",
     "Components",
-    "Found",
+    "GroundTruth",
+    "ImageMaps",
     "LineNet",
     "LineSettings",
     "MergeSettings",
     "MergerNet",
-    "ImageMaps",
-    "Truth",
+    "SGNInstances",
     "add_sgn_config",
     "breakpoint_labels",
     "breakpoint_loss",

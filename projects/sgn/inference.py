@@ -18,7 +18,7 @@ from instseg.projects.sgn.merging import (
     windows,
 )
 from instseg.projects.sgn.networks import MergerNet
-from instseg.projects.sgn.pipeline import ImageMaps, Truth, find_components, foreground
+from instseg.projects.sgn.pipeline import GroundTruth, ImageMaps, find_components, foreground
 from instseg.projects.sgn.targets import majority_owners
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _PAIRS_PER_BATCH = 256
 
 
 @dataclass(frozen=True)
-class Found(DenseInstances):
+class SGNInstances(DenseInstances):
     """Instances of one image, after MergerNet, and the results of the stages before.
 
     ``scores`` are the mean probability of the class.
@@ -46,7 +46,7 @@ class Found(DenseInstances):
 
 
 @torch.no_grad()
-def find(model: "SGN", image: Tensor, item: dict[str, Any]) -> tuple[Found, Tensor]:
+def find(model: "SGN", image: Tensor, item: dict[str, Any]) -> tuple[SGNInstances, Tensor]:
     """See :meth:`SGN.find`."""
     rows, columns = size = model.cells(image)
     with stage("breakpoints"):
@@ -55,23 +55,25 @@ def find(model: "SGN", image: Tensor, item: dict[str, Any]) -> tuple[Found, Tens
     probabilities = semantic[0, :, :rows, :columns].softmax(dim=0)
     breakpoints = logits[0, :, :, :rows, :columns].softmax(dim=1)
     check_finite(probabilities, breakpoints)
-    truth, targets = None, None
+    ground_truth, targets = None, None
     if "truth" in model.sources.values():
-        truths = [key for key, source in model.sources.items() if source == "truth"]
-        targets = true_targets(item, size, model.output_stride, truths, model.device)
-        truth = Truth.of_image(targets, 0, size, model.line_settings.widening)
+        keys = [key for key, source in model.sources.items() if source == "truth"]
+        targets = true_targets(item, size, model.output_stride, keys, model.device)
+        ground_truth = GroundTruth.of_image(targets, 0, size, model.line_settings.widening)
         if not model.class_aware:
-            truth = replace(truth, semantic=truth.semantic.clamp(max=1))
+            ground_truth = replace(ground_truth, semantic=ground_truth.semantic.clamp(max=1))
     if model.sources["SEMANTIC"] != "own":
         probabilities = model.given_semantic([image], [item], targets, size)[0]
     with stage("links"):
         grouped = probabilities if model.class_aware else foreground(probabilities)
-        maps = model.image_maps(image, grouped, breakpoints, truth)
+        maps = model.image_maps(image, grouped, breakpoints, ground_truth)
     check_finite(maps.links)
-    return _grouped(model, maps, probabilities, truth), probabilities
+    return _grouped(model, maps, probabilities, ground_truth), probabilities
 
 
-def _grouped(model: "SGN", maps: ImageMaps, probabilities: Tensor, truth: Truth | None) -> Found:
+def _grouped(
+    model: "SGN", maps: ImageMaps, probabilities: Tensor, ground_truth: GroundTruth | None
+) -> SGNInstances:
     """Lines, components and instances of one image."""
     with stage("lines"):
         threshold = model.line_settings.breakpoint_threshold
@@ -81,14 +83,14 @@ def _grouped(model: "SGN", maps: ImageMaps, probabilities: Tensor, truth: Truth 
     with stage("merging"):
         if model.sources["MERGES_TEST"] == "own":
             merged_by_network(maps, components, model.merger, model.merge_settings)
-        elif truth is not None and model.sources["MERGES_TEST"] == "truth":
-            merged_by_truth(components, truth)
+        elif ground_truth is not None and model.sources["MERGES_TEST"] == "truth":
+            merged_by_ground_truth(components, ground_truth)
         large = (components.areas >= max(model.min_area, 1)).nonzero()[:, 0]
         instances = renumbered(components.map, large, len(components.areas))
         classes, scores = classes_and_scores(instances, probabilities, len(large))
         best = scores.argsort(descending=True, stable=True)[: model.max_instances]
         numbers = renumbered(instances, best, len(large))
-    return Found(numbers, classes[best], scores[best], labels, lines, first)
+    return SGNInstances(numbers, classes[best], scores[best], labels, lines, first)
 
 
 @torch.no_grad()
@@ -112,10 +114,10 @@ def merged_by_network(
     merge_greedily(components, settings, score)
 
 
-def merged_by_truth(components: Components, truth: Truth) -> None:
+def merged_by_ground_truth(components: Components, ground_truth: GroundTruth) -> None:
     """Merge components that mostly belong to one ground-truth instance, in place."""
     count = len(components.areas)
-    merge_by_owner(components, majority_owners(components.map, truth.owners, count))
+    merge_by_owner(components, majority_owners(components.map, ground_truth.owners, count))
 
 
 def classes_and_scores(

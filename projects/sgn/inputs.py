@@ -14,7 +14,7 @@ from instseg.projects.sgn.pipeline import one_hot
 def given_probabilities(
     items: Sequence[dict[str, Any]],
     cells: Sequence[tuple[int, int]],
-    truth: DenseTargets | None,
+    gt_targets: DenseTargets | None,
     size: tuple[int, int],
     num_classes: int,
     device: torch.device,
@@ -24,15 +24,15 @@ def given_probabilities(
     Args:
         items: inputs.
         cells: rows and columns of each image.
-        truth: targets of the batch; None takes each input's ``sem_seg``.
+        gt_targets: targets of the batch; None takes each input's ``sem_seg``.
         size: rows and columns of the result.
         num_classes: C, without the background.
     """
     probabilities = torch.zeros(len(items), num_classes + 1, *size, device=device)
     probabilities[:, 0] = 1
     for number, (item, (rows, columns)) in enumerate(zip(items, cells, strict=True)):
-        if truth is not None:
-            labels = truth.semantic[number, :rows, :columns]
+        if gt_targets is not None:
+            labels = gt_targets.semantic[number, :rows, :columns]
             of_item = one_hot(labels[None], num_classes + 1)[0]
         else:
             of_item = probabilities_from_input(item, (rows, columns), num_classes, device)

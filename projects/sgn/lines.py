@@ -41,8 +41,8 @@ def line_components(
     left, right = lines[:, :-1], lines[:, 1:]
     touches[left[(left >= 0) & (right >= 0) & (left != right)]] = True
     pairs, means, shared = _pairs(lines, semantic, links)
-    sure = means > threshold
-    pairs, means, shared = pairs[sure], means[sure], shared[sure]
+    is_linked = means > threshold
+    pairs, means, shared = pairs[is_linked], means[is_linked], shared[is_linked]
     order = shared.argsort(descending=True, stable=True)
     order = order[means[order].argsort(descending=True, stable=True)]
     groups = group_lines(pairs[order], touches)
@@ -57,8 +57,8 @@ def _pairs(lines: Tensor, semantic: Tensor, links: Tensor) -> tuple[Tensor, Tens
     shares = (upper >= 0) & (lower >= 0) & (semantic[:-1] == semantic[1:])
     # Two lines share columns without a gap, so a pair begins where either line changes.
     begins = shares.clone()
-    same = (upper[:, 1:] == upper[:, :-1]) & (lower[:, 1:] == lower[:, :-1]) & shares[:, :-1]
-    begins[:, 1:] &= ~same
+    same_pair = (upper[:, 1:] == upper[:, :-1]) & (lower[:, 1:] == lower[:, :-1]) & shares[:, :-1]
+    begins[:, 1:] &= ~same_pair
     pairs = torch.stack([upper[begins], lower[begins]], dim=1)
     numbers = begins[shares].cumsum(dim=0) - 1
     shared = numbers.bincount(minlength=len(pairs))

@@ -20,14 +20,15 @@ class MergeSettings:
 
     Attributes:
         min_area: least pixels of a component of a pair.
-        most: number of candidate components, the largest; bounds the cost of a noisy image.
+        max_components: number of candidates, the largest components; bounds the cost of a noisy
+            image.
         max_gap: largest gap between the boxes of a pair, as a share of their longest side.
         partners: number of nearest components that each is paired with.
         threshold: pairs with a higher probability are merged.
     """
 
     min_area: int
-    most: int
+    max_components: int
     max_gap: float
     partners: int
     threshold: float
@@ -86,9 +87,9 @@ class Components:
 
 def large_components(components: Components, settings: MergeSettings) -> Tensor:
     """(M,) int64 numbers of the components that may be merged, ascending."""
-    largest = components.areas.argsort(descending=True, stable=True)[: settings.most]
-    enough = components.areas[largest] >= max(settings.min_area, 1)
-    return largest[enough].sort().values
+    largest = components.areas.argsort(descending=True, stable=True)[: settings.max_components]
+    is_large = components.areas[largest] >= max(settings.min_area, 1)
+    return largest[is_large].sort().values
 
 
 def candidate_pairs(components: Components, large: Tensor, settings: MergeSettings) -> Tensor:
@@ -98,10 +99,10 @@ def candidate_pairs(components: Components, large: Tensor, settings: MergeSettin
     high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
     gaps = (low - high).clamp(min=0).amax(dim=2)
     sides = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1)
-    near = gaps <= settings.max_gap * torch.maximum(sides[:, None], sides)
-    near &= classes[:, None] == classes
-    near.fill_diagonal_(False)
-    gaps = gaps.masked_fill(~near, torch.inf)
+    is_near = gaps <= settings.max_gap * torch.maximum(sides[:, None], sides)
+    is_near &= classes[:, None] == classes
+    is_near.fill_diagonal_(False)
+    gaps = gaps.masked_fill(~is_near, torch.inf)
     order = gaps.argsort(dim=1, stable=True)[:, : settings.partners]
     rows = torch.arange(len(large), device=order.device)[:, None].expand_as(order)
     chosen = gaps.gather(1, order).isfinite()
@@ -147,17 +148,17 @@ def crop_pairs(
         return maps.new_zeros(0, CROP_CHANNELS, CROP_SIZE, CROP_SIZE)
     soft = roi_align(maps[None], [boxes], CROP_SIZE, sampling_ratio=1, aligned=True)
     steps = (torch.arange(CROP_SIZE, device=boxes.device) + 0.5) / CROP_SIZE
-    places = boxes[:, None, :2] + steps[:, None] * (boxes[:, None, 2:] - boxes[:, None, :2])
-    x, y = places.floor().long().unbind(dim=2)
+    positions = boxes[:, None, :2] + steps[:, None] * (boxes[:, None, 2:] - boxes[:, None, :2])
+    x, y = positions.floor().long().unbind(dim=2)
     height, width = semantic.shape
     inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
     x, y = x.clamp(0, width - 1)[:, None, :], y.clamp(0, height - 1)[:, :, None]
     owners = torch.where(inside, components.map[y, x], -1)
     kinds = torch.where(inside, semantic[y, x], 0)
-    own_kind = components.classes[pairs[:, 0], None, None]
+    kind = components.classes[pairs[:, 0], None, None]
     first, second = (owners == pairs[:, i, None, None] for i in (0, 1))
-    others = (owners >= 0) & (kinds == own_kind) & ~first & ~second
-    masks = torch.stack([first, second, others, (kinds > 0) & (kinds != own_kind)], dim=1)
+    others = (owners >= 0) & (kinds == kind) & ~first & ~second
+    masks = torch.stack([first, second, others, (kinds > 0) & (kinds != kind)], dim=1)
     return torch.cat([soft[:, :3], masks.to(soft.dtype), soft[:, 3:]], dim=1)
 
 
@@ -187,11 +188,11 @@ def merge_greedily(
         touched[merged.flatten()] = True
         untouched = ~touched[pairs].any(dim=1)
         large = large[components.areas[large] > 0]
-        new = candidate_pairs(components, large, settings)
-        new = new[touched[new].any(dim=1)]
+        new_pairs = candidate_pairs(components, large, settings)
+        new_pairs = new_pairs[touched[new_pairs].any(dim=1)]
         pairs, scores = (
-            torch.cat([pairs[untouched], new]),
-            torch.cat([scores[untouched], score(new)]),
+            torch.cat([pairs[untouched], new_pairs]),
+            torch.cat([scores[untouched], score(new_pairs)]),
         )
 
 
@@ -203,10 +204,10 @@ def likeliest_of_both(pairs: Tensor, scores: Tensor, count: int) -> Tensor:
         scores: (P,); of equal ones the first counts as the likelier.
     """
     pairs = pairs[scores.argsort(descending=True, stable=True)]
-    places = torch.arange(len(pairs), device=pairs.device)
-    best = places.new_full((count,), len(pairs))
-    best.scatter_reduce_(0, pairs.flatten(), places.repeat_interleave(2), "amin")
-    return pairs[(best[pairs] == places[:, None]).all(dim=1)]
+    ranks = torch.arange(len(pairs), device=pairs.device)
+    best = ranks.new_full((count,), len(pairs))
+    best.scatter_reduce_(0, pairs.flatten(), ranks.repeat_interleave(2), "amin")
+    return pairs[(best[pairs] == ranks[:, None]).all(dim=1)]
 
 
 def merge_by_owner(components: Components, owners: Tensor) -> None:

@@ -37,8 +37,8 @@ class ImageMaps:
         semantic: (h, w) int64, class + 1, or 1 for all classes, 0 for background.
         confidence: (h, w) probability of that class.
         breakpoints: (2, 4, h, w) probabilities of labels along rows and columns.
-        seen: (2, h, w) the network's probability of a breakpoint, even where ``breakpoints`` are
-            the ground truth, because MergerNet was trained on it.
+        breakpoint_probability: (2, h, w) of the network, even where ``breakpoints`` are the ground
+            truth, because MergerNet was trained on it.
         links: (2, h, w) probability that a pixel and the one below, to the right, belong together.
     """
 
@@ -46,16 +46,16 @@ class ImageMaps:
     semantic: Tensor
     confidence: Tensor
     breakpoints: Tensor
-    seen: Tensor
+    breakpoint_probability: Tensor
     links: Tensor
 
     def for_crops(self) -> Tensor:
         """(6, h, w) maps of :func:`crop_pairs`."""
-        return torch.cat([self.image, self.confidence[None], self.seen])
+        return torch.cat([self.image, self.confidence[None], self.breakpoint_probability])
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """Ground truth of one image, from its annotations, with shapes as in :class:`ImageMaps`.
 
     Attributes:
@@ -73,7 +73,7 @@ class Truth:
     @classmethod
     def of_image(
         cls, targets: DenseTargets, number: int, size: tuple[int, int], widening: int
-    ) -> "Truth":
+    ) -> "GroundTruth":
         """Image ``number``, of ``size`` cells, from the targets of a batch."""
         rows, columns = size
         owners = targets.owners[number, :rows, :columns]

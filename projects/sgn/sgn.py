@@ -18,7 +18,7 @@ from instseg.projects.sgn.inputs import given_probabilities
 from instseg.projects.sgn.lines import most_likely_labels
 from instseg.projects.sgn.merging import MergeSettings
 from instseg.projects.sgn.networks import BreakpointNet, LineNet, MergerNet
-from instseg.projects.sgn.pipeline import ImageMaps, LineSettings, Truth, breakpoint_links
+from instseg.projects.sgn.pipeline import GroundTruth, ImageMaps, LineSettings, breakpoint_links
 
 
 @META_ARCH_REGISTRY.register()
@@ -127,7 +127,7 @@ class SGN(DenseModel):
             ),
             "merge_settings": MergeSettings(
                 min_area=node.MERGE_MIN_AREA,
-                most=node.MERGE_MAX_COMPONENTS,
+                max_components=node.MERGE_MAX_COMPONENTS,
                 max_gap=node.MERGE_MAX_GAP,
                 partners=node.MERGE_PARTNERS,
                 threshold=node.MERGE_THRESH_TEST,
@@ -157,7 +157,7 @@ class SGN(DenseModel):
         """
         return training.losses(self, images, batched_inputs)
 
-    def find(self, image: Tensor, item: dict[str, Any]) -> tuple[inference.Found, Tensor]:
+    def find(self, image: Tensor, item: dict[str, Any]) -> tuple[inference.SGNInstances, Tensor]:
         """All stages for one image, and the (C + 1, h, w) semantic probabilities.
 
         Args:
@@ -176,7 +176,7 @@ class SGN(DenseModel):
         image: Tensor,
         probabilities: Tensor,
         breakpoints: Tensor,
-        truth: Truth | None = None,
+        ground_truth: GroundTruth | None = None,
     ) -> ImageMaps:
         """Maps of one image, each from the source of its key; in training from the networks.
 
@@ -184,15 +184,15 @@ class SGN(DenseModel):
             image: (3, h', w') normalised.
             probabilities: (C + 1, h, w) of the semantic map, C = 1 if no class is told apart.
             breakpoints: (2, 4, h, w) probabilities of the network.
-            truth: None if no source needs it.
+            ground_truth: None if no source needs it.
         """
         confidence, semantic = probabilities.max(dim=0)
         breakpoint_probability = breakpoints[:, START:].sum(dim=1)
-        if truth is not None and self.sources["BREAKPOINTS_TEST"] == "truth":
-            breakpoints = truth.breakpoints().to(breakpoints)
+        if ground_truth is not None and self.sources["BREAKPOINTS_TEST"] == "truth":
+            breakpoints = ground_truth.breakpoints().to(breakpoints)
         source = "own" if self.training else self.sources["LINKS_TEST"]
-        if truth is not None and source == "truth":
-            links = truth.links.float()
+        if ground_truth is not None and source == "truth":
+            links = ground_truth.links.float()
         elif source == "breakpoints":
             threshold = self.line_settings.breakpoint_threshold
             labels = most_likely_labels(breakpoints, threshold)
@@ -224,8 +224,8 @@ class SGN(DenseModel):
     ) -> Tensor:
         """(B, C + 1, h, w) probabilities of the semantic map from elsewhere."""
         cells = [self.cells(image) for image in images]
-        truth = targets if self.sources["SEMANTIC"] == "truth" else None
-        return given_probabilities(items, cells, truth, size, self.num_classes, self.device)
+        gt_targets = targets if self.sources["SEMANTIC"] == "truth" else None
+        return given_probabilities(items, cells, gt_targets, size, self.num_classes, self.device)
 
     def _frozen(self) -> list[nn.Module]:
         """The networks that are not trained."""

@@ -56,10 +56,10 @@ def link_targets(owners: Tensor, semantic: Tensor) -> tuple[Tensor, Tensor]:
     inside = owners >= 0
     same[:, 0, :-1] = (owners[:, :-1] == owners[:, 1:]) & inside[:, 1:]
     same[:, 1, :, :-1] = (owners[:, :, :-1] == owners[:, :, 1:]) & inside[:, :, 1:]
-    thing = inside & (semantic > 0)
-    counts[:, 0, :-1] = (semantic[:, :-1] == semantic[:, 1:]) & thing[:, :-1] & thing[:, 1:]
+    has_class = inside & (semantic > 0)
+    counts[:, 0, :-1] = (semantic[:, :-1] == semantic[:, 1:]) & has_class[:, :-1] & has_class[:, 1:]
     counts[:, 1, :, :-1] = (
-        (semantic[:, :, :-1] == semantic[:, :, 1:]) & thing[:, :, :-1] & thing[:, :, 1:]
+        (semantic[:, :, :-1] == semantic[:, :, 1:]) & has_class[:, :, :-1] & has_class[:, :, 1:]
     )
     return same, counts
 
@@ -80,8 +80,8 @@ def degrade(labels: Tensor) -> Tensor:
     chance = torch.rand(labels.shape, device=labels.device)
     lost = (shifted >= START) & (chance < DROPPED)
     shifted[lost] = INTERIOR
-    new = (shifted == INTERIOR) & (chance > 1 - ADDED)
-    shifted[new] = torch.where(chance[new] > 1 - ADDED / 2, START, END).to(labels.dtype)
+    added = (shifted == INTERIOR) & (chance > 1 - ADDED)
+    shifted[added] = torch.where(chance[added] > 1 - ADDED / 2, START, END).to(labels.dtype)
     return shifted
 
 
@@ -96,9 +96,9 @@ def majority_owners(components: Tensor, owners: Tensor, count: int) -> Tensor:
     """
     inside = components >= 0
     area = components[inside].bincount(minlength=count)
-    both = inside & (owners >= 0)
-    width = int(owners.max()) + 1 if both.any() else 1
-    keys, shared = (components[both] * width + owners[both]).unique(return_counts=True)
+    in_both = inside & (owners >= 0)
+    width = int(owners.max()) + 1 if in_both.any() else 1
+    keys, shared = (components[in_both] * width + owners[in_both]).unique(return_counts=True)
     # The instance is the last digit of the overlap; no instance has an overlap of 0.
     best = area.new_zeros(count)
     best.scatter_reduce_(0, keys // width, shared * width + keys % width, "amax")

@@ -21,9 +21,9 @@ from instseg.projects.sgn.merging import (
 )
 from instseg.projects.sgn.networks import LineNet, MergerNet
 from instseg.projects.sgn.pipeline import (
+    GroundTruth,
     ImageMaps,
     LineSettings,
-    Truth,
     find_components,
     foreground,
     one_hot,
@@ -99,13 +99,13 @@ def _images(
     probabilities: Tensor,
     breakpoints: Tensor,
     targets: DenseTargets,
-) -> Iterator[tuple[ImageMaps, Truth]]:
+) -> Iterator[tuple[ImageMaps, GroundTruth]]:
     """Maps and ground truth of each image, without the padding of the batch."""
     for number, image in enumerate(images):
         rows, columns = size = model.cells(image)
-        truth = Truth.of_image(targets, number, size, model.line_settings.widening)
+        ground_truth = GroundTruth.of_image(targets, number, size, model.line_settings.widening)
         semantic, breaks = (x[number, ..., :rows, :columns] for x in (probabilities, breakpoints))
-        yield model.image_maps(image, semantic, breaks), truth
+        yield model.image_maps(image, semantic, breaks), ground_truth
 
 
 def line_loss(
@@ -133,10 +133,10 @@ def line_loss(
 
 def merger_loss(
     network: MergerNet,
-    images: Sequence[tuple[ImageMaps, Truth]],
+    images: Sequence[tuple[ImageMaps, GroundTruth]],
     lines: LineSettings,
     settings: MergeSettings,
-    most: int,
+    max_pairs: int,
 ) -> Tensor:
     """MergerNet's loss on components of the first stages and on fragments of the ground truth.
 
@@ -145,23 +145,23 @@ def merger_loss(
         images: maps and ground truth of each.
         lines: how components are found.
         settings: which of their pairs are candidates.
-        most: number of pairs, at most half of each kind.
+        max_pairs: number of pairs, at most half of each kind.
     Returns:
         a scalar; 0 if there is no pair.
     """
     sources: list[tuple[Tensor, Tensor, Components]] = []
     pairs, labels, numbers = [], [], []
-    for maps, truth in images:
+    for maps, ground_truth in images:
         predicted = most_likely_labels(maps.breakpoints, lines.breakpoint_threshold)
         for breaks, semantic, links in (
             (predicted, maps.semantic, maps.links),
-            (truth.labels, truth.semantic, truth.links),
+            (ground_truth.labels, ground_truth.semantic, ground_truth.links),
         ):
             _, component_map = find_components(breaks, semantic, links, lines)
             components = Components.from_map(component_map.to(semantic.device), semantic)
             large = large_components(components, settings)
             candidates = candidate_pairs(components, large, settings)
-            owners = majority_owners(components.map, truth.owners, len(components.areas))
+            owners = majority_owners(components.map, ground_truth.owners, len(components.areas))
             owners = owners[candidates]
             candidates = candidates[(owners >= 0).all(dim=1)]
             owners = owners[(owners >= 0).all(dim=1)]
@@ -170,7 +170,7 @@ def merger_loss(
             numbers.append(torch.full((len(candidates),), len(sources), device=candidates.device))
             sources.append((maps.for_crops(), semantic, components))
     pair, label, number = torch.cat(pairs), torch.cat(labels), torch.cat(numbers)
-    chosen = _half_of_each(label, most)
+    chosen = _half_of_each(label, max_pairs)
     if not len(chosen):
         return attached_zero(network.parameters())
     crops, targets = [], []

@@ -171,8 +171,8 @@ def _check(cfg: CfgNode, backbone: Backbone) -> None:
     sharp = cfg.MODEL.SHARPMASK
     strides = sorted((shape.stride for shape in backbone.output_shape().values()), reverse=True)
     coarsest = backbone.output_shape()[node.IN_FEATURE].stride
-    wanted = [coarsest >> number for number in range(len(strides))]
-    if strides != wanted or wanted[-1] != 2:
+    expected_strides = [coarsest >> number for number in range(len(strides))]
+    if strides != expected_strides or expected_strides[-1] != 2:
         raise ConfigError(
             f"SharpMask needs maps of the strides {coarsest}, {coarsest // 2} ... 2; the backbone "
             f"gives {strides}; of a ResNet, set MODEL.RESNETS.OUT_FEATURES "

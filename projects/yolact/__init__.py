@@ -15,14 +15,14 @@ from instseg.projects.yolact.layers import (
     resized,
 )
 from instseg.projects.yolact.losses import (
+    GroundTruth,
     LossSettings,
     MaskSamples,
     Predictions,
-    Truth,
+    ground_truth_of,
     hardest_background,
     mask_bce,
     semantic_loss,
-    truth_of,
     yolact_losses,
 )
 from instseg.projects.yolact.targets import match
@@ -35,13 +35,13 @@ __all__ = [
     "DetectionSettings",
     "Detections",
     "FeaturePyramid",
+    "GroundTruth",
     "HeadByLevel",
     "LossSettings",
     "MaskSamples",
     "PredictionHead",
     "Predictions",
     "ProtoNet",
-    "Truth",
     "add_yolact_config",
     "assemble_masks",
     "build_darknet_backbone",
@@ -51,6 +51,7 @@ __all__ = [
     "decode",
     "encode",
     "fast_nms",
+    "ground_truth_of",
     "hardest_background",
     "level_sizes",
     "make_priors",
@@ -60,7 +61,6 @@ __all__ = [
     "resized",
     "semantic_loss",
     "to_corners",
-    "truth_of",
     "yolact_losses",
 ]
 

@@ -9,7 +9,7 @@ from instseg.masks import CroppedMasks, Pixels
 from instseg.ops.assemble_masks import assemble_masks
 
 _BYTES = 2**26
-"""Of the masks that are assembled together, unless one has more."""
+"""Bytes of the masks that are assembled together, unless one mask has more."""
 _REACH = 3
 """Cells of the prototypes beyond which no mask reaches out of its box."""
 

@@ -50,10 +50,10 @@ def make_priors(
     """
     levels = []
     by_level = ratios_by_level(ratios, len(scales))
-    for cells, own_scales, own_ratios in zip(sizes, scales, by_level, strict=True):
+    for cells, level_scales, level_ratios in zip(sizes, scales, by_level, strict=True):
         widths, heights = [], []
-        for scale in own_scales:
-            for ratio in map(math.sqrt, own_ratios):
+        for scale in level_scales:
+            for ratio in map(math.sqrt, level_ratios):
                 widths.append(scale * ratio / image_size)
                 heights.append(widths[-1] if square else scale / ratio / image_size)
         # In double precision until the end, as the authors' numbers are.
@@ -82,7 +82,7 @@ def anchors_by_level(scales: Sequence[Any], ratios: Sequence[Any]) -> list[int]:
         ratios: ``MODEL.YOLACT.ANCHOR_RATIOS``.
     """
     pairs = zip(scales, ratios_by_level(ratios, len(scales)), strict=True)
-    return [len(own_scales) * len(own_ratios) for own_scales, own_ratios in pairs]
+    return [len(level_scales) * len(level_ratios) for level_scales, level_ratios in pairs]
 
 
 def to_corners(priors: Tensor) -> Tensor:

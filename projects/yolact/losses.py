@@ -32,7 +32,7 @@ class LossSettings:
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """The instances of one image.
 
     Attributes:
@@ -48,13 +48,13 @@ class Truth:
     crowd_boxes: Tensor
 
 
-def truth_of(item: dict[str, Any], device: torch.device) -> Truth:
+def ground_truth_of(item: dict[str, Any], device: torch.device) -> GroundTruth:
     """The instances of one training image, see :meth:`~instseg.projects.yolact.YOLACT.forward`."""
     instances: Instances = item["instances"]
     height, width = instances.image_size
     scale = torch.tensor([width, height, width, height], device=device, dtype=torch.float32)
     crowds = item["crowd_boxes"].tensor if "crowd_boxes" in item else torch.zeros(0, 4)
-    return Truth(
+    return GroundTruth(
         boxes=instances.gt_boxes.tensor.to(device, torch.float32) / scale,
         classes=instances.gt_classes.to(device),
         masks=gt_masks_of(instances).to(device, torch.float32),
@@ -99,7 +99,10 @@ class MaskSamples:
 
 
 def yolact_losses(
-    predictions: Predictions, truths: Sequence[Truth], priors: Tensor, settings: LossSettings
+    predictions: Predictions,
+    ground_truths: Sequence[GroundTruth],
+    priors: Tensor,
+    settings: LossSettings,
 ) -> tuple[dict[str, Tensor], MaskSamples]:
     """All losses, weighted, and the masks that the mask loss used.
 
@@ -107,39 +110,41 @@ def yolact_losses(
 
     Args:
         predictions: in single precision.
-        truths: one for each image.
+        ground_truths: one for each image.
         priors: (P, 4) relative centre and size.
     """
     matches = [
         match(
-            truth.boxes,
-            truth.classes,
-            truth.crowd_boxes,
+            ground_truth.boxes,
+            ground_truth.classes,
+            ground_truth.crowd_boxes,
             priors,
             positive_iou=settings.positive_iou,
             negative_iou=settings.negative_iou,
             crowd_iou=settings.crowd_iou,
         )
-        for truth in truths
+        for ground_truth in ground_truths
     ]
     labels = torch.stack([anchor_labels for anchor_labels, _ in matches])
     positive = labels > 0
     count = max(int(positive.sum()), 1)
     targets = [
-        encode(truth.boxes[matched[anchors]], priors[anchors])
-        for truth, (_, matched), anchors in zip(truths, matches, positive, strict=True)
+        encode(ground_truth.boxes[matched[anchors]], priors[anchors])
+        for ground_truth, (_, matched), anchors in zip(
+            ground_truths, matches, positive, strict=True
+        )
     ]
     box = F.smooth_l1_loss(predictions.deltas[positive], torch.cat(targets), reduction="sum")
     chosen = positive | hardest_background(predictions.logits, labels, settings.negative_ratio)
     classes = F.cross_entropy(predictions.logits[chosen], labels[chosen], reduction="sum")
-    mask, samples = _mask_loss(predictions, truths, matches, count, settings.max_masks)
+    mask, samples = _mask_loss(predictions, ground_truths, matches, count, settings.max_masks)
     losses = {
         "loss_box": box * (settings.box_weight / count),
         "loss_cls": classes * (settings.class_weight / count),
         "loss_mask": mask * (settings.mask_weight / count),
     }
     if predictions.semantic is not None:
-        semantic = semantic_loss(predictions.semantic, truths)
+        semantic = semantic_loss(predictions.semantic, ground_truths)
         losses["loss_semantic"] = semantic * settings.semantic_weight
     return losses, samples
 
@@ -160,13 +165,13 @@ def hardest_background(logits: Tensor, labels: Tensor, ratio: int) -> Tensor:
     order = hardness.argsort(dim=1, descending=True, stable=True)
     ranks = torch.empty_like(order)
     ranks.scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
-    wanted = (ratio * (labels > 0).sum(dim=1)).clamp(max=labels.shape[1] - 1)
-    return (ranks < wanted[:, None]) & (labels == 0)
+    num_background = (ratio * (labels > 0).sum(dim=1)).clamp(max=labels.shape[1] - 1)
+    return (ranks < num_background[:, None]) & (labels == 0)
 
 
 def _mask_loss(
     predictions: Predictions,
-    truths: Sequence[Truth],
+    ground_truths: Sequence[GroundTruth],
     matches: Sequence[tuple[Tensor, Tensor]],
     count: int,
     limit: int,
@@ -178,7 +183,7 @@ def _mask_loss(
     probabilities = [predictions.prototypes.new_zeros(0, *size)]
     targets = [predictions.prototypes.new_zeros(0, *size)]
     classes = [torch.zeros(0, dtype=torch.int64, device=total.device)]
-    for i, (truth, (labels, matched)) in enumerate(zip(truths, matches, strict=True)):
+    for i, (ground_truth, (labels, matched)) in enumerate(zip(ground_truths, matches, strict=True)):
         positive = (labels > 0).nonzero()[:, 0]
         if not len(positive):
             continue
@@ -187,15 +192,15 @@ def _mask_loss(
             factor = len(positive) / limit
             positive = positive[torch.randperm(len(positive), device=positive.device)[:limit]]
         matched = matched[positive]
-        boxes = truth.boxes[matched]
+        boxes = ground_truth.boxes[matched]
         predicted = mask_probabilities(
             predictions.prototypes[i], predictions.coefficients[i, positive], boxes
         )
-        true = shrink(truth.masks, size)[matched]
+        true = shrink(ground_truth.masks, size)[matched]
         total = total + mask_bce(predicted, true, boxes) * factor
         probabilities.append(predicted)
         targets.append(true)
-        classes.append(truth.classes[matched])
+        classes.append(ground_truth.classes[matched])
     samples = MaskSamples(torch.cat(probabilities), torch.cat(targets), torch.cat(classes), count)
     return total, samples
 
@@ -212,12 +217,12 @@ def mask_bce(probabilities: Tensor, targets: Tensor, boxes: Tensor) -> Tensor:
         boxes: (R, 4) relative corners.
     """
     height, width = probabilities.shape[1:]
-    each = F.binary_cross_entropy(probabilities, targets, reduction="none").sum(dim=(1, 2))
+    mask_losses = F.binary_cross_entropy(probabilities, targets, reduction="none").sum(dim=(1, 2))
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) * (height * width)
-    return (each / areas).sum()
+    return (mask_losses / areas).sum()
 
 
-def semantic_loss(logits: Tensor, truths: Sequence[Truth]) -> Tensor:
+def semantic_loss(logits: Tensor, ground_truths: Sequence[GroundTruth]) -> Tensor:
     """Binary cross entropy of every class's region, mean over pixels, sum over classes (3.4).
 
     Args:
@@ -226,9 +231,9 @@ def semantic_loss(logits: Tensor, truths: Sequence[Truth]) -> Tensor:
         mean over the images.
     """
     targets = torch.zeros_like(logits)
-    for target, truth in zip(targets, truths, strict=True):
-        if len(truth.classes):
-            target.index_add_(0, truth.classes, shrink(truth.masks, target.shape[1:]))
+    for target, ground_truth in zip(targets, ground_truths, strict=True):
+        if len(ground_truth.classes):
+            target.index_add_(0, ground_truth.classes, shrink(ground_truth.masks, target.shape[1:]))
     targets.clamp_(max=1)
     total = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
     return total / (logits.shape[0] * logits.shape[2] * logits.shape[3])

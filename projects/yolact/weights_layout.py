@@ -73,11 +73,11 @@ def architecture_facts(
     weights: Weights, options: Options, with_prefix: str, without: str, prefix: str = "maskiou_net."
 ) -> Iterator[Fact]:
     """The meta-architecture, by whether there are tensors of a part."""
-    there = any(name.startswith(prefix) for name in weights)
-    if there or not options.allow_partial:
+    has_part = any(name.startswith(prefix) for name in weights)
+    if has_part or not options.allow_partial:
         part = prefix.removesuffix(".")
-        reason = f"tensors of {part}" if there else f"no tensors of {part}"
-        yield Fact("MODEL.META_ARCHITECTURE", with_prefix if there else without, reason)
+        reason = f"tensors of {part}" if has_part else f"no tensors of {part}"
+        yield Fact("MODEL.META_ARCHITECTURE", with_prefix if has_part else without, reason)
 
 
 def is_darknet(weights: Weights) -> bool:
@@ -135,8 +135,8 @@ def facts_of(path: str, weights: Weights, options: Options, cfg: CfgNode) -> Ite
             yield Fact(f"{_NODE}.SEMANTIC_WEIGHT", 0.0, "no semantic layer (semantic_seg_conv)")
     elif not cfg.MODEL.YOLACT.SEMANTIC_WEIGHT:
         yield Fact(f"{_NODE}.SEMANTIC_WEIGHT", 1.0, "a semantic layer (semantic_seg_conv)")
-    if len(places := maskiou_ids(weights)) > 1:
-        sizes = [size(weights, f"maskiou_net.maskiou_net.{i}.weight") for i in places[:-1]]
+    if len(layer_ids := maskiou_ids(weights)) > 1:
+        sizes = [size(weights, f"maskiou_net.maskiou_net.{i}.weight") for i in layer_ids[:-1]]
         yield Fact(
             "MODEL.YOLACT_PLUS.MASKIOU_CHANNELS", sizes, f"re-scoring layers of {_list(sizes)}"
         )
@@ -217,9 +217,9 @@ def _anchor_facts(path: str, counts: list[int], shared: bool, cfg: CfgNode) -> I
     ]
     reason = f"{_list(sorted(set(counts)))} anchors a cell"
     yield Fact(f"{_NODE}.ANCHOR_SCALES", [sizes for sizes, _ in shapes], reason)
-    every = [shape_ratios for _, shape_ratios in shapes]
-    same = every.count(every[0]) == len(every) and not nested
-    yield Fact(f"{_NODE}.ANCHOR_RATIOS", every[0] if same else every, reason)
+    anchor_ratios = [shape_ratios for _, shape_ratios in shapes]
+    same_ratios = anchor_ratios.count(anchor_ratios[0]) == len(anchor_ratios) and not nested
+    yield Fact(f"{_NODE}.ANCHOR_RATIOS", anchor_ratios[0] if same_ratios else anchor_ratios, reason)
 
 
 def _outputs(path: str, weights: Weights, level: int) -> tuple[int, int, int | None] | None:
@@ -253,10 +253,14 @@ def deformable_of(weights: Weights) -> list[set[int]]:
 def _deformable_facts(
     path: str, weights: Weights, cfg: CfgNode, blocks: Sequence[int]
 ) -> Iterator[Fact]:
-    wanted = deformable_of(weights)
+    deformable_blocks = deformable_of(weights)
     node = cfg.MODEL.YOLACT_PLUS
     name = "build_deformable_resnet_backbone"
-    content = f"deformable blocks {wanted}" if any(wanted) else "no deformable blocks"
+    content = (
+        f"deformable blocks {deformable_blocks}"
+        if any(deformable_blocks)
+        else "no deformable blocks"
+    )
 
     def chosen(counts: Sequence[int], interval: int) -> list[set[int]]:
         """Deformable blocks of each stage, see ``MODEL.YOLACT_PLUS.DEFORMABLE_*``."""
@@ -266,15 +270,15 @@ def _deformable_facts(
         ]
 
     configured = chosen(node.DEFORMABLE_BLOCKS, node.DEFORMABLE_INTERVAL)
-    if not any(wanted):
+    if not any(deformable_blocks):
         if cfg.MODEL.BACKBONE.NAME != name or any(configured):
             yield Fact("MODEL.BACKBONE.NAME", "build_resnet_backbone", content)
         return
     yield Fact("MODEL.BACKBONE.NAME", name, content)
-    if configured == wanted:
+    if configured == deformable_blocks:
         return
-    counts = [n - min(x) if x else 0 for n, x in zip(blocks, wanted, strict=True)]
-    intervals = [k for k in range(1, max(blocks) + 1) if chosen(counts, k) == wanted]
+    counts = [n - min(x) if x else 0 for n, x in zip(blocks, deformable_blocks, strict=True)]
+    intervals = [k for k in range(1, max(blocks) + 1) if chosen(counts, k) == deformable_blocks]
     if not intervals:
         raise CheckpointError(
             f"{path}: its {content} are not every so many of the last blocks of their stages, as "

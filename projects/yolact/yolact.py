@@ -33,11 +33,11 @@ from instseg.projects.yolact.layers import (
     conv,
 )
 from instseg.projects.yolact.losses import (
+    GroundTruth,
     LossSettings,
     MaskSamples,
     Predictions,
-    Truth,
-    truth_of,
+    ground_truth_of,
     yolact_losses,
 )
 
@@ -260,11 +260,11 @@ class YOLACT(PixelModel):
 
     def losses(self, images: Tensor, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """All losses of a batch."""
-        truths = [truth_of(item, self.device) for item in batched_inputs]
-        return self.detection_losses(self.features(images), truths)
+        ground_truths = [ground_truth_of(item, self.device) for item in batched_inputs]
+        return self.detection_losses(self.features(images), ground_truths)
 
     def detection_losses(
-        self, pyramid: Sequence[Tensor], truths: Sequence[Truth]
+        self, pyramid: Sequence[Tensor], ground_truths: Sequence[GroundTruth]
     ) -> dict[str, Tensor]:
         """The losses of the predictions from P3..P7."""
         outputs = self.heads(pyramid)
@@ -274,7 +274,9 @@ class YOLACT(PixelModel):
             deltas, logits, coefficients, prototypes = (x.float() for x in outputs)
             semantic = None if semantic is None else semantic.float()
             predictions = Predictions(deltas, logits, coefficients, prototypes, semantic)
-            losses, samples = yolact_losses(predictions, truths, self.priors, self.loss_settings)
+            losses, samples = yolact_losses(
+                predictions, ground_truths, self.priors, self.loss_settings
+            )
             losses.update(self.extra_losses(samples))
         return losses
 

@@ -18,9 +18,9 @@ def flow_loss(flows: Sequence[Tensor], target: Tensor) -> Tensor:
     """
     total = target.new_zeros(())
     for flow in flows:
-        wanted = F.interpolate(target, flow.shape[-2:], mode="bilinear", align_corners=False)
-        known = wanted.isfinite().all(dim=1, keepdim=True)
-        errors = torch.where(known, flow - wanted.nan_to_num(), 0).norm(dim=1)
+        level_target = F.interpolate(target, flow.shape[-2:], mode="bilinear", align_corners=False)
+        known = level_target.isfinite().all(dim=1, keepdim=True)
+        errors = torch.where(known, flow - level_target.nan_to_num(), 0).norm(dim=1)
         total = total + errors.sum() / known.sum().clamp(min=1)
     return total
 

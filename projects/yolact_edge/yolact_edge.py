@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from instseg.errors import ConfigError, DatasetError
 from instseg.modeling import attached_zero
-from instseg.projects.yolact import YOLACT, truth_of
+from instseg.projects.yolact import YOLACT, ground_truth_of
 from instseg.projects.yolact_edge.flow import FeatFlowNet, Refinement, relative_flow
 from instseg.projects.yolact_edge.losses import flow_loss, warp_loss
 
@@ -166,14 +166,14 @@ class YolactEdge(YOLACT):
 
     def _first_levels(self, images: Tensor) -> list[Tensor]:
         """C3 and the other levels that frames between key frames compute, and nothing else."""
-        wanted = self._levels[: max(self._first_warped, 1)]
+        level_names = self._levels[: max(self._first_warped, 1)]
         x = self.backbone.stem(images)
         levels = []
         for name, part in zip(self.backbone.stage_names, self.backbone.stages, strict=True):
             x = part(x)
-            if name in wanted:
+            if name in level_names:
                 levels.append(x)
-            if len(levels) == len(wanted):
+            if len(levels) == len(level_names):
                 break
         return levels
 
@@ -192,10 +192,10 @@ class YolactEdge(YOLACT):
             return super().losses(images, batched_inputs)
         if self.stage == "flow":
             return self._flow_losses(images, batched_inputs)
-        truths = [truth_of(item, self.device) for item in batched_inputs]
+        ground_truths = [ground_truth_of(item, self.device) for item in batched_inputs]
         laterals = self.fpn.laterals(self.levels(images))
         sums = self.fpn.top_down(laterals)
-        losses = self.detection_losses(self.fpn.outputs(sums), truths)
+        losses = self.detection_losses(self.fpn.outputs(sums), ground_truths)
         rows = [i for i, item in enumerate(batched_inputs) if "reference_image" in item]
         if not rows:
             trained = [p for p in self._video_parameters() if p.requires_grad]
@@ -203,7 +203,9 @@ class YolactEdge(YOLACT):
         laterals, sums = ([x[rows] for x in part] for part in (laterals, sums))
         state = self._reference_state([batched_inputs[i] for i in rows])
         transformed = self.transform(laterals, state)
-        warped = self.detection_losses(self.fpn.outputs(transformed), [truths[i] for i in rows])
+        warped = self.detection_losses(
+            self.fpn.outputs(transformed), [ground_truths[i] for i in rows]
+        )
         losses.update({f"{name}_warped": loss for name, loss in warped.items()})
         if self.warp_weight:
             first = self._first_warped

@@ -23,12 +23,12 @@ def add_yolact_plus_config(cfg: CfgNode) -> None:
 
 def _maskiou_channels(cfg: CfgNode) -> Rule:
     size = cfg.INPUT.SQUARE_SIZE
-    side, most = 2 * -(-size // 8), 0
+    side, max_layers = 2 * -(-size // 8), 0
     while (side := (side - 1) // 2) >= 1:
-        most += 1
+        max_layers += 1
     return Rule(
-        lambda x: len(x) <= most,
-        f"at most {most} layers, as each halves the prototypes of INPUT.SQUARE_SIZE {size} "
+        lambda x: len(x) <= max_layers,
+        f"at most {max_layers} layers, as each halves the prototypes of INPUT.SQUARE_SIZE {size} "
         "without padding",
     )
 

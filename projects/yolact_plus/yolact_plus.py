@@ -13,6 +13,9 @@ from torch.nn import functional as F
 from instseg.modeling import check_finite, stage
 from instseg.projects.yolact import YOLACT, Detections, MaskSamples, mask_probabilities
 
+_MASKS = 100
+"""Whose IoU is predicted together, as many as an image has by default."""
+
 
 class FastMaskIoUNet(nn.Module):
     """Predicts the IoU of a mask with its instance from the mask alone (section 6.1).
@@ -121,12 +124,17 @@ class YOLACTPlus(YOLACT):
         return {"maskiou_net": torch.zeros(2, side, side, device=self.device)}
 
     def predicted_ious(self, detections: Detections, prototypes: Tensor) -> Tensor:
-        """(N,) predicted IoU of each detection's mask, for its class."""
+        """(N,) predicted IoU of each detection's mask, for its class; some masks at a time."""
+        starts = range(0, max(len(detections.scores), 1), _MASKS)
+        parts = [detections[start : start + _MASKS] for start in starts]
+        return torch.cat([self._ious(part, prototypes) for part in parts])
+
+    def _ious(self, detections: Detections, prototypes: Tensor) -> Tensor:
         extents = self.mask_extents(detections)
         masks = mask_probabilities(prototypes, detections.coefficients, extents)
-        every: Tensor = self.maskiou_net(masks).float()
-        check_finite(every)
-        return every[torch.arange(len(every)), detections.classes]
+        class_ious: Tensor = self.maskiou_net(masks).float()
+        check_finite(class_ious)
+        return class_ious[torch.arange(len(class_ious)), detections.classes]
 
 
 def mask_ious(first: Tensor, second: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from instseg import Predictor, cli
@@ -41,9 +42,9 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
     content = {"images": [{"id": 1, "width": 160, "height": 130}], "annotations": annotations}
     (tmp_path / "truth.json").write_text(json.dumps(content))
 
-    def stream(self: Predictor, images: Any) -> Any:
+    def stream(self: Predictor, images: Any, masks: str = "dense") -> Any:
         for result in Exact().stream(images):
-            if self.cfg.TEST.MASKS == "dense":
+            if masks == "dense":
                 result["instances"].pred_masks = result["instances"].pred_masks.to_dense()
             yield result
 
@@ -51,8 +52,17 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
     monkeypatch.setattr(Predictor, "stream", stream)
     monkeypatch.setattr(Predictor, "__call__", lambda self, image: next(self.stream([image])))
     monkeypatch.setattr(tiles, "in_fresh_process", lambda function, *given: function(*given))
-    files = [str(tmp_path / name) for name in ("image.tif", "truth.json")]
-    return Task(tiny_cfg().dump(), *files, 64, 24, 0.5)
+    truth = truth_of(str(tmp_path / "truth.json"))
+    return Task(tiny_cfg().dump(), str(tmp_path / "image.tif"), truth, 64, 24, 0.5)
+
+
+@pytest.fixture
+def command(task: Task, tmp_path: Path) -> list[str]:
+    """That runs on the image of the task."""
+    (tmp_path / "tiny.yaml").write_text(task.config)
+    words = ["benchmark", "tiles", "--config-file", str(tmp_path / "tiny.yaml")]
+    words += ["--input", task.image, "--truth", str(tmp_path / "truth.json")]
+    return [*words, "--tile", "64", "--overlap", "24", "--peer", "supervision"]
 
 
 @pytest.mark.parametrize("kind", ["instseg", *PEERS])
@@ -64,13 +74,10 @@ def test_every_way_finds_what_the_tiles_hold(kind: str, task: Task) -> None:
 
 
 def test_a_row_for_each_peer(
-    task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "tiny.yaml").write_text(task.config)
-    words = ["benchmark", "tiles", "--config-file", str(tmp_path / "tiny.yaml")]
-    words += ["--input", task.image, "--truth", task.truth, "--tile", "64", "--overlap", "24"]
-    words += ["--peer", "supervision", "--json", str(tmp_path / "rows.json")]
-    assert cli.main(words) == 0
+    pytest.importorskip("supervision")
+    assert cli.main([*command, "--json", str(tmp_path / "rows.json")]) == 0
     assert "| peer_f1" in capsys.readouterr().out.replace("  ", "").replace("|  ", "| ")
     (row,) = json.loads((tmp_path / "rows.json").read_text())
     assert row["f1"] == 1 and 0.5 < row["peer_f1"] <= 1
@@ -87,6 +94,47 @@ def test_a_row_for_each_peer(
 def test_a_mistake_is_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         tiles.benchmark_tiles("a.yaml", "a.tif", "a.json", **change)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--input", "no.tif"], "no.tif: no such file"),
+        (["--truth", "no.json"], "--truth no.json cannot be read: No such file or directory"),
+        (["--truth", "list.json"], "--truth list.json is no ground truth in COCO's format"),
+        (["--truth", "small.json"], "the first image of --truth small.json 9x8; give the ground"),
+        (["--weights", "no.pth"], "no.pth"),
+        (["INPUT.NORMALIZE", "percentile"], "INPUT.NORMALIZE is percentile and INPUT.CHANNELS ()"),
+        (["INPUT.CHANNELS", "(0, 0, 1)"], "expected none and (): the other packages pass on tiles"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(
+    words: list[str],
+    message: str,
+    command: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("supervision")
+    monkeypatch.chdir(tmp_path)
+    Path("list.json").write_text("[]")
+    small = {"images": [{"id": 1, "width": 9, "height": 8}], "annotations": []}
+    Path("small.json").write_text(json.dumps(small))
+    assert cli.main([*command, *words]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if message in line]
+
+
+def test_weights_given_need_not_have_the_checksum_of_the_configuration(
+    command: list[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("supervision")
+    weights = tmp_path / "weights.pth"
+    torch.save({"model": Predictor(tiny_cfg()).model.state_dict()}, weights)
+    file = tmp_path / "tiny.yaml"
+    file.write_text(file.read_text().replace("WEIGHTS_SHA256: ''", f"WEIGHTS_SHA256: {'a' * 64}"))
+    assert "a" * 64 in file.read_text()
+    assert cli.main([*command, "--weights", str(weights)]) == 0
 
 
 def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

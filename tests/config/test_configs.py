@@ -70,14 +70,14 @@ def test_a_config_can_be_built(name: str) -> None:
     assert parameters and all(parameter.is_meta for parameter in parameters)
 
 
-def test_a_config_trains_a_step_with_and_without_objects_evaluates_and_round_trips(
+def test_a_config_trains_a_step_with_and_without_instances_evaluates_and_round_trips(
     stepped: str, records: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     cfg = small_cfg(stepped)
     model = check_training_on(cfg, records).eval()
     sample = batch_of(cfg, records[0], training=False)
     found = check_saving_of(model, cfg, tmp_path, sample)
-    assert_valid(found, records[0]["height"], records[0]["width"], most=len(found))
+    assert_valid(found, records[0]["height"], records[0]["width"], max_instances=len(found))
 
 
 def test_a_config_states_differences_only() -> None:

@@ -106,7 +106,7 @@ def test_an_image_grows_by_the_given_ratio_at_most() -> None:
     box=st.tuples(*[st.floats(0, 1)] * 4),
     seed=st.integers(0, 2**31),
 )
-def test_a_crop_lies_in_the_image_and_keeps_the_centre_of_an_object(
+def test_a_crop_lies_in_the_image_and_keeps_the_centre_of_an_instance(
     height: int, width: int, box: tuple[float, ...], seed: int
 ) -> None:
     np.random.seed(seed)
@@ -163,7 +163,7 @@ def mapper(*augmentations: Any) -> SSDMapper:
     )
 
 
-def test_objects_whose_centre_is_cut_off_go_and_others_are_clipped(tmp_path: Any) -> None:
+def test_instances_whose_centre_is_cut_off_go_and_others_are_clipped(tmp_path: Any) -> None:
     """The crop ends at x = 20: the first square loses its right half, the second its left one."""
     crop = T.CropTransform(0, 0, 20, 48, 64, 48)
     sample = mapper(crop)(record(tmp_path, square(8, 8, 20), square(14, 30, 16)))
@@ -172,7 +172,7 @@ def test_objects_whose_centre_is_cut_off_go_and_others_are_clipped(tmp_path: Any
     assert mask.shape == (48, 20) and mask.sum() == 12 * 20
 
 
-def test_an_image_that_loses_all_objects_every_time_is_only_resized(tmp_path: Any) -> None:
+def test_an_image_that_loses_all_instances_every_time_is_only_resized(tmp_path: Any) -> None:
     crop = T.CropTransform(40, 30, 20, 10, 64, 48)
     sample = mapper(crop)(record(tmp_path, square(2, 2, 10)))
     assert sample["image"].shape == (3, 24, 32)
@@ -190,20 +190,20 @@ class CropsOf(T.Augmentation):
         return T.CropTransform(*self.corners.pop(0), 20, 10, 64, 48)
 
 
-def test_augmentations_that_lose_all_objects_are_drawn_again(tmp_path: Any) -> None:
+def test_augmentations_that_lose_all_instances_are_drawn_again(tmp_path: Any) -> None:
     sample = mapper(CropsOf((40, 30), (44, 38), (0, 0)))(record(tmp_path, square(2, 2, 10)))
     assert sample["image"].shape == (3, 10, 20)
     assert sample["instances"].gt_boxes.tensor.tolist() == [[2, 2, 12, 10]]
 
 
-def test_an_object_whose_mask_is_empty_leaves_an_image_without_objects(tmp_path: Any) -> None:
+def test_an_instance_whose_mask_is_empty_leaves_an_image_without_instances(tmp_path: Any) -> None:
     empty = square(2, 2, 10, segmentation=mask_util.encode(np.zeros((48, 64), np.uint8, "F")))
     sample = mapper()(record(tmp_path, empty))
     assert sample["image"].shape == (3, 24, 32) and len(sample["instances"]) == 0
 
 
 @pytest.mark.parametrize(("width", "kept"), [(0.007, 0), (0.0075, 1)])
-def test_objects_and_crowds_thinner_than_4_550ths_of_a_pixel_go(
+def test_instances_and_crowds_thinner_than_4_550ths_of_a_pixel_go(
     tmp_path: Any, width: float, kept: int
 ) -> None:
     thin = square(2, 2, 10, bbox=[2, 2, width, 10])
@@ -213,7 +213,7 @@ def test_objects_and_crowds_thinner_than_4_550ths_of_a_pixel_go(
     assert len(sample["crowd_boxes"]) == kept
 
 
-def test_an_image_without_objects_is_given(tmp_path: Any) -> None:
+def test_an_image_without_instances_is_given(tmp_path: Any) -> None:
     sample = mapper()(record(tmp_path))
     assert len(sample["instances"]) == 0
 

@@ -244,26 +244,26 @@ def test_a_name_that_no_file_can_have_is_that_of_a_missing_image(tmp_path: Path,
         build_test_mapper(config(name))(DatasetCatalog.get(name)[1])
 
 
-# Objects.
+# Instances.
 
 
 def test_a_set_without_annotations_says_so_and_how_to_train_on_it(tmp_path: Path) -> None:
     name = write_set(tmp_path, changed("annotations", to=[]))
-    text = "0 of 3 images are annotated; to train on images without objects set "
+    text = "0 of 3 images are annotated; to train on images without instances set "
     with pytest.raises(DatasetError, match=f"{text}DATALOADER.FILTER_EMPTY_ANNOTATIONS False"):
         Trainer.build_train_loader(config(name))
     Trainer.build_train_loader(config(name, "", "DATALOADER.FILTER_EMPTY_ANNOTATIONS", False))
-    assert list(found(name)[0]) == [Kind.NO_OBJECT]
+    assert list(found(name)[0]) == [Kind.NO_INSTANCE]
 
 
 def test_a_set_of_crowds_alone_is_explained(tmp_path: Path) -> None:
     name = write_set(tmp_path, changed("annotations", to=content()["annotations"][3:]))
     with pytest.raises(DatasetError, match="1 of 3 images are annotated, but with crowds alone"):
         Trainer.build_train_loader(config(name))
-    assert list(found(name)[0]) == [Kind.NO_OBJECT]
+    assert list(found(name)[0]) == [Kind.NO_INSTANCE]
 
 
-def test_a_set_whose_objects_are_all_left_out_is_explained(tmp_path: Path) -> None:
+def test_a_set_whose_instances_are_all_left_out_is_explained(tmp_path: Path) -> None:
     broken = content()
     for annotation in broken["annotations"]:
         annotation["image_id"] = 9
@@ -290,7 +290,7 @@ def test_rles_need_bit_masks(tmp_path: Path) -> None:
         Trainer.build_train_loader(config(name, "", "INPUT.MASK_FORMAT", "polygon"))
 
 
-def test_test_objects_without_masks_are_found_before_training_and_before_evaluation(
+def test_test_instances_without_masks_are_found_before_training_and_before_evaluation(
     tmp_path: Path,
 ) -> None:
     train = write_set(tmp_path / "train", content())

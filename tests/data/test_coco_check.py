@@ -20,11 +20,11 @@ from pycocotools.coco import COCO
 import instseg
 from instseg.data import build
 from instseg.data.findings import Finding, Kind, Level, Report
+from instseg.data.ground_truth import prepare_ground_truth
 from instseg.data.mappers import build_train_mapper
 from instseg.data.readers.coco_check import check_coco
 from instseg.data.readers.coco_forms import to_standard
 from instseg.data.readers.json_files import read_json
-from instseg.data.truth import prepare_truth
 from instseg.errors import DatasetError
 from tests.support.coco_data import HEIGHT, SQUARE, WIDTH, changed, content, write_set
 
@@ -201,7 +201,7 @@ def test_a_set_with_an_error_is_refused_when_it_is_read(
 
 
 @pytest.mark.parametrize(("broken", "kind", "key", "message"), LEFT_OUT)
-def test_an_object_with_a_warning_is_left_out_and_told(
+def test_an_instance_with_a_warning_is_left_out_and_told(
     broken: Any,
     kind: Kind,
     key: Any,
@@ -274,7 +274,7 @@ def test_real_sets_are_sound(data_root: Path) -> None:
         assert not list(check_coco(read_json(file, name)))
 
 
-def test_many_objects_take_seconds() -> None:
+def test_many_instances_take_seconds() -> None:
     """860 000 instances, COCO's training set, take some 10 s of one core."""
     given = content()
     one = given["annotations"][0]
@@ -332,7 +332,7 @@ def test_whatever_a_file_holds_it_is_refused_or_can_be_trained_on(
     to_standard(broken, "")
     truth.dataset = broken
     truth.createIndex()
-    prepare_truth(truth)
+    prepare_ground_truth(truth)
     for annotation in truth.anns.values():
         assert mask_util.decode(truth.annToRLE(annotation)).shape == (HEIGHT, WIDTH)
 

@@ -211,7 +211,7 @@ def test_a_field_that_contradicts_another_is_a_note_about_its_annotation(
 )
 def test_what_is_usual_is_no_mistake(tmp_path: Path, given: Any) -> None:
     (checked,) = check_data([write_set(tmp_path, given)])
-    assert set(checked.report.ids) <= {Kind.NO_OBJECT}
+    assert set(checked.report.ids) <= {Kind.NO_INSTANCE}
 
 
 def test_one_box_for_all_is_right_where_it_is_that_of_the_masks(tmp_path: Path) -> None:

@@ -134,12 +134,12 @@ def save_stack(path: Path) -> None:
 
 
 BAD: dict[str, tuple[Kind, Callable[[Path], object], str]] = {
-    "a picture of labels": (
+    "labels in colour": (
         Kind.LABELS,
         lambda p: tifffile.imwrite(p, np.zeros((HEIGHT, WIDTH, 3), np.uint8), photometric="rgb"),
-        "has pixels of mode RGB; expected one number per pixel.*a picture of labels in colour",
+        "has pixels of mode RGB; expected one number per pixel.*colours do not tell the labels",
     ),
-    "a picture of labels of 16 bits": (
+    "labels in colour of 16 bits": (
         Kind.LABELS,
         lambda p: tifffile.imwrite(p, np.zeros((HEIGHT, WIDTH, 3), np.uint16), photometric="rgb"),
         "has 3 values per pixel; expected one number per pixel",
@@ -200,7 +200,7 @@ def test_a_label_image_that_cannot_be_used_is_one_line(tmp_path: Path, what: str
 def test_a_png_of_labels_in_colour_is_refused(tmp_path: Path) -> None:
     name = write_set(tmp_path, suffix="png")
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "labels/b.png")
-    with pytest.raises(DatasetError, match="pixels of mode RGB; .* a picture of labels in colour"):
+    with pytest.raises(DatasetError, match="pixels of mode RGB; .* colours do not tell the labels"):
         read(name)
 
 
@@ -264,7 +264,7 @@ def test_an_image_without_any_label_has_no_instances(tmp_path: Path) -> None:
 def test_a_set_without_any_instance_is_nothing_to_train_on(tmp_path: Path) -> None:
     name = write_set(tmp_path, labels=LABELS * 0)
     assert len(read(name).records) == 2
-    assert list(check(name).report.ids) == [Kind.NO_OBJECT]
+    assert list(check(name).report.ids) == [Kind.NO_INSTANCE]
 
 
 def test_labels_in_several_pieces_are_counted_by_check_data(tmp_path: Path) -> None:
@@ -283,69 +283,6 @@ def test_what_predict_writes_and_ome_files_match_their_images(tmp_path: Path) ->
     os.rename(tmp_path / "labels/a.tif", tmp_path / "labels/a_labels.tif")
     os.rename(tmp_path / "labels/b.tif", tmp_path / "labels/b.ome.tif")
     assert len(read(name).records) == 2
-
-
-HEADER = "file,label,class\n"
-
-
-def test_classes_come_from_a_csv_file_in_alphabetical_order(tmp_path: Path) -> None:
-    rows = "a,2,x\na,7,early\na.png,300,x\n" + "b.tif,2,late\nb,7,x\nb,300,early\nother,1,x\n\n"
-    dataset = read(write_set(tmp_path, classes=HEADER + rows))
-    assert dataset.classes == ("early", "late", "x")
-    numbers = [[entry["category_id"] for entry in r["annotations"]] for r in dataset.records]
-    assert numbers == [[2, 0, 2], [1, 2, 0]]
-    assert [dataset.category_id(number) for number in range(3)] == [1, 2, 3]
-
-
-def test_a_list_of_classes_may_name_label_images_as_predict_writes_them(tmp_path: Path) -> None:
-    rows = "a_labels.tif,2,x\na_labels,7,y\na,300,y\n"
-    name = write_set(tmp_path, stems="a", classes=HEADER + rows)
-    os.rename(tmp_path / "labels/a.tif", tmp_path / "labels/a_labels.tif")
-    (record,) = read(name).records
-    assert [entry["category_id"] for entry in record["annotations"]] == [0, 1, 1]
-
-
-def test_a_csv_file_of_a_spreadsheet_is_read(tmp_path: Path) -> None:
-    name = write_set(tmp_path, stems="a", classes="-")
-    rows = "Label;comment;CLASS;File\r\n2;;x;a\r\n7;y;z;a\r\n300;;z;a\r\n"
-    (tmp_path / "classes.csv").write_bytes(rows.encode("utf-8-sig"))
-    assert read(name).classes == ("x", "z")
-
-
-@pytest.mark.parametrize(
-    ("rows", "reason"),
-    [
-        ("a,2,x\n", r"its first line is 'a,2,x'; expected file,label,class"),
-        ("", "its first line is ''; expected file,label,class"),
-        (HEADER, "it has no rows below its header"),
-        (HEADER + "a,2\n", r"line 2 is \['a', '2'\]; expected the name of an image"),
-        (HEADER + "a,0,x\n", "line 2 is .*its label from 1"),
-        (HEADER + "a,2.5,x\n", "line 2 is .*its label from 1"),
-        (HEADER + "a,2,x\na,2,y\n", "line 3 says that label 2 of a is 'y', an earlier line 'x'"),
-        (HEADER + "a,2,\udcff\n", "the list of classes .*codec can't decode"),
-    ],
-)
-def test_a_list_of_classes_that_cannot_be_read_is_one_line(
-    tmp_path: Path, rows: str, reason: str
-) -> None:
-    name = write_set(tmp_path, classes="-")
-    (tmp_path / "classes.csv").write_bytes(rows.encode(errors="surrogateescape"))
-    with pytest.raises(DatasetError, match=reason):
-        read(name)
-    assert list(check(name).report.ids) == [Kind.FORMAT]
-
-
-def test_a_missing_list_of_classes_is_named(tmp_path: Path) -> None:
-    name = write_set(tmp_path)
-    with pytest.raises(DatasetError, match=r"classes\.csv: No such file"):
-        read(f"{name}:{tmp_path}/classes.csv")
-
-
-def test_a_label_without_a_class_is_an_error(tmp_path: Path) -> None:
-    name = write_set(tmp_path, stems="a", classes=HEADER + "a,2,x\na,300,x\n")
-    with pytest.raises(DatasetError, match=r"label 7 of .*a\.tif has no class; add a row to"):
-        read(name)
-    assert check(name).report.ids == {Kind.UNKNOWN_CATEGORY: ["a:7"]}
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ TAKEN: dict[str, Change] = {
     "a crowd of bool": each(iscrowd=False),
     "a crowd of NumPy": each(iscrowd=np.bool_(False)),
     "None for a crowd": each(iscrowd=None),
-    "an image without objects": lambda r: r[1].update(annotations=[]),
+    "an image without instances": lambda r: r[1].update(annotations=[]),
 }
 
 
@@ -362,7 +362,7 @@ def test_ids_of_classes_that_do_not_count_from_0_are_refused(
         Trainer.build_train_loader(config(tmp_path))
 
 
-def test_an_object_outside_its_image_is_left_out_and_told(
+def test_an_instance_outside_its_image_is_left_out_and_told(
     tmp_path: Path, registered: Callable[..., str], caplog: pytest.LogCaptureFixture
 ) -> None:
     name = registered(changing(tmp_path, first(bbox=[50.0, 5, 60, 15])))

@@ -236,8 +236,63 @@ def test_what_is_no_image_of_zarr_is_one_line(tmp_path: Path, kind: str, reason:
 def test_a_chunk_too_large_to_be_decoded_for_a_rectangle_is_refused(tmp_path: Path) -> None:
     side = 2**16
     zarr.create_array(str(tmp_path / "a.zarr"), shape=(side, side), chunks=(side, side), dtype="u1")
-    with pytest.raises(ImageError, match=r"a\.zarr: has chunks of 65536 x 65536 pixels; expected"):
+    with pytest.raises(ImageError, match=r"a\.zarr: has chunks of 65536 x 65536 pixels of type"):
         open_regions(tmp_path / "a.zarr")
+
+
+def test_limits_count_the_bytes_of_pixels_not_their_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = RNG.random((100, 90, 3)).astype(np.float64)
+    bytes_of_strip, limit = deep.nbytes, deep.nbytes // 4
+    assert deep.size < limit < bytes_of_strip
+    monkeypatch.setattr(regions, "_LARGEST_CHUNK", limit)
+    monkeypatch.setattr("instseg.data.image_headers.MAX_BYTES", limit)
+    for dtype in (np.uint8, np.float64):
+        pixels = (200 * deep).astype(dtype)
+        options: dict[str, Any] = {"photometric": "rgb", "compression": "zlib"}
+        tifffile.imwrite(tmp_path / "a.tif", pixels, rowsperstrip=100, **options)
+        tifffile.imwrite(tmp_path / "tiles.tif", pixels, tile=(16, 16), **options)
+        chunks = {"shape": pixels.shape, "chunks": pixels.shape, "dtype": pixels.dtype}
+        zarr.create_array(str(tmp_path / f"{pixels.dtype}.zarr"), **chunks)[:] = pixels
+        paths = [tmp_path / "a.tif", tmp_path / f"{pixels.dtype}.zarr"]
+        if dtype is np.uint8:
+            for path in paths:
+                with open_regions(path) as image:
+                    assert np.array_equal(image.read(0, 100, 0, 90), pixels)
+            continue
+        for path, what in zip(paths, ("216000 bytes; at most 54000", "at most 54000"), strict=True):
+            with pytest.raises(ImageError, match=what):
+                open_regions(path)
+        for page in (None, 0):
+            with pytest.raises(ImageError, match=r"90 x 100 pixels of 3 channels of type float64"):
+                read_pixels(tmp_path / "a.tif", page=page)
+        with open_regions(tmp_path / "tiles.tif") as image:
+            assert np.array_equal(image.read(0, 50, 0, 90), pixels[:50])
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_missing_chunk_is_told_and_a_damaged_one_refused(
+    tmp_path: Path, version: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.zarr"
+    options = {"shape": (64, 64), "chunks": (32, 32), "dtype": "u2", "zarr_format": version}
+    zarr.create_array(str(path), **options)[:] = 5
+    with open_regions(path) as image:
+        assert (image.read(0, 64, 0, 64) == 5).all()
+    assert not caplog.messages
+    chunk = path / ("0.0" if version == 2 else "c/0/0")
+    content = chunk.read_bytes()
+    chunk.unlink()
+    for _ in range(2):
+        with open_regions(path) as image:
+            assert (image.read(0, 32, 0, 32) == 0).all() and (image.read(32, 64, 0, 64) == 5).all()
+    (line,) = caplog.messages
+    assert "a.zarr: 1 of its 4 chunks are not there, and their pixels count as 0: if" in line
+    for damaged in (b"", content[:-5], b"x" * len(content)):
+        chunk.write_bytes(damaged)
+        with open_regions(path) as image, pytest.raises(ImageError, match=r"a\.zarr: cannot be de"):
+            image.read(0, 32, 0, 32)
 
 
 def test_a_codec_that_could_execute_code_is_refused(
@@ -279,6 +334,16 @@ def test_a_sample_of_many_channels_is_no_larger_than_of_three(
     with open_regions(tmp_path / "a.ome.tif") as image:
         some = sample(image, 20_000)
     assert some.shape[2] == 30 and 30_000 < some.size <= 60_000
+
+
+def test_a_sample_of_many_bits_is_no_larger_than_of_16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", RNG.random((200, 200, 3)), photometric="rgb")
+    monkeypatch.setattr(regions, "_SAMPLE_SIDE", 16)
+    with open_regions(tmp_path / "a.tif") as image:
+        some = sample(image, 20_000)
+    assert some.dtype == np.float64 and 60_000 < some.nbytes <= 120_000
 
 
 def test_without_its_package_a_stack_says_what_to_install(

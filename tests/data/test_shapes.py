@@ -38,7 +38,7 @@ def test_images_differ_between_splits_and_indices() -> None:
 
 
 @EVERY_SPLIT
-def test_a_scene_holds_as_many_objects_of_the_sizes_as_specified(split: str) -> None:
+def test_a_scene_holds_as_many_instances_of_the_sizes_as_specified(split: str) -> None:
     hard = "hard" in split
     for index in SAMPLE:
         scene = shapes.scene(split, index, 128)

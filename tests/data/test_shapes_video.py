@@ -53,14 +53,14 @@ def test_frames_are_those_of_one_scene_with_new_noise() -> None:
     assert video.image(VAL, 0, 4, 64).tobytes() != video.image(VAL, 1, 4, 64).tobytes()
 
 
-def test_clips_hold_several_objects_of_every_class_grey_and_coloured() -> None:
+def test_clips_hold_several_instances_of_every_class_grey_and_coloured() -> None:
     clips = [video.clip(VAL, index, 64) for index in CLIPS]
     assert {len(clip.layers) - 1 for clip in clips} <= {2, 3, 4, 5}
     assert {layer.kind for clip in clips for layer in clip.layers[1:]} == {0, 1, 2}
     assert {clip.channels for clip in clips} == {1, 3}
 
 
-def test_objects_move_a_few_pixels_from_frame_to_frame() -> None:
+def test_instances_move_a_few_pixels_from_frame_to_frame() -> None:
     """So that features five frames old are worth warping, and can be."""
     steps = []
     for index in CLIPS:
@@ -70,7 +70,7 @@ def test_objects_move_a_few_pixels_from_frame_to_frame() -> None:
     assert 0.7 < np.median(steps) < 3 and max(steps) < 6
 
 
-def test_objects_hide_each_other_in_some_frames() -> None:
+def test_instances_hide_each_other_in_some_frames() -> None:
     hidden = 0
     for index in CLIPS:
         clip = video.clip(VAL, index, 128)
@@ -104,7 +104,7 @@ def test_the_flow_leads_to_the_same_surface_inside_the_earlier_frame(
     assert (then[row, column] == now[y, x]).all()
 
 
-def test_the_flow_follows_the_corners_of_an_object() -> None:
+def test_the_flow_follows_the_corners_of_an_instance() -> None:
     """Worked out anew from three corners: they fix the affine map between two frames."""
     scene = video.clip(VAL, 1, 128)
     layer = scene.layers[1]
@@ -166,7 +166,7 @@ def test_a_record_names_earlier_frames_nearest_first_and_the_flow_to_them() -> N
     np.testing.assert_array_equal(read_flow(last["flow_files"][2]), video.flow(VAL, 4, 19, 16, 64))
 
 
-def test_an_object_keeps_its_number_and_class_and_has_an_annotation_only_while_in_sight() -> None:
+def test_an_instance_keeps_its_number_and_class_and_has_an_annotation_only_while_in_sight() -> None:
     split, clips, shorter = "shapes_video_train", (5, 16, 22), 0
     records = video.load(split, 128, clips)
     for clip in clips:

@@ -122,7 +122,7 @@ def test_a_transform_of_another_kind_is_refused() -> None:
         transform_flow(numbered(4, 4), T.TransformList([T.RotationTransform(4, 4, 30)]))
 
 
-def test_a_sample_has_two_images_objects_and_the_flow_all_of_one_size() -> None:
+def test_a_sample_has_two_images_instances_and_the_flow_all_of_one_size() -> None:
     sample = mapper_with()(frame(12))
     assert sample["image"].shape == sample["reference_image"].shape == (3, 192, 192)
     assert sample["image"].dtype == sample["reference_image"].dtype == torch.float32
@@ -272,7 +272,7 @@ def test_a_pair_of_chairs_becomes_a_sample_with_its_flow(chairs: Path) -> None:
     assert len(sample["instances"]) == 0
 
 
-def test_chairs_are_trained_on_although_they_have_no_objects(
+def test_chairs_are_trained_on_although_they_have_no_instances(
     chairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for split in ("train", "val"):

@@ -102,7 +102,7 @@ READERS = pytest.mark.parametrize("read", LOADERS.values(), ids=LOADERS)
 
 
 @READERS
-def test_records_hold_the_objects_of_the_files(read: Any, root: Path) -> None:
+def test_records_hold_the_instances_of_the_files(read: Any, root: Path) -> None:
     records = read(root)
     assert [record["image_id"] for record in records] == list(NAMES)
     for record in records:
@@ -122,13 +122,13 @@ def test_the_classes_are_vocs_in_alphabetical_order() -> None:
     assert list(CLASSES) == sorted(CLASSES)
 
 
-def test_a_category_without_pixels_gives_no_object(root: Path) -> None:
+def test_a_category_without_pixels_gives_no_instance(root: Path) -> None:
     structure = {"Segmentation": OBJECTS, "Categories": np.array([[15], [8], [3]], dtype=np.uint8)}
     write_mat(root / "sbd/inst" / f"{NAMES[0]}.mat", structure)
     assert len(sbd(root)[0]["annotations"]) == 2
 
 
-def test_an_image_without_objects_has_no_annotations(root: Path) -> None:
+def test_an_image_without_instances_has_no_annotations(root: Path) -> None:
     empty = {"Segmentation": np.zeros_like(OBJECTS), "Categories": np.zeros((0, 1), np.uint8)}
     write_mat(root / "sbd/inst" / f"{NAMES[0]}.mat", empty)
     for folder in ("SegmentationObject", "SegmentationClass"):
@@ -136,7 +136,7 @@ def test_an_image_without_objects_has_no_annotations(root: Path) -> None:
     assert sbd(root)[0]["annotations"] == voc(root)[0]["annotations"] == []
 
 
-def test_the_class_of_an_object_is_that_of_most_of_its_pixels(root: Path) -> None:
+def test_the_class_of_an_instance_is_that_of_most_of_its_pixels(root: Path) -> None:
     classes = labels({15: LEFT, 8: RIGHT})
     classes[2, 1:3] = 12
     classes[3:7, 1:7] = 255
@@ -208,7 +208,10 @@ def test_a_damaged_mat_file_is_read_or_refused(root: Path) -> None:
         ({"Segmentation": OBJECTS}, "no structure GTinst with Segmentation and Categories"),
         ({"Segmentation": "text", "Categories": CATEGORIES}, "Segmentation is no matrix"),
         ({"Segmentation": csc_matrix(OBJECTS), "Categories": CATEGORIES}, "is no matrix"),
-        ({"Segmentation": OBJECTS, "Categories": CATEGORIES[:1]}, "beyond those of its 1 objects"),
+        (
+            {"Segmentation": OBJECTS, "Categories": CATEGORIES[:1]},
+            "beyond those of its 1 instances",
+        ),
         ({"Segmentation": OBJECTS - 1.0, "Categories": CATEGORIES}, "beyond those of its 2"),
         ({"Segmentation": OBJECTS[:0], "Categories": CATEGORIES}, "is empty"),
         ({"Segmentation": OBJECTS, "Categories": CATEGORIES + 13}, r"\[28, 21\]; expected 1 to 20"),
@@ -244,9 +247,9 @@ def test_contradicting_label_files_are_refused(root: Path) -> None:
     write_png(file, OBJECTS[:5])
     refused(voc, root, file, r"is \(12, 20\), .* \(5, 20\) \(height, width\)")
     write_png(file, np.zeros_like(OBJECTS))
-    refused(voc, root, file, "has no class where .* has object 1; expected 1 to 20")
+    refused(voc, root, file, "has no class where .* has instance 1; expected 1 to 20")
     write_png(file, labels({15: LEFT, 21: RIGHT}))
-    refused(voc, root, file, "has class 21 where .* has object 2")
+    refused(voc, root, file, "has class 21 where .* has instance 2")
 
 
 @pytest.mark.parametrize(

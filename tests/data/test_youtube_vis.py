@@ -26,7 +26,7 @@ from instseg.data.mappers import build_train_mapper
 from instseg.data.readers import youtube_vis
 from instseg.errors import ConfigError, DatasetError
 from instseg.evaluation import build_evaluator
-from tests.support.video_data import found_all
+from tests.support.video_data import annotated_instances
 
 HEIGHT, WIDTH = 6, 8
 CONFIG = "yolact/yolact_shapes.yaml"
@@ -107,7 +107,7 @@ def test_records_are_the_frames_in_the_order_of_their_clips(release: Path) -> No
     assert {(r["height"], r["width"]) for r in records} == {(HEIGHT, WIDTH)}
 
 
-def test_an_object_is_annotated_where_it_is_seen_with_its_number_and_box(release: Path) -> None:
+def test_an_instance_is_annotated_where_it_is_seen_with_its_number_and_box(release: Path) -> None:
     first, second, third, *others = (r["annotations"] for r in load(release))
     assert second == [] and all(annotations == [] for annotations in others)
     assert first[0]["track_id"] == third[0]["track_id"] == 31
@@ -202,7 +202,7 @@ def evaluate(name: str, tmp_path: Path) -> Any:
     assert isinstance(evaluator, DatasetEvaluators)
     evaluator.reset()
     for record in DatasetCatalog.get(name):
-        found = found_all({"annotations": [], **record})
+        found = annotated_instances({"annotations": [], **record})
         evaluator.process([record], [{"instances": found}])
     return evaluator.evaluate()
 

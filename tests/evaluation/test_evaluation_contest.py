@@ -24,12 +24,12 @@ def test_an_exact_prediction_scores_one_at_every_threshold() -> None:
 
 
 def test_a_partial_overlap_counts_up_to_its_iou() -> None:
-    # Object of 10 pixels, prediction of 8 inside it: IoU 0.8, which is not above 0.8.
+    # Instance of 10 pixels, prediction of 8 inside it: IoU 0.8, which is not above 0.8.
     scores = image_scores(row((1, 10)), row((1, 8), (0, 2)))
     assert dict(zip(THRESHOLDS, scores, strict=True)) == {t: float(t < 0.8) for t in THRESHOLDS}
 
 
-def test_false_and_missing_objects_are_in_the_denominator() -> None:
+def test_false_and_missing_instances_are_in_the_denominator() -> None:
     # One hit, one false positive, two misses: 1 / (1 + 1 + 2).
     truth = row((1, 4), (2, 4), (3, 4), (0, 8))
     predicted = row((1, 4), (0, 8), (2, 4), (0, 4))
@@ -43,7 +43,7 @@ def test_empty_images() -> None:
     assert image_scores(something, nothing).tolist() == [0.0] * 10
 
 
-def test_labels_with_gaps_count_as_the_same_objects() -> None:
+def test_labels_with_gaps_count_as_the_same_instances() -> None:
     assert image_scores(row((7, 4), (0, 4)), row((3, 4), (0, 4))).tolist() == [1.0] * 10
 
 

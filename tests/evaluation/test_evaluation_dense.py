@@ -126,7 +126,7 @@ def test_mean_iou_over_the_classes_that_occur() -> None:
     assert result["sem_seg"] == pytest.approx(expected)
 
 
-def test_crowds_are_not_counted_and_small_objects_are_on_top() -> None:
+def test_crowds_are_not_counted_and_small_instances_are_on_top() -> None:
     full = np.ones((1, 6), dtype=bool)
     labels, counted = semantic_map(
         record(

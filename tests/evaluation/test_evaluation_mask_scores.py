@@ -137,7 +137,7 @@ def test_rho_by_score_is_that_of_the_class_scores(dataset: str, tmp_path: Path) 
     assert (results["rho"], results["rho_by_score"]) == pytest.approx((100, -100))
 
 
-def test_rho_leaves_out_masks_beside_any_object(dataset: str, tmp_path: Path) -> None:
+def test_rho_leaves_out_masks_beside_any_instance(dataset: str, tmp_path: Path) -> None:
     evaluator = evaluator_for(dataset, tmp_path)
     beside = (WRONG, 1.0)
     assert rho_of(evaluator, (RIGHT, 0.9), (FAIR, 0.7), beside) == pytest.approx(100)

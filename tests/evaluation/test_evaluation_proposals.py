@@ -130,7 +130,7 @@ def test_strict_recall_is_averaged_over_the_thresholds_from_three_quarters(tmp_p
     assert numbers["AR@10"] == pytest.approx(100 * (8 + 5) / 10 / 2)
 
 
-def test_objects_are_counted_by_area(tmp_path: Path) -> None:
+def test_instances_are_counted_by_area(tmp_path: Path) -> None:
     name = write(tmp_path, [annotation(SMALL), annotation(MEDIUM)])
     numbers = evaluate(evaluator_for(name, tmp_path), proposals(MEDIUM))["proposals_segm"]
     assert [numbers[f"AR{area}@100"] for area in ("", "s", "m")] == [50, 0, 100]
@@ -173,7 +173,7 @@ def test_classes_are_not_told_apart(tmp_path: Path) -> None:
     assert results["proposals_segm"]["AR@10"] == 100
 
 
-def test_a_crowd_is_no_object_to_find(tmp_path: Path) -> None:
+def test_a_crowd_is_no_instance_to_find(tmp_path: Path) -> None:
     name = write(tmp_path, [annotation(SMALL), annotation(LARGE, crowd=True)])
     results = evaluate(evaluator_for(name, tmp_path), proposals(SMALL, LARGE))
     assert results["proposals_segm"]["AR@10"] == 100
@@ -188,7 +188,7 @@ def test_boxes_and_masks_are_judged_apart(tmp_path: Path) -> None:
     assert results["proposals_box"]["AR@10"] == 0
 
 
-def test_images_without_proposals_or_objects_count_as_they_should(tmp_path: Path) -> None:
+def test_images_without_proposals_or_instances_count_as_they_should(tmp_path: Path) -> None:
     annotations = [annotation(SMALL, image=1), annotation(SMALL, image=2)]
     name = write(tmp_path, annotations, num_images=4)
     outputs = proposals(SMALL), proposals(), proposals(LARGE), proposals()
@@ -253,9 +253,9 @@ def test_counts_of_all_processes_are_added(tmp_path: Path, monkeypatch: pytest.M
     assert first.evaluate() is None
 
 
-def test_objects_without_a_mask_are_refused(tmp_path: Path) -> None:
+def test_instances_without_a_mask_are_refused(tmp_path: Path) -> None:
     name = write(tmp_path, [{**annotation(SMALL), "segmentation": []}])
-    with pytest.raises(DatasetError, match=r"1 of 1 images have objects without.*1\.png"):
+    with pytest.raises(DatasetError, match=r"1 of 1 images have instances without.*1\.png"):
         evaluator_for(name, tmp_path)
 
 

@@ -29,7 +29,7 @@ from instseg.inference.streaming import Stream, build_streams, mean_result
 from instseg.tracking import UNTRACKED, Tracker
 from instseg.training.trainer import Trainer
 from tests.support.data_sets import data_set
-from tests.support.video_data import found_all
+from tests.support.video_data import annotated_instances
 
 CONFIG = "yolact/yolact_shapes.yaml"
 
@@ -61,7 +61,7 @@ class Oracle(nn.Module):
         self, outputs: Sequence[Tensor], batched_inputs: Sequence[dict[str, Any]]
     ) -> list[dict[str, Any]]:
         record = self.records()[int(outputs[0])]
-        return [{"instances": found_all(record)}]
+        return [{"instances": annotated_instances(record)}]
 
     def forward(self, batched_inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         self.log.append("full")
@@ -245,7 +245,7 @@ def boxes_of(*rows: tuple[float, ...], classes: Sequence[int] | None = None) -> 
     )
 
 
-def test_objects_keep_their_numbers_while_they_move() -> None:
+def test_instances_keep_their_numbers_while_they_move() -> None:
     tracker = Tracker()
     for step in range(6):
         x = 3.0 * step
@@ -258,14 +258,14 @@ def test_a_number_is_given_at_first_sight() -> None:
     assert Tracker().update(boxes_of((1, 1, 9, 9))).tolist() == [0]
 
 
-def test_objects_of_two_classes_at_one_place_are_two() -> None:
+def test_instances_of_two_classes_at_one_place_are_two() -> None:
     tracker = Tracker()
     place = (10.0, 10.0, 30.0, 30.0)
     assert tracker.update(boxes_of(place, place, classes=[0, 1])).tolist() == [0, 1]
     assert tracker.update(boxes_of(place, place, classes=[1, 0])).tolist() == [1, 0]
 
 
-def test_an_object_that_was_out_of_sight_for_a_moment_is_the_same() -> None:
+def test_an_instance_that_was_out_of_sight_for_a_moment_is_the_same() -> None:
     tracker = Tracker(patience=5)
     for seen in (True, True, False, False, True):
         numbers = tracker.update(boxes_of(*[(10.0, 10.0, 30.0, 30.0)] * seen)).tolist()
@@ -316,7 +316,7 @@ def evaluate(
 
 def all_found() -> dict[tuple[int, int], Instances]:
     records = DatasetCatalog.get("test_video")
-    return {(r["video_id"], r["frame_index"]): found_all(r) for r in records}
+    return {(r["video_id"], r["frame_index"]): annotated_instances(r) for r in records}
 
 
 def test_all_tracks_found_are_worth_a_hundred(clips: str, tmp_path: Path) -> None:

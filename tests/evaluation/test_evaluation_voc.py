@@ -23,7 +23,7 @@ from tests.support.data_sets import data_set
 
 NAME = "voc_metric_test"
 Row = tuple[int, int]
-"""An object in an image of one row: first pixel, and the one after the last."""
+"""An instance in an image of one row: first pixel, and the one after the last."""
 
 
 def matched(ious: list[list[float]], threshold: float, ignored: list[bool] | None = None) -> Any:
@@ -32,16 +32,16 @@ def matched(ious: list[list[float]], threshold: float, ignored: list[bool] | Non
     return match(array, flags, [threshold])[0].tolist()
 
 
-def test_a_second_detection_of_an_object_is_false() -> None:
+def test_a_second_detection_of_an_instance_is_false() -> None:
     assert matched([[0.8], [0.9]], 0.5) == [HIT, MISS]
 
 
-def test_a_detection_does_not_move_on_to_its_second_best_object() -> None:
+def test_a_detection_does_not_move_on_to_its_second_best_instance() -> None:
     """Both prefer the first instance; the second is over the threshold with the other as well."""
     assert matched([[0.9, 0.1], [0.8, 0.7]], 0.5) == [HIT, MISS]
 
 
-def test_a_detection_under_the_threshold_leaves_the_object_free() -> None:
+def test_a_detection_under_the_threshold_leaves_the_instance_free() -> None:
     assert matched([[0.6], [0.8]], 0.7) == [MISS, HIT]
 
 
@@ -50,7 +50,7 @@ def test_an_overlap_equal_to_the_threshold_reaches_it() -> None:
     assert matched([[0.5]], float(np.nextafter(0.5, 1))) == [MISS]
 
 
-def test_detections_of_an_ignored_object_are_not_counted() -> None:
+def test_detections_of_an_ignored_instance_are_not_counted() -> None:
     ious = [[0.9, 0.0], [0.8, 0.0], [0.4, 0.3]]
     assert matched(ious, 0.5, [True, False]) == [UNCOUNTED, UNCOUNTED, MISS]
 
@@ -80,8 +80,8 @@ def test_matching_equals_a_loop_over_detections(ious: np.ndarray, ignored: np.nd
         assert outcomes.tolist() == expected
 
 
-def precision_of(outcomes: list[int], num_objects: int, interpolation: str) -> float:
-    return average_precision(np.array(outcomes, dtype=np.int8), num_objects, interpolation)
+def precision_of(outcomes: list[int], num_instances: int, interpolation: str) -> float:
+    return average_precision(np.array(outcomes, dtype=np.int8), num_instances, interpolation)
 
 
 def test_both_interpolations_by_hand() -> None:
@@ -91,7 +91,7 @@ def test_both_interpolations_by_hand() -> None:
     assert precision_of(outcomes, 2, "11-point") == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
 
 
-def test_objects_that_are_never_found_lower_both() -> None:
+def test_instances_that_are_never_found_lower_both() -> None:
     """One hit of four instances: recall 1/4 is beyond 0, 0.1, 0.2."""
     assert precision_of([HIT], 4, "all-point") == pytest.approx(1 / 4)
     assert precision_of([HIT], 4, "11-point") == pytest.approx(3 / 11)

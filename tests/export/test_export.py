@@ -257,6 +257,37 @@ def test_names_alone_of_an_older_file_are_read(case: Case, tmp_path: Path) -> No
     assert ExportedPredictor(tmp_path / "old.onnx").class_names == ["a", "b", "c"]
 
 
+@papers
+def test_an_exported_network_predicts_by_tiles_as_the_model_does(
+    case: Case, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "instseg")
+    exported = ExportedPredictor(case.path)
+    with_settings(case.predictor, exported)
+    image = np.tile(PHOTO, (3, 3, 1))
+    found, expected = (
+        predictor.predict_tiled(image, 80)["instances"] for predictor in (exported, case.predictor)
+    )
+    assert caplog.text.count("tiles overlap by 37 pixels: the longest side of an instance") == 2
+    assert len(found) == len(expected) > 0
+    torch.testing.assert_close(found.scores, expected.scores, rtol=1e-4, atol=1e-5)
+    changed = found.pred_masks.to_dense() != expected.pred_masks.to_dense()
+    assert changed.float().mean() < 1e-4
+
+
+@pytest.mark.parametrize("case", PAPERS[:1], indirect=True)
+@pytest.mark.parametrize("value", [None, 0, "x", 1.5])
+def test_a_largest_instance_that_is_no_number_of_pixels_counts_as_unknown(
+    case: Case, value: Any, tmp_path: Path
+) -> None:
+    model: Any = onnx.load(case.path)
+    content = json.loads(model.metadata_props[0].value)
+    assert content["largest_instance"] == 5
+    model.metadata_props[0].value = json.dumps(content | {"largest_instance": value})
+    onnx.save(model, tmp_path / "odd.onnx")
+    assert ExportedPredictor(tmp_path / "odd.onnx").largest_instance is None
+
+
 def test_another_number_of_classes_is_not_exported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -63,7 +63,7 @@ def test_evaluation_gives_the_same_numbers_to_the_digit(
     found = str(Trainer.test(cfg, model))
     files = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
     monkeypatch.setattr("instseg.training.trainer.take_cropped", lambda *_: False)
-    assert str(Trainer.test(cfg, model)) == found  # as text, since areas without objects give NaN
+    assert str(Trainer.test(cfg, model)) == found  # as text, since areas without instances give NaN
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == files
 
 
@@ -123,6 +123,15 @@ def test_every_predictor_takes_the_form_of_masks() -> None:
         VideoPredictor(video.predictor, masks="dense")
     with pytest.raises(ConfigError, match="TEST.MASKS is 'soft'; expected dense or cropped"):
         Predictor(MASK_RCNN, overrides=words, masks="soft")
+
+
+def test_a_stream_takes_the_form_of_masks() -> None:
+    dense = build(MASK_RCNN)
+    (result,) = dense.stream([PHOTO], masks="cropped")
+    assert isinstance(result["instances"].pred_masks, CroppedMasks)
+    assert isinstance(next(dense.stream([PHOTO]))["instances"].pred_masks, torch.Tensor)
+    with pytest.raises(ConfigError, match="masks is 'soft'; expected dense or cropped"):
+        next(dense.stream([PHOTO], masks="soft"))
 
 
 def test_an_image_without_a_pixel_left_has_no_cropped_masks() -> None:

@@ -382,7 +382,7 @@ def test_a_batch_size_below_1_is_refused() -> None:
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_gives_the_objects_of_the_cpu(weights: Path) -> None:
+def test_a_gpu_gives_the_instances_of_the_cpu(weights: Path) -> None:
     on_gpu = Predictor(tiny_cfg("MODEL.DEVICE", "cuda"), weights)
     assert on_gpu.batch_size == 8
     for result in on_gpu([PHOTO] * 3):

@@ -53,7 +53,10 @@ class Exact:
         self.largest_instance = None
         self.fail_after = fail_after
 
-    def stream(self, images: Iterable[ModelImage | np.ndarray]) -> Iterator[dict[str, Any]]:
+    def stream(
+        self, images: Iterable[ModelImage | np.ndarray], masks: str = "cropped"
+    ) -> Iterator[dict[str, Any]]:
+        assert masks == "cropped"
         for number, image in enumerate(images):
             if number == self.fail_after:
                 raise KeyboardInterrupt

@@ -117,7 +117,7 @@ def test_a_failing_network_leaves_the_state(
     assert [video(PHOTO)["keyframe"] for _ in range(3)] == [False, False, True]
 
 
-def test_a_frame_too_thin_for_the_network_has_no_objects(video: VideoPredictor) -> None:
+def test_a_frame_too_thin_for_the_network_has_no_instances(video: VideoPredictor) -> None:
     video(PHOTO)
     assert len(video(np.zeros((1, 4000, 3), np.uint8))["instances"]) == 0
     assert not video(PHOTO)["keyframe"]

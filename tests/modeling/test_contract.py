@@ -101,10 +101,10 @@ def test_results_are_in_descending_order_of_their_scores(order: list[int]) -> No
     boxes = Boxes(torch.tensor([[0.0, 0.0, 4.0, 3.0]] * 2))
     instances = Instances((3, 4), pred_boxes=boxes, pred_masks=masks, **fields)[order]
     if order == [0, 1]:
-        assert_valid(instances, 3, 4, most=2)
+        assert_valid(instances, 3, 4, max_instances=2)
         return
     with pytest.raises(AssertionError, match="not in descending order"):
-        assert_valid(instances, 3, 4, most=2)
+        assert_valid(instances, 3, 4, max_instances=2)
 
 
 def test_a_model_without_a_backbone_is_taken_to_pad_as_it_likes() -> None:

@@ -22,7 +22,7 @@ from tests.support.dense_common import rectangles
 CPU = torch.device("cpu")
 
 
-def test_objects_are_numbered_over_the_batch() -> None:
+def test_instances_are_numbered_over_the_batch() -> None:
     batch = [
         rectangles((2, 4), (5, 0, 0, 2, 1), (3, 0, 2, 1, 4)),
         rectangles((2, 4), (1, 1, 1, 2, 3)),
@@ -39,14 +39,14 @@ def test_objects_are_numbered_over_the_batch() -> None:
     assert (targets.images.tolist(), targets.classes.tolist()) == ([0, 0, 1], [5, 3, 1])
 
 
-def test_the_smaller_of_two_overlapping_objects_is_on_top() -> None:
+def test_the_smaller_of_two_overlapping_instances_is_on_top() -> None:
     small_last = rectangles((1, 4), (0, 0, 0, 1, 4), (1, 0, 1, 1, 2))
     small_first = rectangles((1, 4), (1, 0, 1, 1, 2), (0, 0, 0, 1, 4))
     targets = dense_targets([small_last, small_first], (1, 4), 1, CPU)
     assert targets.owners.tolist() == [[[0, 1, 0, 0]], [[3, 2, 3, 3]]]
 
 
-def test_padding_is_ignored_and_belongs_to_no_object() -> None:
+def test_padding_is_ignored_and_belongs_to_no_instance() -> None:
     targets = dense_targets(
         [rectangles((1, 2), (0, 0, 0, 1, 2)), rectangles((2, 3))], (2, 4), 1, CPU
     )
@@ -70,7 +70,7 @@ def test_the_last_cell_of_an_image_that_ends_inside_it_has_a_label() -> None:
     assert targets.semantic.tolist() == [[[0, 0], [0, 1]]]
 
 
-def test_polygons_are_drawn_and_masks_may_miss_where_there_is_no_object() -> None:
+def test_polygons_are_drawn_and_masks_may_miss_where_there_is_no_instance() -> None:
     polygons = Instances((4, 4))
     polygons.gt_classes = torch.tensor([2])
     polygons.gt_masks = PolygonMasks([[[0.0, 0, 2, 0, 2, 4, 0, 4]]])

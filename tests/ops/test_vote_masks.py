@@ -1,5 +1,6 @@
 """Mask voting: the authors' results, the plain NumPy form, hand-made scenes, bad input."""
 
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -140,6 +141,18 @@ def test_resampling_from_the_image_reads_beyond_the_box(device: str) -> None:
     beyond = vote_masks(given_[0], masks, given_[2], (8, 9), resample="image")[3]
     assert inside[0, 4, 0].item() == 0.75
     assert beyond[0, 4, 0].item() == pytest.approx(0.75 * (1 - 5 / 18), abs=1e-6)
+
+
+@pytest.mark.parametrize("pairs", [1, 100])
+def test_the_result_does_not_depend_on_the_number_averaged_together(
+    pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = scene(40, 4, 40, 50, 7, 3)
+    expected = vote_masks(*case, (40, 50))
+    assert len(expected[0]) > 5
+    monkeypatch.setattr(sys.modules[vote_masks.__module__], "_PAIRS", pairs)
+    for value, value_expected in zip(vote_masks(*case, (40, 50)), expected, strict=True):
+        assert torch.equal(value, value_expected)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -13,6 +13,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 from instseg import Predictor, cli
+from instseg.data.intensity import ModelImage
 from instseg.errors import ConfigError
 from instseg.inference.layout import Layout, Rect
 from instseg.inference.tile_sources import TileSource
@@ -32,7 +33,7 @@ TILES = ["--tile", "64", "--overlap", "24"]
 @pytest.fixture
 def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Of a run on two images by a predictor without error."""
-    monkeypatch.setattr(Predictor, "stream", lambda self, images: Exact().stream(images))
+    monkeypatch.setattr(Predictor, "stream", lambda self, images, **_: Exact().stream(images))
     for name in ("a", "b"):
         cv2.imwrite(str(tmp_path / f"{name}.png"), IMAGE if name == "a" else IMAGE[::-1])
     words = arguments_for_tiny_model(tmp_path)
@@ -78,12 +79,18 @@ def test_the_memory_of_dense_masks_limits_neither_results_nor_overlay(
     assert len(found_in(tmp_path / "out", 1)) == len(TRUTH)
 
 
-def test_a_folder_of_zarr_is_an_image(arguments: list[str], tmp_path: Path) -> None:
+def test_a_folder_of_zarr_is_an_image_for_tiles(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     zarr = pytest.importorskip("zarr")
     array = zarr.open_array(tmp_path / "c.zarr", mode="w", shape=IMAGE.shape, dtype=IMAGE.dtype)
     array[:] = IMAGE[:, :, ::-1]  # files hold RGB
-    assert cli.main([*arguments, "--input", str(tmp_path / "c.zarr"), *TILES]) == 0
+    words = [*arguments, "--input", str(tmp_path / "c.zarr")]
+    assert cli.main([*words, *TILES]) == 0
     assert as_set(found_in(tmp_path / "out", 1)) == as_set(TRUTH)
+    assert cli.main(words) == 1
+    line = "c.zarr: is a folder of zarr, which only prediction by tiles reads: use --tile 1024"
+    assert line in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", ["image", "weights"])
@@ -95,7 +102,7 @@ def test_a_file_that_changed_is_not_resumed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(
-        Predictor, "stream", lambda self, images: Exact(fail_after=7).stream(images)
+        Predictor, "stream", lambda self, images, **_: Exact(fail_after=7).stream(images)
     )
     assert cli.main([*arguments, *TILES]) == 130
     weights = Path(arguments[arguments.index("--weights") + 1])
@@ -121,11 +128,11 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_result(
             yield result
 
     words = [*arguments[:-1], str(tmp_path / "again"), *TILES]
-    monkeypatch.setattr(Predictor, "stream", lambda self, images: stream(self, images, tiles))
+    monkeypatch.setattr(Predictor, "stream", lambda self, images, **_: stream(self, images, tiles))
     assert cli.main(words) == 130
     done = [file for file in (tmp_path / "again").iterdir() if file.name.endswith(".tiles.jsonl")]
     assert sum(len(file.read_text().splitlines()) - 1 for file in done) == tiles
-    monkeypatch.setattr(Predictor, "stream", lambda self, images: stream(self, images, None))
+    monkeypatch.setattr(Predictor, "stream", lambda self, images, **_: stream(self, images, None))
     assert cli.main([*words, "--resume"]) == 0
     assert len(predicted) == 24, "a tile was predicted twice"
     assert (tmp_path / "again" / "predictions.json").read_bytes() == expected
@@ -136,11 +143,11 @@ def test_a_run_without_resume_starts_anew(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        Predictor, "stream", lambda self, images: Exact(fail_after=3).stream(images)
+        Predictor, "stream", lambda self, images, **_: Exact(fail_after=3).stream(images)
     )
     assert cli.main([*arguments, *TILES]) == 130
     assert (tmp_path / "out" / "a.tiles.jsonl").exists()
-    monkeypatch.setattr(Predictor, "stream", lambda self, images: Exact().stream(images))
+    monkeypatch.setattr(Predictor, "stream", lambda self, images, **_: Exact().stream(images))
     assert cli.main([*arguments, "--tile", "48"]) == 0
     assert as_set(found_in(tmp_path / "out", 1)) == as_set(TRUTH)
 
@@ -152,7 +159,7 @@ def test_a_run_with_other_settings_is_not_resumed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(
-        Predictor, "stream", lambda self, images: Exact(fail_after=3).stream(images)
+        Predictor, "stream", lambda self, images, **_: Exact(fail_after=3).stream(images)
     )
     assert cli.main([*arguments, *TILES]) == 130
     capsys.readouterr()
@@ -315,3 +322,17 @@ def test_an_overlay_is_scaled_down_with_its_instances() -> None:
     assert pixel.nonzero().tolist() == [[0, 0]]
     same_image, same = scaled_down(source, instances, longest=410)
     assert same is instances and (same_image == image).all()
+
+
+def test_a_band_of_an_overlay_counts_the_bytes_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("instseg.predict.tiled._BAND", 48_000)
+    heights: dict[int, list[int]] = {}
+    for pixel_bytes in (3, 120):
+        rows = heights[pixel_bytes] = []
+
+        def read(rect: Rect, rows: list[int] = rows) -> ModelImage:
+            rows.append(rect.y1 - rect.y0)
+            return ModelImage(np.zeros((rect.y1 - rect.y0, 100, 3), np.uint8))
+
+        scaled_down(TileSource(200, 100, read, pixel_bytes), Instances((200, 100)))
+    assert heights == {3: [64, 64, 64, 8], 120: [4] * 50}

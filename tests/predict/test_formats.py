@@ -2,6 +2,7 @@
 
 import csv
 import json
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,6 @@ import shapely
 import shapely.geometry
 import tifffile
 from detectron2.utils import logger as detectron2_logger
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from PIL import Image
 from skimage.measure import regionprops_table
 
@@ -26,7 +24,7 @@ from instseg.errors import ConfigError
 from instseg.masks import CroppedMasks, as_text, encode
 from instseg.predict.earlier import is_ours
 from instseg.predict.formats import FORMATS, ImageResult, opened, parse
-from instseg.predict.formats.polygons import polygons
+from tests.data.test_pixel_size import write_tiff
 
 HEIGHT, WIDTH = 40, 50
 CATEGORIES = Categories((7, 3), ("cell, large", "debris"))
@@ -83,22 +81,6 @@ def drawn(rings: list[Any], height: int = HEIGHT, width: int = WIDTH) -> np.ndar
     return inside
 
 
-@given(arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))))
-def test_polygons_are_valid_and_cover_exactly_the_pixels(crop: np.ndarray) -> None:
-    parts = polygons(5, 3, crop)
-    shapes = [shapely.Polygon(part.outer, part.holes) for part in parts]
-    assert all(shape.is_valid and shape.is_simple for shape in shapes)
-    whole = shapely.MultiPolygon(shapes)
-    assert whole.is_valid and whole.area == crop.sum() == sum(part.area() for part in parts)
-    assert all(shape.exterior.is_ccw for shape in shapes)
-    assert not any(hole.is_ccw for shape in shapes for hole in shape.interiors)
-    y, x = np.indices(crop.shape)
-    inside = shapely.contains_xy(whole, x.ravel() + 5.5, y.ravel() + 3.5)
-    np.testing.assert_array_equal(inside.reshape(crop.shape), crop)
-    areas = [part.area() for part in parts]
-    assert areas == sorted(areas, reverse=True)
-
-
 def test_a_label_image_has_the_higher_score_on_top(tmp_path: Path) -> None:
     write("labels", tmp_path, image_result())
     labels = tifffile.imread(tmp_path / "a_labels.tif")
@@ -123,61 +105,44 @@ def test_a_label_image_of_many_instances_has_32_bits(tmp_path: Path) -> None:
     assert (tmp_path / "a_labels.tif").stat().st_size < labels.nbytes / 2
 
 
+@pytest.mark.parametrize("classic", [0, 2**32])
 def test_a_label_image_of_any_size_is_known_as_ours(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classic: int
 ) -> None:
+    monkeypatch.setattr("instseg.predict.formats.labels._CLASSIC", classic)
     write("labels", tmp_path, image_result())
+    with tifffile.TiffFile(tmp_path / "a_labels.tif") as tiff:
+        assert tiff.is_bigtiff == (classic == 0)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     assert is_ours(tmp_path / "a_labels.tif")
 
 
-def write_tiff(path: Path, kind: str) -> None:
-    """An image of ``DENSE``'s size whose pixels are 0.5 x 0.25 micrometres, told in some way."""
-    pixels = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH), dtype=np.uint8)
-    options: dict[str, dict[str, Any]] = {
-        "ome": {
-            "ome": True,
-            "metadata": {
-                "axes": "YX",
-                "PhysicalSizeX": 500,
-                "PhysicalSizeXUnit": "nm",
-                "PhysicalSizeY": 0.25,
-            },
-        },
-        "imagej": {"imagej": True, "resolution": (2, 4), "metadata": {"unit": "um"}},
-        "micron": {"imagej": True, "resolution": (2, 4), "metadata": {"unit": "micron"}},
-        "escaped": {"imagej": True, "resolution": (2, 4), "metadata": {"unit": "\\u00B5m"}},
-        "cm": {"resolution": (20_000, 40_000), "resolutionunit": "CENTIMETER"},
-        "inch": {"resolution": (50_800, 101_600), "resolutionunit": "INCH"},
-        "screen": {"resolution": (72, 72), "resolutionunit": "INCH"},
-        "screen in cm": {"resolution": (28.35, 28.35), "resolutionunit": "CENTIMETER"},
-        "libvips": {"resolution": (10, 10), "resolutionunit": "CENTIMETER"},
-        "one": {"resolution": (1, 1), "resolutionunit": "CENTIMETER"},
-        "pixels": {"imagej": True, "resolution": (1, 1), "metadata": {"unit": "pixel"}},
-        "zero": {"resolution": ((0, 1), (0, 1)), "resolutionunit": "CENTIMETER"},
-        "none": {},
-    }
-    tifffile.imwrite(path, pixels, **options[kind])
+@pytest.mark.parametrize(("strip", "band"), [(1, 1), (500, 1200), (700, 10**9)])
+def test_a_label_image_is_the_same_in_parts_of_any_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strip: int, band: int
+) -> None:
+    monkeypatch.setattr("instseg.predict.formats.labels._STRIP", strip)
+    monkeypatch.setattr("instseg.predict.formats.labels._BAND", band)
+    write("labels", tmp_path, image_result())
+    expected = CroppedMasks.from_dense(DENSE).to_label_image()
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "a_labels.tif"), expected)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a_labels.tif")), expected)
 
 
-@pytest.mark.parametrize("kind", ["ome", "imagej", "micron", "escaped", "cm", "inch"])
-def test_a_tiff_tells_the_size_of_its_pixels(tmp_path: Path, kind: str) -> None:
-    write_tiff(tmp_path / "a.tif", kind)
-    assert pixel_size(tmp_path / "a.tif") == pytest.approx((0.5, 0.25))
-
-
-@pytest.mark.parametrize(
-    "kind", ["screen", "screen in cm", "libvips", "one", "pixels", "zero", "none"]
-)
-def test_a_size_that_says_nothing_is_none(tmp_path: Path, kind: str) -> None:
-    write_tiff(tmp_path / "a.tif", kind)
-    assert pixel_size(tmp_path / "a.tif") is None
-
-
-def test_a_file_that_is_no_tiff_has_no_size(tmp_path: Path) -> None:
-    (tmp_path / "a.tif").write_bytes(b"II*\0 no more")
-    assert pixel_size(tmp_path / "a.tif") is None
-    assert pixel_size(tmp_path / "b.tif") is None and pixel_size(None) is None
+def test_a_label_image_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+    side = 8192  # 128 MiB
+    cropped = CroppedMasks.from_crops([np.ones((30, 20), bool)], [(8000, 8100)], (side, side))
+    records = image_result().records[:1]
+    result = image_result(masks=cropped, records=records, height=side, width=side)
+    tracemalloc.start()
+    write("labels", tmp_path, result)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**25
+    labels = tifffile.imread(tmp_path / "a_labels.tif")
+    assert (
+        labels.shape == (side, side) and labels.sum() == labels[8100:8130, 8000:8020].sum() == 600
+    )
 
 
 @pytest.mark.parametrize("kind", ["ome", "imagej", "cm"])

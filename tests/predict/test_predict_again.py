@@ -11,11 +11,17 @@ from PIL import Image
 
 from instseg import cli
 from instseg.data.videos import Frame, VideoWriter
+from instseg.errors import OutputError
 from instseg.predict.earlier import MARK, marked, remove_earlier, tell_others
 from instseg.predict.records import write_image
 from instseg.predict.sources import Source
 from tests.inference.test_predictor import PHOTO
-from tests.support.predict_common import arguments_for_tiny_model, results
+from tests.support.predict_common import (
+    arguments_for_tiny_model,
+    assert_refused,
+    results,
+    save_config,
+)
 from tests.support.video_common import images, write_clip
 
 
@@ -116,6 +122,72 @@ def test_nothing_is_removed_before_the_model_is_built(
     (tmp_path / "bad.pth").write_text("no weights")
     assert cli.main([*arguments, "--weights", str(tmp_path / "bad.pth")]) == 2
     assert names(tmp_path / "out") == ALL
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        *((name, []) for name in sorted(ALL)),
+        ("predictions.jsonl", []),
+        ("v.jsonl", []),
+        ("a.geojson", ["--format", "coco,geojson"]),
+        ("measurements.csv", ["--format", "csv"]),
+    ],
+)
+def test_a_file_of_the_user_in_place_of_results_is_refused_at_once(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, words: list[str]
+) -> None:
+    """The weights are none, so the model was not built."""
+    if words:  # a warning says that formats are for images
+        (inputs / "v.mp4").unlink()
+    save_config(tmp_path / "tiny.yaml")
+    (tmp_path / "bad.pth").write_text("no weights")
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / name).write_text("mine")
+    settings = ["--config-file", f"{tmp_path}/tiny.yaml", "--weights", f"{tmp_path}/bad.pth"]
+    arguments = ["predict", *settings, "--input", str(inputs), "--output", str(output), *words]
+    message = f"{name} is in the way, and no run of instseg predict wrote it"
+    assert_refused(arguments, message, capsys)
+    if name != "v.mp4":  # of a video that may be complete
+        assert_refused([*arguments, "--resume"], message, capsys)
+    assert names(output) == {name} and (output / name).read_text() == "mine"
+
+
+def test_files_of_the_user_that_are_not_written_now_stay(
+    model: list[str], inputs: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    mine = ("a.png", "b.jpg", "v.mp4", "a.geojson", "measurements.csv")
+    for name in mine:
+        (output / name).write_text("mine")
+    words = ["--input", str(inputs), "--output", str(output), "--no-overlay"]
+    assert cli.main([*model, *words]) == 0
+    assert all((output / name).read_text() == "mine" for name in mine)
+
+
+def test_an_image_of_the_user_is_not_replaced_by_a_mask_or_an_overlay(tmp_path: Path) -> None:
+    image = np.zeros((4, 4, 3), np.uint8)
+    (tmp_path / "a.png").write_text("mine")
+    (tmp_path / "b.png").symlink_to(tmp_path / "a.png")
+    for name in ("a.png", "b.png"):
+        with pytest.raises(OutputError, match=f"{name} is in the way"):
+            write_image(tmp_path / name, image)
+    assert (tmp_path / "a.png").read_text() == (tmp_path / "b.png").read_text() == "mine"
+
+
+def test_the_end_of_a_run_by_tiles_removes_no_file_of_the_user(
+    model: list[str], inputs: Path, tmp_path: Path
+) -> None:
+    (inputs / "v.mp4").unlink()
+    (inputs / "b.jpg").write_text("<html>404</html>")
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "b.tiles.jsonl").write_text("mine")
+    words = ["--input", str(inputs), "--output", str(output), "--tile", "64", "--overlap", "16"]
+    assert cli.main([*model, *words]) == 1
+    assert names(output) == {"a.png", "b.tiles.jsonl", "predictions.json", "categories.json"}
 
 
 def test_files_of_the_user_and_links_are_never_removed(tmp_path: Path) -> None:

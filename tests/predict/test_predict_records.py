@@ -14,7 +14,11 @@ import pytest
 from instseg.errors import ConfigError, OutputError
 from instseg.predict.records import JsonLines, VideoRecords
 
-HEADER: dict[str, Any] = {"info": {"confidence": 0.5}, "videos": [{"id": 1}], "categories": []}
+HEADER: dict[str, Any] = {
+    "info": {"config": "c.yaml", "confidence": 0.5},
+    "videos": [{"id": 1}],
+    "categories": [],
+}
 
 
 def frame(number: int) -> dict[str, Any]:
@@ -24,13 +28,17 @@ def frame(number: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("first_line", "message"),
     [
-        ('{"info": 5, "frames": [', "written with confidence None, not 0.5; it cannot be resumed"),
-        ('{"info": [], "videos": {}, "frames": [', "written with confidence None"),
-        ('{"info": {"confidence": 0.5}, "videos": 7, "frames": [', "written with video 7, not"),
-        ('{"frames": [', "written with confidence None"),
-        ("5", "written with confidence None"),
-        ("[]", "written with confidence None"),
-        ('{"info": 5}', "written with confidence None"),
+        ('{"info": 5, "frames": [', "written with config None, not c.yaml; it cannot be resumed"),
+        ('{"info": [], "videos": {}, "frames": [', "written with config None"),
+        (
+            '{"info": {"config": "c.yaml", "confidence": 0.5}, "videos": 7, "frames": [',
+            "written with video 7, not",
+        ),
+        ('{"info": {"config": "c.yaml"}, "frames": [', "written with confidence None, not 0.5"),
+        ('{"frames": [', "written with config None"),
+        ("5", "written with config None"),
+        ("[]", "written with config None"),
+        ('{"info": 5}', "written with config None"),
     ],
 )
 @pytest.mark.parametrize("name", ["v.json", "v.jsonl"])
@@ -103,7 +111,7 @@ def test_a_folder_in_place_of_the_file_is_an_output_error(tmp_path: Path) -> Non
 
 def test_while_results_grow_each_is_a_line_and_then_they_are_a_list(tmp_path: Path) -> None:
     path, lines = tmp_path / "predictions.json", tmp_path / "predictions.jsonl"
-    path.write_text("of an earlier run")
+    path.write_text("[\n]\n")  # of an earlier run
     added: list[dict[str, Any]] = []
     with JsonLines(path) as file:
         for records in ([], [FOUND, {"category_name": "å"}], [], [FOUND] * 1000):
@@ -175,6 +183,34 @@ def test_lines_that_are_no_json_are_not_resumed_but_refused(tmp_path: Path) -> N
     assert (tmp_path / "clip.jsonl").read_text() == "mine\n"
 
 
+def test_a_list_of_the_user_is_refused_and_stays(tmp_path: Path) -> None:
+    for text in ("[]", '[{"image_id": 1}]'):
+        (tmp_path / "predictions.json").write_text(text)
+        with pytest.raises(OutputError, match="predictions.json is in the way, and no run of"):
+            with JsonLines(tmp_path / "predictions.json") as file:
+                file.add(FOUND)
+        assert [path.name for path in tmp_path.iterdir()] == ["predictions.json"]
+        assert (tmp_path / "predictions.json").read_text() == text
+
+
+def test_an_empty_file_of_a_killed_process_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a.json").touch()
+    with JsonLines(tmp_path / "a.json") as file:
+        file.add(FOUND)
+    assert json.loads((tmp_path / "a.json").read_text()) == [FOUND]
+
+
+def test_lines_are_not_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "mine").touch()
+    for target in ("mine", "nowhere"):
+        (tmp_path / "a.jsonl").symlink_to(tmp_path / target)
+        with pytest.raises(OutputError, match="a.jsonl is in the way"):
+            with JsonLines(tmp_path / "a.json") as file:
+                file.add(FOUND)
+        (tmp_path / "a.jsonl").unlink()
+    assert not (tmp_path / "mine").stat().st_size and len(list(tmp_path.iterdir())) == 1
+
+
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -188,7 +224,7 @@ with JsonLines(Path(sys.argv[1])) as file:
 
 def test_a_killed_process_leaves_a_line_for_each_result(tmp_path: Path) -> None:
     path = tmp_path / "predictions.json"
-    path.write_text("[]")  # of an earlier run, not to be taken for that of the killed one
+    path.write_text("[\n]\n")  # of an earlier run, not to be taken for that of the killed one
     done = subprocess.run([sys.executable, "-c", _KILLED, str(path)])
     assert done.returncode == -signal.SIGKILL
     lines = (tmp_path / "predictions.jsonl").read_text().splitlines()

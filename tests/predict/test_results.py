@@ -282,6 +282,27 @@ def test_a_path_in_a_file_name_writes_nowhere_else(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"x.txt", "...txt"}
 
 
+def test_the_names_of_files_follow_the_list_of_images(tmp_path: Path) -> None:
+    """Images of one stem, of which only the last has instances, as ``instseg predict`` has them."""
+    inputs = [("a.png", None), ("b/A.tif", None)]
+    inputs += [(stack, page) for stack in ("s.tif", "b/s.tif") for page in (0, 1)]
+    listed = [
+        {"id": key, "file_name": name, "width": 40, "height": 30}
+        | ({} if page is None else {"page": page})
+        for key, (name, page) in enumerate(inputs, 1)
+    ]
+    saved(tmp_path, {"images": listed}, "categories.json")
+    entries = [record(image_id=6), record(image_id=2), record(image_id=7, file_name="c/a.png")]
+    stems = ["a", "A_2", "s_page0000", "s_page0001", "s_2_page0000", "s_2_page0001", "a_3"]
+    for order in (entries, entries[::-1]):
+        assert convert(saved(tmp_path, order), "labels", tmp_path / "out") == 0
+        assert names(tmp_path / "out") == {f"{stem}_labels.tif" for stem in stems}
+        filled = {
+            stem for stem in stems if tifffile.imread(tmp_path / f"out/{stem}_labels.tif").any()
+        }
+        assert filled == {"A_2", "s_2_page0001", "a_3"}
+
+
 def test_a_stem_in_the_list_of_images_names_no_file(tmp_path: Path) -> None:
     sizes = [
         {"id": key, "file_name": f"{key}.png", "width": 40, "height": 30, "stem": stem}

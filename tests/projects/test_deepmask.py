@@ -172,7 +172,7 @@ def test_every_window_of_an_image_of_480_x_640_is_searched() -> None:
     assert sum(counts) == 5203
 
 
-def test_a_perfect_window_becomes_the_mask_of_the_object() -> None:
+def test_a_perfect_window_becomes_the_mask_of_the_instance() -> None:
     """Window (2, 3) of scale 1 has its top-left corner at (2 * 16 - 32, 3 * 16 - 32)."""
     model = small(octaves=(0.0,), max_proposals=1).eval()
     logits = torch.full((16, 16), -9.0)

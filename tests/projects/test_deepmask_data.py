@@ -79,7 +79,7 @@ def draw(records: list[dict[str, Any]], count: int, **changes: Any) -> list[dict
     return list(itertools.islice(PatchSamples(records, **{**settings, **changes}), count))
 
 
-def test_a_mask_sample_shows_its_object_where_its_mask_says(folder: Path) -> None:
+def test_a_mask_sample_shows_its_instance_where_its_mask_says(folder: Path) -> None:
     records = [record(folder, annotation((20, 30, 60, 45)), annotation((90, 50, 110, 90)))]
     lonely = [record(folder, annotation((20, 30, 60, 45)))]
     for sample in draw(lonely, 20, score_fraction=0.0):
@@ -181,7 +181,7 @@ def test_without_flips_the_left_stays_left(folder: Path) -> None:
     assert 15 < on_the_left(True)[True] < 45
 
 
-def test_crowds_and_small_objects_teach_no_mask(folder: Path) -> None:
+def test_crowds_and_small_instances_teach_no_mask(folder: Path) -> None:
     good = record(folder, annotation((20, 20, 60, 60)))
     crowd = record(folder, annotation((20, 20, 60, 60), iscrowd=1))
     small = record(folder, annotation((20, 20, 29, 30)))
@@ -190,7 +190,7 @@ def test_crowds_and_small_objects_teach_no_mask(folder: Path) -> None:
     assert {sample["file_name"] for sample in samples} == {good["file_name"]}
 
 
-def test_small_objects_are_scored_and_crowds_are_not(folder: Path) -> None:
+def test_small_instances_are_scored_and_crowds_are_not(folder: Path) -> None:
     good = record(folder, annotation((20, 20, 60, 60)))
     crowd = record(folder, annotation((20, 20, 60, 60), iscrowd=1))
     small = record(folder, annotation((20, 20, 29, 30)))
@@ -207,7 +207,7 @@ def test_small_objects_are_scored_and_crowds_are_not(folder: Path) -> None:
         ({"bbox": [20, 20, 24, 60]}, "the others are too small"),
     ],
 )
-def test_data_without_a_usable_object_are_refused(
+def test_data_without_a_usable_instance_are_refused(
     folder: Path, changes: dict[str, Any], found: str
 ) -> None:
     item = annotation((20, 20, 60, 60), **changes)

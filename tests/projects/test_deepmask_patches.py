@@ -44,21 +44,21 @@ def test_the_network_sees_192_pixels() -> None:
         (93 / 256, 8.0),
     ],
 )
-def test_an_object_has_the_scale_of_the_first_interval_it_is_in(
+def test_an_instance_has_the_scale_of_the_first_interval_it_is_in(
     longest_side: float, scale: float
 ) -> None:
     assert canonical_scale(longest_side, 92) == scale
 
 
 @given(sides)
-def test_a_rescaled_object_is_up_to_a_quarter_octave_larger_than_canonical(side: float) -> None:
+def test_a_rescaled_instance_is_up_to_a_quarter_octave_larger_than_canonical(side: float) -> None:
     scale = canonical_scale(side, 92)
     assert scale is not None and (4 * scale).is_integer()
     assert 1 - 1e-12 < side * 2**scale / 92 < 2**0.25 + 1e-12
 
 
 @pytest.mark.parametrize("side", [0.0, -3.0, math.nan, math.inf, 0.1, 1e6])
-def test_an_object_of_an_impossible_size_has_no_scale(side: float) -> None:
+def test_an_instance_of_an_impossible_size_has_no_scale(side: float) -> None:
     assert canonical_scale(side, 92) is None
 
 
@@ -106,7 +106,7 @@ def test_jitter_goes_both_ways_on_both_axes_and_in_scale() -> None:
         assert low < min(values) < 0.8 * low < 0.8 * high < max(values) < high
 
 
-def test_a_positive_window_is_centred_on_its_object_at_its_canonical_scale() -> None:
+def test_a_positive_window_is_centred_on_its_instance_at_its_canonical_scale() -> None:
     # 100 pixels is scale 0: a window of 192; 50 pixels is scale 1: one of 96.
     boxes = [(0, 0, 100, 40), (10, 10, 40, 60)]
     rng = np.random.default_rng(0)
@@ -114,7 +114,7 @@ def test_a_positive_window_is_centred_on_its_object_at_its_canonical_scale() -> 
     assert found == {Window(50, 20, 192), Window(25, 35, 96)}
 
 
-def test_scales_are_drawn_before_objects() -> None:
+def test_scales_are_drawn_before_instances() -> None:
     # Nine instances of one scale and one of another: half of the windows show the latter.
     boxes = [(i, 0, i + 100, 50) for i in range(9)] + [(0, 0, 50, 50)]
     rng = np.random.default_rng(0)
@@ -123,7 +123,7 @@ def test_scales_are_drawn_before_objects() -> None:
 
 
 @given(seeds, st.floats(5, 300), st.floats(20, 400), st.floats(20, 400))
-def test_a_negative_window_is_48_pixels_away_from_objects_of_similar_scale(
+def test_a_negative_window_is_48_pixels_away_from_instances_of_similar_scale(
     rng: np.random.Generator, side: float, x: float, y: float
 ) -> None:
     box = (x - side / 2, y - side / 2, x + side / 2, y + side / 2)
@@ -137,7 +137,7 @@ def test_a_negative_window_is_48_pixels_away_from_objects_of_similar_scale(
         assert math.hypot(window.x - x, window.y - y) * zoom >= 48 - 1e-6
 
 
-def test_an_object_of_another_scale_does_not_matter_to_a_negative() -> None:
+def test_an_instance_of_another_scale_does_not_matter_to_a_negative() -> None:
     # 11.6 pixels is scale 3: windows of scales up to 0.25 may show it, larger ones may not, for
     # nothing of an image of 8 pixels is 48 / 4 pixels away from its middle.
     rng = np.random.default_rng(0)
@@ -149,7 +149,7 @@ def test_an_object_of_another_scale_does_not_matter_to_a_negative() -> None:
 
 
 def test_an_image_without_room_has_no_negative_window() -> None:
-    # Objects of scales -2, 0 and 2 in the middle of an image whose corners are too near even when
+    # Instances of scales -2, 0 and 2 in the middle of an image whose corners are too near even when
     # enlarged four times: hypot(4, 4) * 4 < 48.
     boxes = [(4 - m / 2, 4 - m / 2, 4 + m / 2, 4 + m / 2) for m in (25, 100, 400)]
     assert negative_window((8, 8), boxes, RELEASED, np.random.default_rng(0)) is None

@@ -147,7 +147,7 @@ def test_small_instances_are_dropped() -> None:
 
 @pytest.mark.parametrize("method", ["mean_shift", "k_means"])
 @pytest.mark.parametrize("size", [(0, 0), (1, 1), (3, 7)])
-def test_an_image_without_objects_has_no_instances(method: str, size: tuple[int, int]) -> None:
+def test_an_image_without_instances_has_no_instances(method: str, size: tuple[int, int]) -> None:
     background = semantic_of(torch.zeros(size, dtype=torch.long), 2)
     found = cluster(torch.zeros(4, *size), background, cluster_settings(method), 3)
     assert found.numbers.shape == size and (found.numbers == NONE).all()

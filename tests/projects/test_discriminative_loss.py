@@ -108,7 +108,7 @@ def masks_by_pixel(instances: Instances) -> set[tuple[int, bytes]]:
     }
 
 
-def test_perfect_maps_give_the_objects_back() -> None:
+def test_perfect_maps_give_the_instances_back() -> None:
     """Two touching of one class, one of another, one in two parts."""
     item = image((12, 16), (0, 0, 0, 6, 5), (0, 0, 5, 6, 9), (1, 6, 0, 12, 9), (0, 0, 12, 3, 16))
     item["image"][1, 8:10, 12:16] = 4
@@ -133,7 +133,7 @@ def test_results_have_the_size_asked_for(stride: int) -> None:
     assert torch.equal(found.pred_masks[order], expected)
 
 
-def test_an_object_that_vanishes_in_a_smaller_result_is_left_out() -> None:
+def test_an_instance_that_vanishes_in_a_smaller_result_is_left_out() -> None:
     item = image((12, 12), (0, 0, 0, 12, 5), (0, 0, 5, 1, 6)) | {"height": 3, "width": 3}
     assert len(perfect()([item])[0]["instances"]) == 1
 
@@ -207,7 +207,7 @@ def test_a_step_reaches_every_parameter(batch: list[Any]) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_four_hundred_objects_are_found() -> None:
+def test_four_hundred_instances_are_found() -> None:
     item = image((64, 64), *PIXELS)
     settings = cluster_settings(min_pixels=1, max_instances=400)
     found = perfect(cluster_settings=settings)([item])[0]["instances"]

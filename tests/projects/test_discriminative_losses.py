@@ -165,15 +165,15 @@ def test_two_means_closer_than_both_margins_are_pushed_by_the_exact_amount() -> 
 
 
 def test_variance_by_hand() -> None:
-    # Object 1: mean 0, pixels 2 away: (2 - 0.5)^2.  Object 2: one pixel, 0.
+    # Instance 1: mean 0, pixels 2 away: (2 - 0.5)^2.  Instance 2: one pixel, 0.
     x, labels = line(-2, 2, 50), labelled(1, 1, 2)
-    by_object = discriminative_loss(x, targets_of(labels), discriminative_settings())
+    by_instance = discriminative_loss(x, targets_of(labels), discriminative_settings())
     by_pixel = discriminative_loss(x, targets_of(labels), discriminative_settings(variance="pixel"))
-    assert float(by_object.variance) == pytest.approx(2.25 / 2)
+    assert float(by_instance.variance) == pytest.approx(2.25 / 2)
     assert float(by_pixel.variance) == pytest.approx(4.5 / 3)
 
 
-def test_objects_of_different_classes_do_not_see_each_other() -> None:
+def test_instances_of_different_classes_do_not_see_each_other() -> None:
     # The same place in the embedding, but classes 0 and 1; terms are means over the two classes.
     targets = targets_of(labelled(1, 2, 3), {1: 0, 2: 1, 3: 1})
     terms = discriminative_loss(line(0, 0, 2), targets, discriminative_settings())
@@ -181,14 +181,14 @@ def test_objects_of_different_classes_do_not_see_each_other() -> None:
     assert float(terms.regulariser) == pytest.approx((0 + 1) / 2)
 
 
-def test_images_do_not_see_each_other_and_one_without_objects_counts_zero() -> None:
+def test_images_do_not_see_each_other_and_one_without_instances_counts_zero() -> None:
     x = line(0, 2, 5).repeat(2, 1, 1, 1)
     labels = torch.cat([labelled(1, 2, 0), labelled(0, 0, 0)])
     terms = discriminative_loss(x, targets_of(labels), discriminative_settings())
     assert float(terms.distance) == pytest.approx(1 / 2)
 
 
-def test_an_object_without_a_cell_counts_nowhere() -> None:
+def test_an_instance_without_a_cell_counts_nowhere() -> None:
     targets = targets_of(labelled(1, 2))
     more = DenseTargets(
         targets.owners,
@@ -211,7 +211,7 @@ def test_a_collapsed_embedding_has_a_finite_gradient(labels: Tensor, norm: str) 
     assert gradient(terms, x).isfinite().all()
 
 
-def test_no_object_gives_zero_attached_to_the_graph() -> None:
+def test_no_instance_gives_zero_attached_to_the_graph() -> None:
     x = torch.randn(2, 3, 4, 5, requires_grad=True)
     targets = targets_of(torch.zeros(2, 4, 5, dtype=torch.int64))
     terms = discriminative_loss(x, targets, discriminative_settings())
@@ -219,7 +219,7 @@ def test_no_object_gives_zero_attached_to_the_graph() -> None:
     assert not gradient(terms, x).any()
 
 
-def test_hundreds_of_objects_of_one_pixel_equal_a_sum_over_pairs() -> None:
+def test_hundreds_of_instances_of_one_pixel_equal_a_sum_over_pairs() -> None:
     x = torch.randn(1, 4, 20, 20, dtype=torch.float64)
     labels = torch.arange(1, 401).view(1, 20, 20)
     terms = discriminative_loss(x, targets_of(labels), discriminative_settings())

@@ -129,7 +129,7 @@ def head_losses(module: FCISROIHeads, boxes: list[list[float] | None]) -> dict[s
     return {name: loss.item() for name, loss in losses.items()}
 
 
-def test_hard_examples_of_an_image_are_its_two_objects() -> None:
+def test_hard_examples_of_an_image_are_its_two_instances() -> None:
     """The proposal and the instance's own box have mask losses, the background has none.
 
     Of zero maps: ln 2 per class loss, 10 ln 2 / 2 per mask of one bin, both boxes exact.
@@ -156,7 +156,7 @@ def test_random_sampling_trains_on_the_background_as_well() -> None:
     assert losses["loss_mask"] == pytest.approx(10 / 2 * np.log(2))
 
 
-def test_training_without_objects_given_is_refused() -> None:
+def test_training_without_instances_given_is_refused() -> None:
     proposals, _ = sample((32, 32), None)
     images = ImageList(torch.zeros(1, 3, 32, 32), [(32, 32)])
     with pytest.raises(ValueError, match="needs gt_boxes"):
@@ -265,7 +265,7 @@ def test_detections_in_a_batch_are_exactly_those_of_single_images(model: nn.Modu
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 400), (15, 64)])
-def test_an_image_without_a_whole_cell_has_no_objects(
+def test_an_image_without_a_whole_cell_has_no_instances(
     model: nn.Module, size: tuple[int, int]
 ) -> None:
     with torch.no_grad():
@@ -301,7 +301,7 @@ def test_sizes_and_sampling_are_real_options(
     assert result["instances"].pred_masks.shape[1:] == (70, 60)
 
 
-def test_accuracy_on_objects_is_logged(batch: list[dict[str, Any]]) -> None:
+def test_accuracy_on_instances_is_logged(batch: list[dict[str, Any]]) -> None:
     with EventStorage() as storage:
         build().train()(batch)
     assert {"fcis/fg_accuracy", "fcis/accuracy", "fcis/num_fg"} <= storage.latest().keys()

@@ -164,18 +164,18 @@ def test_proposals_that_are_not_finite_stop_a_training_and_a_test() -> None:
         generator.eval().predict_proposals(anchors, [logits], [deltas], [(32, 32)])
 
 
-def one_object(box: list[float], size: tuple[int, int]) -> Instances:
+def one_instance(box: list[float], size: tuple[int, int]) -> Instances:
     image = Instances(size)
     image.gt_boxes = Boxes(torch.tensor([box]))
     return image
 
 
-def test_an_object_takes_its_best_anchor_among_those_inside_the_image() -> None:
+def test_an_instance_takes_its_best_anchor_among_those_inside_the_image() -> None:
     """Its best anchor of all, of cell (1, 1), is outside: Detectron2 would leave it without one."""
     generator = rpn(anchor_generator=anchor_generator([64]), batch_size_per_image=4096)
     anchors = generator.anchor_generator([torch.zeros(1, 1, 10, 10)])
-    object_ = one_object([0.0, 0, 60, 60], (160, 160))
-    (labels,), (boxes,) = generator.label_and_sample_anchors(anchors, [object_])
+    instance = one_instance([0.0, 0, 60, 60], (160, 160))
+    (labels,), (boxes,) = generator.label_and_sample_anchors(anchors, [instance])
     # Square anchors are the second of three; the first inside is that of cell (2, 2).
     assert (labels == 1).nonzero()[:, 0].tolist() == [3 * 22 + 1]
     assert boxes[3 * 22 + 1].tolist() == [0, 0, 60, 60]
@@ -185,17 +185,17 @@ def test_an_anchor_that_touches_the_border_is_inside() -> None:
     """Cell (1, 1) of a 48 x 48 image: 16 x 16 pixels times 3 around (24, 24)."""
     generator = rpn(anchor_generator=anchor_generator([48]))
     anchors = generator.anchor_generator([torch.zeros(1, 1, 3, 3)])
-    object_ = one_object([0.0, 0, 48, 48], (48, 48))
-    (labels,), _ = generator.label_and_sample_anchors(anchors, [object_])
+    instance = one_instance([0.0, 0, 48, 48], (48, 48))
+    (labels,), _ = generator.label_and_sample_anchors(anchors, [instance])
     assert (labels >= 0).nonzero()[:, 0].tolist() == [3 * 4 + 1]
     assert labels[3 * 4 + 1] == 1
 
 
-def test_an_object_that_no_anchor_meets_makes_none_positive() -> None:
+def test_an_instance_that_no_anchor_meets_makes_none_positive() -> None:
     generator = rpn(anchor_generator=anchor_generator([64]))
     anchors = generator.anchor_generator([torch.zeros(1, 1, 10, 20)])
-    object_ = one_object([318.0, 0, 319, 1], (64, 320))
-    (labels,), _ = generator.label_and_sample_anchors(anchors, [object_])
+    instance = one_instance([318.0, 0, 319, 1], (64, 320))
+    (labels,), _ = generator.label_and_sample_anchors(anchors, [instance])
     assert set(labels.tolist()) == {-1, 0}
 
 
@@ -284,13 +284,13 @@ def test_fewer_regions_than_hard_examples_are_all_kept() -> None:
     assert kept.tolist() == [1, 2, 0], "by descending loss"
 
 
-def test_an_image_without_objects_has_background_alone() -> None:
+def test_an_image_without_instances_has_background_alone() -> None:
     empty = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
     labels, _ = assign_labels(torch.tensor([[0.0, 0, 9, 9]]), *empty, HALF)
     assert labels.tolist() == [0]
 
 
-def test_the_voc_setting_ignores_regions_that_hardly_meet_an_object() -> None:
+def test_the_voc_setting_ignores_regions_that_hardly_meet_an_instance() -> None:
     """IoU 1, 0.25 and 0.05 with the instance: instance, background, neither."""
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 5, 5], [0, 0, 5, 1]])
     matcher = Matcher([0.1, 0.5], [-1, 0, 1])
@@ -298,7 +298,7 @@ def test_the_voc_setting_ignores_regions_that_hardly_meet_an_object() -> None:
     assert labels.tolist() == [7, 0, -1]
 
 
-def test_random_sampling_takes_a_quarter_of_objects_at_most() -> None:
+def test_random_sampling_takes_a_quarter_of_instances_at_most() -> None:
     labels = torch.tensor([3] * 60 + [0] * 200)
     chosen, given = random_candidates(labels, 128, 0.25)
     assert given.tolist() == [3] * 32 + [0] * 96
@@ -306,7 +306,7 @@ def test_random_sampling_takes_a_quarter_of_objects_at_most() -> None:
     assert len(set(chosen.tolist())) == 128
 
 
-def test_random_sampling_fills_up_with_anything_but_the_chosen_objects() -> None:
+def test_random_sampling_fills_up_with_anything_but_the_chosen_instances() -> None:
     labels = torch.tensor([3] * 8 + [-1] * 4)
     chosen, given = random_candidates(labels, 8, 0.25)
     assert given.tolist() == [3, 3, 0, 0, 0, 0, 0, 0]
@@ -326,7 +326,7 @@ def halves() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor([[10.0, 10, 20, 20]]), masks
 
 
-def test_a_region_that_is_half_object_has_half_a_mask() -> None:
+def test_a_region_that_is_half_instance_has_half_a_mask() -> None:
     """The region spans columns 5..14, the instance begins at 10; two bins per column."""
     boxes, masks = halves()
     target = mask_targets(
@@ -343,7 +343,7 @@ def test_the_threshold_of_a_mask_target_belongs_to_the_inside() -> None:
     assert mask_targets(boxes, torch.tensor([0]), boxes, masks, 4, 0.4).all()
 
 
-def test_a_mask_outside_the_box_of_its_object_does_not_count() -> None:
+def test_a_mask_outside_the_box_of_its_instance_does_not_count() -> None:
     boxes, masks = halves()
     masks[:] = True
     target = mask_targets(
@@ -352,7 +352,7 @@ def test_a_mask_outside_the_box_of_its_object_does_not_count() -> None:
     assert target[0, 0].tolist() == [0] * 5 + [1] * 5
 
 
-def test_a_region_away_from_its_object_has_an_empty_mask() -> None:
+def test_a_region_away_from_its_instance_has_an_empty_mask() -> None:
     boxes, masks = halves()
     target = mask_targets(
         torch.tensor([[30.0, 30, 40, 40]]), torch.tensor([0]), boxes, masks, 7, 0.4

@@ -53,7 +53,7 @@ def test_the_mask_loss_is_a_mean_over_all_bins_times_10_over_128_per_image() -> 
     assert losses()["loss_mask"] == pytest.approx(10 / 128 / 2 * 3 / 4 * np.log(2))
 
 
-def test_the_box_loss_takes_the_last_four_deltas_of_objects() -> None:
+def test_the_box_loss_takes_the_last_four_deltas_of_instances() -> None:
     """0.5 * 0.5² + (2 - 0.5) of the instance; the background's and the first four do not count."""
     deltas = torch.tensor([[9.0, 9, 9, 9, 0.5, 2, 0, 0], [9, 9, 9, 9, 9, 9, 9, 9]])
     assert losses(deltas=deltas)["loss_box"] == pytest.approx((0.125 + 1.5) / 128 / 2)

@@ -155,7 +155,7 @@ def part_maps(masks: Tensor, parts: int, rule: WindowRule) -> tuple[Tensor, Tens
     return maps, scores
 
 
-def test_perfect_maps_give_two_touching_objects() -> None:
+def test_perfect_maps_give_two_touching_instances() -> None:
     model = network(scales=(256,), pre_nms_topk=2)
     masks = torch.zeros(2, 256, 320, dtype=torch.bool)
     masks[0, 88:168, 88:168] = True
@@ -301,7 +301,7 @@ def test_a_resnet_without_bottlenecks_cannot_be_dilated() -> None:
 
 
 @pytest.mark.parametrize("parts", [1, 5])
-@pytest.mark.parametrize("boxes", [[], [centred(64, 64, 48)]], ids=["empty", "one object"])
+@pytest.mark.parametrize("boxes", [[], [centred(64, 64, 48)]], ids=["empty", "one instance"])
 def test_every_parameter_gets_a_gradient(parts: int, boxes: list[list[float]]) -> None:
     model = small("MODEL.INSTANCE_FCN.PARTS", parts).train()
     losses = model([sample((128, 128), boxes)])

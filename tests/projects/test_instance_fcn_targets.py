@@ -38,7 +38,7 @@ def test_windows_within_two_cells_are_positive_and_from_four_cells_on_negative()
 @pytest.mark.parametrize(
     ("octaves", "at_centre"), [(0.29, 0), (-0.29, 0), (0.31, -1), (-0.99, -1), (1.0, 1), (-1.0, 1)]
 )
-def test_the_longer_side_decides_which_scale_an_object_belongs_to(
+def test_the_longer_side_decides_which_scale_an_instance_belongs_to(
     octaves: float, at_centre: int
 ) -> None:
     box = centred(164, 164, 128 * 2**octaves)
@@ -47,14 +47,14 @@ def test_the_longer_side_decides_which_scale_an_object_belongs_to(
     assert owners.view(41, 41)[20, 20] == at_centre
 
 
-def test_a_window_near_two_objects_shows_the_nearer_one() -> None:
+def test_a_window_near_two_instances_shows_the_nearer_one() -> None:
     boxes = torch.tensor([centred(164, 164, 128), centred(164, 188, 128)])
     row = match_cells(boxes, (41, 41), window_rule()).view(41, 41)[20]
     # Cells 20 and 23 are the centres; 21 and 22 lie between.
     assert row[18:26].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
 
 
-def test_without_objects_every_window_is_negative() -> None:
+def test_without_instances_every_window_is_negative() -> None:
     assert match_cells(torch.zeros(0, 4), (3, 5), window_rule()).tolist() == [0] * 15
 
 
@@ -83,7 +83,7 @@ def test_a_cell_belongs_to_the_target_if_half_of_it_is_covered() -> None:
     assert targets[1].unique(dim=0).tolist() == [[1, 1, 1, 1, 0]]
 
 
-def test_the_target_has_the_windows_own_object_alone_and_nothing_outside_the_map() -> None:
+def test_the_target_has_the_windows_own_instance_alone_and_nothing_outside_the_map() -> None:
     rule = window_rule(size=3, stride=4)
     masks = torch.zeros(3, 10, 10, dtype=torch.bool)  # 3 x 3 cells, the last ones half outside
     masks[0, :4, :4] = True

@@ -274,12 +274,12 @@ def test_boxes_without_scores_get_masks_alone(
     [PolygonMasks([SQUARE]), BitMasks(polygons_to_bitmask(SQUARE, 40, 40)[None])],
     ids=["polygons", "bit masks"],
 )
-def test_a_region_that_cuts_an_object_in_half_shows_half_of_it(masks: Any) -> None:
+def test_a_region_that_cuts_an_instance_in_half_shows_half_of_it(masks: Any) -> None:
     """The square has 20 x 20 pixels, of which the region has 10 x 20."""
     assert visible_ratios(masks, torch.tensor([[10.0, 5, 20, 35]]), (40, 40)).tolist() == [0.5]
 
 
-def test_overlapping_parts_of_an_object_count_twice_as_with_the_authors() -> None:
+def test_overlapping_parts_of_an_instance_count_twice_as_with_the_authors() -> None:
     """Two parts, the second being the left half: 200 + 200 of 400 + 200 pixels are inside."""
     half = np.array([10.0, 10, 20, 10, 20, 30, 10, 30])
     ratios = visible_ratios(
@@ -288,7 +288,7 @@ def test_overlapping_parts_of_an_object_count_twice_as_with_the_authors() -> Non
     assert ratios.tolist() == pytest.approx([400 / 600])
 
 
-def test_the_target_extrapolates_the_hidden_part_of_the_object() -> None:
+def test_the_target_extrapolates_the_hidden_part_of_the_instance() -> None:
     """16 cells predicted and visible are half of 32: 16 / (16 + 32 - 16)."""
     every = torch.ones(1, 4, 4)
     assert maskiou_targets(every, every > 0, torch.tensor([0.5])).tolist() == [0.5]
@@ -301,7 +301,7 @@ def test_a_cell_counts_as_predicted_from_probability_one_half() -> None:
     assert maskiou_targets(every * -0.3, every > 0, torch.ones(1)).tolist() == [0]
 
 
-def test_an_object_without_area_has_target_zero_although_its_ratio_is_not_a_number() -> None:
+def test_an_instance_without_area_has_target_zero_although_its_ratio_is_not_a_number() -> None:
     line = [np.array([10.0, 10, 10, 30, 10, 20])]
     ratios = visible_ratios(PolygonMasks([line]), torch.tensor([[5.0, 5, 35, 35]]), (40, 40))
     assert ratios.isnan().all()

@@ -66,7 +66,7 @@ def test_the_heads_may_learn_faster_than_the_backbone() -> None:
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("direction", ["rows", "columns"])
-def test_the_truth_of_all_stages_gives_the_true_objects(direction: str, stride: int) -> None:
+def test_the_truth_of_all_stages_gives_the_true_instances(direction: str, stride: int) -> None:
     """A bar in front of an instance of its own class, a touching pair, another class."""
     keys = (f"{NODE}.LINES", direction, f"{NODE}.OUTPUT_STRIDE", stride, f"{NODE}.WIDENING", 0)
     model = small(*TRUTH, *keys, f"{NODE}.MIN_AREA_TEST", 1).eval()
@@ -141,7 +141,7 @@ class Constant(nn.Module):
 @pytest.mark.parametrize("label", range(4))
 @pytest.mark.parametrize("kind", [0, 2])
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (20, 18)])
-def test_maps_of_one_label_give_sensible_objects(
+def test_maps_of_one_label_give_sensible_instances(
     size: tuple[int, int], kind: int, label: int
 ) -> None:
     """Nothing where there is no foreground; one instance if it has no breakpoint inside."""
@@ -187,7 +187,7 @@ def test_only_the_best_instances_are_given() -> None:
     assert len(model([item])[0]["instances"]) == 2
 
 
-def test_a_class_that_changes_inside_an_object_splits_it_unless_told_not_to() -> None:
+def test_a_class_that_changes_inside_an_instance_splits_it_unless_told_not_to() -> None:
     """A file calls a third of the instance another class."""
     labels = torch.ones(12, 12, dtype=torch.int64)
     labels[:, :4] = 2
@@ -201,7 +201,7 @@ def test_a_class_that_changes_inside_an_object_splits_it_unless_told_not_to() ->
 
 
 @pytest.mark.parametrize("aware", [False, True])
-def test_touching_objects_of_two_classes_are_told_apart(aware: bool) -> None:
+def test_touching_instances_of_two_classes_are_told_apart(aware: bool) -> None:
     model = small(*TRUTH, f"{NODE}.CLASS_AWARE", aware).eval()
     found = model([image((40, 40), (0, 0, 0, 40, 20), (2, 0, 20, 40, 40))])[0]["instances"]
     assert sorted(found.pred_classes.tolist()) == [0, 2]

@@ -18,7 +18,7 @@ from instseg.modeling import dense_targets
 from instseg.ops.sgn_lines import BACKGROUND, END, INTERIOR, NONE, START
 from instseg.projects.sgn import (
     Components,
-    Truth,
+    GroundTruth,
     breakpoint_labels,
     degrade,
     find_components,
@@ -60,7 +60,7 @@ def test_columns_are_labelled_from_top_to_bottom() -> None:
     assert vertical.T.tolist() == [[START, INTERIOR, END, START], [BACKGROUND, START, END, START]]
 
 
-def test_links_join_neighbours_of_one_object_and_count_within_a_class() -> None:
+def test_links_join_neighbours_of_one_instance_and_count_within_a_class() -> None:
     owners = rows([0, 0, 1], [2, 0, -1])[None]
     semantic = rows([1, 1, 1], [2, 1, 0])[None]
     same, counts = link_targets(owners, semantic)
@@ -83,7 +83,7 @@ def test_degraded_breakpoints_stay_labels_and_background_stays_where_it_was_shif
         assert not torch.equal(own, other)
 
 
-def test_a_component_belongs_to_the_object_that_covers_half_of_it() -> None:
+def test_a_component_belongs_to_the_instance_that_covers_half_of_it() -> None:
     components = rows([0, 0, 0, 1, 1, 2, 2, 2, -1])
     owners = rows([5, 5, 3, 4, -1, -1, -1, 6, 6])
     assert majority_owners(components, owners, 4).tolist() == [5, 4, -1, -1]
@@ -150,9 +150,9 @@ def same_partition(first: Tensor, second: Tensor) -> bool:
     return all(len(pairs) == len(pairs[:, i].unique()) for i in (0, 1))
 
 
-def truth_of(owners: Tensor, semantic: Tensor, widening: int) -> Truth:
+def truth_of(owners: Tensor, semantic: Tensor, widening: int) -> GroundTruth:
     same, _ = link_targets(owners[None], semantic[None])
-    return Truth(owners, semantic, torch.stack(breakpoint_labels(owners, widening)), same[0])
+    return GroundTruth(owners, semantic, torch.stack(breakpoint_labels(owners, widening)), same[0])
 
 
 @pytest.mark.parametrize("direction", ["rows", "columns"])
@@ -186,7 +186,7 @@ def ious(record: dict[str, Any], widening: int) -> list[float]:
     instances.gt_classes = torch.tensor([x["category_id"] for x in record["annotations"]])
     instances.gt_masks = BitMasks(torch.from_numpy(masks.astype(bool)))
     targets = dense_targets([instances], masks.shape[1:], 1, CPU)
-    truth = Truth.of_image(targets, 0, masks.shape[1:], widening)
+    truth = GroundTruth.of_image(targets, 0, masks.shape[1:], widening)
     lines = line_settings(widening=widening)
     _, found = find_components(truth.labels, truth.semantic, truth.links, lines)
     components = Components.from_map(found, truth.semantic)
@@ -220,14 +220,14 @@ def test_nuclei_come_back_from_their_breakpoints(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["shapes_val", "nuclei_val"])
-def test_every_object_of_both_sets_comes_back(name: str, data_root: Path) -> None:
+def test_every_instance_of_both_sets_comes_back(name: str, data_root: Path) -> None:
     """With the widened breakpoints of the configurations: in the mean, and none is lost."""
     instseg.get_cfg()
     found = [x for record in DatasetCatalog.get(name) for x in ious(record, 1)]
     assert sum(found) / len(found) >= 0.98 and min(found) > 0.5
 
 
-def test_an_object_that_another_one_breaks_up_comes_back_in_one_piece() -> None:
+def test_an_instance_that_another_one_breaks_up_comes_back_in_one_piece() -> None:
     owners = torch.zeros(9, 9, dtype=torch.int64)
     owners[:, 4] = 1
     owners[4] = 1

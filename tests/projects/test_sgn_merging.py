@@ -6,11 +6,11 @@ from torch import Tensor
 
 from instseg.projects.sgn import (
     Components,
+    GroundTruth,
     ImageMaps,
     LineNet,
     MergerNet,
     MergeSettings,
-    Truth,
     breakpoint_loss,
     candidate_pairs,
     crop_pairs,
@@ -47,7 +47,7 @@ def test_breakpoint_labels_weigh_by_inverse_frequency() -> None:
     close(breakpoint_loss(logits, labels, everywhere), np.float32(expected))
 
 
-def test_pixels_outside_of_objects_do_not_count_for_breakpoints() -> None:
+def test_pixels_outside_of_instances_do_not_count_for_breakpoints() -> None:
     logits = torch.randn(1, 4, 2, 3, requires_grad=True)
     nowhere = torch.zeros(1, 2, 3, dtype=torch.bool)
     loss = breakpoint_loss(logits, torch.zeros(1, 2, 3, dtype=torch.uint8), nowhere)
@@ -106,7 +106,7 @@ def test_candidates_are_large_near_and_of_one_class_and_the_larger_comes_first()
 
 def test_only_the_largest_components_are_candidates() -> None:
     found = components([0, 0, 1, 2, 2, 2, 3, 3])
-    settings = merge_settings(min_area=1, max_gap=9.0, most=3)
+    settings = merge_settings(min_area=1, max_gap=9.0, max_components=3)
     assert pairs_of(found, settings) == [[2, 0], [0, 3], [2, 3]]
 
 
@@ -180,7 +180,7 @@ def test_everything_likely_becomes_one() -> None:
     assert len(found.map.unique()) == 1 and found.areas.sum() == 5
 
 
-def test_the_fragments_of_each_object_are_merged() -> None:
+def test_the_fragments_of_each_instance_are_merged() -> None:
     found = components([0, 1, -1, 2, 3, 4])
     merge_by_owner(found, torch.tensor([7, -1, 3, 7, 7]))
     assert found.map.tolist() == [[0, 1, -1, 2, 0, 0]]
@@ -204,7 +204,7 @@ def test_an_image_without_a_pair_gives_a_merger_loss_of_0() -> None:
         torch.full((2, 4, 5), 0.5),
         torch.ones(2, 4, 5),
     )
-    truth = Truth(nothing - 1, nothing, labels, labels.bool())
+    truth = GroundTruth(nothing - 1, nothing, labels, labels.bool())
     network = MergerNet()
     loss = merger_loss(network, [(maps, truth)], line_settings(), merge_settings(), 8)
     loss.backward()

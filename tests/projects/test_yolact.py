@@ -238,7 +238,7 @@ def test_boxes_are_whole_pixels_inside_the_image_and_have_an_area(
     assert boxes.nonempty().all() and boxes.inside_box((40, 60), 1).all()
 
 
-def test_a_batch_without_objects_trains_every_parameter(model: torch.nn.Module) -> None:
+def test_a_batch_without_instances_trains_every_parameter(model: torch.nn.Module) -> None:
     losses = model.train()([with_objects(image(40, 60, i), 0) for i in range(2)])
     assert [losses[f"loss_{name}"].item() for name in ("box", "cls", "mask")] == [0, 0, 0]
     assert losses["loss_semantic"] > 0
@@ -246,7 +246,7 @@ def test_a_batch_without_objects_trains_every_parameter(model: torch.nn.Module) 
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_an_image_without_objects_changes_no_loss_but_the_semantic_one(
+def test_an_image_without_instances_changes_no_loss_but_the_semantic_one(
     model: torch.nn.Module,
 ) -> None:
     model.train()

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from instseg.projects.yolact import (
+    GroundTruth,
     Predictions,
-    Truth,
     crop,
     hardest_background,
     level_sizes,
@@ -25,13 +25,13 @@ from tests.support.yolact_common import (
     SEED,
     convert,
     gradients_agree,
+    ground_truths,
     keys,
     load,
     loss_settings,
     matching_agrees,
     synthetic,
     terms_agree,
-    truths,
 )
 
 
@@ -51,7 +51,7 @@ def test_matching_equals_the_authors(golden: Any, priors: torch.Tensor, image: i
     matching_agrees(golden, priors, image)
 
 
-def test_two_objects_that_want_one_anchor_get_an_anchor_each() -> None:
+def test_two_instances_that_want_one_anchor_get_an_anchor_each() -> None:
     """Instance 1 fits anchor 0 exactly; instance 0 overlaps it most, but has to take anchor 1."""
     anchors = torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.75, 0.75, 0.5, 0.5]])
     boxes = torch.tensor([[0, 0, 0.5, 0.4], [0, 0, 0.5, 0.5]])
@@ -59,7 +59,7 @@ def test_two_objects_that_want_one_anchor_get_an_anchor_each() -> None:
     assert (labels.tolist(), objects.tolist()) == ([6, 4], [1, 0])
 
 
-def test_more_objects_than_anchors_are_matched_as_far_as_anchors_go() -> None:
+def test_more_instances_than_anchors_are_matched_as_far_as_anchors_go() -> None:
     anchors = torch.tensor([[0.5, 0.5, 1, 1]])
     boxes = torch.tensor([[0, 0, 0.9, 1], [0, 0, 1, 1]])
     labels, objects = match(boxes, torch.tensor([0, 1]), torch.zeros(0, 4), anchors)
@@ -81,7 +81,7 @@ def test_losses_and_gradients_equal_the_authors(
     golden: Any, priors: torch.Tensor, golden_weights: ModuleType
 ) -> None:
     predictions = synthetic(golden_weights, len(priors))
-    losses, _ = yolact_losses(predictions, truths(golden), priors, loss_settings())
+    losses, _ = yolact_losses(predictions, ground_truths(golden), priors, loss_settings())
     terms_agree(losses, golden, "synthetic", rel=1e-5)
     sum(losses.values()).backward()
     gradients_agree(predictions, golden)
@@ -97,7 +97,7 @@ def test_losses_and_gradients_of_the_network_equal_the_authors(
     pyramid = network.features(images)
     outputs = (*network.head(pyramid), network.protonet(pyramid[0]), network.semantic(pyramid[0]))
     losses, _ = yolact_losses(
-        Predictions(*outputs), truths(golden), network.priors, network.loss_settings
+        Predictions(*outputs), ground_truths(golden), network.priors, network.loss_settings
     )
     terms_agree(losses, golden, "network", rel=1e-4)
     sum(losses.values()).backward()
@@ -130,7 +130,7 @@ def test_the_mask_loss_is_divided_by_the_area_of_the_box() -> None:
     assert loss.item() == pytest.approx(16 * np.log(2) / 8)
 
 
-def test_an_object_outside_its_box_costs_100_a_cell() -> None:
+def test_an_instance_outside_its_box_costs_100_a_cell() -> None:
     probabilities = crop(torch.ones(1, 2, 8), torch.tensor([[0, 0, 0.5, 1.0]]))
     loss = mask_bce(probabilities, torch.ones(1, 2, 8), torch.tensor([[0, 0, 0.5, 1.0]]))
     assert loss.item() == pytest.approx(3 * 2 * 100 / 8)  # columns 5, 6, 7; the box has 8 cells
@@ -139,7 +139,7 @@ def test_an_object_outside_its_box_costs_100_a_cell() -> None:
 def test_only_some_masks_of_many_are_trained_but_count_for_all(priors: torch.Tensor) -> None:
     """Equal anchors: with half of them the loss, scaled up, is that of all."""
     anchors = torch.tensor([[0.5, 0.5, 0.5, 0.5]]).repeat(4, 1)
-    truth = Truth(
+    truth = GroundTruth(
         torch.tensor([[0.25, 0.25, 0.75, 0.75]]),
         torch.tensor([0]),
         torch.ones(1, 16, 16),
@@ -159,7 +159,7 @@ def test_the_semantic_loss_takes_the_union_of_a_class() -> None:
     """Logits 0: ln 2 for every class and pixel, whatever the target, hence certain logits."""
     masks = torch.zeros(2, 4, 4)
     masks[0, :2], masks[1, 1:] = 1, 1
-    truth = Truth(torch.rand(2, 4), torch.tensor([1, 1]), masks, torch.zeros(0, 4))
+    truth = GroundTruth(torch.rand(2, 4), torch.tensor([1, 1]), masks, torch.zeros(0, 4))
     logits = torch.full((1, 2, 4, 4), -50.0)
     logits[0, 1] = 50
     assert semantic_loss(logits, [truth]).item() == pytest.approx(0, abs=1e-6)

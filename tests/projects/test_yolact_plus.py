@@ -3,6 +3,7 @@
 The stages of the whole network are compared in ``tests/convert/test_convert_yolact.py``.
 """
 
+import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -36,13 +37,13 @@ from tests.support.yolact_common import (
     SMALL,
     filled,
     gradients_agree,
+    ground_truths,
     image,
     load,
     loss_settings,
     matching_agrees,
     synthetic,
     terms_agree,
-    truths,
     with_objects,
 )
 
@@ -87,7 +88,7 @@ def test_losses_and_gradients_equal_the_authors(
             key = f"maskiou_net.maskiou_net.{place}.{kind}"
             parameter.data = filled(golden_weights, golden, key, parameter.shape)
     predictions = synthetic(golden_weights, len(priors))
-    losses, samples = yolact_losses(predictions, truths(golden), priors, loss_settings())
+    losses, samples = yolact_losses(predictions, ground_truths(golden), priors, loss_settings())
     model = SimpleNamespace(maskiou_net=net, maskiou_weight=25.0, maskiou_min_area=25)
     losses |= YOLACTPlus.extra_losses(model, samples)  # type: ignore[arg-type]
     terms_agree(losses, golden, "synthetic", rel=1e-5)
@@ -186,6 +187,20 @@ def test_mask_scores_are_scores_times_predicted_ious(model: nn.Module) -> None:
         found = model([image(40, 60, 0)])[0]["instances"]
     assert len(found) > 0
     torch.testing.assert_close(found.mask_scores, found.scores / 4)
+
+
+def test_mask_scores_do_not_depend_on_how_many_are_predicted_together(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules[YOLACTPlus.__module__]
+    scores, sizes = [], []
+    model.maskiou_net.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    for size in (1000, 3):
+        monkeypatch.setattr(module, "_MASKS", size)
+        with torch.no_grad():
+            scores.append(model([image(40, 60, 0)])[0]["instances"].mask_scores)
+    assert len(scores[0]) == sizes[0] > 3 >= max(sizes[1:])
+    torch.testing.assert_close(*scores)
 
 
 def test_a_batch_without_objects_trains_every_parameter(model: nn.Module) -> None:

@@ -56,5 +56,7 @@ def line_settings(**changes: Any) -> LineSettings:
 
 
 def merge_settings(**changes: Any) -> MergeSettings:
-    settings = MergeSettings(min_area=50, most=1000, max_gap=0.5, partners=10, threshold=0.5)
+    settings = MergeSettings(
+        min_area=50, max_components=1000, max_gap=0.5, partners=10, threshold=0.5
+    )
     return replace(settings, **changes)

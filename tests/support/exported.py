@@ -31,6 +31,7 @@ class Case:
             stage[0] = DeformableConv2d(stage[0])
         decided(self.predictor.model)
         self.predictor.categories = Categories((7, 12, 30), ("a", "b", "c"))
+        self.predictor.largest_instance = 5
         self.path = folder / f"{paper}.onnx"
         self.files = _exported(self.predictor, self.path)
 

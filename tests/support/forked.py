@@ -63,7 +63,7 @@ class Counts(Dataset[int]):
         return count(self.predictor)
 
 
-def own_operator() -> int:
+def operator_result() -> int:
     torch.manual_seed(0)
     boxes = 300 * torch.rand(50, 4).sort().values
     masks = assemble_masks(torch.randn(64, 64, 8), torch.randn(50, 8), boxes, (300, 300))
@@ -89,15 +89,15 @@ def from_a_thread(predictor: Any) -> list[Any]:
 
 def cases(file: Path | None) -> Iterator[tuple[str, list[Any]]]:
     p = tiny_predictor("yolact")
-    own = in_child(lambda: count(p)), in_child(lambda: count(p))
-    yield "a predictor of the parent", [count(p), *own, count(p)]
+    of_children = in_child(lambda: count(p)), in_child(lambda: count(p))
+    yield "a predictor of the parent", [count(p), *of_children, count(p)]
     yield "one made in the child", [count(), in_child(count)]
     video = VideoPredictor(p)
     yield "frames", [count(video), in_child(lambda: count(video))]
     yield "a child of a child", [count(p), in_child(lambda: in_child(lambda: count(p)))]
     yield "a thread", from_a_thread(p)
     yield "one thread", [count(p), in_child(lambda: on_one_thread(p))]
-    yield "an operator", [own_operator(), in_child(own_operator)]
+    yield "an operator", [operator_result(), in_child(operator_result)]
     loader = DataLoader(Counts(p), num_workers=2, multiprocessing_context=FORK)
     yield "a loader of data", [count(p), *(int(number) for number in loader)]
     if file is None:  # without the extra

@@ -68,16 +68,16 @@ def randn(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def put(tensor: Tensor, place: tuple[int, ...], value: Any) -> Tensor:
-    """A copy with another value at ``place``."""
+def put(tensor: Tensor, index: tuple[int, ...], value: Any) -> Tensor:
+    """A copy with another value at ``index``."""
     changed = tensor.clone()
-    changed[place] = torch.as_tensor(value, dtype=tensor.dtype)
+    changed[index] = torch.as_tensor(value, dtype=tensor.dtype)
     return changed
 
 
-def index_error(argument: str, tensor: Tensor, values: tuple[Any, ...], found: str) -> list[Any]:
+def index_error(argument: str, tensor: Tensor, values: tuple[Any, ...], message: str) -> list[Any]:
     """Row 1 of a tensor whose first column holds a batch index."""
-    return [Refused({argument: put(tensor, (1, 0), v)}, IndexError, found) for v in values]
+    return [Refused({argument: put(tensor, (1, 0), v)}, IndexError, message) for v in values]
 
 
 def value_errors(**numbers: tuple[Any, ...]) -> list[Any]:
@@ -89,15 +89,15 @@ def value_errors(**numbers: tuple[Any, ...]) -> list[Any]:
     ]
 
 
-def places(argument: str, boxes: Tensor, first: int, shape: tuple[int, ...]) -> list[Any]:
+def odd_boxes(argument: str, boxes: Tensor, first: int, shape: tuple[int, ...]) -> list[Any]:
     """Boxes that are inverted, without area, and enormous; corners from column ``first`` on."""
     corners = [(9, 9, 3, 3), (4, 4, 4, 4), (-1e9, -1e9, 1e9, 1e9), (1e9, 1e9, 2e9, 2e9)]
-    found = []
+    accepted = []
     for corner in corners:
         changed = boxes.clone()
         changed[1, first:] = torch.tensor(corner)
-        found.append(Accepted({argument: changed}, shape))
-    return found
+        accepted.append(Accepted({argument: changed}, shape))
+    return accepted
 
 
 ROIS = torch.tensor([[0.0, 1, 2, 30, 40], [1, 10.5, -4, 50, 20], [0, 33, 7, 60, 22]])
@@ -139,7 +139,7 @@ OPERATORS = {
         {
             "batch index": ROI_INDICES,
             "places": [
-                *places("rois", ROIS, 1, (3, 3, 5, 5)),
+                *odd_boxes("rois", ROIS, 1, (3, 3, 5, 5)),
                 *ROI_ERRORS,
             ],
             "channels": [
@@ -170,7 +170,7 @@ OPERATORS = {
                 ),
             ],
             "places": [
-                *places("rois", ROIS, 1, (3, 4)),
+                *odd_boxes("rois", ROIS, 1, (3, 4)),
                 *ROI_ERRORS,
             ],
             "channels": [
@@ -223,7 +223,7 @@ OPERATORS = {
         {
             "batch index": NO_BATCH,
             "places": [
-                *places("boxes", BOXES, 0, (3, 20, 30)),
+                *odd_boxes("boxes", BOXES, 0, (3, 20, 30)),
                 *(Accepted({"boxes": boxes}, (3, 20, 30)) for boxes in SPOILT),
             ],
             "channels": [
@@ -254,7 +254,7 @@ OPERATORS = {
         {
             "batch index": NO_BATCH,
             "places": [
-                *places("boxes", BOXES, 0, (-1, 4)),
+                *odd_boxes("boxes", BOXES, 0, (-1, 4)),
                 *(Accepted({"boxes": boxes}, (-1, 4)) for boxes in SPOILT),
                 *(Accepted({"masks": put(MASKS, (1, 2, 2), v)}, (-1, 4)) for v in NOT_FINITE),
                 *(Accepted({"scores": put(SCORES, (1, 2), v)}, (-1, 4)) for v in NOT_FINITE),

@@ -16,7 +16,7 @@ signed = load_module(FOLDER / "inputs.py").signed
 SIZES = (1 / 8, 2, 5)
 
 # (x1, y1, x2, y2) in pixels of a map of 6 x 7 cells of 8 pixels.
-PLACES = {
+BOXES = {
     "inside": (9.3, 11.7, 38.2, 40.9),
     "whole": (0, 0, 55, 47),
     "on_left_and_top_border": (0, 0, 20, 30),
@@ -38,8 +38,8 @@ PLACES = {
 
 
 def sample_rois(images: int = 2, dtype: torch.dtype = torch.float32) -> Tensor:
-    """All PLACES, image by image in turn."""
-    rows = [(i % images, *place) for i, place in enumerate(PLACES.values())]
+    """All BOXES, image by image in turn."""
+    rows = [(i % images, *box) for i, box in enumerate(BOXES.values())]
     return torch.tensor(rows, dtype=dtype)
 
 

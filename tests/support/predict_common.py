@@ -14,10 +14,15 @@ from tests.inference.test_predictor import save_weights, tiny_cfg
 def arguments_for_tiny_model(folder: Path) -> list[str]:
     """Write the tiny model into ``folder``; return arguments that predict with it at any score."""
     torch.manual_seed(0)
-    (folder / "tiny.yaml").write_text(tiny_cfg().dump())
+    save_config(folder / "tiny.yaml")
     weights = save_weights(tiny_cfg(), folder / "tiny.pth", class_names=["a", "b/c", "d"])
     config = str(folder / "tiny.yaml")
     return ["predict", "--config-file", config, "--weights", str(weights), "--confidence", "0"]
+
+
+def save_config(path: Path) -> None:
+    """Write the configuration of the tiny model."""
+    path.write_text(tiny_cfg().dump())
 
 
 def results(output: Path) -> list[dict[str, Any]]:

@@ -24,10 +24,10 @@ def train(config: str, folder: Path) -> str:
     torch.manual_seed(0)
     cfg = instseg.load_cfg(config, SMALL_TRAINING)
     rank = comm.get_rank()
-    own_folder = folder / str(rank)
-    own_folder.mkdir(exist_ok=True)
+    rank_folder = folder / str(rank)
+    rank_folder.mkdir(exist_ok=True)
     model = DistributedDataParallel(build_model(cfg), broadcast_buffers=False)
-    batches = list(train_batches(cfg, example_records(own_folder)))
+    batches = list(train_batches(cfg, example_records(rank_folder)))
     mine = batches[rank:] + batches[:rank]
     parameters = [p for p in model.parameters() if p.requires_grad]
     loop = TrainLoop(model, mine, torch.optim.SGD(parameters, lr=1e-4))

@@ -40,12 +40,14 @@ def moved(instance: Instance, x: int, y: int) -> Instance:
     return instance[0] + x, instance[1] + y, instance[2]
 
 
-def stitched(truth: Sequence[Instance], layout: Layout, change: Change = exact) -> list[Stitched]:
+def stitched(
+    instances: Sequence[Instance], layout: Layout, change: Change = exact
+) -> list[Stitched]:
     """What is left of the instances when each tile has found its part of them."""
     stitcher, number, results = Stitcher(layout), 0, []
     for tile, rect in enumerate(layout.rects):
         pieces = []
-        for x, y, mask in seen(truth, tile, rect, change):
+        for x, y, mask in parts_found(instances, tile, rect, change):
             box = Rect(x, y, x + mask.shape[1], y + mask.shape[0])
             pieces.append(Piece(number, 0, 0.9, box, mask))
             number += 1
@@ -54,13 +56,15 @@ def stitched(truth: Sequence[Instance], layout: Layout, change: Change = exact) 
     return results
 
 
-def seen(truth: Sequence[Instance], tile: int, rect: Rect, change: Change) -> Iterator[Instance]:
+def parts_found(
+    instances: Sequence[Instance], tile: int, rect: Rect, change: Change
+) -> Iterator[Instance]:
     """What a tile finds: changed first, cut by its edges then."""
-    for index, instance in enumerate(truth):
+    for index, instance in enumerate(instances):
         if clipped(instance, rect) is None:
             continue
-        for given in change(tile, index, instance):
-            if (part := clipped(given, rect)) is not None:
+        for changed in change(tile, index, instance):
+            if (part := clipped(changed, rect)) is not None:
                 yield part
 
 

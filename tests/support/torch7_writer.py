@@ -40,7 +40,7 @@ class Writer:
 
     def __init__(self, versions: bool = True) -> None:
         self.parts: list[bytes] = []
-        self.seen: dict[int, tuple[int, Any]] = {}
+        self.numbers: dict[int, tuple[int, Any]] = {}
         self.last = 0
         self.versions = versions
 
@@ -87,11 +87,11 @@ class Writer:
 
     def begin(self, kind: int, value: Any) -> bool:
         """Write the number of ``value``; return whether its content has to follow."""
-        known = id(value) in self.seen
+        known = id(value) in self.numbers
         if not known:
             self.last += 1
-            self.seen[id(value)] = self.last, value
-        self.ints(kind, self.seen[id(value)][0])
+            self.numbers[id(value)] = self.last, value
+        self.ints(kind, self.numbers[id(value)][0])
         return not known
 
     def head(self, class_name: str) -> None:

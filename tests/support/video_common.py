@@ -15,13 +15,13 @@ from torch import Tensor, nn
 def images(count: int, height: int = 48, width: int = 64) -> list[np.ndarray]:
     """A bright square that moves over a gradient, so that no two frames are equal."""
     columns = np.linspace(0, 120, width, dtype=np.uint8)
-    found = []
+    frames = []
     for number in range(count):
         image = np.repeat(columns[None, :, None], height, axis=0).repeat(3, axis=2)
         left = number * 3 % max(width - 8, 1)
         image[height // 4 : height // 2, left : left + 8] = (40, 200, 255)
-        found.append(image)
-    return found
+        frames.append(image)
+    return frames
 
 
 def write_clip(

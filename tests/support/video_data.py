@@ -19,7 +19,7 @@ def warp(images: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
     return F.grid_sample(images, grid, padding_mode="border", align_corners=True)
 
 
-def found_all(record: dict[str, Any]) -> Instances:
+def annotated_instances(record: dict[str, Any]) -> Instances:
     """The annotations as predictions of score 0.9."""
     annotations = record["annotations"]
     masks = [mask_util.decode(a["segmentation"]).astype(bool) for a in annotations]

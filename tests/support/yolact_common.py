@@ -22,9 +22,9 @@ from instseg.checkpoint import Checkpointer
 from instseg.cli import main
 from instseg.projects.yolact import (
     Detections,
+    GroundTruth,
     LossSettings,
     Predictions,
-    Truth,
     encode,
     match,
     to_corners,
@@ -91,8 +91,8 @@ def load(name: str) -> Any:
 
 def meta(name: str) -> dict[str, Any]:
     """The settings with which the authors' code was run."""
-    found: dict[str, Any] = json.loads(str(load(name)["meta"]))
-    return found
+    settings: dict[str, Any] = json.loads(str(load(name)["meta"]))
+    return settings
 
 
 SEED: int = meta("yolact_resnet50")["seed"]
@@ -171,8 +171,8 @@ def pairs(
     far = (boxes[:, None].float() - theirs[None]).abs().amax(dim=2)
     labels = torch.from_numpy(golden[f"{prefix.rpartition('/')[0]}/class"])
     far[classes[:, None] != labels[None]] = torch.inf
-    found = far.min(dim=0)
-    return [(int(i), j) for j, i in enumerate(found.indices) if found.values[j] <= tolerance]
+    nearest = far.min(dim=0)
+    return [(int(i), j) for j, i in enumerate(nearest.indices) if nearest.values[j] <= tolerance]
 
 
 def masks_of(golden: Any, prefix: str = "post") -> torch.Tensor:
@@ -182,30 +182,30 @@ def masks_of(golden: Any, prefix: str = "post") -> torch.Tensor:
     return torch.from_numpy(mask_util.decode(rles)).permute(2, 0, 1).bool()
 
 
-def detections_agree(found: Detections, golden: Any, prefix: str) -> None:
+def detections_agree(detections: Detections, golden: Any, prefix: str) -> None:
     """Compare the detections of one image that are left after suppression with the authors'."""
     expected = len(golden[f"{prefix}/score"])
-    assert len(found.scores) == expected
-    same = pairs(found.boxes, found.classes, golden, f"{prefix}/box_rel", 1e-3)
+    assert len(detections.scores) == expected
+    same = pairs(detections.boxes, detections.classes, golden, f"{prefix}/box_rel", 1e-3)
     assert len(same) >= expected * 0.98
     ours, theirs = torch.tensor(same).T
-    close(found.scores[ours], golden[f"{prefix}/score"][theirs], SCORES)
-    close(found.coefficients[ours], golden[f"{prefix}/coef"][theirs], RAW)
+    close(detections.scores[ours], golden[f"{prefix}/score"][theirs], SCORES)
+    close(detections.coefficients[ours], golden[f"{prefix}/coef"][theirs], RAW)
 
 
-def results_agree(found: Instances, golden: Any, prefix: str = "post") -> tuple[Any, Any]:
+def results_agree(instances: Instances, golden: Any, prefix: str = "post") -> tuple[Any, Any]:
     """Compare the results of one image with the authors'; return the rows of both that match.
 
     Boxes that miss the image, which the authors' evaluation skips, are not given.
     """
     boxes = golden[f"{prefix}/box"]
-    seen = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    assert len(found) == seen.sum()
-    same = pairs(found.pred_boxes.tensor, found.pred_classes, golden, f"{prefix}/box", 1)
-    assert len(same) >= seen.sum() - 2
+    visible = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    assert len(instances) == visible.sum()
+    same = pairs(instances.pred_boxes.tensor, instances.pred_classes, golden, f"{prefix}/box", 1)
+    assert len(same) >= visible.sum() - 2
     ours, theirs = torch.tensor(same).T
-    close(found.scores[ours], golden[f"{prefix}/score"][theirs], SCORES)
-    masks, expected = found.pred_masks[ours], masks_of(golden, prefix)[theirs]
+    close(instances.scores[ours], golden[f"{prefix}/score"][theirs], SCORES)
+    masks, expected = instances.pred_masks[ours], masks_of(golden, prefix)[theirs]
     area, near = (torch.from_numpy(golden[f"{prefix}/{x}"])[theirs] for x in AREAS)
     # Of a small mask, the pixels that rounding may change are more than a hundredth.
     differing = ((masks ^ expected).sum(dim=(1, 2)) - near).clamp(min=0)
@@ -215,7 +215,7 @@ def results_agree(found: Instances, golden: Any, prefix: str = "post") -> tuple[
     return ours, theirs
 
 
-def truths(golden: Any) -> list[Truth]:
+def ground_truths(golden: Any) -> list[GroundTruth]:
     """The instances of the two training images; crowds come last in the arrays."""
     result = []
     for i, crowds in enumerate(golden["gt/num_crowds"]):
@@ -224,7 +224,9 @@ def truths(golden: Any) -> list[Truth]:
         bits = np.unpackbits(golden[f"gt{i}/mask_bits"])[: np.prod(shape)].reshape(shape)
         count = len(rows) - int(crowds)
         masks = torch.from_numpy(bits[:count]).float()
-        result.append(Truth(rows[:count, :4], rows[:count, 4].long(), masks, rows[count:, :4]))
+        result.append(
+            GroundTruth(rows[:count, :4], rows[:count, 4].long(), masks, rows[count:, :4])
+        )
     return result
 
 
@@ -249,15 +251,17 @@ def synthetic(weights: ModuleType, num_priors: int) -> Predictions:
 
 def matching_agrees(golden: Any, priors: torch.Tensor, image: int) -> None:
     """Compare the targets of the anchors of a training image with the authors'."""
-    truth, expected = truths(golden)[image], f"match{image}"
-    labels, matched = match(truth.boxes, truth.classes, truth.crowd_boxes, priors)
+    ground_truth, expected = ground_truths(golden)[image], f"match{image}"
+    labels, matched = match(
+        ground_truth.boxes, ground_truth.classes, ground_truth.crowd_boxes, priors
+    )
     assert (labels.numpy() == golden[f"{expected}/conf_t"]).all()
     positive = (labels > 0).nonzero()[:, 0]
     assert positive.tolist() == golden[f"{expected}/pos_index"].tolist()
     assert (matched.numpy()[positive] == golden[f"{expected}/idx_t"][positive]).all()
-    targets = encode(truth.boxes[matched[positive]], priors[positive])
+    targets = encode(ground_truth.boxes[matched[positive]], priors[positive])
     close(targets, golden[f"{expected}/loc_t_pos"], 1e-4)
-    best = box_iou(truth.boxes, to_corners(priors)).max(dim=1)
+    best = box_iou(ground_truth.boxes, to_corners(priors)).max(dim=1)
     close(best.values, golden[f"{expected}/best_iou_per_gt"])
     assert best.indices.tolist() == golden[f"{expected}/best_prior_per_gt"].tolist()
 
@@ -265,9 +269,9 @@ def matching_agrees(golden: Any, priors: torch.Tensor, image: int) -> None:
 def terms_agree(losses: dict[str, torch.Tensor], golden: Any, prefix: str, rel: float) -> None:
     """Compare every loss, and their sum, with the authors'."""
     terms = {"box": "B", "cls": "C", "mask": "M", "semantic": "S", "maskiou": "I"}
-    found = {terms[name.removeprefix("loss_")]: loss.item() for name, loss in losses.items()}
-    found["total"] = sum(found.values())
-    for name, loss in found.items():
+    values = {terms[name.removeprefix("loss_")]: loss.item() for name, loss in losses.items()}
+    values["total"] = sum(values.values())
+    for name, loss in values.items():
         assert loss == pytest.approx(float(golden[f"{prefix}/loss_{name}"]), rel=rel)
 
 

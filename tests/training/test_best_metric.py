@@ -24,7 +24,7 @@ from instseg.training.hooks import (
     check_expected_results,
 )
 from instseg.training.trainer import Trainer
-from tests.support.video_data import found_all
+from tests.support.video_data import annotated_instances
 
 CONFIG = "mask_rcnn/mask_rcnn_shapes.yaml"
 TINY = ["SOLVER.IMS_PER_BATCH", 1, "DATALOADER.NUM_WORKERS", 0]
@@ -43,7 +43,7 @@ class Truth(nn.Module):
     def forward(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         results = []
         for item in inputs:
-            found = found_all(self.records[item["image_id"]])
+            found = annotated_instances(self.records[item["image_id"]])
             self.change(found)
             sem_seg = torch.zeros(4, *found.image_size)
             results.append({"instances": found, "sem_seg": sem_seg})
@@ -128,7 +128,7 @@ def test_with_two_data_sets_each_metric_begins_with_the_name_of_one(
     storage = EventStorage()
     model = nn.Module()
     model.forward = lambda inputs: [  # type: ignore[method-assign]
-        {"instances": found_all(DatasetCatalog.get("shapes_val")[0])} for _ in inputs
+        {"instances": annotated_instances(DatasetCatalog.get("shapes_val")[0])} for _ in inputs
     ]
     storage.put_scalars(**flatten_results_dict(Trainer.test(cfg, model)))
     assert set(storage.latest()) == set(names)

@@ -81,6 +81,6 @@ def test_a_killed_rank_stops_the_other_within_seconds(outcomes: Outcomes) -> Non
 
 
 @pytest.mark.parametrize("config", SYSTEMS)
-def test_a_system_trains_where_one_rank_has_no_object(weights: Outcomes, config: str) -> None:
+def test_a_system_trains_where_one_rank_has_no_instance(weights: Outcomes, config: str) -> None:
     assert math.isfinite(float(weights[0][config]))
     assert weights[0][config] == weights[1][config]

@@ -328,7 +328,7 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:
         launch.setup(arguments(opts=["MODEL.DEVICE", "cuda", "OUTPUT_DIR", str(tmp_path)]))
 
 
-def test_objects_without_masks_are_refused_before_training(tmp_path: Path) -> None:
+def test_instances_without_masks_are_refused_before_training(tmp_path: Path) -> None:
     path = shapes.export("shapes_val", tmp_path, limit=2)
     content = json.loads(path.read_text())
     content["annotations"][0]["segmentation"] = []
@@ -338,6 +338,6 @@ def test_objects_without_masks_are_refused_before_training(tmp_path: Path) -> No
         CONFIG, ["DATASETS.TRAIN", (name,), "DATASETS.TEST", (), "OUTPUT_DIR", str(tmp_path)]
     )
     with pytest.raises(
-        DatasetError, match=r"1 of 2 images have objects without a segmentation.*000000\.png"
+        DatasetError, match=r"1 of 2 images have instances without a segmentation.*000000\.png"
     ):
         Trainer(cfg)

@@ -70,7 +70,7 @@ def _rows(file: str) -> Iterator[tuple[tuple[str, int], str]]:
     if not set(_COLUMNS) <= set(columns):
         raise ValueError(f"its first line is {short(header.strip())}; expected file,label,class")
     numbers = [columns.index(column) for column in _COLUMNS]
-    given: dict[tuple[str, int], str] = {}
+    classes_so_far: dict[tuple[str, int], str] = {}
     for number, row in enumerate(csv.reader(lines, delimiter=delimiter), start=2):
         if not any(cell.strip() for cell in row):
             continue
@@ -82,13 +82,13 @@ def _rows(file: str) -> Iterator[tuple[tuple[str, int], str]]:
                 "on, and a class"
             )
         key = _stem(image), int(label)
-        if given.setdefault(key, kind) != kind:
+        if classes_so_far.setdefault(key, kind) != kind:
             raise ValueError(
                 f"line {number} says that label {label} of {image} is {short(kind)}, an earlier "
-                f"line {short(given[key])}"
+                f"line {short(classes_so_far[key])}"
             )
         yield key, kind
-    if not given:
+    if not classes_so_far:
         raise ValueError("it has no rows below its header")
 
 

@@ -172,9 +172,9 @@ def _by_stem(files: list[Path]) -> defaultdict[str, list[Path]]:
 
 def _unpaired(images: dict[str, list[Path]], labels: dict[str, list[Path]]) -> Iterator[Finding]:
     for kind, files in (("images", images), ("label images", labels)):
-        for stem, same in files.items():
-            if len(same) > 1:
-                text = f"two {kind} have the stem {stem}, {same[0].name} and {same[1].name}"
+        for stem, of_stem in files.items():
+            if len(of_stem) > 1:
+                text = f"two {kind} have the stem {stem}, {of_stem[0].name} and {of_stem[1].name}"
                 yield Finding(Kind.SAME_STEM, stem, f"{text}; expected one: move the other away")
     for stem, (image, *_) in images.items():
         if stem not in labels:
@@ -207,10 +207,10 @@ def _take_classes(
     record: dict[str, Any], table: ClassTable, stem: str, file: Path
 ) -> Iterator[Finding]:
     """Give the annotations of a record their classes, listed by its image or its label image."""
-    own_stem = _stem(file)
+    label_stem = _stem(file)
     for annotation in record["annotations"]:
         label = annotation["id"]
-        number = table.numbers.get((stem, label), table.numbers.get((own_stem, label)))
+        number = table.numbers.get((stem, label), table.numbers.get((label_stem, label)))
         if number is None:
             text = f"label {annotation['id']} of {file} has no class; add a row to {table.file}"
             yield Finding(Kind.UNKNOWN_CATEGORY, f"{stem}:{annotation['id']}", text)

@@ -58,25 +58,25 @@ def load_voc(name: str, folder: str, split: str) -> list[dict[str, Any]]:
     def annotate(image: str) -> tuple[tuple[int, ...], list[Annotation]]:
         object_file = root / "SegmentationObject" / f"{image}.png"
         class_file = root / "SegmentationClass" / f"{image}.png"
-        objects, classes = _read_labels(name, object_file), _read_labels(name, class_file)
-        if objects.shape != classes.shape:
+        numbers, classes = _read_labels(name, object_file), _read_labels(name, class_file)
+        if numbers.shape != classes.shape:
             raise DatasetError(
-                f"data set {name}: {object_file} is {objects.shape}, {class_file} {classes.shape} "
+                f"data set {name}: {object_file} is {numbers.shape}, {class_file} {classes.shape} "
                 "(height, width)"
             )
         annotations = []
-        for number in np.setdiff1d(objects, (0, _VOID)):
-            mask = objects == number
+        for number in np.setdiff1d(numbers, (0, _VOID)):
+            mask = numbers == number
             counts = np.bincount(classes[mask], minlength=256)
             counts[[0, _VOID]] = 0
             kind = int(counts.argmax())
             if not counts[kind] or kind > len(CLASSES):
                 raise DatasetError(
                     f"data set {name}: {class_file} has {f'class {kind}' if kind else 'no class'} "
-                    f"where {object_file} has object {number}; expected 1 to {len(CLASSES)}"
+                    f"where {object_file} has instance {number}; expected 1 to {len(CLASSES)}"
                 )
             annotations.append(annotation_of(mask, kind - 1))
-        return objects.shape, annotations
+        return numbers.shape, annotations
 
     listing = root / "ImageSets/Segmentation" / f"{split}.txt"
     return _records(name, listing, root / "JPEGImages", annotate)
@@ -188,7 +188,7 @@ def _read_mat(name: str, file: Path) -> tuple[Labels, Labels]:
     if not labels.size or not np.isin(labels, np.arange(kinds.size + 1)).all():
         raise DatasetError(
             f"data set {name}: {file}: Segmentation, of shape {labels.shape}, is empty or has "
-            f"numbers beyond those of its {kinds.size} objects"
+            f"numbers beyond those of its {kinds.size} instances"
         )
     if not np.isin(kinds, np.arange(1, len(CLASSES) + 1)).all():
         raise DatasetError(

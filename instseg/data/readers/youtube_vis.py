@@ -152,8 +152,8 @@ class _Reader:
             if len(masks) != len(video["file_names"]):
                 raise DatasetError(
                     f"{what} has {len(masks)} segmentations, its video {key} "
-                    f"{len(video['file_names'])} frames; expected one each, null where the object "
-                    "is not in sight"
+                    f"{len(video['file_names'])} frames; expected one each, null where the "
+                    "instance is not in sight"
                 )
             for frame, mask in enumerate(masks):
                 rle = _to_rle(mask, video, f"{what}, frame {frame}")

@@ -14,7 +14,7 @@ class HasMask(Protocol):
     def mask(self) -> np.ndarray: ...
 
 
-_MIN_CONTRAST = 45.0  # grey levels between an object and everything painted before it
+_MIN_CONTRAST = 45.0  # grey levels between an instance and everything painted before it
 _GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
@@ -24,10 +24,10 @@ def render(
     """Paint ``shapes`` back to front on a textured ground.
 
     Args:
-        shapes: objects with ``mask`` (size, size) bool, disjoint.
+        shapes: instances with ``mask`` (size, size) bool, disjoint.
         size: side of the image in pixels.
         rng: source of every random choice.
-        clutter: strew lines and specks over the ground that belong to no object.
+        clutter: strew lines and specks over the ground that belong to no instance.
     Returns:
         (size, size, 3) uint8 RGB; two images in five are grey.
     """
@@ -63,8 +63,8 @@ def colour_of(rng: np.random.Generator, others: Sequence[np.ndarray], grey: bool
     difference = draws[:, None] - np.stack(others)
     hue = difference - difference.mean(axis=2, keepdims=True)
     contrast = (np.abs(difference @ _GREY) + np.abs(hue).mean(axis=2) / 3).min(axis=1)
-    enough = contrast >= _MIN_CONTRAST
-    return draws[int(enough.argmax() if enough.any() else contrast.argmax())]
+    stands_out = contrast >= _MIN_CONTRAST
+    return draws[int(stands_out.argmax() if stands_out.any() else contrast.argmax())]
 
 
 def texture(

@@ -2,7 +2,7 @@
 
 Four splits: ``shapes_train`` (2000 images), ``shapes_val`` (200) and the harder
 ``shapes_hard_train``, ``shapes_hard_val``.  ``shapes_val_touching`` and ``shapes_val_apart`` are
-the images of ``shapes_val`` where objects of one class touch, and the others.  An image depends
+the images of ``shapes_val`` where instances of one class touch, and the others.  An image depends
 only on its split, index and size, so nothing is stored: its ``file_name`` is
 ``shapes://SPLIT/SIZE/INDEX``, a path that Detectron2's ``PathManager`` opens like a file, so every
 reader and mapper works on it unchanged.
@@ -46,7 +46,7 @@ _TRIES = 20  # positions tried for one instance before it is given up
 
 @dataclass(frozen=True)
 class Shape:
-    """One object: index into ``KINDS``, outline (P, 2) as x, y, and visible mask (S, S) bool."""
+    """One instance: index into ``KINDS``, outline (P, 2) as x, y, and visible mask (S, S) bool."""
 
     kind: int
     outline: np.ndarray
@@ -59,10 +59,10 @@ def class_names(split: str) -> list[str]:
 
 
 def scene(split: str, index: int, size: int) -> list[Shape]:
-    """Objects of one image, from the back to the front.
+    """Instances of one image, from the back to the front.
 
     Even images hold two touching or overlapping instances of one class at least, odd ones hold
-    none that touch.  Any object may be covered in part by one of another class; each keeps
+    none that touch.  Any instance may be covered in part by one of another class; each keeps
     ``MIN_VISIBLE`` of its area.
 
     Args:
@@ -76,12 +76,12 @@ def scene(split: str, index: int, size: int) -> list[Shape]:
     check_member("image", split, index, SPLITS)
     rng = generator(split, index, 0)
     hard = "hard" in split
-    smallest, most = (14, 8) if hard else (20, 6)
-    wanted = 2 + int(rng.random() * (most - 1))
+    smallest, max_shapes = (14, 8) if hard else (20, 6)
+    num_shapes = 2 + int(rng.random() * (max_shapes - 1))
     crowded = index % 2 == 0
     shapes: list[Shape] = []
-    while len(shapes) < wanted:
-        # After the first two, an object that finds no place is left out; those two are insisted on.
+    while len(shapes) < num_shapes:
+        # The first two are insisted on; a later instance that finds no place is left out.
         insist = len(shapes) < 2
         partner = shapes[0] if crowded and len(shapes) == 1 else None
         placed = None
@@ -95,7 +95,7 @@ def scene(split: str, index: int, size: int) -> list[Shape]:
             if not insist:
                 break
         if placed is None:
-            wanted -= 1
+            num_shapes -= 1
         else:
             shapes = placed
     return shapes

@@ -1,9 +1,9 @@
 """The built-in synthetic videos: textured shapes that move, turn, grow and hide each other.
 
-Two splits of clips of ``LENGTH`` frames: ``shapes_video_train`` and ``shapes_video_val``.  Objects
-have the classes of the images in :mod:`instseg.data.synthetic.shapes`; they and the ground behind
-them keep their textures.  Light stays, noise is new in every frame.  As a frame depends only on its
-split, clip, number and size, nothing is stored: paths are
+Two splits of clips of ``LENGTH`` frames: ``shapes_video_train`` and ``shapes_video_val``.
+Instances have the classes of :mod:`instseg.data.synthetic.shapes`.  They and the ground behind them
+keep their textures.  Light stays, noise is new in every frame.  Nothing is stored, since a
+frame depends only on its split, clip, number and size.  Paths are
 
 - ``shapes-video://SPLIT/SIZE/CLIP/FRAME``, an image;
 - ``shapes-video://SPLIT/SIZE/CLIP/FRAME/REFERENCE``, a ``.flo`` file of the flow from FRAME to
@@ -36,10 +36,10 @@ LENGTH = 20
 CLASSES = KINDS[:3]
 PREFIX = "shapes-video://"
 MIN_VISIBLE = 0.25
-"""An object with less of its area in sight has no annotation in that frame."""
+"""An instance with less of its area in sight has no annotation in that frame."""
 
-_MOST = 5  # objects of a clip
-_TRIES = 20  # positions tried for one object before it is given up
+_MAX_SHAPES = 5  # instances of a clip
+_TRIES = 20  # positions tried for one instance before it is given up
 _GROUND = np.array([[-1, -1], [2, -1], [2, 2], [-1, 2]])
 """Outline of the ground, in sides of the image."""
 
@@ -49,7 +49,7 @@ class Motion:
     """A smooth path: position, angle and scale at any time, all in closed form.
 
     Attributes:
-        centre: (2,) pixels around which the object sways.
+        centre: (2,) pixels around which the instance sways.
         sway: (2,) largest distance from there in x and y.
         turns: (3,) turns per frame of the sway in x, in y and of the scale.
         phases: (3,) radians, where these begin.
@@ -75,7 +75,7 @@ class Motion:
 
 @dataclass(frozen=True)
 class Layer:
-    """A surface: the ground or an object.
+    """A surface: the ground or an instance.
 
     Attributes:
         kind: index into ``CLASSES``, -1 for the ground.
@@ -147,10 +147,10 @@ def clip(split: str, index: int, size: int) -> Clip:
 
 
 def _centres(rng: np.random.Generator, size: int) -> list[np.ndarray]:
-    """2 to ``_MOST`` places that are not close to each other; fewer where there is no room."""
-    wanted = 2 + int(rng.random() * (_MOST - 1))
+    """2 to ``_MAX_SHAPES`` positions not close to each other; fewer if there is no room."""
+    num_shapes = 2 + int(rng.random() * (_MAX_SHAPES - 1))
     centres: list[np.ndarray] = []
-    for _ in range(wanted):
+    for _ in range(num_shapes):
         for _ in range(_TRIES):
             centre = (0.15 + 0.7 * rng.random(2)) * size
             if all(np.linalg.norm(centre - other) > 0.25 * size for other in centres):
@@ -176,19 +176,19 @@ def _motion(
 def surfaces(clip: Clip, frame: int) -> np.ndarray:
     """(S, S) int8: index of the layer in sight at each pixel; 0 is the ground."""
     size = len(clip.light)
-    seen = np.zeros((size, size), dtype=np.int8)
+    numbers = np.zeros((size, size), dtype=np.int8)
     for number, layer in enumerate(clip.layers[1:], start=1):
-        seen[rasterise(layer.placed(frame), size)] = number
-    return seen
+        numbers[rasterise(layer.placed(frame), size)] = number
+    return numbers
 
 
 def image(split: str, index: int, frame: int, size: int) -> np.ndarray:
     """(size, size, 3) uint8 RGB image of a frame."""
     scene = clip(split, index, size)
-    seen = surfaces(scene, frame)
+    numbers = surfaces(scene, frame)
     canvas = np.empty((size, size, 3), dtype=np.float32)
     for number, layer in enumerate(scene.layers):
-        y, x = np.nonzero(seen == number)
+        y, x = np.nonzero(numbers == number)
         matrix, position = layer.motion.pose(frame)
         points = (np.stack([x, y], axis=1) + 0.5 - position) @ np.linalg.inv(matrix).T
         canvas[y, x] = _sampled(layer.paint, points + len(layer.paint) / 2)
@@ -216,10 +216,10 @@ def flow(split: str, index: int, frame: int, reference: int, size: int) -> np.nd
     at its position there shows another surface.
     """
     scene = clip(split, index, size)
-    seen, seen_then = surfaces(scene, frame), surfaces(scene, reference)
+    numbers, numbers_in_reference = surfaces(scene, frame), surfaces(scene, reference)
     result = np.full((size, size, 2), np.nan, dtype=np.float32)
     for number, layer in enumerate(scene.layers):
-        y, x = np.nonzero(seen == number)
+        y, x = np.nonzero(numbers == number)
         now = np.stack([x, y], axis=1) + 0.5
         (matrix, position), (matrix_then, position_then) = (
             layer.motion.pose(time) for time in (frame, reference)
@@ -227,7 +227,7 @@ def flow(split: str, index: int, frame: int, reference: int, size: int) -> np.nd
         then = (now - position) @ (matrix_then @ np.linalg.inv(matrix)).T + position_then
         inside = ((then >= 0) & (then < size)).all(axis=1)
         column, row = np.clip(then, 0, size - 1).astype(int).T
-        known = inside & (seen_then[row, column] == number)
+        known = inside & (numbers_in_reference[row, column] == number)
         result[y[known], x[known]] = (then - now)[known]
     return result
 
@@ -237,7 +237,7 @@ def load(split: str, size: int, clips: Iterable[int] | None = None) -> list[dict
 
     Beside the standard fields each has ``video_id`` (the clip), ``frame_index``, ``length``,
     ``reference_files`` and ``flow_files`` (of earlier frames, the nearest first); each annotation
-    has ``track_id``, the number of the object in its clip.
+    has ``track_id``, the number of the instance in its clip.
     """
     records = []
     for index in range(SPLITS[split]) if clips is None else clips:
@@ -263,10 +263,10 @@ def load(split: str, size: int, clips: Iterable[int] | None = None) -> list[dict
 
 
 def _annotations(scene: Clip, frame: int) -> list[dict[str, Any]]:
-    seen = surfaces(scene, frame)
+    numbers = surfaces(scene, frame)
     annotations = []
     for number, layer in enumerate(scene.layers[1:], start=1):
-        mask = seen == number
+        mask = numbers == number
         if mask.sum() < max(1, MIN_VISIBLE * polygon_area(layer.placed(frame))):
             continue
         annotations.append(annotation_of(mask, layer.kind, track_id=number - 1))

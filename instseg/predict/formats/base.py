@@ -58,10 +58,12 @@ class Format(ABC):
 
     Attributes:
         packages: those of the extra ``microscopy`` that it needs.
+        files: names of those that list several images.
         suffix: of the file that it writes for each image, after the stem; "" for none.
     """
 
     packages: ClassVar[tuple[str, ...]] = ()
+    files: ClassVar[tuple[str, ...]] = ()
     suffix: ClassVar[str] = ""
 
     def __init__(self, output: Path, categories: Categories, about: dict[str, Any]) -> None:

@@ -15,11 +15,14 @@ class Coco(Format):
     See :mod:`instseg.predict` for their content.
     """
 
+    files = ("categories.json", "predictions.json")
+
     def __init__(self, output: Path, categories: Categories, about: dict[str, Any]) -> None:
         super().__init__(output, categories, about)
         head = {"info": about, "categories": categories.as_coco()}
-        self._images = JsonLines(output / "categories.json", head, "images")
-        self._records = JsonLines(output / "predictions.json")
+        images, records = (output / name for name in self.files)
+        self._images = JsonLines(images, head, "images")
+        self._records = JsonLines(records)
 
     def __enter__(self) -> "Coco":
         with ExitStack() as stack:

@@ -4,9 +4,9 @@ import colorsys
 import json
 from typing import Any
 
+from instseg.masks import Polygon, Ring, polygons
 from instseg.predict.earlier import GEOJSON_START
 from instseg.predict.formats.base import Format, ImageResult
-from instseg.predict.formats.polygons import Polygon, Ring, polygons
 from instseg.predict.records import replacing, writing
 
 _SCORES = {"score": "Score", "class_score": "Class score", "mask_score": "Mask score"}

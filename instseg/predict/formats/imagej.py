@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from instseg.masks import Polygon, polygons
 from instseg.predict.earlier import MARK
 from instseg.predict.formats.base import Format, ImageResult
-from instseg.predict.formats.polygons import Polygon, polygons
 from instseg.predict.records import replacing, writing
 
 _LONGEST_NAME = 50

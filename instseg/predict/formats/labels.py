@@ -1,14 +1,23 @@
 """Label images: ``STEM_labels.tif``."""
 
+import zlib
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
 from instseg.data.pixel_size import pixel_size
+from instseg.masks import CroppedMasks
 from instseg.predict.earlier import MARK
 from instseg.predict.formats.base import Format, ImageResult
 from instseg.predict.records import replacing, writing
 
 _LARGEST = 2**32 - 1
+_STRIP = 2**18
+"""Bytes of a strip of the file, before compression."""
+_BAND = 2**22
+"""Pixels of the label image that are made together."""
+_CLASSIC = 2**32 - 2**25
+"""Bytes of pixels of which a file is a BigTIFF, which alone can be larger than 4 GB."""
 
 
 class LabelImages(Format):
@@ -17,7 +26,7 @@ class LabelImages(Format):
     (H, W) uint16, or uint32 for more than 65535 instances, with deflate.  Where instances overlap,
     the one with the highest score is on top; one that others cover completely has no pixel.  The
     file is an OME-TIFF, which ImageJ and QuPath read, with the size of a pixel where the image file
-    tells it.
+    tells it.  The image is made and written by strips, so it may have any size.
     """
 
     packages = ("tifffile",)
@@ -33,17 +42,33 @@ class LabelImages(Format):
                 metadata |= {f"PhysicalSize{axis}": micrometres, f"PhysicalSize{axis}Unit": "µm"}
             options["resolution"] = tuple(_per_centimetre(side) for side in size)
             options["resolutionunit"] = "CENTIMETER"
-        path = self.path(image)
+        masks, path = image.needed_masks(), self.path(image)
+        kind = masks.to_label_image(0, 0).dtype
+        rows = max(_STRIP // (image.width * kind.itemsize), 1)
         with writing(path), replacing(path) as file:
             tifffile.imwrite(
                 file,
-                image.needed_masks().to_label_image(),
+                _strips(masks, rows),
+                shape=(image.height, image.width),
+                dtype=kind,
+                rowsperstrip=rows,
+                bigtiff=image.height * image.width * kind.itemsize > _CLASSIC,
                 ome=True,
                 compression="zlib",
                 software=MARK,
                 metadata=metadata,
                 **options,
             )
+
+
+def _strips(masks: CroppedMasks, rows: int) -> Iterator[bytes]:
+    """The label image, compressed, in parts of so many rows; the last one may have fewer."""
+    height, width = masks.image_size
+    band = rows * max(_BAND // (rows * width), 1)
+    for top in range(0, height, band):
+        labels = masks.to_label_image(top, min(top + band, height))
+        for first in range(0, len(labels), rows):
+            yield zlib.compress(labels[first : first + rows].data)
 
 
 def _per_centimetre(micrometres: float) -> tuple[int, int]:

@@ -55,6 +55,7 @@ class Measurements(Format):
 
     NAME: ClassVar[str] = "measurements.csv"
     packages = ("skimage",)
+    files = (NAME,)
 
     def __init__(self, output: Path, categories: Categories, about: dict[str, Any]) -> None:
         super().__init__(output, categories, about)

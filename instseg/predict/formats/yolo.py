@@ -4,9 +4,9 @@ import logging
 
 from detectron2.utils.logger import log_first_n
 
+from instseg.masks import polygons
 from instseg.predict.earlier import YOLO_END, remove
 from instseg.predict.formats.base import Format, ImageResult
-from instseg.predict.formats.polygons import polygons
 from instseg.predict.records import replacing, writing
 
 

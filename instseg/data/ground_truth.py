@@ -103,11 +103,11 @@ def _area(box: list[float], mask: Any) -> float:
 def _indexed(coco: COCO) -> COCO:
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         coco.createIndex()
-    prepare_truth(coco)
+    prepare_ground_truth(coco)
     return coco
 
 
-def prepare_truth(coco: COCO) -> None:
+def prepare_ground_truth(coco: COCO) -> None:
     """Remove the annotations that training leaves out, and complete the others, in place.
 
     Otherwise pycocotools would fail, or read beyond its memory, on an instance that cannot be
@@ -117,8 +117,10 @@ def prepare_truth(coco: COCO) -> None:
     if "annotations" not in coco.dataset:
         return
     left_out = Report(check_coco(coco.dataset, masks=False)).left_out()
-    used = [entry for entry in coco.dataset["annotations"] if entry["id"] not in left_out]
-    for number, entry in enumerate(used, start=1):
+    used_annotations = [
+        entry for entry in coco.dataset["annotations"] if entry["id"] not in left_out
+    ]
+    for number, entry in enumerate(used_annotations, start=1):
         entry["id"] = number
         entry.setdefault("iscrowd", 0)
         if isinstance(entry.get("segmentation"), list):
@@ -129,6 +131,6 @@ def prepare_truth(coco: COCO) -> None:
             *_, width, height = entry.get("bbox") or (0, 0, 0, 0)
             mask = entry.get("segmentation")
             entry["area"] = float(rle_area(coco.annToRLE(entry))) if mask else float(width * height)
-    coco.dataset["annotations"] = used
+    coco.dataset["annotations"] = used_annotations
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()

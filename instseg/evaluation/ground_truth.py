@@ -16,7 +16,7 @@ from detectron2.utils.logger import log_first_n
 from instseg.data.dataset import DataSet
 
 
-class TruthEvaluator(COCOEvaluator):
+class GroundTruthEvaluator(COCOEvaluator):
     """Detectron2's COCO evaluator on the ground truth that training would use.
 
     Detectron2's own evaluator reads the file of the data set with pycocotools, which supports one

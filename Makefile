@@ -81,7 +81,7 @@ $(STAMP): constraints.txt setup.py pyproject.toml instseg/install_detectron2.py 
 		|| $(PYTHON) -m venv --clear $(VENV)
 	@echo "setup: installing into $(VENV) (the first time some minutes and 5 GB, most of it torch)"
 	@$(PIP) install --quiet --constraint constraints.txt ninja setuptools wheel torch torchvision
-	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[convert,demo,export,lint,microscopy,test,video]'
+	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[convert,demo,export,hub,lint,microscopy,test,video]'
 	@$(BIN)/python instseg/install_detectron2.py --constraint constraints.txt
 	@# opencv-python needs the system's libGL and libglib; the headless wheel works without them.
 	@reason=$$($(BIN)/python -c 'import cv2' 2>&1) || case "$$reason" in \

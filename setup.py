@@ -1,9 +1,10 @@
 """Build of instseg: maps the folders and compiles ``csrc/``; all metadata is in ``pyproject.toml``.
 
-The papers live in ``projects/`` and the configurations in ``configs/``, where a reader looks for
-them.  They are installed as ``instseg.projects.<paper>`` and ``instseg.configs``.  ``csrc/``
-becomes ``instseg._C``, always for the CPU, and for CUDA with a GPU or ``FORCE_CUDA=1``.
-``INSTSEG_SANITIZE=1`` builds it with sanitizers (see ``make asan``).
+The papers live in ``projects/``, the configurations in ``configs/`` and the shipped models in
+``zoo/``, where a reader looks for them.  They are installed as ``instseg.projects.<paper>``,
+``instseg.configs`` and ``instseg.zoo``.  ``csrc/`` becomes ``instseg._C``, always for the CPU, and
+for CUDA with a GPU or ``FORCE_CUDA=1``.  ``INSTSEG_SANITIZE=1`` builds it with sanitizers (see
+``make asan``).
 """
 
 import os
@@ -58,6 +59,7 @@ def folder_of_each_package() -> dict[str, str]:
     for name in find_packages(str(ROOT / "projects")):
         folders[f"instseg.projects.{name}"] = f"projects/{name.replace('.', '/')}"
     folders["instseg.configs"] = "configs"
+    folders["instseg.zoo"] = "zoo"
     return folders
 
 
@@ -148,6 +150,10 @@ setup(
     license="Apache-2.0",
     packages=list(FOLDERS),
     package_dir=FOLDERS,
-    package_data={"instseg": ["py.typed"], "instseg.configs": ["*.yaml", "*/*.yaml"]},
+    package_data={
+        "instseg": ["py.typed"],
+        "instseg.configs": ["*.yaml", "*/*.yaml"],
+        "instseg.zoo": ["*.json", "*.safetensors"],
+    },
     **build,
 )

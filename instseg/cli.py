@@ -12,6 +12,7 @@ from instseg.commands import (
     check_data,
     convert,
     export,
+    models,
     nuclei,
     predict,
     proposals,
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     add = commands.add_parser
     predict.add_arguments(add("predict", help="find instances in images and videos"))
     results.add_arguments(add("results", help="write results in other formats"))
+    models.add_arguments(add("models", help="list the shipped models"))
     proposals.add_arguments(add("proposals", help="write a model's boxes for another detector"))
     convert.add_arguments(add("convert", help="make released weights usable here"))
     export.add_arguments(add("export", help="write a network as ONNX or torch.export"))

@@ -1,6 +1,7 @@
-"""``make demo``: train Mask R-CNN on synthetic shapes, evaluate it, count coins in a photograph.
+"""``make demo``: draw all shipped models, train Mask R-CNN on synthetic shapes, count coins.
 
-Writes ``summary.json``, ``gallery.png`` and ``coins.png`` into ``output/demo``.
+Writes ``side_by_side.png``, ``summary.json``, ``gallery.png`` and ``coins.png`` into
+``output/demo``.
 """
 
 import argparse
@@ -15,11 +16,14 @@ import skimage.data
 from figures import draw_gallery
 from scipy.ndimage import binary_fill_holes
 from scipy.ndimage import label as label_regions
+from side_by_side import of_labels, write
 from skimage.filters import sobel
 from skimage.segmentation import watershed
 
 from instseg import Predictor
+from instseg.data.images import read_image, read_labels
 from instseg.processes import end_with_make, run
+from instseg.shipped import shipped_models
 from instseg.visualize import draw_instances
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +36,22 @@ COINS_OVERRIDES = [
     *("MODEL.RPN.PRE_NMS_TOPK_TEST", 1000),
     *("MODEL.RPN.POST_NMS_TOPK_TEST", 500),
 ]
+
+
+def draw_shipped(file: Path) -> str:
+    """Draw what every shipped model for nuclei finds on nuclei and on coins; returns what to tell.
+
+    ``docs/nuclei.png`` is an image of BBBC038v1 (CC0), ``docs/nuclei_labels.png`` its ground truth.
+    """
+    nuclei = of_labels(
+        read_image(ROOT / "docs/nuclei.png"), read_labels(ROOT / "docs/nuclei_labels.png")
+    )
+    photograph = skimage.data.coins()
+    masks = coin_masks(photograph)
+    labels = (masks * np.arange(1, len(masks) + 1)[:, None, None]).max(axis=0)
+    coins = of_labels(cv2.cvtColor(photograph, cv2.COLOR_GRAY2BGR), labels)
+    models = [model for model in shipped_models() if model.data == "nuclei_train"]
+    return write(file, [nuclei, coins], models)
 
 
 def train(output: Path, overrides: list[str]) -> dict[str, float]:
@@ -87,6 +107,7 @@ def main() -> None:
     args = parser.parse_args()
     end_with_make()
     start = time.monotonic()
+    print(draw_shipped(args.output / "side_by_side.png"), flush=True)
     summary: dict[str, float] = train(args.output, args.overrides)
     weights = str(args.output / "model_final.pth")
 

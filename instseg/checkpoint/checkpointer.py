@@ -19,6 +19,7 @@ from instseg.categories import Categories, ClassCount
 from instseg.checkpoint.fit import Fit, few
 from instseg.checkpoint.reading import peek_iteration, read_weights
 from instseg.checkpoint.wrappers import plain_names
+from instseg.downloads import require_hash
 from instseg.errors import CheckpointError
 from instseg.files import TEMPORARY, atomic_write
 
@@ -141,6 +142,7 @@ class Checkpointer(DetectionCheckpointer):
         return self._apply(checkpoint, path, checkpointables, resuming=False)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
+        require_hash(filename, self.sha256)
         return self._read(filename, self.sha256)
 
     def _read(self, file: str, sha256: str = "") -> dict[str, Any]:

@@ -14,7 +14,6 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
-from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -24,9 +23,10 @@ from torch import Tensor
 
 from instseg.checkpoint.fit import few
 from instseg.checkpoint.wrappers import find_weights, plain_names
-from instseg.downloads import local_path
+from instseg.downloads import hash_in_name, local_path, suffix_of
 from instseg.errors import CheckpointError, reason_of
 from instseg.pickles import SCALARS, BlockedGlobal, load_arrays
+from instseg.shipped import of_address
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +45,11 @@ def read_weights(path: str | os.PathLike[str], sha256: str = "") -> dict[str, An
     """Read a weight file into Detectron2's form.
 
     Args:
-        path: a local path or a URL that Detectron2's ``PathManager`` resolves.  ``.safetensors``
+        path: a local path or an address, see :mod:`instseg.downloads`.  ``.safetensors``
             and ``.pkl`` (Detectron2 zoo, Caffe2) are told by their extension; any other file is a
             PyTorch file (``.pyth``: pycls).
-        sha256: the expected SHA-256 of the file in hexadecimal; "" for any.
+        sha256: the expected SHA-256 of the file in hexadecimal; "" for that in the manifest
+            of shipped models or in the name of a downloaded file, otherwise for any.
     Returns:
         ``{"model": {name: CPU tensor}, ...}``; the other entries are those that the file holds
         beside its weights, in a safetensors file the JSON object under ``"instseg"`` in its
@@ -60,12 +61,11 @@ def read_weights(path: str | os.PathLike[str], sha256: str = "") -> dict[str, An
     """
     path = os.fspath(path)
     local = local_path(path)
-    suffix = PurePosixPath(path.partition("?")[0]).suffix.lower()
     try:
         with open(local, "rb") as file:
             # One open handle for hash and content, so that the verified file is the file read.
             digest = _verify(file, path, local, sha256)
-            return _parse(file, path, local, suffix, digest)
+            return _parse(file, path, local, suffix_of(path, local), digest)
     except OSError as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
 
@@ -95,15 +95,19 @@ def peek_iteration(path: str | os.PathLike[str]) -> int | None:
 
 def _verify(file: BinaryIO, path: str, local: str, sha256: str) -> str:
     """Compare the SHA-256 of ``file`` with the expected one; returns it, "" if none is expected."""
-    expected = sha256.strip().lower()
+    expected, source = sha256.strip().lower(), _KEY
     if expected and not re.fullmatch("[0-9a-f]{64}", expected):
         raise CheckpointError(f"{_KEY} is {sha256!r}; expected 64 hexadecimal digits")
+    if not expected and (model := of_address(path)) is not None:
+        expected, source = model.sha256, f"that of {model.file} in the manifest"
+    elif not expected:
+        expected, source = hash_in_name(path), "the beginning of it in the name"
     if not expected:
         return ""
     digest = _digest(file)
-    if digest != expected:
+    if not digest.startswith(expected):
         raise CheckpointError(
-            f"checkpoint {path} has SHA-256 {digest}, but {_KEY} is {expected}; "
+            f"checkpoint {path} has SHA-256 {digest}, but {source} is {expected}; "
             f"it is another file, or damaged" + _cached(path, local)
         )
     logger.info("%s has the expected SHA-256 %s", path, digest)
@@ -270,4 +274,6 @@ def _digest(file: BinaryIO) -> str:
 
 def _cached(path: str, local: str) -> str:
     """The end of an error about a downloaded file: a bad one stays cached until deleted."""
+    if of_address(path) is not None:
+        return "; install instseg again"
     return "" if local == path else f"; delete {local} to download it again"

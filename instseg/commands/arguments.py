@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from instseg.shipped import SCHEME
+
 
 def path(text: str) -> Path:
     """A path; refuses an empty one (an unset shell variable), which Python would take as ``.``."""
@@ -15,10 +17,34 @@ def path(text: str) -> Path:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of every command that runs one model to ``parser``."""
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="YAML file, or its name in configs/")
+    add_config_arguments(parser)
     add("--weights", metavar="FILE", help="checkpoint, instead of MODEL.WEIGHTS")
     add_allow_partial(parser)
     add("overrides", nargs="*", metavar="KEY VALUE", help="configuration overrides, last")
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, **options: Any) -> None:
+    """Add ``--config-file`` and ``--model``, one of which is required, to ``parser``.
+
+    Both give ``config_file``: the configuration of a shipped model is ``zoo://NAME``.
+
+    Args:
+        options: for both, such as ``action="append"``.
+    """
+    add = parser.add_mutually_exclusive_group(required=True).add_argument
+    add("--config-file", metavar="FILE", help="YAML file, or its name in configs/", **options)
+    add(
+        "--model",
+        dest="config_file",
+        type=_address,
+        metavar="NAME",
+        help="a shipped model, with its configuration and weights; `instseg models` lists them",
+        **options,
+    )
+
+
+def _address(name: str) -> str:
+    return f"{SCHEME}{name}"
 
 
 def add_allow_partial(parser: argparse.ArgumentParser) -> None:

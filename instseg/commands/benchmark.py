@@ -2,17 +2,23 @@
 
 import argparse
 
-from instseg.commands.arguments import add_allow_partial, add_model_arguments, path
+from instseg.commands.arguments import (
+    add_allow_partial,
+    add_config_arguments,
+    add_model_arguments,
+    path,
+)
 
 
 def add_models_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command to ``parser``, and the function that runs it."""
     parser.description = (
         "Compares instseg's Predictor with Detectron2's stock DefaultPredictor on the same network "
-        "and images.  Ratios are peer / ours: above 1, instseg is ahead."
+        "and images.  Ratios are peer / ours: above 1, instseg is ahead.  "
+        "--config-file and --model may be repeated."
     )
     add = parser.add_argument
-    add("--config-file", required=True, action="append", metavar="FILE", help="may be repeated")
+    add_config_arguments(parser, action="append")
     add("--input", nargs="+", default=[], metavar="FILE", help="images; default synthetic ones")
     add(
         "--variant",

@@ -60,7 +60,8 @@ def take_old_keys(loaded: CfgNode) -> None:
 
 def add_shared_config(cfg: CfgNode) -> None:
     """Add the shared keys to ``cfg``, with their defaults."""
-    # SHA-256 that the file MODEL.WEIGHTS must have; "" does not check.
+    # SHA-256 that the file MODEL.WEIGHTS must have; "" does not check, so that a file of hf:// or
+    # https:// is refused.
     cfg.MODEL.WEIGHTS_SHA256 = ""
     # The classes of the model, [{"id": ..., "name": ...}, ...] in the order of their numbers.
     # Results get their category ids and names from here if the weights have none. Training writes

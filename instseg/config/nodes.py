@@ -26,6 +26,7 @@ from instseg.data.build import register_builtin_datasets, register_datasets
 from instseg.data.samples import SAMPLES_REGISTRY
 from instseg.errors import ConfigError
 from instseg.projects import add_project_configs
+from instseg.shipped import of_address
 
 logger = logging.getLogger(__name__)
 
@@ -126,14 +127,18 @@ def load_cfg(path: str | os.PathLike[str], overrides: Sequence[Any] = ()) -> Cfg
 
     Args:
         path: a file, or its name inside the installed ``configs/``, e.g.
-            ``mask_rcnn/mask_rcnn_shapes.yaml``.
+            ``mask_rcnn/mask_rcnn_shapes.yaml``; or ``zoo://NAME``, the configuration of a shipped
+            model with its weights.
         overrides: as at the end of ``train_net.py``'s command line.
     Raises:
         ConfigError: see :class:`CfgNode`; an unknown name of a part, or a value that cannot be used
             (see :func:`check_names`, :func:`~instseg.config.rules.check_values`).
+        CheckpointError: no such model is shipped.
     """
     cfg = get_cfg()
     cfg.merge_from_file(os.fspath(path))
+    if (shipped := of_address(os.fspath(path))) is not None:
+        cfg.merge_from_list(shipped.settings)
     cfg.merge_from_list(overrides)
     check_names(cfg)
     check_values(cfg)
@@ -142,7 +147,13 @@ def load_cfg(path: str | os.PathLike[str], overrides: Sequence[Any] = ()) -> Cfg
 
 
 def find_config(name: str) -> str:
-    """Path of a configuration file, given by path or by name inside the installed ``configs/``."""
+    """Path of a configuration file.
+
+    Args:
+        name: its path, its name inside the installed ``configs/``, or ``zoo://NAME``.
+    """
+    if (shipped := of_address(name)) is not None:
+        name = shipped.config
     if os.path.isdir(name):
         raise ConfigError(f"config file {name} is a folder; give one of the YAML files in it")
     if os.path.isfile(name):

@@ -46,6 +46,7 @@ from instseg.modeling import (
 from instseg.modeling.augmented import AugmentedRCNN
 from instseg.modeling.building import building
 from instseg.modeling.contract import padded_shape
+from instseg.shipped import SCHEME
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,8 @@ class Predictor:
         """Build the model and load its weights.
 
         Args:
-            config: a configuration, or the path of a YAML file.
+            config: a configuration, or what :func:`instseg.load_cfg` takes: the path of a YAML
+                file, or ``zoo://NAME``.
             weights: a checkpoint; replaces ``MODEL.WEIGHTS`` and the checksum that belongs to it.
             overrides: ``[KEY, VALUE, ...]``, applied last.
             batch_size: None chooses 8 on a GPU and 1 on a CPU, where a batch takes longer per
@@ -159,6 +161,18 @@ class Predictor:
             self._network = torch.compile(network, fullgraph=True)
         augments = self.cfg.TEST.AUG.ENABLED
         self._augmented = AugmentedRCNN(self.cfg, self.model) if augments else None
+
+    @classmethod
+    def from_zoo(cls, name: str, **options: Any) -> "Predictor":
+        """A model that instseg ships; ``instseg models`` lists them.
+
+        Args:
+            name: such as ``mask_rcnn_nuclei``.
+            options: see the constructor.
+        Raises:
+            CheckpointError: there is no such model, or its weights are damaged.
+        """
+        return cls(f"{SCHEME}{name}", **options)
 
     @property
     def class_names(self) -> list[str] | None:
@@ -421,4 +435,7 @@ def _resolve(
 def require_weights(cfg: CfgNode, weights: str | None, purpose: str) -> None:
     """Raise a ConfigError if there are only random weights to ``purpose``."""
     if not (weights or cfg.MODEL.WEIGHTS):
-        raise ConfigError(f"no weights to {purpose}; pass --weights FILE or MODEL.WEIGHTS FILE")
+        raise ConfigError(
+            f"no weights to {purpose}; pass --weights FILE or MODEL.WEIGHTS FILE, or "
+            "--model NAME in place of --config-file"
+        )

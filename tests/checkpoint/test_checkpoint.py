@@ -1,5 +1,6 @@
 """Weights go there and back, and only into models that they belong to."""
 
+import hashlib
 import logging
 import pickle
 import threading
@@ -247,10 +248,11 @@ def server(tmp_path, monkeypatch) -> Iterator[str]:
 
 
 def test_weights_are_downloaded_and_keep_the_server_s_part_of_the_query(tmp_path, server):
-    save_safetensors(tmp_path / "www" / "a.safetensors", net(seed=1).state_dict())
+    file = tmp_path / "www" / "a.safetensors"
+    save_safetensors(file, net(seed=1).state_dict())
     model = nn.ModuleDict({"backbone": net()})
     url = f"{server}/a.safetensors?download=true&matching_heuristics=True"
-    Checkpointer(model).load(url)
+    Checkpointer(model, sha256=hashlib.sha256(file.read_bytes()).hexdigest()).load(url)
     assert same(model["backbone"], net(seed=1))
 
 
@@ -258,6 +260,12 @@ def test_a_bad_download_is_refused_naming_the_cached_file_to_delete(tmp_path, se
     (tmp_path / "www" / "a.pth").write_bytes(PAGE)
     with pytest.raises(CheckpointError, match="HTML page.*; delete .*cache.*a.pth to download"):
         read_weights(f"{server}/a.pth")
+
+
+def test_a_download_with_another_hash_than_its_name_says_is_refused(tmp_path, server):
+    save_safetensors(tmp_path / "www" / "a-01234567.safetensors", net().state_dict())
+    with pytest.raises(CheckpointError, match="but the beginning of it in the name is 01234567"):
+        Checkpointer(net()).load(f"{server}/a-01234567.safetensors")
 
 
 def test_a_failing_download_is_explained_with_the_ways_out(server):

@@ -16,11 +16,13 @@ from tests.repository.test_layering import ROOT, imports, module_name
 Graph = Mapping[str, set[str]]
 LAYERS = (
     ("errors", "install_detectron2", "processes", "projects"),
-    ("categories", "console", "downloads", "files", "forks", "masks", "tracking"),
+    ("categories", "console", "files", "forks", "masks", "tracking"),
+    ("shipped",),
+    ("downloads",),
     ("modeling", "ops", "pickles", "visualize"),
     ("data",),
     ("checkpoint", "evaluation"),
-    ("config",),
+    ("config", "stock"),
     ("check_data", "convert", "inference"),
     ("export", "testing", "training"),
     ("benchmark", "predict"),

@@ -16,6 +16,7 @@ LINEAGE = {(project.name, ancestor) for project in PROJECTS for ancestor in proj
 OPTIONAL = {
     "gradio",
     "h5py",
+    "huggingface_hub",
     "imagecodecs",
     "onnx",
     "onnxruntime",

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT_OF = {
     "PIL": "pillow",
     "cv2": "opencv-python",
+    "huggingface_hub": "huggingface-hub",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
@@ -38,7 +39,7 @@ def run(*command: object, cwd: Path, **environment: str) -> subprocess.Completed
 def copy_of_the_sources(folder: Path) -> Path:
     """Copy what a build reads, so that it leaves nothing in the checkout."""
     ignored = shutil.ignore_patterns("__pycache__", "*.so")
-    for name in ("instseg", "projects", "configs", "csrc"):
+    for name in ("instseg", "projects", "configs", "csrc", "zoo"):
         if (ROOT / name).exists():
             shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     names = ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "Makefile")
@@ -116,6 +117,12 @@ def test_a_wheel_holds_every_configuration(wheel):
     expected = {f"instseg/{p.relative_to(ROOT)}" for p in ROOT.glob("configs/**/*.yaml")}
     assert expected
     assert expected <= files(wheel)
+
+
+def test_a_wheel_holds_the_shipped_models_and_their_manifest(wheel):
+    shipped = [*ROOT.glob("zoo/*.json"), *ROOT.glob("zoo/*.safetensors")]
+    assert [path.name for path in shipped if path.suffix == ".json"] == ["manifest.json"]
+    assert {f"instseg/{path.relative_to(ROOT)}" for path in shipped} <= files(wheel)
 
 
 def test_a_wheel_holds_the_marker_of_a_typed_package(wheel):

@@ -54,8 +54,8 @@ def suffix_of(path: str, local: str) -> str:
         path: its path or address.
         local: the local file.  Its name does not tell the extension if a query ended the URL.
     """
-    own = path.startswith((SCHEME, _HUB))
-    return PurePosixPath(local if own else path.partition("?")[0]).suffix.lower()
+    is_ours = path.startswith((SCHEME, _HUB))
+    return PurePosixPath(local if is_ours else path.partition("?")[0]).suffix.lower()
 
 
 def hash_in_name(path: str) -> str:

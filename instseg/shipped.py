@@ -101,8 +101,8 @@ class ShippedModel:
 
     def first_of(self, names: Sequence[str]) -> tuple[str, float] | None:
         """The first of these numbers that was measured, with its name."""
-        found = ((name, self.value(name)) for name in names)
-        return next(((name, value) for name, value in found if value is not None), None)
+        pairs = ((name, self.value(name)) for name in names)
+        return next(((name, value) for name, value in pairs if value is not None), None)
 
 
 def zoo_folder() -> Path:
@@ -257,23 +257,23 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 """Key of an entry → what its value has to be, as a test and in words."""
 
 
-def _model(entry: Any, place: str) -> ShippedModel:
+def _model(entry: Any, where: str) -> ShippedModel:
     """An entry of the manifest as an object.
 
     Args:
         entry: as read.
-        place: where it stands, for messages.
+        where: where it stands, for messages.
     Raises:
         CheckpointError: a key is missing, unknown or has a value of another kind.
     """
     if not isinstance(entry, dict):
-        raise CheckpointError(f"{place} is {short(entry)}; expected an object")
+        raise CheckpointError(f"{where} is {short(entry)}; expected an object")
     if different := sorted(set(entry) ^ set(_FIELDS)):
         problem = "unknown" if different[0] in entry else "missing"
-        raise CheckpointError(f"{place}: the key {short(different[0])} is {problem}")
+        raise CheckpointError(f"{where}: the key {short(different[0])} is {problem}")
     for key, (fits, expected) in _FIELDS.items():
         if not fits(entry[key]):
-            raise CheckpointError(f"{place}.{key} is {short(entry[key])}; expected {expected}")
+            raise CheckpointError(f"{where}.{key} is {short(entry[key])}; expected {expected}")
     lists = {key: tuple(entry[key]) for key in ("overrides", "classes")}
     measured = {
         key: tuple(Measurement(**item) for item in entry[key])

@@ -64,14 +64,14 @@ def score(names: Sequence[str], folder: Path) -> dict[str, float]:
     """
     scores = []
     for name in names:
-        truth = np.load(folder / f"{name}.labels.npy")
+        gt_labels = np.load(folder / f"{name}.labels.npy")
         file = folder / f"{name}.predicted.npy"
         if not file.is_file():
             raise DatasetError(f"{file} is missing; the peer predicted fewer images than it got")
         predicted = np.load(file)
-        if predicted.shape != truth.shape:
-            raise DatasetError(f"{file} is {predicted.shape}, its image {truth.shape}")
-        scores.append(image_scores(truth, predicted))
+        if predicted.shape != gt_labels.shape:
+            raise DatasetError(f"{file} is {predicted.shape}, its image {gt_labels.shape}")
+        scores.append(image_scores(gt_labels, predicted))
     means = 100 * np.mean(scores, axis=0)
     result = {"contest/AP": float(means.mean())}
     for threshold, mean in zip(THRESHOLDS, means, strict=True):

@@ -37,11 +37,11 @@ class Shown:
 
     Attributes:
         pixels: (H, W, 3) uint8 in BGR order.
-        truth: the true instances; None if they are unknown.
+        ground_truth: the true instances; None if they are unknown.
     """
 
     pixels: np.ndarray
-    truth: Instances | None = None
+    ground_truth: Instances | None = None
 
 
 def of_data(name: str, count: int) -> list[Shown]:
@@ -84,10 +84,10 @@ def side_by_side(images: Sequence[Shown], models: Sequence[ShippedModel]) -> np.
     for model in models:
         predictor = Predictor.from_zoo(model.name, masks="cropped")
         for shown, row in zip(images, rows, strict=True):
-            found = predictor(shown.pixels)["instances"].to("cpu")
-            found = disjoint(found[found.scores >= MIN_SCORE])
-            drawn = draw_instances(brightened(shown.pixels), found, style=STYLE)
-            row.append(tile(drawn, f"{model.name}: {len(found)}"))
+            predicted = predictor(shown.pixels)["instances"].to("cpu")
+            predicted = disjoint(predicted[predicted.scores >= MIN_SCORE])
+            drawn = draw_instances(brightened(shown.pixels), predicted, style=STYLE)
+            row.append(tile(drawn, f"{model.name}: {len(predicted)}"))
     blank = np.full_like(rows[0][0], 255)
     columns = min(COLUMNS, len(rows[0]))
     tiles = [tile for row in rows for tile in (*row, *[blank] * (-len(row) % columns))]
@@ -111,9 +111,9 @@ def disjoint(instances: Instances) -> Instances:
 
 def _truth(shown: Shown) -> np.ndarray:
     pixels = brightened(shown.pixels)
-    if shown.truth is None:
+    if shown.ground_truth is None:
         return tile(pixels, "image")
-    drawn = draw_instances(pixels, shown.truth, style=STYLE)
+    drawn = draw_instances(pixels, shown.ground_truth, style=STYLE)
     return tile(drawn, f"truth: {len(shown.truth)}")
 
 

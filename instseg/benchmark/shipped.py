@@ -71,7 +71,7 @@ def check_shipped(address: str, count: int = CHECK_IMAGES) -> dict[str, float]:
 
 def _first(dataset: DataSet, count: int) -> DataSet:
     """A data set of the first images of another one, ground truth included."""
-    return replace(dataset, records=dataset.records[:count], _truth_file=None)
+    return replace(dataset, records=dataset.records[:count], _gt_file=None)
 
 
 def _kept(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

@@ -24,11 +24,11 @@ from instseg.masks import CroppedMasks, to_rle
 from instseg.visualize import at_least
 
 _IOU = 0.5
-"""A prediction is right if its IoU with an instance of the ground truth is above."""
+"""A prediction is right if its IoU with an instance of the ground truth is above this."""
 
 
-class Found(NamedTuple):
-    """What one way to predict took and gave; memory is that beside the model, None if unknown."""
+class Measurement(NamedTuple):
+    """Costs and quality of one way to predict; memory is that beside the model, None if unknown."""
 
     seconds: float
     mebibytes: float | None
@@ -41,7 +41,7 @@ class Task(NamedTuple):
     Attributes:
         config: text of the configuration.
         image: file.
-        truth: the instances that it shows.
+        ground_truth: the instances that it shows.
         tile, overlap: pixels.
         confidence: least score of an instance.
         allow_partial: see :class:`Predictor`.
@@ -49,7 +49,7 @@ class Task(NamedTuple):
 
     config: str
     image: str
-    truth: CroppedMasks
+    ground_truth: CroppedMasks
     tile: int
     overlap: int
     confidence: float
@@ -59,7 +59,7 @@ class Task(NamedTuple):
 def benchmark_tiles(
     config_file: str,
     image: str,
-    truth: str,
+    ground_truth: str,
     *,
     tile: int = 1024,
     overlap: int = 128,
@@ -76,7 +76,7 @@ def benchmark_tiles(
     Args:
         config_file: of the model, with weights.
         image: an image file, such as one of ``tools/mosaic.py``.
-        truth: its ground truth in COCO's format.
+        ground_truth: its ground truth in COCO's format.
         tile, overlap: pixels.
         confidence: least score of an instance.
         peers: keys of :data:`PEERS`, a row each.
@@ -103,12 +103,12 @@ def benchmark_tiles(
             f"INPUT.NORMALIZE is {cfg.INPUT.NORMALIZE} and INPUT.CHANNELS {cfg.INPUT.CHANNELS}; "
             "expected none and (): the other packages pass on tiles of 8 bits, not the image"
         )
-    instances = truth_of(truth)
+    instances = read_ground_truth(ground_truth)
     with open_regions(image) as regions:
         size = regions.shape[:2]
     if size != instances.image_size:
         raise ConfigError(
-            f"{image} has {size[1]}x{size[0]} pixels, the first image of --truth {truth} "
+            f"{image} has {size[1]}x{size[0]} pixels, the first image of --truth {ground_truth} "
             f"{instances.image_size[1]}x{instances.image_size[0]}; give the ground truth of this "
             "image"
         )
@@ -136,12 +136,12 @@ def benchmark_tiles(
     return rows
 
 
-def _measured(kind: str, task: Task) -> Found:
-    found = in_fresh_process(measure, kind, task)
-    return found or Found(float("nan"), None, float("nan"))
+def _measured(kind: str, task: Task) -> Measurement:
+    measurement = in_fresh_process(measure, kind, task)
+    return measurement or Measurement(float("nan"), None, float("nan"))
 
 
-def measure(kind: str, task: Task) -> Found:
+def measure(kind: str, task: Task) -> Measurement:
     """Predict on the image in one way; for a process of its own.
 
     Args:
@@ -151,17 +151,17 @@ def measure(kind: str, task: Task) -> Found:
     cfg.merge_from_other_cfg(CfgNode(safe_load(task.config)))
     predictor = Predictor(cfg, allow_partial=task.allow_partial)
     predict = _predict_ours if kind == "instseg" else PEERS[kind].predict
-    height, width = task.truth.image_size
+    height, width = task.ground_truth.image_size
     predictor(np.zeros((min(task.tile, height), min(task.tile, width), 3), np.uint8))
     forget_peak()
     before, start = peak_resident(), time.perf_counter()
     masks = predict(predictor, task)
     seconds, peak = time.perf_counter() - start, peak_resident()
     taken = None if before is None or peak is None else peak - before
-    return Found(seconds, taken, f1(masks, task.truth))
+    return Measurement(seconds, taken, f1(masks, task.ground_truth))
 
 
-def truth_of(file: str) -> CroppedMasks:
+def read_ground_truth(file: str) -> CroppedMasks:
     """The instances of the first image of a file in COCO's format.
 
     Raises:
@@ -184,23 +184,23 @@ def truth_of(file: str) -> CroppedMasks:
         ) from None
 
 
-def f1(predicted: CroppedMasks, truth: CroppedMasks) -> float:
+def f1(predicted: CroppedMasks, ground_truth: CroppedMasks) -> float:
     """F1 of predictions, best first, each matched with the free instance of the largest IoU."""
     right = 0
-    free = np.ones(len(truth), dtype=bool)
-    boxes = truth.boxes.numpy()
+    free = np.ones(len(ground_truth), dtype=bool)
+    boxes = ground_truth.boxes.numpy()
     for start in range(0, len(predicted), 100):
         part = predicted[start : start + 100]
         _, y0, _, y1 = part.boxes.numpy().T
         near = np.flatnonzero(
             (boxes[:, 1] < y1.max(initial=0)) & (boxes[:, 3] > y0.min(initial=1 << 31))
         )
-        for row in part.ious(truth[near]) if len(near) else ():
+        for row in part.ious(ground_truth[near]) if len(near) else ():
             best = int(np.argmax(np.where(free[near], row, -1)))
             if free[near[best]] and row[best] > _IOU:
                 free[near[best]] = False
                 right += 1
-    return 2 * right / max(len(predicted) + len(truth), 1)
+    return 2 * right / max(len(predicted) + len(ground_truth), 1)
 
 
 def _predict_ours(predictor: Predictor, task: Task) -> CroppedMasks:
@@ -219,16 +219,16 @@ def _slicer(compact: bool) -> Callable[[Predictor, Task], CroppedMasks]:
         import supervision as sv
 
         def callback(tile: np.ndarray) -> Any:
-            found = _instances(predictor, tile, task.confidence)
-            return sv.Detections.from_detectron2({"instances": found})
+            instances = _instances(predictor, tile, task.confidence)
+            return sv.Detections.from_detectron2({"instances": instances})
 
         slicer = sv.InferenceSlicer(
             callback, slice_wh=task.tile, overlap_wh=task.overlap, compact_masks=compact
         )
         image = read_image(task.image)
-        found: Any = slicer(image)
-        order = np.argsort(-found.confidence, kind="stable").tolist()
-        return _cropped((np.asarray(found.mask[index]) for index in order), image.shape[:2])
+        detections: Any = slicer(image)
+        order = np.argsort(-detections.confidence, kind="stable").tolist()
+        return _cropped((np.asarray(detections.mask[index]) for index in order), image.shape[:2])
 
     return predict
 
@@ -254,8 +254,8 @@ def _predict_with_sahi(predictor: Predictor, task: Task) -> CroppedMasks:
             }
 
         def perform_inference(self, image: np.ndarray) -> None:
-            found = _instances(predictor, image, task.confidence)
-            self._original_predictions = {"instances": found}
+            instances = _instances(predictor, image, task.confidence)
+            self._original_predictions = {"instances": instances}
 
     image = read_image(task.image)
     ratio = task.overlap / task.tile
@@ -269,9 +269,9 @@ def _predict_with_sahi(predictor: Predictor, task: Task) -> CroppedMasks:
         perform_standard_pred=False,
         verbose=0,
     )
-    found = sorted(result.object_prediction_list, key=lambda item: -item.score.value)
+    predictions = sorted(result.object_prediction_list, key=lambda item: -item.score.value)
     size = (image.shape[0], image.shape[1])
-    polygons = [item.mask.segmentation for item in found if item.mask is not None]
+    polygons = [item.mask.segmentation for item in predictions if item.mask is not None]
     return CroppedMasks.from_rles([to_rle(item, *size) for item in polygons if item], size)
 
 

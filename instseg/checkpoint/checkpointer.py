@@ -102,7 +102,7 @@ class Checkpointer(DetectionCheckpointer):
                 with suppress(OSError):
                     stale.unlink()
         weights = self.weights() if self.weights else self.model.state_dict()
-        data = {"model": _in_usual_order(weights)}
+        data: dict[str, Any] = {"model": _in_usual_order(weights)}
         data |= {key: item.state_dict() for key, item in self.checkpointables.items()}
         if self.categories is not None:
             data["categories"] = self.categories.as_coco()

@@ -99,10 +99,10 @@ def transformed_masks(
         labels = layer.to_label_image().astype(np.uint8)
         whole = np.bincount(labels.ravel(), minlength=len(numbers) + 1)[1:] == layer.areas()
         moved = transforms.apply_segmentation(labels)
-        places = find_objects(moved, max_label=len(numbers))
+        slices = find_objects(moved, max_label=len(numbers))
         for label in np.flatnonzero(whole).tolist():
-            if place := places[label]:
-                parts[int(numbers[label])] = place, moved[place] == label + 1
+            if slices_yx := slices[label]:
+                parts[int(numbers[label])] = slices_yx, moved[slices_yx] == label + 1
         waiting = np.concatenate([numbers[~whole], waiting[_LABELS:]])
     dense = np.zeros((len(parts), *size), dtype=np.bool_)
     boxes = np.zeros((len(parts), 4), dtype=np.int64)

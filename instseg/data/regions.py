@@ -32,7 +32,7 @@ from instseg.errors import ImageError
 Array = npt.NDArray[Any]
 
 _LARGEST_CHUNK = 2**28
-"""Bytes of a tile or strip; an image of larger ones is read whole, zarr with them refused."""
+"""Bytes of a tile or strip; with larger ones an image is read whole, and zarr is refused."""
 _SAMPLES = 2**24
 """Pixels of three channels of 16 bits."""
 _MOST_PLAIN = 4
@@ -137,10 +137,10 @@ def open_regions(path: str | os.PathLike[str], page: int | None = None) -> Regio
     return _whole(str(path), read_pixels(path, page=page))
 
 
-def sample(regions: Regions, most: int = _SAMPLES) -> Array:
+def sample(regions: Regions, limit: int = _SAMPLES) -> Array:
     """Pixels that stand for the whole image, such as for its percentiles.
 
-    They are all pixels of an image of at most ``most``, or fewer if it has more than 3 channels or
+    They are all pixels of an image of at most ``limit``, or fewer if it has more than 3 channels or
     16 bits; else those of squares of 512 x 512, evenly spread over the full resolution (not of a
     lower one, whose means have no extremes).
 
@@ -149,11 +149,11 @@ def sample(regions: Regions, most: int = _SAMPLES) -> Array:
     """
     height, width, channels = regions.shape
     bytes_of_pixel = max(channels, 3) * max(regions.dtype.itemsize, 2)
-    most = max(most * 6 // bytes_of_pixel, _SAMPLE_SIDE**2)
-    if height * width <= most:
+    limit = max(limit * 6 // bytes_of_pixel, _SAMPLE_SIDE**2)
+    if height * width <= limit:
         return regions.read(0, height, 0, width).reshape(-1, 1, channels)
     side = min(_SAMPLE_SIDE, height, width)
-    count = max(most // side**2, 1)
+    count = max(limit // side**2, 1)
     rows = min(max(round(math.sqrt(count * height / width)), 1), count, height // side)
     columns = min(max(count // rows, 1), width // side)
     tops = np.linspace(0, height - side, rows).astype(int).tolist()

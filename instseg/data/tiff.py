@@ -223,16 +223,18 @@ class TiffImages:
             return zarr.open_array(store, mode="r"), store
 
     def _pages(self, log: TiffLog) -> list[Page]:
-        used = [x for x in self._file.series if not (x.keyframe.is_reduced or x.keyframe.is_mask)]
-        used = used or list(self._file.series)
-        if used and used[0].kind not in _SEVERAL_IMAGES:
-            used = used[:1]
-        pages = [page for series in used for page in self._in_series(series)]
-        if pages and used[0].kind == "ome":
+        image_series = [
+            x for x in self._file.series if not (x.keyframe.is_reduced or x.keyframe.is_mask)
+        ]
+        image_series = image_series or list(self._file.series)
+        if image_series and image_series[0].kind not in _SEVERAL_IMAGES:
+            image_series = image_series[:1]
+        pages = [page for series in image_series for page in self._in_series(series)]
+        if pages and image_series[0].kind == "ome":
             pages = self._own(pages, log)
         if not pages:
             raise ImageError(f"{self.source}: is a TIFF without images")
-        if len(used) > 1 and all(series.kind == "generic" for series in used):
+        if len(image_series) > 1 and all(series.kind == "generic" for series in image_series):
             pages.sort(key=lambda page: page.series.pages[page.planes[0] // page.inner].index)
         if len(pages) == 1:
             return pages
@@ -249,14 +251,14 @@ class TiffImages:
                 not elsewhere if plane is None else plane.parent is self._file for plane in planes
             )
 
-        own = [page for page in pages if is_own(page)]
-        if own and len(own) < len(pages):
+        held = [page for page in pages if is_own(page)]
+        if held and len(held) < len(pages):
             text = (
-                f"{self.source}: {len(pages) - len(own)} further images of its OME metadata are in "
-                "other files, which are to be given too (said once)"
+                f"{self.source}: {len(pages) - len(held)} further images of its OME metadata are "
+                "in other files, which are to be given too (said once)"
             )
             log_first_n(logging.WARNING, text, name=__name__)
-        return own or pages
+        return held or pages
 
     def _in_series(self, series: Any) -> Iterator[Page]:
         plane = series.keyframe

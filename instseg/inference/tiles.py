@@ -124,8 +124,9 @@ def predict_tiles(
         progress: show a bar on terminals.
     Returns:
         on the CPU, best first, with the fields that the model gives; ``pred_masks`` are
-        CroppedMasks.  Instances without a pixel are left out.  Of several pieces the largest one
-        gives the fields, the others make ``pred_masks`` and ``pred_boxes`` whole.
+        CroppedMasks.  Instances without a pixel are left out.  If an instance has several
+        pieces, the largest one gives the fields, and all make ``pred_masks`` and
+        ``pred_boxes`` whole.
     Raises:
         ConfigError: the model gives no masks.
         ImageError: a part of the image cannot be read or used.
@@ -223,21 +224,21 @@ class _Image:
                 crop = masks.crop(index)[2]
                 yield Piece(self._count + index, kind, scores[index], Rect(*boxes[index]), crop)
 
-    def _collect(self, found: list[Stitched]) -> None:
-        self._numbers += [instance.number for instance in found]
-        self._joined |= {instance.number: instance.box for instance in found if instance.joined}
-        corners = np.array([instance.box[:2] for instance in found], np.int64).reshape(-1, 2)
-        crops = [instance.mask for instance in found]
+    def _collect(self, stitched: list[Stitched]) -> None:
+        self._numbers += [instance.number for instance in stitched]
+        self._joined |= {instance.number: instance.box for instance in stitched if instance.joined}
+        corners = np.array([instance.box[:2] for instance in stitched], np.int64).reshape(-1, 2)
+        crops = [instance.mask for instance in stitched]
         self._masks.append(CroppedMasks.from_crops(crops, corners, self._size))
 
     def instances(self) -> Instances:
         """All instances of the image, best first, then in the order in which they were found."""
-        found = Instances.cat(self._fields)[torch.tensor(self._numbers, dtype=torch.int64)]
+        unordered = Instances.cat(self._fields)[torch.tensor(self._numbers, dtype=torch.int64)]
         for row, number in enumerate(self._numbers):
             if number in self._joined:
-                found.pred_boxes.tensor[row] = torch.tensor(self._joined[number]).float()
-        found.pred_masks = CroppedMasks.cat(self._masks)
+                unordered.pred_boxes.tensor[row] = torch.tensor(self._joined[number]).float()
+        unordered.pred_masks = CroppedMasks.cat(self._masks)
         order: Tensor = torch.from_numpy(
-            np.lexsort((np.array(self._numbers, np.int64), -found.scores.double().numpy()))
+            np.lexsort((np.array(self._numbers, np.int64), -unordered.scores.double().numpy()))
         )
-        return found[order]
+        return unordered[order]

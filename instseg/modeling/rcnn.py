@@ -1,4 +1,4 @@
-"""Prediction of Detectron2's two-stage models, made to say what they would pass over."""
+"""Prediction of Detectron2's two-stage models, which reports values that they would drop."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,7 +30,7 @@ def is_rcnn(model: nn.Module) -> bool:
 
 
 def predicts_as_rcnn(kind: object) -> bool:
-    """:func:`is_rcnn` of the objects of a class."""
+    """:func:`is_rcnn` of the models of a class."""
     return (
         isinstance(kind, type)
         and issubclass(kind, GeneralizedRCNN)
@@ -44,19 +44,19 @@ def predicts_as_rcnn(kind: object) -> bool:
 def predict_rcnn(
     model: GeneralizedRCNN, batched_inputs: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """``model(batched_inputs)``, but for what masks of the image's size are made of.
+    """``model(batched_inputs)``, with masks as each input asks, and with its values checked.
 
-    Values are checked, and of more than ``max_instances`` objects of an input the best are taken.
+    If an input has more than ``max_instances`` instances, the best are taken.
 
     Raises:
         CheckpointError: the network gives values that are not finite.
     """
     with checked_heads(model), heads_in_parts(model):
-        found = model.inference(batched_inputs, do_postprocess=False)
-    for instances in found:
+        instances_of_images = model.inference(batched_inputs, do_postprocess=False)
+    for instances in instances_of_images:
         check_finite(*_floats(list(instances.get_fields().values())))
     results = []
-    for instances, item in zip(found, batched_inputs, strict=True):
+    for instances, item in zip(instances_of_images, batched_inputs, strict=True):
         best = instances[: item.get("max_instances")]
         results.append({"instances": postprocess_rcnn(best, item)})
     return results
@@ -156,10 +156,10 @@ def _in_parts(
     instances: list[Instances],
 ) -> list[Instances]:
     """``forward_with_given_boxes``, :data:`_BOXES` of each image at a time."""
-    most = max(len(of_image) for of_image in instances)
+    max_count = max(len(of_image) for of_image in instances)
     parts = [
         whole(heads, features, [of_image[start : start + _BOXES] for of_image in instances])
-        for start in range(0, max(most, 1), _BOXES)
+        for start in range(0, max(max_count, 1), _BOXES)
     ]
     return [Instances.cat(list(of_image)) for of_image in zip(*parts, strict=True)]
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from instseg import Predictor, cli
 from instseg.benchmark import tiles
-from instseg.benchmark.tiles import PEERS, Task, f1, measure, truth_of
+from instseg.benchmark.tiles import PEERS, Task, f1, measure, read_ground_truth
 from instseg.errors import ConfigError
 from instseg.inference.layout import Layout
 from instseg.masks import CroppedMasks
@@ -52,7 +52,7 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
     monkeypatch.setattr(Predictor, "stream", stream)
     monkeypatch.setattr(Predictor, "__call__", lambda self, image: next(self.stream([image])))
     monkeypatch.setattr(tiles, "in_fresh_process", lambda function, *given: function(*given))
-    truth = truth_of(str(tmp_path / "truth.json"))
+    truth = read_ground_truth(str(tmp_path / "truth.json"))
     return Task(tiny_cfg().dump(), str(tmp_path / "image.tif"), truth, 64, 24, 0.5)
 
 
@@ -161,7 +161,7 @@ def test_a_mosaic_is_its_images_with_their_ground_truth(
     count = mosaic.make(tmp_path / "m.tif", 600, "nuclei_val", 0)
     image = tifffile.imread(tmp_path / "m.tif")
     content = json.loads((tmp_path / "m.json").read_text())
-    truth = truth_of(str(tmp_path / "m.json"))
+    truth = read_ground_truth(str(tmp_path / "m.json"))
     assert image.shape == (600, 600) and len(truth) == count > 20
     covered = truth.to_dense().any(dim=0).numpy()
     assert image[covered].mean() > 2 * image[~covered].mean()

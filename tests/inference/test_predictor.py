@@ -268,7 +268,7 @@ def test_a_batch_is_closed_early_where_its_masks_would_be_large(weights: Path) -
     assert len(taken) == 2
 
 
-def test_objects_whose_masks_would_be_too_large_are_left_out_and_that_is_said_once(
+def test_instances_whose_masks_would_be_too_large_are_left_out_and_that_is_said_once(
     weights: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     detectron2_logger._LOG_COUNTER.clear()

@@ -31,7 +31,7 @@ from instseg.projects.yolact import (
 )
 from instseg.training.trainer import Trainer
 from tests.conftest import close
-from tests.support.yolact_common import SMALL, image, load, with_objects
+from tests.support.yolact_common import SMALL, image, load, with_instances
 
 RATIOS = [1.0, 0.5, 2.0]
 
@@ -81,7 +81,7 @@ def test_levels_may_have_heads_of_their_own() -> None:
     for found, *parts in zip(together, *alone, strict=True):
         assert torch.equal(found, torch.cat(parts, dim=1)) and found.shape[1] == len(model.priors)
     assert len({head.class_logits.weight.shape[0] for head in model.head}) == 3
-    losses = model.train()([with_objects(image(40, 60, i), 2) for i in range(2)])
+    losses = model.train()([with_instances(image(40, 60, i), 2) for i in range(2)])
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in model.parameters())
 
@@ -90,7 +90,7 @@ def test_without_a_weight_there_is_no_semantic_layer_and_no_loss_of_it() -> None
     keys = ["MODEL.YOLACT.SEMANTIC_WEIGHT", 0.0]
     model = build_model(instseg.load_cfg("yolact/yolact_resnet50.yaml", [*SMALL, *keys]))
     assert not [name for name in model.state_dict() if name.startswith("semantic")]
-    losses = model.train()([with_objects(image(40, 60, 0), 2)])
+    losses = model.train()([with_instances(image(40, 60, 0), 2)])
     assert set(losses) == {"loss_box", "loss_cls", "loss_mask"}
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in model.parameters())
@@ -239,7 +239,7 @@ def test_boxes_are_whole_pixels_inside_the_image_and_have_an_area(
 
 
 def test_a_batch_without_instances_trains_every_parameter(model: torch.nn.Module) -> None:
-    losses = model.train()([with_objects(image(40, 60, i), 0) for i in range(2)])
+    losses = model.train()([with_instances(image(40, 60, i), 0) for i in range(2)])
     assert [losses[f"loss_{name}"].item() for name in ("box", "cls", "mask")] == [0, 0, 0]
     assert losses["loss_semantic"] > 0
     sum(losses.values()).backward()
@@ -253,14 +253,14 @@ def test_an_image_without_instances_changes_no_loss_but_the_semantic_one(
     for norm in model.modules():
         if isinstance(norm, torch.nn.BatchNorm2d):
             norm.eval()
-    alone = model([with_objects(image(40, 60, 0), 2)])
-    pair = model([with_objects(image(40, 60, 0), 2), with_objects(image(40, 60, 1), 0)])
+    alone = model([with_instances(image(40, 60, 0), 2)])
+    pair = model([with_instances(image(40, 60, 0), 2), with_instances(image(40, 60, 1), 0)])
     for name in ("loss_box", "loss_cls", "loss_mask"):
         torch.testing.assert_close(alone[name], pair[name], rtol=1e-4, atol=1e-5)
 
 
 def test_one_image_is_learnt(model: torch.nn.Module) -> None:
-    item = with_objects(image(40, 60, 0), 2)
+    item = with_instances(image(40, 60, 0), 2)
     optimizer = torch.optim.Adam(model.train().parameters(), 2e-3)
     steps = []
     for _ in range(20):

@@ -23,7 +23,7 @@ from instseg.projects.yolact_edge import (
     warp_loss,
 )
 from instseg.training.trainer import Trainer
-from tests.support.yolact_common import SMALL, image, with_objects
+from tests.support.yolact_common import SMALL, image, with_instances
 
 CONFIG = "yolact_edge/yolact_edge_vid_resnet50.yaml"
 SIDE = 64
@@ -37,7 +37,7 @@ def build(*overrides: Any, config: str = CONFIG) -> Any:
 
 def video_item(seed: int, objects: int = 2, flow: bool = False) -> dict[str, Any]:
     """A training image with an earlier frame."""
-    item = with_objects(image(SIDE, SIDE, seed), objects)
+    item = with_instances(image(SIDE, SIDE, seed), objects)
     item["reference_image"] = image(SIDE, SIDE, seed + 100)["image"]
     if flow:
         item["flow"] = torch.full((2, SIDE, SIDE), 4.0)
@@ -297,7 +297,7 @@ def test_nothing_is_frozen_on_request_but_the_motion_that_no_one_uses() -> None:
 def test_images_without_an_earlier_frame_train_as_key_frames() -> None:
     """Only images with an earlier frame are moved: their losses do not depend on the others."""
     model = restless(build()).train()
-    still = with_objects(image(SIDE, SIDE, 5), 2)
+    still = with_instances(image(SIDE, SIDE, 5), 2)
     losses = model([still])
     assert losses["loss_warp"] == 0 and "loss_box_warped" not in losses
     sum(losses.values()).backward()
@@ -329,7 +329,7 @@ def test_the_flow_is_learnt() -> None:
 def test_one_pair_of_frames_is_learnt() -> None:
     """The image of ``test_yolact.py`` moved by eight pixels."""
     model = build("MODEL.YOLACT_EDGE.FREEZE", False).train()
-    item = with_objects(image(SIDE, SIDE, 0), 2)
+    item = with_instances(image(SIDE, SIDE, 0), 2)
     item["reference_image"] = item["image"].roll(8, dims=2)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 2e-3)
     steps = []

@@ -44,7 +44,7 @@ from tests.support.yolact_common import (
     matching_agrees,
     synthetic,
     terms_agree,
-    with_objects,
+    with_instances,
 )
 
 CONFIG = "yolact_plus/yolact_plus_resnet50.yaml"
@@ -203,8 +203,8 @@ def test_mask_scores_do_not_depend_on_how_many_are_predicted_together(
     torch.testing.assert_close(*scores)
 
 
-def test_a_batch_without_objects_trains_every_parameter(model: nn.Module) -> None:
-    losses = model.train()([with_objects(image(40, 60, i), 0) for i in range(2)])
+def test_a_batch_without_instances_trains_every_parameter(model: nn.Module) -> None:
+    losses = model.train()([with_instances(image(40, 60, i), 0) for i in range(2)])
     assert losses["loss_maskiou"] == 0
     sum(losses.values()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

@@ -83,9 +83,9 @@ def averages(third: Any = None) -> str:
     loop = TrainLoop(model, Data(third), torch.optim.SGD(model.parameters(), lr=0.1))
     loop.register_hooks([average])
     loop.train(0, 6)
-    own = model.module.linear.weight.item()
+    trained = model.module.linear.weight.item()
     with average.used():
-        return f"{own} {model.module.linear.weight.item()}"
+        return f"{trained} {model.module.linear.weight.item()}"
 
 
 def main(folder: str) -> None:

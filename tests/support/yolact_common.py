@@ -305,7 +305,7 @@ def image(height: int, width: int, seed: int) -> dict[str, Any]:
     return {"image": image, "height": height, "width": width}
 
 
-def with_objects(item: dict[str, Any], count: int) -> dict[str, Any]:
+def with_instances(item: dict[str, Any], count: int) -> dict[str, Any]:
     """``item`` with instances for training, all in one box, of classes 0, 1, ..."""
     size = item["image"].shape[1:]
     instances = Instances(tuple(size))

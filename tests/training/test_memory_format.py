@@ -33,7 +33,11 @@ def losses_and_gradient(model: nn.Module, batch: list[dict[str, Any]]) -> tuple[
 
 @pytest.mark.parametrize("project", projects(), ids=lambda project: project.name)
 def test_a_system_computes_the_same_in_both_orders(project: Project, tmp_path: Path) -> None:
-    """Up to rounding, which selects other proposals here and there: 12 % of a gradient at most."""
+    """A wrong order gives unrelated gradients, which differ by 1.4 of their norm.
+
+    Rounding differs too and selects other proposals here and there, which moved a gradient by up to
+    12 %.
+    """
     cfg = instseg.load_cfg(project.example, [*project.narrow, *SMALL_TRAINING])
     torch.manual_seed(0)
     model = Trainer.build_model(cfg).train()
@@ -42,8 +46,8 @@ def test_a_system_computes_the_same_in_both_orders(project: Project, tmp_path: P
     for batch in [*train_batches(cfg, example_records(tmp_path))][:2]:
         losses, gradient = losses_and_gradient(model, batch)
         other_losses, other_gradient = losses_and_gradient(other, batch)
-        torch.testing.assert_close(other_losses, losses, rtol=0.05, atol=1e-3)
-        assert (other_gradient - gradient).norm() <= 0.3 * gradient.norm()
+        torch.testing.assert_close(other_losses, losses, rtol=0.1, atol=1e-3)
+        assert (other_gradient - gradient).norm() <= 0.5 * gradient.norm()
 
 
 def network() -> nn.Sequential:

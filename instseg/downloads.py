@@ -15,7 +15,8 @@ from instseg.errors import CheckpointError, reason_of
 from instseg.shipped import SCHEME, of_address, weights_file
 
 _HUB = "hf://"
-_WEB = ("https://", "http://")
+_WEB = ("https://", "http://", "ftp://")
+_PYTORCH = "https://download.pytorch.org/"
 
 
 def local_path(path: str) -> str:
@@ -59,15 +60,15 @@ def suffix_of(path: str, local: str) -> str:
 
 
 def hash_in_name(path: str) -> str:
-    """The first digits of the SHA-256 of a file on the Internet, where its name has them.
+    """The first digits of the SHA-256 of a file of PyTorch's own, where its name has them.
 
-    The names of PyTorch's own files do, such as ``vgg16-397923af.pth``.
+    ``vgg16-397923af.pth`` has; elsewhere such digits may be a date.
 
     Returns:
         8 to 64 hexadecimal digits in lower case; "" if there are none.
     """
     name = re.search(r"-([0-9a-f]{8,64})\.[a-z]+$", path.partition("?")[0])
-    return name[1] if name is not None and path.startswith(_WEB) else ""
+    return name[1] if name is not None and path.startswith(_PYTORCH) else ""
 
 
 def require_hash(path: str, sha256: str) -> None:

@@ -1,7 +1,7 @@
 """``make demo``: draw all shipped models, train Mask R-CNN on synthetic shapes, count coins.
 
-Writes ``side_by_side.png``, ``summary.json``, ``gallery.png`` and ``coins.png`` into
-``output/demo``.
+Writes ``summary.json``, ``gallery.png`` and ``coins.png`` into ``output/demo``, and
+``side_by_side.png`` if models are shipped.
 """
 
 import argparse

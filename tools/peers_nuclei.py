@@ -11,6 +11,8 @@ and prints the contest's metric of both evaluations as JSON, which also stands i
 
 import argparse
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -26,7 +28,7 @@ from instseg.data.dataset import DataSet, load
 from instseg.data.images import read_image
 from instseg.errors import DatasetError, InstsegError, ProcessError, one_line
 from instseg.evaluation.contest import THRESHOLDS, image_scores, true_label_map
-from instseg.processes import run
+from instseg.processes import end_with, run
 
 WORKER = Path(__file__).with_name("stardist_nuclei.py")
 PACKAGES = ("stardist==0.9.2", "tensorflow")
@@ -45,7 +47,8 @@ def make_environment(folder: Path) -> Path:
 
 def write_images(dataset: DataSet, folder: Path, count: int | None = None) -> list[str]:
     """Write grey images and label images as NumPy files; returns their names without ending."""
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     names = []
     for number, record in enumerate(dataset.records[:count]):
         name = f"{number:04d}"
@@ -100,7 +103,10 @@ def compare(
     environment = python or make_environment(output / "venv")
     start = time.monotonic()
     command = [environment, WORKER, *folders, output / "model", str(minutes)]
-    done = subprocess.run([str(word) for word in command])
+    this_process = os.getpid()
+    done = subprocess.run(
+        [str(word) for word in command], preexec_fn=lambda: end_with(this_process)
+    )
     if done.returncode:
         raise ProcessError(f"the peer ended with status {done.returncode}; see its output above")
     result: dict[str, Any] = {"peer": "StarDist", "minutes": minutes}

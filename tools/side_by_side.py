@@ -76,7 +76,7 @@ def side_by_side(images: Sequence[Shown], models: Sequence[ShippedModel]) -> np.
 
     Args:
         images: each takes one or more whole rows.
-        models: of ``zoo/``.  Of a model of proposals the best ones that do not overlap are drawn.
+        models: of ``zoo/``.  Of instances that cover each other only the best one is drawn.
     Returns:
         (H, W, 3) uint8 in BGR order.
     """
@@ -114,7 +114,7 @@ def _truth(shown: Shown) -> np.ndarray:
     if shown.ground_truth is None:
         return tile(pixels, "image")
     drawn = draw_instances(pixels, shown.ground_truth, style=STYLE)
-    return tile(drawn, f"truth: {len(shown.truth)}")
+    return tile(drawn, f"truth: {len(shown.ground_truth)}")
 
 
 def brightened(pixels: np.ndarray) -> np.ndarray:
@@ -139,7 +139,7 @@ def tile(image: np.ndarray, title: str) -> np.ndarray:
 
 
 def write(file: Path, images: Sequence[Shown], models: Sequence[ShippedModel]) -> str:
-    """Write the image of all; returns the sentence that tells it."""
+    """Write the image of all; returns a sentence about the file."""
     if not models:
         return "no models are shipped, so that there is nothing to draw side by side"
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -145,6 +145,8 @@ def add_other_seed(checkpoint: Path, name: str, command: str) -> ShippedModel:
 
 def training_command(origin: Origin) -> str:
     words = ["python train_net.py --config-file", f"configs/{origin.config}", *origin.overrides]
+    if origin.trunk and "MODEL.WEIGHTS" not in origin.overrides:
+        words += ["MODEL.WEIGHTS", f"{shipped.SCHEME}{origin.trunk}"]
     return " ".join(words)
 
 

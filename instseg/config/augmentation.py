@@ -44,6 +44,12 @@ def _scale(cfg: CfgNode) -> Rule | None:
     return Rule(lambda x: tuple(x) == (1, 1), expected)
 
 
+def _dihedral(cfg: CfgNode) -> Rule | None:
+    if not cfg.MODEL.KEYPOINT_ON:
+        return None
+    return one_of(False, reason=" with keypoints (MODEL.KEYPOINT_ON), whose sides it mixes up")
+
+
 def _around(cfg: CfgNode) -> Rule | None:
     if cfg.INPUT.SAMPLES or cfg.INPUT.AUGMENTATION == "ssd":
         return one_of(0, reason=", as INPUT.AUGMENTATION ssd and INPUT.SAMPLES use no INPUT.CROP")
@@ -62,6 +68,7 @@ declare(
         "RANDOM_GAMMA": ordered(POSITIVE, "(smallest, largest) exponent, above 0"),
         "RANDOM_BLUR": ordered(_NOT_NEGATIVE, "(smallest, largest) pixels"),
         "RANDOM_NOISE": ordered(_NOT_NEGATIVE, "(smallest, largest) standard deviation"),
+        "RANDOM_DIHEDRAL": _dihedral,
         "RANDOM_ROTATION": (
             ordered(number(-360, 360), "(smallest, largest) angle from -360 to 360 degrees"),
             _rotation,

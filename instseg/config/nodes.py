@@ -154,9 +154,9 @@ def find_config(name: str) -> str:
     """
     if (shipped := of_address(name)) is not None:
         name = shipped.config
-    if os.path.isdir(name):
+    elif os.path.isdir(name):
         raise ConfigError(f"config file {name} is a folder; give one of the YAML files in it")
-    if os.path.isfile(name):
+    elif os.path.isfile(name):
         return name
     installed = Path(__file__).parents[1] / "configs"
     if not installed.is_dir():  # an editable installation keeps configs/ beside the package

@@ -148,7 +148,7 @@ def sample(regions: Regions, limit: int = _SAMPLES) -> Array:
         (N, 1, C).
     """
     height, width, channels = regions.shape
-    bytes_of_pixel = max(channels, 3) * max(regions.dtype.itemsize, 2)
+    bytes_of_pixel = max(channels * regions.dtype.itemsize, 6)
     limit = max(limit * 6 // bytes_of_pixel, _SAMPLE_SIDE**2)
     if height * width <= limit:
         return regions.read(0, height, 0, width).reshape(-1, 1, channels)
@@ -259,16 +259,20 @@ def _open_zarr(path: Path) -> _Regions:
 
 
 def _tell_missing_chunks(array: Any, source: str) -> None:
-    """Warn of chunks that are not there.
+    """Warn of chunks, or of shards of several chunks, that are not there.
 
     In zarr they stand for one value, so they are no fault of the file by themselves; a download
     that ended early leaves the same.
     """
+    shards = getattr(array, "shards", None)
+    stored = shards or array.chunks
+    total = math.prod(-(-size // part) for size, part in zip(array.shape, stored, strict=True))
     with reporting(source):
-        missing = array.nchunks - array.nchunks_initialized
+        missing = total - array.nchunks_initialized * math.prod(array.chunks) // math.prod(stored)
     if missing:
+        parts = "shards" if shards else "chunks"
         text = (
-            f"{source}: {missing} of its {array.nchunks} chunks are not there, and their pixels "
+            f"{source}: {missing} of its {total} {parts} are not there, and their pixels "
             f"count as {array.fill_value}: if they should be there, copy the folder again"
         )
         log_first_n(logging.WARNING, text, name=__name__, key="message")

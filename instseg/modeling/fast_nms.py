@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 _PAIRS = 2**22
-"""Of boxes that are compared at a time, over all classes."""
+"""Number of pairs of boxes that are compared at a time, over all classes."""
 
 
 def fast_nms(

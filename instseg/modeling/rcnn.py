@@ -18,7 +18,7 @@ from instseg.modeling.results import masks_of, result_size, wants_cropped
 _HEADS = ("rpn_head", "box_predictor")
 """Names of the modules whose outputs Detectron2 drops where they are not finite."""
 _BOXES = 100
-"""Of an image, whose masks are computed together; Detectron2's default of detections.
+"""Number of boxes of an image whose masks are computed together; Detectron2's default number.
 
 The head of Mask R-CNN takes about 2 MiB for each.
 """

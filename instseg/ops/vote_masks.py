@@ -9,7 +9,7 @@ from torch import Tensor
 from instseg.ops._library import check_devices, operator, register_fake
 
 _PAIRS = 2**21
-"""Of a detection and a RoI whose overlap is computed at a time: about 80 bytes each."""
+"""Number of pairs (detection, RoI) whose overlap is computed at a time; about 80 bytes each."""
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from pathlib import Path
 from instseg.predict.formats import FORMATS
 from instseg.predict.records import JsonLines, check_free, has_lines, writing
 from instseg.predict.sources import Source
+from instseg.predict.tile_records import tiles_file
 
 _JPEG_SUFFIXES = frozenset((".jfif", ".jpe", ".jpeg", ".jpg"))
 
@@ -53,6 +54,11 @@ def check_outputs(
             with writing(lines):
                 has_lines(lines)
         check_free(path)
+    for source in sources if tiled else ():
+        if source.kind == "image":
+            lines = tiles_file(output, source.stem)
+            with writing(lines):
+                has_lines(lines)
     for source in sources if overlay else ():
         if source.kind == "image" or not resume:
             check_free(output / overlay_name(source, tiled=tiled))

@@ -45,6 +45,7 @@ class AveragedWeights(HookBase):
         self._decay = decay
         self._steps = 0
         self._average: Weights = {}
+        self._held: Weights | None = None  # the trained weights while the model has the average
 
     def before_train(self) -> None:
         if not self._average:
@@ -67,16 +68,17 @@ class AveragedWeights(HookBase):
     @contextmanager
     def used(self) -> Iterator[None]:
         """Inside, the model has the average."""
-        trained = {name: x.detach().clone() for name, x in self._trained().items()}
-        self._set(self._average)
+        self._held = {name: x.detach().clone() for name, x in self._trained().items()}
         try:
+            self._set(self._average)
             yield
         finally:
-            self._set(trained)
+            self._set(self._held)
+            self._held = None
 
     def state_dict(self) -> dict[str, Any]:
         """The weights that training goes on with; the checkpoint's ``model`` is the average."""
-        return {"steps": self._steps, "trained": self._trained()}
+        return {"steps": self._steps, "trained": self._held or self._trained()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on, after the model has loaded the average.

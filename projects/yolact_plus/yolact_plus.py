@@ -14,7 +14,7 @@ from instseg.modeling import check_finite, stage
 from instseg.projects.yolact import YOLACT, Detections, MaskSamples, mask_probabilities
 
 _MASKS = 100
-"""Whose IoU is predicted together, as many as an image has by default."""
+"""Number of masks whose IoU is predicted together; the default number of detections."""
 
 
 class FastMaskIoUNet(nn.Module):

@@ -262,7 +262,8 @@ def test_a_bad_download_is_refused_naming_the_cached_file_to_delete(tmp_path, se
         read_weights(f"{server}/a.pth")
 
 
-def test_a_download_with_another_hash_than_its_name_says_is_refused(tmp_path, server):
+def test_a_download_with_another_hash_than_its_name_says_is_refused(tmp_path, server, monkeypatch):
+    monkeypatch.setattr("instseg.downloads._PYTORCH", server)
     save_safetensors(tmp_path / "www" / "a-01234567.safetensors", net().state_dict())
     with pytest.raises(CheckpointError, match="but the beginning of it in the name is 01234567"):
         Checkpointer(net()).load(f"{server}/a-01234567.safetensors")

@@ -132,6 +132,7 @@ def test_nothing_is_removed_before_the_model_is_built(
         ("v.jsonl", []),
         ("a.geojson", ["--format", "coco,geojson"]),
         ("measurements.csv", ["--format", "csv"]),
+        ("b.tiles.jsonl", ["--tile", "64"]),
     ],
 )
 def test_a_file_of_the_user_in_place_of_results_is_refused_at_once(
@@ -175,19 +176,6 @@ def test_an_image_of_the_user_is_not_replaced_by_a_mask_or_an_overlay(tmp_path: 
         with pytest.raises(OutputError, match=f"{name} is in the way"):
             write_image(tmp_path / name, image)
     assert (tmp_path / "a.png").read_text() == (tmp_path / "b.png").read_text() == "mine"
-
-
-def test_the_end_of_a_run_by_tiles_removes_no_file_of_the_user(
-    model: list[str], inputs: Path, tmp_path: Path
-) -> None:
-    (inputs / "v.mp4").unlink()
-    (inputs / "b.jpg").write_text("<html>404</html>")
-    output = tmp_path / "out"
-    output.mkdir()
-    (output / "b.tiles.jsonl").write_text("mine")
-    words = ["--input", str(inputs), "--output", str(output), "--tile", "64", "--overlap", "16"]
-    assert cli.main([*model, *words]) == 1
-    assert names(output) == {"a.png", "b.tiles.jsonl", "predictions.json", "categories.json"}
 
 
 def test_files_of_the_user_and_links_are_never_removed(tmp_path: Path) -> None:

@@ -89,6 +89,24 @@ def test_the_model_has_the_average_inside_and_its_own_weights_after_an_error() -
     assert model.weight.item() == 11.0
 
 
+def test_a_signal_between_two_copies_leaves_the_trained_weights_in_the_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SIGTERM may come while the average is copied into the model, or the weights back."""
+    model, average = averaged(0.9, 11.0)
+    trained = {name: x.clone() for name, x in average.state_dict()["trained"].items()}
+
+    def half(weights: dict[str, torch.Tensor]) -> None:
+        model.weight.data.copy_(weights["weight"])
+        raise SystemExit
+
+    monkeypatch.setattr(average, "_set", half)
+    with pytest.raises(SystemExit), average.used():
+        pass
+    saved = average.state_dict()["trained"]
+    assert all(torch.equal(saved[name], trained[name]) for name in trained)
+
+
 def test_going_on_from_a_state_gives_the_same_average() -> None:
     values = [5.0, -2.0, 8.0, 1.0]
     _, straight = averaged(0.5, *values)

@@ -29,6 +29,7 @@ LOSS_PARTS = (
 )
 """Parts of the names of operators that compute losses; some networks use ``sigmoid`` too."""
 BESIDE_LOSSES = {
+    ("deepmask", "aten.div_.Scalar"),  # dropout
     ("fcis", "aten.mean.dim"),  # the log
     ("yolact_plus", "aten.sum.dim_IntList"),  # the strengths of deformable convolutions
     ("yolact_edge", "aten.div.Tensor"),  # the flow, in cells

@@ -184,7 +184,7 @@ def test_images_are_drawn_under_all_models_beside_their_truth(tmp_path: Path) ->
     pixels = np.full((40, 60, 3), 99, np.uint8)
     pixels[:2] = 255  # without white it would be made brighter
     known = side_by_side.of_labels(pixels, labels)
-    assert len(known.truth) == 1 and known.truth.pred_masks.areas().tolist() == [225]
+    assert len(known.ground_truth) == 1 and known.ground_truth.pred_masks.areas().tolist() == [225]
     unknown = side_by_side.Shown(np.full((64, 64, 3), 50, np.uint8))
     file = tmp_path / "out" / "all.png"
     told = side_by_side.write(file, [known, unknown], shipped_models())
@@ -226,5 +226,5 @@ def test_the_demo_draws_nuclei_and_coins_with_their_truth(
     drawn: list[Any] = []
     monkeypatch.setattr(demo, "write", lambda file, images, models: drawn.extend(images) or "told")
     assert demo.draw_shipped(tmp_path / "all.png") == "told"
-    assert [len(shown.truth) for shown in drawn] == [56, 24]
+    assert [len(shown.ground_truth) for shown in drawn] == [56, 24]
     assert [shown.pixels.shape for shown in drawn] == [(256, 256, 3), (303, 384, 3)]

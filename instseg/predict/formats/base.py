@@ -58,7 +58,7 @@ class Format(ABC):
 
     Attributes:
         packages: those of the extra ``microscopy`` that it needs.
-        files: names of those that list several images.
+        files: names of its files that cover all images of a run.
         suffix: of the file that it writes for each image, after the stem; "" for none.
     """
 

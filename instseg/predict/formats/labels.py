@@ -17,7 +17,7 @@ _STRIP = 2**18
 _BAND = 2**22
 """Pixels of the label image that are made together."""
 _CLASSIC = 2**32 - 2**25
-"""Bytes of pixels of which a file is a BigTIFF, which alone can be larger than 4 GB."""
+"""With more bytes of pixels the file is a BigTIFF; other TIFFs end at 4 GB."""
 
 
 class LabelImages(Format):

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,31 +67,28 @@ def _compare(name: str, cfg: CfgNode, iterations: int) -> Row:
         for steps in (ours, stock, stock, ours):  # whoever comes second finds warmer caches
             if steps is not None:
                 steps.run(half)
-        ours.stop()
-        if stock is None:
-            return Row(
-                name=Path(name).stem,
-                peer="-",
-                ours_ms=ours.wall_ms,
-                peer_ms=None,
-                ratio_time=None,
-                ratio_memory=None,
-                cpu_ms=ours.cpu_ms,
-                data_ms=ours.data_ms,
-            )
-        stock.stop()
-    ours_cpu, stock_cpu = ours.cpu_ms, stock.cpu_ms
-    return Row(
+        for steps in (ours, stock):
+            if steps is not None:
+                steps.stop()
+    row = Row(
         name=Path(name).stem,
-        peer=_STOCK,
+        peer="-",
         ours_ms=ours.wall_ms,
-        peer_ms=stock.wall_ms,
-        ratio_time=stock.wall_ms / ours.wall_ms,
+        peer_ms=None,
+        ratio_time=None,
         ratio_memory=None,
-        cpu_ms=ours_cpu,
-        peer_cpu_ms=stock_cpu,
-        ratio_cpu=stock_cpu / ours_cpu if stock_cpu and ours_cpu else None,
+        cpu_ms=ours.cpu_ms,
         data_ms=ours.data_ms,
+    )
+    if stock is None:
+        return row
+    return replace(
+        row,
+        peer=_STOCK,
+        peer_ms=stock.wall_ms,
+        ratio_time=stock.wall_ms / row.ours_ms,
+        peer_cpu_ms=stock.cpu_ms,
+        ratio_cpu=stock.cpu_ms / row.cpu_ms if stock.cpu_ms and row.cpu_ms else None,
         peer_data_ms=stock.data_ms,
     )
 

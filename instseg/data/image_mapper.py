@@ -10,7 +10,12 @@ from detectron2.structures import Boxes
 
 from instseg.data.image_reader import ImageReader
 from instseg.data.images import Array, read_labels
-from instseg.data.instances import InstanceMapper, corners_of, transformed_instances
+from instseg.data.instances import (
+    InstanceMapper,
+    corners_of,
+    transformed_instances,
+    without_crowds,
+)
 from instseg.data.intensity import AS_IS, Intensity
 from instseg.data.windows import WindowTransform
 from instseg.errors import ImageError
@@ -67,7 +72,7 @@ class Mapper(InstanceMapper):
         """(N, 4) boxes of the instances in training, for augmentations that use them."""
         if not self.is_train or "annotations" not in record:
             return None
-        return corners_of([x for x in record["annotations"] if not x.get("iscrowd", 0)])
+        return corners_of(without_crowds(record["annotations"]))
 
     def _transform_annotations(
         self, record: dict[str, Any], transforms: T.TransformList, size: tuple[int, int]
@@ -82,7 +87,7 @@ class Mapper(InstanceMapper):
             for annotation in record["annotations"]:
                 mask = annotation["segmentation"]
                 annotation["segmentation"] = to_rle(mask, record["height"], record["width"])
-        if all(x.get("iscrowd", 0) for x in record["annotations"]):
+        if not without_crowds(record["annotations"]):
             del record["annotations"]
             record["instances"] = utils.annotations_to_instances([], size)
             return

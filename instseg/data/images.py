@@ -261,9 +261,7 @@ def _starts_as_tiff(path: str | os.PathLike[str]) -> bool:
 
 
 def _is_garbled(image: Any) -> bool:
-    """Whether Pillow mixes up the pixels of a TIFF: it reads uncompressed rows as columns if
-    turned.
-    """
+    """Whether Pillow mixes up the pixels of a TIFF, whose uncompressed rows it turns wrongly."""
     turned = image.tag_v2.get(ExifTags.Base.Orientation) in _TURNED
     return turned and any(tile[0] != "libtiff" for tile in image.tile)
 

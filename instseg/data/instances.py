@@ -1,6 +1,6 @@
 """Transform the instances of a training image, all of them together."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ class InstanceMapper(DatasetMapper):
         self, record: dict[str, Any], transforms: T.TransformList, size: tuple[int, int]
     ) -> None:
         """Replace ``annotations`` by ``instances``."""
-        annotations = [x for x in record["annotations"] if not x.get("iscrowd", 0)]
+        annotations = without_crowds(record["annotations"])
         are_rles = all(isinstance(x.get("segmentation"), dict) for x in annotations)
         as_pixels = self.use_instance_mask and self.instance_mask_format == "bitmask"
         if not annotations or not are_rles or not as_pixels or self.use_keypoint:
@@ -37,6 +37,11 @@ class InstanceMapper(DatasetMapper):
         record["instances"] = transformed_instances(
             annotations, transforms, size, tight=self.recompute_boxes
         )
+
+
+def without_crowds(annotations: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The annotations of single instances."""
+    return [annotation for annotation in annotations if not annotation.get("iscrowd", 0)]
 
 
 def transformed_instances(

@@ -47,18 +47,15 @@ def check_outputs(
     Raises:
         OutputError: there is a file, or something else, that no run of ours wrote.
     """
-    for name in _names(sources, formats):
-        path = output / name
-        if path.suffix == ".json":
-            lines = JsonLines(path).lines
-            with writing(lines):
-                has_lines(lines)
+    paths = [output / name for name in _names(sources, formats)]
+    lines = [JsonLines(path).lines for path in paths if path.suffix == ".json"]
+    if tiled:
+        lines += [tiles_file(output, source.stem) for source in sources if source.kind == "image"]
+    for path in lines:
+        with writing(path):
+            has_lines(path)
+    for path in paths:
         check_free(path)
-    for source in sources if tiled else ():
-        if source.kind == "image":
-            lines = tiles_file(output, source.stem)
-            with writing(lines):
-                has_lines(lines)
     for source in sources if overlay else ():
         if source.kind == "image" or not resume:
             check_free(output / overlay_name(source, tiled=tiled))

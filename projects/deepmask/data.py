@@ -19,6 +19,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from instseg.data.appearance import build_appearance
 from instseg.data.image_mapper import read_recorded
 from instseg.data.image_reader import ImageReader
+from instseg.data.instances import without_crowds
 from instseg.data.intensity import AS_IS, CHANNELS, Intensity
 from instseg.data.samples import SAMPLES_REGISTRY
 from instseg.data.sampling import group_factors
@@ -111,7 +112,9 @@ class PatchSamples(IterableDataset[Sample]):
                 for k in _learnable(record):
                     category = record["annotations"][k]["category_id"]
                     by_category.setdefault(category, []).append((i, k))
-                if _canonical([_corners(x) for x in _singles(record)], rules):
+                if _canonical(
+                    [_corners(x) for x in without_crowds(record.get("annotations", ()))], rules
+                ):
                     scored.append(i)
             except Exception as error:  # pycocotools raises anything for a malformed mask
                 raise DatasetError(
@@ -188,7 +191,10 @@ class PatchSamples(IterableDataset[Sample]):
         for _ in range(_TRIES):
             record = self._records[int(self._scored.draw(rng)[0])]
             image, transforms = self._moved(read_recorded(record, self._read))
-            moved = [_moved_box(x, record, transforms) for x in _singles(record)]
+            moved = [
+                _moved_box(x, record, transforms)
+                for x in without_crowds(record.get("annotations", ()))
+            ]
             boxes = _canonical(moved, self.rules)
             if label > 0:
                 window = positive_window(boxes, self.rules, rng) if boxes else None
@@ -255,11 +261,6 @@ def _corners(annotation: dict[str, Any]) -> list[float]:
         [float(x) for x in annotation["bbox"]], annotation["bbox_mode"], BoxMode.XYXY_ABS
     )
     return corners
-
-
-def _singles(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The annotations of instances, without crowds."""
-    return [x for x in record.get("annotations", ()) if not x.get("iscrowd", 0)]
 
 
 def _canonical(boxes: list[list[float]], rules: Rules) -> list[list[float]]:

@@ -41,6 +41,14 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return [*words, "--input", *inputs, "--output", str(tmp_path / "out")]
 
 
+def interrupt(monkeypatch: pytest.MonkeyPatch, arguments: list[str], *, after: int) -> None:
+    """Start a run, and interrupt it after some tiles."""
+    monkeypatch.setattr(
+        Predictor, "stream", lambda self, images, **_: Exact(fail_after=after).stream(images)
+    )
+    assert cli.main([*arguments, *TILES]) == 130
+
+
 def found_in(output: Path, image_id: int) -> list[Instance]:
     masks = [
         decode(record["segmentation"], 130, 160)
@@ -101,10 +109,7 @@ def test_a_file_that_changed_is_not_resumed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(
-        Predictor, "stream", lambda self, images, **_: Exact(fail_after=7).stream(images)
-    )
-    assert cli.main([*arguments, *TILES]) == 130
+    interrupt(monkeypatch, arguments, after=7)
     weights = Path(arguments[arguments.index("--weights") + 1])
     file = tmp_path / "a.png" if change == "image" else weights
     os.utime(file, ns=(0, 0))
@@ -142,10 +147,7 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_result(
 def test_a_run_without_resume_starts_anew(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        Predictor, "stream", lambda self, images, **_: Exact(fail_after=3).stream(images)
-    )
-    assert cli.main([*arguments, *TILES]) == 130
+    interrupt(monkeypatch, arguments, after=3)
     assert (tmp_path / "out" / "a.tiles.jsonl").exists()
     monkeypatch.setattr(Predictor, "stream", lambda self, images, **_: Exact().stream(images))
     assert cli.main([*arguments, "--tile", "48"]) == 0
@@ -158,10 +160,7 @@ def test_a_run_with_other_settings_is_not_resumed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(
-        Predictor, "stream", lambda self, images, **_: Exact(fail_after=3).stream(images)
-    )
-    assert cli.main([*arguments, *TILES]) == 130
+    interrupt(monkeypatch, arguments, after=3)
     capsys.readouterr()
     assert cli.main([*arguments, "--tile", "64", "--overlap", "30", "--resume"]) == 2
     assert "was written with overlap 24, not 30; it cannot be resumed" in capsys.readouterr().err

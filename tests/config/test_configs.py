@@ -76,8 +76,8 @@ def test_a_config_trains_a_step_with_and_without_instances_evaluates_and_round_t
     cfg = small_cfg(stepped)
     model = check_training_on(cfg, records).eval()
     sample = batch_of(cfg, records[0], training=False)
-    found = check_saving_of(model, cfg, tmp_path, sample)
-    assert_valid(found, records[0]["height"], records[0]["width"], max_instances=len(found))
+    instances = check_saving_of(model, cfg, tmp_path, sample)
+    assert_valid(instances, records[0]["height"], records[0]["width"], max_instances=len(instances))
 
 
 def test_a_config_states_differences_only() -> None:

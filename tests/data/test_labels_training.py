@@ -67,8 +67,8 @@ def test_records_of_the_nuclei_are_those_of_coco(data_root: Path, tmp_path: Path
     assert labels.classes == expected.classes
     assert len(labels.records) == len(expected.records) == 60
     assert essence(labels) == essence(expected)
-    truth, from_labels = expected.coco, labels.coco
-    assert [(a["area"], a["bbox"]) for a in truth.anns.values()] == [
+    from_coco, from_labels = expected.coco, labels.coco
+    assert [(a["area"], a["bbox"]) for a in from_coco.anns.values()] == [
         (a["area"], a["bbox"]) for a in from_labels.anns.values()
     ]
 

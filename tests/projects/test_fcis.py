@@ -172,16 +172,16 @@ def test_every_proposal_is_scored_as_it_is_and_refined_once() -> None:
     proposals.proposal_boxes = Boxes(torch.tensor([[16.0, 16, 32, 32], [0, 0, 64, 64]]))
     images = ImageList(torch.zeros(1, 3, 64, 64), [(64, 64)])
     with torch.no_grad():
-        (found,), losses = module(images, {"res5": features}, [proposals])
+        (regions,), losses = module(images, {"res5": features}, [proposals])
     assert losses == {}
-    assert found.boxes.tolist() == [
+    assert regions.boxes.tolist() == [
         [16, 16, 32, 32],
         [0, 0, 64, 64],
         [24, 16, 40, 32],
         [32, 0, 64, 64],
     ]
-    assert found.probabilities.tolist() == [[0.5, 0.5]] * 4
-    assert found.masks.flatten().tolist() == [0.5] * 4
+    assert regions.probabilities.tolist() == [[0.5, 0.5]] * 4
+    assert regions.masks.flatten().tolist() == [0.5] * 4
 
 
 def found(boxes: list[list[float]], scores: list[list[float]], inside: float = 1) -> Detections:

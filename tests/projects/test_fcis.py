@@ -359,8 +359,10 @@ def test_the_model_learns_one_image() -> None:
             total.backward()
             optimizer.step()
             history.append(total.item())
-    # The sampled regions differ from step to step.
-    assert sum(history[-5:]) / 5 < 0.5 * history[0]
+            # The sampled regions differ from step to step.
+            if len(history) >= 10 and sum(history[-5:]) / 5 < 0.5 * history[0]:
+                return
+    pytest.fail(f"not learnt in {len(history)} steps: {history}")
 
 
 @pytest.mark.parametrize(

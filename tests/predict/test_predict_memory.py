@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.forking import run_forked
+from tests.support.yolact_tiny import TINY
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/statm").exists(), reason="reads memory from /proc"
@@ -14,7 +15,8 @@ pytestmark = pytest.mark.skipif(
 
 def growth(skipped: int, *arguments: str) -> float:
     """Megabytes by which the tool's own process grows after so many frames or images."""
-    done = run_forked("tools/predict_memory.py", *arguments)
+    small = [*TINY, "TEST.DETECTIONS_PER_IMAGE", 5]
+    done = run_forked("tools/predict_memory.py", *arguments, "--", *map(str, small))
     assert done.returncode == 0, done.stderr
     lines = re.findall(r"^ *(\d+) done +([\d.]+) MB$", done.stdout, re.MULTILINE)
     memory = {int(number): float(megabytes) for number, megabytes in lines}

@@ -17,6 +17,8 @@ from tests.support.predict_common import results
 SYSTEMS: dict[str, tuple[Any, ...]] = {
     project.example: project.any_score + project.fast + project.narrow for project in PROJECTS
 }
+# The first of each lineage, whose code gives the masks of its descendants.
+LINEAGES = [project.example for project in PROJECTS if not project.ancestors]
 
 
 def build(name: str, *overrides: Any) -> Predictor:

@@ -1,5 +1,6 @@
 """Cropped masks of every system: those of dense results, on real images and in evaluation."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from instseg.export.predictor import ExportedPredictor
 from instseg.masks import CroppedMasks, encode
 from instseg.testing import PHOTO, SMALL
 from instseg.training.trainer import Trainer
-from tests.test_systems import SYSTEMS, build
+from tests.export.test_export import ONNX
+from tests.support.exported import Case
+from tests.test_systems import LINEAGES, SYSTEMS, build
 
 MASK_RCNN = "mask_rcnn/mask_rcnn_shapes.yaml"
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", LINEAGES)
 def test_masks_of_real_images_are_the_dense_ones(name: str, data_root: Path) -> None:
     instseg.load_cfg(name)  # registers the built-in data sets
     files = [
@@ -52,7 +55,7 @@ def few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DatasetCatalog.data, "shapes_val", lambda: records)
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", LINEAGES)
 def test_evaluation_gives_the_same_numbers_to_the_digit(
     name: str, few_shapes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,16 +145,9 @@ def test_an_image_without_a_pixel_left_has_no_cropped_masks() -> None:
     assert instances.pred_masks.image_size == (1, 9000)
 
 
-def test_an_exported_network_gives_cropped_masks(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    name = "yolact/yolact_shapes.yaml"
-    predictor = build(name)
-    torch.save({"model": predictor.model.state_dict()}, tmp_path / "weights.pth")
-    words = [str(word) for word in (*SMALL, *SYSTEMS[name])]
-    arguments = ["--config-file", name, "--weights", str(tmp_path / "weights.pth")]
-    arguments += ["--format", "onnx", "--output", str(tmp_path / "yolact.onnx"), "--", *words]
-    assert cli.main(["export", *arguments]) == 0
-    path = tmp_path / "yolact.onnx"
+@ONNX
+def test_an_exported_network_gives_cropped_masks(exported_as: Callable[[str], Case]) -> None:
+    path = exported_as("yolact").path
     dense = ExportedPredictor(path)(PHOTO)["instances"].pred_masks
     cropped = ExportedPredictor(path, masks="cropped")(PHOTO)["instances"].pred_masks
     assert len(cropped) and cropped.to_rle() == [encode(mask) for mask in dense]

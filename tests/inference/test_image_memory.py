@@ -16,7 +16,7 @@ from instseg.benchmark.rows import forget_peak, peak_resident
 from instseg.data.videos import Frame, VideoWriter
 from instseg.testing import PHOTO
 from tests.support.predict_common import arguments_for_tiny_model
-from tests.test_systems import SYSTEMS, build
+from tests.test_systems import LINEAGES, SYSTEMS, build
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (25, 40, 3), dtype=np.uint8)
 IMAGE = IMAGE.repeat(40, axis=0).repeat(40, axis=1)  # 1.6 megapixels
@@ -58,7 +58,7 @@ def test_five_thousand_instances_of_twelve_megapixels_take_less_than_a_gigabyte(
 
 
 @pytest.mark.skipif(peak_resident() is None, reason="reads memory from /proc")
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", LINEAGES)
 def test_cropped_masks_of_a_large_image_take_less_than_fifty_dense_ones(name: str) -> None:
     """All two hundred, dense, would be 305 MiB, and there is no room for one."""
     predictor = build(

@@ -23,7 +23,7 @@ from instseg.training import launch
 from instseg.training.trainer import Trainer
 from tests.conftest import ROOT
 from tests.support import programs
-from tests.support.forking import run_ranks
+from tests.support.forking import run_forked, run_ranks
 from tests.support.programs import Done
 
 CONFIG = "configs/mask_rcnn/mask_rcnn_shapes.yaml"
@@ -61,13 +61,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def train_net(*words: str) -> Done:
     return programs.train_net("--config-file", str(ROOT / CONFIG), *words)
-
-
-def processes(*words: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """Tests that need another process."""
-    script = [*launcher, str(ROOT / "train_net.py"), "--config-file", CONFIG]
-    command = [sys.executable, *script, *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=280)
 
 
 @pytest.fixture(scope="module")
@@ -189,8 +182,10 @@ def test_two_processes_evaluate_and_resume_as_one_does(tiny: list[str], tmp_path
         *("MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),
         *("OUTPUT_DIR", str(tmp_path)),
     ]
-    result = processes(*tiny, *extras, launcher=torchrun)
-    assert result.returncode == 0, result.stderr
+    words = [str(ROOT / "train_net.py"), "--config-file", CONFIG, *tiny, *extras]
+    command = [sys.executable, *torchrun, *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=280)
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "best" / "model_best.pth").is_file()
     words = ["--config-file", CONFIG, "--resume", *tiny, *extras, "SOLVER.MAX_ITER", "3"]
     result, other = run_ranks("train_net.py", *words)
@@ -242,7 +237,8 @@ def test_a_damaged_image_ends_a_training_with_one_line(tmp_path: Path) -> None:
     for file in (tmp_path / "shapes_val").iterdir():
         file.write_bytes(file.read_bytes()[:-900])
     words = ["DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", "()", "OUTPUT_DIR", str(tmp_path)]
-    result = processes(*QUICK, *words, "DATALOADER.NUM_WORKERS", "1")
+    words = ["--config-file", CONFIG, *QUICK, *words, "DATALOADER.NUM_WORKERS", "1"]
+    result = run_forked("train_net.py", *words)
     assert result.returncode == 2, result.stderr
     errors = [line for line in result.stderr.splitlines() if "shapes_val" in line]
     assert len(errors) == 1

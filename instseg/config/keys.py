@@ -360,8 +360,9 @@ declare(
         # Each process adds its number to the seed; NumPy takes 32 bits.
         "SEED": Rule(lambda x: is_whole(x) and x < 2**31, f"a whole number below {2**31}"),
         "MODEL.CATEGORIES": _categories,
-        "MODEL.BACKBONE.FREEZE_AT": where(
-            "MODEL.BACKBONE.NAME", "build_vgg_backbone", whole(0, 5, "0 to 5")
+        "MODEL.BACKBONE.FREEZE_AT": (
+            where("MODEL.BACKBONE.NAME", "build_vgg_backbone", whole(0, 5, "0 to 5")),
+            where("MODEL.BACKBONE.NAME", "build_unet_backbone", one_of(0)),
         ),
         "MODEL.VGG.DEPTH": one_of(11, 13, 16, 19),
         "MODEL.VGG.OUTPUT_STRIDE": one_of(8, 16),

@@ -6,6 +6,7 @@
 import os
 
 import pytest
+import torch
 
 from tests.emulate.build import COMPILE_SECONDS, CSRC
 from tests.emulate.cases import OPERATORS, first_difference
@@ -44,3 +45,12 @@ def test_kernels_give_what_the_cpu_gives_for_many_shapes(
         assert (
             first_difference(name, 2 if name == "mean_shift" else 8, emulated.operators, seed) == ""
         )
+
+
+def test_the_host_waits_for_the_device_at_most_once_per_cluster(emulated: Emulated) -> None:
+    points = torch.arange(40).repeat_interleave(9).float()[:, None] * 10
+    bins = torch.arange(40).repeat_interleave(9)
+    emulated.synchronisations()
+    labels, _ = emulated.operators.peel_clusters(points, bins, 1.0, 100, 1e-3, 1, 100)
+    assert labels.max() == 39
+    assert emulated.synchronisations() <= 40

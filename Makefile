@@ -5,7 +5,7 @@
 #   make chaos        kills a training 20 times at random moments, which must always go on
 #   make cuda         compiles the CUDA operators, without a GPU too
 #   make cuda-emulate runs the CUDA kernels on the CPU; SANITIZE=address or thread watches them
-#   make cuda-test    operator tests on a GPU; CUDA_PYTHON=python3 takes an environment of your own
+#   make cuda-test    operator tests and times on a GPU; CUDA_PYTHON=python3 takes another environment
 
 PYTHON ?= python3
 VENV := .venv
@@ -83,6 +83,7 @@ cuda-test: cuda
 	cd build/cuda && if command -v compute-sanitizer; then \
 		PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 \
 		$(CUDA_PYTHON) -m pytest tests/ops -m "cuda and not slow"; fi
+	cd build/cuda && $(CUDA_PYTHON) -m instseg.cli benchmark ops --device cuda
 
 # The stamp is written last, so that an interrupted setup starts again.
 $(STAMP): constraints.txt setup.py pyproject.toml instseg/install_detectron2.py $(OPERATORS)

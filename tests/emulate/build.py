@@ -103,7 +103,7 @@ class Build:
 
         return repr((own, FLAGS, KINDS[self.kind], torch.__version__, sys.version))
 
-    def _included(self, text: str) -> dict[Path, str]:
+    def included(self, text: str) -> dict[Path, str]:
         """The headers of ``csrc`` that a source reads, by way of others too."""
         reached: dict[Path, str] = {}
         texts = [text]
@@ -145,7 +145,7 @@ class Build:
 
     def _compile(self, name: str, text: str) -> Path:
         light = name in ("scheduler", "traffic")
-        headers = self._included(text)
+        headers = self.included(text)
         made_of = repr((text, sorted(headers.items()), self._common))
         digest = hashlib.sha256(made_of.encode()).hexdigest()[:16]
         folder = FOLDER / f"{self.kind}-{name}-{digest}"

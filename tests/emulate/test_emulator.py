@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tests.emulate.barriers import barriers
 from tests.emulate.build import COMPILE_SECONDS, CSRC, ROOT, rewrite, translate
 
 pytestmark = pytest.mark.timeout(COMPILE_SECONDS)
@@ -25,15 +26,8 @@ def compare(name: str, skipped: str = "", *edits: str) -> list[str]:
     return found
 
 
-def barriers(name: str) -> list[str]:
-    """``file:line`` of every barrier in the kernels of an operator."""
-    path = CSRC / name / f"{name}_cuda.cu"
-    lines = enumerate(path.read_text().splitlines(), 1)
-    return [f"{path.name}:{number}" for number, line in lines if "__syncthreads" in line]
-
-
 def test_a_dropped_barrier_is_found() -> None:
-    first = barriers("vote_masks")[0]
+    first = barriers(CSRC / "vote_masks" / "vote_masks_cuda.cu")[0]
     assert any(compare("vote_masks", first)) and not any(compare("vote_masks"))
 
 

@@ -136,7 +136,6 @@ __global__ void finish_kernel(const T* maps, DeviceBins bins, const A* shares, S
       to[0] = static_cast<T>(outside);
       to[sizes.bins()] = static_cast<T>(inside);
     }
-    __syncthreads();
   }
 }
 

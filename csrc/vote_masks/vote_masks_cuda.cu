@@ -48,7 +48,6 @@ __global__ void nms_kernel(const float* boxes, const float* scores, const int64_
       }
       __syncthreads();
     }
-    __syncthreads();
   }
 }
 
@@ -97,7 +96,7 @@ struct Voters {
   int* bounds;   // (N, 4): x1, y1, x2, y2, inclusive; x2 < x1 for none
 };
 
-// One block for one detection.
+// One block for one detection.  What a thread reads at the end, it alone sets at the beginning.
 __global__ void voters_kernel(Scene s, Voters voters) {
   __shared__ int num_voters;
   __shared__ int bounds[4];
@@ -119,7 +118,6 @@ __global__ void voters_kernel(Scene s, Voters voters) {
     __syncthreads();
     if (threadIdx.x == 0) voters.counts[n] = num_voters;
     if (threadIdx.x < 4) voters.bounds[4 * n + threadIdx.x] = bounds[threadIdx.x];
-    __syncthreads();
   }
 }
 

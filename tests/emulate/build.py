@@ -6,6 +6,7 @@ An object is compiled again only if what it is made of has changed: its name is 
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -20,6 +21,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CSRC = ROOT / "csrc"
 FOLDER = ROOT / "build" / "emulated"
+MOST_KEPT = 64
+"""Objects and libraries of a kind; those that were used longest ago go first."""
 LIBRARY = "instseg_emulated"
 COMPILE_SECONDS = 1800
 """At most, for one file: a busy machine needs ten times as long as an idle one."""
@@ -141,6 +144,10 @@ class Build:
                 partial = library.with_suffix(".part")
                 run("-shared", *sanitizers, *objects, "-o", partial, *torch_libraries())
                 partial.rename(library)
+            used = [library, *(path.parent for path in objects)]
+            for path in used:
+                os.utime(path)
+            forget_old(self.kind)
             return library
 
     def _compile(self, name: str, text: str) -> Path:
@@ -165,6 +172,16 @@ class Build:
         run("-c", *FLAGS, *kind, *define, *folders, source, "-o", partial)
         partial.rename(done)
         return done
+
+
+def forget_old(kind: str) -> None:
+    """Bound what is kept of a kind."""
+    paths = [path for path in FOLDER.glob(f"{kind}-*") if path.suffix != ".part"]
+    for path in sorted(paths, key=lambda p: p.stat().st_mtime)[:-MOST_KEPT]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def includes() -> list[str]:

@@ -127,6 +127,8 @@ def vote_masks(count: int) -> Iterator[Call]:
         for from_image in (False, True):
             arguments = (boxes, masks, weights, 0.4, height, width, from_image)
             yield Call("average_masks", arguments)
+        all_vote = torch.full((1, regions), 1 / max(1, regions))  # more than a block looks at once
+        yield Call("average_masks", (boxes, masks, all_vote, 0.1, height, width, False))
 
 
 def mean_shift(count: int) -> Iterator[Call]:

@@ -6,6 +6,7 @@ process of its own, because kernels with mistakes in them may write anywhere.
 
 import json
 import sys
+from collections.abc import Iterator
 
 import torch
 
@@ -17,16 +18,14 @@ ORDERS = ((0, 0), (1, 3), (5, 2))
 """Order of threads and blocks, and the most blocks; see ``Emulated.threads``."""
 
 
-def differences(emulated: Emulated, name: str, skipped: str = "") -> list[str]:
+def differences(emulated: Emulated, name: str, skipped: str = "") -> Iterator[str]:
     """What differs in each order, "" for nothing."""
-    found = []
     for order, most_blocks in ORDERS:
         with emulated.threads(order, most_blocks, skipped):
             try:
-                found.append(first_difference(name, 1, emulated.operators, seed=order))
+                yield first_difference(name, 1, emulated.operators, seed=order)
             except RuntimeError as error:  # the scheduler's, or that of a check of the operator
-                found.append(str(error))
-    return found
+                yield str(error)
 
 
 if __name__ == "__main__":
@@ -35,4 +34,4 @@ if __name__ == "__main__":
     # A mistake is built with its operator alone; a barrier is skipped in the library of all.
     pairs = tuple(zip(edits[::2], edits[1::2], strict=True))
     build = Build(edits=pairs, stems=(name,)) if pairs else Build()
-    print(json.dumps(differences(Emulated(build.library()), name, skipped)))
+    print(json.dumps(list(differences(Emulated(build.library()), name, skipped))))

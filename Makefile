@@ -1,5 +1,7 @@
 # Every target first sets up .venv if need be; the commands for that are nowhere else.
-#   make demo | test | test-configs | lint | setup      (PYTHON=python3.12 chooses that of a new .venv)
+#   make demo | test | test-configs | lint | setup
+#     PYTHON=python3.12 chooses the Python of a new .venv; TORCH_INDEX=URL is a further index with
+#     wheels of torch, such as https://download.pytorch.org/whl/cpu, which are smaller
 #   make asan         operator tests under the address and undefined-behaviour sanitizers
 #   make fuzz         the tests of random input with ten thousand examples each
 #   make chaos        kills a training 20 times at random moments, which must always go on
@@ -80,7 +82,8 @@ $(STAMP): constraints.txt setup.py pyproject.toml instseg/install_detectron2.py 
 	@$(BIN)/python -c 'import importlib.metadata as m; m.version("pip"); $(NEW_ENOUGH)' 2>/dev/null \
 		|| $(PYTHON) -m venv --clear $(VENV)
 	@echo "setup: installing into $(VENV) (the first time some minutes and 5 GB, most of it torch)"
-	@$(PIP) install --quiet --constraint constraints.txt ninja setuptools wheel torch torchvision
+	@$(PIP) install --quiet --constraint constraints.txt $(TORCH_INDEX:%=--extra-index-url %) \
+		ninja setuptools torch torchvision
 	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[convert,demo,export,hub,lint,microscopy,test,video]'
 	@$(BIN)/python instseg/install_detectron2.py --constraint constraints.txt
 	@# opencv-python needs the system's libGL and libglib; the headless wheel works without them.

@@ -77,7 +77,8 @@ def run(command: Sequence[str | os.PathLike[str]]) -> None:
     this_process = os.getpid()
     former = {number: signal.signal(number, forward) for number in _SIGNALS}
     try:
-        children.append(subprocess.Popen(command, preexec_fn=lambda: end_with(this_process)))
+        begin = None if os.name == "nt" else lambda: end_with(this_process)
+        children.append(subprocess.Popen(command, preexec_fn=begin))
         if received:  # while the command was being started
             children[0].terminate()
         status = children[0].wait()

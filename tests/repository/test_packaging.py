@@ -39,7 +39,7 @@ def run(*command: object, cwd: Path, **environment: str) -> subprocess.Completed
 def copy_of_the_sources(folder: Path) -> Path:
     """Copy what a build reads, so that it leaves nothing in the checkout."""
     ignored = shutil.ignore_patterns("__pycache__", "*.so")
-    for name in ("instseg", "projects", "configs", "csrc", "zoo", "docs"):
+    for name in ("instseg", "projects", "configs", "csrc", "zoo", "docs", "tools"):
         if (ROOT / name).exists():
             shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     names = ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "Makefile")
@@ -472,6 +472,26 @@ def test_a_missing_system_library_makes_setup_take_the_headless_opencv(tmp_path)
     assert done.returncode == 0, done.stderr
     assert "libGL.so.1" in done.stdout
     assert (tmp_path / "headless").exists()
+
+
+def test_another_index_of_torch_is_asked_for_torch_alone(tmp_path):
+    fake_environment(tmp_path, "")
+    assert make_setup(tmp_path, "TORCH_INDEX=https://a.index/cpu").returncode == 0
+    calls = [line for line in (tmp_path / "calls").read_text().splitlines() if "index" in line]
+    assert len(calls) == 1
+    assert "--extra-index-url https://a.index/cpu ninja setuptools torch torchvision" in calls[0]
+
+
+def test_a_checkout_is_set_up_without_make(tmp_path):
+    fake_environment(tmp_path, "")
+    command = sys.executable, "tools/dev.py", "setup"
+    assert run(*command, cwd=tmp_path).returncode == 0
+    assert "install_detectron2.py --constraint" in (tmp_path / "calls").read_text()
+    (tmp_path / "calls").unlink()
+    assert run(*command, cwd=tmp_path).returncode == 0
+    assert not (tmp_path / "calls").exists()
+    assert make_setup(tmp_path).returncode == 0
+    assert not (tmp_path / "calls").exists()
 
 
 def test_an_opencv_that_fails_for_another_reason_stops_setup(tmp_path):

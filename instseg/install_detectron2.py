@@ -30,7 +30,7 @@ UPSTREAM = f"git+https://github.com/facebookresearch/detectron2.git@{COMMIT}"
 CARRIER = "labgym==3.1.2"
 CARRIER_SHA256 = "a2900cff8a3fb508e1975f19b5f9abd9f261966db87b0c332697fb4138c1cb2b"
 CARRIER_PREFIX = "LabGym/"
-OPENCV = "opencv-python-headless>=4.10"
+OPENCV = "opencv-python-headless>=4.10.0.84"
 
 REQUIREMENTS = (
     "Pillow>=7.1 black cloudpickle fvcore>=0.1.5,<0.1.6 hydra-core>=1.1 iopath>=0.1.7 matplotlib "

@@ -5,7 +5,8 @@ The papers live in ``projects/``, the configurations in ``configs/`` and the shi
 ``instseg.configs`` and ``instseg.zoo``.  ``csrc/`` becomes ``instseg._C``, always for the CPU, and
 for CUDA with a GPU or ``FORCE_CUDA=1``.  A build that sees no torch (pip isolates builds) or no
 compiler makes a package without ``_C``, whose operators run in Python; with
-``INSTSEG_OPERATORS=compiled`` it stops instead, and ``INSTSEG_OPERATORS=python`` asks for it.
+``INSTSEG_OPERATORS=compiled`` or ``FORCE_CUDA=1`` it stops instead, and
+``INSTSEG_OPERATORS=python`` asks for it.
 ``INSTSEG_SANITIZE=1`` builds with sanitizers (see ``make asan``).
 """
 
@@ -47,7 +48,8 @@ def compiles() -> bool:
 
     A torch that is too old stops every build.
     """
-    wanted = os.environ.get("INSTSEG_OPERATORS", "")
+    special = "1" in (os.environ.get("FORCE_CUDA"), os.environ.get("INSTSEG_SANITIZE"))
+    wanted = os.environ.get("INSTSEG_OPERATORS") or ("compiled" if special else "")
     if wanted not in ("", "compiled", "python"):
         sys.exit(f"INSTSEG_OPERATORS is {wanted!r}; expected compiled or python")
     if wanted == "python":

@@ -339,6 +339,14 @@ def test_force_cuda_adds_the_cuda_sources(tmp_path):
     assert sources and all(source in done.stdout for source in sources)
 
 
+@pytest.mark.parametrize("asked", ["FORCE_CUDA", "INSTSEG_SANITIZE"])
+def test_a_build_that_asks_for_special_operators_is_not_one_without_any(asked, tmp_path):
+    python = interpreter_with(None, tmp_path)
+    command = python, "setup.py", "-q", "bdist_wheel"
+    done = run(*command, cwd=copy_of_the_sources(tmp_path), **{asked: "1"})
+    assert done.returncode == 1 and "sees none" in done.stderr
+
+
 def test_force_cuda_without_a_toolkit_is_one_sentence_that_says_what_to_install(tmp_path):
     tools = tmp_path / "tools"
     tools.mkdir()

@@ -54,6 +54,19 @@ subprocess.run([sys.executable, "-c", child, sys.argv[1]], env={{**os.environ, "
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the system cannot do it")
 
 
+STARTED = """
+import multiprocessing, os, sys
+child = "from instseg.processes import end_with_starter; end_with_starter()\\n" + {child!r}
+child = "import sys; sys.argv = " + repr(sys.argv) + "\\n" + child
+process = multiprocessing.get_context({method!r}).Process(target=exec, args=(child, {{}}))
+process.start()
+process.join()
+"""
+PARENTS_BY_METHOD = {
+    method: STARTED.format(child=CHILD, method=method) for method in ("fork", "spawn", "forkserver")
+}
+
+
 def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not condition():
@@ -70,9 +83,25 @@ def is_alive(process: int) -> bool:
 
 def start(kind: str, folder: Path) -> tuple["subprocess.Popen[bytes]", int]:
     """A parent, and the id of its child once that is at work."""
-    parent = subprocess.Popen([sys.executable, "-c", PARENTS[kind], str(folder)], cwd=ROOT)
+    return start_script(PARENTS[kind], folder)
+
+
+def start_script(script: str, folder: Path) -> tuple["subprocess.Popen[bytes]", int]:
+    """As :func:`start` for a script."""
+    parent = subprocess.Popen([sys.executable, "-c", script, str(folder)], cwd=ROOT)
     until((folder / "child").exists)
     return parent, int((folder / "child").read_text())
+
+
+@linux
+@pytest.mark.parametrize("method", PARENTS_BY_METHOD)
+def test_a_killed_process_takes_those_of_any_start_method_with_it(
+    method: str, tmp_path: Path
+) -> None:
+    parent, child = start_script(PARENTS_BY_METHOD[method], tmp_path)
+    parent.kill()
+    parent.wait()
+    until(lambda: not is_alive(child))
 
 
 @linux

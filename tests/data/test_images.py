@@ -19,7 +19,7 @@ from instseg.data import image_headers, images
 from instseg.data.image_arrays import check_image
 from instseg.data.images import image_size, read_image
 from instseg.data.pillow_images import convert_image
-from instseg.data.synthetic import shapes, shapes_video
+from instseg.data.synthetic.files import IMAGES, VIDEOS
 from instseg.errors import ImageError
 
 RNG = np.random.default_rng(0)
@@ -458,7 +458,7 @@ def test_an_image_with_bytes_behind_it_is_no_truncated_one(tmp_path: Path) -> No
 
 
 def test_a_synthetic_image_is_what_detectron2_reads() -> None:
-    name = f"{shapes.PREFIX}shapes_val/128/3"
+    name = f"{IMAGES}shapes_val/128/3"
     assert np.array_equal(read_image(name), detection_utils.read_image(name, format="BGR"))
     with pytest.raises(ImageError, match="shapes://shapes_val/128: there is no such synthetic"):
         read_image("shapes://shapes_val/128")
@@ -469,8 +469,8 @@ def test_a_synthetic_image_is_what_detectron2_reads() -> None:
     [
         *(f"shapes://shapes_val/{size}/0" for size in (-1, 0, 1, 15, 4097, 10**9)),
         "shapes://shapes_val/128/200",
-        f"{shapes_video.PREFIX}shapes_video_val/1/0/0",
-        f"{shapes_video.PREFIX}shapes_video_val/128/0/{10**400}",
+        f"{VIDEOS}shapes_video_val/1/0/0",
+        f"{VIDEOS}shapes_video_val/128/0/{10**400}",
     ],
 )
 def test_a_synthetic_image_that_is_not_there_is_refused_at_once(path: str) -> None:

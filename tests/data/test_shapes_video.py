@@ -17,6 +17,7 @@ from torch.nn import functional as F
 import instseg
 from instseg.data.flow import read_flow
 from instseg.data.synthetic import shapes_video as video
+from instseg.data.synthetic.files import VIDEOS
 from instseg.data.synthetic.outlines import polygon_area
 from instseg.data.video_mapper import NUM_REFERENCES
 from instseg.errors import DatasetError
@@ -196,7 +197,7 @@ def test_a_clip_that_does_not_exist_is_refused_with_what_exists(split: str, inde
 
 def test_frames_can_only_be_read() -> None:
     with pytest.raises(DatasetError, match="can only be read"):
-        PathManager.open(f"{video.PREFIX}{VAL}/64/0/0", "wb")
+        PathManager.open(f"{VIDEOS}{VAL}/64/0/0", "wb")
 
 
 def test_the_size_of_the_frames_is_the_config_key_of_the_images() -> None:

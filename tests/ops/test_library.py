@@ -40,13 +40,9 @@ sys.meta_path.insert(0, Finder())
 """
 
 
-def test_operators_that_are_not_compiled_are_an_error_that_says_what_to_type():
-    message = message_of_an_import_with(finder_that_raises("ModuleNotFoundError()"))
-    assert message.startswith("the operators of instseg are not compiled")
-    assert BUILD in message
-
-
 def test_operators_compiled_for_another_python_are_named():
+    if not list(Path(_library.__file__).parents[1].glob("_C.*")):
+        pytest.skip("none are compiled: they run in Python, see test_in_python.py")
     message = message_of_an_import_with(finder_that_raises("ModuleNotFoundError()"))
     running = f"{sys.version_info.major}.{sys.version_info.minor}"
     assert f"not compiled for Python {running}, but as _C." in message

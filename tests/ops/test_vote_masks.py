@@ -99,7 +99,7 @@ def test_voting_equals_the_numpy_form(
 @pytest.mark.parametrize("device", [CUDA])
 @pytest.mark.parametrize("resample", ["box", "image"])
 def test_both_devices_give_the_same_bits(resample: str, device: str) -> None:
-    given_ = scene(120, 6, 150, 210, 21, 5)
+    given_ = scene(600, 6, 150, 210, 21, 5)  # more regions than a block takes at once
     boxes, masks, scores = given_
     weights = scores.t() / scores.sum(dim=0)[:, None]
     for arguments in ((boxes, masks, weights), (boxes[:0], masks[:0], weights[:, :0])):

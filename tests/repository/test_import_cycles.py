@@ -16,7 +16,7 @@ from tests.repository.test_layering import ROOT, imports, module_name
 Graph = Mapping[str, set[str]]
 LAYERS = (
     ("errors", "install_detectron2", "processes", "projects"),
-    ("categories", "console", "files", "forks", "masks", "tracking"),
+    ("categories", "console", "files", "forks", "masks", "optional", "tracking"),
     ("shipped",),
     ("downloads",),
     ("modeling", "ops", "pickles", "visualize"),

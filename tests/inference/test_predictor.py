@@ -29,7 +29,10 @@ def tiny_cfg(*overrides: Any) -> CfgNode:
     cfg.merge_from_list(
         ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.MASK_ON", True]
         + ["MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone", "MODEL.FPN.OUT_CHANNELS", 32]
-        + ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
+        + ["MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 8]
+        + ["MODEL.RESNETS.WIDTH_PER_GROUP", 4]
+        # Without statistics the random layers magnify what they get; scores should not be 0 and 1.
+        + ["MODEL.PIXEL_STD", [16.0] * 3]
         + ["MODEL.RESNETS.OUT_FEATURES", levels, "MODEL.FPN.IN_FEATURES", levels]
         + ["MODEL.ANCHOR_GENERATOR.SIZES", [[8], [16], [32], [64], [128]]]
         + ["MODEL.RPN.IN_FEATURES", ["p2", "p3", "p4", "p5", "p6"]]

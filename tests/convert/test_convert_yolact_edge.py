@@ -59,12 +59,11 @@ class Case:
         images = model.preprocess(inputs)
         laterals = model.fpn.laterals(model.levels(images))
         sums = model.fpn.top_down(laterals)
-        if golden[f"{frame}is_key"]:
-            raw = model.raw(images)
-        else:
+        is_key = golden[f"{frame}is_key"]
+        if not is_key:
             sums = model.transform(laterals[:1], state)
-            raw = model.between(images, state)
         levels = model.fpn.outputs(sums)
+        raw = model.heads(levels) if is_key else model.between(images, state)
         self.tensors = {f"lat_sum{i}": x for i, x in zip((3, 4, 5), sums, strict=True)}
         self.tensors |= {f"P{i}": x for i, x in zip(range(3, 8), levels, strict=True)}
         self.raw = dict(zip(("loc", "conf", "mask", "proto"), raw, strict=True))

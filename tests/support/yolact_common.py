@@ -141,7 +141,7 @@ def build_case(name: str, weights: ModuleType, folder: Path) -> Case:
         levels = dict(zip(("C3", "C4", "C5"), (outputs[x] for x in model._levels), strict=True))
         pyramid = model.fpn(list(levels.values()))
         levels |= dict(zip(("P3", "P4", "P5", "P6", "P7"), pyramid, strict=True))
-        loc, conf, mask, proto = model.raw(images)
+        loc, conf, mask, proto = model.heads(pyramid)
         segm = model.semantic(pyramid[0])
     tensors = {"x": images, "loc": loc, "conf": conf, "mask": mask, "proto": proto, "segm": segm}
     return Case(golden, model, report, tensors | levels)

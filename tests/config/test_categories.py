@@ -256,7 +256,8 @@ def test_the_config_beside_a_training_is_read_with_its_categories(
 
 def test_a_model_without_classes_is_trained_for_objects() -> None:
     cfg = instseg.load_cfg("deepmask/deepmask_shapes.yaml")
-    assert training_categories(cfg, load(cfg.DATASETS.TRAIN[0])) == OBJECT
+    dataset = load("shapes_val")
+    assert training_categories(cfg, dataset) == OBJECT
     cfg = instseg.load_cfg("mask_rcnn/mask_rcnn_shapes.yaml")
-    classes = training_categories(cfg, load(cfg.DATASETS.TRAIN[0]))
+    classes = training_categories(cfg, dataset)
     assert classes == Categories((1, 2, 3), ("circle", "square", "triangle"))

@@ -137,6 +137,7 @@ def test_the_order_is_chosen_for_the_processor(
 @pytest.mark.parametrize("choice", ["channels_last", "contiguous"])
 def test_the_trainer_stores_weights_as_asked(choice: str, tmp_path: Path) -> None:
     words = ["SOLVER.MEMORY_FORMAT", choice, "OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu"]
+    words += ["DATASETS.TRAIN", ("shapes_val",)]
     trainer = Trainer(instseg.load_cfg(CONFIG, words))
     weight = trainer._trainer.model.backbone.bottom_up.stem.conv1.weight
     assert weight.is_contiguous() == (choice == "contiguous")

@@ -1,64 +1,71 @@
 """Operators that are missing, old or compiled for something else are explained at once."""
 
-import subprocess
 import sys
+from importlib.abc import MetaPathFinder
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
+import instseg
 from instseg.ops import _library
+from tests.conftest import load_module
 
 MODULES = sorted(set(Path(_library.__file__).parent.glob("*.py")) - {Path(_library.__file__)})
 BUILD = "pip install --no-build-isolation -e ."
 
 
-def message_of_an_import_with(stand_in: str) -> str:
-    """The error of importing the operators after ``stand_in`` took the place of ``instseg._C``."""
-    code = f"""
-import importlib.abc, sys, types
-import instseg
-{stand_in}
-try:
-    import instseg.ops._library
-except ImportError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+class Missing(MetaPathFinder):
+    """Lets every import of ``instseg._C`` fail."""
 
+    def __init__(self, error: ImportError) -> None:
+        self.error = error
 
-def finder_that_raises(error: str) -> str:
-    return f"""
-class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name == "instseg._C":
-            raise {error}
-sys.meta_path.insert(0, Finder())
-"""
+            raise self.error
 
 
-def test_operators_compiled_for_another_python_are_named():
+@pytest.fixture
+def message_of_an_import_with(monkeypatch):
+    """Gives the error of importing the operators with another ``instseg._C``, or with none."""
+
+    def message_of(stand_in: ModuleType | ImportError) -> str:
+        monkeypatch.delenv("INSTSEG_OPERATORS", raising=False)
+        monkeypatch.delattr(instseg, "_C", raising=False)
+        monkeypatch.delitem(sys.modules, "instseg._C", raising=False)
+        if isinstance(stand_in, ImportError):
+            monkeypatch.setattr(sys, "meta_path", [Missing(stand_in), *sys.meta_path])
+        else:
+            monkeypatch.setattr(instseg, "_C", stand_in, raising=False)
+        with pytest.raises(ImportError) as error:
+            load_module(Path(_library.__file__))
+        return str(error.value)
+
+    return message_of
+
+
+def test_operators_compiled_for_another_python_are_named(message_of_an_import_with):
     if not list(Path(_library.__file__).parents[1].glob("_C.*")):
         pytest.skip("none are compiled: they run in Python, see test_in_python.py")
-    message = message_of_an_import_with(finder_that_raises("ModuleNotFoundError()"))
+    message = message_of_an_import_with(ModuleNotFoundError())
     running = f"{sys.version_info.major}.{sys.version_info.minor}"
     assert f"not compiled for Python {running}, but as _C." in message
 
 
-def test_operators_that_do_not_load_are_an_error_that_says_what_to_type():
-    message = message_of_an_import_with(finder_that_raises("ImportError('undefined symbol: x')"))
+def test_operators_that_do_not_load_are_an_error_that_says_what_to_type(message_of_an_import_with):
+    message = message_of_an_import_with(ImportError("undefined symbol: x"))
     assert "built for another torch" in message
     assert BUILD in message and "undefined symbol: x" in message
 
 
-def test_operators_compiled_for_another_torch_are_an_error_that_names_both():
-    message = message_of_an_import_with(
-        "sys.modules['instseg._C'] = types.ModuleType('instseg._C')\n"
-        "instseg._C = sys.modules['instseg._C']\ninstseg._C.torch_version = '1.2.3'"
-    )
+def test_operators_compiled_for_another_torch_are_an_error_that_names_both(
+    message_of_an_import_with,
+):
+    stand_in = ModuleType("instseg._C")
+    stand_in.torch_version = "1.2.3"
+    message = message_of_an_import_with(stand_in)
     assert "compiled for torch 1.2.3" in message and torch.__version__ in message
     assert BUILD in message
 

@@ -101,10 +101,10 @@ class Build:
 
     @cached_property
     def _common(self) -> str:
-        own = "".join(path.read_text() for path in sorted(HERE.rglob("*.h")))
+        headers = "".join(path.read_text() for path in sorted(HERE.rglob("*.h")))
         import torch
 
-        return repr((own, FLAGS, KINDS[self.kind], torch.__version__, sys.version))
+        return repr((headers, FLAGS, KINDS[self.kind], torch.__version__, sys.version))
 
     def included(self, text: str) -> dict[Path, str]:
         """The headers of ``csrc`` that a source reads, by way of others too."""

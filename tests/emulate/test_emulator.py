@@ -22,8 +22,8 @@ def compare(name: str, skipped: str = "", *edits: str) -> list[str]:
     if done.returncode < 0:
         return [f"signal {-done.returncode}"]
     assert done.returncode == 0, done.stderr
-    found: list[str] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    barrier_names: list[str] = json.loads(done.stdout.splitlines()[-1])
+    return barrier_names
 
 
 def test_a_dropped_barrier_is_found() -> None:
@@ -58,6 +58,6 @@ def test_lines_of_a_translated_source_keep_their_numbers() -> None:
     path = CSRC / "vote_masks" / "vote_masks_cuda.cu"
     text = path.read_text()
     translated = translate(text, path)
-    own = text[: text.index('#include "')].count("\n") + 1
-    assert f'#line {own} "{path.name}"' in translated
+    line = text[: text.index('#include "')].count("\n") + 1
+    assert f'#line {line} "{path.name}"' in translated
     assert translated.count("cuda_on_cpu::launch(") == len(re.findall("<<<", text))

@@ -53,20 +53,20 @@ __device__ void sum_bin(const T* from, const Bin& bin, const Sizes& sizes, A& ou
 // neighbouring numbers.  A slice is visited for all RoIs before the next one, because its share of
 // one image (some 10 MB) stays in the L2 cache while the maps (76 MB) do not.
 template <typename T, typename A>
-__global__ void share_kernel(const T* maps, DeviceBins bins, Sizes sizes, A* shares) {
+__global__ void share_kernel(const T* maps, const A* rois, Sizes sizes, A scale, A* shares) {
   for (int64_t task = blockIdx.x; task < sizes.rois * count_slices(sizes.parts());
        task += gridDim.x) {
     const int64_t r = task % sizes.rois, slice = task / sizes.rois;
-    const int64_t image = bins.images[r];
-    const int64_t part_end = image < 0 ? 0 : first_part_of_slice(slice + 1, sizes.parts());
+    const Roi<A> roi(rois + kRoiNumbers * r, sizes.images, scale, sizes.pooled);
+    const int64_t part_end = first_part_of_slice(slice + 1, sizes.parts());
     for (int64_t c = threadIdx.x; c < sizes.classes; c += blockDim.x) {
       A score = 0;
       for (int64_t part = first_part_of_slice(slice, sizes.parts()); part < part_end; ++part) {
-        const T* from = maps + image * sizes.image_stride() + part * 2 * sizes.classes + c;
+        const T* from = maps + roi.image * sizes.image_stride() + part * 2 * sizes.classes + c;
         const BinsOfPart part_bins(part, sizes.group, sizes.pooled);
         for (int64_t py = part_bins.y_begin; py < part_bins.y_end; ++py) {
           for (int64_t px = part_bins.x_begin; px < part_bins.x_end; ++px) {
-            const Bin bin = bins.bin(r, py, px);
+            const Bin bin = roi.bin(py, px, sizes.height, sizes.width);
             const int64_t cells = bin.cells();
             if (cells == 0) continue;
             A outside, inside;
@@ -102,7 +102,7 @@ __device__ int64_t best_class(const T* scores, int64_t classes, int64_t* best) {
 
 // One block for one RoI: adds the slices, chooses the class if `choose`, and computes its logits.
 template <typename T, typename A>
-__global__ void finish_kernel(const T* maps, DeviceBins bins, const A* shares, Sizes sizes,
+__global__ void finish_kernel(const T* maps, const A* rois, const A* shares, Sizes sizes, A scale,
                               bool choose, T* scores, T* logits, int64_t* classes) {
   __shared__ int64_t best[kFinishThreads];
   for (int64_t r = blockIdx.x; r < sizes.rois; r += gridDim.x) {
@@ -117,17 +117,17 @@ __global__ void finish_kernel(const T* maps, DeviceBins bins, const A* shares, S
     __syncthreads();
     const int64_t chosen = choose ? best_class(own, sizes.classes, best) : classes[r];
     if (choose && threadIdx.x == 0) classes[r] = chosen;
-    const bool none = chosen < 0 || chosen >= sizes.classes || bins.images[r] < 0;
+    const bool none = chosen < 0 || chosen >= sizes.classes;
+    const Roi<A> roi(rois + kRoiNumbers * r, sizes.images, scale, sizes.pooled);
     for (int64_t i = threadIdx.x; i < sizes.bins(); i += blockDim.x) {
       const int64_t py = i / sizes.pooled, px = i % sizes.pooled;
-      const Bin bin = bins.bin(r, py, px);
+      const Bin bin = roi.bin(py, px, sizes.height, sizes.width);
       const int64_t cells = bin.cells();
       const int64_t part = part_of_bin(py, sizes.group, sizes.pooled) * sizes.group +
                            part_of_bin(px, sizes.group, sizes.pooled);
       A outside = 0, inside = 0;
       if (cells > 0 && !none) {
-        const T* from =
-            maps + bins.images[r] * sizes.image_stride() + part * 2 * sizes.classes + chosen;
+        const T* from = maps + roi.image * sizes.image_stride() + part * 2 * sizes.classes + chosen;
         sum_bin(from, bin, sizes, outside, inside);
         outside /= A(cells);
         inside /= A(cells);
@@ -279,14 +279,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fcis_head_cuda(
     const at::Tensor rows = rois.to(type).contiguous();
     at::Tensor shares = at::empty({slices, sizes.rois, sizes.classes}, maps.options().dtype(type));
     const scalar_t* in = maps.const_data_ptr<scalar_t>();
-    const BinTensors table = tabulate_bins_on_gpu<A>(kOp, rows, sizes.images, sizes.height,
-                                                     sizes.width, spatial_scale, pooled_size);
+    const A scale = static_cast<A>(spatial_scale);
     share_kernel<scalar_t, A>
         <<<blocks_for_tasks(sizes.rois * slices), threads_for(sizes.classes, kThreads), 0,
-           stream>>>(in, table.view(), sizes, shares.mutable_data_ptr<A>());
+           stream>>>(in, rows.const_data_ptr<A>(), sizes, scale, shares.mutable_data_ptr<A>());
     C10_CUDA_KERNEL_LAUNCH_CHECK();
     finish_kernel<scalar_t, A><<<blocks_for_tasks(sizes.rois), kFinishThreads, 0, stream>>>(
-        in, table.view(), shares.const_data_ptr<A>(), sizes, !classes,
+        in, rows.const_data_ptr<A>(), shares.const_data_ptr<A>(), sizes, scale, !classes,
         scores.mutable_data_ptr<scalar_t>(), logits.mutable_data_ptr<scalar_t>(),
         chosen.mutable_data_ptr<int64_t>());
     C10_CUDA_KERNEL_LAUNCH_CHECK();

@@ -5,6 +5,7 @@ An object is compiled again only if what it is made of has changed: its name is 
 
 import hashlib
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -24,6 +25,8 @@ FOLDER = ROOT / "build" / "emulated"
 MOST_KEPT = 64
 """Objects and libraries of a kind; those that were used longest ago go first."""
 LIBRARY = "instseg_emulated"
+SUPPORTED = sys.platform == "linux" and platform.machine() == "x86_64"
+"""Fibers change in assembly code of this processor."""
 COMPILE_SECONDS = 1800
 """At most, for one file: a busy machine needs ten times as long as an idle one."""
 

@@ -251,6 +251,8 @@ void begin_block(Block& block, unsigned index) {
   block.shared_bytes = 0;
   block.threads.resize(std::max<size_t>(block.threads.size(), state.threads));
   block.exchanged.resize((state.threads + kWarp - 1) / kWarp);
+  traffic::exclude(block.exchanged.data(),
+                   static_cast<int64_t>(block.exchanged.size() * sizeof(block.exchanged[0])));
   for (unsigned t = 0; t < state.threads; ++t) prepare(block.threads[t]);
   release(&state.host);
 }

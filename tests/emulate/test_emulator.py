@@ -9,9 +9,12 @@ import sys
 import pytest
 
 from tests.emulate.barriers import barriers
-from tests.emulate.build import COMPILE_SECONDS, CSRC, ROOT, rewrite, translate
+from tests.emulate.build import COMPILE_SECONDS, CSRC, ROOT, SUPPORTED, rewrite, translate
 
-pytestmark = pytest.mark.timeout(COMPILE_SECONDS)
+pytestmark = [
+    pytest.mark.timeout(COMPILE_SECONDS),
+    pytest.mark.skipif(not SUPPORTED, reason="needs Linux on x86-64"),
+]
 
 
 def compare(name: str, skipped: str = "", *edits: str) -> list[str]:

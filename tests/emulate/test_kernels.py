@@ -8,13 +8,16 @@ import os
 import pytest
 import torch
 
-from tests.emulate.build import COMPILE_SECONDS, CSRC
+from tests.emulate.build import COMPILE_SECONDS, CSRC, SUPPORTED
 from tests.emulate.cases import OPERATORS, first_difference
 from tests.emulate.compare import ORDERS
 from tests.emulate.emulated import Emulated, load
 
 KIND = os.environ.get("INSTSEG_EMULATE", "plain")
-pytestmark = pytest.mark.timeout(COMPILE_SECONDS)
+pytestmark = [
+    pytest.mark.timeout(COMPILE_SECONDS),
+    pytest.mark.skipif(not SUPPORTED, reason="needs Linux on x86-64"),
+]
 
 
 @pytest.fixture(scope="session")

@@ -67,15 +67,17 @@ def installed_detectron2() -> str | None:
     version_line = re.search(
         r'^__version__ = "(.+)"', Path(spec.origin).read_text("utf-8"), re.MULTILINE
     )
-    found = f"detectron2 {version_line[1] if version_line else 'of unknown version'} in {folder}"
+    described = (
+        f"detectron2 {version_line[1] if version_line else 'of unknown version'} in {folder}"
+    )
     lacking = [f"{module}.{name}" for module, name in needed() if not has(folder, module, name)]
     if lacking:
         more = f" and {len(lacking) - 1} more names" if len(lacking) > 1 else ""
         raise InstallError(
-            f"{found} lacks {lacking[0]}{more}, which instseg needs: type `pip uninstall "
+            f"{described} lacks {lacking[0]}{more}, which instseg needs: type `pip uninstall "
             "detectron2`, then `python -m instseg.install_detectron2`"
         )
-    return found
+    return described
 
 
 def needed() -> list[tuple[str, str]]:

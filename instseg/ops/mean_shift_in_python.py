@@ -16,8 +16,8 @@ _DISTANCES = 2**22
 def _squared_distances(points: Tensor, centres: Tensor) -> Tensor:
     """(C, N) sums in the order of the dimensions, as the compiled operators have them."""
     total = points.new_zeros((len(centres), len(points)))
-    for place, centre in zip(points.T, centres.to(points.dtype).T, strict=True):
-        total += (place - centre[:, None]) ** 2
+    for position, centre in zip(points.T, centres.to(points.dtype).T, strict=True):
+        total += (position - centre[:, None]) ** 2
     return total
 
 

@@ -6,7 +6,7 @@ import json
 import platform
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,8 +19,8 @@ DETECTRON2 = "not installed; type: python -m instseg.install_detectron2"
 class Version(argparse.Action):
     """Prints :func:`lines` and ends the program."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, nargs=0, help="print what is installed, and end", **kwargs)
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="print what is installed, and end")
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         print("\n".join(lines()))

@@ -1,5 +1,6 @@
 """No process outlives the one that started it."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -167,7 +168,12 @@ def refused() -> None:
     raise ConfigError("a line for the user")
 
 
-def test_an_error_of_the_user_in_a_new_process_is_one_of_the_benchmark() -> None:
+def test_an_error_of_the_user_in_a_new_process_is_one_of_the_benchmark(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Forked here: the new interpreter of the test above takes seconds to load torch."""
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)
     with pytest.raises(ConfigError, match="a line for the user"):
         in_fresh_process(refused)
 

@@ -75,10 +75,10 @@ def test_instances_hide_each_other_in_some_frames() -> None:
     hidden = 0
     for index in CLIPS:
         clip = video.clip(VAL, index, 128)
-        seen = video.surfaces(clip, 10)
+        visible = video.surfaces(clip, 10)
         for number, layer in enumerate(clip.layers[1:], start=1):
             whole = video.rasterise(layer.placed(10), 128).sum()
-            hidden += (seen == number).sum() < 0.9 * whole
+            hidden += (visible == number).sum() < 0.9 * whole
     assert hidden >= 3
 
 
@@ -174,11 +174,15 @@ def test_an_instance_keeps_its_number_and_class_and_has_an_annotation_only_while
         frames = [r["annotations"] for r in records if r["video_id"] == clip]
         scene = video.clip(split, clip, 128)
         for number, layer in enumerate(scene.layers[1:]):
-            own = [[a for a in frame if a["track_id"] == number] for frame in frames]
-            assert all(len(annotations) <= 1 for annotations in own)
-            assert {a["category_id"] for annotations in own for a in annotations} <= {layer.kind}
-            shorter += not all(own)
-            for frame, annotations in enumerate(own):
+            annotations_per_frame = [
+                [a for a in frame if a["track_id"] == number] for frame in frames
+            ]
+            assert all(len(annotations) <= 1 for annotations in annotations_per_frame)
+            assert {
+                a["category_id"] for annotations in annotations_per_frame for a in annotations
+            } <= {layer.kind}
+            shorter += not all(annotations_per_frame)
+            for frame, annotations in enumerate(annotations_per_frame):
                 for annotation in annotations:
                     area = mask_util.area(annotation["segmentation"])
                     assert area >= video.MIN_VISIBLE * polygon_area(layer.placed(frame))

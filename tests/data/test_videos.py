@@ -122,8 +122,8 @@ def spoil(path: Path, numbers: slice, start: int = 0) -> None:
     data = path.read_bytes()
     with av.open(str(path)) as container:
         packets = [packet for packet in container.demux() if packet.size]
-        places = [(packet.pos, packet.size) for packet in packets[numbers]]
-    for position, size in places:
+        spans = [(packet.pos, packet.size) for packet in packets[numbers]]
+    for position, size in spans:
         spoiled = b"\xff" * (size - start)
         data = data[: position + start] + spoiled + data[position + size :]
     path.write_bytes(data)

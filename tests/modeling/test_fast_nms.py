@@ -23,10 +23,10 @@ def test_the_result_does_not_depend_on_the_number_compared_together(
     scores = torch.rand(3, 60)
 
     def kept(iou_threshold: float) -> tuple[torch.Tensor, ...]:
-        found: tuple[torch.Tensor, ...] = nms(
+        detections: tuple[torch.Tensor, ...] = nms(
             boxes, scores, iou_threshold=iou_threshold, top_k=50, max_detections=1000
         )
-        return found
+        return detections
 
     expected = kept(0.2)
     assert 10 < len(expected[0]) < len(kept(1.0)[0])

@@ -97,13 +97,13 @@ def test_a_gpu_that_the_kernels_were_not_compiled_for_is_an_error_that_says_what
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "T4")
     _library._can_run_on.cache_clear()
-    other, own = (SimpleNamespace(is_cuda=True, device=torch.device("cuda", i)) for i in (0, 1))
+    other, current = (SimpleNamespace(is_cuda=True, device=torch.device("cuda", i)) for i in (0, 1))
     with pytest.raises(
         RuntimeError, match=r"psroi_pool: .* other GPUs than cuda:0, T4 of .* 7\.5"
     ) as error:
         _library.check_devices("psroi_pool", maps=other)
     assert "TORCH_CUDA_ARCH_LIST=7.5" in str(error.value) and BUILD in str(error.value)
-    _library.check_devices("psroi_pool", maps=own)
+    _library.check_devices("psroi_pool", maps=current)
     _library._can_run_on.cache_clear()
 
 

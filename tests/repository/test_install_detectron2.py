@@ -55,10 +55,10 @@ def script(python: str, *arguments: object, **options: object) -> subprocess.Com
 def test_a_corrupt_wheel_is_refused_with_both_hashes_and_its_size(carrier, tmp_path):
     path, sha256 = carrier
     path.write_bytes(path.read_bytes()[:-7] + b"garbage")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    actual_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     with pytest.raises(installer.InstallError) as refusal:
         installer.repack(path, tmp_path / "out", sha256)
-    for part in (found, sha256, f"{path.stat().st_size} bytes"):
+    for part in (actual_sha256, sha256, f"{path.stat().st_size} bytes"):
         assert part in str(refusal.value)
 
 

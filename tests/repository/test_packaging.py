@@ -253,10 +253,11 @@ def interpreter_with(torch: str | None, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("torch", "seen"), [(None, "sees none"), ("2.5.1", "2.5.1"), ("1.13.1+cu117", "1.13.1+cu117")]
+    ("torch", "version"),
+    [(None, "sees none"), ("2.5.1", "2.5.1"), ("1.13.1+cu117", "1.13.1+cu117")],
 )
 def test_a_build_without_a_new_enough_torch_is_one_sentence_that_says_what_to_type(
-    torch, seen, tmp_path
+    torch, version, tmp_path
 ):
     python = interpreter_with(torch, tmp_path)
     command = python, "setup.py", "-q", "bdist_wheel"
@@ -264,7 +265,7 @@ def test_a_build_without_a_new_enough_torch_is_one_sentence_that_says_what_to_ty
     done = run(*command, cwd=copy_of_the_sources(tmp_path), **asked)
     assert done.returncode == 1
     [sentence] = done.stderr.splitlines()
-    assert seen in sentence
+    assert version in sentence
     assert f"`{TORCH}`, then `pip install --no-build-isolation -e .`" in sentence
 
 

@@ -29,7 +29,16 @@ FUZZED = -m "hypothesis and not slow and not network" --hypothesis-profile fuzz 
 
 setup: $(STAMP)
 
-demo test test-configs lint: $(STAMP)
+demo: $(STAMP)
+	@$(PYTHON) tools/dev.py $@
+
+test: $(STAMP)
+	@$(PYTHON) tools/dev.py $@
+
+test-configs: $(STAMP)
+	@$(PYTHON) tools/dev.py $@
+
+lint: $(STAMP)
 	@$(PYTHON) tools/dev.py $@
 
 asan: $(STAMP)

@@ -39,6 +39,8 @@ METADATA = "instseg"
 """Name of the JSON object that every file carries."""
 _SCOPES = "pkg.torch.onnx.name_scopes"
 """Where PyTorch notes the modules around each node, as a list in Python's notation."""
+_OLDEST_FOR_ONNX = (2, 8)
+"""PyTorch 2.6 fails to translate batch normalisation; 2.7 is not tried."""
 _OPSET = 19
 """The first with DeformConv."""
 
@@ -72,6 +74,8 @@ def export(predictor: Predictor, format_name: str, path: Path) -> list[Path]:
     extension, write = FORMATS[format_name]
     if path.suffix != extension:
         raise ConfigError(f"{path}: the name of a {format_name} file must end in {extension}")
+    if format_name == "onnx":
+        _check_torch(torch.__version__)
     model = as_split(predictor.model, "exported")
     cfg = predictor.cfg
     square = torch.zeros(CHANNELS[cfg.INPUT.FORMAT], 8, 8, device=cfg.MODEL.DEVICE)
@@ -86,6 +90,16 @@ def export(predictor: Predictor, format_name: str, path: Path) -> list[Path]:
     for graph in graphs:
         write(graph, metadata)
     return [graph.path for graph in graphs]
+
+
+def _check_torch(version: str) -> None:
+    """Raise a ConfigError if this version of PyTorch cannot write ONNX."""
+    if tuple(map(int, version.split(".")[:2])) < _OLDEST_FOR_ONNX:
+        oldest = ".".join(map(str, _OLDEST_FOR_ONNX))
+        raise ConfigError(
+            f"--format onnx needs torch >= {oldest} and this is {version}; install a newer one, or "
+            "choose --format torch_export"
+        )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -331,3 +332,18 @@ def test_another_size_than_that_of_the_network_is_refused(case: Case) -> None:
     resized = ExportedPredictor(case.path, overrides=["INPUT.SQUARE_SIZE", 80])
     with pytest.raises(CheckpointError, match="overrides change what the network takes, such as"):
         resized(PHOTO)
+
+
+@pytest.mark.parametrize("version", ["2.6.0+cu124", "2.7.1"])
+def test_a_torch_that_cannot_write_onnx_is_one_line_that_says_what_to_do(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
+    with pytest.raises(ConfigError, match=rf"this is {re.escape(version)}; .* torch_export$"):
+        export(tiny_predictor("yolact"), "onnx", tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("version", ["2.8.0", "2.11.0+cpu", "3.0.0a0+git1"])
+def test_a_newer_torch_is_taken(version: str) -> None:
+    exporting._check_torch(version)

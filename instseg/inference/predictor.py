@@ -46,6 +46,7 @@ from instseg.modeling import (
 from instseg.modeling.augmented import AugmentedRCNN
 from instseg.modeling.building import building
 from instseg.modeling.contract import padded_shape
+from instseg.modeling.pooling import use_region_poolers
 from instseg.shipped import SCHEME
 
 logger = logging.getLogger(__name__)
@@ -150,6 +151,7 @@ class Predictor:
         self.batch_size = batch_size or (8 if cfg.MODEL.DEVICE.startswith("cuda") else 1)
         with building():
             self.model = build_model(cfg).eval()
+        use_region_poolers(self.model)
         self._network: Callable[[Tensor], Sequence[Tensor]] | None = None
         checkpoint = self._load(allow_partial)
         self.largest_instance = saved_largest_instance(checkpoint)

@@ -41,6 +41,7 @@ from instseg.modeling import CROPPED, DENSE, EvaluatedRCNN, is_rcnn
 from instseg.modeling.augmented import AugmentedRCNN, check_augmentation
 from instseg.modeling.building import building
 from instseg.modeling.contract import lr_multipliers
+from instseg.modeling.pooling import use_region_poolers
 from instseg.training.averaging import AveragedWeights
 from instseg.training.hooks import (
     BestCheckpoint,
@@ -123,6 +124,7 @@ class Trainer(DefaultTrainer):
         """Build as Detectron2 does; a configuration that some part refuses is a ConfigError."""
         with building():
             model: nn.Module = super().build_model(cfg)
+        use_region_poolers(model)
         return model
 
     @classmethod

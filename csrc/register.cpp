@@ -54,6 +54,9 @@ TORCH_LIBRARY(instseg, m) {
       "roi_align_backward(Tensor grad, Tensor rois, Tensor? levels, float[] scales, "
       "SymInt[] heights, SymInt[] widths, SymInt images, int sampling_ratio, bool aligned, "
       "bool channels_last) -> Tensor[]");
+  m.def(
+      "fast_nms(Tensor boxes, Tensor scores, float iou_threshold, int top_k, float min_score) "
+      "-> (Tensor rows, Tensor survives)");
 }
 
 namespace {

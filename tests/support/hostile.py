@@ -14,6 +14,7 @@ from torch import Tensor
 
 from instseg.ops.assemble_instances import assemble_instances
 from instseg.ops.assemble_masks import assemble_masks
+from instseg.ops.fast_nms import surviving_boxes
 from instseg.ops.fcis_head import fcis_head
 from instseg.ops.mean_shift import mean_shift, nearest_centres, peel_clusters
 from instseg.ops.psroi_pool import psroi_pool
@@ -440,5 +441,28 @@ OPERATORS = {
         },
         derivatives=2,
         on_gpu=False,
+    ),
+    "fast_nms": Operator(
+        surviving_boxes,
+        ("fast_nms",),
+        {"boxes": BOXES, "scores": randn(4, 3), "iou_threshold": 0.1, "top_k": 2},
+        {
+            "batch index": NO_BATCH,
+            "places": [
+                *odd_boxes("boxes", BOXES, 0, (4, 2)),
+                *(Accepted({"boxes": boxes}, (4, 2)) for boxes in SPOILT),
+                *(Accepted({"scores": put(randn(4, 3), (1, 2), v)}, (4, 2)) for v in NOT_FINITE),
+            ],
+            "channels": [
+                Refused({"boxes": BOXES[:, 1:]}, ValueError, "boxes has shape"),
+                Refused({"scores": randn(4, 2)}, ValueError, "scores has shape"),
+            ],
+            "numbers": value_errors(iou_threshold=(NAN,), min_score=(NAN,), top_k=(-1,)),
+            "empty": [
+                Accepted({"boxes": BOXES[:0], "scores": randn(4, 0)}, (4, 0)),
+                Accepted({"scores": randn(0, 3)}, (0, 2)),
+                Accepted({"top_k": 0}, (4, 0)),
+            ],
+        },
     ),
 }

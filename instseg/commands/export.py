@@ -36,6 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.weights,
         allow_partial=arguments.allow_partial,
         overrides=overrides,
+        dtype="float32",
         classes=None if arguments.classes is None else classes_option(arguments.classes),
     )
     print(*run(predictor, arguments.format, arguments.output), sep="\n")

@@ -29,6 +29,7 @@ from instseg.data.sizes import saved_largest_instance
 from instseg.errors import ConfigError
 from instseg.forks import check_threads
 from instseg.inference.optimize import optimize as optimize_model
+from instseg.inference.precision import BFLOAT16, precision, store_as_bfloat16
 from instseg.inference.tile_sources import opened
 from instseg.inference.tiles import layout_of, predict_tiles
 from instseg.modeling import (
@@ -116,6 +117,7 @@ class Predictor:
         compile: bool = False,
         classes: Categories | None = None,
         masks: str | None = None,
+        dtype: str | None = None,
     ) -> None:
         """Build the model and load its weights.
 
@@ -136,13 +138,16 @@ class Predictor:
             masks: "dense" for ``pred_masks`` (N, H, W) bool, "cropped" for
                 :class:`instseg.masks.CroppedMasks`, which take the memory that the instances cover;
                 None is ``TEST.MASKS``.
+            dtype: number type of the network, "float32" or "bfloat16"; None is
+                ``MODEL.DTYPE_TEST``.
         Raises:
             ConfigError: a configuration that cannot be used; ``compile`` for a model that declares
                 no network of fixed shape.
             CheckpointError: weights that cannot be used.
         """
-        chosen = () if masks is None else ("TEST.MASKS", masks)
-        cfg = _resolve(config, weights, [*overrides, *chosen])
+        chosen = {"TEST.MASKS": masks, "MODEL.DTYPE_TEST": dtype}
+        given = [x for key, value in chosen.items() if value is not None for x in (key, value)]
+        cfg = _resolve(config, weights, [*overrides, *given])
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}, expected at least 1")
         self.cfg = cfg.clone()
@@ -158,6 +163,8 @@ class Predictor:
         self.categories = model_categories(cfg, checkpoint, classes)
         if optimize:
             optimize_model(self.model)
+        if self.dtype == BFLOAT16:
+            store_as_bfloat16(self.model)
         if compile:
             network = Network(as_split(self.model, "compiled")).eval()
             self._network = torch.compile(network, fullgraph=True)
@@ -180,6 +187,11 @@ class Predictor:
     def class_names(self) -> list[str] | None:
         """Names of the classes in the order of their numbers; None where they are unknown."""
         return list(self.categories.names) if self.categories.named else None
+
+    @property
+    def dtype(self) -> str:
+        """Number type of the network, "float32" or "bfloat16"."""
+        return str(self.cfg.MODEL.DTYPE_TEST)
 
     def _load(self, allow_partial: bool) -> dict[str, Any]:
         """Load the weights of the model; return the rest of the checkpoint."""
@@ -373,7 +385,9 @@ class Predictor:
                 }
                 for i in indices
             ]
-            for index, result in zip(indices, infer(inputs), strict=True):
+            with precision(self.dtype, self.cfg.MODEL.DEVICE):
+                inferred = infer(inputs)
+            for index, result in zip(indices, inferred, strict=True):
                 results[index] = cropped(result) if window[index].masks == CROPPED else result
         return results
 
@@ -422,6 +436,7 @@ def _resolve(
     # A configuration of stock Detectron2 has no such keys.
     for key in ("MASKS", "MASK_MEMORY"):
         cfg.TEST.setdefault(key, get_cfg().TEST[key])
+    cfg.MODEL.setdefault("DTYPE_TEST", get_cfg().MODEL.DTYPE_TEST)
     # Also for a file, where the lines above may have undone an overridden checksum.
     cfg.merge_from_list(list(overrides))
     if cfg.MODEL.LOAD_PROPOSALS:

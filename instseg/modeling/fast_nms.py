@@ -29,11 +29,11 @@ def fast_nms(
         min_score: results need more than that; 0 is off.
     Returns:
         rows of ``boxes`` (M,), classes (M,) and scores (M,) by descending score.  The order of
-        equal scores is not specified.  N = 0 gives M = 0.
+        equal scores is that of ``torch.topk``.  N = 0 gives M = 0.
     """
     rows, survives = surviving_boxes(boxes, scores, iou_threshold, top_k, min_score)
-    classes, places = survives.nonzero(as_tuple=True)
-    rows = rows[classes, places]
+    classes, ranks = survives.nonzero(as_tuple=True)
+    rows = rows[classes, ranks]
     best = scores[classes, rows]
     best, order = best.topk(min(max_detections, len(best)))
     return rows[order], classes[order], best

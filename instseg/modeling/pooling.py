@@ -44,11 +44,12 @@ class RegionPooler(ROIPooler):
             canonical = (self.canonical_box_size, self.canonical_level)
             levels = assign_boxes_to_levels(box_lists, *pyramid, *canonical)
         first = self.level_poolers[0]
+        height, width = self.output_size
         return roi_align(
             x,
             convert_boxes_to_pooler_format(box_lists),
             [level.spatial_scale for level in self.level_poolers],
-            tuple(self.output_size),
+            (height, width),
             max(first.sampling_ratio, 0),
             levels=levels,
             aligned=first.aligned,

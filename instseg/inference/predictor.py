@@ -26,7 +26,7 @@ from instseg.data.images import Array, read_image
 from instseg.data.intensity import Intensity
 from instseg.data.pillow_images import convert_image
 from instseg.data.sizes import saved_largest_instance
-from instseg.errors import ConfigError
+from instseg.errors import ConfigError, ImageError
 from instseg.forks import check_threads
 from instseg.inference.optimize import optimize as optimize_model
 from instseg.inference.precision import BFLOAT16, precision, store_as_bfloat16
@@ -71,6 +71,10 @@ class _Prepared:
     width: int
     max_instances: int
     masks: str
+
+    def as_input(self) -> dict[str, Any]:
+        """See :class:`instseg.modeling.contract.Input`."""
+        return dict(vars(self))
 
     @property
     def mask_bytes(self) -> int:
@@ -236,6 +240,21 @@ class Predictor:
             return list(self.stream(images))
         return self._run([self._prepare(images, "image")])[0]
 
+    def model_input(self, image: Any, name: str = "image") -> dict[str, Any]:
+        """What the model gets for one image, see :class:`instseg.modeling.contract.Input`.
+
+        Args:
+            image: see :meth:`__call__`.
+            name: its name in error messages.
+        Raises:
+            ImageError, TypeError: an image that cannot be used, or of which resizing leaves no
+                pixel.
+        """
+        prepared = self._prepare(image, name)
+        if prepared.image is None:
+            raise ImageError(f"{name}: it is so thin that resizing leaves no pixel of it")
+        return prepared.as_input()
+
     def predict_with(self, infer: Infer | None, image: Any, name: str) -> dict[str, Any]:
         """Predict on one image by ``infer`` in place of the model.
 
@@ -375,16 +394,7 @@ class Predictor:
             if item.image is not None:
                 groups[padded_shape(self.model, *item.image.shape[-2:])].append(index)
         for indices in groups.values():
-            inputs = [
-                {
-                    "image": window[i].image,
-                    "height": window[i].height,
-                    "width": window[i].width,
-                    "max_instances": window[i].max_instances,
-                    "masks": window[i].masks,
-                }
-                for i in indices
-            ]
+            inputs = [window[i].as_input() for i in indices]
             with precision(self.dtype, self.cfg.MODEL.DEVICE):
                 inferred = infer(inputs)
             for index, result in zip(indices, inferred, strict=True):

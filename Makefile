@@ -1,15 +1,18 @@
-# Every target first sets up .venv if need be; the commands for that are nowhere else.
-#   make demo | test | test-configs | lint | setup      (PYTHON=python3.12 chooses that of a new .venv)
+# Every target first sets up .venv if need be.  tools/dev.py has the commands for that and for the
+# first line of targets; it needs neither make nor sh.
+#   make demo | test | test-configs | lint | setup
+#     PYTHON=python3.12 chooses the Python of a new .venv; TORCH_INDEX=URL is a further index with
+#     wheels of torch, such as https://download.pytorch.org/whl/cpu, which are smaller
 #   make asan         operator tests under the address and undefined-behaviour sanitizers
 #   make fuzz         the tests of random input with ten thousand examples each
 #   make chaos        kills a training 20 times at random moments, which must always go on
 #   make cuda         compiles the CUDA operators, without a GPU too
-#   make cuda-test    operator tests on a GPU; CUDA_PYTHON=python3 takes an environment of your own
+#   make cuda-emulate runs the CUDA kernels on the CPU; SANITIZE=address or thread watches them
+#   make cuda-test    operator tests and times on a GPU; CUDA_PYTHON=python3 takes another environment
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.setup-done
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10))
 
@@ -19,36 +22,18 @@ OPERATORS := $(wildcard csrc/* csrc/*/*)
 BUILD_ASIDE = setup.py --quiet build --build-lib build/$(1) --build-temp build/$(1)-objects && \
 	cp -r tests pyproject.toml build/$(1)
 
-# Each worker takes half of the tests, in order, so that a module's fixtures are made once.
-TWO_WORKERS = --numprocesses 2 --dist worksteal
-
 # Tests with random input, which hypothesis marks; this -m replaces that of pyproject.toml.
 FUZZED = -m "hypothesis and not slow and not network" --hypothesis-profile fuzz --timeout 3600
 
-.PHONY: setup demo test test-configs lint asan fuzz chaos cuda cuda-test
+.PHONY: setup demo test test-configs lint asan fuzz chaos cuda cuda-emulate cuda-test
 
 setup: $(STAMP)
 
-demo: $(STAMP)
-	$(BIN)/python tools/demo.py
-
-test: $(STAMP)
-	$(BIN)/python -m pytest tests $(TWO_WORKERS)
-
-test-configs: $(STAMP)
-	$(BIN)/python -m pytest tests/config/test_configs.py -m "" $(TWO_WORKERS)
-
-# Type checkers cannot follow setup.py's package_dir in place, hence the installed copy.
-lint: $(STAMP)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(filter %.h %.cpp %.cu %.cuh,$(OPERATORS))
-	rm -rf build/lib* build/typed
-	$(PIP) install --quiet --no-deps --no-build-isolation --target build/typed .
-	MYPYPATH=build/typed $(BIN)/mypy -p instseg
+demo test test-configs lint: $(STAMP)
+	@$(PYTHON) tools/dev.py $@
 
 asan: $(STAMP)
-	INSTSEG_SANITIZE=1 $(BIN)/python $(call BUILD_ASIDE,asan)
+	INSTSEG_OPERATORS=compiled INSTSEG_SANITIZE=1 $(BIN)/python $(call BUILD_ASIDE,asan)
 	cd build/asan && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 $(CURDIR)/$(BIN)/python -m pytest tests/ops
 
@@ -61,7 +46,20 @@ chaos: $(STAMP)
 	$(BIN)/python tools/chaos.py
 
 cuda: $(if $(findstring $(BIN),$(CUDA_PYTHON)),$(STAMP))
-	FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=$${TORCH_CUDA_ARCH_LIST:-9.0} $(CUDA_PYTHON) $(call BUILD_ASIDE,cuda)
+	INSTSEG_OPERATORS=compiled FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=$${TORCH_CUDA_ARCH_LIST:-9.0} $(CUDA_PYTHON) $(call BUILD_ASIDE,cuda)
+
+# The thread sanitizer needs addresses that are not random, and knows no library but the kernels.
+EMULATE_plain =
+EMULATE_address = LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1
+EMULATE_thread = LD_PRELOAD="$$(g++ -print-file-name=libtsan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	TSAN_OPTIONS=ignore_noninstrumented_modules=1:halt_on_error=1 setarch -R
+SANITIZE ?= plain
+
+cuda-emulate: $(STAMP)
+	INSTSEG_EMULATE=$(SANITIZE) $(BIN)/python -m tests.emulate.build $(SANITIZE)
+	INSTSEG_EMULATE=$(SANITIZE) OMP_NUM_THREADS=1 $(EMULATE_$(SANITIZE)) $(BIN)/python -m pytest \
+		tests/emulate -m "" $(if $(filter plain,$(SANITIZE)),$(TWO_WORKERS),-k test_kernels)
 
 # The caching allocator would hide an access out of bounds from compute-sanitizer.
 cuda-test: cuda
@@ -69,26 +67,11 @@ cuda-test: cuda
 	cd build/cuda && if command -v compute-sanitizer; then \
 		PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 \
 		$(CUDA_PYTHON) -m pytest tests/ops -m "cuda and not slow"; fi
+	cd build/cuda && $(CUDA_PYTHON) -m instseg.cli benchmark ops --device cuda
 
-# The stamp is written last, so that an interrupted setup starts again.
+# tools/dev.py writes the stamp last, so that an interrupted setup starts again.
 $(STAMP): constraints.txt setup.py pyproject.toml instseg/install_detectron2.py $(OPERATORS)
-	@rm -f $@
 	@$(PYTHON) -c '$(NEW_ENOUGH)' || { \
 		echo "error: instseg needs Python 3.10 or newer, and '$(PYTHON)' is not one; type: make PYTHON=python3.12" >&2; \
 		exit 1; }
-	@# pip's metadata are written last: an environment whose creation was interrupted has none.
-	@$(BIN)/python -c 'import importlib.metadata as m; m.version("pip"); $(NEW_ENOUGH)' 2>/dev/null \
-		|| $(PYTHON) -m venv --clear $(VENV)
-	@echo "setup: installing into $(VENV) (the first time some minutes and 5 GB, most of it torch)"
-	@$(PIP) install --quiet --constraint constraints.txt ninja setuptools wheel torch torchvision
-	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[convert,demo,export,hub,lint,microscopy,test,video]'
-	@$(BIN)/python instseg/install_detectron2.py --constraint constraints.txt
-	@# opencv-python needs the system's libGL and libglib; the headless wheel works without them.
-	@reason=$$($(BIN)/python -c 'import cv2' 2>&1) || case "$$reason" in \
-		*"cannot open shared object file"*) \
-			echo "setup: a system library is missing, taking opencv-python-headless ($${reason##*ImportError: })"; \
-			$(PIP) install --quiet --constraint constraints.txt --no-deps --force-reinstall opencv-python-headless && \
-			$(BIN)/python -c 'import cv2';; \
-		*) echo "$$reason" >&2; exit 1;; \
-	esac
-	@touch $@
+	@TORCH_INDEX=$(TORCH_INDEX) $(PYTHON) tools/dev.py setup

@@ -3,8 +3,11 @@
 The papers live in ``projects/``, the configurations in ``configs/`` and the shipped models in
 ``zoo/``, where a reader looks for them.  They are installed as ``instseg.projects.<paper>``,
 ``instseg.configs`` and ``instseg.zoo``.  ``csrc/`` becomes ``instseg._C``, always for the CPU, and
-for CUDA with a GPU or ``FORCE_CUDA=1``.  ``INSTSEG_SANITIZE=1`` builds it with sanitizers (see
-``make asan``).
+for CUDA with a GPU or ``FORCE_CUDA=1``.  A build that sees no torch (pip isolates builds) or no
+compiler makes a package without ``_C``, whose operators run in Python; with
+``INSTSEG_OPERATORS=compiled`` or ``FORCE_CUDA=1`` it stops instead, and
+``INSTSEG_OPERATORS=python`` asks for it.
+``INSTSEG_SANITIZE=1`` builds with sanitizers (see ``make asan``).
 """
 
 import os
@@ -18,9 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.egg_info import egg_info
 
 ROOT = Path(__file__).resolve().parent
 OLDEST_TORCH = (2, 6)
+OLDEST_PYTHON = (3, 10)
+INSTALL = (
+    "type `pip install torch==2.11.0 torchvision==0.26.0`, "
+    "then `pip install --no-build-isolation -e .`"
+)
+REPOSITORY = "https://github.com/instseg/instseg"
 # Other commands (source distributions, queries) work without torch.
 BUILD_COMMANDS = {
     "bdist_wheel",
@@ -33,21 +43,44 @@ BUILD_COMMANDS = {
 }
 
 
-def check_torch() -> None:
-    """Stop with one sentence if the torch that this build sees is missing or too old."""
+def compiles() -> bool:
+    """Whether this build compiles the operators; stops with one sentence if it has to and cannot.
+
+    A torch that is too old stops every build.
+    """
+    special = "1" in (os.environ.get("FORCE_CUDA"), os.environ.get("INSTSEG_SANITIZE"))
+    wanted = os.environ.get("INSTSEG_OPERATORS") or ("compiled" if special else "")
+    if wanted not in ("", "compiled", "python"):
+        sys.exit(f"INSTSEG_OPERATORS is {wanted!r}; expected compiled or python")
+    if wanted == "python":
+        return False
     try:
         torch_version = version("torch")
     except PackageNotFoundError:
         torch_version = ""
     numbers = re.match(r"(\d+)\.(\d+)", torch_version)
-    if numbers is None or tuple(map(int, numbers.groups())) < OLDEST_TORCH:
-        oldest = ".".join(map(str, OLDEST_TORCH))
+    oldest = ".".join(map(str, OLDEST_TORCH))
+    if torch_version and (numbers is None or tuple(map(int, numbers.groups())) < OLDEST_TORCH):
         sys.exit(
-            f"instseg is built against an installed torch >= {oldest} and this build sees "
-            f"{'torch ' + torch_version if torch_version else 'none'}: "
-            "type `pip install torch==2.11.0 torchvision==0.26.0`, "
-            "then `pip install --no-build-isolation -e .`"
+            f"instseg needs torch >= {oldest} and this build sees torch {torch_version}: {INSTALL}"
         )
+    compiler = os.environ.get("CXX", "cl" if os.name == "nt" else "c++").split()[0]
+    missing = ""
+    if not torch_version:
+        missing = (
+            f"instseg compiles its operators against an installed torch >= {oldest} and this build "
+            f"sees none: {INSTALL}"
+        )
+    elif shutil.which(compiler) is None:
+        missing = (
+            f"instseg compiles C++ operators and there is no compiler {compiler!r}: install one, "
+            "on Debian with `apt-get install g++`, or name yours in the variable CXX"
+        )
+    if missing and wanted == "compiled":
+        sys.exit(missing)
+    if missing:
+        print(f"The operators will run in Python, which is slower. {missing}", file=sys.stderr)
+    return not missing
 
 
 def folder_of_each_package() -> dict[str, str]:
@@ -83,19 +116,8 @@ def cuda_toolkit() -> str | None:
     return None
 
 
-def check_compiler() -> None:
-    """Stop with one sentence if there is no C++ compiler."""
-    compiler = os.environ.get("CXX", "cl" if os.name == "nt" else "c++").split()[0]
-    if shutil.which(compiler) is None:
-        sys.exit(
-            f"instseg compiles C++ operators and there is no compiler {compiler!r}: install one, "
-            "on Debian with `apt-get install g++`, or name yours in the variable CXX"
-        )
-
-
 def extension() -> tuple[Extension, Any]:
     """Return ``instseg._C`` and the command that builds it."""
-    check_compiler()
     toolkit = cuda_toolkit()
     if toolkit:
         os.environ["CUDA_HOME"] = toolkit  # torch reads it during the next imports
@@ -122,32 +144,68 @@ def extension() -> tuple[Extension, Any]:
         flags, link = ["-O3", "-ffp-contract=off"], []
         if sys.platform == "linux":
             flags.append("-fopenmp")
+            link.append("-Wl,--strip-all")
     if os.environ.get("INSTSEG_SANITIZE") == "1":
         sanitizers = [
             "-fsanitize=address,undefined,float-cast-overflow",
             "-fno-sanitize-recover=all",
         ]
         flags += ["-O1", "-g", "-fno-omit-frame-pointer", *sanitizers]
-        link += sanitizers
-    return (CUDAExtension if cuda else CppExtension)(
+        link = sanitizers
+    module = (CUDAExtension if cuda else CppExtension)(
         "instseg._C",
         sources,
         include_dirs=[str(ROOT / "csrc")],
         define_macros=[("INSTSEG_WITH_CUDA", "1")] if cuda else [],
         extra_compile_args={"cxx": flags, "nvcc": ["-O3"]},
         extra_link_args=link,
-    ), BuildExtension
+        py_limited_api=True,
+    )
+
+    class Build(BuildExtension):
+        def copy_extensions_to_source(self) -> None:
+            """Remove operators of earlier versions, which Python would prefer for their names."""
+            super().copy_extensions_to_source()
+            for file in (ROOT / "instseg").glob("_C.cpython-*.so"):
+                file.unlink()
+
+    return module, Build
+
+
+class Metadata(egg_info):
+    """Names the torch that the operators were compiled for, since they load into no other."""
+
+    def run(self) -> None:
+        minor = ".".join(version("torch").split(".")[:2])
+        requirements = [
+            re.sub(r"^torch>=.*", f"torch=={minor}.*", requirement)
+            for requirement in self.distribution.install_requires
+        ]
+        self.distribution.install_requires = requirements
+        self.distribution.metadata.install_requires = requirements
+        super().run()
+
+
+def long_description() -> str:
+    """Return the README with the addresses of its files and images, as other sites show it."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    text = re.sub(r"(!\[[^]]*\]\()(?!https?:)", rf"\g<1>{REPOSITORY}/raw/main/", text)
+    return re.sub(r"((?<!!)\[[^]]*\]\()(?!https?:|#)", rf"\g<1>{REPOSITORY}/blob/main/", text)
 
 
 build: dict[str, Any] = {}
-if BUILD_COMMANDS.intersection(sys.argv[1:]):
-    check_torch()
-    module, command = extension()
-    build = {"ext_modules": [module], "cmdclass": {"build_ext": command}}
+if BUILD_COMMANDS.intersection(sys.argv[1:]) and compiles():
+    extension_module, command = extension()
+    build = {
+        "ext_modules": [extension_module],
+        "cmdclass": {"build_ext": command, "egg_info": Metadata},
+        "options": {"bdist_wheel": {"py_limited_api": f"cp3{OLDEST_PYTHON[1]}"}},
+    }
 
 FOLDERS = folder_of_each_package()
 setup(
-    license="Apache-2.0",
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
     packages=list(FOLDERS),
     package_dir=FOLDERS,
     package_data={

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
@@ -32,6 +33,26 @@ __device__ __forceinline__ int64_t first_item() {
 
 __device__ __forceinline__ int64_t item_step() {
   return static_cast<int64_t>(gridDim.x) * blockDim.x;
+}
+
+template <typename T>
+struct Same {
+  using type = T;  // of which nothing is deduced
+};
+
+// Launches blocks of kThreads that may wait for each other: as many as the GPU runs at once, `most`
+// at most.
+template <typename... P>
+void launch_together(void (*kernel)(P...), int64_t most, cudaStream_t stream,
+                     typename Same<P>::type... arguments) {
+  int blocks = 0, processors = 0;
+  C10_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, 0));
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount,
+                                        c10::cuda::current_device()));
+  void* list[] = {&arguments...};
+  C10_CUDA_CHECK(cudaLaunchCooperativeKernel(
+      kernel, dim3(blocks_for_tasks(std::min<int64_t>(most, int64_t{blocks} * processors))),
+      dim3(kThreads), list, 0, stream));
 }
 
 }  // namespace instseg

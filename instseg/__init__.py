@@ -37,13 +37,13 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(_EXPORTS[name]), name)
     except ModuleNotFoundError as error:
-        if error.name in ("detectron2", "torch", "torchvision"):
+        if error.name in ("cv2", "detectron2", "torch", "torchvision"):
             raise ImportError(
                 f"instseg needs {error.name}, which is not installed; type: "
                 + (
-                    "python -m instseg.install_detectron2"
-                    if error.name == "detectron2"
-                    else "pip install torch==2.11.0 torchvision==0.26.0"
+                    "pip install torch==2.11.0 torchvision==0.26.0"
+                    if error.name.startswith("torch")
+                    else "python -m instseg.install_detectron2"
                 )
             ) from error
         raise

@@ -18,6 +18,7 @@ from instseg.commands import (
     proposals,
     results,
     shapes,
+    version,
 )
 from instseg.console import Parser, console
 from instseg.errors import InstsegError, one_line
@@ -67,6 +68,7 @@ def _load_requirements() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="instseg", description="Instance segmentation on Detectron2.")
+    parser.add_argument("--version", action=version.Version)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add = commands.add_parser
     predict.add_arguments(add("predict", help="find instances in images and videos"))

@@ -131,7 +131,8 @@ def lock_folder(folder: str | os.PathLike[str]) -> None:
         logger.warning(f"{path} cannot be locked ({error}): take care that no other run uses it")
         return
     _locked[str(path)] = lock
-    path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+    with suppress(PermissionError):  # Windows keeps everybody from a locked file
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
 
 
 def _free(path: Path) -> str:

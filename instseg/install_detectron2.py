@@ -1,12 +1,17 @@
-"""Install Detectron2, which is not on PyPI: ``python -m instseg.install_detectron2``.
+"""Install what metadata cannot ask for: ``python -m instseg.install_detectron2``.
 
-An installed Detectron2 is used as it is.  Otherwise the sources of upstream commit 864913f0 are
-taken out of the PyPI wheel of LabGym, which carries them with ``detectron2.`` renamed to
-``LabGym.detectron2.``, and repacked into a wheel of their own with upstream's requirements.  Uses
-the standard library alone, because it runs before anything else is installed.
+That is Detectron2, which is not on PyPI, and OpenCV, of which either package will do: an installed
+one is used, and ``opencv-python-headless`` is installed where there is none.
+
+An installed Detectron2 is used if it has all that instseg imports from it.  Otherwise the sources
+of upstream commit 864913f0 are taken out of the PyPI wheel of LabGym, which carries them with
+``detectron2.`` renamed to ``LabGym.detectron2.``, and repacked into a wheel of their own with
+upstream's requirements.  Uses the standard library alone, because it runs before anything else is
+installed.
 """
 
 import argparse
+import ast
 import base64
 import hashlib
 import re
@@ -14,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,6 +30,7 @@ UPSTREAM = f"git+https://github.com/facebookresearch/detectron2.git@{COMMIT}"
 CARRIER = "labgym==3.1.2"
 CARRIER_SHA256 = "a2900cff8a3fb508e1975f19b5f9abd9f261966db87b0c332697fb4138c1cb2b"
 CARRIER_PREFIX = "LabGym/"
+OPENCV = "opencv-python-headless>=4.10.0.84"
 
 REQUIREMENTS = (
     "Pillow>=7.1 black cloudpickle fvcore>=0.1.5,<0.1.6 hydra-core>=1.1 iopath>=0.1.7 matplotlib "
@@ -47,16 +54,59 @@ class InstallError(Exception):
 
 
 def installed_detectron2() -> str | None:
-    """Return version and folder of the Detectron2 that ``import`` would find, or None."""
+    """Return version and folder of the Detectron2 that ``import`` would find, or None.
+
+    Raises:
+        InstallError: it lacks something that instseg imports.
+    """
     spec = find_spec("detectron2")
     # A folder that happens to be called detectron2, such as a clone, is found without an origin.
     if spec is None or spec.origin is None:
         return None
+    folder = Path(spec.origin).parent
     version_line = re.search(
         r'^__version__ = "(.+)"', Path(spec.origin).read_text("utf-8"), re.MULTILINE
     )
-    version = version_line[1] if version_line else "of unknown version"
-    return f"detectron2 {version} in {Path(spec.origin).parent}"
+    found = f"detectron2 {version_line[1] if version_line else 'of unknown version'} in {folder}"
+    lacking = [f"{module}.{name}" for module, name in needed() if not has(folder, module, name)]
+    if lacking:
+        more = f" and {len(lacking) - 1} more names" if len(lacking) > 1 else ""
+        raise InstallError(
+            f"{found} lacks {lacking[0]}{more}, which instseg needs: type `pip uninstall "
+            "detectron2`, then `python -m instseg.install_detectron2`"
+        )
+    return found
+
+
+def needed() -> list[tuple[str, str]]:
+    """Return every (module, name) that the modules beside this one import from Detectron2."""
+    here = Path(__file__).parent
+    checkout = here.parent / "projects"
+    files = [*here.rglob("*.py"), *(checkout.rglob("*.py") if checkout.is_dir() else ())]
+    return sorted({pair for file in files for pair in _imports(file)})
+
+
+def _imports(file: Path) -> Iterator[tuple[str, str]]:
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == (
+            "detectron2"
+        ):
+            yield from ((str(node.module), alias.name) for alias in node.names)
+
+
+def has(folder: Path, module: str, name: str) -> bool:
+    """Whether Detectron2 in ``folder`` has ``module`` and the sources of it speak of ``name``."""
+    path = folder.joinpath(*module.split(".")[1:])
+    if path.is_dir():
+        return (path / f"{name}.py").exists() or (path / name).is_dir() or name in _words(path)
+    return path.with_suffix(".py").exists() and name in _words(path.with_suffix(".py"))
+
+
+@cache
+def _words(path: Path) -> frozenset[str]:
+    """The words in a module, or in those of a package without the packages inside it."""
+    files = path.glob("*.py") if path.is_dir() else [path]
+    return frozenset(word for file in files for word in re.findall(r"\w+", file.read_text("utf-8")))
 
 
 def verify(file: Path, sha256: str) -> None:
@@ -130,9 +180,27 @@ def record_hash(content: bytes) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
 
 
+def pip_command() -> list[str]:
+    """Return the words that run pip: the installed one, or else the one that comes with Python.
+
+    ``uv venv`` makes environments without pip.
+
+    Raises:
+        InstallError: there is neither.
+    """
+    if find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip"]
+    spec = find_spec("ensurepip")  # Debian leaves it out
+    folders = spec.submodule_search_locations if spec else None
+    bundled = [file for folder in folders or () for file in Path(folder).rglob("pip-*.whl")]
+    if not bundled:
+        raise InstallError(f"{sys.executable} has no pip; type: uv pip install pip")
+    return [sys.executable, str(bundled[0] / "pip")]
+
+
 def run_pip(purpose: str, arguments: Sequence[str]) -> None:
-    """Run this interpreter's pip; raise InstallError with pip's reason in one line if it fails."""
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
+    """Run pip for this interpreter; raise InstallError with its reason in one line if it fails."""
+    command = [*pip_command(), "--disable-pip-version-check", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 0:
         return
@@ -161,32 +229,52 @@ def download(folder: Path) -> Path:
     return next(folder.glob("labgym-*"))
 
 
-def install(source: str, wheel: Path | None, output: Path | None, constraint: Path | None) -> str:
-    """Do what the command line asks for; return the line to print.
+def install(source: str, wheel: Path | None, constraint: Path | None) -> list[str]:
+    """Install what is missing; return the lines to print.
 
     Raises:
-        InstallError: nothing was installed.
+        InstallError: something cannot be installed, or the installed Detectron2 cannot be used.
     """
-    if output is None and (existing := installed_detectron2()):
-        return f"using {existing}"
     options = ["install", *(["--constraint", str(constraint)] if constraint else [])]
+    lines = [_install_detectron2(source, wheel, options)]
+    if find_spec("cv2") is None:
+        run_pip(f"install {OPENCV}", [*options, OPENCV])
+        lines.append("installed opencv-python-headless")
+    return lines
+
+
+def _install_detectron2(source: str, wheel: Path | None, options: Sequence[str]) -> str:
+    if existing := installed_detectron2():
+        return f"using {existing}"
     if source == "github":
         # Upstream's setup.py imports torch, which an isolated build would not see.
         run_pip(f"install {UPSTREAM}", [*options, "--no-build-isolation", UPSTREAM])
         return f"installed detectron2 from {UPSTREAM}"
     with tempfile.TemporaryDirectory() as folder:
-        carrier = wheel or download(Path(folder))
-        if output is not None:
-            return f"wrote {repack(carrier, output)}"
-        repacked = repack(carrier, Path(folder))
+        repacked = repack(wheel or download(Path(folder)), Path(folder))
         run_pip(f"install {repacked.name}", [*options, str(repacked)])
     return f"installed {repacked.name}"
+
+
+def build_wheel(source: str, wheel: Path | None, folder: Path) -> str:
+    """Write a wheel of Detectron2, for others to install or to serve; return the line to print.
+
+    Raises:
+        InstallError: it cannot be made.
+    """
+    if source == "github":
+        words = ["wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), UPSTREAM]
+        run_pip(f"build {UPSTREAM}", words)
+        return f"wrote a wheel of {UPSTREAM} into {folder}"
+    with tempfile.TemporaryDirectory() as downloads:
+        return f"wrote {repack(wheel or download(Path(downloads)), folder)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(
-        prog="install_detectron2", description="Install Detectron2 unless it is there."
+        prog="install_detectron2",
+        description="Install Detectron2 and OpenCV unless they are there.",
     )
     parser.add_argument(
         "--source", choices=["pypi", "github"], default="pypi", help="where to take it from"
@@ -195,16 +283,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--wheel", type=Path, metavar="FILE", help=f"the {CARRIER} wheel, already downloaded"
     )
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="write the wheel there instead of installing it"
+        "--build-wheel",
+        type=Path,
+        metavar="DIR",
+        help="write a wheel there, which pip installs anywhere, and install nothing",
     )
     parser.add_argument(
         "--constraint", type=Path, metavar="FILE", help="pip constraints for its requirements"
     )
     options = parser.parse_args(arguments)
-    if options.source == "github" and (options.wheel or options.output):
-        parser.error("--wheel and --output go with --source pypi")
+    if options.source == "github" and options.wheel:
+        parser.error("--wheel goes with --source pypi")
     try:
-        print(install(options.source, options.wheel, options.output, options.constraint))
+        if options.build_wheel:
+            print(build_wheel(options.source, options.wheel, options.build_wheel))
+        else:
+            print("\n".join(install(options.source, options.wheel, options.constraint)))
     except (InstallError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,10 +1,12 @@
 """Ends the processes that a program started when the program ends."""
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from types import FrameType
 
@@ -29,6 +31,23 @@ def end_with(parent: int) -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def end_with_starter() -> None:
+    """Have this process of ``multiprocessing`` end when the one that started it ends in any way.
+
+    The system's parent may be another process: a server, from which the default start method of
+    Linux forks.  A process that was not started by ``multiprocessing`` is left alone.
+    """
+    starter = multiprocessing.parent_process()
+    if starter is None:
+        return
+
+    def wait() -> None:
+        starter.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def end_with_make() -> None:
@@ -58,7 +77,8 @@ def run(command: Sequence[str | os.PathLike[str]]) -> None:
     this_process = os.getpid()
     former = {number: signal.signal(number, forward) for number in _SIGNALS}
     try:
-        children.append(subprocess.Popen(command, preexec_fn=lambda: end_with(this_process)))
+        begin = None if os.name == "nt" else lambda: end_with(this_process)
+        children.append(subprocess.Popen(command, preexec_fn=begin))
         if received:  # while the command was being started
             children[0].terminate()
         status = children[0].wait()

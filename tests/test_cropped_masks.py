@@ -22,9 +22,9 @@ KINDS = ("any", "cut", "box", "row", "column", "border", "none", "all")
 
 
 @st.composite
-def sets(draw: st.DrawFn, most: int = 5) -> Dense:
+def sets(draw: st.DrawFn, max_count: int = 5) -> Dense:
     """(N, H, W) masks: any pixels, boxes, thin lines, borders, whole columns, empty and full."""
-    shape = (draw(st.integers(0, most)), draw(st.integers(1, 11)), draw(st.integers(1, 11)))
+    shape = (draw(st.integers(0, max_count)), draw(st.integers(1, 11)), draw(st.integers(1, 11)))
     masks = draw(arrays(np.bool_, shape))
     for mask in masks:
         y, x = draw(st.integers(0, shape[1] - 1)), draw(st.integers(0, shape[2] - 1))
@@ -191,9 +191,9 @@ def test_overlaps_are_those_of_the_pixels(masks: Dense, data: st.DataObject) -> 
     others = data.draw(arrays(np.bool_, shape))
     shared = (masks[:, None] & others[None]).sum(axis=(2, 3))
     united = (masks[:, None] | others[None]).sum(axis=(2, 3))
-    found = CroppedMasks.from_dense(masks).ious(CroppedMasks.from_dense(others))
-    assert found.shape == shared.shape and found.dtype == np.float64
-    np.testing.assert_array_equal(found, shared / np.maximum(united, 1))
+    overlaps = CroppedMasks.from_dense(masks).ious(CroppedMasks.from_dense(others))
+    assert overlaps.shape == shared.shape and overlaps.dtype == np.float64
+    np.testing.assert_array_equal(overlaps, shared / np.maximum(united, 1))
 
 
 @given(sets(), st.data())
@@ -255,7 +255,7 @@ def test_an_rle_as_large_as_pycocotools_counts_is_read_without_its_pixels() -> N
     assert masks.to_rle() == [rle]
 
 
-@given(sets(most=9))
+@given(sets(max_count=9))
 def test_masks_that_are_unpacked_in_groups_are_the_same(masks: Dense) -> None:
     made = CroppedMasks.from_dense(masks)
     rles = made.to_rle()

@@ -37,10 +37,10 @@ VALUES = st.recursive(
 def damaged(draw: Any, content: bytes) -> bytes:
     """The content with some bytes changed, and maybe a piece taken out or its end cut off."""
     changed = bytearray(content)
-    places = st.integers(0, len(content) - 1)
-    for place in draw(st.lists(places, max_size=6)):
-        changed[place] = draw(st.integers(0, 255))
-    start = draw(places)
+    positions = st.integers(0, len(content) - 1)
+    for position in draw(st.lists(positions, max_size=6)):
+        changed[position] = draw(st.integers(0, 255))
+    start = draw(positions)
     end = draw(st.sampled_from([start, start + 1, start + 9, len(content)]))
     del changed[start:end]
     return bytes(changed)

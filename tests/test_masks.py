@@ -154,8 +154,8 @@ def test_instances_have_pixels_and_their_masks_are_no_copy(filled: list[int]) ->
     assert torch.equal(instances.pred_boxes.tensor, tight_boxes(expected))
     assert instances.pred_classes.tolist() == rows.nonzero()[:, 0].tolist()
     assert torch.equal(instances.scores, instances.pred_classes / 8)
-    own, given = (x.untyped_storage().data_ptr() for x in (instances.pred_masks, masks))
-    assert own == given
+    stored, given = (x.untyped_storage().data_ptr() for x in (instances.pred_masks, masks))
+    assert stored == given
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """No process outlives the one that started it."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -53,6 +54,19 @@ subprocess.run([sys.executable, "-c", child, sys.argv[1]], env={{**os.environ, "
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the system cannot do it")
 
 
+STARTED = """
+import multiprocessing, os, sys
+child = "from instseg.processes import end_with_starter; end_with_starter()\\n" + {child!r}
+child = "import sys; sys.argv = " + repr(sys.argv) + "\\n" + child
+process = multiprocessing.get_context({method!r}).Process(target=exec, args=(child, {{}}))
+process.start()
+process.join()
+"""
+PARENTS_BY_METHOD = {
+    method: STARTED.format(child=CHILD, method=method) for method in ("fork", "spawn", "forkserver")
+}
+
+
 def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not condition():
@@ -69,9 +83,25 @@ def is_alive(process: int) -> bool:
 
 def start(kind: str, folder: Path) -> tuple["subprocess.Popen[bytes]", int]:
     """A parent, and the id of its child once that is at work."""
-    parent = subprocess.Popen([sys.executable, "-c", PARENTS[kind], str(folder)], cwd=ROOT)
+    return start_script(PARENTS[kind], folder)
+
+
+def start_script(script: str, folder: Path) -> tuple["subprocess.Popen[bytes]", int]:
+    """As :func:`start` for a script."""
+    parent = subprocess.Popen([sys.executable, "-c", script, str(folder)], cwd=ROOT)
     until((folder / "child").exists)
     return parent, int((folder / "child").read_text())
+
+
+@linux
+@pytest.mark.parametrize("method", PARENTS_BY_METHOD)
+def test_a_killed_process_takes_those_of_any_start_method_with_it(
+    method: str, tmp_path: Path
+) -> None:
+    parent, child = start_script(PARENTS_BY_METHOD[method], tmp_path)
+    parent.kill()
+    parent.wait()
+    until(lambda: not is_alive(child))
 
 
 @linux
@@ -138,7 +168,12 @@ def refused() -> None:
     raise ConfigError("a line for the user")
 
 
-def test_an_error_of_the_user_in_a_new_process_is_one_of_the_benchmark() -> None:
+def test_an_error_of_the_user_in_a_new_process_is_one_of_the_benchmark(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Forked here: the new interpreter of the test above takes seconds to load torch."""
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)
     with pytest.raises(ConfigError, match="a line for the user"):
         in_fresh_process(refused)
 

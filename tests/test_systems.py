@@ -61,5 +61,5 @@ def test_a_folder_with_bad_files_gives_a_line_for_each_and_the_results_of_the_re
     lines = capsys.readouterr().err.splitlines()
     assert sum(f"{folder / 'b.jpg'}: is HTML" in line for line in lines) == 1
     assert sum(f"{folder / 'c.png'}: cannot be decoded" in line for line in lines) == 1
-    found = {record["file_name"] for record in results(tmp_path / "out")}
-    assert found == {str(folder / "a.png"), str(folder / "d.jpg")}
+    files = {record["file_name"] for record in results(tmp_path / "out")}
+    assert files == {str(folder / "a.png"), str(folder / "d.jpg")}

@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <string>
+
 #include "common.h"
 
 namespace instseg {
@@ -25,6 +27,12 @@ inline void check_assemble_masks(const at::Tensor& prototypes, const at::Tensor&
   TORCH_CHECK_VALUE(height > 0 && height <= kMostPixels && width > 0 && width <= kMostPixels, op,
                     ": size is (", height, ", ", width, "); expected 1 to ", kMostPixels,
                     " pixels each");
+}
+
+// For masks that no memory holds, on any device.
+inline std::string no_memory_for_masks(int64_t count, int64_t height, int64_t width) {
+  return c10::str("assemble_masks: there is no memory for ", count, " masks of ", height, " x ",
+                  width, " pixels; ask for a smaller size or fewer masks");
 }
 
 }  // namespace instseg

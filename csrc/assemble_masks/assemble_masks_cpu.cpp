@@ -176,8 +176,7 @@ at::Tensor untouched_zeros(int64_t count, int64_t height, int64_t width,
   uint64_t bytes = 0;
   void* data = nullptr;
   if (!c10::safe_multiplies_u64(sizes, &bytes)) data = std::calloc(std::max<uint64_t>(bytes, 1), 1);
-  TORCH_CHECK(data != nullptr, "assemble_masks: there is no memory for ", count, " masks of ",
-              height, " x ", width, " pixels; ask for a smaller size or fewer masks");
+  TORCH_CHECK(data != nullptr, no_memory_for_masks(count, height, width));
   return at::from_blob(
       data, {count, height, width}, [](void* pointer) { std::free(pointer); }, options);
 }

@@ -3,9 +3,11 @@
 // are.
 
 #include <ATen/ops/zeros.h>
+#include <c10/util/safe_numerics.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
 
 #include "assemble_masks/arguments.h"
 #include "assemble_masks/assemble_masks.h"
@@ -45,8 +47,9 @@ template <typename T>
 __device__ __forceinline__ T cell_probability(const T* planes, const T* coefficients, int64_t y,
                                               int64_t x, const Scene& s) {
   T logit = 0;
-  for (int64_t k = 0; k < s.prototypes; ++k)
-    logit += rounded_product(planes[(k * s.cells_y + y) * s.cells_x + x], coefficients[k]);
+  const T* at = planes + y * s.cells_x + x;
+  for (int64_t k = 0; k < s.prototypes; ++k, at += s.cells_y * s.cells_x)
+    logit += rounded_product(*at, coefficients[k]);
   return probability_of(logit);
 }
 
@@ -67,26 +70,32 @@ __global__ void assemble_kernel(Scene s, const T* planes, const T* coefficients,
     const Span read_x = cells_of_pixels<T>(pixels_x, s.width, s.cells_x);
     // The same for all threads, so that all of them reach the barrier.
     if (!overlap(crop_x, read_x) || !overlap(crop_y, read_y)) continue;
-    const int64_t columns = read_x.end - read_x.begin, rows = read_y.end - read_y.begin;
-    for (int64_t i = threadIdx.x; i < rows * columns; i += blockDim.x) {
-      const int64_t y = read_y.begin + i / columns, x = read_x.begin + i % columns;
+    const int columns = static_cast<int>(read_x.end - read_x.begin);
+    const int rows = static_cast<int>(read_y.end - read_y.begin);
+    for (int i = threadIdx.x; i < rows * columns; i += blockDim.x) {
+      const int row = i / columns;
+      const int64_t y = read_y.begin + row, x = read_x.begin + (i - row * columns);
       const bool kept = y >= crop_y.begin && y < crop_y.end && x >= crop_x.begin && x < crop_x.end;
       cells[i] = kept ? cell_probability(planes, coefficients + n * s.prototypes, y, x, s) : T(0);
     }
     __syncthreads();
-    const int64_t tile_columns = pixels_x.end - pixels_x.begin;
-    const int64_t area = (pixels_y.end - pixels_y.begin) * tile_columns;
-    for (int64_t i = threadIdx.x; i < area; i += blockDim.x) {
-      const int64_t row = pixels_y.begin + i / tile_columns,
-                    column = pixels_x.begin + i % tile_columns;
-      const Blend<T> y = blend_at<T>(row, s.height, s.cells_y),
-                     x = blend_at<T>(column, s.width, s.cells_x);
-      const T* low = cells + (y.low - read_y.begin) * columns - read_x.begin;
-      const T* high = cells + (y.high - read_y.begin) * columns - read_x.begin;
-      const T value =
-          blended(blended(low[x.low], x.low_weight, low[x.high], x.high_weight), y.low_weight,
-                  blended(high[x.low], x.low_weight, high[x.high], x.high_weight), y.high_weight);
-      out[(n * s.height + row) * s.width + column] = value > static_cast<T>(0.5);
+    // A thread owns a column.
+    const int64_t column = left + threadIdx.x % kTilePixels;
+    if (column < pixels_x.end) {
+      const Blend<T> x = blend_at<T>(column, s.width, s.cells_x);
+      const int x_low = static_cast<int>(x.low - read_x.begin);
+      const int x_high = static_cast<int>(x.high - read_x.begin);
+      bool* const to = out + n * s.height * s.width + column;
+      for (int64_t row = top + threadIdx.x / kTilePixels; row < pixels_y.end;
+           row += kThreads / kTilePixels) {
+        const Blend<T> y = blend_at<T>(row, s.height, s.cells_y);
+        const T* low = cells + static_cast<int>(y.low - read_y.begin) * columns;
+        const T* high = cells + static_cast<int>(y.high - read_y.begin) * columns;
+        const T value =
+            blended(blended(low[x_low], x.low_weight, low[x_high], x.high_weight), y.low_weight,
+                    blended(high[x_low], x.low_weight, high[x_high], x.high_weight), y.high_weight);
+        to[row * s.width] = value > static_cast<T>(0.5);
+      }
     }
     __syncthreads();
   }
@@ -102,12 +111,25 @@ void assemble(const Scene& scene, const at::Tensor& planes, const at::Tensor& co
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
+at::Tensor zeros_for_masks(int64_t count, int64_t height, int64_t width, at::Device device) {
+  uint64_t bytes = 0;
+  const std::array<uint64_t, 3> sizes{static_cast<uint64_t>(count), static_cast<uint64_t>(height),
+                                      static_cast<uint64_t>(width)};
+  if (!c10::safe_multiplies_u64(sizes, &bytes)) {
+    try {
+      return at::zeros({count, height, width}, at::TensorOptions(at::kBool).device(device));
+    } catch (const c10::OutOfMemoryError&) {  // with a message that names no argument
+    }
+  }
+  TORCH_CHECK_WITH(OutOfMemoryError, false, no_memory_for_masks(count, height, width));
+  return {};
+}
+
 at::Tensor assemble_masks_cuda(const at::Tensor& prototypes, const at::Tensor& coefficients,
                                const at::Tensor& boxes, int64_t height, int64_t width) {
   check_assemble_masks(prototypes, coefficients, boxes, height, width);
   const c10::cuda::CUDAGuard guard(prototypes.device());
-  auto masks = at::zeros({coefficients.size(0), height, width},
-                         at::TensorOptions(at::kBool).device(prototypes.device()));
+  auto masks = zeros_for_masks(coefficients.size(0), height, width, prototypes.device());
   if (masks.numel() == 0) return masks;
   const auto type = prototypes.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const auto planes = prototypes.permute({2, 0, 1}).to(type).contiguous();

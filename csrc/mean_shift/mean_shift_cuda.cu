@@ -1,11 +1,15 @@
 // Mean shift on a GPU, without a tree: a block goes through all points for its seed; clusters are
-// peeled off by all blocks together.  No sum depends on which thread comes first.
+// peeled off by all blocks together, in one launch that the host does not wait for.  No sum depends
+// on which thread comes first, or on the number of blocks.
+//
+// A step of a centre reads every point and label once: N * (D * sizeof(T) + 8) bytes.
 
 #include <ATen/ops/aminmax.h>
 #include <ATen/ops/bincount.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
+#include <cooperative_groups.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -18,8 +22,7 @@
 namespace instseg {
 namespace {
 
-constexpr int64_t kPeelingBlocks = 1024;  // at most: each leaves a sum to be added up
-constexpr int64_t kStepsAtOnce = 8;       // between two looks of the host
+constexpr int64_t kShares = 256;  // of the points, at most: each leaves a sum to be added up
 using Packed = unsigned long long;
 constexpr Packed kLowHalf = 0xffffffffull;
 
@@ -127,91 +130,145 @@ __global__ void label_kernel(Points<T> points, const T* centres, int64_t centre_
   }
 }
 
-// State that the kernels of a peeling hand to each other.
-struct State {
-  double centre[kMostDimensions];
-  double radius;
-  Packed
-      fullest;  // count, and the complement of the bin so that the first of equals is the greatest
-  Packed seed;  // a point
-  int64_t count;  // of the last ball
-  bool walking;
+// What blocks tell each other to choose the seed of a cluster.  The count of the fullest bin, with
+// the complement of its number, so that the first of equals is the greatest; and the first point.
+struct Choice {
+  Packed fullest, seed;
 };
 
-__global__ void fullest_kernel(const int64_t* untouched, int64_t bins, State* state) {
+INSTSEG_HOST_DEVICE Choice no_choice() { return {0, ~Packed{0}}; }
+
+// What peel_kernel works on; `partial` is (2, shares, D + 1), the number last.
+struct Peeling {
+  const int64_t* bins;
+  int64_t bin_count, shares;
+  Walk walk;
+  int64_t min_points, max_clusters;
+  Choice* choices;  // two
+  double* partial;
+  int64_t *untouched, *labels;
+  double* centres;
+};
+
+// Of all blocks: the first untouched point of the fullest bin, -1 if all are touched.
+template <typename T>
+__device__ int64_t choose_seed(const Points<T>& points, const Peeling& p, Choice* choice,
+                               Choice& in_block) {
+  const auto grid = cooperative_groups::this_grid();
+  if (threadIdx.x == 0) in_block = no_choice();
+  __syncthreads();
   Packed best = 0;
-  for (int64_t i = first_item(); i < bins; i += item_step())
-    best = max(best, static_cast<Packed>(untouched[i]) << 32 | (kLowHalf - static_cast<Packed>(i)));
-  atomicMax(&state->fullest, best);
-}
-
-__global__ void seed_kernel(const int64_t* bins, const int64_t* labels, int64_t points,
-                            State* state) {
-  const auto bin = static_cast<int64_t>(kLowHalf - (state->fullest & kLowHalf));
-  for (int64_t i = first_item(); i < points; i += item_step())
-    if (bins[i] == bin && labels[i] == kUntouched) atomicMin(&state->seed, static_cast<Packed>(i));
-}
-
-template <typename T>
-__global__ void begin_kernel(Points<T> points, double radius, State* state) {
-  for (int64_t d = threadIdx.x; d < points.dimensions; d += blockDim.x)
-    state->centre[d] =
-        static_cast<double>(points.planes[d * points.count + static_cast<int64_t>(state->seed)]);
-  if (threadIdx.x == 0) {
-    state->radius = radius;
-    state->walking = true;
-  }
-}
-
-// Every block sums its share of the ball; `partial` is (blocks, D + 1), the number last.
-template <typename T>
-__global__ void partial_kernel(Points<T> points, const State* state, bool always, double* partial) {
-  __shared__ Scratch<T> scratch;
-  if (!always && !state->walking) return;
-  const int64_t tiles = (points.count + kThreads - 1) / kThreads;
-  const int64_t share = (tiles + gridDim.x - 1) / gridDim.x * kThreads;
-  const int64_t begin = blockIdx.x * share, end = min(begin + share, points.count);
-  const int64_t count = sum_ball(points, begin, end, state->centre, state->radius, scratch);
-  double* out = partial + blockIdx.x * (points.dimensions + 1);
-  if (threadIdx.x < points.dimensions) out[threadIdx.x] = scratch.totals[threadIdx.x];
-  if (threadIdx.x == 0) out[points.dimensions] = static_cast<double>(count);
-}
-
-// One block: adds up the shares; with `completed` moves the centre, without only counts.
-__global__ void finish_kernel(const double* partial, int64_t blocks, int64_t dimensions, Walk walk,
-                              int64_t completed, State* state) {
-  __shared__ double sums[kMostDimensions + 1];
-  if (completed >= 0 && !state->walking) return;
-  if (threadIdx.x <= dimensions) {
-    double sum = 0;
-    for (int64_t b = 0; b < blocks; ++b) sum += partial[b * (dimensions + 1) + threadIdx.x];
-    sums[threadIdx.x] = sum;
+  for (int64_t i = first_item(); i < p.bin_count; i += item_step())
+    best =
+        max(best, static_cast<Packed>(p.untouched[i]) << 32 | (kLowHalf - static_cast<Packed>(i)));
+  atomicMax(&in_block.fullest, best);
+  __syncthreads();
+  if (threadIdx.x == 0) atomicMax(&choice->fullest, in_block.fullest);
+  grid.sync();
+  const Packed fullest = choice->fullest;
+  if (fullest >> 32 == 0) return -1;
+  const auto bin = static_cast<int64_t>(kLowHalf - (fullest & kLowHalf));
+  for (int64_t i = first_item(); i < points.count; i += item_step()) {
+    if (p.bins[i] != bin || p.labels[i] != kUntouched) continue;
+    atomicMin(&in_block.seed, static_cast<Packed>(i));
+    break;
   }
   __syncthreads();
-  if (threadIdx.x != 0) return;
-  state->count = static_cast<int64_t>(sums[dimensions]);
-  if (completed >= 0)
-    state->walking =
-        state->count > 0 && walk_on(walk, completed, dimensions, sums, state->count, state->centre);
+  if (threadIdx.x == 0) atomicMin(&choice->seed, in_block.seed);
+  grid.sync();
+  return static_cast<int64_t>(choice->seed);
 }
 
+// Of all blocks: number of untouched points in the ball around `centre`, and their sum in
+// `scratch.totals`.  A share of the points is summed by one block, and the shares are added in one
+// order, by every block for itself.
 template <typename T>
-__global__ void take_kernel(Points<T> points, const State* state, const int64_t* bins,
-                            int64_t label, int64_t* labels, int64_t* untouched) {
-  const T squared_radius = static_cast<T>(state->radius) * static_cast<T>(state->radius);
-  __shared__ T centre[kMostDimensions];
+__device__ int64_t sum_shares(const Points<T>& points, const Peeling& p, const double* centre,
+                              int64_t step, Scratch<T>& scratch) {
+  const int64_t columns = points.dimensions + 1;
+  double* const partial = p.partial + step % 2 * p.shares * columns;
+  const int64_t tiles = (points.count + kThreads - 1) / kThreads;
+  const int64_t size = (tiles + p.shares - 1) / p.shares * kThreads;
+  for (int64_t share = blockIdx.x; share < p.shares; share += gridDim.x) {
+    const int64_t begin = share * size, end = min(begin + size, points.count);
+    const int64_t count = sum_ball(points, begin, end, centre, p.walk.bandwidth, scratch);
+    if (threadIdx.x < points.dimensions)
+      partial[share * columns + threadIdx.x] = scratch.totals[threadIdx.x];
+    if (threadIdx.x == 0) partial[share * columns + points.dimensions] = static_cast<double>(count);
+  }
+  cooperative_groups::this_grid().sync();
+  const int64_t parts = kThreads / columns;
+  const int64_t part = threadIdx.x / columns, column = threadIdx.x % columns;
+  double sum = 0;
+  if (part < parts)
+    for (int64_t share = part; share < p.shares; share += parts)
+      sum += partial[share * columns + column];
+  scratch.totals[threadIdx.x] = sum;
+  __syncthreads();
+  sum = 0;
+  if (threadIdx.x < columns)
+    for (int64_t k = 0; k < parts; ++k) sum += scratch.totals[k * columns + threadIdx.x];
+  __syncthreads();
+  if (threadIdx.x < columns) scratch.totals[threadIdx.x] = sum;
+  __syncthreads();
+  return static_cast<int64_t>(scratch.totals[points.dimensions]);
+}
+
+// Labels the points of the ball.
+template <typename T>
+__device__ void take(const Points<T>& points, const Peeling& p, const double* centre, double radius,
+                     int64_t label, Scratch<T>& scratch) {
+  const T squared_radius = static_cast<T>(radius) * static_cast<T>(radius);
   if (threadIdx.x < points.dimensions)
-    centre[threadIdx.x] = static_cast<T>(state->centre[threadIdx.x]);
+    scratch.centre[threadIdx.x] = static_cast<T>(centre[threadIdx.x]);
   __syncthreads();
   for (int64_t i = first_item(); i < points.count; i += item_step()) {
-    if (!is_inside(points, i, centre, squared_radius)) continue;
-    labels[i] = label;
-    atomicAdd(reinterpret_cast<Packed*>(untouched + bins[i]), ~Packed{0});  // minus one
+    if (!is_inside(points, i, scratch.centre, squared_radius)) continue;
+    p.labels[i] = label;
+    atomicAdd(reinterpret_cast<Packed*>(p.untouched + p.bins[i]), ~Packed{0});  // minus one
   }
 }
 
-__global__ void keep_kernel(const State* state, int64_t dimensions, double* centre) {
-  if (threadIdx.x < dimensions) centre[threadIdx.x] = state->centre[threadIdx.x];
+// All blocks peel off the clusters together; every one of them computes each centre by itself, from
+// the same sums.
+template <typename T>
+__global__ void peel_kernel(Points<T> points, Peeling p) {
+  __shared__ Scratch<T> scratch;
+  __shared__ double centre[kMostDimensions];
+  __shared__ Choice in_block;
+  __shared__ bool walking;
+  const auto grid = cooperative_groups::this_grid();
+  int64_t step = 0, clusters = 0, failures = 0;
+  for (int64_t attempt = 0; clusters < p.max_clusters && failures < kMostFailures; ++attempt) {
+    const int64_t seed = choose_seed(points, p, p.choices + attempt % 2, in_block);
+    if (seed < 0) break;
+    // All blocks have read that of the last cluster.
+    if (blockIdx.x == 0 && threadIdx.x == 0) p.choices[(attempt + 1) % 2] = no_choice();
+    const auto start_at_seed = [&] {
+      if (threadIdx.x < points.dimensions)
+        centre[threadIdx.x] = static_cast<double>(points.planes[threadIdx.x * points.count + seed]);
+      __syncthreads();
+    };
+    start_at_seed();
+    for (int64_t completed = 0;; ++completed) {
+      const int64_t count = sum_shares(points, p, centre, step++, scratch);
+      if (threadIdx.x == 0)
+        walking = count > 0 &&
+                  walk_on(p.walk, completed, points.dimensions, scratch.totals, count, centre);
+      __syncthreads();
+      if (!walking) break;
+    }
+    const int64_t count = sum_shares(points, p, centre, step++, scratch);
+    const bool enough = count >= p.min_points;
+    // A ball without a point would be met again: the seed goes by itself.
+    if (count == 0) start_at_seed();
+    if (enough && blockIdx.x == 0 && threadIdx.x < points.dimensions)
+      p.centres[clusters * points.dimensions + threadIdx.x] = centre[threadIdx.x];
+    take(points, p, centre, count == 0 ? 0 : p.walk.bandwidth, enough ? clusters : kNone, scratch);
+    clusters += enough;
+    failures = enough ? 0 : failures + 1;
+    grid.sync();
+  }
 }
 
 template <typename T>
@@ -220,105 +277,28 @@ Points<T> planes_of(const at::Tensor& planes, const int64_t* labels = nullptr) {
 }
 
 template <typename T>
-class Peeling {
- public:
-  Peeling(const at::Tensor& planes, const at::Tensor& bins, const Walk& walk,
-          const at::Tensor& labels)
-      : walk_(walk),
-        bins_(bins),
-        untouched_(at::bincount(bins)),
-        labels_(labels.mutable_data_ptr<int64_t>()),
-        points_(planes_of<T>(planes, labels_)),
-        blocks_(blocks_for(points_.count, kPeelingBlocks)),
-        partial_(at::empty({blocks_, points_.dimensions + 1}, planes.options().dtype(at::kDouble))),
-        state_tensor_(
-            at::zeros({static_cast<int64_t>(sizeof(State))}, planes.options().dtype(at::kByte))),
-        state_(reinterpret_cast<State*>(state_tensor_.mutable_data_ptr<uint8_t>())),
-        stream_(c10::cuda::getCurrentCUDAStream()) {}
-
-  // Walks from the first untouched point of the fullest bin; false if all are touched.
-  bool find() {
-    host_.fullest = 0;
-    host_.seed = ~Packed{0};
-    write();
-    fullest_kernel<<<blocks_for(untouched_.numel(), kPeelingBlocks), kThreads, 0, stream_>>>(
-        untouched_.const_data_ptr<int64_t>(), untouched_.numel(), state_);
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
-    seed_kernel<<<blocks_, kThreads, 0, stream_>>>(bins_.const_data_ptr<int64_t>(), labels_,
-                                                   points_.count, state_);
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
-    read();
-    if (host_.fullest >> 32 == 0) return false;
-    begin(walk_.bandwidth);
-    for (int64_t completed = 0; completed == 0 || host_.walking; read())
-      for (int64_t i = 0; i < kStepsAtOnce; ++i) step(completed++);
-    step(-1);
-    read();
-    return true;
-  }
-
-  int64_t count() const { return host_.count; }
-
-  // Labels the points of the ball; an empty one would be met again, so the seed goes by itself.
-  void take(int64_t label) {
-    if (host_.count == 0) begin(0);
-    take_kernel<<<blocks_, kThreads, 0, stream_>>>(points_, state_, bins_.const_data_ptr<int64_t>(),
-                                                   label, labels_,
-                                                   untouched_.mutable_data_ptr<int64_t>());
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
-  }
-
-  void keep(double* centre) {
-    keep_kernel<<<1, kMostDimensions, 0, stream_>>>(state_, points_.dimensions, centre);
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
-  }
-
- private:
-  void begin(double radius) {
-    begin_kernel<<<1, kMostDimensions, 0, stream_>>>(points_, radius, state_);
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
-  }
-
-  void step(int64_t completed) {
-    partial_kernel<<<blocks_, kThreads, 0, stream_>>>(points_, state_, completed < 0,
-                                                      partial_.mutable_data_ptr<double>());
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
-    finish_kernel<<<1, 2 * kMostDimensions, 0, stream_>>>(
-        partial_.const_data_ptr<double>(), blocks_, points_.dimensions, walk_, completed, state_);
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
-  }
-
-  void write() {
-    C10_CUDA_CHECK(cudaMemcpyAsync(state_, &host_, sizeof(State), cudaMemcpyHostToDevice, stream_));
-  }
-
-  void read() {
-    C10_CUDA_CHECK(cudaMemcpyAsync(&host_, state_, sizeof(State), cudaMemcpyDeviceToHost, stream_));
-    C10_CUDA_CHECK(cudaStreamSynchronize(stream_));
-  }
-
-  Walk walk_;
-  at::Tensor bins_, untouched_;
-  int64_t* labels_;
-  Points<T> points_;
-  unsigned blocks_;
-  at::Tensor partial_, state_tensor_;
-  State* state_;
-  State host_{};
-  cudaStream_t stream_;
-};
-
-template <typename T>
 void peel(const at::Tensor& planes, const at::Tensor& bins, const Walk& walk, int64_t min_points,
           int64_t max_clusters, const at::Tensor& labels, const at::Tensor& centres) {
-  Peeling<T> peeling(planes, bins, walk, labels);
-  for (int64_t clusters = 0, failures = 0; clusters < max_clusters && failures < kMostFailures;) {
-    if (!peeling.find()) break;
-    const bool enough = peeling.count() >= min_points;
-    peeling.take(enough ? clusters : kNone);
-    if (enough) peeling.keep(centres.mutable_data_ptr<double>() + clusters++ * planes.size(0));
-    failures = enough ? 0 : failures + 1;
-  }
+  auto untouched = at::bincount(bins);
+  const auto choices = at::empty({2, 2}, bins.options());
+  choices.select(1, 0).fill_(0);
+  choices.select(1, 1).fill_(-1);  // as no_choice()
+  const int64_t shares = blocks_for(planes.size(1), kShares);
+  const auto partial =
+      at::empty({2, shares, planes.size(0) + 1}, planes.options().dtype(at::kDouble));
+  const Peeling peeling{bins.const_data_ptr<int64_t>(),
+                        untouched.numel(),
+                        shares,
+                        walk,
+                        min_points,
+                        max_clusters,
+                        reinterpret_cast<Choice*>(choices.mutable_data_ptr<int64_t>()),
+                        partial.mutable_data_ptr<double>(),
+                        untouched.mutable_data_ptr<int64_t>(),
+                        labels.mutable_data_ptr<int64_t>(),
+                        centres.mutable_data_ptr<double>()};
+  const auto points = planes_of<T>(planes, labels.const_data_ptr<int64_t>());
+  launch_together(peel_kernel<T>, shares, c10::cuda::getCurrentCUDAStream(), points, peeling);
 }
 
 std::tuple<at::Tensor, at::Tensor> shift_seeds_cuda(const at::Tensor& embeddings,

@@ -38,7 +38,9 @@ INSTSEG_INLINE void mark_inside(int64_t count, int64_t dimensions, const T* valu
 template <typename T>
 INSTSEG_INLINE double masked_sum(int64_t count, const T* values, const T* mask) {
   double sum = 0;
+#ifndef _MSC_VER  // its OpenMP is older than simd
 #pragma omp simd reduction(+ : sum)
+#endif
   for (int64_t i = 0; i < count; ++i)
     sum += static_cast<double>(mask[i]) * static_cast<double>(values[i]);
   return sum;

@@ -7,6 +7,7 @@
 
 #include "cuda_common.cuh"
 #include "psroi_pool/arguments.h"
+#include "psroi_pool/bin_table.cuh"
 
 namespace instseg {
 namespace {
@@ -40,37 +41,67 @@ __global__ void pool_kernel(const T* maps, const A* rois, Sizes sizes, A scale, 
   }
 }
 
-// One thread for one cell of the maps, which sums the gradients of the bins of its part over it, in
-// the order of the RoIs: no two threads add to one number, so the result is deterministic.
+constexpr int64_t kTileSide = 16;  // cells of a block, one for each of its threads
+static_assert(kTileSide * kTileSide == kThreads);
+constexpr int kDims = 8;  // that a thread sums at once
+
+// Adds the gradients of those bins of one RoI that hold the cell; `from` is that of the first bin.
 template <typename T, typename A>
-__global__ void collect_kernel(const T* grad, const A* rois, Sizes sizes, A scale, T* out) {
-  const int64_t pooled = sizes.pooled, group = sizes.group;
-  const int64_t count = sizes.images * sizes.channels * sizes.height * sizes.width;
-  for (int64_t i = first_item(); i < count; i += item_step()) {
-    const int64_t x = i % sizes.width, y = i / sizes.width % sizes.height;
-    const int64_t channel = i / (sizes.width * sizes.height) % sizes.channels;
-    const int64_t image = i / (sizes.width * sizes.height * sizes.channels);
-    const int64_t dim = channel / (group * group), gy = channel / group % group,
-                  gx = channel % group;
-    const int64_t y_begin = first_bin_of_part(gy, group, pooled),
-                  y_end = first_bin_of_part(gy + 1, group, pooled);
-    const int64_t x_begin = first_bin_of_part(gx, group, pooled),
-                  x_end = first_bin_of_part(gx + 1, group, pooled);
-    A total = 0;
-    for (int64_t r = 0; r < sizes.rois; ++r) {
-      const Roi<A> roi(rois + kRoiNumbers * r, sizes.images, scale, pooled);
-      if (!roi.usable || roi.image != image) continue;
-      const T* from = grad + (r * sizes.dims + dim) * pooled * pooled;
-      for (int64_t py = y_begin; py < y_end; ++py) {
-        if (y < roi.y.lower(py, sizes.height) || y >= roi.y.upper(py, sizes.height)) continue;
-        for (int64_t px = x_begin; px < x_end; ++px) {
-          const Bin bin = roi.bin(py, px, sizes.height, sizes.width);
-          if (x < bin.x0 || x >= bin.x1) continue;
-          total = rounded_sum(total, static_cast<A>(from[py * pooled + px]) / A(bin.cells()));
+__device__ void add_bins(const T* from, const PartEdges& edges, const BinsOfPart& part, int64_t y,
+                         int64_t x, int64_t pooled, int64_t dims, A* totals) {
+  for (int64_t j = 0; j < part.y_end - part.y_begin; ++j) {
+    const int y0 = edges.y[j], y1 = edges.y[edges.pitch + j];
+    if (y < y0 || y >= y1) continue;
+    for (int64_t i = 0; i < part.x_end - part.x_begin; ++i) {
+      const int x0 = edges.x[i], x1 = edges.x[edges.pitch + i];
+      if (x < x0 || x >= x1) continue;
+      const A cells = A(static_cast<int64_t>(y1 - y0) * (x1 - x0));
+      const T* bin = from + j * pooled + i;
+#pragma unroll
+      for (int d = 0; d < kDims; ++d)
+        if (d < dims)
+          totals[d] = rounded_sum(totals[d], static_cast<A>(bin[d * pooled * pooled]) / cells);
+    }
+  }
+}
+
+// One block for a tile of cells of one part, all dims after each other; a thread sums, for its
+// cell, the gradients of the bins over it in the order of the RoIs: no two threads add to one
+// number, so the result is deterministic.
+//
+// It reads every gradient once for each tile that its bin reaches, and writes every cell once.
+template <typename T, typename A>
+__global__ void collect_kernel(const T* grad, DeviceBins bins, Sizes sizes, T* out) {
+  __shared__ TileRois rois;
+  const int64_t parts = sizes.group * sizes.group, pooled = sizes.pooled;
+  const int64_t tiles_x = (sizes.width + kTileSide - 1) / kTileSide;
+  const int64_t tiles = (sizes.height + kTileSide - 1) / kTileSide * tiles_x;
+  for (int64_t task = blockIdx.x; task < sizes.images * parts * tiles; task += gridDim.x) {
+    const int64_t part = task / tiles % parts, image = task / tiles / parts;
+    const int64_t top = task % tiles / tiles_x * kTileSide, left = task % tiles_x * kTileSide;
+    const int64_t y = top + threadIdx.x / kTileSide, x = left + threadIdx.x % kTileSide;
+    const Bin tile{top, top + kTileSide, left, left + kTileSide};
+    const BinsOfPart part_bins(part, sizes.group, pooled);
+    for (int64_t dim = 0; dim < sizes.dims; dim += kDims) {
+      A totals[kDims] = {};
+      for (int64_t first = 0; first < sizes.rois; first += kListed) {
+        const int listed = list_rois(rois, bins, first, sizes.rois, image, part_bins, tile);
+        for (int k = 0; k < listed; ++k) {
+          const int64_t r = first + rois.list.items[k];
+          const T* from = grad + ((r * sizes.dims + dim) * pooled + part_bins.y_begin) * pooled +
+                          part_bins.x_begin;
+          add_bins<T, A>(from, edges_of(rois, bins, first, k, part_bins), part_bins, y, x, pooled,
+                         sizes.dims - dim, totals);
         }
       }
+      if (y >= sizes.height || x >= sizes.width) continue;
+      T* to = out +
+              ((image * sizes.channels + dim * parts + part) * sizes.height + y) * sizes.width + x;
+#pragma unroll
+      for (int d = 0; d < kDims; ++d)
+        if (dim + d < sizes.dims)
+          to[d * parts * sizes.height * sizes.width] = static_cast<T>(totals[d]);
     }
-    out[i] = static_cast<T>(total);
   }
 }
 
@@ -112,10 +143,13 @@ at::Tensor psroi_pool_backward_cuda(const at::Tensor& grad_any, const at::Tensor
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, grad.scalar_type(), kOp, [&] {
     using A = at::opmath_type<scalar_t>;
     const at::Tensor rows = rois.to(c10::CppTypeToScalarType<A>::value).contiguous();
-    collect_kernel<scalar_t, A>
-        <<<blocks_for(out.numel()), kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
-            grad.const_data_ptr<scalar_t>(), rows.const_data_ptr<A>(), sizes,
-            static_cast<A>(spatial_scale), out.mutable_data_ptr<scalar_t>());
+    const BinTensors table = tabulate_bins_on_gpu<A>(kOp, rows, sizes.images, sizes.height,
+                                                     sizes.width, spatial_scale, sizes.pooled);
+    const int64_t tiles =
+        (sizes.height + kTileSide - 1) / kTileSide * ((sizes.width + kTileSide - 1) / kTileSide);
+    collect_kernel<scalar_t, A><<<blocks_for_tasks(sizes.images * group_size * group_size * tiles),
+                                  kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
+        grad.const_data_ptr<scalar_t>(), table.view(), sizes, out.mutable_data_ptr<scalar_t>());
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return out;

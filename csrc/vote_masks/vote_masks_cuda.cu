@@ -20,6 +20,7 @@ namespace instseg {
 namespace {
 
 constexpr int kTileWidth = 32, kTileHeight = kThreads / kTileWidth;
+constexpr int64_t kTileBlocks = 1 << 13;  // of all detections, about
 
 // One block per class walks down the sorted scores; its threads share out the boxes below.
 __global__ void nms_kernel(const float* boxes, const float* scores, const int64_t* order,
@@ -47,7 +48,6 @@ __global__ void nms_kernel(const float* boxes, const float* scores, const int64_
       }
       __syncthreads();
     }
-    __syncthreads();
   }
 }
 
@@ -89,41 +89,85 @@ __device__ bool covers(const Scene& s, int64_t roi, const PixelBox& box, int64_t
                  interpolate(upper[right], lower[right], sy.fraction), sx.fraction, s.threshold);
 }
 
-// Tight box of every average: a block per tile of 32 x 8 pixels and detection, a thread per pixel.
-__global__ void tight_kernel(Scene s, int64_t enough, int64_t tiles_x, int64_t tiles, int* lowest,
-                             int* highest) {
-  __shared__ int voters[kThreads];
+// The regions that vote for each detection, and the pixels that they can cover.
+struct Voters {
+  int* numbers;  // (N, R): the first counts[n] of a row, in any order
+  int* counts;   // (N,)
+  int* bounds;   // (N, 4): x1, y1, x2, y2, inclusive; x2 < x1 for none
+};
+
+// One block for one detection.  What a thread reads at the end, it alone sets at the beginning.
+__global__ void voters_kernel(Scene s, Voters voters) {
   __shared__ int num_voters;
   __shared__ int bounds[4];
-  for (int64_t t = blockIdx.x; t < s.count * tiles; t += gridDim.x) {
-    const int64_t n = t / tiles, left = t % tiles % tiles_x * kTileWidth;
-    const int64_t top = t % tiles / tiles_x * kTileHeight;
-    const int64_t x = left + threadIdx.x % kTileWidth, y = top + threadIdx.x / kTileWidth;
+  for (int64_t n = blockIdx.x; n < s.count; n += gridDim.x) {
+    if (threadIdx.x == 0) num_voters = 0;
     if (threadIdx.x < 4) bounds[threadIdx.x] = threadIdx.x < 2 ? INT_MAX : -1;
-    int64_t votes = 0;
-    for (int64_t first = 0; first < s.rois; first += kThreads) {
-      if (threadIdx.x == 0) num_voters = 0;
-      __syncthreads();
-      const int64_t r = first + threadIdx.x;
-      if (r < s.rois && vote_of(s.weights[n * s.rois + r]) != 0) {
-        const PixelBox box = pixel_box(s.boxes + 4 * r);
-        if (box.valid && box.x1 < left + kTileWidth && box.x2 >= left &&
-            box.y1 < top + kTileHeight && box.y2 >= top)
-          voters[atomicAdd(&num_voters, 1)] = threadIdx.x;
-      }
-      __syncthreads();
-      for (int v = 0; v < num_voters; ++v) {
-        const int64_t roi = first + voters[v];
-        if (covers(s, roi, pixel_box(s.boxes + 4 * roi), y, x))
-          votes += vote_of(s.weights[n * s.rois + roi]);
-      }
-      __syncthreads();
+    __syncthreads();
+    for (int64_t r = threadIdx.x; r < s.rois; r += blockDim.x) {
+      if (vote_of(s.weights[n * s.rois + r]) == 0) continue;
+      const PixelBox box = pixel_box(s.boxes + 4 * r);
+      if (!box.valid || box.x2 < 0 || box.y2 < 0 || box.x1 >= s.width || box.y1 >= s.height)
+        continue;
+      voters.numbers[n * s.rois + atomicAdd(&num_voters, 1)] = static_cast<int>(r);
+      atomicMin(bounds, static_cast<int>(max(box.x1, int64_t{0})));
+      atomicMin(bounds + 1, static_cast<int>(max(box.y1, int64_t{0})));
+      atomicMax(bounds + 2, static_cast<int>(min(box.x2, s.width - 1)));
+      atomicMax(bounds + 3, static_cast<int>(min(box.y2, s.height - 1)));
     }
-    if (votes >= enough && x < s.width && y < s.height) {
-      atomicMin(bounds, static_cast<int>(x));
-      atomicMin(bounds + 1, static_cast<int>(y));
-      atomicMax(bounds + 2, static_cast<int>(x));
-      atomicMax(bounds + 3, static_cast<int>(y));
+    __syncthreads();
+    if (threadIdx.x == 0) voters.counts[n] = num_voters;
+    if (threadIdx.x < 4) voters.bounds[4 * n + threadIdx.x] = bounds[threadIdx.x];
+  }
+}
+
+// A voter whose box reaches a tile, in shared memory.
+struct TileVoter {
+  PixelBox box;
+  int64_t vote;
+  int roi;
+};
+
+// Tight box of every average: some blocks for one detection, each of which goes through tiles of
+// 32 x 8 pixels inside the bounds of the voters, a thread per pixel.
+__global__ void tight_kernel(Scene s, Voters voters, int64_t enough, int64_t blocks_each,
+                             int* lowest, int* highest) {
+  __shared__ TileVoter held[kThreads];
+  __shared__ int num_held;
+  __shared__ int bounds[4];
+  for (int64_t task = blockIdx.x; task < s.count * blocks_each; task += gridDim.x) {
+    const int64_t n = task / blocks_each;
+    const int* const reach = voters.bounds + 4 * n;
+    const int num_voters = voters.counts[n];
+    const int tiles_x = reach[2] < reach[0] ? 0 : (reach[2] - reach[0]) / kTileWidth + 1;
+    const int tiles_y = reach[3] < reach[1] ? 0 : (reach[3] - reach[1]) / kTileHeight + 1;
+    if (threadIdx.x < 4) bounds[threadIdx.x] = threadIdx.x < 2 ? INT_MAX : -1;
+    for (int64_t t = task % blocks_each; t < int64_t{tiles_x} * tiles_y; t += blocks_each) {
+      const int64_t left = reach[0] + t % tiles_x * kTileWidth;
+      const int64_t top = reach[1] + t / tiles_x * kTileHeight;
+      const int64_t x = left + threadIdx.x % kTileWidth, y = top + threadIdx.x / kTileWidth;
+      int64_t votes = 0;
+      for (int first = 0; first < num_voters; first += kThreads) {
+        __syncthreads();
+        if (threadIdx.x == 0) num_held = 0;
+        __syncthreads();
+        if (first + threadIdx.x < num_voters) {
+          const int roi = voters.numbers[n * s.rois + first + threadIdx.x];
+          const PixelBox box = pixel_box(s.boxes + 4 * roi);
+          if (box.x1 < left + kTileWidth && box.x2 >= left && box.y1 < top + kTileHeight &&
+              box.y2 >= top)
+            held[atomicAdd(&num_held, 1)] = {box, vote_of(s.weights[n * s.rois + roi]), roi};
+        }
+        __syncthreads();
+        for (int v = 0; v < num_held; ++v)
+          if (covers(s, held[v].roi, held[v].box, y, x)) votes += held[v].vote;
+      }
+      if (votes >= enough && x < s.width && y < s.height) {
+        atomicMin(bounds, static_cast<int>(x));
+        atomicMin(bounds + 1, static_cast<int>(y));
+        atomicMax(bounds + 2, static_cast<int>(x));
+        atomicMax(bounds + 3, static_cast<int>(y));
+      }
     }
     __syncthreads();
     if (threadIdx.x < 2 && bounds[2] >= 0) {
@@ -135,8 +179,8 @@ __global__ void tight_kernel(Scene s, int64_t enough, int64_t tiles_x, int64_t t
 }
 
 // A thread per sample of the output masks; it sums the votes of the four pixels around it.
-__global__ void resample_kernel(Scene s, const int* lowest, const int* highest, float* out_boxes,
-                                float* out_masks) {
+__global__ void resample_kernel(Scene s, Voters voters, const int* lowest, const int* highest,
+                                float* out_boxes, float* out_masks) {
   const int64_t area = s.size * s.size;
   for (int64_t v = first_item(); v < s.count * area; v += item_step()) {
     const int64_t n = v / area, i = v % area / s.size, j = v % s.size;
@@ -153,12 +197,11 @@ __global__ void resample_kernel(Scene s, const int* lowest, const int* highest, 
     const int64_t below = min(y.low + 1, s.from_image ? s.height - 1 : y2);
     const int64_t right = min(x.low + 1, s.from_image ? s.width - 1 : x2);
     int64_t votes[4] = {0, 0, 0, 0};
-    for (int64_t r = 0; r < s.rois; ++r) {
-      const int64_t vote = vote_of(s.weights[n * s.rois + r]);
-      if (vote == 0) continue;
+    for (int k = 0; k < voters.counts[n]; ++k) {
+      const int64_t r = voters.numbers[n * s.rois + k];
       const PixelBox box = pixel_box(s.boxes + 4 * r);
-      if (!box.valid || box.x1 > right || box.x2 < x.low || box.y1 > below || box.y2 < y.low)
-        continue;
+      if (box.x1 > right || box.x2 < x.low || box.y1 > below || box.y2 < y.low) continue;
+      const int64_t vote = vote_of(s.weights[n * s.rois + r]);
       if (covers(s, r, box, y.low, x.low)) votes[0] += vote;
       if (covers(s, r, box, y.low, right)) votes[1] += vote;
       if (covers(s, r, box, below, x.low)) votes[2] += vote;
@@ -196,15 +239,24 @@ std::tuple<at::Tensor, at::Tensor> average_masks_cuda(const at::Tensor& boxes,
                     from_image};
   auto lowest = at::full({count, 2}, INT_MAX, boxes.options().dtype(at::kInt));
   auto highest = at::full({count, 2}, -1, boxes.options().dtype(at::kInt));
-  const int64_t tiles_x = (width + kTileWidth - 1) / kTileWidth;
-  const int64_t tiles = tiles_x * ((height + kTileHeight - 1) / kTileHeight);
+  auto numbers = at::empty({count, boxes.size(0)}, lowest.options());
+  auto counts = at::empty({count}, lowest.options()),
+       bounds = at::empty({count, 4}, lowest.options());
+  const Voters voters{numbers.mutable_data_ptr<int>(), counts.mutable_data_ptr<int>(),
+                      bounds.mutable_data_ptr<int>()};
   const auto stream = c10::cuda::getCurrentCUDAStream();
-  tight_kernel<<<blocks_for_tasks(count * tiles), kThreads, 0, stream>>>(
-      scene, votes_for(threshold), tiles_x, tiles, lowest.mutable_data_ptr<int>(),
+  voters_kernel<<<blocks_for_tasks(count), kThreads, 0, stream>>>(scene, voters);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  // Tiles of a detection are known to the GPU only; there are no more blocks than tiles.
+  const int64_t tiles =
+      ((width + kTileWidth - 1) / kTileWidth) * ((height + kTileHeight - 1) / kTileHeight);
+  const int64_t blocks_each = std::clamp<int64_t>(kTileBlocks / count, 1, tiles);
+  tight_kernel<<<blocks_for_tasks(count * blocks_each), kThreads, 0, stream>>>(
+      scene, voters, votes_for(threshold), blocks_each, lowest.mutable_data_ptr<int>(),
       highest.mutable_data_ptr<int>());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   resample_kernel<<<blocks_for(out_masks.numel()), kThreads, 0, stream>>>(
-      scene, lowest.const_data_ptr<int>(), highest.const_data_ptr<int>(),
+      scene, voters, lowest.const_data_ptr<int>(), highest.const_data_ptr<int>(),
       out_boxes.mutable_data_ptr<float>(), out_masks.mutable_data_ptr<float>());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return {out_boxes, out_masks};

@@ -18,6 +18,8 @@ from yaml import safe_load
 from instseg.benchmark.rows import Row, in_fresh_process, peak_resident, seconds
 from instseg.config.nodes import CfgNode as SafeCfgNode
 from instseg.config.nodes import get_cfg, load_cfg
+from instseg.data.build import register_datasets
+from instseg.data.dataset import load
 from instseg.data.image_arrays import check_image
 from instseg.data.images import check_colour, read_image
 from instseg.data.intensity import Intensity, ModelImage
@@ -30,6 +32,8 @@ from instseg.modeling import ComparedModel, SplitModel, as_video, now, stage_tim
 logger = logging.getLogger(__name__)
 
 _STOCK = "detectron2 DefaultPredictor"
+IMAGES = 8
+"""Number of images where no files are given."""
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "eager": {},
@@ -48,6 +52,7 @@ def benchmark_models(
     variants: Sequence[str] = ("eager",),
     *,
     allow_partial: bool = False,
+    test_set: bool = False,
 ) -> list[Row]:
     """Compare ``Predictor`` on a list of images with Detectron2's stock predictor, one by one.
 
@@ -60,17 +65,21 @@ def benchmark_models(
         config_files: one row for each and every variant, and one for each comparison that the
             model declares (:class:`instseg.modeling.ComparedModel`).
         inputs: image files; without any, eight synthetic images of 640 x 640 pixels.
+        test_set: in place of ``inputs``, the first eight images of ``DATASETS.TEST``.
         overrides: ``[KEY, VALUE, ...]``.
         repeats: passes over the images; the median is reported.
         variants: keys of :data:`VARIANTS`; the peer is the same for all.  The peak memory of
             "compiled" includes that of the compiler.
         allow_partial: see :class:`Predictor`.
     Raises:
-        ConfigError: fewer than one repeat, an unknown variant, or one that a model does not have.
-        ImageError: an image that cannot be read.
+        ConfigError: fewer than one repeat, an unknown variant, one that a model does not have, or
+            ``test_set`` beside ``inputs`` or without a data set.
+        DatasetError, ImageError: a data set or an image that cannot be read.
     """
     if repeats < 1:
         raise ConfigError(f"--repeats is {repeats}; expected at least 1")
+    if test_set and inputs:
+        raise ConfigError("--test-set takes the images of DATASETS.TEST; leave out --input")
     for variant in variants:
         if variant not in VARIANTS:
             raise ConfigError(f"--variant is {variant}; expected one of {', '.join(VARIANTS)}")
@@ -78,7 +87,8 @@ def benchmark_models(
     for name in config_files:
         cfg = load_cfg(name, overrides)
         intensity = Intensity.of(cfg)
-        images = [read_image(path, intensity=intensity) for path in inputs] or _synthetic_images()
+        files = _test_files(cfg) if test_set else inputs
+        images = [read_image(path, intensity=intensity) for path in files] or _synthetic_images()
         check_colour(cfg, f"{name}: {_STOCK}")
         for variant in variants:
             options = {**VARIANTS[variant], "allow_partial": allow_partial}
@@ -87,8 +97,17 @@ def benchmark_models(
     return rows
 
 
+def _test_files(cfg: CfgNode) -> list[str]:
+    """The first images of ``cfg.DATASETS.TEST``."""
+    if not cfg.DATASETS.TEST:
+        raise ConfigError("DATASETS.TEST is empty; --test-set needs the name of a data set there")
+    register_datasets(cfg)
+    records = load(cfg.DATASETS.TEST[0]).records[:IMAGES]
+    return [record["file_name"] for record in records]
+
+
 def _synthetic_images() -> list[np.ndarray]:
-    images = (shapes.image("shapes_hard_val", index, 640) for index in range(8))
+    images = (shapes.image("shapes_hard_val", index, 640) for index in range(IMAGES))
     return [np.ascontiguousarray(image[:, :, ::-1]) for image in images]
 
 

@@ -20,6 +20,7 @@ def add_models_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add_config_arguments(parser, action="append")
     add("--input", nargs="+", default=[], metavar="FILE", help="images; default synthetic ones")
+    add("--test-set", action="store_true", help="the first eight images of DATASETS.TEST instead")
     add(
         "--variant",
         action="append",
@@ -108,6 +109,7 @@ def models(arguments: argparse.Namespace) -> int:
         arguments.repeats,
         arguments.variant or ["eager"],
         allow_partial=arguments.allow_partial,
+        test_set=arguments.test_set,
     )
     print(report(rows, arguments.json))
     return 0

@@ -187,6 +187,13 @@ def add_shared_config(cfg: CfgNode) -> None:
     # Stages whose outputs are used, conv1 ... conv5; the last one ends the network.
     cfg.MODEL.VGG.OUT_FEATURES = ["conv5"]
 
+    cfg.MODEL.UNET = CfgNode()
+    # Channels of each level of build_unet_backbone, the first with the size of the image, each
+    # further one with half the size of the one before it.
+    cfg.MODEL.UNET.CHANNELS = (32, 64, 128, 256, 256)
+    # Normalisation after each convolution, "" for none.
+    cfg.MODEL.UNET.NORM = "BN"
+
 
 def _categories(cfg: CfgNode) -> None:
     configured_categories(cfg)
@@ -359,11 +366,13 @@ declare(
         # Each process adds its number to the seed; NumPy takes 32 bits.
         "SEED": Rule(lambda x: is_whole(x) and x < 2**31, f"a whole number below {2**31}"),
         "MODEL.CATEGORIES": _categories,
-        "MODEL.BACKBONE.FREEZE_AT": where(
-            "MODEL.BACKBONE.NAME", "build_vgg_backbone", whole(0, 5, "0 to 5")
+        "MODEL.BACKBONE.FREEZE_AT": (
+            where("MODEL.BACKBONE.NAME", "build_vgg_backbone", whole(0, 5, "0 to 5")),
+            where("MODEL.BACKBONE.NAME", "build_unet_backbone", one_of(0)),
         ),
         "MODEL.VGG.DEPTH": one_of(11, 13, 16, 19),
         "MODEL.VGG.OUTPUT_STRIDE": one_of(8, 16),
+        "MODEL.UNET.CHANNELS": several(COUNT, "channels of one or more levels, such as (32, 64)"),
         "MODEL.VGG.OUT_FEATURES": some_of("conv1", "conv2", "conv3", "conv4", "conv5"),
         "DATALOADER.CACHE_MIB": number(0),
         "INPUT.AUGMENTATION": (one_of("detectron2", "ssd"), _augmentation),

@@ -6,10 +6,8 @@ has.  Without tags its size decides, as in players.
 
 from typing import Any
 
-import av
-from av.video.reformatter import ColorRange, Colorspace
-
 from instseg.data.images import Array
+from instseg.optional import AV as av
 
 # Numbers of ITU-T H.273, as containers and codecs use them; matrix, primaries and transfer function
 # share them.
@@ -25,17 +23,18 @@ def to_bgr(frame: Any) -> Array:
     """Pixels of a decoded frame, (H, W, 3) uint8 in BGR order, converted as its tags say."""
     matrix = None  # FFmpeg then uses the frame's tag
     if frame.colorspace == _UNSPECIFIED and is_high_definition(frame.height, frame.width):
-        matrix = Colorspace.ITU709
+        matrix = av.video.reformatter.Colorspace.ITU709
     image: Array = frame.to_ndarray(format="bgr24", src_colorspace=matrix)
     return image
 
 
 def to_yuv(image: Array) -> Any:
     """A frame from (H, W, 3) in BGR order, for an encoder that :func:`tag` has prepared."""
-    height, width = image.shape[:2]
-    matrix = Colorspace.ITU709 if is_high_definition(height, width) else Colorspace.ITU601
+    reformatter = av.video.reformatter
+    high_definition = is_high_definition(*image.shape[:2])
+    matrix = getattr(reformatter.Colorspace, "ITU709" if high_definition else "ITU601")
     return av.VideoFrame.from_ndarray(image, format="bgr24").reformat(
-        format="yuv420p", dst_colorspace=matrix, dst_color_range=ColorRange.MPEG
+        format="yuv420p", dst_colorspace=matrix, dst_color_range=reformatter.ColorRange.MPEG
     )
 
 
@@ -43,4 +42,4 @@ def tag(context: Any, height: int, width: int) -> None:
     """Have an encoder write tags for the colours of :func:`to_yuv`."""
     number = _BT709 if is_high_definition(height, width) else _SMPTE170M
     context.colorspace = context.color_primaries = context.color_trc = number
-    context.color_range = ColorRange.MPEG
+    context.color_range = av.video.reformatter.ColorRange.MPEG

@@ -1,11 +1,13 @@
 """Build the loaders of data sets for a configuration."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.utils import comm
+from torch.utils.data import DataLoader
 
 from instseg.data.build import check_files, check_records, training_records
 from instseg.data.dataset import DataSet
@@ -17,6 +19,7 @@ from instseg.data.sampling import build_sampler
 from instseg.data.semantic import with_semantic_files
 from instseg.data.video_mapper import check_video
 from instseg.errors import ConfigError
+from instseg.processes import end_with_starter
 
 Loader = Iterable[list[dict[str, Any]]]
 _BATCHES_AHEAD = 2
@@ -42,7 +45,7 @@ def build_train_loader(cfg: CfgNode, datasets: Sequence[DataSet]) -> Loader:
                 "TEST.VAL_LOSS_PERIOD needs losses of whole images, this model trains on "
                 f"INPUT.SAMPLES {cfg.INPUT.SAMPLES}; set TEST.VAL_LOSS_PERIOD 0"
             )
-        return build_sample_loader(cfg, records)
+        return _ending_with_this_process(build_sample_loader(cfg, records))
     loader: Loader = build_detection_train_loader(
         cfg,
         dataset=records,
@@ -50,7 +53,21 @@ def build_train_loader(cfg: CfgNode, datasets: Sequence[DataSet]) -> Loader:
         sampler=build_sampler(cfg, records),
         **_prefetching(cfg),
     )
+    return _ending_with_this_process(loader)
+
+
+def _ending_with_this_process(loader: Loader) -> Loader:
+    """The same loader, whose processes end with this one even if it is killed."""
+    batches = loader if isinstance(loader, DataLoader) else getattr(loader, "dataset", None)
+    if isinstance(batches, DataLoader):  # Detectron2 groups the images of some loaders
+        batches.worker_init_fn = partial(_begin, batches.worker_init_fn)
     return loader
+
+
+def _begin(then: Callable[[int], None] | None, number: int) -> None:
+    end_with_starter()
+    if then is not None:
+        then(number)
 
 
 def _prefetching(cfg: CfgNode) -> dict[str, Any]:
@@ -107,7 +124,7 @@ def _once(cfg: CfgNode, records: Sequence[Record], mapper: Any) -> Loader:
     loader: Loader = build_detection_test_loader(
         list(records), mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
     )
-    return loader
+    return _ending_with_this_process(loader)
 
 
 def _annotated_records(

@@ -4,10 +4,9 @@ import re
 import time
 from typing import Any
 
-import av
-
-from instseg.data.videos import CONTAINERS, VideoFile
+from instseg.data.videos import CONTAINERS, VideoFile, require_av
 from instseg.errors import ConfigError, ImageError, short
+from instseg.optional import AV as av
 
 SCHEMES = ("http", "https", "rtmp", "rtmps", "rtsp", "rtsps")
 _TIMEOUT = 10.0
@@ -58,6 +57,7 @@ class Stream(VideoFile):
             ImageError: nobody answers, or the data are no video.
         """
         name = public_name(url)
+        require_av(name)
         options = {
             "format_whitelist": _FORMATS,
             "protocol_whitelist": _PROTOCOLS,

@@ -13,15 +13,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
-import av
 import cv2
 import numpy as np
-from av.stream import Disposition
 
 from instseg.data.colours import tag, to_bgr, to_yuv
 from instseg.data.image_headers import MAX_PIXELS
 from instseg.data.images import Array
-from instseg.errors import ImageError, OutputError
+from instseg.errors import ConfigError, ImageError, OutputError
+from instseg.optional import AV as av
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +152,7 @@ class VideoFile:
             except av.FFmpegError:
                 self._lost += 1
 
-    def _broke_off(self, error: av.FFmpegError) -> None:
+    def _broke_off(self, error: Any) -> None:
         logger.warning("%s: cannot be read further: %s", self.name, error.strerror)
         self._lost += 1
 
@@ -356,7 +355,16 @@ def fit(image: Array, height: int, width: int) -> Array:
     return canvas
 
 
+def require_av(name: str) -> None:
+    """Raise an ImageError that names a video if the package that decodes it is missing."""
+    try:
+        av.require(f"{name}: decoding a video")
+    except ConfigError as error:
+        raise ImageError(str(error)) from None
+
+
 def _open(path: Path) -> Any:
+    require_av(str(path))
     if not os.path.exists(path):  # Path.exists() raises for a name that is too long
         raise ImageError(f"{path}: no such file")
     if not path.is_file():
@@ -377,7 +385,7 @@ def _open(path: Path) -> Any:
 def _video_stream(container: Any, name: str) -> Any:
     stream = container.streams.best("video")
     # FFmpeg offers the cover of a sound file if there is no video stream.
-    if stream is None or stream.disposition & Disposition.attached_pic:
+    if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
         raise ImageError(f"{name}: holds no video stream")
     if stream.codec_context is None:
         raise ImageError(f"{name}: its codec is not known to FFmpeg")

@@ -90,7 +90,7 @@ def to_int8(
         ImportError: onnxruntime or onnx is not installed.
         OutputError: a file cannot be written.
     """
-    onnx = import_optional("onnx")
+    onnx, _ = import_optional("onnx"), import_optional("onnxruntime")
     measured = images[_MEASURED - 1 :: _MEASURED]
     calibrated = [x for i, x in enumerate(images) if i % _MEASURED != _MEASURED - 1]
     files = [path]

@@ -36,6 +36,7 @@ from instseg.modeling.results import (
     wants_cropped,
 )
 from instseg.modeling.stages import now, stage, stage_times
+from instseg.modeling.unet import UNetEncoder, build_unet_backbone
 from instseg.modeling.vgg import VGG, build_vgg_backbone
 from instseg.modeling.warp import warp
 
@@ -43,6 +44,7 @@ __all__ = [
     "IGNORED",
     "NEITHER",
     "NONE",
+    "UNetEncoder",
     "VGG",
     "ComparedModel",
     "Comparison",
@@ -59,6 +61,7 @@ __all__ = [
     "as_video",
     "at_size",
     "attached_zero",
+    "build_unet_backbone",
     "build_vgg_backbone",
     "centres",
     "check_finite",

@@ -1,37 +1,103 @@
-"""Loads the compiled operators, ``torch.ops.instseg``, and says what to type if that fails."""
+"""Loads the compiled operators, ``torch.ops.instseg``, or defines them in Python.
 
+Where none are compiled, or ``INSTSEG_OPERATORS`` is ``python``, each operator is a composition of
+torch's, registered by :func:`in_python`.  Compiled ones that do not load are an error that says
+what to type.
+"""
+
+import functools
+import logging
+import os
 import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 import instseg.forks  # noqa: F401 - gives up the threads of operators before a fork
+from instseg.ops._schemas import SCHEMAS
+
+logger = logging.getLogger(__name__)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _BUILD = "type `pip install --no-build-isolation -e .` in the folder of setup.py"
 
-try:
-    from instseg import _C
-except ImportError as error:
-    if isinstance(error, ModuleNotFoundError) or "cannot import name" in str(error):
-        others = ", ".join(file.name for file in Path(__file__).parent.parent.glob("_C.*"))
-        version = f" for Python {sys.version_info.major}.{sys.version_info.minor}, but as {others}"
-        raise ImportError(
-            f"the operators of instseg are not compiled{version if others else ''}: {_BUILD}"
-        ) from None
-    raise ImportError(
-        "the compiled operators of instseg do not load, most likely because they were built for "
-        f"another torch than {torch.__version__}: {_BUILD} ({error})"
-    ) from None
 
-if _C.torch_version != torch.__version__.partition("+")[0]:
-    raise ImportError(
-        f"the operators of instseg were compiled for torch {_C.torch_version} and this is "
-        f"{torch.__version__}: {_BUILD}"
-    )
+def _load() -> Any:
+    """The module of the compiled operators; None if there is none or Python is asked for.
+
+    Raises:
+        ImportError: they were compiled for another torch or another Python.
+    """
+    if os.environ.get("INSTSEG_OPERATORS") == "python":
+        return None
+    try:
+        from instseg import _C
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) or "cannot import name" in str(error):
+            others = ", ".join(file.name for file in Path(__file__).parent.parent.glob("_C.*"))
+            if not others:
+                return None
+            version = f"{sys.version_info.major}.{sys.version_info.minor}"
+            raise ImportError(
+                f"the operators of instseg are not compiled for Python {version}, but as {others}: "
+                f"{_BUILD}"
+            ) from None
+        raise ImportError(
+            "the compiled operators of instseg do not load, most likely because they were built "
+            f"for another torch than {torch.__version__}: {_BUILD} ({error})"
+        ) from None
+    if _C.torch_version != torch.__version__.partition("+")[0]:
+        raise ImportError(
+            f"the operators of instseg were compiled for torch {_C.torch_version} and this is "
+            f"{torch.__version__}: {_BUILD}"
+        )
+    return _C
+
+
+_C = _load()
+_definitions = torch.library.Library("instseg", "DEF" if _C is None else "FRAGMENT")
+if _C is None:
+    for _name, _schema in SCHEMAS.items():
+        _definitions.define(_name + _schema)
+
+
+def described() -> str:
+    """Where the operators run, for ``instseg --version``."""
+    if _C is None:
+        return f"in Python, slower: {_BUILD}"
+    return f"compiled for torch {_C.torch_version}, {'CPU and CUDA' if _C.with_cuda else 'CPU'}"
+
+
+def in_python(name: str) -> Callable[[Function], Function]:
+    """Decorates a function that computes an operator where none are compiled, on any device."""
+
+    def register(function: Function) -> Function:
+        @functools.wraps(function)
+        def kernel(*arguments: Any) -> Any:
+            _tell()
+            return function(*arguments)
+
+        if _C is None:
+            _definitions.impl(name, kernel, "CompositeExplicitAutograd")
+        return function
+
+    return register
+
+
+@cache
+def _tell() -> None:
+    logger.warning(f"the operators of instseg run {described()}")
+
+
+def expect(holds: bool, message: str, kind: type[Exception] = ValueError) -> None:
+    """Raise ``kind`` with a message unless something ``holds``."""
+    if not holds:
+        raise kind(message)
 
 
 def operator(name: str) -> Any:
@@ -74,6 +140,8 @@ def check_devices(op: str, **tensors: Tensor | None) -> None:
                 f"{op}: {first_name} is on {first.device} and {name} on {tensor.device}; move one "
                 "of them"
             )
+    if _C is None:
+        return
     if first.is_cuda and not _C.with_cuda:
         raise RuntimeError(
             f"{op}: the tensors are on {first.device} and instseg was compiled for the CPU alone; "

@@ -1,11 +1,13 @@
 """InstanceFCN's instance assembling: k x k instance-sensitive score maps -> one mask per window."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from instseg.ops._library import check_devices, operator, register_fake
+from instseg.ops._library import check_devices, expect, in_python, operator, register_fake
 
 
 def assemble_instances(
@@ -71,6 +73,60 @@ def assemble_instances_reference(
     # The empty sum keeps the graph connected when no window touches the map.
     flat = torch.stack(values) if values else maps.new_empty(0)
     return (flat + maps.sum() * 0).view(len(corners), size, size)
+
+
+def _cells(
+    shape: Sequence[int], windows: Tensor | None, parts: int, size: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """(N, m, m) index of every mask value in the flat maps, and whether it lies inside of them."""
+    images, channels, height, width = shape
+    expect(
+        parts > 0 and size > 0 and channels == parts * parts,
+        f"assemble_instances: maps has {channels} channels; expected parts * parts = "
+        f"{parts * parts}, and a size of at least 1",
+    )
+    if windows is None:
+        ranges = (torch.arange(length, device=device) for length in (images, height, width))
+        image, top, left = torch.cartesian_prod(*ranges).view(-1, 3).unbind(1)
+        top, left = top - size // 2, left - size // 2
+    else:
+        expect(
+            windows.dim() == 2 and windows.shape[1] == 3,
+            f"assemble_instances: windows has shape {tuple(windows.shape)}; expected (N, 3)",
+        )
+        image, top, left = windows.unbind(1)
+        expect(
+            bool(((image >= 0) & (image < images)).all()),
+            f"assemble_instances: a batch index is not from 0 to {images - 1}",
+            IndexError,
+        )
+    offset = torch.arange(size, device=device)
+    part = (2 * offset + 1) * parts // (2 * size)
+    y, x = (top[:, None] + offset)[:, :, None], (left[:, None] + offset)[:, None]
+    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    channel = part[:, None] * parts + part
+    index = ((image[:, None, None] * channels + channel) * height + y) * width + x
+    return index.where(inside, 0), inside
+
+
+@in_python("assemble_instances")
+def _in_python(maps: Tensor, windows: Tensor | None, parts: int, size: int, fill: float) -> Tensor:
+    expect(maps.dim() == 4, f"assemble_instances: maps has {maps.dim()} dimensions; expected 4")
+    index, inside = _cells(maps.shape, windows, parts, size, maps.device)
+    if not maps.numel():
+        return maps.new_full(index.shape, fill)
+    return maps.reshape(-1)[index].masked_fill(~inside, fill)
+
+
+@in_python("assemble_instances_backward")
+def _backward_in_python(
+    grad: Tensor, windows: Tensor | None, parts: int, maps_shape: Sequence[int]
+) -> Tensor:
+    index, inside = _cells(maps_shape, windows, parts, grad.shape[1], grad.device)
+    dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    sums = torch.zeros(math.prod(maps_shape), dtype=dtype, device=grad.device)
+    sums.index_add_(0, index[inside], grad[inside].to(dtype))
+    return sums.view(list(maps_shape)).to(grad.dtype)
 
 
 @register_fake("assemble_instances")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from instseg.ops._library import check_devices, operator, register_fake
+from instseg.ops._library import check_devices, expect, in_python, operator, register_fake
 
 
 @torch.no_grad()
@@ -103,6 +103,30 @@ def _extent(first: Tensor, second: Tensor, size: int, padding: float) -> tuple[T
     low = (torch.minimum(first, second) - padding).clamp(min=0)
     high = (torch.maximum(first, second) + padding).clamp(max=size)
     return low, high
+
+
+@in_python("assemble_masks")
+def _in_python(
+    prototypes: Tensor, coefficients: Tensor, boxes: Tensor, height: int, width: int
+) -> Tensor:
+    op = "assemble_masks"
+    shapes = tuple(prototypes.shape), tuple(coefficients.shape), tuple(boxes.shape)
+    expect(
+        [len(shape) for shape in shapes] == [3, 2, 2]
+        and min(shapes[0][:2]) > 0
+        and shapes[1][1] == shapes[0][2]
+        and shapes[2] == (shapes[1][0], 4),
+        f"{op}: prototypes, coefficients and boxes have the shapes {shapes}; expected (h, w, K), "
+        "(N, K) and (N, 4)",
+    )
+    expect(min(height, width) > 0, f"{op}: size is ({height}, {width}); expected at least 1 each")
+    if prototypes.dtype in (torch.float16, torch.bfloat16):
+        prototypes, coefficients = prototypes.float(), coefficients.float()
+    masks = assemble_masks_reference(
+        prototypes, coefficients.to(prototypes.dtype), boxes.to(prototypes.dtype), (height, width)
+    )
+    # Each comparison with a NaN is false, so that its box is empty, as it should be.
+    return masks
 
 
 @register_fake("assemble_masks")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from instseg.ops._library import check_devices, operator, register_fake
+from instseg.ops._library import check_devices, in_python, operator, register_fake
 
 _forward = operator("fast_nms")
 _PAIRS = 2**22
@@ -56,6 +56,7 @@ def _fake(
     return scores.new_empty(shape, dtype=torch.int64), scores.new_empty(shape, dtype=torch.bool)
 
 
+@in_python("fast_nms")
 def surviving_boxes_reference(
     boxes: Tensor, scores: Tensor, iou_threshold: float, top_k: int, min_score: float = 0.0
 ) -> tuple[Tensor, Tensor]:

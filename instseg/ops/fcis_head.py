@@ -5,8 +5,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from instseg.ops._library import check_devices, operator, register_fake
-from instseg.ops.psroi_pool import psroi_pool_reference
+from instseg.ops._library import check_devices, expect, in_python, operator, register_fake
+from instseg.ops.psroi_pool import pooled_sums, psroi_pool_reference, spread_gradient
 
 _forward = operator("fcis_head")
 _backward = operator("fcis_head_backward")
@@ -149,6 +149,71 @@ def _refuse(ctx: Any, grad: Tensor) -> NoReturn:
 
 torch.library.register_autograd("instseg::fcis_head", _differentiate, setup_context=_save)
 torch.library.register_autograd("instseg::fcis_head_backward", _refuse, setup_context=_save_nothing)
+
+
+def _to_psroi_order(maps: Tensor, group_size: int) -> Tensor:
+    """Channels (g, t, c) → the (t, c, g) of :func:`~instseg.ops.psroi_pool.psroi_pool`."""
+    return maps.unflatten(1, (group_size**2, 2, -1)).permute(0, 2, 3, 1, 4, 5).flatten(1, 3)
+
+
+@in_python("fcis_head")
+def _head_in_python(
+    maps: Tensor,
+    rois: Tensor,
+    classes: Tensor | None,
+    spatial_scale: float,
+    group_size: int,
+    pooled_size: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    expect(
+        maps.dim() == 4 and maps.shape[1] % (2 * group_size**2) == 0,
+        f"fcis_head: maps has shape {tuple(maps.shape)}; expected (B, C, H, W) with a multiple of "
+        f"{2 * group_size**2} channels (2 * group_size * group_size)",
+    )
+    pooled = pooled_sums(
+        _to_psroi_order(maps, group_size), rois, spatial_scale, group_size, pooled_size
+    ).unflatten(1, (2, -1))
+    num_classes = pooled.shape[2]
+    scores = pooled.amax(1).mean((2, 3))
+    if classes is None:
+        expect(num_classes > 1, "fcis_head: maps holds no class beside the background")
+        chosen = scores[:, 1:].argmax(1) + 1
+    else:
+        expect(
+            bool(((classes >= -1) & (classes < num_classes)).all()),
+            f"fcis_head: a class is not from -1 to {num_classes - 1}",
+            IndexError,
+        )
+        chosen = classes.clone()
+    rows = torch.arange(len(rois), device=maps.device)
+    logits = pooled[rows, :, chosen.clamp(min=0)] * (chosen >= 0)[:, None, None, None]
+    return scores.to(maps.dtype), logits.to(maps.dtype), chosen
+
+
+@in_python("fcis_head_backward")
+def _head_backward_in_python(
+    grad_scores: Tensor,
+    grad_logits: Tensor,
+    maps: Tensor,
+    rois: Tensor,
+    classes: Tensor,
+    spatial_scale: float,
+    group_size: int,
+    pooled_size: int,
+) -> Tensor:
+    official = _to_psroi_order(maps, group_size)
+    pooled = pooled_sums(official, rois, spatial_scale, group_size, pooled_size)
+    outside, inside = pooled.unflatten(1, (2, -1)).unbind(1)
+    share = grad_scores.double()[:, :, None, None] / pooled_size**2
+    grad = torch.stack([share * (outside >= inside), share * (outside < inside)], dim=2)
+    rows = (classes >= 0).nonzero()[:, 0]
+    grad[rows, classes[rows]] += grad_logits.double()[rows]
+    dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
+    cells = spread_gradient(
+        grad.transpose(1, 2).flatten(1, 2), rois, spatial_scale, group_size, official.shape, dtype
+    )
+    parts = cells.unflatten(1, (2, -1, group_size**2)).permute(0, 3, 1, 2, 4, 5).flatten(1, 3)
+    return parts.to(maps.dtype).contiguous(memory_format=torch.channels_last)
 
 
 def fcis_head_reference(

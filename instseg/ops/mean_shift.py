@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from instseg.ops._library import check_devices, operator, register_fake
+from instseg.ops._library import check_devices, in_python, operator, register_fake
+from instseg.ops.mean_shift_in_python import label_points, peel, shift_seeds
 
 _MOST_DIMENSIONS = 64
 """As in ``csrc/mean_shift/mean_shift.h``."""
@@ -290,6 +291,11 @@ def _lattice_keys(points: Tensor, bandwidth: float) -> Tensor:
         keys = (keys ^ column.contiguous().view(torch.long)) * _FACTOR
         keys = keys ^ (keys >> 29)
     return keys
+
+
+in_python("shift_seeds")(shift_seeds)
+in_python("nearest_centres")(label_points)
+in_python("peel_clusters")(peel)
 
 
 @register_fake("shift_seeds")

@@ -1,13 +1,14 @@
 """Position-sensitive RoI pooling with the rounding and bin rules of FCIS and R-FCN."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from instseg.ops._library import check_devices, operator, register_fake
+from instseg.ops._library import check_devices, expect, in_python, operator, register_fake
 
 _forward = operator("psroi_pool")
 _backward = operator("psroi_pool_backward")
@@ -99,6 +100,120 @@ torch.library.register_autograd("instseg::psroi_pool", _differentiate, setup_con
 torch.library.register_autograd(
     "instseg::psroi_pool_backward", _differentiate_backward, setup_context=_save_backward
 )
+
+
+def _edges(
+    first: Tensor, last: Tensor, spatial_scale: float, pooled_size: int, length: int
+) -> tuple[Tensor, Tensor]:
+    """(R, P) first and one past the last cell of the bins of an axis, as :func:`bin_edges`."""
+    first, last = (value.sign() * (value.abs() + 0.5).floor() for value in (first, last))
+    scale = first.new_tensor(spatial_scale)
+    start, end = first * scale, (last + 1) * scale
+    size = (torch.maximum(end - start, start.new_tensor(0.1)) / pooled_size)[:, None]
+    p = torch.arange(pooled_size, device=first.device, dtype=first.dtype)
+    lower, upper = (p * size + start[:, None]).floor(), ((p + 1) * size + start[:, None]).ceil()
+    return lower.clamp(0, length).long(), upper.clamp(0, length).long()
+
+
+class _Corners:
+    """Where a table of sums, (B, G, G, H + 1, W + 1, D), is read for every bin of every RoI."""
+
+    def __init__(
+        self, shape: Sequence[int], rois: Tensor, scale: float, groups: int, pooled: int, dtype: Any
+    ) -> None:
+        images, _, height, width = shape
+        batch, x1, y1, x2, y2 = rois.to(dtype).unbind(dim=1)
+        whole = (batch >= 0) & (batch < images) & (batch.floor() == batch)
+        expect(
+            bool(whole.all()),
+            f"psroi_pool: a batch index is no whole number from 0 to {images - 1}",
+            IndexError,
+        )
+        expect(bool(rois.isfinite().all()), "psroi_pool: rois has a coordinate that is not finite")
+        self.top, self.bottom = _edges(y1, y2, scale, pooled, height)
+        self.left, self.right = _edges(x1, x2, scale, pooled, width)
+        part = torch.arange(pooled, device=rois.device) * groups // pooled
+        self._parts = batch.long()[:, None, None], part[:, None], part
+        high, wide = self.bottom - self.top, self.right - self.left
+        self.areas = (high[:, :, None] * wide[:, None])[..., None]
+
+    def __iter__(self) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+        for sign, y, x in (
+            (1, self.bottom, self.right),
+            (-1, self.top, self.right),
+            (-1, self.bottom, self.left),
+            (1, self.top, self.left),
+        ):
+            yield sign, (*self._parts, y[:, :, None], x[:, None])
+
+
+def pooled_sums(
+    maps: Tensor, rois: Tensor, spatial_scale: float, group_size: int, pooled_size: int
+) -> Tensor:
+    """:func:`psroi_pool` from a table of sums, in float64 (R, D, P, P)."""
+    _check(maps, rois, group_size, pooled_size)
+    dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
+    corners = _Corners(maps.shape, rois, spatial_scale, group_size, pooled_size, dtype)
+    cells = maps.double().unflatten(1, (-1, group_size, group_size)).permute(0, 2, 3, 4, 5, 1)
+    sums = F.pad(cells.cumsum(3).cumsum(4), (0, 0, 1, 0, 1, 0))
+    total = sum(sign * sums[index] for sign, index in corners)
+    assert isinstance(total, Tensor)
+    return (total / corners.areas.clamp(min=1)).permute(0, 3, 1, 2)
+
+
+def spread_gradient(
+    grad: Tensor,
+    rois: Tensor,
+    spatial_scale: float,
+    group_size: int,
+    maps_shape: Sequence[int],
+    dtype: Any,
+) -> Tensor:
+    """The gradient of :func:`pooled_sums` with respect to its maps, in float64."""
+    images, channels, height, width = maps_shape
+    corners = _Corners(maps_shape, rois, spatial_scale, group_size, grad.shape[2], dtype)
+    values = grad.double().permute(0, 2, 3, 1) / corners.areas.clamp(min=1)
+    values = values * (corners.areas > 0)
+    dims = channels // group_size**2
+    sums = values.new_zeros((images, group_size, group_size, height + 1, width + 1, dims))
+    for sign, index in corners:
+        sums.index_put_(index, sign * values, accumulate=True)
+    cells = sums.flip(3, 4).cumsum(3).cumsum(4).flip(3, 4)[:, :, :, 1:, 1:]
+    return cells.permute(0, 5, 1, 2, 3, 4).reshape(list(maps_shape))
+
+
+def _check(maps: Tensor, rois: Tensor, group_size: int, pooled_size: int) -> None:
+    expect(maps.dim() == 4, f"psroi_pool: maps has {maps.dim()} dimensions; expected 4")
+    expect(
+        rois.dim() == 2 and rois.shape[1] == 5,
+        f"psroi_pool: rois has shape {tuple(rois.shape)}; expected (R, 5)",
+    )
+    expect(
+        rois.dtype in (torch.float32, torch.float64),
+        f"psroi_pool: rois is {rois.dtype}; expected float32 or float64",
+        TypeError,
+    )
+    expect(
+        min(group_size, pooled_size) >= 1 and maps.shape[1] % group_size**2 == 0,
+        f"psroi_pool: maps has {maps.shape[1]} channels; expected a multiple of group_size * "
+        "group_size, and sizes of at least 1",
+    )
+
+
+@in_python("psroi_pool")
+def _pool_in_python(
+    maps: Tensor, rois: Tensor, spatial_scale: float, group_size: int, pooled_size: int
+) -> Tensor:
+    return pooled_sums(maps, rois, spatial_scale, group_size, pooled_size).to(maps.dtype)
+
+
+@in_python("psroi_pool_backward")
+def _backward_in_python(
+    grad: Tensor, rois: Tensor, spatial_scale: float, group_size: int, maps_shape: Sequence[int]
+) -> Tensor:
+    dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    cells = spread_gradient(grad, rois, spatial_scale, group_size, maps_shape, dtype)
+    return cells.to(grad.dtype)
 
 
 def bin_edges(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from instseg.ops._library import check_devices, operator, register_fake
+from instseg.ops._library import check_devices, expect, in_python, operator, register_fake
 
 _forward = operator("roi_align")
 _backward = operator("roi_align_backward")
@@ -140,3 +140,75 @@ torch.library.register_autograd("instseg::roi_align", _differentiate, setup_cont
 torch.library.register_autograd(
     "instseg::roi_align_backward", _differentiate_backward, setup_context=_save_backward
 )
+
+
+def _wide(values: Tensor) -> Tensor:
+    """In float32 at least, as torchvision's operator has no bfloat16."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _check_rois(rois: Tensor, images: int) -> None:
+    expect(
+        rois.dim() == 2 and rois.shape[1] == 5,
+        f"roi_align: rois has shape {tuple(rois.shape)}; expected (R, 5)",
+    )
+    batch = rois[:, 0]
+    whole = (batch >= 0) & (batch < images) & (batch.floor() == batch)
+    message = f"roi_align: a batch index is no whole number from 0 to {images - 1}"
+    expect(bool(whole.all()), message, IndexError)
+    expect(bool(rois.isfinite().all()), "roi_align: rois has a coordinate that is not finite")
+
+
+def _of_level(rois: Tensor, levels: Tensor | None, number: int) -> Tensor:
+    """(R,) whether a RoI belongs to a map."""
+    if levels is None:
+        return torch.ones(len(rois), dtype=torch.bool, device=rois.device)
+    return levels == number
+
+
+@in_python("roi_align")
+def _align_in_python(
+    maps: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,
+    scales: Sequence[float],
+    height: int,
+    width: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    _check_rois(rois, maps[0].shape[0])
+    operator_of_torchvision = torch.ops.torchvision.roi_align
+    pooled = maps[0].new_zeros((len(rois), maps[0].shape[1], height, width))
+    for number, (cells, scale) in enumerate(zip(maps, scales, strict=True)):
+        chosen, cells = _of_level(rois, levels, number), _wide(cells)
+        options = (scale, height, width, sampling_ratio, aligned)
+        values = operator_of_torchvision(cells, rois[chosen].to(cells.dtype), *options)
+        pooled[chosen] = values.to(pooled.dtype)
+    return pooled
+
+
+@in_python("roi_align_backward")
+def _backward_in_python(
+    grad: Tensor,
+    rois: Tensor,
+    levels: Tensor | None,
+    scales: Sequence[float],
+    heights: Sequence[int],
+    widths: Sequence[int],
+    images: int,
+    sampling_ratio: int,
+    aligned: bool,
+    channels_last: bool,
+) -> list[Tensor]:
+    _check_rois(rois, images)
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    _, channels, rows, columns = grad.shape
+    grads = []
+    for number, (scale, *size) in enumerate(zip(scales, heights, widths, strict=True)):
+        chosen, values = _of_level(rois, levels, number), _wide(grad)
+        shape = (scale, rows, columns, images, channels, *size, sampling_ratio, aligned)
+        chosen_rois = rois[chosen].to(values.dtype)
+        cells = torch.ops.torchvision._roi_align_backward(values[chosen], chosen_rois, *shape)
+        grads.append(cells.to(grad.dtype).contiguous(memory_format=format))
+    return grads

@@ -6,7 +6,7 @@ Both are sequential and run on the CPU; tensors on another device are copied the
 import torch
 from torch import Tensor
 
-from instseg.ops._library import operator, register_fake
+from instseg.ops._library import expect, in_python, operator, register_fake
 
 BACKGROUND, INTERIOR, START, END = range(4)
 """Breakpoint labels of a pixel (recalled from Liu et al., ICCV 2017, section 3)."""
@@ -93,6 +93,57 @@ def group_lines_reference(pairs: Tensor, touches: Tensor) -> Tensor:
             groups[line] = joined
     names: dict[int, int] = {}
     numbers = [names.setdefault(min(group), len(names)) for group in groups]
+    return torch.tensor(numbers, dtype=torch.int64)
+
+
+@in_python("decode_lines")
+def _decode_in_python(labels: Tensor, semantic: Tensor, widened: bool) -> Tensor:
+    expect(
+        labels.dim() == 2 and labels.shape == semantic.shape,
+        f"decode_lines: labels and semantic have the shapes {tuple(labels.shape)} and "
+        f"{tuple(semantic.shape)}; expected (H, W) twice",
+    )
+    begins, ends = labels == START, labels == END
+    starts = torch.ones_like(begins)
+    before, now = slice(None, -1), slice(1, None)
+    if widened:
+        breaks = (ends[:, before] & ~ends[:, now]) | (begins[:, now] & ~begins[:, before])
+    else:
+        breaks = ends[:, before] | begins[:, now]
+    starts[:, now] = breaks | (semantic[:, now] != semantic[:, before])
+    drawn = semantic > 0
+    numbers = (starts & drawn).flatten().cumsum(0).view(labels.shape) - 1
+    return numbers.where(drawn, NONE)
+
+
+@in_python("group_lines")
+def _group_in_python(pairs: Tensor, touches: Tensor) -> Tensor:
+    flags = touches.tolist()
+    count = len(flags)
+    expect(
+        pairs.dim() == 2 and pairs.shape[1] == 2,
+        f"group_lines: pairs has shape {tuple(pairs.shape)}; expected (P, 2)",
+    )
+    expect(not (flags and flags[-1]), "group_lines: the last line touches one after it")
+    expect(
+        bool(((pairs >= 0) & (pairs < count)).all()),
+        f"group_lines: a pair names a line that is not from 0 to {count - 1}",
+    )
+    group = list(range(count))
+    members = [[line] for line in group]
+    for first, second in pairs.tolist():
+        small, large = sorted((group[first], group[second]), key=lambda name: len(members[name]))
+        if small == large or any(
+            (flags[line] and group[line + 1] == large)
+            or (line > 0 and flags[line - 1] and group[line - 1] == large)
+            for line in members[small]
+        ):
+            continue
+        for line in members[small]:
+            group[line] = large
+        members[large] += members[small]
+    names: dict[int, int] = {}
+    numbers = [names.setdefault(name, len(names)) for name in group]
     return torch.tensor(numbers, dtype=torch.int64)
 
 

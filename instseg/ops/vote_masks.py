@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instseg.ops._library import check_devices, operator, register_fake
+from instseg.ops._library import check_devices, in_python, operator, register_fake
+from instseg.ops.vote_masks_in_python import average_masks, nms_per_class
 
 _PAIRS = 2**21
 """Number of pairs (detection, RoI) whose overlap is computed at a time; about 80 bytes each."""
@@ -291,6 +292,10 @@ def _resize(average: Any, box: tuple[int, int, int, int], side: int, resample: s
     upper = average[np.ix_(top, left)] * (1 - fx) + average[np.ix_(top, right)] * fx
     lower = average[np.ix_(bottom, left)] * (1 - fx) + average[np.ix_(bottom, right)] * fx
     return upper * (1 - fy) + lower * fy
+
+
+in_python("nms_per_class")(nms_per_class)
+in_python("average_masks")(average_masks)
 
 
 @register_fake("nms_per_class")

@@ -130,6 +130,7 @@ from instseg.inference.layout import check_tile
 from instseg.inference.predictor import Predictor, require_weights
 from instseg.inference.video import VideoPredictor
 from instseg.modeling.contract import architectures, gives_mask_scores
+from instseg.optional import AV
 from instseg.predict.earlier import remove_earlier, tell_others
 from instseg.predict.formats import DEFAULT, opened, parse
 from instseg.predict.images import predict_images
@@ -376,6 +377,8 @@ def _check_sources(options: PredictOptions, sources: Sequence[Source]) -> None:
         raise ConfigError(
             f"--fps is {options.fps}; expected a number above 0, at most {_HIGHEST_FPS}"
         )
+    if options.overlay and kinds & {"sequence", "camera"}:
+        AV.require("an overlay of several frames (without --no-overlay)")
     for source in sources:
         if options.resume and options.polygons and source.kind in ("video", "sequence"):
             raise ConfigError(

@@ -8,12 +8,12 @@ the mark is never removed, nor is a link.
 import logging
 import os
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import av
 from PIL import TiffImagePlugin
 
 from instseg.predict.sources import Source
@@ -41,6 +41,10 @@ _OF_RUNS = (
     "measurements.csv",
 )
 _SOFTWARE = 305  # tag of a TIFF
+_VIDEO_HEAD = 2**16
+"""Bytes at the start of an MP4 in which its comment lies, as videos are written in fragments."""
+_COMMENT = struct.pack(">I4sII", 16 + len(MARK), b"data", 1, 0) + MARK.encode()
+"""The box of an MP4 that holds our comment: its size, its type, text, language, the text."""
 _MASK = re.compile(r"(frame\d{6,}_)?\d{3,}_.*\.png")
 _MOST_NAMED = 5
 
@@ -140,8 +144,8 @@ def is_ours(path: Path) -> bool:
                 return archive.comment == MARK.encode()
         if path.suffix == ".tif":
             return _software(path) == MARK
-        return path.suffix == ".mp4" and _comment(path) == MARK
-    except (OSError, zipfile.BadZipFile, av.FFmpegError):  # a file of ours can be read
+        return path.suffix == ".mp4" and _has_comment(path)
+    except (OSError, zipfile.BadZipFile):  # a file of ours can be read
         return False
 
 
@@ -163,7 +167,7 @@ def _software(path: Path) -> str | None:
         return None
 
 
-def _comment(path: Path) -> str | None:
-    options = {"format_whitelist": "mov", "protocol_whitelist": "file"}
-    with av.open(f"file:{path}", options=options, metadata_errors="replace") as container:
-        return container.metadata.get("comment")
+def _has_comment(path: Path) -> bool:
+    """Whether an MP4 has the mark as its comment."""
+    with path.open("rb") as file:
+        return _COMMENT in file.read(_VIDEO_HEAD)

@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,7 +78,7 @@ class Interruption(HookBase):
         self._received = number
         if self._finished is not None:
             # The signal may have ended data workers as well, which is no longer an error.
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _accept_lost_workers()
             raise SystemExit(128 + number)
 
     def _save(self, iteration: int) -> None:
@@ -101,11 +102,13 @@ def signals_held() -> Iterator[None]:
     and an iteration cannot be finished without data.
     """
     before = set(multiprocessing.active_children())
-    former = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    if sys.platform != "win32":  # which has no such signals; Ctrl-C reaches every process there
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+        if sys.platform != "win32":
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
         for process in set(multiprocessing.active_children()) - before:
             # multiprocessing would send SIGTERM to the remaining ones and then wait for ever.
             Finalize(None, _kill, args=(process,), exitpriority=1)
@@ -114,8 +117,14 @@ def signals_held() -> Iterator[None]:
 def _kill(process: BaseProcess) -> None:
     """Kill a worker when this process ends, also if an error keeps its data loader alive."""
     if process.is_alive():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch would report a lost worker
+        _accept_lost_workers()
         process.kill()
+
+
+def _accept_lost_workers() -> None:
+    """Keep PyTorch from reporting data workers that end."""
+    if sys.platform != "win32":
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 @contextmanager

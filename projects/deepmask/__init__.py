@@ -48,6 +48,7 @@ PROJECT = Project(
     family="top-down",
     best_at="proposals without classes",
     ap="AR 60.8",
+    milliseconds="304",
     weights="authors'",
     order=9,
     add_config=add_deepmask_config,

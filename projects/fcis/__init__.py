@@ -51,6 +51,7 @@ PROJECT = Project(
     family="top-down",
     best_at="a head without weights per region",
     ap="63.4",
+    milliseconds="74",
     weights="authors'",
     order=4,
     add_config=add_fcis_config,

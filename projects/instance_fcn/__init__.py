@@ -41,6 +41,7 @@ PROJECT = Project(
     family="top-down",
     best_at="proposals of touching instances",
     ap="AR 59.9",
+    milliseconds="219",
     order=3,
     add_config=add_instance_fcn_config,
     example="instance_fcn/instance_fcn_shapes.yaml",

@@ -15,6 +15,7 @@ PROJECT = Project(
     family="top-down",
     best_at="the safe first choice",
     ap="59.6",
+    milliseconds="77",
     weights="Detectron2, Matterport",
     order=1,
     example="mask_rcnn/mask_rcnn_shapes.yaml",

@@ -34,6 +34,7 @@ PROJECT = Project(
     family="top-down",
     best_at="ranking by the quality of the mask",
     ap="60.5",
+    milliseconds="85",
     weights="authors'",
     order=2,
     add_config=add_mask_scoring_rcnn_config,

@@ -72,6 +72,7 @@ PROJECT = Project(
     family="bottom-up",
     best_at="instances that others cut in parts",
     ap="72.4",
+    milliseconds="117",
     order=11,
     add_config=add_sgn_config,
     example="sgn/sgn_shapes.yaml",

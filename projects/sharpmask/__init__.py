@@ -14,6 +14,7 @@ PROJECT = Project(
     family="top-down",
     best_at="proposals with sharp borders",
     ap="AR 86.5",
+    milliseconds="514",
     weights="authors'",
     order=10,
     add_config=add_sharpmask_config,

@@ -28,6 +28,7 @@ PROJECT = Project(
     family="top-down",
     best_at="speed on videos",
     ap="48.4 (videos)",
+    milliseconds="30",
     weights="authors'",
     order=7,
     add_config=add_yolact_edge_config,

@@ -88,8 +88,8 @@ def test_no_steps_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 def same(ours: Any, theirs: Any) -> None:
     """Results are equal; masks that are one softmax entry apart count as equal at 1e-4."""
-    for own, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-4, check_dtype=False)
+    for tensor, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(tensor, other, rtol=1e-4, atol=1e-4, check_dtype=False)
 
 
 @pytest.mark.parametrize("name", ops.COMPARISONS)

@@ -21,7 +21,7 @@ from tests.inference.test_stitching import scattered, square
 from tests.inference.test_tiles import Exact, drawn
 from tests.support.tiles import Instance, straight_edges
 
-TRUTH = scattered(0, 130, 160, least=9)
+GROUND_TRUTH = scattered(0, 130, 160, least=9)
 
 
 def cropped(instances: list[Instance]) -> CroppedMasks:
@@ -33,11 +33,11 @@ def cropped(instances: list[Instance]) -> CroppedMasks:
 def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
     """An image and a predictor without error, in this process."""
     tifffile = pytest.importorskip("tifffile")
-    image = drawn(TRUTH, 130, 160)
+    image = drawn(GROUND_TRUTH, 130, 160)
     tifffile.imwrite(tmp_path / "image.tif", image[:, :, ::-1], tile=(32, 32), photometric="rgb")
     annotations = [
         {"image_id": 1, "segmentation": {**rle, "counts": rle["counts"].decode()}}
-        for rle in cropped(TRUTH).to_rle()
+        for rle in cropped(GROUND_TRUTH).to_rle()
     ]
     content = {"images": [{"id": 1, "width": 160, "height": 130}], "annotations": annotations}
     (tmp_path / "truth.json").write_text(json.dumps(content))
@@ -52,8 +52,8 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
     monkeypatch.setattr(Predictor, "stream", stream)
     monkeypatch.setattr(Predictor, "__call__", lambda self, image: next(self.stream([image])))
     monkeypatch.setattr(tiles, "in_fresh_process", lambda function, *given: function(*given))
-    truth = read_ground_truth(str(tmp_path / "truth.json"))
-    return Task(tiny_cfg().dump(), str(tmp_path / "image.tif"), truth, 64, 24, 0.5)
+    ground_truth = read_ground_truth(str(tmp_path / "truth.json"))
+    return Task(tiny_cfg().dump(), str(tmp_path / "image.tif"), ground_truth, 64, 24, 0.5)
 
 
 @pytest.fixture
@@ -68,9 +68,9 @@ def command(task: Task, tmp_path: Path) -> list[str]:
 @pytest.mark.parametrize("kind", ["instseg", *PEERS])
 def test_every_way_finds_what_the_tiles_hold(kind: str, task: Task) -> None:
     pytest.importorskip(PEERS[kind].package if kind in PEERS else "torch")
-    found = measure(kind, task)
-    assert found.f1 == 1 if kind == "instseg" else 0.5 < found.f1 <= 1
-    assert found.seconds > 0
+    measurement = measure(kind, task)
+    assert measurement.f1 == 1 if kind == "instseg" else 0.5 < measurement.f1 <= 1
+    assert measurement.seconds > 0
 
 
 def test_a_row_for_each_peer(
@@ -144,12 +144,12 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_f1_counts_each_instance_once() -> None:
-    truth = cropped([square(0, 0, 10), square(20, 0, 10)])
-    assert f1(truth, truth) == 1
-    assert f1(cropped([square(0, 0, 10), square(0, 0, 9)]), truth) == 0.5
+    ground_truth = cropped([square(0, 0, 10), square(20, 0, 10)])
+    assert f1(ground_truth, ground_truth) == 1
+    assert f1(cropped([square(0, 0, 10), square(0, 0, 9)]), ground_truth) == 0.5
     # An IoU of 0.5 is not above it.
-    assert f1(cropped([square(0, 0, 5, 10), square(50, 50, 4)]), truth) == 0
-    assert f1(cropped([]), truth) == 0
+    assert f1(cropped([square(0, 0, 5, 10), square(50, 50, 4)]), ground_truth) == 0
+    assert f1(cropped([]), ground_truth) == 0
     assert f1(cropped([square(0, 0, 9)]), cropped([])) == 0
 
 
@@ -161,9 +161,9 @@ def test_a_mosaic_is_its_images_with_their_ground_truth(
     count = mosaic.make(tmp_path / "m.tif", 600, "nuclei_val", 0)
     image = tifffile.imread(tmp_path / "m.tif")
     content = json.loads((tmp_path / "m.json").read_text())
-    truth = read_ground_truth(str(tmp_path / "m.json"))
-    assert image.shape == (600, 600) and len(truth) == count > 20
-    covered = truth.to_dense().any(dim=0).numpy()
+    ground_truth = read_ground_truth(str(tmp_path / "m.json"))
+    assert image.shape == (600, 600) and len(ground_truth) == count > 20
+    covered = ground_truth.to_dense().any(dim=0).numpy()
     assert image[covered].mean() > 2 * image[~covered].mean()
     # The prediction without error is worth everything, and without its half, half.
     annotations = content["annotations"]
@@ -174,5 +174,5 @@ def test_a_mosaic_is_its_images_with_their_ground_truth(
         assert low <= scores["F1"] <= high
         assert scores["AP50"] == 100 if low == 100 else scores["AP50"] < 75
     layout = Layout(600, 600, 128, 32)
-    crops = [truth.crop(index) for index in range(len(truth))]
-    assert mosaic.straight_edges(truth, layout) == straight_edges(crops, layout)
+    crops = [ground_truth.crop(index) for index in range(len(ground_truth))]
+    assert mosaic.straight_edges(ground_truth, layout) == straight_edges(crops, layout)

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
+from detectron2.config import CfgNode
 
 from instseg.benchmark import benchmark_models, models
 from instseg.cli import main
@@ -41,6 +43,22 @@ def test_a_model_for_videos_has_the_times_of_both_kinds_of_frames(
     for row in benchmark_models([config], photos, overrides, 1, variants):
         assert list(row.stages_ms)[-2:] == ["keyframe", "between"]
         assert all(ms > 0 for ms in row.stages_ms.values())
+
+
+def test_the_images_of_the_test_set_are_those_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[tuple[int, ...]] = []
+
+    def row(name: str, cfg: CfgNode, images: list[np.ndarray], *_: object) -> None:
+        measured.extend(image.shape for image in images)
+
+    monkeypatch.setattr(models, "_benchmark_model", row)
+    config, words = "sgn/sgn_shapes.yaml", ["DATASETS.SHAPES_SIZE", 32]
+    benchmark_models([config], (), words, test_set=True)
+    assert measured == [(32, 32, 3)] * models.IMAGES
+    with pytest.raises(ConfigError, match=r"leave out --input"):
+        benchmark_models([config], ["photo.png"], words, test_set=True)
+    with pytest.raises(ConfigError, match=r"DATASETS\.TEST is empty"):
+        benchmark_models([config], (), [*words, "DATASETS.TEST", ()], test_set=True)
 
 
 def test_both_predictors_get_the_same_random_weights() -> None:

@@ -34,12 +34,12 @@ class ReadTensors(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.places: set[int] = set()
+        self.addresses: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         for value in tree_leaves((args, kwargs)):
             if isinstance(value, Tensor):
-                self.places.add(value.untyped_storage().data_ptr())
+                self.addresses.add(value.untyped_storage().data_ptr())
         return function(*args, **(kwargs or {}))
 
 
@@ -51,7 +51,7 @@ def test_a_system_declares_exactly_the_tensors_that_inference_does_not_read(name
         frames(PHOTO)
         frames(PHOTO)
     state = predictor.model.state_dict()
-    unread = {k for k, v in state.items() if v.untyped_storage().data_ptr() not in read.places}
+    unread = {k for k, v in state.items() if v.untyped_storage().data_ptr() not in read.addresses}
     counters = {k for k in state if k.endswith("num_batches_tracked")}
     assert set(unused_in_inference(predictor.model)) == unread - counters
 

@@ -57,10 +57,10 @@ def refused(tmp_path: Path, content: bytes, reason: str) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_golden_arrays(layout: str) -> None:
-    found = read_params(FOLDER / layout)
+    arrays = read_params(FOLDER / layout)
     with np.load(FOLDER / "tiny_params.npz") as expected:
-        assert list(found) == list(expected)
-        for name, value in found.items():
+        assert list(arrays) == list(expected)
+        for name, value in arrays.items():
             assert value.numpy().dtype == expected[name].dtype
             np.testing.assert_array_equal(value.numpy(), expected[name])
 
@@ -144,19 +144,19 @@ def test_a_mutated_file_is_read_or_refused(
     sample: bytes,
     changes: list[tuple[int, int]],
     inserted: bytes,
-    place: int,
+    start: int,
 ) -> None:
     content = bytearray(sample)
     for position, value in changes:
         # Most of a sample is numbers, which may be anything: half of the changes go elsewhere.
         content[position % (len(content) if position % 2 else 80)] = value
-    content[place % len(content) : place % len(content)] = inserted
+    content[start % len(content) : start % len(content)] = inserted
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "a.params")
         file.write_bytes(content)
         try:
-            found = read_params(file)
+            arrays = read_params(file)
         except CheckpointError as error:
             assert "a.params" in str(error)
         else:
-            assert sum(value.nbytes for value in found.values()) < len(content)
+            assert sum(value.nbytes for value in arrays.values()) < len(content)

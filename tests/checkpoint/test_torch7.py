@@ -23,19 +23,19 @@ def test_plain_values_come_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("versions", [True, False], ids=["versions", "without"])
 def test_a_tensor_comes_back_with_its_type(tmp_path: Path, kind: str, versions: bool) -> None:
     array = np.arange(24).reshape(2, 3, 4).astype(kind)
-    found = read_torch7(str(save(tmp_path / "x.t7", array, versions)))
-    assert found.dtype == array.dtype and np.array_equal(found, array)
+    tensor = read_torch7(str(save(tmp_path / "x.t7", array, versions)))
+    assert tensor.dtype == array.dtype and np.array_equal(tensor, array)
 
 
 def test_a_gpus_tensor_is_read_as_float32(tmp_path: Path) -> None:
-    found = read_torch7(str(save(tmp_path / "x.t7", Cuda(np.float32([1, 2])))))
-    assert found.dtype == np.float32 and found.tolist() == [1, 2]
+    tensor = read_torch7(str(save(tmp_path / "x.t7", Cuda(np.float32([1, 2])))))
+    assert tensor.dtype == np.float32 and tensor.tolist() == [1, 2]
 
 
 def test_a_transposed_tensor_comes_back(tmp_path: Path) -> None:
     array = np.arange(6, dtype=np.float32).reshape(2, 3).T
-    found = read_torch7(str(save(tmp_path / "x.t7", array)))
-    assert np.array_equal(found, [[0, 3], [1, 4], [2, 5]])
+    tensor = read_torch7(str(save(tmp_path / "x.t7", array)))
+    assert np.array_equal(tensor, [[0, 3], [1, 4], [2, 5]])
 
 
 def test_a_tensor_without_storage_is_empty(tmp_path: Path) -> None:
@@ -52,9 +52,9 @@ def test_a_tensor_without_storage_is_empty(tmp_path: Path) -> None:
 def test_what_appears_twice_is_one_object(tmp_path: Path) -> None:
     shared = Obj("nn.Linear", weight=np.ones(3, np.float32))
     shared.fields["self"] = shared
-    found = read_torch7(str(save(tmp_path / "x.t7", listed(shared, shared))))
-    assert isinstance(found[1], Torch7Object) and found[1].class_name == "nn.Linear"
-    assert found[1] is found[2] is found[1].fields["self"]
+    table = read_torch7(str(save(tmp_path / "x.t7", listed(shared, shared))))
+    assert isinstance(table[1], Torch7Object) and table[1].class_name == "nn.Linear"
+    assert table[1] is table[2] is table[1].fields["self"]
 
 
 @pytest.mark.parametrize("kind", [6, 7, 8])
@@ -189,10 +189,10 @@ SAMPLE = (
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, len(SAMPLE) - 1), st.integers(0, 255), st.integers(0, len(SAMPLE)))
 def test_a_changed_or_cut_file_is_read_or_refused(
-    tmp_path: Path, place: int, byte: int, end: int
+    tmp_path: Path, position: int, byte: int, end: int
 ) -> None:
     content = bytearray(SAMPLE)
-    content[place] = byte
+    content[position] = byte
     path = tmp_path / "x.t7"
     path.write_bytes(content[:end])
     with suppress(CheckpointError):  # nothing else may escape

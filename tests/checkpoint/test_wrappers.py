@@ -157,11 +157,11 @@ def test_every_converter_takes_wrapped_weights(
     format_name: str, prefix: str, tmp_path: Path
 ) -> None:
     name, shape = EXAMPLES[format_name]
-    found = []
+    key_sets = []
     for file, old in (("plain.pth", name), ("wrapped.pth", f"{prefix}{name}")):
         torch.save({"net": {old: torch.ones(shape)}, "epoch": 3}, tmp_path / file)
         _, report = convert_file(
             format_name, str(tmp_path / file), tmp_path / "ours", Options(allow_partial=True)
         )
-        found.append(report.mapped.keys())
-    assert found[0] == found[1] and len(found[0])
+        key_sets.append(report.mapped.keys())
+    assert key_sets[0] == key_sets[1] and len(key_sets[0])

@@ -75,9 +75,9 @@ def test_plain_values_go_there_and_back() -> None:
     ],
 )
 def test_a_name_is_one_line_of_text(name: str, shown: str) -> None:
-    [found] = Categories.of_coco([{"id": 1, "name": name}]).names
-    assert found == shown
-    found.encode()
+    [stored_name] = Categories.of_coco([{"id": 1, "name": name}]).names
+    assert stored_name == shown
+    stored_name.encode()
 
 
 def test_numbers_and_ids_are_found_from_each_other() -> None:
@@ -99,23 +99,23 @@ def test_numbers_and_ids_are_found_from_each_other() -> None:
 )
 def test_built_in_sets_have_the_ids_of_their_files(name: str, ids: Any, first: str) -> None:
     instseg.get_cfg()
-    found = known_categories(name)
-    assert found is not None
-    assert list(found.ids) == list(ids)
-    assert found.names[0] == first
+    categories = known_categories(name)
+    assert categories is not None
+    assert list(categories.ids) == list(ids)
+    assert categories.names[0] == first
 
 
 def test_coco_has_its_own_ids_without_being_there() -> None:
     instseg.get_cfg()
-    found = known_categories("coco_2017_val")
-    assert found is not None
-    assert (len(found), found.ids[-1], found.names[-1]) == (80, 90, "toothbrush")
+    categories = known_categories("coco_2017_val")
+    assert categories is not None
+    assert (len(categories), categories.ids[-1], categories.names[-1]) == (80, 90, "toothbrush")
 
 
 def test_sets_in_files_have_the_ids_of_the_file(data_root: Path) -> None:
     instseg.get_cfg()
-    found = load("coco_mini_val").categories
-    assert found is not None and found.ids[-1] == 90
+    categories = load("coco_mini_val").categories
+    assert categories is not None and categories.ids[-1] == 90
     assert load("nuclei_val").categories == Categories((1,), ("nucleus",))
 
 
@@ -176,9 +176,9 @@ def test_names_of_other_classes_are_never_used_and_that_is_said(
 ) -> None:
     cfg = tiny_cfg("DATASETS.TEST", "()", *overrides)
     with caplog.at_level(logging.WARNING, "instseg"):
-        found = model_categories(cfg, content)
-    assert found.names == ("class 0", "class 1", "class 2")
-    assert found.ids == (0, 1, 2) and not found.named
+        categories = model_categories(cfg, content)
+    assert categories.names == ("class 0", "class 1", "class 2")
+    assert categories.ids == (0, 1, 2) and not categories.named
     assert sum("nothing names the 3 classes of this model" in m for m in caplog.messages) == 1
     assert len(caplog.messages) <= 2
     assert all("\n" not in message and len(message) < 500 for message in caplog.messages)

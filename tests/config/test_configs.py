@@ -29,10 +29,18 @@ SMALL = [
     *("TEST.DETECTIONS_PER_IMAGE", 20),
     *(word for project in PROJECTS for word in project.any_score + project.fast),
 ]
+# Trunks of few channels; on the meta device, every configuration is built with all of its own.
+NARROW = [
+    *("MODEL.RESNETS.STEM_OUT_CHANNELS", 16, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
+    *("MODEL.RESNETS.WIDTH_PER_GROUP", 16, "MODEL.DARKNET.STEM_CHANNELS", 8),
+]
+# VGG has no number of channels to set.
+FEWER_PIXELS = {"deepmask/deepmask_vgg_a_coco.yaml": ["MODEL.DEEPMASK.PATCH_SIZE", 96]}
 
 
 def small_cfg(name: str) -> CfgNode:
-    return instseg.load_cfg(ROOT / "configs" / name, SMALL)
+    words = [*SMALL, *NARROW, *FEWER_PIXELS.get(name, ())]
+    return instseg.load_cfg(ROOT / "configs" / name, words)
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +84,8 @@ def test_a_config_trains_a_step_with_and_without_instances_evaluates_and_round_t
     cfg = small_cfg(stepped)
     model = check_training_on(cfg, records).eval()
     sample = batch_of(cfg, records[0], training=False)
-    found = check_saving_of(model, cfg, tmp_path, sample)
-    assert_valid(found, records[0]["height"], records[0]["width"], max_instances=len(found))
+    instances = check_saving_of(model, cfg, tmp_path, sample)
+    assert_valid(instances, records[0]["height"], records[0]["width"], max_instances=len(instances))
 
 
 def test_a_config_states_differences_only() -> None:

@@ -28,8 +28,8 @@ def choice_of(
     weights = {
         key: torch.empty(shape, device="meta") for key, shape in shapes.items() if shape is not None
     }
-    own = Options(**options)
-    return choose(name, layout_of(name, weights, own), own)
+    parsed_options = Options(**options)
+    return choose(name, layout_of(name, weights, parsed_options), parsed_options)
 
 
 def head(anchors: int, classes: int = 80, prototypes: int = 32, level: int = 0) -> Shapes:
@@ -56,11 +56,11 @@ def without(layout: str, *beginnings: str) -> Shapes:
 
 def more_blocks(layout: str, stage: int, first: int, end: int) -> Shapes:
     """Further blocks of a ResNet, like the second one of the stage."""
-    own = f"backbone.layers.{stage}.1."
+    second_block = f"backbone.layers.{stage}.1."
     return {
-        key.replace(own, f"backbone.layers.{stage}.{block}."): shape
+        key.replace(second_block, f"backbone.layers.{stage}.{block}."): shape
         for key, (shape, _) in keys(layout).items()
-        if key.startswith(own)
+        if key.startswith(second_block)
         for block in range(first, end)
     }
 

@@ -33,9 +33,9 @@ def told(folder: Path) -> Categories | None:
 
 def test_a_file_for_coco_carries_the_categories_of_coco(arguments: Any, tmp_path: Path) -> None:
     assert cli.main(arguments(of_classes(81))) == 0
-    found = told(tmp_path)
-    assert found is not None
-    assert (len(found), found.ids[-1], found.names[0]) == (80, 90, "person")
+    categories = told(tmp_path)
+    assert categories is not None
+    assert (len(categories), categories.ids[-1], categories.names[0]) == (80, 90, "person")
 
 
 def test_a_file_for_other_classes_carries_none(arguments: Any, tmp_path: Path) -> None:
@@ -50,8 +50,8 @@ def test_classes_on_the_command_line_are_stored(
     words = arguments(of_classes(4))
     words[3] = str(tmp_path / f"ours.{suffix}")
     assert cli.main([*words, "--classes", "bolt,nut,washer"]) == 0
-    found = Categories.of_checkpoint(read_weights(tmp_path / f"ours.{suffix}"))
-    assert found is not None and found.names == ("bolt", "nut", "washer")
+    categories = Categories.of_checkpoint(read_weights(tmp_path / f"ours.{suffix}"))
+    assert categories is not None and categories.names == ("bolt", "nut", "washer")
 
 
 @pytest.mark.parametrize(

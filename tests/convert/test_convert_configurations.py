@@ -143,8 +143,8 @@ def test_the_configuration_holds_what_differs_and_says_what_was_taken(tmp_path: 
     assert instseg.load_cfg(tmp_path / "ours.yaml") == expected
 
 
-@pytest.mark.parametrize("place", ["before", "between", "behind"])
-def test_keys_may_stand_on_either_side_of_options(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("order", ["before", "between", "behind"])
+def test_keys_may_stand_on_either_side_of_options(tmp_path: Path, order: str) -> None:
     files = ["yolact", small(tmp_path), str(tmp_path / "ours.pth")]
     options = ["--allow-partial", "--config-file", "yolact/yolact_base.yaml"]
     keys = ["MODEL.YOLACT.NUM_CLASSES", "3"]
@@ -153,7 +153,7 @@ def test_keys_may_stand_on_either_side_of_options(tmp_path: Path, place: str) ->
         "between": [*files, *options, *keys],
         "behind": [*files, *keys, *options],
     }
-    assert main(["convert", *words[place]]) == 0
+    assert main(["convert", *words[order]]) == 0
     cfg = instseg.load_cfg(tmp_path / "ours.yaml")
     assert (cfg.MODEL.YOLACT.NUM_CLASSES, cfg.MODEL.RESNETS.DEPTH) == (3, 101)
 
@@ -161,11 +161,12 @@ def test_keys_may_stand_on_either_side_of_options(tmp_path: Path, place: str) ->
 def test_a_configuration_of_the_users_is_not_overwritten(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own = tmp_path / "ours.yaml"
-    own.write_text("VERSION: 2\nMODEL:\n  META_ARCHITECTURE: YOLACT\n")
-    assert convert(tmp_path, "--config-file", str(own)) == 2
+    config_file = tmp_path / "ours.yaml"
+    config_file.write_text("VERSION: 2\nMODEL:\n  META_ARCHITECTURE: YOLACT\n")
+    assert convert(tmp_path, "--config-file", str(config_file)) == 2
     assert "ours.yaml is the --config-file; give the result another name" in capsys.readouterr().err
-    assert own.read_text().startswith("VERSION: 2\n") and not (tmp_path / "ours.pth").exists()
+    assert config_file.read_text().startswith("VERSION: 2\n")
+    assert not (tmp_path / "ours.pth").exists()
 
 
 def test_a_second_conversion_replaces_what_the_first_one_wrote(tmp_path: Path) -> None:

@@ -130,10 +130,10 @@ class Layout:
             fSz=10,
         )
 
-    def net(self, name: str, places: tuple[int, ...]) -> list[Obj]:
+    def net(self, name: str, indices: tuple[int, ...]) -> list[Obj]:
         convs: list[Obj] = []
-        for place in places:
-            convs += [Obj("nn.SpatialSymmetricPadding"), self.conv(f"{name}.{place}"), RELU]
+        for index in indices:
+            convs += [Obj("nn.SpatialSymmetricPadding"), self.conv(f"{name}.{index}"), RELU]
         return convs[:-1]
 
     def sharpmask(self) -> Obj:
@@ -196,8 +196,8 @@ def test_the_result_loads_into_the_model_of_its_configuration(tmp_path: Path) ->
     path, _ = convert_file("deepmask", source, tmp_path / "out")
     model = build_model(instseg.load_cfg(CONFIGS["deepmask"], ["MODEL.DEVICE", "cpu"]))
     Checkpointer(model).load(str(path))
-    found = model.mask_head.weight.detach()
-    assert torch.equal(found, torch.from_numpy(weights_for("deepmask")["mask_head.weight"]))
+    weight = model.mask_head.weight.detach()
+    assert torch.equal(weight, torch.from_numpy(weights_for("deepmask")["mask_head.weight"]))
 
 
 def test_a_frozen_normalisation_computes_what_it_did(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def converted(tmp_path: Path, model: Any, options: Options | None = None) -> Any
 
 
 @pytest.mark.parametrize(
-    ("content", "found"),
+    ("content", "description"),
     [
         ({}, "a NoneType"),
         ({"model": 7}, "a int"),
@@ -232,9 +232,11 @@ def converted(tmp_path: Path, model: Any, options: Options | None = None) -> Any
         ("text", "a str"),
     ],
 )
-def test_another_network_is_refused(tmp_path: Path, content: Any, found: str) -> None:
+def test_another_network_is_refused(tmp_path: Path, content: Any, description: str) -> None:
     path = str(save(tmp_path / "model.t7", content))
-    with pytest.raises(CheckpointError, match=f"model.t7 holds {found}; expected .*nn.DeepMask"):
+    with pytest.raises(
+        CheckpointError, match=f"model.t7 holds {description}; expected .*nn.DeepMask"
+    ):
         deepmask.convert(path, Options())
 
 

@@ -116,11 +116,11 @@ def activations(model: nn.Module, golden: dict[str, Any], golden_weights: Module
     size = int(golden["height"]), int(golden["width"])
     pixels = golden_weights.image(*size, int(golden["seed"]))
     image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
-    found: State = {}
+    outputs: State = {}
     layers = {"pool1": "stem", "res2c_relu": "res2", "res3b3_relu": "res3"}
     hooks = [
         model.backbone.get_submodule(layer).register_forward_hook(
-            lambda _, __, output, name=name: found.update({name: output})
+            lambda _, __, output, name=name: outputs.update({name: output})
         )
         for name, layer in layers.items()
     ]
@@ -133,9 +133,9 @@ def activations(model: nn.Module, golden: dict[str, Any], golden_weights: Module
         hidden = heads.conv_new_1(features["res5"]).relu()
     for hook in hooks:
         hook.remove()
-    found |= {"res4b22_relu": features["res4"], "res5c_relu": features["res5"]}
-    found |= {"relu_new_1": hidden, "objectness": rpn[0][0], "rpn_bbox_pred": rpn[1][0]}
-    return {**found, "scores": maps.scores, "fcis_bbox": maps.boxes}
+    outputs |= {"res4b22_relu": features["res4"], "res5c_relu": features["res5"]}
+    outputs |= {"relu_new_1": hidden, "objectness": rpn[0][0], "rpn_bbox_pred": rpn[1][0]}
+    return {**outputs, "scores": maps.scores, "fcis_bbox": maps.boxes}
 
 
 @pytest.fixture(scope="module")
@@ -312,8 +312,8 @@ def test_the_objectness_of_an_anchor_is_foreground_minus_background(tmp_path: Pa
     path = write_params(tmp_path / "a.params", {"arg:rpn_cls_score_bias": bias})
     state, _ = fcis.convert(path, PARTIAL)
     expected = bias[12:] - bias[:12]
-    found = state["proposal_generator.rpn_head.objectness_logits.bias"]
-    assert found.tolist() == expected.tolist()
+    objectness = state["proposal_generator.rpn_head.objectness_logits.bias"]
+    assert objectness.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("name", ["arg:fcis_seg_weight", "fcis_bbox_bias", "aux:bn2a_branch1_rho"])

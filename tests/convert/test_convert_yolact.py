@@ -111,9 +111,9 @@ def test_detections_equal_the_authors(case: Case, prefix: str, nms: str, limit: 
     model = case.model
     settings = model.detection_settings
     model.detection_settings = dataclasses.replace(settings, nms=nms, max_detections=limit)
-    found = model.detect(*(case.tensors[name][0] for name in ("loc", "conf", "mask")))
+    detections = model.detect(*(case.tensors[name][0] for name in ("loc", "conf", "mask")))
     model.detection_settings = settings
-    detections_agree(found, case.golden, prefix)
+    detections_agree(detections, case.golden, prefix)
 
 
 def test_as_many_anchors_are_candidates_as_with_the_authors(case: Case) -> None:
@@ -143,10 +143,10 @@ def test_what_default_predictor_gives_equals_the_authors(
     cfg.MODEL.WEIGHTS = ""
     predictor = DefaultPredictor(cfg)
     predictor.model = case.model
-    found = predictor(golden_weights.image(480, 640, SEED))["instances"]
-    ours, theirs = results_agree(found, case.golden)
+    instances = predictor(golden_weights.image(480, 640, SEED))["instances"]
+    ours, theirs = results_agree(instances, case.golden)
     if "post/score_mask" in case.golden:
-        close(found.mask_scores[ours], case.golden["post/score_mask"][theirs], SCORES)
+        close(instances.mask_scores[ours], case.golden["post/score_mask"][theirs], SCORES)
 
 
 @pytest.fixture

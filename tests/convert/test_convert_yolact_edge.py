@@ -200,14 +200,14 @@ def test_results_equal_the_authors(frame: tuple[str, Case]) -> None:
 def later(video: Any, golden_weights: ModuleType) -> Any:
     """Frames 1 and 2: their laterals, and the motions of all levels from the key frame."""
     model, state = video
-    found = {}
+    by_frame = {}
     with torch.no_grad():
         for number in (1, 2):
             images = model.preprocess(frame_inputs(golden_weights, number))
             laterals = model.fpn.laterals(model.levels(images))
             motions = model.flow_net(model.flow_net.reduce(laterals[0]), state[0])
-            found[number] = laterals, motions
-    return found
+            by_frame[number] = laterals, motions
+    return by_frame
 
 
 @pytest.mark.parametrize("number", [1, 2])

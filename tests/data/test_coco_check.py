@@ -328,13 +328,13 @@ def test_whatever_a_file_holds_it_is_refused_or_can_be_trained_on(
     for record in records:
         sample = build_train_mapper(cfg, augment=False)(record)
         assert len(sample["instances"]) <= len(record["annotations"])
-    truth = COCO()
+    coco = COCO()
     to_standard(broken, "")
-    truth.dataset = broken
-    truth.createIndex()
-    prepare_ground_truth(truth)
-    for annotation in truth.anns.values():
-        assert mask_util.decode(truth.annToRLE(annotation)).shape == (HEIGHT, WIDTH)
+    coco.dataset = broken
+    coco.createIndex()
+    prepare_ground_truth(coco)
+    for annotation in coco.anns.values():
+        assert mask_util.decode(coco.annToRLE(annotation)).shape == (HEIGHT, WIDTH)
 
 
 @given(content=st.binary(max_size=80))

@@ -19,7 +19,7 @@ from instseg.data import image_headers, images
 from instseg.data.image_arrays import check_image
 from instseg.data.images import image_size, read_image
 from instseg.data.pillow_images import convert_image
-from instseg.data.synthetic import shapes, shapes_video
+from instseg.data.synthetic.files import IMAGES, VIDEOS
 from instseg.errors import ImageError
 
 RNG = np.random.default_rng(0)
@@ -140,7 +140,7 @@ def test_of_an_animation_the_first_frame_is_read_and_that_is_said(
 
 
 @pytest.mark.parametrize(
-    ("name", "pixels", "found"),
+    ("name", "pixels", "description"),
     [
         ("grey.png", GREY.astype(np.uint16) * 257, r"mode I;16, values up to 65\d\d\d"),
         ("grey.tif", GREY.astype(np.uint16) * 257, r"uint16 with values of \d+ to 65\d\d\d"),
@@ -149,11 +149,12 @@ def test_of_an_animation_the_first_frame_is_read_and_that_is_said(
     ],
 )
 def test_more_than_8_bits_of_grey_are_refused(
-    tmp_path: Path, name: str, pixels: Any, found: str
+    tmp_path: Path, name: str, pixels: Any, description: str
 ) -> None:
     path = save(tmp_path, name, pixels)
     with pytest.raises(
-        ImageError, match=f"{name}: expected 8 bits per channel, found {found}; set INPUT.NORMALIZE"
+        ImageError,
+        match=f"{name}: expected 8 bits per channel, found {description}; set INPUT.NORMALIZE",
     ):
         read_image(path)
 
@@ -164,8 +165,10 @@ def test_16_bits_of_colour_are_refused(tmp_path: Path, name: str) -> None:
 
     # JPEG 2000 is written from 32 pixels a side on.
     assert cv2.imwrite(str(tmp_path / name), np.tile(RGB, (4, 4, 1)).astype(np.uint16) * 257)
-    found = "uint16 with values" if name.endswith("tif") else "RGB with 16"
-    with pytest.raises(ImageError, match=f"{name}: expected 8 bits per channel, found {found}"):
+    description = "uint16 with values" if name.endswith("tif") else "RGB with 16"
+    with pytest.raises(
+        ImageError, match=f"{name}: expected 8 bits per channel, found {description}"
+    ):
         read_image(tmp_path / name)
 
 
@@ -301,9 +304,9 @@ def test_an_image_with_changed_bytes_raises_nothing_but_image_error(
 ) -> None:
     path = save(tmp_path, "a.jpg", RGB, format=format)
     content = bytearray(path.read_bytes())
-    places = st.integers(0, len(content) - 1)
-    for place in data.draw(st.lists(places, min_size=1, max_size=5)):
-        content[place] = data.draw(st.integers(0, 255))
+    positions = st.integers(0, len(content) - 1)
+    for position in data.draw(st.lists(positions, min_size=1, max_size=5)):
+        content[position] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
     try:
         image = read_image(path)
@@ -323,7 +326,7 @@ def test_none_is_refused_with_the_likely_reason() -> None:
 
 
 @pytest.mark.parametrize(
-    ("image", "found"),
+    ("image", "message"),
     [
         ("cat.jpg", "image is a str"),
         (Image.fromarray(RGB), "image is a Image"),
@@ -334,9 +337,9 @@ def test_none_is_refused_with_the_likely_reason() -> None:
     ],
 )
 def test_a_wrong_type_or_layout_is_a_type_error_that_names_the_right_one(
-    image: Any, found: str
+    image: Any, message: str
 ) -> None:
-    with pytest.raises(TypeError, match=found) as caught:
+    with pytest.raises(TypeError, match=message) as caught:
         check_image(image)
     assert "expected a NumPy array of shape (H, W, 3) with 8-bit values (uint8)" in str(
         caught.value
@@ -455,7 +458,7 @@ def test_an_image_with_bytes_behind_it_is_no_truncated_one(tmp_path: Path) -> No
 
 
 def test_a_synthetic_image_is_what_detectron2_reads() -> None:
-    name = f"{shapes.PREFIX}shapes_val/128/3"
+    name = f"{IMAGES}shapes_val/128/3"
     assert np.array_equal(read_image(name), detection_utils.read_image(name, format="BGR"))
     with pytest.raises(ImageError, match="shapes://shapes_val/128: there is no such synthetic"):
         read_image("shapes://shapes_val/128")
@@ -466,8 +469,8 @@ def test_a_synthetic_image_is_what_detectron2_reads() -> None:
     [
         *(f"shapes://shapes_val/{size}/0" for size in (-1, 0, 1, 15, 4097, 10**9)),
         "shapes://shapes_val/128/200",
-        f"{shapes_video.PREFIX}shapes_video_val/1/0/0",
-        f"{shapes_video.PREFIX}shapes_video_val/128/0/{10**400}",
+        f"{VIDEOS}shapes_video_val/1/0/0",
+        f"{VIDEOS}shapes_video_val/128/0/{10**400}",
     ],
 )
 def test_a_synthetic_image_that_is_not_there_is_refused_at_once(path: str) -> None:

@@ -60,8 +60,8 @@ def test_counted_percentiles_are_numpys(values: np.ndarray, percents: tuple[floa
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_the_percentiles_of_any_type_become_0_and_255(kind: str) -> None:
-    most = 250 if kind == "uint8" else 120 if kind == "int8" else 4000
-    values = RNG.integers(0, most, (50, 60, 1)).astype(kind)
+    limit = 250 if kind == "uint8" else 120 if kind == "int8" else 4000
+    values = RNG.integers(0, limit, (50, 60, 1)).astype(kind)
     low, high = np.percentile(values.astype(np.float64), (1, 99.8))
     result = PERCENTILE.apply(values, source="a", format="L")
     assert result.dtype == np.uint8 and result.shape == (50, 60, 1)

@@ -61,14 +61,26 @@ def trained(config: str, name: str, output: Path) -> dict[str, torch.Tensor]:
     return {key: value.clone() for key, value in trainer.model.state_dict().items()}
 
 
+def nuclei(data_root: Path, folder: Path, count: int) -> str:
+    """The name of a data set of the first images of the nuclei."""
+    content = json.loads((data_root / "nuclei/instances_val.json").read_text())
+    images = sorted(content["images"], key=lambda image: image["id"])[:count]
+    ids = {image["id"] for image in images}
+    content["images"] = images
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]
+    (folder / "some.json").write_text(json.dumps(content))
+    return f"coco:{folder}/some.json:{data_root}/nuclei/images"
+
+
 def test_records_of_the_nuclei_are_those_of_coco(data_root: Path, tmp_path: Path) -> None:
-    name = write_labels("nuclei_val", tmp_path)
-    expected, labels = read("nuclei_val"), read(name)
+    coco = nuclei(data_root, tmp_path, 12)
+    name = write_labels(coco, tmp_path)
+    expected, labels = read(coco), read(name)
     assert labels.classes == expected.classes
-    assert len(labels.records) == len(expected.records) == 60
+    assert len(labels.records) == len(expected.records) == 12
     assert essence(labels) == essence(expected)
-    truth, from_labels = expected.coco, labels.coco
-    assert [(a["area"], a["bbox"]) for a in truth.anns.values()] == [
+    from_coco, from_labels = expected.coco, labels.coco
+    assert [(a["area"], a["bbox"]) for a in from_coco.anns.values()] == [
         (a["area"], a["bbox"]) for a in from_labels.anns.values()
     ]
 
@@ -76,13 +88,7 @@ def test_records_of_the_nuclei_are_those_of_coco(data_root: Path, tmp_path: Path
 def test_three_iterations_give_the_weights_of_a_training_in_cocos_format(
     data_root: Path, tmp_path: Path
 ) -> None:
-    content = json.loads((data_root / "nuclei/instances_val.json").read_text())
-    images = sorted(content["images"], key=lambda image: image["id"])[:6]
-    ids = {image["id"] for image in images}
-    content["images"] = images
-    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]
-    (tmp_path / "six.json").write_text(json.dumps(content))
-    coco = f"coco:{tmp_path}/six.json:{data_root}/nuclei/images"
+    coco = nuclei(data_root, tmp_path, 6)
     labels = write_labels(coco, tmp_path / "labels")
     config = "mask_rcnn/mask_rcnn_nuclei.yaml"
     first = trained(config, coco, tmp_path / "a")

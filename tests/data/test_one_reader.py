@@ -61,17 +61,17 @@ def config(*overrides: Any) -> CfgNode:
     return instseg.load_cfg("mask_rcnn/mask_rcnn_shapes.yaml", [*SMALL, *overrides])
 
 
-def flip_bits(content: bytes, place: int) -> bytes:
-    return content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :]
+def flip_bits(content: bytes, position: int) -> bytes:
+    return content[:position] + bytes([content[position] ^ 255]) + content[position + 1 :]
 
 
 def png_chunks(content: bytes) -> dict[bytes, tuple[int, int]]:
     """Kind of chunk → where its data begin and end."""
-    place, chunks = 8, {}
-    while place < len(content):
-        length, kind = struct.unpack(">I4s", content[place : place + 8])
-        chunks[kind] = place + 8, place + 8 + length
-        place += 12 + length
+    position, chunks = 8, {}
+    while position < len(content):
+        length, kind = struct.unpack(">I4s", content[position : position + 8])
+        chunks[kind] = position + 8, position + 8 + length
+        position += 12 + length
     return chunks
 
 
@@ -79,11 +79,11 @@ def save_pillow(path: Path, pixels: Any, **options: Any) -> None:
     Image.fromarray(pixels).save(path, **options)
 
 
-def save_damaged_png(path: Path, place: int) -> None:
+def save_damaged_png(path: Path, position: int) -> None:
     """Change a byte at ``place`` of its compressed pixels, or of their checksum from -1 on."""
     save_pillow(path, RGB)
     start, end = png_chunks(path.read_bytes())[b"IDAT"]
-    path.write_bytes(flip_bits(path.read_bytes(), end if place < 0 else start + place))
+    path.write_bytes(flip_bits(path.read_bytes(), end if position < 0 else start + position))
 
 
 def save_cut_off(path: Path) -> None:
@@ -281,8 +281,8 @@ def test_check_data_refuses_a_damaged_png_where_training_does(
     file = tmp_path / "a.png"
     save_pillow(file, RGB)
     changed = bytearray(file.read_bytes())
-    for place in data.draw(st.lists(st.integers(0, len(changed) - 1), min_size=1, max_size=3)):
-        changed[place] = data.draw(st.integers(0, 255))
+    for position in data.draw(st.lists(st.integers(0, len(changed) - 1), min_size=1, max_size=3)):
+        changed[position] = data.draw(st.integers(0, 255))
     file.write_bytes(changed)
     assert _refusal(image_size, file) == _refusal(read_image, file)
 

@@ -76,8 +76,8 @@ def test_of_many_files_no_more_than_some_are_asked_for(
     monkeypatch.setattr(
         presence, "file_problem", lambda file: asked.append(Path(file).stem) or problem(file)
     )
-    found = dict(presence.unusable_files([*map(str, files), "shapes://shapes_val/32/0"]))
-    assert found == {str(files[4]): "no such file", str(files[5]): "is a folder"}
+    unusable = dict(presence.unusable_files([*map(str, files), "shapes://shapes_val/32/0"]))
+    assert unusable == {str(files[4]): "no such file", str(files[5]): "is a folder"}
     assert asked == ["0", "4", "5", "8"]
 
 

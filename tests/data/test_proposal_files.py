@@ -215,10 +215,10 @@ SAMPLE = pickle.dumps({"ids": [7], "boxes": [BOXES], "objectness_logits": [LOGIT
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, len(SAMPLE) - 1), st.integers(0, 255), st.integers(0, len(SAMPLE)))
 def test_a_changed_or_cut_file_gives_proposals_or_one_of_our_errors(
-    tmp_path: Path, place: int, byte: int, end: int
+    tmp_path: Path, position: int, byte: int, end: int
 ) -> None:
     content = bytearray(SAMPLE)
-    content[place] = byte
+    content[position] = byte
     path = tmp_path / "x.pkl"
     path.write_bytes(content[:end])
     data = records(7)

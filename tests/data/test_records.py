@@ -224,7 +224,7 @@ def test_what_can_be_understood_trains_and_evaluates(
     evaluator = build_evaluator(cfg, load(name))
     evaluator.reset()
     masks = torch.as_tensor(MASK)[None]
-    found = Instances(
+    instances = Instances(
         (HEIGHT, WIDTH),
         pred_boxes=Boxes(torch.tensor([BOX])),
         scores=torch.ones(1),
@@ -233,7 +233,7 @@ def test_what_can_be_understood_trains_and_evaluates(
     )
     annotated = [record for record in DatasetCatalog.get(name) if record["annotations"]]
     for record in annotated:
-        evaluator.process([record], [{"instances": found}])
+        evaluator.process([record], [{"instances": instances}])
     results = evaluator.evaluate()
     assert results["segm"]["AP"] == results["bbox"]["AP"] == pytest.approx(100)
     assert [checked.report.ids for checked in check_data([name])] == [{}]
@@ -248,7 +248,7 @@ def test_every_evaluator_reads_the_checked_records(
     cfg = config(tmp_path, "INPUT.MASK_FORMAT", "bitmask", "TEST.METRICS", (metric,), test=True)
     evaluator = build_evaluator(cfg, load(name))
     evaluator.reset()
-    found = Instances(
+    instances = Instances(
         (HEIGHT, WIDTH),
         pred_boxes=Boxes(torch.tensor([BOX])),
         scores=torch.ones(1),
@@ -256,7 +256,7 @@ def test_every_evaluator_reads_the_checked_records(
         pred_masks=torch.as_tensor(MASK)[None],
     )
     for record in DatasetCatalog.get(name):
-        evaluator.process([record], [{"instances": found}])
+        evaluator.process([record], [{"instances": instances}])
     results = evaluator.evaluate()
     assert results is not None and results
 

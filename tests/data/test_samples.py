@@ -40,8 +40,8 @@ def test_successive_samples_of_one_worker_make_a_batch(counted: None) -> None:
     overrides = ["INPUT.SAMPLES", "Counted", "SOLVER.IMS_PER_BATCH", 3, "DATALOADER.NUM_WORKERS", 2]
     cfg = instseg.load_cfg(CONFIG, overrides)
     batches = iter(build_sample_loader(cfg, [{"file_name": "a.png"}]))
-    found = [[(x["worker"], x["number"]) for x in next(batches)] for _ in range(3)]
-    assert found == [
+    identities = [[(x["worker"], x["number"]) for x in next(batches)] for _ in range(3)]
+    assert identities == [
         [(0, 0), (0, 1), (0, 2)],
         [(1, 0), (1, 1), (1, 2)],
         [(0, 3), (0, 4), (0, 5)],

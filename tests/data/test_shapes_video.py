@@ -17,6 +17,7 @@ from torch.nn import functional as F
 import instseg
 from instseg.data.flow import read_flow
 from instseg.data.synthetic import shapes_video as video
+from instseg.data.synthetic.files import VIDEOS
 from instseg.data.synthetic.outlines import polygon_area
 from instseg.data.video_mapper import NUM_REFERENCES
 from instseg.errors import DatasetError
@@ -74,10 +75,10 @@ def test_instances_hide_each_other_in_some_frames() -> None:
     hidden = 0
     for index in CLIPS:
         clip = video.clip(VAL, index, 128)
-        seen = video.surfaces(clip, 10)
+        visible = video.surfaces(clip, 10)
         for number, layer in enumerate(clip.layers[1:], start=1):
             whole = video.rasterise(layer.placed(10), 128).sum()
-            hidden += (seen == number).sum() < 0.9 * whole
+            hidden += (visible == number).sum() < 0.9 * whole
     assert hidden >= 3
 
 
@@ -173,11 +174,15 @@ def test_an_instance_keeps_its_number_and_class_and_has_an_annotation_only_while
         frames = [r["annotations"] for r in records if r["video_id"] == clip]
         scene = video.clip(split, clip, 128)
         for number, layer in enumerate(scene.layers[1:]):
-            own = [[a for a in frame if a["track_id"] == number] for frame in frames]
-            assert all(len(annotations) <= 1 for annotations in own)
-            assert {a["category_id"] for annotations in own for a in annotations} <= {layer.kind}
-            shorter += not all(own)
-            for frame, annotations in enumerate(own):
+            annotations_per_frame = [
+                [a for a in frame if a["track_id"] == number] for frame in frames
+            ]
+            assert all(len(annotations) <= 1 for annotations in annotations_per_frame)
+            assert {
+                a["category_id"] for annotations in annotations_per_frame for a in annotations
+            } <= {layer.kind}
+            shorter += not all(annotations_per_frame)
+            for frame, annotations in enumerate(annotations_per_frame):
                 for annotation in annotations:
                     area = mask_util.area(annotation["segmentation"])
                     assert area >= video.MIN_VISIBLE * polygon_area(layer.placed(frame))
@@ -192,7 +197,7 @@ def test_a_clip_that_does_not_exist_is_refused_with_what_exists(split: str, inde
 
 def test_frames_can_only_be_read() -> None:
     with pytest.raises(DatasetError, match="can only be read"):
-        PathManager.open(f"{video.PREFIX}{VAL}/64/0/0", "wb")
+        PathManager.open(f"{VIDEOS}{VAL}/64/0/0", "wb")
 
 
 def test_the_size_of_the_frames_is_the_config_key_of_the_images() -> None:

@@ -76,11 +76,11 @@ def test_a_playlist_of_a_server_is_played(site: Path) -> None:
 def test_what_a_server_sends_opens_no_file_of_this_computer(
     site: Path, tmp_path: Path, prefix: str, kind: str
 ) -> None:
-    own = write_clip(tmp_path / "own.ts", images(3))
-    text = f"ffconcat version 1.0\nfile '{prefix}{own}'\n"
+    local_clip = write_clip(tmp_path / "own.ts", images(3))
+    text = f"ffconcat version 1.0\nfile '{prefix}{local_clip}'\n"
     if kind == "hls":
         head = "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1,\n"
-        text = f"{head}{prefix}{own}\n#EXT-X-ENDLIST\n"
+        text = f"{head}{prefix}{local_clip}\n#EXT-X-ENDLIST\n"
     (site / "list.m3u8").write_text(text)
     with served(site) as address, pytest.raises(ImageError) as error:
         list(Stream(f"{address}/list.m3u8"))

@@ -278,8 +278,8 @@ def test_changed_bytes_raise_nothing_but_image_error(tmp_path: Path) -> None:
     content = (tmp_path / "a.tif").read_bytes()
     for _ in range(300):
         changed = bytearray(content)
-        for place in RNG.integers(0, len(content), 3):
-            changed[place] = RNG.integers(0, 256)
+        for position in RNG.integers(0, len(content), 3):
+            changed[position] = RNG.integers(0, 256)
         (tmp_path / "b.tif").write_bytes(changed)
         try:
             assert read_pixels(tmp_path / "b.tif", page=1).ndim == 3

@@ -208,8 +208,8 @@ def test_a_flow_of_another_size_is_refused(tmp_path: Path) -> None:
 
 
 def video_cfg(tmp_path: Path, *overrides: Any) -> Any:
-    places = ["OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", 0]
-    return instseg.load_cfg("yolact/yolact_shapes.yaml", [*places, *SSD, *VIDEO, *overrides])
+    common = ["OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", 0]
+    return instseg.load_cfg("yolact/yolact_shapes.yaml", [*common, *SSD, *VIDEO, *overrides])
 
 
 def test_still_images_alone_are_refused_before_training(tmp_path: Path) -> None:

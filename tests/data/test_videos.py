@@ -122,8 +122,8 @@ def spoil(path: Path, numbers: slice, start: int = 0) -> None:
     data = path.read_bytes()
     with av.open(str(path)) as container:
         packets = [packet for packet in container.demux() if packet.size]
-        places = [(packet.pos, packet.size) for packet in packets[numbers]]
-    for position, size in places:
+        spans = [(packet.pos, packet.size) for packet in packets[numbers]]
+    for position, size in spans:
         spoiled = b"\xff" * (size - start)
         data = data[: position + start] + spoiled + data[position + size :]
     path.write_bytes(data)
@@ -181,7 +181,7 @@ def test_the_cover_of_a_file_with_sound_only_is_no_video(tmp_path: Path) -> None
     with av.open(str(path), "w") as container:
         cover = container.add_stream("mjpeg", 1)
         cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
-        cover.disposition = Disposition.attached_pic
+        cover.disposition = Disposition.attached_pic.value
         container.mux(cover.encode(av.VideoFrame.from_ndarray(images(1)[0], format="bgr24")))
     with pytest.raises(ImageError, match="holds no video stream"):
         VideoFile(path)

@@ -31,8 +31,8 @@ BUILT_IN = (
 
 def labels(numbers: dict[int, tuple[slice, slice]]) -> np.ndarray:
     array = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
-    for number, place in numbers.items():
-        array[place] = number
+    for number, region in numbers.items():
+        array[region] = number
     return array
 
 

@@ -173,11 +173,11 @@ def test_a_crop_around_an_instance_has_its_centre_inside(
 def test_crops_around_instances_reach_all_of_them_and_any_place_of_the_window() -> None:
     boxes = np.array([[10.0, 10, 12, 12], [80, 40, 90, 44]])
     window = RandomWindow(crop=T.RandomCrop("absolute", (20, 20)), around=1.0)
-    places = [
+    points = [
         window.get_transform(np.zeros((60, 100, 3)), boxes).apply_coords(np.array([[85.0, 42]]))[0]
         for _ in range(300)
     ]
-    inside = np.array([x for x in places if (x >= 0).all() and (x <= 20).all()])
+    inside = np.array([x for x in points if (x >= 0).all() and (x <= 20).all()])
     assert 100 < len(inside) < 200
     assert inside.min() < 3 and inside.max() > 17
 

@@ -202,8 +202,8 @@ def evaluate(name: str, tmp_path: Path) -> Any:
     assert isinstance(evaluator, DatasetEvaluators)
     evaluator.reset()
     for record in DatasetCatalog.get(name):
-        found = annotated_instances({"annotations": [], **record})
-        evaluator.process([record], [{"instances": found}])
+        instances = annotated_instances({"annotations": [], **record})
+        evaluator.process([record], [{"instances": instances}])
     return evaluator.evaluate()
 
 

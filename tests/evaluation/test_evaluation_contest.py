@@ -19,8 +19,8 @@ def row(*runs: tuple[int, int]) -> np.ndarray:
 
 
 def test_an_exact_prediction_scores_one_at_every_threshold() -> None:
-    truth = row((0, 3), (1, 5), (2, 4))
-    assert image_scores(truth, truth).tolist() == [1.0] * 10
+    ground_truth = row((0, 3), (1, 5), (2, 4))
+    assert image_scores(ground_truth, ground_truth).tolist() == [1.0] * 10
 
 
 def test_a_partial_overlap_counts_up_to_its_iou() -> None:
@@ -31,9 +31,9 @@ def test_a_partial_overlap_counts_up_to_its_iou() -> None:
 
 def test_false_and_missing_instances_are_in_the_denominator() -> None:
     # One hit, one false positive, two misses: 1 / (1 + 1 + 2).
-    truth = row((1, 4), (2, 4), (3, 4), (0, 8))
+    ground_truth = row((1, 4), (2, 4), (3, 4), (0, 8))
     predicted = row((1, 4), (0, 8), (2, 4), (0, 4))
-    assert image_scores(truth, predicted)[0] == 1 / 4
+    assert image_scores(ground_truth, predicted)[0] == 1 / 4
 
 
 def test_empty_images() -> None:
@@ -51,10 +51,10 @@ labels = hnp.arrays(np.int32, (4, 6), elements=st.integers(0, 4))
 
 
 @given(labels, labels)
-def test_scores_equal_matching_by_loops(truth: np.ndarray, predicted: np.ndarray) -> None:
-    objects = [truth == i for i in np.unique(truth) if i]
+def test_scores_equal_matching_by_loops(ground_truth: np.ndarray, predicted: np.ndarray) -> None:
+    objects = [ground_truth == i for i in np.unique(ground_truth) if i]
     masks = [predicted == i for i in np.unique(predicted) if i]
-    for threshold, score in zip(THRESHOLDS, image_scores(truth, predicted), strict=True):
+    for threshold, score in zip(THRESHOLDS, image_scores(ground_truth, predicted), strict=True):
         hits = sum((o & m).sum() / (o | m).sum() > threshold for o in objects for m in masks)
         total = len(objects) + len(masks) - hits
         assert score == pytest.approx(hits / total if total else 1.0)

@@ -63,9 +63,9 @@ def instances(labels: np.ndarray, scores: list[float]) -> Instances:
 def test_best_dice_is_the_smaller_of_both_directions() -> None:
     # Truth 4 + 4 pixels; found: 4 of the first, 2 of the second, and 2 of the second again.
     # From the truth: (1 + 2 * 2 / (4 + 2)) / 2; from what was found: (1 + 2/3 + 2/3) / 3.
-    truth, found = row((1, 4), (2, 4)), row((1, 4), (2, 2), (3, 2))
-    assert symmetric_best_dice(truth, found) == pytest.approx(7 / 9)
-    assert symmetric_best_dice(found, truth) == pytest.approx(7 / 9)
+    ground_truth, predicted = row((1, 4), (2, 4)), row((1, 4), (2, 2), (3, 2))
+    assert symmetric_best_dice(ground_truth, predicted) == pytest.approx(7 / 9)
+    assert symmetric_best_dice(predicted, ground_truth) == pytest.approx(7 / 9)
 
 
 def test_a_missed_leaf_lowers_best_dice_from_one_side_alone() -> None:
@@ -84,8 +84,10 @@ def test_labels_with_gaps_are_the_same_leaves() -> None:
 
 
 def test_the_leaf_evaluator_counts_and_drops_low_scores() -> None:
-    truth = row((1, 4), (2, 4), (0, 4))
-    leaves = data_set([record((1, 12), annotation(truth == 1), annotation(truth == 2))])
+    ground_truth = row((1, 4), (2, 4), (0, 4))
+    leaves = data_set(
+        [record((1, 12), annotation(ground_truth == 1), annotation(ground_truth == 2))]
+    )
     evaluator = LeafEvaluator(leaves, score_threshold=0.5)
     evaluator.process(
         [{"image_id": 1}], [{"instances": instances(row((1, 4), (2, 8)), [0.9, 0.1])}]
@@ -101,20 +103,20 @@ def test_the_leaf_evaluator_counts_and_drops_low_scores() -> None:
 
 
 def test_differences_in_count_do_not_cancel() -> None:
-    truth = row((1, 4), (0, 4))
-    leaves = data_set([record((1, 8), annotation(truth == 1), image_id=i) for i in (1, 2)])
+    ground_truth = row((1, 4), (0, 4))
+    leaves = data_set([record((1, 8), annotation(ground_truth == 1), image_id=i) for i in (1, 2)])
     evaluator = LeafEvaluator(leaves, score_threshold=0.5)
-    for image, found in ((1, row((1, 2), (2, 2), (0, 4))), (2, row((0, 8)))):
-        scores = [0.9] * max(int(found.max()), 1)
-        evaluator.process([{"image_id": image}], [{"instances": instances(found, scores)}])
+    for image, predicted in ((1, row((1, 2), (2, 2), (0, 4))), (2, row((0, 8)))):
+        scores = [0.9] * max(int(predicted.max()), 1)
+        evaluator.process([{"image_id": image}], [{"instances": instances(predicted, scores)}])
     result = evaluator.evaluate()
     assert result is not None
     assert (result["leaves"]["DiC"], result["leaves"]["|DiC|"]) == (0, 1)
 
 
 def test_mean_iou_over_the_classes_that_occur() -> None:
-    truth = row((1, 4), (0, 4))
-    evaluator = SemanticEvaluator(data_set([record((1, 8), annotation(truth == 1))]))
+    ground_truth = row((1, 4), (0, 4))
+    evaluator = SemanticEvaluator(data_set([record((1, 8), annotation(ground_truth == 1))]))
     probabilities = torch.zeros(3, 1, 8)
     for label, pixels in ((1, slice(0, 3)), (2, slice(3, 4)), (0, slice(4, 8))):
         probabilities[label, 0, pixels] = 1
@@ -159,7 +161,7 @@ def kinds_of(dataset: DataSet, tmp_path: Path, *overrides: Any) -> set[str]:
     cfg = instseg.get_cfg()
     cfg.merge_from_list(["OUTPUT_DIR", str(tmp_path), *overrides])
     evaluator = build_evaluator(cfg, dataset)
-    return {type(own).__name__ for own in getattr(evaluator, "_evaluators", [evaluator])}
+    return {type(each).__name__ for each in getattr(evaluator, "_evaluators", [evaluator])}
 
 
 @pytest.mark.parametrize(

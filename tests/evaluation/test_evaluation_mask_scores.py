@@ -87,9 +87,9 @@ def test_without_mask_scores_the_results_are_detectron2s(dataset: str, tmp_path:
     assert isinstance(ours, MaskScoreCOCOEvaluator)
     theirs = COCOEvaluator(dataset, output_dir=str(tmp_path / "theirs"))
     expected = evaluate(theirs, detections())
-    found = evaluate(ours, detections())
-    del found["segm"]["rho"]  # which Detectron2 does not know
-    assert str(found) == str(expected)  # as text, since areas without instances give NaN
+    results = evaluate(ours, detections())
+    del results["segm"]["rho"]  # which Detectron2 does not know
+    assert str(results) == str(expected)  # as text, since areas without instances give NaN
     files = sorted(tmp_path.rglob("coco_instances_results.json"))
     assert files[0].read_text() == files[1].read_text()
 

@@ -124,8 +124,8 @@ def test_recall_is_averaged_over_ten_thresholds(tmp_path: Path) -> None:
 def test_strict_recall_is_averaged_over_the_thresholds_from_three_quarters(tmp_path: Path) -> None:
     """One of two has IoU 0.86, enough at 0.75, 0.8 and 0.85 of five; the other 0.72, at none."""
     name = write(tmp_path, [annotation(MEDIUM), annotation(LARGE)])
-    found = proposals((40, 0, 90, 43), (20, 55, 140, 127))
-    numbers = evaluate(evaluator_for(name, tmp_path), found)["proposals_segm"]
+    predicted = proposals((40, 0, 90, 43), (20, 55, 140, 127))
+    numbers = evaluate(evaluator_for(name, tmp_path), predicted)["proposals_segm"]
     assert numbers["AR75@10"] == pytest.approx(100 * 3 / 5 / 2)
     assert numbers["AR@10"] == pytest.approx(100 * (8 + 5) / 10 / 2)
 
@@ -225,11 +225,11 @@ def test_recall_equals_pycocotools_own_summary(tmp_path: Path) -> None:
         for rank, box in enumerate(group)
     ]
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = content
-        truth.createIndex()
+        coco = COCO()
+        coco.dataset = content
+        coco.createIndex()
         for task, iou_type in (("proposals_segm", "segm"), ("proposals_box", "bbox")):
-            official = COCOeval(truth, truth.loadRes(detections), iou_type)
+            official = COCOeval(coco, coco.loadRes(detections), iou_type)
             official.params.useCats = 0
             official.params.maxDets = [10, 100, 1000]
             official.evaluate()
@@ -237,8 +237,8 @@ def test_recall_equals_pycocotools_own_summary(tmp_path: Path) -> None:
             recall = 100 * official.eval["recall"].mean(axis=0)[0]
             for row, area in zip(recall, ("", "s", "m", "l"), strict=True):
                 if row[0] >= 0:  # -1: no instances of that size
-                    found = [results[task][f"AR{area}@{n}"] for n in (10, 100, 1000)]
-                    assert found == pytest.approx(row)
+                    recalls = [results[task][f"AR{area}@{n}"] for n in (10, 100, 1000)]
+                    assert recalls == pytest.approx(row)
 
 
 def test_counts_of_all_processes_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -260,22 +260,22 @@ def test_a_number_is_given_at_first_sight() -> None:
 
 def test_instances_of_two_classes_at_one_place_are_two() -> None:
     tracker = Tracker()
-    place = (10.0, 10.0, 30.0, 30.0)
-    assert tracker.update(boxes_of(place, place, classes=[0, 1])).tolist() == [0, 1]
-    assert tracker.update(boxes_of(place, place, classes=[1, 0])).tolist() == [1, 0]
+    box = (10.0, 10.0, 30.0, 30.0)
+    assert tracker.update(boxes_of(box, box, classes=[0, 1])).tolist() == [0, 1]
+    assert tracker.update(boxes_of(box, box, classes=[1, 0])).tolist() == [1, 0]
 
 
 def test_an_instance_that_was_out_of_sight_for_a_moment_is_the_same() -> None:
     tracker = Tracker(patience=5)
-    for seen in (True, True, False, False, True):
-        numbers = tracker.update(boxes_of(*[(10.0, 10.0, 30.0, 30.0)] * seen)).tolist()
+    for visible in (True, True, False, False, True):
+        numbers = tracker.update(boxes_of(*[(10.0, 10.0, 30.0, 30.0)] * visible)).tolist()
     assert numbers == [0]
 
 
 def test_one_that_was_away_for_long_is_another() -> None:
     tracker = Tracker(patience=2)
-    for seen in (True, True, False, False, False, False, True):
-        numbers = tracker.update(boxes_of(*[(10.0, 10.0, 30.0, 30.0)] * seen)).tolist()
+    for visible in (True, True, False, False, False, False, True):
+        numbers = tracker.update(boxes_of(*[(10.0, 10.0, 30.0, 30.0)] * visible)).tolist()
     assert numbers == [1]
 
 
@@ -326,17 +326,17 @@ def test_all_tracks_found_are_worth_a_hundred(clips: str, tmp_path: Path) -> Non
 
 
 def test_a_class_that_flickers_is_voted_on(clips: str, tmp_path: Path) -> None:
-    found = all_found()
-    for (_, index), instances in found.items():
+    predictions = all_found()
+    for (_, index), instances in predictions.items():
         if index % 3 == 0:
             instances.pred_classes = (instances.pred_classes + 1) % len(shapes_video.CLASSES)
-    assert evaluate(load(clips), tmp_path, found)["tracks"]["AP"] == pytest.approx(100)
+    assert evaluate(load(clips), tmp_path, predictions)["tracks"]["AP"] == pytest.approx(100)
 
 
 def test_tracks_that_are_seen_half_of_the_time_overlap_by_half(clips: str, tmp_path: Path) -> None:
     """The IoU reaches few of the ten thresholds, although the masks are perfect in every frame."""
-    found = {key: value for key, value in all_found().items() if key[1] < 8}
-    result = evaluate(load(clips), tmp_path, found)["tracks"]
+    predictions = {key: value for key, value in all_found().items() if key[1] < 8}
+    result = evaluate(load(clips), tmp_path, predictions)["tracks"]
     assert result["AP"] < 20 and result["AP75"] == 0
 
 
@@ -347,24 +347,24 @@ def test_no_predictions_are_worth_nothing(clips: str, tmp_path: Path) -> None:
 def test_a_mask_of_two_frames_has_the_overlap_of_both_together(tmp_path: Path) -> None:
     """Frame 0: 8 of 8 pixels. Frame 1: 4 of 8 and 2 more. IoU = 12 / (16 + 2) = 0.667, which
     reaches 0.5, 0.55, 0.6 and 0.65: AP 40."""
-    truth, predicted = np.zeros((2, 8, 8), bool), np.zeros((2, 8, 8), bool)
-    truth[:, 2:4, 2:6] = predicted[0, 2:4, 2:6] = True
+    true_masks, predicted = np.zeros((2, 8, 8), bool), np.zeros((2, 8, 8), bool)
+    true_masks[:, 2:4, 2:6] = predicted[0, 2:4, 2:6] = True
     predicted[1, 2:4, 2:4] = predicted[1, 4, 2:4] = True
 
     def record(frame: int) -> dict[str, Any]:
-        rle = mask_util.encode(np.asfortranarray(truth[frame]))
+        rle = mask_util.encode(np.asfortranarray(true_masks[frame]))
         annotation = {"segmentation": rle, "category_id": 0, "track_id": 5, "iscrowd": 0}
-        place = {"video_id": "a", "frame_index": frame, "length": 2, "height": 8, "width": 8}
-        return {**place, "annotations": [annotation]}
+        facts = {"video_id": "a", "frame_index": frame, "length": 2, "height": 8, "width": 8}
+        return {**facts, "annotations": [annotation]}
 
     def instances(frame: int) -> Instances:
-        found = boxes_of((2, 2, 6, 5))
-        found.pred_masks = torch.from_numpy(predicted[frame][None])
-        return found
+        predicted_box = boxes_of((2, 2, 6, 5))
+        predicted_box.pred_masks = torch.from_numpy(predicted[frame][None])
+        return predicted_box
 
-    found = {("a", frame): instances(frame) for frame in range(2)}
+    predictions = {("a", frame): instances(frame) for frame in range(2)}
     dataset = data_set([record(0), record(1)], ["thing"])
-    result = evaluate(dataset, tmp_path, found)["tracks"]
+    result = evaluate(dataset, tmp_path, predictions)["tracks"]
     assert [result[key] for key in ("AP", "AP50", "AP75")] == pytest.approx([40, 100, 0])
 
 
@@ -382,10 +382,10 @@ def test_tracks_are_written_as_the_server_takes_them(clips: str, tmp_path: Path)
 
 
 def test_detections_of_a_low_score_belong_to_no_track(clips: str, tmp_path: Path) -> None:
-    found = all_found()
-    for instances in found.values():
+    predictions = all_found()
+    for instances in predictions.values():
         instances.scores = torch.full((len(instances),), 0.04)
-    assert evaluate(load(clips), tmp_path, found)["tracks"]["AP"] == 0
+    assert evaluate(load(clips), tmp_path, predictions)["tracks"]["AP"] == 0
 
 
 def test_still_images_have_no_tracks(tmp_path: Path) -> None:

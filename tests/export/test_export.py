@@ -265,13 +265,13 @@ def test_an_exported_network_predicts_by_tiles_as_the_model_does(
     exported = ExportedPredictor(case.path)
     with_settings(case.predictor, exported)
     image = np.tile(PHOTO, (3, 3, 1))
-    found, expected = (
+    instances, expected = (
         predictor.predict_tiled(image, 80)["instances"] for predictor in (exported, case.predictor)
     )
     assert caplog.text.count("tiles overlap by 37 pixels: the longest side of an instance") == 2
-    assert len(found) == len(expected) > 0
-    torch.testing.assert_close(found.scores, expected.scores, rtol=1e-4, atol=1e-5)
-    changed = found.pred_masks.to_dense() != expected.pred_masks.to_dense()
+    assert len(instances) == len(expected) > 0
+    torch.testing.assert_close(instances.scores, expected.scores, rtol=1e-4, atol=1e-5)
+    changed = instances.pred_masks.to_dense() != expected.pred_masks.to_dense()
     assert changed.float().mean() < 1e-4
 
 

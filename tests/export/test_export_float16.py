@@ -55,8 +55,8 @@ def test_a_file_with_float16_inputs_gives_nearly_what_the_model_does(
 def test_frames_run_where_either_file_has_float16_inputs(
     exported_video: VideoCase, number: int | None, tmp_path: Path
 ) -> None:
-    for place, path in enumerate(exported_video.files):
-        if number in (place, None):
+    for index, path in enumerate(exported_video.files):
+        if number in (index, None):
             converted(path, tmp_path)
         else:
             shutil.copy(path, tmp_path)

@@ -51,13 +51,13 @@ def test_one_size_alone_gives_what_there_is_without_augmentation(config: str) ->
     assert len(plain) > 2
     assert set(augmented.get_fields()) == set(plain.get_fields())
     for name, value in plain.get_fields().items():
-        found = augmented.get(name)
+        other = augmented.get(name)
         if name == "pred_boxes":
-            value, found = value.tensor, found.tensor
+            value, other = value.tensor, other.tensor
         if name == "pred_masks":
-            assert (found != value).float().mean() < 1e-3  # a pixel at one half
+            assert (other != value).float().mean() < 1e-3  # a pixel at one half
         else:
-            torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-3)
+            torch.testing.assert_close(other, value, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("config", TWO_STAGE)
@@ -84,10 +84,11 @@ def test_several_sizes_give_a_valid_result_and_draw_no_random_numbers(
 ) -> None:
     model = predictor(config, *SEVERAL, "INPUT.MAX_SIZE_TEST", 2000)
     before = np.random.get_state()[1].copy()
-    found = model(np.full((*shape, 3), 99, np.uint8))["instances"]
-    assert found.pred_masks.shape == (len(found), *shape) and found.pred_masks.dtype == torch.bool
+    instances = model(np.full((*shape, 3), 99, np.uint8))["instances"]
+    assert instances.pred_masks.shape == (len(instances), *shape)
+    assert instances.pred_masks.dtype == torch.bool
     assert (np.random.get_state()[1] == before).all()
-    assert len(found) <= 10
+    assert len(instances) <= 10
 
 
 @pytest.mark.parametrize("config", TWO_STAGE)

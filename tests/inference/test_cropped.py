@@ -35,9 +35,9 @@ def test_masks_of_real_images_are_the_dense_ones(name: str, data_root: Path) -> 
     ]
     wanted = ("TEST.DETECTIONS_PER_IMAGE", 20)
     dense = build(name, *wanted)(files)
-    found = build(name, *wanted, "TEST.MASKS", "cropped")(files)
-    assert sum(len(result["instances"]) for result in found) > 4
-    for one, other in zip(dense, found, strict=True):
+    cropped = build(name, *wanted, "TEST.MASKS", "cropped")(files)
+    assert sum(len(result["instances"]) for result in cropped) > 4
+    for one, other in zip(dense, cropped, strict=True):
         masks = other["instances"].pred_masks
         assert isinstance(masks, CroppedMasks)
         assert masks.to_rle() == [encode(mask) for mask in one["instances"].pred_masks]
@@ -60,10 +60,11 @@ def test_evaluation_gives_the_same_numbers_to_the_digit(
     cfg = instseg.load_cfg(name, [*words, "OUTPUT_DIR", str(tmp_path), "DATALOADER.NUM_WORKERS", 0])
     torch.manual_seed(0)
     model = Trainer.build_model(cfg).eval()
-    found = str(Trainer.test(cfg, model))
+    scores = str(Trainer.test(cfg, model))
     files = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
     monkeypatch.setattr("instseg.training.trainer.take_cropped", lambda *_: False)
-    assert str(Trainer.test(cfg, model)) == found  # as text, since areas without instances give NaN
+    # As text, since areas without instances give NaN.
+    assert str(Trainer.test(cfg, model)) == scores
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == files
 
 
@@ -107,15 +108,15 @@ def test_dense_masks_of_a_model_from_elsewhere_are_cropped(
     dense = build(MASK_RCNN)
     expected = dense(PHOTO)["instances"]
     monkeypatch.setattr("instseg.modeling.rcnn.wants_cropped", lambda _: False)
-    found = build(MASK_RCNN, "TEST.MASKS", "cropped")(PHOTO)["instances"]
-    assert len(found) and isinstance(found.pred_masks, CroppedMasks)
-    assert torch.equal(found.pred_masks.to_dense(), expected.pred_masks)
+    instances = build(MASK_RCNN, "TEST.MASKS", "cropped")(PHOTO)["instances"]
+    assert len(instances) and isinstance(instances.pred_masks, CroppedMasks)
+    assert torch.equal(instances.pred_masks.to_dense(), expected.pred_masks)
 
 
 def test_every_predictor_takes_the_form_of_masks() -> None:
     words = [*SMALL, *SYSTEMS[MASK_RCNN]]
-    found = Predictor(MASK_RCNN, overrides=words, masks="cropped")([PHOTO, PHOTO[:1, :1]])
-    for result in found:
+    results = Predictor(MASK_RCNN, overrides=words, masks="cropped")([PHOTO, PHOTO[:1, :1]])
+    for result in results:
         assert isinstance(result["instances"].pred_masks, CroppedMasks)
     video = VideoPredictor(MASK_RCNN, overrides=words, masks="cropped")
     assert isinstance(video(PHOTO)["instances"].pred_masks, CroppedMasks)
@@ -136,8 +137,9 @@ def test_a_stream_takes_the_form_of_masks() -> None:
 
 def test_an_image_without_a_pixel_left_has_no_cropped_masks() -> None:
     thin = np.zeros((1, 9000, 3), dtype=np.uint8)
-    found = build(MASK_RCNN, "TEST.MASKS", "cropped")(thin)["instances"]
-    assert isinstance(found.pred_masks, CroppedMasks) and found.pred_masks.image_size == (1, 9000)
+    instances = build(MASK_RCNN, "TEST.MASKS", "cropped")(thin)["instances"]
+    assert isinstance(instances.pred_masks, CroppedMasks)
+    assert instances.pred_masks.image_size == (1, 9000)
 
 
 def test_an_exported_network_gives_cropped_masks(tmp_path: Path) -> None:
@@ -150,9 +152,9 @@ def test_an_exported_network_gives_cropped_masks(tmp_path: Path) -> None:
     arguments += ["--format", "onnx", "--output", str(tmp_path / "yolact.onnx"), "--", *words]
     assert cli.main(["export", *arguments]) == 0
     path = tmp_path / "yolact.onnx"
-    dense = ExportedPredictor(path)(PHOTO)["instances"]
-    found = ExportedPredictor(path, masks="cropped")(PHOTO)["instances"]
-    assert len(found) and found.pred_masks.to_rle() == [encode(mask) for mask in dense.pred_masks]
+    dense = ExportedPredictor(path)(PHOTO)["instances"].pred_masks
+    cropped = ExportedPredictor(path, masks="cropped")(PHOTO)["instances"].pred_masks
+    assert len(cropped) and cropped.to_rle() == [encode(mask) for mask in dense]
 
 
 def test_the_command_line_has_no_limit_but_the_configured_number(tmp_path: Path) -> None:

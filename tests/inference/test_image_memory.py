@@ -52,8 +52,8 @@ def test_five_thousand_instances_of_twelve_megapixels_take_less_than_a_gigabyte(
     image = np.tile(IMAGE, (3, 3, 1))[:3000, :4000]
     forget_peak()
     before = peak_resident()
-    found = predictor(image)["instances"]
-    assert len(found.pred_masks.to_rle()) == 5000
+    instances = predictor(image)["instances"]
+    assert len(instances.pred_masks.to_rle()) == 5000
     assert peak_resident() - before < 950
 
 

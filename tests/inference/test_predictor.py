@@ -129,16 +129,16 @@ def test_an_image_in_a_batch_is_padded_as_it_is_alone(
     monkeypatch.setattr(type(backbone), "padding_constraints", padding)
     shapes = [(48, 64), (64, 48), (48, 64), (48, 61), (30, 100)]
     images = [RNG.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
-    seen: list[torch.Tensor] = []
-    backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    batches: list[torch.Tensor] = []
+    backbone.register_forward_pre_hook(lambda module, inputs: batches.append(inputs[0]))
     batched(images)
-    together = [padded for batch in seen for padded in batch]
-    calls = len(seen)
-    seen.clear()
+    together = [padded for batch in batches for padded in batch]
+    calls = len(batches)
+    batches.clear()
     for image in images:
         batched(image)
     assert calls < len(images)
-    for batch in seen:
+    for batch in batches:
         assert any(torch.equal(batch[0], padded) for padded in together)
 
 

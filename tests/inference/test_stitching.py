@@ -47,16 +47,16 @@ def blob(generator: np.random.Generator, x: int, y: int, width: int, height: int
 def scattered(seed: int, height: int, width: int, least: int = 3) -> list[Instance]:
     """Blobs that do not overlap; many touch."""
     generator = np.random.default_rng(seed)
-    truth = []
+    ground_truth = []
     for y in range(0, height, CELL):
         for x in range(0, width, CELL):
             sides = [min(CELL, end) for end in (width - x, height - y)]
             if min(sides) < least or generator.random() < 0.2:
                 continue
-            truth.append(
+            ground_truth.append(
                 blob(generator, x, y, *(int(generator.integers(least, s + 1)) for s in sides))
             )
-    return truth
+    return ground_truth
 
 
 @st.composite
@@ -71,10 +71,10 @@ def scenes(draw: st.DrawFn, least: int = 3) -> tuple[list[Instance], Layout]:
 @settings(deadline=None, max_examples=20)
 @given(scenes())
 def test_exact_tiles_give_the_ground_truth(scene: tuple[list[Instance], Layout]) -> None:
-    truth, layout = scene
-    results = stitched(truth, layout)
-    assert as_set(results) == as_set(truth)
-    assert straight_edges(results, layout) == straight_edges(truth, layout)
+    ground_truth, layout = scene
+    results = stitched(ground_truth, layout)
+    assert as_set(results) == as_set(ground_truth)
+    assert straight_edges(results, layout) == straight_edges(ground_truth, layout)
 
 
 @settings(deadline=None, max_examples=20)
@@ -82,10 +82,10 @@ def test_exact_tiles_give_the_ground_truth(scene: tuple[list[Instance], Layout])
 def test_what_is_missed_in_some_tiles_and_seen_whole_in_one_stays(
     scene: tuple[list[Instance], Layout], seed: int
 ) -> None:
-    truth, layout = scene
+    ground_truth, layout = scene
 
     generator, missed = np.random.default_rng(seed), []
-    for instance in truth:
+    for instance in ground_truth:
         box = box_of(instance)
         absent = generator.random(len(layout)) < 0.5
         whole = [n for n in range(len(layout)) if layout.is_complete(box, n, 2 * EDGE)]
@@ -95,7 +95,7 @@ def test_what_is_missed_in_some_tiles_and_seen_whole_in_one_stays(
     def missing(tile: int, index: int, instance: Instance) -> Sequence[Instance]:
         return [] if missed[index][tile] else [instance]
 
-    assert as_set(stitched(truth, layout, missing)) == as_set(truth)
+    assert as_set(stitched(ground_truth, layout, missing)) == as_set(ground_truth)
 
 
 @settings(deadline=None, max_examples=20)
@@ -104,7 +104,7 @@ def test_fragments_and_shrunken_doubles_of_other_tiles_are_left_out(
     scene: tuple[list[Instance], Layout], seed: int
 ) -> None:
     """Tiles that see only a part take it for one or two instances, or for a smaller one."""
-    truth, layout = scene
+    ground_truth, layout = scene
 
     def broken(tile: int, index: int, instance: Instance) -> Sequence[Instance]:
         generator = np.random.default_rng([seed, index, tile])
@@ -118,7 +118,7 @@ def test_fragments_and_shrunken_doubles_of_other_tiles_are_left_out(
         kept = [half for half in halves if half is not None]
         return kept[: int(generator.integers(1, 3))]
 
-    assert as_set(stitched(truth, layout, broken)) == as_set(truth)
+    assert as_set(stitched(ground_truth, layout, broken)) == as_set(ground_truth)
 
 
 @settings(deadline=None, max_examples=20)
@@ -126,7 +126,7 @@ def test_fragments_and_shrunken_doubles_of_other_tiles_are_left_out(
 def test_two_tiles_that_see_an_instance_a_pixel_apart_give_it_once(
     scene: tuple[list[Instance], Layout], seed: int
 ) -> None:
-    truth, layout = scene
+    ground_truth, layout = scene
     image = Rect(0, 0, layout.width, layout.height)
 
     def jittered(tile: int, index: int, instance: Instance) -> Sequence[Instance]:
@@ -135,8 +135,8 @@ def test_two_tiles_that_see_an_instance_a_pixel_apart_give_it_once(
         assert part is not None
         return [part]
 
-    results = stitched(truth, layout, jittered)
-    left = list(truth)
+    results = stitched(ground_truth, layout, jittered)
+    left = list(ground_truth)
     for result in results:
         versions = [
             (index, clipped(moved(instance, x, y), image))
@@ -158,9 +158,12 @@ def large_scenes(draw: st.DrawFn) -> tuple[list[Instance], Layout]:
     height, width = draw(st.integers(30, 150)), draw(st.integers(30, 150))
     generator = np.random.default_rng(draw(st.integers(0, 1000)))
     split = int(generator.integers(10, width - 9))
-    truth = [blob(generator, 0, 0, split, height), blob(generator, split, 0, width - split, height)]
+    ground_truth = [
+        blob(generator, 0, 0, split, height),
+        blob(generator, split, 0, width - split, height),
+    ]
     tile = draw(st.integers(12, 60))
-    return truth, Layout(height, width, tile, draw(st.integers(2 * EDGE + 1, tile - 5)))
+    return ground_truth, Layout(height, width, tile, draw(st.integers(2 * EDGE + 1, tile - 5)))
 
 
 @settings(deadline=None, max_examples=20)
@@ -168,17 +171,17 @@ def large_scenes(draw: st.DrawFn) -> tuple[list[Instance], Layout]:
 def test_pieces_of_an_instance_larger_than_the_overlap_are_joined(
     scene: tuple[list[Instance], Layout],
 ) -> None:
-    truth, layout = scene
-    results = stitched(truth, layout)
+    ground_truth, layout = scene
+    results = stitched(ground_truth, layout)
     whole = np.zeros((2, layout.height, layout.width), bool)
-    for group, items in zip(whole, (results, truth), strict=True):
+    for group, items in zip(whole, (results, ground_truth), strict=True):
         for item in items:
             x, y, mask = (
                 (item.box.x0, item.box.y0, item.mask) if isinstance(item, Stitched) else item
             )
             group[y : y + mask.shape[0], x : x + mask.shape[1]] |= mask
     assert (whole[0] == whole[1]).all()
-    assert as_set(results) == as_set(truth)
+    assert as_set(results) == as_set(ground_truth)
 
 
 def test_pieces_that_two_tiles_see_a_pixel_apart_are_joined() -> None:
@@ -198,9 +201,9 @@ def test_the_version_of_the_tile_that_has_an_instance_in_its_core_stands_for_it(
 
 
 def test_a_nested_instance_stays_beside_the_one_around_it() -> None:
-    truth = [square(20, 20, 20), square(24, 24, 5), square(33, 33, 6)]
+    ground_truth = [square(20, 20, 20), square(24, 24, 5), square(33, 33, 6)]
     layout = Layout(60, 60, 45, 30)
-    assert as_set(stitched(truth, layout)) == as_set(truth)
+    assert as_set(stitched(ground_truth, layout)) == as_set(ground_truth)
 
 
 def test_where_tiles_divide_the_pixels_otherwise_the_clearer_one_is_believed() -> None:
@@ -229,39 +232,39 @@ def test_instances_of_two_classes_are_not_compared() -> None:
 
 
 def test_instances_of_one_tile_are_what_the_model_told_apart() -> None:
-    truth = [square(10, 10, 10), square(10, 10, 10), square(10, 10, 9)]
+    ground_truth = [square(10, 10, 10), square(10, 10, 10), square(10, 10, 9)]
     layout = Layout(40, 60, 40, 20)
-    assert as_set(stitched(truth, layout)) == as_set(truth)
-    shared = [moved(instance, 15, 0) for instance in truth]
+    assert as_set(stitched(ground_truth, layout)) == as_set(ground_truth)
+    shared = [moved(instance, 15, 0) for instance in ground_truth]
     assert as_set(stitched(shared, layout)) == as_set(shared)
 
 
 def test_a_cut_piece_without_the_whole_is_left_out() -> None:
     """The neighbour sees all of it and finds nothing: it is responsible."""
     layout = Layout(40, 60, 40, 20)
-    truth = [square(15, 10, 10)]  # the second tile begins at 20
+    ground_truth = [square(15, 10, 10)]  # the second tile begins at 20
 
     def only_second(tile: int, index: int, instance: Instance) -> Sequence[Instance]:
         return [instance] if tile == 1 else []
 
-    assert stitched(truth, layout, only_second) == []
+    assert stitched(ground_truth, layout, only_second) == []
 
 
 def test_only_instances_near_an_open_seam_are_held() -> None:
     layout = Layout(400, 400, 60, 20)
-    truth = scattered(0, 400, 400)
-    stitcher, number, most = Stitcher(layout), 0, 0
+    ground_truth = scattered(0, 400, 400)
+    stitcher, number, most_held = Stitcher(layout), 0, 0
     for tile, rect in enumerate(layout.rects):
         pieces = []
-        for instance in truth:
+        for instance in ground_truth:
             if (part := clipped(instance, rect)) is not None:
                 pieces.append(Piece(number, 0, 1.0, box_of(part), part[2]))
                 number += 1
         list(stitcher.add(tile, pieces))
-        most = max(most, stitcher.held)
+        most_held = max(most_held, stitcher.held)
     assert stitcher.held == 0
-    row_of_tiles = sum(instance[1] < 60 for instance in truth)
-    assert 0 < most <= row_of_tiles, f"{most} held, {row_of_tiles} in a row of tiles"
+    row_of_tiles = sum(instance[1] < 60 for instance in ground_truth)
+    assert 0 < most_held <= row_of_tiles, f"{most_held} held, {row_of_tiles} in a row of tiles"
 
 
 @pytest.mark.parametrize("length", [5, 6])

@@ -36,10 +36,10 @@ def predictor() -> Predictor:
     return Predictor(tiny_cfg("INPUT.MIN_SIZE_TEST", 0))
 
 
-def drawn(truth: list[Instance], height: int, width: int) -> np.ndarray:
+def drawn(ground_truth: list[Instance], height: int, width: int) -> np.ndarray:
     """An image of numbers, two bytes each: 0 or 1 + the index of an instance."""
     image = np.zeros((height, width, 3), np.uint8)
-    for number, (x, y, mask) in enumerate(truth, start=1):
+    for number, (x, y, mask) in enumerate(ground_truth, start=1):
         part = image[y : y + mask.shape[0], x : x + mask.shape[1]]
         part[mask] = number % 256, number // 256, 0
     return image
@@ -82,62 +82,63 @@ def of_array(image: np.ndarray) -> TileSource:
 
 
 def test_tiles_of_an_exact_predictor_give_the_ground_truth_best_first() -> None:
-    truth = scattered(0, 130, 160)
+    ground_truth = scattered(0, 130, 160)
     layout = Layout(130, 160, 64, 24)
     assert len(layout) == 12
-    found = predict_tiles(Exact(), of_array(drawn(truth, 130, 160)), layout)
-    assert as_set(crops(found.pred_masks)) == as_set(truth)
-    assert straight_edges(crops(found.pred_masks), layout) == straight_edges(truth, layout)
-    assert found.image_size == found.pred_masks.image_size == (130, 160)
-    numbers = (1000 * (1 - found.scores)).round().long()
-    assert numbers.tolist() == list(range(1, len(truth) + 1)), "not best first"
-    assert torch.equal(found.pred_classes, numbers % 2)
-    assert torch.equal(found.pred_boxes.tensor, found.pred_masks.boxes.float())
+    instances = predict_tiles(Exact(), of_array(drawn(ground_truth, 130, 160)), layout)
+    stitched = crops(instances.pred_masks)
+    assert as_set(stitched) == as_set(ground_truth)
+    assert straight_edges(stitched, layout) == straight_edges(ground_truth, layout)
+    assert instances.image_size == instances.pred_masks.image_size == (130, 160)
+    numbers = (1000 * (1 - instances.scores)).round().long()
+    assert numbers.tolist() == list(range(1, len(ground_truth) + 1)), "not best first"
+    assert torch.equal(instances.pred_classes, numbers % 2)
+    assert torch.equal(instances.pred_boxes.tensor, instances.pred_masks.boxes.float())
 
 
 def test_what_is_larger_than_a_tile_is_joined_and_has_its_box() -> None:
     mask = np.ones((100, 140), bool)
     mask[30:60, 40:90] = False
     source = of_array(drawn([(10, 20, mask)], 130, 160))
-    found = predict_tiles(Exact(), source, Layout(130, 160, 64, 16))
-    assert as_set(crops(found.pred_masks)) == as_set([(10, 20, mask)])
-    assert found.pred_boxes.tensor.tolist() == [[10, 20, 150, 120]]
+    instances = predict_tiles(Exact(), source, Layout(130, 160, 64, 16))
+    assert as_set(crops(instances.pred_masks)) == as_set([(10, 20, mask)])
+    assert instances.pred_boxes.tensor.tolist() == [[10, 20, 150, 120]]
 
 
 def test_an_image_without_instances_gives_none() -> None:
-    found = predict_tiles(
+    instances = predict_tiles(
         Exact(), of_array(np.zeros((130, 160, 3), np.uint8)), Layout(130, 160, 64, 16)
     )
-    assert len(found) == len(found.pred_masks) == 0
+    assert len(instances) == len(instances.pred_masks) == 0
 
 
 def test_an_image_that_fits_into_a_tile_is_predicted_as_without_tiles(
     predictor: Predictor,
 ) -> None:
     expected = predictor(PHOTO)["instances"]
-    found = predictor.predict_tiled(PHOTO, 64)["instances"]
+    instances = predictor.predict_tiled(PHOTO, 64)["instances"]
     filled = expected.pred_masks.flatten(1).any(dim=1)
-    assert torch.equal(found.pred_masks.to_dense(), expected.pred_masks[filled])
-    assert torch.equal(found.scores, expected.scores[filled])
-    assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor[filled])
+    assert torch.equal(instances.pred_masks.to_dense(), expected.pred_masks[filled])
+    assert torch.equal(instances.scores, expected.scores[filled])
+    assert torch.equal(instances.pred_boxes.tensor, expected.pred_boxes.tensor[filled])
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_system_predicts_by_tiles_what_it_finds_in_each(name: str) -> None:
     """3 x 3 tiles; what only one tile sees is what that tile gives, and the rest is stitched."""
     system = build(name)
-    found = system.predict_tiled(LARGE, 64, 16, progress=False)["instances"]
+    instances = system.predict_tiled(LARGE, 64, 16, progress=False)["instances"]
     layout = Layout(130, 160, 64, 16)
     assert len(layout) == 9
-    assert found.pred_masks.image_size == (130, 160)
-    assert bool((found.scores[:-1] >= found.scores[1:]).all())
+    assert instances.pred_masks.image_size == (130, 160)
+    assert bool((instances.scores[:-1] >= instances.scores[1:]).all())
     alone = []
     for rect in layout.rects:
         tile = system(LARGE[rect.y0 : rect.y1, rect.x0 : rect.x1])["instances"]
         masks = CroppedMasks.from_dense(tile.pred_masks).shifted(rect.x0, rect.y0, (130, 160))
         whole = [x for x in crops(masks) if x[2].size]
         alone += [x for x in whole if not layout.is_shared(box_of(x))]
-    stitched = crops(found.pred_masks)
+    stitched = crops(instances.pred_masks)
     assert as_set([x for x in stitched if not layout.is_shared(box_of(x))]) == as_set(alone)
     assert len(stitched) > 1
 
@@ -157,13 +158,13 @@ def test_a_file_is_read_by_parts_as_it_is_whole(predictor: Predictor, tmp_path: 
     with open_regions(tmp_path / "large.tif") as regions:
         read = regions.read
         regions.read = lambda *part: (parts.append(part), read(*part))[1]  # type: ignore[method-assign]
-        found = predictor.predict_tiled(regions, 64, 16, progress=False)["instances"]
+        instances = predictor.predict_tiled(regions, 64, 16, progress=False)["instances"]
     layout = Layout(130, 160, 64, 16)
     assert [(x0, y0, x1, y1) for y0, y1, x0, x1 in parts[1:]] == layout.rects
     for image in (LARGE, tmp_path / "large.tif"):
         other = predictor.predict_tiled(image, 64, 16, progress=False)["instances"]
-        assert as_set(crops(found.pred_masks)) == as_set(crops(other.pred_masks))
-        assert torch.equal(found.scores, other.scores)
+        assert as_set(crops(instances.pred_masks)) == as_set(crops(other.pred_masks))
+        assert torch.equal(instances.scores, other.scores)
 
 
 def test_intensities_are_those_of_the_image_not_of_the_tile(tmp_path: Path) -> None:

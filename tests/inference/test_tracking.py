@@ -40,21 +40,21 @@ def numbers(tracker: Tracker, *frames: Instances) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("seen", [1, 2, 5])
+@pytest.mark.parametrize("visible", [1, 2, 5])
 @pytest.mark.parametrize("patience", [0, 1, 2, 5, 10, 31])
 def test_an_instance_keeps_its_number_for_as_many_hidden_frames_as_patience_says(
-    method: str, patience: int, seen: int
+    method: str, patience: int, visible: int
 ) -> None:
     for hidden, expected in ((patience, 0), (patience + 1, 1)):
         tracker = Tracker(method=method, patience=patience)
-        clip = [*[frame(box(10))] * seen, *[frame()] * hidden, frame(box(10))]
+        clip = [*[frame(box(10))] * visible, *[frame()] * hidden, frame(box(10))]
         assert numbers(tracker, *clip)[-1] == [expected]
 
 
 def test_patience_is_ten_frames_unless_another_is_asked_for() -> None:
     clip = [frame(box(10)), *[frame()] * 10, frame(box(10)), *[frame()] * 11, frame(box(10))]
-    found = numbers(Tracker(), *clip)
-    assert [found[0], found[11], found[-1]] == [[0], [0], [1]]
+    track_ids = numbers(Tracker(), *clip)
+    assert [track_ids[0], track_ids[11], track_ids[-1]] == [[0], [0], [1]]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -73,7 +73,7 @@ def test_instances_in_a_row_that_move_by_most_of_their_width_keep_their_numbers(
     method: str, speed: int
 ) -> None:
     """Each comes to touch the former place of the one ahead."""
-    clip = [frame(*(box(speed * step + 40 * place) for place in range(4))) for step in range(8)]
+    clip = [frame(*(box(speed * step + 40 * column) for column in range(4))) for step in range(8)]
     assert numbers(Tracker(method=method), *clip) == [[0, 1, 2, 3]] * 8
 
 
@@ -133,8 +133,8 @@ def test_two_classes_in_one_place_keep_a_track_each(method: str) -> None:
     for step in range(6):
         classes = [0, 1] if step % 2 else [1, 0]
         scores = [0.9, 0.8] if step % 3 else [0.65, 0.55] if step else [0.9, 0.8]
-        found = tracker.update(frame(*both, classes=classes, scores=scores)).tolist()
-        assert dict(zip(classes, found, strict=True)) == {1: 0, 0: 1}
+        track_ids = tracker.update(frame(*both, classes=classes, scores=scores)).tolist()
+        assert dict(zip(classes, track_ids, strict=True)) == {1: 0, 0: 1}
     assert tracker.update(frame(box(10), classes=[0])).tolist() == [1]
     assert tracker.update(frame(box(10), classes=[1])).tolist() == [0]
 
@@ -149,15 +149,15 @@ def test_a_detection_that_overlaps_too_little_begins_a_track(
     min_iou: float | None, expected: int
 ) -> None:
     """The boxes have an IoU of 3 / 7."""
-    found = numbers(Tracker(min_iou=min_iou), frame(box(10)), frame(box(18)))
-    assert found == [[0], [expected]]
+    track_ids = numbers(Tracker(min_iou=min_iou), frame(box(10)), frame(box(18)))
+    assert track_ids == [[0], [expected]]
 
 
 def test_bytetrack_begins_no_track_with_a_low_score_and_continues_one() -> None:
     clip = [frame(box(10), scores=[0.5]), frame(box(10), scores=[0.9])]
     clip += [frame(box(200), box(10), scores=[0.8, 0.3]), frame(box(10), scores=[0.3])]
-    found = numbers(Tracker(method="bytetrack"), *clip)
-    assert found == [[UNTRACKED], [0], [1, 0], [0]]
+    track_ids = numbers(Tracker(method="bytetrack"), *clip)
+    assert track_ids == [[UNTRACKED], [0], [1, 0], [0]]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -166,9 +166,9 @@ def test_the_library_sees_every_frame_once(method: str, monkeypatch: pytest.Monk
     shown: list[int] = []
     update = tracker._library.update
 
-    def counted(found: Sequence[object]) -> object:
-        shown.append(len(found))
-        return update(found)
+    def counted(detections: Sequence[object]) -> object:
+        shown.append(len(detections))
+        return update(detections)
 
     monkeypatch.setattr(tracker._library, "update", counted)
     numbers(tracker, frame(box(10)), frame(), frame(box(10), box(90)))
@@ -185,10 +185,12 @@ def test_random_boxes_get_each_number_once_a_frame(method: str) -> None:
         boxes = np.concatenate([corners, corners + sides], axis=1).astype(np.float32)
         count = len(boxes)
         scores, classes = random.uniform(0, 1, count).tolist(), random.integers(0, 3, count)
-        found = tracker.update(frame(*boxes.tolist(), classes=[*classes], scores=scores)).numpy()
+        track_ids = tracker.update(
+            frame(*boxes.tolist(), classes=[*classes], scores=scores)
+        ).numpy()
         flat = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
-        assert (found[flat] == UNTRACKED).all()
-        tracked = found[found != UNTRACKED]
+        assert (track_ids[flat] == UNTRACKED).all()
+        tracked = track_ids[track_ids != UNTRACKED]
         assert len(set(tracked)) == len(tracked)
         assert method == "bytetrack" or len(tracked) == (~flat).sum()
 
@@ -231,9 +233,9 @@ def test_a_track_has_one_colour_in_all_frames_and_what_is_in_none_is_grey() -> N
     lefts = [5, 25, 45]
 
     def colours(tracks: list[int]) -> dict[int, tuple[int, ...]]:
-        found = frame(*[box(left, 10, 10, 30) for left in lefts])
-        found.track_ids = torch.tensor(tracks)
-        drawn = draw_instances(black, found, style=OverlayStyle(labels="none"))
+        instances = frame(*[box(left, 10, 10, 30) for left in lefts])
+        instances.track_ids = torch.tensor(tracks)
+        drawn = draw_instances(black, instances, style=OverlayStyle(labels="none"))
         return {track: tuple(drawn[25, left]) for track, left in zip(tracks, lefts, strict=True)}
 
     first, later = colours([0, 7, UNTRACKED]), colours([7, UNTRACKED, 0])
@@ -242,7 +244,7 @@ def test_a_track_has_one_colour_in_all_frames_and_what_is_in_none_is_grey() -> N
 
 
 def test_the_label_of_a_track_begins_with_its_number() -> None:
-    found = frame(box(5), box(30))
-    found.track_ids = torch.tensor([12, UNTRACKED])
-    assert label_texts(found, ["cat", "dog"]) == ["#12 cat 0.90", "cat 0.90"]
-    assert label_texts(found, ["cat"]) == ["#12 0.90", "0.90"]
+    instances = frame(box(5), box(30))
+    instances.track_ids = torch.tensor([12, UNTRACKED])
+    assert label_texts(instances, ["cat", "dog"]) == ["#12 cat 0.90", "cat 0.90"]
+    assert label_texts(instances, ["cat"]) == ["#12 0.90", "0.90"]

@@ -57,8 +57,8 @@ def test_frames_between_see_the_last_key_frame(video: VideoPredictor) -> None:
     frames = [np.full((48, 64, 3), grey, np.uint8) for grey in greys]
     # Key frames 0 and 3; between: (own + 2 * key) / 3.
     expected = [30, (60 + 2 * 30) / 3, (90 + 2 * 30) / 3, 120, (150 + 2 * 120) / 3]
-    found = [float(video(frame)["instances"].scores[0]) * 255 for frame in frames]
-    assert found == pytest.approx(expected, abs=1e-3)
+    values = [float(video(frame)["instances"].scores[0]) * 255 for frame in frames]
+    assert values == pytest.approx(expected, abs=1e-3)
 
 
 def test_after_a_reset_comes_a_key_frame(video: VideoPredictor) -> None:
@@ -95,11 +95,11 @@ def test_a_frame_that_is_refused_counts_for_nothing(
 ) -> None:
     frames = images(3)
     expected = list(VideoPredictor(with_stub(alone)).stream(frames))
-    found = [video(frames[0])]
+    results = [video(frames[0])]
     with pytest.raises(error):
         video(bad)
-    found += [video(frames[1]), video(frames[2])]
-    for one, other in zip(found, expected, strict=True):
+    results += [video(frames[1]), video(frames[2])]
+    for one, other in zip(results, expected, strict=True):
         assert one["keyframe"] == other["keyframe"]
         assert_same(one, other)
 

@@ -65,11 +65,11 @@ def test_only_pixels_of_masks_change_and_all_within_the_outline_by_the_fill(
 ) -> None:
     image = photograph(90, 120)
     masks = np.stack([disc((90, 120), 40, 40, 20), disc((90, 120), 80, 45, 15)])
-    found = instances_of(masks)
+    instances = instances_of(masks)
     if dense:
-        found.pred_masks = torch.from_numpy(masks)
+        instances.pred_masks = torch.from_numpy(masks)
     before = image.copy()
-    drawn = draw_instances(image, found, ["a"], style=OverlayStyle("none", fill))
+    drawn = draw_instances(image, instances, ["a"], style=OverlayStyle("none", fill))
     assert np.array_equal(image, before)
     assert np.array_equal(drawn[~masks.any(axis=0)], image[~masks.any(axis=0)])
     colour = np.array(outline_colour(drawn, masks[0]))
@@ -112,9 +112,9 @@ def test_a_track_keeps_its_colour_whatever_is_beside_it() -> None:
     image = photograph(60, 120)
 
     def colours(tracks: list[int]) -> dict[int, tuple[int, ...]]:
-        found = instances_of(masks[: len(tracks)])
-        found.track_ids = torch.tensor(tracks)
-        drawn = draw_instances(image, found, ["a"], style=NO_TEXT)
+        instances = instances_of(masks[: len(tracks)])
+        instances.track_ids = torch.tensor(tracks)
+        drawn = draw_instances(image, instances, ["a"], style=NO_TEXT)
         pairs = zip(tracks, masks, strict=False)
         return {track: outline_colour(drawn, mask) for track, mask in pairs}
 
@@ -133,12 +133,12 @@ def test_labels_cover_no_other_instance_and_no_other_text() -> None:
     layout = Layout(CroppedMasks.from_dense(masks))
     written = 0
     for index in range(len(masks)):
-        if (place := layout.beside(index, 60, 16, 1.0)) is None:
+        if (label_box := layout.beside(index, 60, 16, 1.0)) is None:
             continue
-        layout.take(place)
-        rows = slice(place.y, place.y + place.height)
-        columns = slice(place.x, place.x + place.width)
-        assert place.is_inside(texts)
+        layout.take(label_box)
+        rows = slice(label_box.y, label_box.y + label_box.height)
+        columns = slice(label_box.x, label_box.x + label_box.width)
+        assert label_box.is_inside(texts)
         assert not np.delete(masks, index, axis=0)[:, rows, columns].any()
         texts[rows, columns] += 1
         written += 1
@@ -157,16 +157,16 @@ def test_in_auto_an_instance_changes_no_pixel_of_another_and_all_writes_more(see
             for _ in range(int(rng.integers(1, 8)))
         ]
     )
-    found = instances_of(masks, list(range(len(masks))))
+    instances = instances_of(masks, list(range(len(masks))))
     image, names = photograph(*size), [f"kind {number}" for number in range(len(masks))]
     cropped = CroppedMasks.from_dense(masks)
     layout = Layout(cropped)
     for index in range(len(masks)):
-        if place := layout.beside(index, 50, 12, 1.0):
+        if label_box := layout.beside(index, 50, 12, 1.0):
             others = np.delete(masks, index, axis=0)
-            assert not any(place.of(other).any() for other in others)
+            assert not any(label_box.of(other).any() for other in others)
     plain, auto, every = (
-        draw_instances(image, found, names, style=OverlayStyle(labels))
+        draw_instances(image, instances, names, style=OverlayStyle(labels))
         for labels in ("none", "auto", "all")
     )
     assert (auto != plain).any(axis=2).sum() <= (every != plain).any(axis=2).sum()
@@ -214,10 +214,10 @@ def test_the_counts_name_each_class_and_the_most_frequent_first(
 
 
 def test_one_class_has_no_name_in_labels() -> None:
-    found = instances_of(cells()[:2], [0, 0])
-    assert label_texts(found, ["cat"]) == ["0.99", "0.50"]
-    assert label_texts(found, ["cat", "dog"]) == ["cat 0.99", "cat 0.50"]
-    assert label_texts(found, None) == ["class 0 0.99", "class 0 0.50"]
+    instances = instances_of(cells()[:2], [0, 0])
+    assert label_texts(instances, ["cat"]) == ["0.99", "0.50"]
+    assert label_texts(instances, ["cat", "dog"]) == ["cat 0.99", "cat 0.50"]
+    assert label_texts(instances, None) == ["class 0 0.99", "class 0 0.50"]
 
 
 def test_an_image_that_is_too_small_for_text_has_none() -> None:
@@ -244,8 +244,11 @@ def test_thin_and_empty_masks_in_images_of_any_size_are_drawn(
 
 
 def test_drawing_nothing_gives_an_equal_copy() -> None:
-    image, found = photograph(90, 120), instances_of(disc((90, 120), 40, 40, 20)[None])
-    for shown in (draw_instances(image, found[:0]), draw_instances(image, found, None, 2.0)):
+    image, instances = photograph(90, 120), instances_of(disc((90, 120), 40, 40, 20)[None])
+    for shown in (
+        draw_instances(image, instances[:0]),
+        draw_instances(image, instances, None, 2.0),
+    ):
         assert np.array_equal(shown, image)
         assert shown is not image
 
@@ -262,25 +265,27 @@ def test_a_grey_image_becomes_one_in_colour(shape: tuple[int, ...]) -> None:
 
 def test_instances_without_masks_are_drawn_as_boxes() -> None:
     image = photograph(90, 120)
-    found = instances_of(disc((90, 120), 40, 40, 20)[None])
-    found.pred_boxes = Boxes(torch.tensor([[20.2, 10.0, 70.0, 60.0]]))
-    on_top = draw_instances(image, found, ["a"], style=OverlayStyle("none", boxes=True))
-    found.remove("pred_masks")
-    drawn = draw_instances(image, found, ["a"], style=NO_TEXT)
+    instances = instances_of(disc((90, 120), 40, 40, 20)[None])
+    instances.pred_boxes = Boxes(torch.tensor([[20.2, 10.0, 70.0, 60.0]]))
+    on_top = draw_instances(image, instances, ["a"], style=OverlayStyle("none", boxes=True))
+    instances.remove("pred_masks")
+    drawn = draw_instances(image, instances, ["a"], style=NO_TEXT)
     rows, columns = np.nonzero((drawn != image).any(axis=2))
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (10, 59, 20, 69)
     assert np.array_equal(drawn[30, 30], image[30, 30])
     assert tuple(on_top[10, 40].tolist()) == tuple(drawn[10, 40].tolist())
     outside = Boxes(torch.tensor([[-50.0, -50.0, -10.0, -10.0]]))
-    found.pred_boxes = outside
-    assert np.array_equal(draw_instances(image, found, ["a"], style=NO_TEXT), image)
+    instances.pred_boxes = outside
+    assert np.array_equal(draw_instances(image, instances, ["a"], style=NO_TEXT), image)
 
 
 def test_a_name_that_is_no_text_in_any_encoding_is_drawn() -> None:
-    found = instances_of(cells()[:3], [0, 1, 2])
+    instances = instances_of(cells()[:3], [0, 1, 2])
     image = photograph(300, 400)
-    plain = draw_instances(image, found, style=NO_TEXT)
-    drawn = draw_instances(image, found, ["\ud83d", "\udc80", "å" * 900], style=OverlayStyle("all"))
+    plain = draw_instances(image, instances, style=NO_TEXT)
+    drawn = draw_instances(
+        image, instances, ["\ud83d", "\udc80", "å" * 900], style=OverlayStyle("all")
+    )
     assert (drawn != plain).any()
 
 
@@ -302,15 +307,18 @@ def test_thousands_of_instances_take_no_memory_of_full_size_masks() -> None:
     crop = disc((2 * radius + 1,) * 2, radius, radius, radius)
     corners = [(x, y) for y in range(0, 880, 20) for x in range(0, 1080, 20)]
     masks = CroppedMasks.from_crops([crop] * len(corners), corners, size)
-    found = Instances(size, pred_masks=masks, pred_boxes=Boxes(masks.boxes.float()))
-    found.scores, found.pred_classes = torch.ones(len(masks)), torch.zeros(len(masks)).long()
+    instances = Instances(size, pred_masks=masks, pred_boxes=Boxes(masks.boxes.float()))
+    instances.scores, instances.pred_classes = (
+        torch.ones(len(masks)),
+        torch.zeros(len(masks)).long(),
+    )
     image = np.zeros((*size, 3), dtype=np.uint8)
-    draw_instances(image[:50, :50], found[:0])
+    draw_instances(image[:50, :50], instances[:0])
     tracemalloc.start()
-    draw_instances(image, found, ["nucleus"])
+    draw_instances(image, instances, ["nucleus"])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len(found) > 2000
+    assert len(instances) > 2000
     assert peak < 4 * image.nbytes
 
 

@@ -21,13 +21,13 @@ class Heir(GeneralizedRCNN):
     """One that descends from Detectron2's."""
 
 
-class Own(GeneralizedRCNN):
+class WithKey(GeneralizedRCNN):
     """One with a key of its own."""
 
     num_classes_key = "MODEL.OWN.NUM_CLASSES"
 
 
-class Heirs(Own):
+class Heirs(WithKey):
     """One that inherits it."""
 
 
@@ -54,7 +54,7 @@ def test_an_architecture_that_says_nothing_of_its_classes_is_told_what_to_declar
     ("kind", "key"),
     [
         (Heir, "MODEL.ROI_HEADS.NUM_CLASSES"),
-        (Own, "MODEL.OWN.NUM_CLASSES"),
+        (WithKey, "MODEL.OWN.NUM_CLASSES"),
         (Heirs, "MODEL.OWN.NUM_CLASSES"),
     ],
 )

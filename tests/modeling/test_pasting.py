@@ -72,16 +72,16 @@ def test_the_rest_of_the_result_is_detectron2s(form: str) -> None:
     instances.pred_masks = torch.rand(len(boxes), 1, 14, 14)
     instances.pred_keypoints = torch.rand(len(boxes), 2, 3)
     expected = detector_postprocess(copy.deepcopy(instances), *SIZE)
-    found = postprocess_rcnn(instances, item | {"masks": form})
-    assert found.image_size == SIZE and 0 < len(found) == len(boxes) - 1
-    assert set(found.get_fields()) == set(expected.get_fields())
-    assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
-    assert torch.equal(found.pred_keypoints, expected.pred_keypoints)
+    result = postprocess_rcnn(instances, item | {"masks": form})
+    assert result.image_size == SIZE and 0 < len(result) == len(boxes) - 1
+    assert set(result.get_fields()) == set(expected.get_fields())
+    assert torch.equal(result.pred_boxes.tensor, expected.pred_boxes.tensor)
+    assert torch.equal(result.pred_keypoints, expected.pred_keypoints)
     if form == "dense":
-        assert torch.equal(found.pred_masks, expected.pred_masks)
+        assert torch.equal(result.pred_masks, expected.pred_masks)
     else:
-        assert isinstance(found.pred_masks, CroppedMasks)
-        assert found.pred_masks.to_rle() == [encode(mask) for mask in expected.pred_masks]
+        assert isinstance(result.pred_masks, CroppedMasks)
+        assert result.pred_masks.to_rle() == [encode(mask) for mask in expected.pred_masks]
 
 
 def test_no_instance_has_masks_of_the_right_shape() -> None:

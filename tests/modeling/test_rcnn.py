@@ -17,8 +17,8 @@ def results(name: str, *overrides: Any) -> list[dict[str, Any]]:
     words = ["TEST.DETECTIONS_PER_IMAGE", 30, "TEST.AUG.MIN_SIZES", (48,), *overrides]
     # One image has fewer instances than the other.
     predictor = build(name, *words, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.27)
-    found = predictor.stream(IMAGES)
-    return [result["instances"].get_fields() for result in found]
+    predictions = predictor.stream(IMAGES)
+    return [result["instances"].get_fields() for result in predictions]
 
 
 @pytest.mark.parametrize(

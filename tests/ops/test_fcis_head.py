@@ -330,10 +330,10 @@ def test_cpu_and_gpu_give_the_same_bits(dtype, device):
     maps, rois = head_maps(dtype=dtype), sample_rois()
     for classes in (None, head_classes(len(rois))):
         results = []
-        for place in ("cpu", device):
-            leaf = maps.to(place).requires_grad_()
-            labels = classes if classes is None else classes.to(place)
-            outputs = fcis_head(leaf, rois.to(place), labels, *SIZES)
+        for backend in ("cpu", device):
+            leaf = maps.to(backend).requires_grad_()
+            labels = classes if classes is None else classes.to(backend)
+            outputs = fcis_head(leaf, rois.to(backend), labels, *SIZES)
             torch.autograd.backward(outputs[:2], [output.detach() for output in outputs[:2]])
             results.append([tensor.cpu() for tensor in (*outputs, leaf.grad)])
         assert all(map(torch.equal, *results))

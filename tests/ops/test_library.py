@@ -40,13 +40,9 @@ sys.meta_path.insert(0, Finder())
 """
 
 
-def test_operators_that_are_not_compiled_are_an_error_that_says_what_to_type():
-    message = message_of_an_import_with(finder_that_raises("ModuleNotFoundError()"))
-    assert message.startswith("the operators of instseg are not compiled")
-    assert BUILD in message
-
-
 def test_operators_compiled_for_another_python_are_named():
+    if not list(Path(_library.__file__).parents[1].glob("_C.*")):
+        pytest.skip("none are compiled: they run in Python, see test_in_python.py")
     message = message_of_an_import_with(finder_that_raises("ModuleNotFoundError()"))
     running = f"{sys.version_info.major}.{sys.version_info.minor}"
     assert f"not compiled for Python {running}, but as _C." in message
@@ -101,13 +97,13 @@ def test_a_gpu_that_the_kernels_were_not_compiled_for_is_an_error_that_says_what
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "T4")
     _library._can_run_on.cache_clear()
-    other, own = (SimpleNamespace(is_cuda=True, device=torch.device("cuda", i)) for i in (0, 1))
+    other, current = (SimpleNamespace(is_cuda=True, device=torch.device("cuda", i)) for i in (0, 1))
     with pytest.raises(
         RuntimeError, match=r"psroi_pool: .* other GPUs than cuda:0, T4 of .* 7\.5"
     ) as error:
         _library.check_devices("psroi_pool", maps=other)
     assert "TORCH_CUDA_ARCH_LIST=7.5" in str(error.value) and BUILD in str(error.value)
-    _library.check_devices("psroi_pool", maps=own)
+    _library.check_devices("psroi_pool", maps=current)
     _library._can_run_on.cache_clear()
 
 

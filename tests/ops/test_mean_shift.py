@@ -40,10 +40,10 @@ def blobs(
     inside = (means[:, None] + spread * noise).flatten(0, 1)
     corner = torch.rand(stray, dimensions, generator=generator, dtype=torch.double)
     outside = means.amin(0) - 3 + (means.amax(0) - means.amin(0) + 6) * corner
-    truth = torch.arange(clusters).repeat_interleave(points)
-    truth = torch.cat([truth, torch.full((stray,), -1)])
-    order = torch.randperm(len(truth), generator=generator)
-    return torch.cat([inside, outside])[order], truth[order]
+    labels = torch.arange(clusters).repeat_interleave(points)
+    labels = torch.cat([labels, torch.full((stray,), -1)])
+    order = torch.randperm(len(labels), generator=generator)
+    return torch.cat([inside, outside])[order], labels[order]
 
 
 def same_partition(first: Tensor, second: Tensor) -> bool:
@@ -54,9 +54,9 @@ def same_partition(first: Tensor, second: Tensor) -> bool:
 
 def scikit_learn(points: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
     cluster = pytest.importorskip("sklearn.cluster", reason="the extra `test` is not installed")
-    found = cluster.MeanShift(bandwidth=BANDWIDTH, **options).fit(points.numpy())
-    return torch.from_numpy(found.labels_.astype(np.int64)), torch.from_numpy(
-        found.cluster_centers_
+    fitted = cluster.MeanShift(bandwidth=BANDWIDTH, **options).fit(points.numpy())
+    return torch.from_numpy(fitted.labels_.astype(np.int64)), torch.from_numpy(
+        fitted.cluster_centers_
     )
 
 
@@ -145,14 +145,16 @@ def test_any_points_and_seeds_equal_all_distances(
     st.integers(0, 2**31),
 )
 def test_peeling_any_points_out_of_any_cells_equals_all_distances(
-    count: int, dimensions: int, cells: int, least: int, most: int, seed: int
+    count: int, dimensions: int, cells: int, least: int, max_clusters: int, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     points = torch.rand(count, dimensions, generator=generator, dtype=torch.double)
     bins = torch.randint(0, min(cells, count), (count,), generator=generator)
-    labels, centres = torch.ops.instseg.peel_clusters(points, bins, 0.3, 100, 1e-3, least, most)
+    labels, centres = torch.ops.instseg.peel_clusters(
+        points, bins, 0.3, 100, 1e-3, least, max_clusters
+    )
     expected, positions = peel_clusters_reference(
-        points, bins, bandwidth=0.3, min_points=least, max_clusters=most
+        points, bins, bandwidth=0.3, min_points=least, max_clusters=max_clusters
     )
     assert torch.equal(labels, expected)
     torch.testing.assert_close(centres[: len(positions)], positions)
@@ -202,9 +204,9 @@ def test_seeds_that_meet_no_point_give_no_centres(device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dimensions", [1, 2, 8, 33, 64])
 def test_peeling_finds_separate_clusters(dimensions: int, device: str) -> None:
-    points, truth = blobs(dimensions=dimensions, stray=0)
+    points, true_labels = blobs(dimensions=dimensions, stray=0)
     labels, centres = peel_clusters(points.to(device), bandwidth=BANDWIDTH)
-    assert len(centres) == 5 and same_partition(labels, truth)
+    assert len(centres) == 5 and same_partition(labels, true_labels)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -232,11 +234,13 @@ def test_clusters_of_too_few_points_get_no_label(device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("most", [0, 2, 5, 9])
-def test_no_more_clusters_than_asked_for_are_peeled_off(most: int, device: str) -> None:
-    points, truth = blobs(stray=0)
-    labels, centres = peel_clusters(points.to(device), bandwidth=BANDWIDTH, max_clusters=most)
-    assert len(centres) == min(most, 5) == len(labels[labels >= 0].unique())
+@pytest.mark.parametrize("max_clusters", [0, 2, 5, 9])
+def test_no_more_clusters_than_asked_for_are_peeled_off(max_clusters: int, device: str) -> None:
+    points, true_labels = blobs(stray=0)
+    labels, centres = peel_clusters(
+        points.to(device), bandwidth=BANDWIDTH, max_clusters=max_clusters
+    )
+    assert len(centres) == min(max_clusters, 5) == len(labels[labels >= 0].unique())
 
 
 @pytest.mark.parametrize("device", DEVICES)

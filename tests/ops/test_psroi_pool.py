@@ -221,8 +221,10 @@ def test_memory_format_of_maps_rois_and_gradient_does_not_matter(device):
     strided = torch.stack([maps, maps], -1)[..., 0]
     channels_last = maps.contiguous(memory_format=torch.channels_last)
     for other in (strided, channels_last):
-        found = run(other, rois.t().contiguous().t(), grad.transpose(2, 3).clone().transpose(2, 3))
-        assert all(map(torch.equal, found, expected))
+        results = run(
+            other, rois.t().contiguous().t(), grad.transpose(2, 3).clone().transpose(2, 3)
+        )
+        assert all(map(torch.equal, results, expected))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -266,9 +268,9 @@ def test_rois_that_cannot_be_used_are_zero_on_a_gpu(device):
 def test_cpu_and_gpu_give_the_same_bits(dtype, device):
     maps, rois = sample_maps(dtype=dtype), sample_rois()
     results = []
-    for place in ("cpu", device):
-        leaf = maps.to(place).requires_grad_()
-        out = psroi_pool(leaf, rois.to(place), *SIZES)
+    for backend in ("cpu", device):
+        leaf = maps.to(backend).requires_grad_()
+        out = psroi_pool(leaf, rois.to(backend), *SIZES)
         out.backward(out.detach())
         results.append((out.cpu(), leaf.grad.cpu()))
     assert all(map(torch.equal, *results))

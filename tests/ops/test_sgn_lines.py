@@ -74,9 +74,9 @@ def test_any_number_of_threads_gives_the_same(threads: int) -> None:
     semantic = torch.randint(0, 3, (400, 300))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    found = decode_lines(labels, semantic, widened=True)
+    decoded = decode_lines(labels, semantic, widened=True)
     torch.set_num_threads(before)
-    assert torch.equal(found, decode_lines_reference(labels, semantic, widened=True))
+    assert torch.equal(decoded, decode_lines_reference(labels, semantic, widened=True))
 
 
 def test_lines_are_joined_in_the_order_of_pairs() -> None:

@@ -99,7 +99,7 @@ def test_voting_equals_the_numpy_form(
 @pytest.mark.parametrize("device", [CUDA])
 @pytest.mark.parametrize("resample", ["box", "image"])
 def test_both_devices_give_the_same_bits(resample: str, device: str) -> None:
-    given_ = scene(120, 6, 150, 210, 21, 5)
+    given_ = scene(600, 6, 150, 210, 21, 5)  # more regions than a block takes at once
     boxes, masks, scores = given_
     weights = scores.t() / scores.sum(dim=0)[:, None]
     for arguments in ((boxes, masks, weights), (boxes[:0], masks[:0], weights[:, :0])):
@@ -167,8 +167,8 @@ def test_a_roi_that_overlaps_too_little_does_not_vote(device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_an_average_without_pixels_gives_the_centre(device: str) -> None:
     boxes, masks, scores = two_rois(device)
-    found = vote_masks(boxes, masks * 0, scores, (8, 9))
-    assert found[0].tolist() == [[4, 4, 4, 4]] and not found[3].any()
+    voted = vote_masks(boxes, masks * 0, scores, (8, 9))
+    assert voted[0].tolist() == [[4, 4, 4, 4]] and not voted[3].any()
     assert len(vote_masks(boxes, masks * 0, scores, (8, 9), resample="image")[0]) == 0
 
 
@@ -207,8 +207,8 @@ def test_no_rois_or_no_classes_give_no_detections(rois: int, classes: int, devic
 @pytest.mark.parametrize("device", DEVICES)
 def test_an_image_of_one_pixel_has_a_result(device: str) -> None:
     boxes, masks, scores = two_rois(device)
-    found = vote_masks(boxes, masks, scores, (1, 1))
-    assert found[0].tolist() == [[0, 0, 0, 0]] and (found[3] == 1).all()
+    voted = vote_masks(boxes, masks, scores, (1, 1))
+    assert voted[0].tolist() == [[0, 0, 0, 0]] and (voted[3] == 1).all()
     assert len(vote_masks(boxes, masks, scores, (1, 1), resample="image")[0]) == 0
 
 
@@ -246,8 +246,8 @@ def test_an_unusable_roi_neither_detects_nor_votes(
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_huge_box_is_clipped_to_the_image(device: str) -> None:
     boxes = torch.tensor([[-1e9, -1e9, 1e9, 1e9]], device=device)
-    found = vote_masks(boxes, torch.ones(1, 3, 3, device=device), boxes[:, :2] * 0 + 1, (8, 9))
-    assert found[0].tolist() == [[0, 0, 8, 7]] and (found[3] == 1).all()
+    voted = vote_masks(boxes, torch.ones(1, 3, 3, device=device), boxes[:, :2] * 0 + 1, (8, 9))
+    assert voted[0].tolist() == [[0, 0, 8, 7]] and (voted[3] == 1).all()
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -257,11 +257,11 @@ def test_the_operator_reads_and_writes_inside_for_any_box(value: float, device: 
     boxes[torch.arange(1, 5), torch.arange(4)] = value
     masks = torch.ones(5, 3, 3, device=device)
     weights = torch.eye(5, device=device)
-    found, averages = torch.ops.instseg.average_masks.default(
+    averaged, averages = torch.ops.instseg.average_masks.default(
         boxes, masks, weights, 0.4, 8, 9, False
     )
-    assert found[0].tolist() == [2, 1, 5, 4]
-    assert (found >= 0).all() and (found[:, 0::2] < 9).all() and (found[:, 1::2] < 8).all()
+    assert averaged[0].tolist() == [2, 1, 5, 4]
+    assert (averaged >= 0).all() and (averaged[:, 0::2] < 9).all() and (averaged[:, 1::2] < 8).all()
     assert averages.isfinite().all()
 
 
@@ -270,8 +270,8 @@ def test_the_operator_reads_and_writes_inside_for_any_box(value: float, device: 
 def test_a_weight_that_is_none_counts_nothing(weight: float, device: str) -> None:
     boxes, masks, _ = two_rois(device)
     weights = torch.tensor([[1.0, weight]], device=device)
-    found, _ = torch.ops.instseg.average_masks.default(boxes, masks, weights, 0.4, 8, 9, False)
-    assert found.tolist() == [[2, 1, 5, 4]]
+    averaged, _ = torch.ops.instseg.average_masks.default(boxes, masks, weights, 0.4, 8, 9, False)
+    assert averaged.tolist() == [[2, 1, 5, 4]]
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -52,12 +52,12 @@ def test_a_folder_gives_overlays_and_coco_results_and_a_line_per_bad_file(
         "categories.json",
         "predictions.json",
     ]
-    found = results(output)
-    assert {record["file_name"] for record in found} == {
+    records = results(output)
+    assert {record["file_name"] for record in records} == {
         str(folder / name) for name in ("a.jpg", "b.png", "c.bmp")
     }
-    assert {record["image_id"] for record in found} == {1, 2, 3}
-    assert all(list(record) == KEYS for record in found)
+    assert {record["image_id"] for record in records} == {1, 2, 3}
+    assert all(list(record) == KEYS for record in records)
 
 
 def test_the_results_are_those_of_the_predictor(model: list[str], tmp_path: Path) -> None:
@@ -65,9 +65,9 @@ def test_the_results_are_those_of_the_predictor(model: list[str], tmp_path: Path
     output = tmp_path / "out"
     assert cli.main([*model, "--input", str(tmp_path / "a.png"), "--output", str(output)]) == 0
     instances = Predictor(tiny_cfg(), model[4])(tmp_path / "a.png")["instances"]
-    found = results(output)
-    assert len(found) == len(instances) > 0
-    for index, record in enumerate(found):
+    records = results(output)
+    assert len(records) == len(instances) > 0
+    for index, record in enumerate(records):
         left, top, right, bottom = instances.pred_boxes.tensor[index].tolist()
         assert record["bbox"] == [left, top, right - left, bottom - top]
         assert record["score"] == instances.scores[index].item()
@@ -105,9 +105,9 @@ def test_masks_on_request_are_one_black_and_white_png_per_object(
     assert cli.main([*arguments, "--instance-masks", "--no-overlay"]) == 0
     assert not (tmp_path / "out" / "a.png").exists()
     files = sorted((tmp_path / "out" / "a_masks").iterdir())
-    found = results(tmp_path / "out")
-    assert len(files) == len(found)
-    for index, (file, record) in enumerate(zip(files, found, strict=True)):
+    records = results(tmp_path / "out")
+    assert len(files) == len(records)
+    for index, (file, record) in enumerate(zip(files, records, strict=True)):
         assert file.name == f"{index:03d}_{record['category_name'].replace('/', '_')}.png"
         decoded = mask_util.decode(record["segmentation"])
         assert np.array_equal(np.asarray(Image.open(file)), decoded * 255)

@@ -71,14 +71,14 @@ def data_set(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(RNG.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(file)
         images.append({"id": key, "file_name": name, "height": 48, "width": 64})
-        found = predictor(file)["instances"]
-        for index in range(0, len(found), 2):
-            rle = mask_util.encode(np.asfortranarray(found.pred_masks[index].numpy()))
+        instances = predictor(file)["instances"]
+        for index in range(0, len(instances), 2):
+            rle = mask_util.encode(np.asfortranarray(instances.pred_masks[index].numpy()))
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": key,
-                    "category_id": OURS.ids[found.pred_classes[index]],
+                    "category_id": OURS.ids[instances.pred_classes[index]],
                     "bbox": mask_util.toBbox(rle).tolist(),
                     "area": int(mask_util.area(rle)),
                     "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
@@ -94,8 +94,8 @@ def name_of(data_set: Path) -> str:
     return f"coco:{data_set / 'val.json'}:{data_set / 'images'}"
 
 
-def average_precision(truth: COCO, output: Path) -> float:
-    evaluation = COCOeval(truth, truth.loadRes(str(output / "predictions.json")), "segm")
+def average_precision(coco: COCO, output: Path) -> float:
+    evaluation = COCOeval(coco, coco.loadRes(str(output / "predictions.json")), "segm")
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
@@ -112,8 +112,8 @@ def test_pycocotools_gives_the_average_precision_of_the_evaluation(
     register_datasets(cfg)
     expected = Trainer.test(cfg, Predictor(cfg, weights).model)["segm"]["AP"]
     assert expected > 20
-    found = average_precision(COCO(str(data_set / "val.json")), output)
-    assert found == pytest.approx(expected, abs=1e-6)
+    precision = average_precision(COCO(str(data_set / "val.json")), output)
+    assert precision == pytest.approx(expected, abs=1e-6)
 
 
 def test_results_have_the_ids_of_the_training_set_without_that_set(
@@ -164,7 +164,7 @@ def test_the_file_of_a_video_has_the_categories(model: list[str], tmp_path: Path
     assert cli.main([*model, "--input", str(clip), "--output", str(tmp_path / "out")]) == 0
     content = json.loads((tmp_path / "out" / "v.json").read_text())
     assert content["categories"] == OURS.as_coco()
-    ids = {found["category_id"] for frame in content["frames"] for found in frame["objects"]}
+    ids = {entry["category_id"] for frame in content["frames"] for entry in frame["objects"]}
     assert ids and ids <= set(OURS.ids)
 
 
@@ -333,15 +333,15 @@ def scored(paper: str, folder: Path) -> list[str]:
 
 def test_scores_of_masks_are_in_the_results(tmp_path: Path) -> None:
     assert cli.main([*scored("yolact_plus", tmp_path), "0"]) == 0
-    found = results(tmp_path / "out")
+    records = results(tmp_path / "out")
     instances = Predictor(yolact_cfg("yolact_plus"), tmp_path / "m.pth")(PHOTO[:, :, ::-1].copy())
     expected = instances["instances"]
-    assert len(found) == len(expected) > 1
+    assert len(records) == len(expected) > 1
     torch.testing.assert_close(
-        torch.tensor([record["mask_score"] for record in found]), expected.mask_scores
+        torch.tensor([record["mask_score"] for record in records]), expected.mask_scores
     )
-    assert [record["score"] for record in found] == expected.scores.tolist()
-    assert "class_score" not in found[0]
+    assert [record["score"] for record in records] == expected.scores.tolist()
+    assert "class_score" not in records[0]
 
 
 def test_ranking_by_mask_orders_and_chooses_by_the_scores_of_masks(tmp_path: Path) -> None:
@@ -350,14 +350,14 @@ def test_ranking_by_mask_orders_and_chooses_by_the_scores_of_masks(tmp_path: Pat
     by_class = results(tmp_path / "out")
     middle = sorted(record["mask_score"] for record in by_class)[len(by_class) // 2]
     assert cli.main([*arguments, str(middle), "--rank-by", "mask"]) == 0
-    found = results(tmp_path / "out")
+    records = results(tmp_path / "out")
     kept = [record for record in by_class if record["mask_score"] >= middle]
-    assert 0 < len(found) == len(kept) < len(by_class)
+    assert 0 < len(records) == len(kept) < len(by_class)
     kept.sort(key=lambda record: -record["mask_score"])
-    assert [record["score"] for record in found] == [record["mask_score"] for record in kept]
-    assert [record["mask_score"] for record in found] == [record["score"] for record in found]
-    assert [record["class_score"] for record in found] == [record["score"] for record in kept]
-    assert [record["segmentation"] for record in found] == [x["segmentation"] for x in kept]
+    assert [record["score"] for record in records] == [record["mask_score"] for record in kept]
+    assert [record["mask_score"] for record in records] == [record["score"] for record in records]
+    assert [record["class_score"] for record in records] == [record["score"] for record in kept]
+    assert [record["segmentation"] for record in records] == [x["segmentation"] for x in kept]
 
 
 def test_mask_scoring_r_cnn_says_that_it_scores_masks() -> None:

@@ -142,9 +142,9 @@ def test_with_track_the_pages_of_a_stack_are_the_frames_of_one_video(
     assert cli.main(arguments) == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"a.json", "a.mp4", "in.json", "in.mp4"}
-    found = read_json(tmp_path / "out/a.json")
-    assert found["info"]["pages"] == "1:4"
-    frames = found["frames"]
+    content = read_json(tmp_path / "out/a.json")
+    assert content["info"]["pages"] == "1:4"
+    frames = content["frames"]
     assert [(frame["file_name"], frame["page"]) for frame in frames] == [
         ("a.tif", number) for number in (1, 2, 3)
     ]

@@ -45,13 +45,14 @@ def test_a_folder_with_track_is_a_video_of_its_images(
     arguments += ["--track-patience", "3", "--track-min-iou", "0.2", "--output", str(tmp_path)]
     assert cli.main(arguments) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"walk.json", "walk.mp4"}
-    found = content_of(tmp_path, "walk")
-    assert found["videos"] == [{"id": 1, "file_name": str(walk), "fps": 5.0, "length": 3}]
+    content = content_of(tmp_path, "walk")
+    assert content["videos"] == [{"id": 1, "file_name": str(walk), "fps": 5.0, "length": 3}]
     settings = {"track": True, "tracker": "bytetrack", "track_patience": 3, "track_min_iou": 0.2}
-    assert settings.items() <= found["info"].items()
-    assert [frame["file_name"] for frame in found["frames"]] == ["f_9.png", "f_10.png", "f_11.png"]
-    assert [frame["time"] for frame in found["frames"]] == [0, 0.2, 0.4]
-    assert all("track_id" in entry for frame in found["frames"] for entry in frame["objects"])
+    assert settings.items() <= content["info"].items()
+    names = [frame["file_name"] for frame in content["frames"]]
+    assert names == ["f_9.png", "f_10.png", "f_11.png"]
+    assert [frame["time"] for frame in content["frames"]] == [0, 0.2, 0.4]
+    assert all("track_id" in entry for frame in content["frames"] for entry in frame["objects"])
     assert len(list(VideoFile(tmp_path / "walk.mp4"))) == 3
 
 
@@ -86,9 +87,9 @@ def test_a_stream_gives_results_that_hold_no_password(
         urls = [f"{address}/v.mp4?token=secret", f"{address}/none.mp4?token=secret"]
         assert cli.main([*model, "--output", str(output), "--input", *urls]) == 1
     shown = f"http://{address.rpartition('@')[2]}"
-    found = content_of(output, "v")
-    assert found["videos"][0]["file_name"] == f"{shown}/v.mp4"
-    assert (len(found["frames"]), found["complete"]) == (4, True)
+    content = content_of(output, "v")
+    assert content["videos"][0]["file_name"] == f"{shown}/v.mp4"
+    assert (len(content["frames"]), content["complete"]) == (4, True)
     errors = capfd.readouterr().err
     assert f"{shown}/none.mp4: cannot be read: " in errors
     assert "secret" not in errors

@@ -25,8 +25,8 @@ from tests.inference.test_tiles import Exact, drawn
 from tests.support.predict_common import arguments_for_tiny_model, results
 from tests.support.tiles import Instance, as_set, trimmed
 
-TRUTH = scattered(0, 130, 160)
-IMAGE = drawn(TRUTH, 130, 160)
+GROUND_TRUTH = scattered(0, 130, 160)
+IMAGE = drawn(GROUND_TRUTH, 130, 160)
 TILES = ["--tile", "64", "--overlap", "24"]
 
 
@@ -63,8 +63,8 @@ def test_every_instance_of_a_large_image_is_in_the_results_once(
 ) -> None:
     assert cli.main([*arguments, *TILES]) == 0
     output = tmp_path / "out"
-    assert as_set(found_in(output, 1)) == as_set(TRUTH)
-    assert len(found_in(output, 2)) == len(TRUTH)
+    assert as_set(found_in(output, 1)) == as_set(GROUND_TRUTH)
+    assert len(found_in(output, 2)) == len(GROUND_TRUTH)
     scores = [record["score"] for record in results(output) if record["image_id"] == 1]
     assert scores == sorted(scores, reverse=True)
     images = json.loads((output / "categories.json").read_text())["images"]
@@ -84,7 +84,7 @@ def test_the_memory_of_dense_masks_limits_neither_results_nor_overlay(
     few = f"{5 * 130 * 160 / 1e9:.9f}"
     assert cli.main([*arguments, *TILES, "--", "TEST.MASK_MEMORY", few]) == 0
     assert (tmp_path / "out" / "a.png").exists()
-    assert len(found_in(tmp_path / "out", 1)) == len(TRUTH)
+    assert len(found_in(tmp_path / "out", 1)) == len(GROUND_TRUTH)
 
 
 def test_a_folder_of_zarr_is_an_image_for_tiles(
@@ -95,7 +95,7 @@ def test_a_folder_of_zarr_is_an_image_for_tiles(
     array[:] = IMAGE[:, :, ::-1]  # files hold RGB
     words = [*arguments, "--input", str(tmp_path / "c.zarr")]
     assert cli.main([*words, *TILES]) == 0
-    assert as_set(found_in(tmp_path / "out", 1)) == as_set(TRUTH)
+    assert as_set(found_in(tmp_path / "out", 1)) == as_set(GROUND_TRUTH)
     assert cli.main(words) == 1
     line = "c.zarr: is a folder of zarr, which only prediction by tiles reads: use --tile 1024"
     assert line in capsys.readouterr().err
@@ -151,7 +151,7 @@ def test_a_run_without_resume_starts_anew(
     assert (tmp_path / "out" / "a.tiles.jsonl").exists()
     monkeypatch.setattr(Predictor, "stream", lambda self, images, **_: Exact().stream(images))
     assert cli.main([*arguments, "--tile", "48"]) == 0
-    assert as_set(found_in(tmp_path / "out", 1)) == as_set(TRUTH)
+    assert as_set(found_in(tmp_path / "out", 1)) == as_set(GROUND_TRUTH)
 
 
 def test_a_run_with_other_settings_is_not_resumed(
@@ -189,7 +189,7 @@ def test_an_image_that_cannot_be_read_is_a_line_and_the_rest_is_done(
     (tmp_path / "a.png").write_text("<html>404</html>")
     assert cli.main([*arguments, *TILES]) == 1
     assert "a.png: is HTML" in capsys.readouterr().err
-    assert len(found_in(tmp_path / "out", 1)) == len(TRUTH)
+    assert len(found_in(tmp_path / "out", 1)) == len(GROUND_TRUTH)
 
 
 def instances_of_a_tile() -> Instances:

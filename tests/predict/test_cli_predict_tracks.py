@@ -46,8 +46,8 @@ def test_objects_have_the_numbers_of_the_tracker(
     numbers = set()
     for record, frame in zip(content["frames"], VideoFile(clip), strict=True):
         expected = tracker.update(predictor(frame.image)["instances"]).tolist()
-        found = [entry["track_id"] for entry in record["objects"]]
-        assert found == [None if number < 0 else number for number in expected]
+        track_ids = [entry["track_id"] for entry in record["objects"]]
+        assert track_ids == [None if number < 0 else number for number in expected]
         numbers.update(expected)
     assert 0 in numbers and len(numbers) > 1
 
@@ -67,11 +67,12 @@ def test_a_file_with_tracks_becomes_the_list_of_youtube_vis(written: Path) -> No
     tracks = as_youtube_vis(written, video_id=7)
     frames = json.loads(written.read_text())["frames"]
     objects = [entry for frame in frames for entry in frame["objects"]]
-    seen = [entry for entry in objects if entry["track_id"] is not None]
-    assert len(tracks) == len({entry["track_id"] for entry in seen})
+    tracked = [entry for entry in objects if entry["track_id"] is not None]
+    assert len(tracks) == len({entry["track_id"] for entry in tracked})
     assert {track["video_id"] for track in tracks} == {7}
     assert all(len(track["segmentations"]) == 6 for track in tracks)
-    assert sum(mask is not None for track in tracks for mask in track["segmentations"]) == len(seen)
+    masks = [mask for track in tracks for mask in track["segmentations"] if mask is not None]
+    assert len(masks) == len(tracked)
 
 
 def made_by_hand(folder: Path, **changes: Any) -> Path:

@@ -72,9 +72,9 @@ def test_a_video_gives_an_overlay_video_and_results_per_frame(
     assert cli.main(arguments) == 0
     assert {path.name for path in output.iterdir()} == {"v.json", "v.mp4", "v_masks"}
     assert len(list(VideoFile(output / "v.mp4"))) == 6
-    found = video_results(output)
-    assert [frame["frame"] for frame in found["frames"]] == list(range(6))
-    assert [frame["time"] for frame in found["frames"]] == [0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    content = video_results(output)
+    assert [frame["frame"] for frame in content["frames"]] == list(range(6))
+    assert [frame["time"] for frame in content["frames"]] == [0, 0.1, 0.2, 0.3, 0.4, 0.5]
     masks = {path.name[:11] for path in (output / "v_masks").iterdir()}
     assert masks == {f"frame00000{number}" for number in range(6)}
 
@@ -86,16 +86,16 @@ def test_the_results_of_a_frame_are_those_of_the_predictor(
     frames = json.loads(uninterrupted["text"])["frames"]
     for record, frame in zip(frames, VideoFile(clip), strict=True):
         instances = predictor(frame.image)["instances"]
-        assert [found["score"] for found in record["objects"]] == instances.scores.tolist()
-        masks = mask_util.decode([found["segmentation"] for found in record["objects"]])
+        assert [entry["score"] for entry in record["objects"]] == instances.scores.tolist()
+        masks = mask_util.decode([entry["segmentation"] for entry in record["objects"]])
         assert np.array_equal(masks.transpose(2, 0, 1), instances.pred_masks.numpy())
 
 
 def test_the_file_of_a_video_says_what_it_is_of(
     clip: Path, model: list[str], uninterrupted: dict[str, Any]
 ) -> None:
-    found = json.loads(uninterrupted["text"])
-    assert found["info"] == {
+    content = json.loads(uninterrupted["text"])
+    assert content["info"] == {
         "config": model[2],
         "weights": model[4],
         "overrides": [],
@@ -105,9 +105,9 @@ def test_the_file_of_a_video_says_what_it_is_of(
         "keyframe_interval": 1,
         "track": False,
     }
-    assert found["videos"] == [{"id": 1, "file_name": str(clip), "fps": 10.0, "length": 6}]
-    assert [category["name"] for category in found["categories"]] == ["a", "b/c", "d"]
-    assert found["complete"] is True
+    assert content["videos"] == [{"id": 1, "file_name": str(clip), "fps": 10.0, "length": 6}]
+    assert [category["name"] for category in content["categories"]] == ["a", "b/c", "d"]
+    assert content["complete"] is True
 
 
 def test_images_and_videos_have_files_of_their_own(
@@ -150,7 +150,7 @@ def test_a_change_of_resolution_is_recorded_and_fitted_into_the_overlay(
     assert cli.main(arguments) == 0
     frames = video_results(output, "joined")["frames"]
     assert [(f["width"], f["height"]) for f in frames] == [(64, 48)] * 5 + [(128, 96)] * 5
-    sizes = {tuple(found["segmentation"]["size"]) for f in frames[5:] for found in f["objects"]}
+    sizes = {tuple(entry["segmentation"]["size"]) for f in frames[5:] for entry in f["objects"]}
     assert sizes == {(96, 128)}
     overlay = [frame.image.shape for frame in VideoFile(output / "joined.mp4")]
     assert overlay == [(48, 64, 3)] * 10
@@ -163,10 +163,10 @@ def test_a_truncated_video_keeps_its_frames_and_is_a_failure(
     os.truncate(video, video.stat().st_size // 2)
     output = tmp_path / "out"
     assert cli.main([*model, "--input", str(video), "--output", str(output)]) == 1
-    found = video_results(output)
-    assert 0 < len(found["frames"]) < 20
-    assert found["complete"] is False
-    assert len(list(VideoFile(output / "v.mp4"))) == len(found["frames"])
+    content = video_results(output)
+    assert 0 < len(content["frames"]) < 20
+    assert content["complete"] is False
+    assert len(list(VideoFile(output / "v.mp4"))) == len(content["frames"])
     [line] = [line for line in capsys.readouterr().err.splitlines() if str(video) in line]
     assert line.startswith(f"{video}: damaged: ")
 
@@ -239,9 +239,9 @@ def test_a_signal_closes_the_files(
     output = tmp_path / "out"
     assert cli.main([*model, "--input", str(clip), "--output", str(output)]) == 130
     assert signal.getsignal(signal.SIGTERM) == before
-    found = video_results(output)
-    assert [frame["frame"] for frame in found["frames"]] == [0, 1, 2, 3]
-    assert found["complete"] is False
+    content = video_results(output)
+    assert [frame["frame"] for frame in content["frames"]] == [0, 1, 2, 3]
+    assert content["complete"] is False
     assert len(list(VideoFile(output / "v.mp4"))) == 3
 
 
@@ -284,7 +284,9 @@ def test_frames_that_are_kept_are_not_predicted_on_again(
     predicted = []
     keep = Results.keep
     monkeypatch.setattr(
-        Results, "keep", lambda self, found: (predicted.append(found), keep(self, found))[1]
+        Results,
+        "keep",
+        lambda self, instances: (predicted.append(instances), keep(self, instances))[1],
     )
     arguments = [*model, "--input", str(clip), "--output", str(tmp_path), "--resume"]
     assert cli.main([*arguments, "--no-overlay"]) == 0

@@ -217,9 +217,9 @@ def test_a_marked_image_is_the_image(suffix: str, shape: tuple[int, ...]) -> Non
     plain = cv2.imencode(suffix, image)[1]
     data = marked(plain.tobytes())
     assert MARK.encode() in data[:200]
-    found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     expected = cv2.imdecode(plain, cv2.IMREAD_UNCHANGED)
-    assert found is not None and expected is not None and np.array_equal(found, expected)
+    assert pixels is not None and expected is not None and np.array_equal(pixels, expected)
 
 
 def test_a_marked_image_is_one_for_pillow_too(tmp_path: Path) -> None:

@@ -50,14 +50,14 @@ def test_a_header_of_another_kind_is_refused(
         VideoRecords(tmp_path / "v.json", HEADER, resume=True)
 
 
-FOUND: dict[str, Any] = {"category_id": 1, "bbox": [0, 0, 2.5, 3], "score": 0.5}
+ENTRY: dict[str, Any] = {"category_id": 1, "bbox": [0, 0, 2.5, 3], "score": 0.5}
 MASK = {"size": [3, 4], "counts": [2, 3, 7]}
 
 
 def objects(*changes: dict[str, Any]) -> str:
     """The line of frame 2 with instances of these changes."""
-    found = [FOUND | {"segmentation": MASK} | change for change in changes]
-    return json.dumps(frame(2) | {"objects": found}) + ","
+    entries = [ENTRY | {"segmentation": MASK} | change for change in changes]
+    return json.dumps(frame(2) | {"objects": entries}) + ","
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def objects(*changes: dict[str, Any]) -> str:
         json.dumps(frame(2) | {"keyframe": "true"}),
         json.dumps(frame(2) | {"objects": [5]}),
         json.dumps(frame(2) | {"objects": None}),
-        json.dumps(frame(2) | {"objects": [FOUND, FOUND | {"segmentation": MASK}]}),
+        json.dumps(frame(2) | {"objects": [ENTRY, ENTRY | {"segmentation": MASK}]}),
         *(objects({}, {"bbox": box}) for box in ("1234", [1, 2, 3], [0, 0, "3", 4], None)),
         *(objects({"score": score}) for score in (float("nan"), "high", 10**400)),
         *(objects({"category_id": number}) for number in ("1", None, [1], 10**30)),
@@ -95,8 +95,8 @@ def test_what_comes_before_a_line_that_is_no_frame_is_kept(tmp_path: Path, line:
 def test_frames_with_and_without_objects_and_masks_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "v.json"
     header = HEADER | {"categories": [{"id": "a", "name": "b"}]}
-    masked = FOUND | {"category_id": "a", "segmentation": MASK}
-    written = [frame(0), frame(1) | {"objects": [FOUND]}, frame(2) | {"objects": [masked, masked]}]
+    masked = ENTRY | {"category_id": "a", "segmentation": MASK}
+    written = [frame(0), frame(1) | {"objects": [ENTRY]}, frame(2) | {"objects": [masked, masked]}]
     with VideoRecords(path, header, resume=False) as records:
         for record in [*written, frame(3)]:
             records.add(record)
@@ -114,7 +114,7 @@ def test_while_results_grow_each_is_a_line_and_then_they_are_a_list(tmp_path: Pa
     path.write_text("[\n]\n")  # of an earlier run
     added: list[dict[str, Any]] = []
     with JsonLines(path) as file:
-        for records in ([], [FOUND, {"category_name": "å"}], [], [FOUND] * 1000):
+        for records in ([], [ENTRY, {"category_name": "å"}], [], [ENTRY] * 1000):
             file.add(*records)
             added += records
             assert [json.loads(line) for line in lines.open()] == added
@@ -139,9 +139,9 @@ def test_the_list_of_images_follows_what_is_said_of_all(
 
 def test_an_error_joins_the_lines_too(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), JsonLines(tmp_path / "a.json") as file:
-        file.add(FOUND)
+        file.add(ENTRY)
         raise KeyboardInterrupt
-    assert json.loads((tmp_path / "a.json").read_text()) == [FOUND]
+    assert json.loads((tmp_path / "a.json").read_text()) == [ENTRY]
 
 
 def test_a_join_that_fails_leaves_the_lines(
@@ -153,24 +153,24 @@ def test_a_join_that_fails_leaves_the_lines(
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OutputError, match="a.json cannot be written: No space left"):
         with JsonLines(tmp_path / "a.json") as file:
-            file.add(FOUND)
+            file.add(ENTRY)
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
-    assert json.loads((tmp_path / "a.jsonl").read_text()) == FOUND
+    assert json.loads((tmp_path / "a.jsonl").read_text()) == ENTRY
 
 
 @pytest.mark.parametrize("stem", ["n" * 249, "n" * 250, "å" * 125])
 def test_a_name_may_be_as_long_as_names_can_be(tmp_path: Path, stem: str) -> None:
     path = tmp_path / f"{stem}.json"
     with JsonLines(path) as file:
-        file.add(FOUND)
-    assert json.loads(path.read_text()) == [FOUND]
+        file.add(ENTRY)
+    assert json.loads(path.read_text()) == [ENTRY]
 
 
 def test_lines_of_another_program_are_refused_and_stay(tmp_path: Path) -> None:
     (tmp_path / "clip.jsonl").write_text('{"mine": 1}\n')
     with pytest.raises(OutputError, match="clip.jsonl is in the way, .* choose another --output"):
         with JsonLines(tmp_path / "clip.json") as file:
-            file.add(FOUND)
+            file.add(ENTRY)
     assert [path.name for path in tmp_path.iterdir()] == ["clip.jsonl"]
     assert (tmp_path / "clip.jsonl").read_text() == '{"mine": 1}\n'
 
@@ -188,7 +188,7 @@ def test_a_list_of_the_user_is_refused_and_stays(tmp_path: Path) -> None:
         (tmp_path / "predictions.json").write_text(text)
         with pytest.raises(OutputError, match="predictions.json is in the way, and no run of"):
             with JsonLines(tmp_path / "predictions.json") as file:
-                file.add(FOUND)
+                file.add(ENTRY)
         assert [path.name for path in tmp_path.iterdir()] == ["predictions.json"]
         assert (tmp_path / "predictions.json").read_text() == text
 
@@ -196,8 +196,8 @@ def test_a_list_of_the_user_is_refused_and_stays(tmp_path: Path) -> None:
 def test_an_empty_file_of_a_killed_process_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.json").touch()
     with JsonLines(tmp_path / "a.json") as file:
-        file.add(FOUND)
-    assert json.loads((tmp_path / "a.json").read_text()) == [FOUND]
+        file.add(ENTRY)
+    assert json.loads((tmp_path / "a.json").read_text()) == [ENTRY]
 
 
 def test_lines_are_not_written_through_a_link(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_lines_are_not_written_through_a_link(tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").symlink_to(tmp_path / target)
         with pytest.raises(OutputError, match="a.jsonl is in the way"):
             with JsonLines(tmp_path / "a.json") as file:
-                file.add(FOUND)
+                file.add(ENTRY)
         (tmp_path / "a.jsonl").unlink()
     assert not (tmp_path / "mine").stat().st_size and len(list(tmp_path.iterdir())) == 1
 

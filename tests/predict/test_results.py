@@ -40,9 +40,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def done(model: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``in`` has two images of one stem, ``out`` their results in all formats."""
     folder = tmp_path_factory.mktemp("done")
-    for place, kind in (("in", "png"), ("in/b", "tif")):
-        (folder / place).mkdir()
-        Image.fromarray(PHOTO[:80, :100]).save(folder / place / f"a.{kind}")
+    for subfolder, kind in (("in", "png"), ("in/b", "tif")):
+        (folder / subfolder).mkdir()
+        Image.fromarray(PHOTO[:80, :100]).save(folder / subfolder / f"a.{kind}")
     words = ["--input", str(folder / "in"), "--recursive", "--output", str(folder / "out")]
     assert cli.main([*model, *words, "--format", ALL, "--no-overlay"]) == 0
     return folder

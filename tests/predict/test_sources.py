@@ -86,8 +86,8 @@ def test_the_images_of_a_folder_are_one_sequence_in_natural_order(tmp_path: Path
     (folder / "v.mp4").touch()
     sequence, video = find_sources([str(folder)], sequences=True)
     assert (sequence.kind, sequence.stem, video.kind) == ("sequence", "walk", "video")
-    found = [Path(file).name for file in sequence.files]
-    assert found == ["f_1.png", "F_2.png", "f_9.png", "f_10.png"]
+    file_names = [Path(file).name for file in sequence.files]
+    assert file_names == ["f_1.png", "F_2.png", "f_9.png", "f_10.png"]
 
 
 def test_each_folder_of_a_tree_is_a_sequence_of_its_own(tree: Path) -> None:
@@ -109,8 +109,8 @@ def test_a_pattern_is_the_files_with_a_number_in_its_place(
     write_images(tmp_path, *names, "f_00002.jpg")
     (tmp_path / "f_00007.png").mkdir()
     pattern = str(tmp_path / "f_%05d.png")
-    found = [Path(file).name for file in numbered_files(pattern)]
-    assert found == ["f_00001.png", "f_00003.png", "f_100000.png"]
+    file_names = [Path(file).name for file in numbered_files(pattern)]
+    assert file_names == ["f_00001.png", "f_00003.png", "f_100000.png"]
     assert "99997 of the numbers 1 to 100000 have no file" in caplog.text
     [source] = find_sources([pattern])
     assert (source.kind, source.stem, len(source.files)) == ("sequence", "f", 3)

@@ -56,12 +56,12 @@ def test_the_network_of_the_paper_has_75_million_parameters() -> None:
 
 def shapes_inside(model: DeepMask, side: int) -> dict[str, tuple[int, ...]]:
     """Output of each layer for a training patch."""
-    seen: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
 
     def remember(name: str) -> Any:
         def hook(module: Any, inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor):
-                seen[name] = tuple(output.shape[1:])
+                shapes[name] = tuple(output.shape[1:])
 
         return hook
 
@@ -69,11 +69,11 @@ def shapes_inside(model: DeepMask, side: int) -> dict[str, tuple[int, ...]]:
         module.register_forward_hook(remember(name))
     model.to("meta").train()
     maps = model.patch_features([{"image": torch.zeros(3, side, side, device="meta")}] * 2)
-    seen["cropped"] = tuple(maps[model.in_feature].shape[1:])
+    shapes["cropped"] = tuple(maps[model.in_feature].shape[1:])
     vectors = model.embedding(maps[model.in_feature])
     model.score_head(maps[model.in_feature], vectors)
-    seen["mask"] = tuple(model.mask_logits(vectors[:, :, 0, 0]).shape[1:])
-    return seen
+    shapes["mask"] = tuple(model.mask_logits(vectors[:, :, 0, 0]).shape[1:])
+    return shapes
 
 
 def test_the_layers_of_the_released_network_have_the_shapes_of_the_specification() -> None:
@@ -181,12 +181,12 @@ def test_a_perfect_window_becomes_the_mask_of_the_instance() -> None:
     scores = torch.full((1, 5, 6), -1.0)
     scores[0, 2, 3] = 1
     model.score_head.forward = lambda *_: scores  # type: ignore[method-assign, assignment]
-    found = model.propose({"image": torch.zeros(3, 64, 80)})
+    instances = model.propose({"image": torch.zeros(3, 64, 80)})
     # 16 logits become 64 pixels, corner to corner: 4.2 pixels from one to the next.
-    box = found.pred_boxes.tensor[0]
+    box = instances.pred_boxes.tensor[0]
     assert box.tolist() == [16 + 23, 15, 16 + 41, 49]
-    assert found.pred_masks[0, 17:47, 41:55].all()
-    assert found.scores.tolist() == pytest.approx([torch.tensor(1.0).sigmoid().item()])
+    assert instances.pred_masks[0, 17:47, 41:55].all()
+    assert instances.scores.tolist() == pytest.approx([torch.tensor(1.0).sigmoid().item()])
 
 
 def test_results_have_the_size_asked_for() -> None:
@@ -204,10 +204,10 @@ def test_results_have_the_size_asked_for() -> None:
 def test_there_is_no_suppression_and_results_are_in_the_order_of_scores() -> None:
     model = small(mask_threshold=0.01, octaves=(0.0, 0.5), max_proposals=50).eval()
     with torch.no_grad():
-        found = model.propose({"image": torch.rand(3, 80, 96) * 255})
-    assert len(found) == 50
-    assert (found.scores.diff() <= 0).all()
-    assert found.pred_classes.unique().tolist() == [0]
+        instances = model.propose({"image": torch.rand(3, 80, 96) * 255})
+    assert len(instances) == 50
+    assert (instances.scores.diff() <= 0).all()
+    assert instances.pred_classes.unique().tolist() == [0]
 
 
 def test_masks_without_a_pixel_are_dropped() -> None:
@@ -231,18 +231,20 @@ def test_a_batch_gives_what_single_images_give() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (1, 400), (300, 2)])
 def test_a_very_thin_image_gives_a_valid_result(size: tuple[int, int]) -> None:
     with torch.no_grad():
-        found = small(max_proposals=30).eval()([{"image": torch.zeros(3, *size)}])[0]["instances"]
-    assert found.pred_masks.shape == (len(found), *size)
-    assert found.pred_masks.flatten(1).any(dim=1).all()
+        instances = small(max_proposals=30).eval()([{"image": torch.zeros(3, *size)}])[0][
+            "instances"
+        ]
+    assert instances.pred_masks.shape == (len(instances), *size)
+    assert instances.pred_masks.flatten(1).any(dim=1).all()
 
 
 def test_a_huge_image_is_searched_no_larger_than_the_limit() -> None:
     model = small(octaves=(-1.0, 0.0, 1.0), max_size=128, max_proposals=3).eval()
-    seen = []
-    model.backbone.register_forward_hook(lambda *a: seen.append(a[1][0].shape[-2:]))
+    shapes = []
+    model.backbone.register_forward_hook(lambda *a: shapes.append(a[1][0].shape[-2:]))
     with torch.no_grad():
         model.propose({"image": torch.zeros(3, 1500, 1000)})
-    assert [tuple(shape) for shape in seen] == [(128 + 64, 85 + 64)]
+    assert [tuple(shape) for shape in shapes] == [(128 + 64, 85 + 64)]
 
 
 def test_weights_that_are_not_finite_are_an_error_not_a_result() -> None:
@@ -317,9 +319,9 @@ def test_the_network_learns_an_image() -> None:
         sum(losses.values()).backward()
         optimizer.step()
     with torch.no_grad():
-        found = model.eval()([{"image": image}])[0]["instances"]
-    truth = image[0] > 100
-    assert (found.pred_masks[0] & truth).sum() / (found.pred_masks[0] | truth).sum() > 0.7
+        mask = model.eval()([{"image": image}])[0]["instances"].pred_masks[0]
+    true_mask = image[0] > 100
+    assert (mask & true_mask).sum() / (mask | true_mask).sum() > 0.7
 
 
 def test_dense_inference_is_compared_with_some_of_the_patches() -> None:

@@ -203,7 +203,7 @@ def test_small_instances_are_scored_and_crowds_are_not(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "found"),
+    ("changes", "problem"),
     [
         ({"iscrowd": 1}, "1 are crowds"),
         ({"segmentation": []}, "1 have no mask"),
@@ -211,10 +211,10 @@ def test_small_instances_are_scored_and_crowds_are_not(folder: Path) -> None:
     ],
 )
 def test_data_without_a_usable_instance_are_refused(
-    folder: Path, changes: dict[str, Any], found: str
+    folder: Path, changes: dict[str, Any], problem: str
 ) -> None:
     item = annotation((20, 20, 60, 60), **changes)
-    with pytest.raises(DatasetError, match=f"of 1 annotations in 1 images.*{found}"):
+    with pytest.raises(DatasetError, match=f"of 1 annotations in 1 images.*{problem}"):
         draw([record(folder, item)], 1)
 
 

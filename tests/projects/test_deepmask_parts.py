@@ -71,9 +71,9 @@ def test_the_trunk_is_torchvisions_but_for_the_border() -> None:
     x = torch.rand(1, 3, 224, 224)
     with torch.no_grad():
         expected = theirs.layer1(theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x)))))
-        found = ours(x)["res2"]
-    torch.testing.assert_close(found[..., 20:36, 20:36], expected[..., 20:36, 20:36])
-    assert not torch.allclose(found[..., 0, :], expected[..., 0, :])
+        features = ours(x)["res2"]
+    torch.testing.assert_close(features[..., 20:36, 20:36], expected[..., 20:36, 20:36])
+    assert not torch.allclose(features[..., 0, :], expected[..., 0, :])
 
 
 def test_maps_are_rounded_up_as_windows_are_counted() -> None:
@@ -148,11 +148,11 @@ def test_a_level_is_resized_corner_to_corner_and_surrounded_by_the_fill() -> Non
 
 
 def test_the_best_windows_of_all_scales_are_kept_the_smaller_scale_first_of_equals() -> None:
-    found = [
+    windows = [
         Windows(Scale(f, 1, 1), torch.tensor(s), torch.zeros(2, 2), torch.zeros(2, 1))
         for f, s in ((0.5, [0.9, 0.5]), (1.0, [0.7, 0.5]))
     ]
-    kept = best_windows(found, 3)
+    kept = best_windows(windows, 3)
     assert kept[0].scores.tolist() == pytest.approx([0.9, 0.5])
     assert kept[1].scores.tolist() == pytest.approx([0.7])
 

@@ -110,8 +110,8 @@ def test_a_positive_window_is_centred_on_its_instance_at_its_canonical_scale() -
     # 100 pixels is scale 0: a window of 192; 50 pixels is scale 1: one of 96.
     boxes = [(0, 0, 100, 40), (10, 10, 40, 60)]
     rng = np.random.default_rng(0)
-    found = {positive_window(boxes, RELEASED, rng) for _ in range(40)}
-    assert found == {Window(50, 20, 192), Window(25, 35, 96)}
+    windows = {positive_window(boxes, RELEASED, rng) for _ in range(40)}
+    assert windows == {Window(50, 20, 192), Window(25, 35, 96)}
 
 
 def test_scales_are_drawn_before_instances() -> None:
@@ -142,8 +142,8 @@ def test_an_instance_of_another_scale_does_not_matter_to_a_negative() -> None:
     # nothing of an image of 8 pixels is 48 / 4 pixels away from its middle.
     rng = np.random.default_rng(0)
     box = (4 - 5.8, 4 - 5.8, 4 + 5.8, 4 + 5.8)
-    found = [negative_window((8, 8), [box], RELEASED, rng) for _ in range(50)]
-    assert {window.side for window in found if window is not None} <= {
+    windows = [negative_window((8, 8), [box], RELEASED, rng) for _ in range(50)]
+    assert {window.side for window in windows if window is not None} <= {
         192 / 2**scale for scale in np.arange(-3, 0.5, 0.25)
     }
 
@@ -166,34 +166,34 @@ def image(*rows: list[int]) -> np.ndarray:
 
 
 def test_a_shrunk_window_has_means() -> None:
-    found = crop(image([0, 100], [200, 40]), Window(1, 1, 2), 1, fill=7.0)
-    assert found.tolist() == [[[85.0]]]
+    patch = crop(image([0, 100], [200, 40]), Window(1, 1, 2), 1, fill=7.0)
+    assert patch.tolist() == [[[85.0]]]
 
 
 def test_an_enlarged_window_is_interpolated_between_centres() -> None:
     # New centres .25 .75 1.25 1.75 against old ones .5 1.5; beyond the first, half is the fill.
-    found = crop(image([0, 100], [0, 100]), Window(1, 1, 2), 4, fill=40.0)
-    assert found[0, 1].tolist() == pytest.approx(
+    patch = crop(image([0, 100], [0, 100]), Window(1, 1, 2), 4, fill=40.0)
+    assert patch[0, 1].tolist() == pytest.approx(
         [0.75 * (0.75 * 0) + 0.25 * 0 + (1 - 0.75) * 40, 25.0, 75.0, 85.0]
     )
 
 
 def test_a_window_between_pixels_weighs_both() -> None:
-    found = crop(image([0, 100, 200]), Window(1.25, 0.5, 1), 1, fill=0.0)
-    assert found.tolist() == [[[0.25 * 0 + 0.75 * 100]]]
+    patch = crop(image([0, 100, 200]), Window(1.25, 0.5, 1), 1, fill=0.0)
+    assert patch.tolist() == [[[0.25 * 0 + 0.75 * 100]]]
 
 
 def test_outside_the_image_is_the_fill() -> None:
-    found = crop(image([10, 10], [10, 10]), Window(0, 0, 4), 4, fill=127.5)
+    patch = crop(image([10, 10], [10, 10]), Window(0, 0, 4), 4, fill=127.5)
     expected = torch.full((4, 4), 127.5)
     expected[2:, 2:] = 10
-    assert torch.equal(found[0], expected)
+    assert torch.equal(patch[0], expected)
 
 
 @pytest.mark.parametrize("centre", [(-50, 1), (1, -50), (50, 50)])
 def test_a_window_far_outside_is_all_fill(centre: tuple[float, float]) -> None:
-    found = crop(image([10, 10], [10, 10]), Window(*centre, 9), 3, fill=127.5)
-    assert torch.equal(found, torch.full((1, 3, 3), 127.5))
+    patch = crop(image([10, 10], [10, 10]), Window(*centre, 9), 3, fill=127.5)
+    assert torch.equal(patch, torch.full((1, 3, 3), 127.5))
 
 
 @given(seeds, st.integers(1, 5), st.integers(1, 6))
@@ -201,13 +201,13 @@ def test_whole_ratios_agree_with_pooling(rng: np.random.Generator, ratio: int, s
     side = ratio * size
     pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
     expected = F.avg_pool2d(torch.from_numpy(pixels).permute(2, 0, 1).float(), ratio)
-    found = crop(pixels, Window(side / 2, side / 2, side), size, fill=9.0)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+    patch = crop(pixels, Window(side / 2, side / 2, side), size, fill=9.0)
+    torch.testing.assert_close(patch, expected, rtol=0, atol=1e-3)
 
 
 @given(seeds, st.floats(0.5, 90), st.floats(-20, 40), st.floats(-20, 40), st.integers(1, 20))
 def test_an_image_of_the_fill_stays_as_it_is(
     rng: np.random.Generator, side: float, x: float, y: float, size: int
 ) -> None:
-    found = crop(np.full((9, 17), 127, np.uint8), Window(x, y, side), size, fill=127.0)
-    torch.testing.assert_close(found, torch.full((1, size, size), 127.0), rtol=0, atol=1e-3)
+    patch = crop(np.full((9, 17), 127, np.uint8), Window(x, y, side), size, fill=127.0)
+    torch.testing.assert_close(patch, torch.full((1, size, size), 127.0), rtol=0, atol=1e-3)

@@ -35,17 +35,17 @@ def scene(
     return embeddings, labels
 
 
-def masks_of(found: Clusters) -> Tensor:
+def masks_of(clusters: Clusters) -> Tensor:
     """(N, h, w) bool, in the order of the instances."""
-    return found.numbers.cpu() == torch.arange(len(found.scores))[:, None, None]
+    return clusters.numbers.cpu() == torch.arange(len(clusters.scores))[:, None, None]
 
 
-def assert_recovers(found: Clusters, labels: Tensor) -> None:
+def assert_recovers(clusters: Clusters, labels: Tensor) -> None:
     """Every label is a mask of its own, and nothing else is."""
-    truth = [labels == i for i in labels.unique() if i > 0]
-    assert len(found.scores) == len(truth)
-    for mask in truth:
-        assert (masks_of(found) == mask).all(dim=(1, 2)).sum() == 1
+    true_masks = [labels == i for i in labels.unique() if i > 0]
+    assert len(clusters.scores) == len(true_masks)
+    for mask in true_masks:
+        assert (masks_of(clusters) == mask).all(dim=(1, 2)).sum() == 1
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -53,9 +53,9 @@ def assert_recovers(found: Clusters, labels: Tensor) -> None:
 def test_separate_instances_are_recovered(instances: int, device: str) -> None:
     embeddings, labels = scene(instances)
     probabilities = semantic_of((labels > 0).long(), 1)
-    found = cluster(embeddings.to(device), probabilities.to(device), cluster_settings())
-    assert_recovers(found, labels)
-    assert found.classes.tolist() == [0] * instances and found.numbers.device.type == device
+    clusters = cluster(embeddings.to(device), probabilities.to(device), cluster_settings())
+    assert_recovers(clusters, labels)
+    assert clusters.classes.tolist() == [0] * instances and clusters.numbers.device.type == device
 
 
 def test_the_golden_map_is_recovered() -> None:
@@ -78,8 +78,8 @@ def test_a_map_of_the_golden_recipe_with_an_instance_of_nine_pixels_is_recovered
     sizes = labels[labels > 0].unique(return_counts=True)[1]
     assert sizes.min() == 9 < cluster_settings().min_pixels
     probabilities = semantic_of(labels.clamp(max=1), 1)
-    found = cluster(embeddings, probabilities, cluster_settings(bandwidth=1.0))
-    assert len(found.scores) == len(sizes) - 1
+    clusters = cluster(embeddings, probabilities, cluster_settings(bandwidth=1.0))
+    assert len(clusters.scores) == len(sizes) - 1
     settings = cluster_settings(bandwidth=1.0, min_pixels=9)
     assert_recovers(cluster(embeddings, probabilities, settings), labels)
 
@@ -89,27 +89,27 @@ def test_four_hundred_instances_are_recovered() -> None:
     labels = torch.arange(400).view(20, 20).repeat_interleave(4, 0).repeat_interleave(4, 1) + 1
     means = torch.stack([4.0 * (labels % 20), 4.0 * (labels // 20)])
     embeddings = means + 0.1 * torch.randn(2, 80, 80, generator=generator)
-    found = cluster(
+    clusters = cluster(
         embeddings, semantic_of(labels.clamp(max=1), 1), cluster_settings(max_instances=500)
     )
-    assert_recovers(found, labels)
+    assert_recovers(clusters, labels)
 
 
 def test_equal_embeddings_of_two_classes_are_two_instances() -> None:
     """The semantic map separates classes: those at the left are 1, those at the right 3."""
     classes = torch.tensor([[1] * 5 + [3] * 5] * 4)
-    found = cluster(torch.ones(2, 4, 10), semantic_of(classes, 3), cluster_settings())
-    assert sorted(found.classes.tolist()) == [0, 2]
-    assert_recovers(found, classes)
+    clusters = cluster(torch.ones(2, 4, 10), semantic_of(classes, 3), cluster_settings())
+    assert sorted(clusters.classes.tolist()) == [0, 2]
+    assert_recovers(clusters, classes)
 
 
 def test_the_score_is_probability_times_compactness() -> None:
     """Half of the pixels at 0, half at 0.6: r = 0.3, and 1 / (1 + 0.09 / 2.25) = 1 / 1.04."""
     embeddings = torch.tensor([0.0, 0.6]).repeat(8)[None, None]
     probabilities = semantic_of(torch.ones(1, 16, dtype=torch.long), 1, 0.8)
-    found = cluster(embeddings, probabilities, cluster_settings(bandwidth=1.5))
-    assert found.compactness.tolist() == pytest.approx([1 / 1.04])
-    assert found.scores.tolist() == pytest.approx([0.8 / 1.04])
+    clusters = cluster(embeddings, probabilities, cluster_settings(bandwidth=1.5))
+    assert clusters.compactness.tolist() == pytest.approx([1 / 1.04])
+    assert clusters.scores.tolist() == pytest.approx([0.8 / 1.04])
 
 
 def test_instances_come_by_falling_score() -> None:
@@ -117,9 +117,9 @@ def test_instances_come_by_falling_score() -> None:
     certainty = torch.where(labels == 3, 0.9, 0.7)
     probabilities = torch.stack([1 - certainty, certainty])
     probabilities[:, labels == 0] = torch.tensor([1.0, 0.0])[:, None]
-    found = cluster(embeddings, probabilities, cluster_settings())
-    assert torch.equal(found.numbers == 0, labels == 3)
-    assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+    clusters = cluster(embeddings, probabilities, cluster_settings())
+    assert torch.equal(clusters.numbers == 0, labels == 3)
+    assert clusters.scores.tolist() == sorted(clusters.scores.tolist(), reverse=True)
 
 
 def test_the_best_of_too_many_instances_are_kept() -> None:
@@ -137,11 +137,11 @@ def test_small_instances_are_dropped() -> None:
     embeddings, labels = scene(3)
     embeddings[:, 20, 20:24] = 99.0
     probabilities = semantic_of(labels.clamp(max=1), 1)
-    found = cluster(embeddings, probabilities, cluster_settings(min_pixels=5))
-    sizes = masks_of(found).sum((1, 2))
+    clusters = cluster(embeddings, probabilities, cluster_settings(min_pixels=5))
+    sizes = masks_of(clusters).sum((1, 2))
     assert sizes.min() > 100
-    found = cluster(embeddings, probabilities, cluster_settings(min_pixels=4))
-    sizes = masks_of(found).sum((1, 2))
+    clusters = cluster(embeddings, probabilities, cluster_settings(min_pixels=4))
+    sizes = masks_of(clusters).sum((1, 2))
     assert sizes.min() == 4
 
 
@@ -149,29 +149,29 @@ def test_small_instances_are_dropped() -> None:
 @pytest.mark.parametrize("size", [(0, 0), (1, 1), (3, 7)])
 def test_an_image_without_instances_has_no_instances(method: str, size: tuple[int, int]) -> None:
     background = semantic_of(torch.zeros(size, dtype=torch.long), 2)
-    found = cluster(torch.zeros(4, *size), background, cluster_settings(method), 3)
-    assert found.numbers.shape == size and (found.numbers == NONE).all()
-    assert found.classes.dtype == torch.int64 and found.scores.shape == (0,)
+    clusters = cluster(torch.zeros(4, *size), background, cluster_settings(method), 3)
+    assert clusters.numbers.shape == size and (clusters.numbers == NONE).all()
+    assert clusters.classes.dtype == torch.int64 and clusters.scores.shape == (0,)
 
 
 @pytest.mark.parametrize("method", ["mean_shift", "k_means"])
 def test_an_image_of_one_pixel_can_be_an_instance(method: str) -> None:
     settings = cluster_settings(method, min_pixels=1)
-    found = cluster(torch.zeros(4, 1, 1), torch.tensor([0.2, 0.8]).view(2, 1, 1), settings, 3)
-    assert found.numbers.tolist() == [[0]] and found.scores.tolist() == pytest.approx([0.8])
+    clusters = cluster(torch.zeros(4, 1, 1), torch.tensor([0.2, 0.8]).view(2, 1, 1), settings, 3)
+    assert clusters.numbers.tolist() == [[0]] and clusters.scores.tolist() == pytest.approx([0.8])
 
 
 def test_nothing_but_background_among_the_classes_gives_nothing() -> None:
-    found = cluster(torch.zeros(4, 3, 3), torch.ones(1, 3, 3), cluster_settings())
-    assert (found.numbers == NONE).all() and found.scores.shape == (0,)
+    clusters = cluster(torch.zeros(4, 3, 3), torch.ones(1, 3, 3), cluster_settings())
+    assert (clusters.numbers == NONE).all() and clusters.scores.shape == (0,)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_k_means_with_the_true_number_recovers_instances(device: str) -> None:
     embeddings, labels = scene(6)
     probabilities = semantic_of((labels > 0).long(), 1).to(device)
-    found = cluster(embeddings.to(device), probabilities, cluster_settings("k_means"), 6)
-    assert_recovers(found, labels)
+    clusters = cluster(embeddings.to(device), probabilities, cluster_settings("k_means"), 6)
+    assert_recovers(clusters, labels)
 
 
 def test_the_class_of_a_k_means_instance_is_by_vote() -> None:
@@ -179,10 +179,12 @@ def test_the_class_of_a_k_means_instance_is_by_vote() -> None:
     classes = torch.tensor([[1] * 4 + [2] * 6 + [1] * 8])
     embeddings = torch.tensor([0.0] * 10 + [9.0] * 8)[None, None]
     settings = cluster_settings("k_means", min_pixels=1)
-    found = cluster(embeddings, semantic_of(classes, 2), settings, 2)
-    votes = {int(m.sum()): int(c) for m, c in zip(masks_of(found), found.classes, strict=True)}
+    clusters = cluster(embeddings, semantic_of(classes, 2), settings, 2)
+    votes = {
+        int(m.sum()): int(c) for m, c in zip(masks_of(clusters), clusters.classes, strict=True)
+    }
     assert votes == {10: 1, 8: 0}
-    assert sorted(found.scores.tolist()) == pytest.approx([0.6, 1.0])
+    assert sorted(clusters.scores.tolist()) == pytest.approx([0.6, 1.0])
 
 
 @pytest.mark.parametrize("count", [-1, 0, 1, 3, 5, 9])
@@ -217,10 +219,10 @@ def test_both_devices_give_the_same(method: str, device: str) -> None:
     embeddings, labels = scene(6, noise=0.3)
     probabilities = semantic_of(labels.clamp(max=1), 1)
     settings = cluster_settings(method)
-    found = cluster(embeddings, probabilities, settings, 6)
+    clusters = cluster(embeddings, probabilities, settings, 6)
     other = cluster(embeddings.to(device), probabilities.to(device), settings, 6)
-    assert torch.equal(found.numbers, other.numbers.cpu())
-    torch.testing.assert_close(other.scores.cpu(), found.scores)
+    assert torch.equal(clusters.numbers, other.numbers.cpu())
+    torch.testing.assert_close(other.scores.cpu(), clusters.scores)
 
 
 @pytest.mark.parametrize(

@@ -61,9 +61,9 @@ class Perfect(nn.Module):
         self.stride = stride
 
     def forward(self, images: Tensor) -> Maps:
-        own = images[:, :, self.stride // 2 :: self.stride, self.stride // 2 :: self.stride]
-        semantic = 10 * torch.stack([(own[:, 0] == kind).float() for kind in range(3)], dim=1)
-        return Maps(semantic, 10 * own[:, 1:2].repeat(1, 2, 1, 1), None)
+        sampled = images[:, :, self.stride // 2 :: self.stride, self.stride // 2 :: self.stride]
+        semantic = 10 * torch.stack([(sampled[:, 0] == kind).float() for kind in range(3)], dim=1)
+        return Maps(semantic, 10 * sampled[:, 1:2].repeat(1, 2, 1, 1), None)
 
 
 def perfect(stride: int = 1, **settings: Any) -> DiscriminativeLoss:
@@ -114,23 +114,23 @@ def test_perfect_maps_give_the_instances_back() -> None:
     item["image"][1, 8:10, 12:16] = 4
     item["image"][0, 8:10, 12:16] = 1
     item["instances"].gt_masks.tensor[3, 8:10, 12:16] = True
-    found = perfect()([item])[0]["instances"]
-    truth = Instances((12, 16))
-    truth.pred_classes = item["instances"].gt_classes
-    truth.pred_masks = item["instances"].gt_masks.tensor
-    assert masks_by_pixel(found) == masks_by_pixel(truth)
-    assert found.scores.min() > 0.99
+    instances = perfect()([item])[0]["instances"]
+    ground_truth = Instances((12, 16))
+    ground_truth.pred_classes = item["instances"].gt_classes
+    ground_truth.pred_masks = item["instances"].gt_masks.tensor
+    assert masks_by_pixel(instances) == masks_by_pixel(ground_truth)
+    assert instances.scores.min() > 0.99
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
 def test_results_have_the_size_asked_for(stride: int) -> None:
     item = image((16, 24), (0, 0, 0, 8, 12), (1, 8, 12, 16, 24)) | {"height": 32, "width": 72}
-    found = perfect(stride)([item])[0]["instances"]
-    assert found.image_size == (32, 72)
-    order = found.pred_classes.argsort()
+    instances = perfect(stride)([item])[0]["instances"]
+    assert instances.image_size == (32, 72)
+    order = instances.pred_classes.argsort()
     expected = torch.zeros(2, 32, 72, dtype=torch.bool)
     expected[0, :16, :36] = expected[1, 16:, 36:] = True
-    assert torch.equal(found.pred_masks[order], expected)
+    assert torch.equal(instances.pred_masks[order], expected)
 
 
 def test_an_instance_that_vanishes_in_a_smaller_result_is_left_out() -> None:
@@ -143,9 +143,9 @@ def test_the_semantic_map_may_be_given() -> None:
     item = image((8, 8), (0, 0, 0, 8, 4), (0, 0, 4, 8, 8))
     item["given_semantic"] = torch.ones(8, 8, dtype=torch.int64)
     item["given_semantic"][:4] = 0
-    found = perfect()([item])[0]["instances"]
-    assert len(found) == 2
-    assert not found.pred_masks[:, :4].any() and found.pred_masks[:, 4:].any(dim=0).all()
+    instances = perfect()([item])[0]["instances"]
+    assert len(instances) == 2
+    assert not instances.pred_masks[:, :4].any() and instances.pred_masks[:, 4:].any(dim=0).all()
 
 
 def test_the_true_semantic_map_of_a_data_set_is_not_used() -> None:
@@ -192,9 +192,9 @@ def test_a_batch_gives_what_images_give_alone() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (37, 18)])
 def test_images_of_any_size_are_taken(network: str, size: tuple[int, int]) -> None:
     model = small(f"{NODE}.NETWORK", network).eval()
-    found = model([{"image": torch.full((3, *size), 90.0)}])[0]["instances"]
-    assert found.image_size == size
-    assert found.pred_masks.shape == (len(found), *size)
+    instances = model([{"image": torch.full((3, *size), 90.0)}])[0]["instances"]
+    assert instances.image_size == size
+    assert instances.pred_masks.shape == (len(instances), *size)
 
 
 @edge_batches
@@ -210,9 +210,9 @@ def test_a_step_reaches_every_parameter(batch: list[Any]) -> None:
 def test_four_hundred_instances_are_found() -> None:
     item = image((64, 64), *PIXELS)
     settings = cluster_settings(min_pixels=1, max_instances=400)
-    found = perfect(cluster_settings=settings)([item])[0]["instances"]
-    assert len(found) == 400
-    assert (found.pred_masks.sum(dim=(1, 2)) == 1).all()
+    instances = perfect(cluster_settings=settings)([item])[0]["instances"]
+    assert len(instances) == 400
+    assert (instances.pred_masks.sum(dim=(1, 2)) == 1).all()
 
 
 @pytest.mark.parametrize("network", ["backbone", "reseg"])
@@ -334,13 +334,13 @@ def test_one_image_is_learnt_by_heart() -> None:
         sum(model(items).values()).backward()
         optimizer.step()
     with torch.no_grad():
-        found = model.eval()([{"image": pixels}])[0]["instances"]
-    truth = instances.gt_masks.tensor
-    shared = (truth[:, None] & found.pred_masks).sum(dim=(2, 3))
-    union = (truth[:, None] | found.pred_masks).sum(dim=(2, 3))
+        detections = model.eval()([{"image": pixels}])[0]["instances"]
+    true_masks = instances.gt_masks.tensor
+    shared = (true_masks[:, None] & detections.pred_masks).sum(dim=(2, 3))
+    union = (true_masks[:, None] | detections.pred_masks).sum(dim=(2, 3))
     best = (shared / union).max(dim=1)
     assert best.values.min() > 0.7
-    assert torch.equal(found.pred_classes[best.indices], instances.gt_classes)
+    assert torch.equal(detections.pred_classes[best.indices], instances.gt_classes)
 
 
 def test_values_that_are_not_finite_are_an_error() -> None:

@@ -40,10 +40,10 @@ def targets_of(labels: Tensor, classes: dict[int, int] | None = None) -> DenseTa
     """
     owners = torch.full_like(labels, NONE)
     images, kinds = [], []
-    for image, own in enumerate(labels):
-        for number in own.unique():
+    for image, label_map in enumerate(labels):
+        for number in label_map.unique():
             if number:
-                owners[image][own == number] = len(images)
+                owners[image][label_map == number] = len(images)
                 images.append(image)
                 kinds.append((classes or {}).get(int(number), 0))
     semantic = (labels > 0).long()
@@ -71,8 +71,8 @@ def run(
 
 
 def values(terms: Terms) -> list[float]:
-    own = [float(x) for x in (terms.variance, terms.distance, terms.regulariser)]
-    return [*own, own[0] + own[1] + 0.001 * own[2]]
+    terms_alone = [float(x) for x in (terms.variance, terms.distance, terms.regulariser)]
+    return [*terms_alone, terms_alone[0] + terms_alone[1] + 0.001 * terms_alone[2]]
 
 
 def gradient(terms: Terms, x: Tensor) -> Tensor:
@@ -117,8 +117,8 @@ def test_the_gradient_per_pixel_equals_wizarons(recipe: ModuleType, golden: Any,
     terms, x, _ = run(recipe, name, "pixel")
     expected = golden[f"{name}_grad"]
     step = 1 if expected.shape == x.shape else 3
-    found = gradient(terms, x)[:, :, ::step, ::step]
-    close(found, expected, 1e-5 * float(np.abs(expected).max()))
+    sampled = gradient(terms, x)[:, :, ::step, ::step]
+    close(sampled, expected, 1e-5 * float(np.abs(expected).max()))
 
 
 @pytest.mark.parametrize("name", "ce")

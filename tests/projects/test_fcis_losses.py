@@ -30,14 +30,14 @@ def test_gradients_of_the_losses_equal_the_authors(dtype: str, tolerance: float)
     count = int(chosen.sum())
     zeros, labels = torch.zeros(count, 8), labels[chosen]
     images = torch.zeros_like(labels)
-    found = fcis_losses(
+    losses = fcis_losses(
         Regions(scores[chosen], logits[chosen], labels, zeros),
         Samples(images, zeros[:, 4:], labels, targets[chosen], zeros[:, 4:]),
         num_images=1,
         regions_per_image=128,
         mask_weight=10.0,
     )
-    (found["loss_cls"] + found["loss_mask"]).backward()
+    (losses["loss_cls"] + losses["loss_mask"]).backward()
     for name, leaf in (("cls_score", scores), ("seg_logits", logits)):
         assert leaf.grad is not None
         close(leaf.grad, golden[f"loss_grad_{name}_{dtype}"], tolerance)
@@ -63,14 +63,14 @@ def test_losses_without_regions_are_zero_and_attached() -> None:
     weight = torch.ones(8, requires_grad=True)
     none, boxes = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4)
     scores, logits = torch.zeros(0, 8) * weight, torch.zeros(0, 2, 2, 8) * weight
-    found = fcis_losses(
+    losses = fcis_losses(
         Regions(scores, logits, none, torch.zeros(0, 8) * weight),
         Samples(none, boxes, none, torch.zeros(0, 2, 8, dtype=torch.int64), boxes),
         num_images=1,
         regions_per_image=128,
         mask_weight=10.0,
     )
-    total = torch.stack(list(found.values())).sum()
+    total = torch.stack(list(losses.values())).sum()
     total.backward()
     assert total.item() == 0
     assert weight.grad is not None and not weight.grad.any()

@@ -162,14 +162,14 @@ def test_perfect_maps_give_two_touching_instances() -> None:
     masks[1, 88:168, 168:240] = True
     maps = part_maps(masks, 5, model.rule)
     model.maps = lambda images: maps  # type: ignore[method-assign]
-    found = model.eval().propose({"image": torch.zeros(3, 256, 320)})
-    order = found.pred_boxes.tensor[:, 0].argsort()
-    assert found.pred_boxes.tensor[order].tolist() == [[88, 88, 168, 168], [168, 88, 240, 168]]
+    instances = model.eval().propose({"image": torch.zeros(3, 256, 320)})
+    order = instances.pred_boxes.tensor[:, 0].argsort()
+    assert instances.pred_boxes.tensor[order].tolist() == [[88, 88, 168, 168], [168, 88, 240, 168]]
     # Interpolation between cells rounds the corners off.
-    assert not (found.pred_masks[order] & ~masks).any()
-    assert (masks & ~found.pred_masks[order]).sum() < 0.02 * masks.sum()
-    assert found.scores.tolist() == pytest.approx([torch.tensor(5.0).sigmoid().item()] * 2)
-    assert found.pred_classes.tolist() == [0, 0]
+    assert not (instances.pred_masks[order] & ~masks).any()
+    assert (masks & ~instances.pred_masks[order]).sum() < 0.02 * masks.sum()
+    assert instances.scores.tolist() == pytest.approx([torch.tensor(5.0).sigmoid().item()] * 2)
+    assert instances.pred_classes.tolist() == [0, 0]
 
 
 def test_proposals_have_the_size_asked_for() -> None:
@@ -178,9 +178,11 @@ def test_proposals_have_the_size_asked_for() -> None:
     masks[0, 88:168, 88:168] = True
     maps = part_maps(masks, 5, model.rule)
     model.maps = lambda images: maps  # type: ignore[method-assign]
-    found = model.eval().propose({"image": torch.zeros(3, 256, 320), "height": 128, "width": 640})
-    assert found.image_size == (128, 640)
-    assert found.pred_boxes.tensor.tolist() == [[176, 44, 336, 84]]
+    instances = model.eval().propose(
+        {"image": torch.zeros(3, 256, 320), "height": 128, "width": 640}
+    )
+    assert instances.image_size == (128, 640)
+    assert instances.pred_boxes.tensor.tolist() == [[176, 44, 336, 84]]
 
 
 def test_of_two_masks_with_one_box_the_better_scored_stays() -> None:
@@ -190,9 +192,9 @@ def test_of_two_masks_with_one_box_the_better_scored_stays() -> None:
     maps[0, 0, 3, 3] = maps[0, 0, 3, 12] = 5
     scores[0, 3, 3], scores[0, 3, 4], scores[0, 3, 12] = 1, 2, 0
     model.maps = lambda images: (maps, scores)  # type: ignore[method-assign]
-    found = model.eval().propose({"image": torch.zeros(3, 64, 128)})
-    assert found.scores.tolist() == torch.tensor([2.0, 0]).sigmoid().tolist()
-    assert found.pred_boxes.tensor[:, 0].tolist() == [24, 96]
+    instances = model.eval().propose({"image": torch.zeros(3, 64, 128)})
+    assert instances.scores.tolist() == torch.tensor([2.0, 0]).sigmoid().tolist()
+    assert instances.pred_boxes.tensor[:, 0].tolist() == [24, 96]
 
 
 def test_masks_without_a_pixel_are_dropped() -> None:
@@ -218,28 +220,28 @@ def test_the_mask_threshold_is_a_probability() -> None:
 
 
 def test_no_more_windows_than_asked_for_are_assembled() -> None:
-    found = small("MODEL.INSTANCE_FCN.PRE_NMS_TOPK_TEST", 3).eval()(
+    instances = small("MODEL.INSTANCE_FCN.PRE_NMS_TOPK_TEST", 3).eval()(
         [{"image": torch.zeros(3, 96, 96)}]
     )
-    assert len(found[0]["instances"]) <= 2 * 3
+    assert len(instances[0]["instances"]) <= 2 * 3
 
 
 def test_scales_that_the_longer_side_makes_equal_are_searched_once() -> None:
     model = network(scales=(128, 256, 512), max_size=200).eval()
-    seen = []
+    shapes = []
     search = model._search
-    model._search = lambda image, shape, size: (seen.append(shape), search(image, shape, size))[1]  # type: ignore[method-assign]
+    model._search = lambda image, shape, size: (shapes.append(shape), search(image, shape, size))[1]  # type: ignore[method-assign]
     with torch.no_grad():
         model.propose({"image": torch.zeros(3, 64, 100)})
-    assert seen == [(128, 200)]
+    assert shapes == [(128, 200)]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 400), (300, 2)])
 def test_a_very_thin_image_gives_a_valid_result(size: tuple[int, int]) -> None:
     with torch.no_grad():
-        found = small().eval()([{"image": torch.zeros(3, *size)}])[0]["instances"]
-    assert found.pred_masks.shape == (len(found), *size)
-    assert found.pred_masks.flatten(1).any(dim=1).all()
+        instances = small().eval()([{"image": torch.zeros(3, *size)}])[0]["instances"]
+    assert instances.pred_masks.shape == (len(instances), *size)
+    assert instances.pred_masks.flatten(1).any(dim=1).all()
 
 
 def test_the_branches_have_the_layers_of_the_paper() -> None:
@@ -289,9 +291,9 @@ def test_the_finest_level_merges_all_stages_at_stride_4() -> None:
     stages = backbone.bottom_up(image)
     total = torch.zeros(1, 16, 16, 24)
     for name, projection in backbone.lateral.items():
-        own = projection(stages[name])
-        factor = 16 // own.shape[-2]
-        total += own.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+        projected = projection(stages[name])
+        factor = 16 // projected.shape[-2]
+        total += projected.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     torch.testing.assert_close(backbone(image)["p2"], backbone.output(total))
 
 
@@ -345,10 +347,10 @@ def test_the_network_learns_one_image() -> None:
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        found = model.eval()([{"image": image["image"]}])[0]["instances"]
+        instances = model.eval()([{"image": image["image"]}])[0]["instances"]
     for mask in image["instances"].gt_masks.tensor:
-        common = (found.pred_masks & mask).flatten(1).sum(dim=1)
-        union = (found.pred_masks | mask).flatten(1).sum(dim=1)
+        common = (instances.pred_masks & mask).flatten(1).sum(dim=1)
+        union = (instances.pred_masks | mask).flatten(1).sum(dim=1)
         assert (common / union).max() > 0.8
 
 

@@ -154,8 +154,8 @@ def test_targets_equal_the_authors(golden: Any, inputs: ModuleType) -> None:
     true = torch.cat([x.gt_masks.crop_and_resize(x.proposal_boxes.tensor, 28) for x in images])
     assert (true.numpy() == golden["mask_targets"]).all()
     logits = torch.from_numpy(inputs.mask_logits())[:, 1:]
-    own = select_masks(logits, torch.cat([x.gt_classes for x in images]))[:, 0]
-    close(maskiou_targets(own, true, ratios_of(images)), golden["maskiou_targets"], 1e-6)
+    class_masks = select_masks(logits, torch.cat([x.gt_classes for x in images]))[:, 0]
+    close(maskiou_targets(class_masks, true, ratios_of(images)), golden["maskiou_targets"], 1e-6)
 
 
 def test_the_head_equals_the_authors(head: MaskIoUHead, golden: Any, inputs: ModuleType) -> None:
@@ -182,8 +182,8 @@ def test_losses_and_gradients_equal_the_authors(
     close(losses["loss_mask"], golden["loss_mask"], 1e-6)
     close(losses["loss_maskiou"], golden["loss_maskiou"], 1e-6)
     by_mask, by_features = torch.autograd.grad(losses["loss_maskiou"], [logits, features])
-    own = select_masks(by_mask, torch.from_numpy(golden["labels"]) - 1)[::4, 0]
-    close(own, golden["grad_maskiou_wrt_mask_logits_gt"], 1e-7)
+    class_masks = select_masks(by_mask, torch.from_numpy(golden["labels"]) - 1)[::4, 0]
+    close(class_masks, golden["grad_maskiou_wrt_mask_logits_gt"], 1e-7)
     sums = torch.stack([by_mask.abs().sum(), by_features.abs().sum()])
     expected = [
         golden["grad_maskiou_wrt_mask_logits_abs_sum"],
@@ -204,8 +204,8 @@ def test_a_stopped_gradient_trains_the_head_alone(
     close(loss, golden["loss_maskiou"], 1e-6)
     others = torch.autograd.grad(loss, [features, logits], allow_unused=True, retain_graph=True)
     assert others == (None, None)
-    (own,) = torch.autograd.grad(loss, [head.maskiou_fcn1.weight])
-    assert own.abs().sum() > 0
+    (gradient,) = torch.autograd.grad(loss, [head.maskiou_fcn1.weight])
+    assert gradient.abs().sum() > 0
 
 
 def test_a_network_with_the_head_starts_as_mask_rcnn_does_and_leaves_its_random_numbers() -> None:

@@ -33,7 +33,7 @@ SMALL = [
     *("MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.RESNETS.STEM_OUT_CHANNELS", "8"),
     *(f"{NODE}.CHANNELS", "16", f"{NODE}.DETAIL_CHANNELS", "4", f"{NODE}.LINE_CHANNELS", "4"),
 ]
-TRUTH = [
+GROUND_TRUTH = [
     *(f"{NODE}.SEMANTIC", "truth", f"{NODE}.BREAKPOINTS_TEST", "truth"),
     *(f"{NODE}.LINKS_TEST", "truth", f"{NODE}.MERGES_TEST", "truth"),
 ]
@@ -69,33 +69,33 @@ def test_the_heads_may_learn_faster_than_the_backbone() -> None:
 def test_the_truth_of_all_stages_gives_the_true_instances(direction: str, stride: int) -> None:
     """A bar in front of an instance of its own class, a touching pair, another class."""
     keys = (f"{NODE}.LINES", direction, f"{NODE}.OUTPUT_STRIDE", stride, f"{NODE}.WIDENING", 0)
-    model = small(*TRUTH, *keys, f"{NODE}.MIN_AREA_TEST", 1).eval()
+    model = small(*GROUND_TRUTH, *keys, f"{NODE}.MIN_AREA_TEST", 1).eval()
     item = image(
         (40, 56), (0, 4, 4, 20, 30), (0, 10, 0, 14, 40), (1, 24, 8, 38, 20), (1, 24, 20, 38, 30)
     )
-    truth = item["instances"].gt_masks.tensor
-    truth[0] &= ~truth[1]
-    found = model([item])[0]["instances"]
-    assert len(found) == 4 and (found.scores == 1).all()
-    for mask, kind in zip(truth, item["instances"].gt_classes, strict=True):
-        same = (found.pred_masks == mask).flatten(1).all(dim=1)
-        assert same.sum() == 1 and found.pred_classes[same] == kind
+    true_masks = item["instances"].gt_masks.tensor
+    true_masks[0] &= ~true_masks[1]
+    instances = model([item])[0]["instances"]
+    assert len(instances) == 4 and (instances.scores == 1).all()
+    for mask, kind in zip(true_masks, item["instances"].gt_classes, strict=True):
+        same = (instances.pred_masks == mask).flatten(1).all(dim=1)
+        assert same.sum() == 1 and instances.pred_classes[same] == kind
 
 
 def test_merger_net_sees_the_breakpoints_it_was_trained_on_beside_true_lines() -> None:
     """One and zero, which it has never seen, would have it merge whatever touches."""
-    seen = []
+    all_crops = []
 
     class Spy(MergerNet):
         def forward(self, crops: Tensor) -> Tensor:
-            seen.append(crops[:, -2:])
+            all_crops.append(crops[:, -2:])
             return crops.new_full((len(crops),), -9.0)
 
-    model = small(*TRUTH, f"{NODE}.MERGES_TEST", "own", f"{NODE}.MIN_AREA_TEST", 1).eval()
+    model = small(*GROUND_TRUTH, f"{NODE}.MERGES_TEST", "own", f"{NODE}.MIN_AREA_TEST", 1).eval()
     model.merger = Spy()
     objects = [(0, 4, 4, 20, 20), (0, 4, 20, 20, 36)]
     assert len(model([image((40, 56), *objects)])[0]["instances"]) == 2
-    inside = seen[0][:, :, 24:40, 24:40]
+    inside = all_crops[0][:, :, 24:40, 24:40]
     assert ((inside > 0.01) & (inside < 0.99)).all()
 
 
@@ -106,10 +106,10 @@ def test_a_stage_is_trained_by_itself(stage: str) -> None:
     losses = model([image((64, 64), (0, 0, 0, 30, 30), (0, 0, 30, 30, 60))] * 2)
     sum(losses.values()).backward()
     for name, network in networks.items():
-        own = name == stage
-        assert network.training == own
-        assert all(p.requires_grad == own for p in network.parameters())
-        assert all((p.grad is not None) == own for p in network.parameters())
+        selected = name == stage
+        assert network.training == selected
+        assert all(p.requires_grad == selected for p in network.parameters())
+        assert all((p.grad is not None) == selected for p in network.parameters())
 
 
 @edge_batches
@@ -147,27 +147,27 @@ def test_maps_of_one_label_give_sensible_instances(
     """Nothing where there is no foreground; one instance if it has no breakpoint inside."""
     model = small(f"{NODE}.LINKS_TEST", "breakpoints", f"{NODE}.MIN_AREA_TEST", 1).eval()
     model.breakpoints = Constant(kind, label)
-    found = model([{"image": torch.zeros(3, *size)}])[0]["instances"]
-    assert found.pred_masks.shape == (len(found), *size)
-    assert len(found) == (1 if kind else 0)
+    instances = model([{"image": torch.zeros(3, *size)}])[0]["instances"]
+    assert instances.pred_masks.shape == (len(instances), *size)
+    assert len(instances) == (1 if kind else 0)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (37, 18)])
 def test_images_of_any_size_are_taken(size: tuple[int, int]) -> None:
     model = small(f"{NODE}.MIN_AREA_TEST", 1).eval()
-    found = model([{"image": torch.full((3, *size), 90.0)}])[0]["instances"]
-    assert found.image_size == size and found.pred_masks.shape == (len(found), *size)
-    assert found.pred_masks.sum(dim=0).max() <= 1 if len(found) else True
+    instances = model([{"image": torch.full((3, *size), 90.0)}])[0]["instances"]
+    assert instances.image_size == size and instances.pred_masks.shape == (len(instances), *size)
+    assert instances.pred_masks.sum(dim=0).max() <= 1 if len(instances) else True
 
 
 def test_results_have_the_size_asked_for() -> None:
-    model = small(*TRUTH).eval()
+    model = small(*GROUND_TRUTH).eval()
     item = image((16, 24), (0, 0, 0, 8, 12)) | {"height": 32, "width": 72}
-    found = model([item])[0]["instances"]
+    instances = model([item])[0]["instances"]
     expected = torch.zeros(1, 32, 72, dtype=torch.bool)
     expected[0, :16, :36] = True
-    assert torch.equal(found.pred_masks, expected)
-    assert found.pred_boxes.tensor.tolist() == [[0, 0, 36, 16]]
+    assert torch.equal(instances.pred_masks, expected)
+    assert instances.pred_boxes.tensor.tolist() == [[0, 0, 36, 16]]
 
 
 def test_a_batch_gives_what_images_give_alone() -> None:
@@ -182,7 +182,7 @@ def test_a_batch_gives_what_images_give_alone() -> None:
 
 
 def test_only_the_best_instances_are_given() -> None:
-    model = small(*TRUTH, "TEST.DETECTIONS_PER_IMAGE", 2).eval()
+    model = small(*GROUND_TRUTH, "TEST.DETECTIONS_PER_IMAGE", 2).eval()
     item = image((40, 40), (0, 0, 0, 10, 10), (1, 20, 0, 30, 10), (2, 20, 20, 30, 30))
     assert len(model([item])[0]["instances"]) == 2
 
@@ -202,9 +202,9 @@ def test_a_class_that_changes_inside_an_instance_splits_it_unless_told_not_to() 
 
 @pytest.mark.parametrize("aware", [False, True])
 def test_touching_instances_of_two_classes_are_told_apart(aware: bool) -> None:
-    model = small(*TRUTH, f"{NODE}.CLASS_AWARE", aware).eval()
-    found = model([image((40, 40), (0, 0, 0, 40, 20), (2, 0, 20, 40, 40))])[0]["instances"]
-    assert sorted(found.pred_classes.tolist()) == [0, 2]
+    model = small(*GROUND_TRUTH, f"{NODE}.CLASS_AWARE", aware).eval()
+    instances = model([image((40, 40), (0, 0, 0, 40, 20), (2, 0, 20, 40, 40))])[0]["instances"]
+    assert sorted(instances.pred_classes.tolist()) == [0, 2]
 
 
 def test_the_semantic_map_may_come_from_a_file() -> None:
@@ -344,14 +344,14 @@ def test_one_image_is_learnt_by_heart() -> None:
         sum(model([{"image": pixels, "instances": instances}]).values()).backward()
         optimizer.step()
     with torch.no_grad():
-        found = model.eval()([{"image": pixels}])[0]["instances"]
+        detections = model.eval()([{"image": pixels}])[0]["instances"]
     targets = dense_targets([instances], (64, 64), 1, torch.device("cpu"))
-    truth = torch.stack([targets.owners[0] == i for i in range(len(objects))])
-    shared = (truth[:, None] & found.pred_masks).sum(dim=(2, 3))
-    union = (truth[:, None] | found.pred_masks).sum(dim=(2, 3))
+    true_masks = torch.stack([targets.owners[0] == i for i in range(len(objects))])
+    shared = (true_masks[:, None] & detections.pred_masks).sum(dim=(2, 3))
+    union = (true_masks[:, None] | detections.pred_masks).sum(dim=(2, 3))
     best = (shared / union).max(dim=1)
     assert best.values.mean() > 0.8
-    assert torch.equal(found.pred_classes[best.indices], instances.gt_classes)
+    assert torch.equal(detections.pred_classes[best.indices], instances.gt_classes)
 
 
 def test_the_class_count_is_found_by_name() -> None:

@@ -78,9 +78,9 @@ def test_degraded_breakpoints_stay_labels_and_background_stays_where_it_was_shif
     labels = torch.randint(0, 4, (3, 40, 50)).to(torch.uint8)
     worse = degrade(labels)
     assert worse.dtype == torch.uint8 and int(worse.max()) <= END
-    for own, other in zip(labels, worse, strict=True):
-        assert (own == BACKGROUND).sum() == (other == BACKGROUND).sum()
-        assert not torch.equal(own, other)
+    for before, other in zip(labels, worse, strict=True):
+        assert (before == BACKGROUND).sum() == (other == BACKGROUND).sum()
+        assert not torch.equal(before, other)
 
 
 def test_a_component_belongs_to_the_instance_that_covers_half_of_it() -> None:
@@ -160,10 +160,12 @@ def truth_of(owners: Tensor, semantic: Tensor, widening: int) -> GroundTruth:
 def test_true_breakpoints_and_links_give_the_connected_components(
     seed: int, direction: str
 ) -> None:
-    truth = truth_of(*scene(seed), widening=0)
+    ground_truth = truth_of(*scene(seed), widening=0)
     lines = line_settings(widening=0, direction=direction)
-    _, found = find_components(truth.labels, truth.semantic, truth.links, lines)
-    assert same_partition(found, connected(truth.owners))
+    _, component_map = find_components(
+        ground_truth.labels, ground_truth.semantic, ground_truth.links, lines
+    )
+    assert same_partition(component_map, connected(ground_truth.owners))
 
 
 @settings(max_examples=40, derandomize=True)
@@ -172,10 +174,12 @@ def test_any_instance_map_is_found_again(height: int, width: int, count: int, se
     generator = torch.Generator().manual_seed(seed)
     owners = torch.randint(-1, count, (height, width), generator=generator)
     kinds = torch.randint(1, 3, (count + 1,), generator=generator)
-    truth = truth_of(owners, torch.where(owners >= 0, kinds[owners], 0), widening=0)
-    _, found = find_components(truth.labels, truth.semantic, truth.links, line_settings(widening=0))
-    components = Components.from_map(found, truth.semantic)
-    merge_by_owner(components, majority_owners(found, owners, len(components.areas)))
+    ground_truth = truth_of(owners, torch.where(owners >= 0, kinds[owners], 0), widening=0)
+    _, component_map = find_components(
+        ground_truth.labels, ground_truth.semantic, ground_truth.links, line_settings(widening=0)
+    )
+    components = Components.from_map(component_map, ground_truth.semantic)
+    merge_by_owner(components, majority_owners(component_map, owners, len(components.areas)))
     assert same_partition(components.map, owners)
 
 
@@ -186,11 +190,13 @@ def ious(record: dict[str, Any], widening: int) -> list[float]:
     instances.gt_classes = torch.tensor([x["category_id"] for x in record["annotations"]])
     instances.gt_masks = BitMasks(torch.from_numpy(masks.astype(bool)))
     targets = dense_targets([instances], masks.shape[1:], 1, CPU)
-    truth = GroundTruth.of_image(targets, 0, masks.shape[1:], widening)
+    ground_truth = GroundTruth.of_image(targets, 0, masks.shape[1:], widening)
     lines = line_settings(widening=widening)
-    _, found = find_components(truth.labels, truth.semantic, truth.links, lines)
-    components = Components.from_map(found, truth.semantic)
-    owners = majority_owners(found, truth.owners, len(components.areas))
+    _, component_map = find_components(
+        ground_truth.labels, ground_truth.semantic, ground_truth.links, lines
+    )
+    components = Components.from_map(component_map, ground_truth.semantic)
+    owners = majority_owners(component_map, ground_truth.owners, len(components.areas))
     merge_by_owner(components, owners)
     best = []
     for mask in torch.from_numpy(masks.astype(bool)):
@@ -214,8 +220,8 @@ def test_nuclei_come_back_from_their_breakpoints(
     widening: int, least: float, data_root: Path
 ) -> None:
     instseg.get_cfg()
-    found = [x for r in DatasetCatalog.get("nuclei_val")[::6] for x in ious(r, widening)]
-    assert len(found) > 200 and sum(found) / len(found) >= least
+    overlaps = [x for r in DatasetCatalog.get("nuclei_val")[::6] for x in ious(r, widening)]
+    assert len(overlaps) > 200 and sum(overlaps) / len(overlaps) >= least
 
 
 @pytest.mark.slow
@@ -223,27 +229,29 @@ def test_nuclei_come_back_from_their_breakpoints(
 def test_every_instance_of_both_sets_comes_back(name: str, data_root: Path) -> None:
     """With the widened breakpoints of the configurations: in the mean, and none is lost."""
     instseg.get_cfg()
-    found = [x for record in DatasetCatalog.get(name) for x in ious(record, 1)]
-    assert sum(found) / len(found) >= 0.98 and min(found) > 0.5
+    overlaps = [x for record in DatasetCatalog.get(name) for x in ious(record, 1)]
+    assert sum(overlaps) / len(overlaps) >= 0.98 and min(overlaps) > 0.5
 
 
 def test_an_instance_that_another_one_breaks_up_comes_back_in_one_piece() -> None:
     owners = torch.zeros(9, 9, dtype=torch.int64)
     owners[:, 4] = 1
     owners[4] = 1
-    truth = truth_of(owners, torch.ones_like(owners), widening=0)
-    _, found = find_components(truth.labels, truth.semantic, truth.links, line_settings(widening=0))
-    assert int(found.max()) + 1 == 5
-    components = Components.from_map(found, truth.semantic)
-    merge_by_owner(components, majority_owners(found, owners, 5))
+    ground_truth = truth_of(owners, torch.ones_like(owners), widening=0)
+    _, component_map = find_components(
+        ground_truth.labels, ground_truth.semantic, ground_truth.links, line_settings(widening=0)
+    )
+    assert int(component_map.max()) + 1 == 5
+    components = Components.from_map(component_map, ground_truth.semantic)
+    merge_by_owner(components, majority_owners(component_map, owners, 5))
     assert same_partition(components.map, owners)
 
 
 @pytest.mark.parametrize("widening", [0, 1])
 def test_links_without_a_network_agree_with_vertical_lines(widening: int) -> None:
     owners, semantic = scene(3)
-    truth = truth_of(owners, semantic, widening)
-    links = links_from_breakpoints(truth.labels[1], widened=widening > 0)
+    ground_truth = truth_of(owners, semantic, widening)
+    links = links_from_breakpoints(ground_truth.labels[1], widened=widening > 0)
     inside = (owners[:-1] >= 0) & (owners[:-1] == owners[1:])
     assert (links[:-1][inside] == 1).all()
 
@@ -256,8 +264,8 @@ def test_maps_of_any_size_and_one_label_give_components(
 ) -> None:
     """No foreground, nothing but breakpoints, a single pixel."""
     labels = torch.full(size, label, dtype=torch.uint8)
-    lines, found = line_components(
+    lines, component_map = line_components(
         labels, torch.full(size, kind), torch.ones(size), widened=False, threshold=0.5
     )
-    assert found.shape == size and ((found >= 0) == (kind > 0)).all()
-    assert torch.equal(lines >= 0, found >= 0)
+    assert component_map.shape == size and ((component_map >= 0) == (kind > 0)).all()
+    assert torch.equal(lines >= 0, component_map >= 0)

@@ -31,8 +31,8 @@ def components(*rows: list[int], classes: list[list[int]] | None = None) -> Comp
     return Components.from_map(numbers, semantic)
 
 
-def pairs_of(found: Components, settings: MergeSettings) -> list[list[int]]:
-    return candidate_pairs(found, large_components(found, settings), settings).tolist()
+def pairs_of(fragments: Components, settings: MergeSettings) -> list[list[int]]:
+    return candidate_pairs(fragments, large_components(fragments, settings), settings).tolist()
 
 
 def test_breakpoint_labels_weigh_by_inverse_frequency() -> None:
@@ -82,46 +82,46 @@ def test_line_net_sees_nineteen_pixels() -> None:
     labels = torch.zeros(1, 2, 4, 31, 31, requires_grad=True)
     network(labels, torch.zeros(1, 31, 31))[0, 0, 15, 15].backward()
     assert labels.grad is not None
-    seen = labels.grad.abs().amax(dim=(0, 1, 2)).nonzero()
-    assert seen.amin(dim=0).tolist() == [6, 6] and seen.amax(dim=0).tolist() == [24, 24]
+    reached = labels.grad.abs().amax(dim=(0, 1, 2)).nonzero()
+    assert reached.amin(dim=0).tolist() == [6, 6] and reached.amax(dim=0).tolist() == [24, 24]
 
 
 def test_components_are_measured() -> None:
-    found = components([0, 0, -1], [0, 1, 1], classes=[[2, 2, 0], [2, 3, 3]])
-    assert (found.classes.tolist(), found.areas.tolist()) == ([2, 3], [3, 2])
-    assert found.boxes.tolist() == [[0, 0, 2, 2], [1, 1, 3, 2]]
+    fragments = components([0, 0, -1], [0, 1, 1], classes=[[2, 2, 0], [2, 3, 3]])
+    assert (fragments.classes.tolist(), fragments.areas.tolist()) == ([2, 3], [3, 2])
+    assert fragments.boxes.tolist() == [[0, 0, 2, 2], [1, 1, 3, 2]]
 
 
 def test_candidates_are_large_near_and_of_one_class_and_the_larger_comes_first() -> None:
     row = [0, 0, 1, 1, 1, -1, 2, 2, -1, -1, -1, 3, 3, 4]
     kinds = [1, 1, 1, 1, 1, 0, 2, 2, 0, 0, 0, 1, 1, 1]
-    found = components(row, classes=[kinds])
+    fragments = components(row, classes=[kinds])
     near = merge_settings(min_area=2, max_gap=0.5)
-    assert pairs_of(found, near) == [[1, 0]]
+    assert pairs_of(fragments, near) == [[1, 0]]
     far = merge_settings(min_area=2, max_gap=9.0)
-    assert pairs_of(found, far) == [[1, 0], [0, 3], [1, 3]]
+    assert pairs_of(fragments, far) == [[1, 0], [0, 3], [1, 3]]
     one = merge_settings(min_area=1, max_gap=9.0, partners=1)
-    assert pairs_of(found, one) == [[1, 0], [3, 4]]
+    assert pairs_of(fragments, one) == [[1, 0], [3, 4]]
 
 
 def test_only_the_largest_components_are_candidates() -> None:
-    found = components([0, 0, 1, 2, 2, 2, 3, 3])
+    fragments = components([0, 0, 1, 2, 2, 2, 3, 3])
     settings = merge_settings(min_area=1, max_gap=9.0, max_components=3)
-    assert pairs_of(found, settings) == [[2, 0], [0, 3], [2, 3]]
+    assert pairs_of(fragments, settings) == [[2, 0], [0, 3], [2, 3]]
 
 
 def test_a_pair_is_seen_in_a_square_with_a_margin() -> None:
-    found = components(*([[0] * 4 + [1] * 6] * 4))
-    assert windows(found, torch.tensor([[1, 0]])).tolist() == [[-1, -4, 11, 8]]
+    fragments = components(*([[0] * 4 + [1] * 6] * 4))
+    assert windows(fragments, torch.tensor([[1, 0]])).tolist() == [[-1, -4, 11, 8]]
 
 
 def test_a_crop_shows_both_components_and_what_is_around_them() -> None:
     numbers = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, -1, -1]])
     semantic = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 2, 2], [1, 1, 0, 0]])
-    found = Components.from_map(numbers, semantic)
+    fragments = Components.from_map(numbers, semantic)
     maps = torch.arange(6.0)[:, None, None].expand(6, 4, 4).contiguous()
     boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
-    crops = crop_pairs(maps, semantic, found, torch.tensor([[1, 0]]), boxes)
+    crops = crop_pairs(maps, semantic, fragments, torch.tensor([[1, 0]]), boxes)
     assert crops.shape == (1, 10, 64, 64)
     coarse = crops[0, :, 8::16, 8::16]
     for channel, mask in enumerate(
@@ -132,9 +132,9 @@ def test_a_crop_shows_both_components_and_what_is_around_them() -> None:
 
 
 def test_a_crop_is_empty_outside_of_the_image() -> None:
-    found = components([0, 1])
+    fragments = components([0, 1])
     boxes = torch.tensor([[50.0, 50.0, 60.0, 60.0]])
-    crops = crop_pairs(torch.ones(6, 1, 2), torch.ones(1, 2).long(), found, PAIR, boxes)
+    crops = crop_pairs(torch.ones(6, 1, 2), torch.ones(1, 2).long(), fragments, PAIR, boxes)
     assert not crops.any()
 
 
@@ -143,7 +143,7 @@ PAIR = torch.tensor([[0, 1]])
 
 def test_the_likeliest_pair_is_merged_first_and_then_looked_at_anew() -> None:
     """0-1 is likelier than 1-2; once they are one, the new pair is not likely any more."""
-    found = components([0, 1, 2])
+    fragments = components([0, 1, 2])
     asked: list[list[list[int]]] = []
 
     def score(pairs: Tensor) -> Tensor:
@@ -152,15 +152,15 @@ def test_the_likeliest_pair_is_merged_first_and_then_looked_at_anew() -> None:
         first = len(asked) == 1
         return torch.tensor([likely[tuple(sorted(p))] if first else 0.2 for p in pairs.tolist()])
 
-    merge_greedily(found, merge_settings(min_area=1, max_gap=1.0), score)
-    assert found.map.tolist() == [[0, 0, 2]]
+    merge_greedily(fragments, merge_settings(min_area=1, max_gap=1.0), score)
+    assert fragments.map.tolist() == [[0, 0, 2]]
     assert [len(pairs) for pairs in asked] == [3, 1]
-    assert found.areas.tolist() == [2, 0, 1] and found.boxes[0].tolist() == [0, 0, 2, 1]
+    assert fragments.areas.tolist() == [2, 0, 1] and fragments.boxes[0].tolist() == [0, 0, 2, 1]
 
 
 def test_pairs_likeliest_for_both_their_components_are_merged_in_one_round() -> None:
     """0-1 and 2-3 are; 1-2, likely as well, is looked at anew as the pair of both results."""
-    found = components([0, 1, 2, 3])
+    fragments = components([0, 1, 2, 3])
     likely = {(0, 1): 0.9, (1, 2): 0.8, (2, 3): 0.85}
     asked: list[int] = []
 
@@ -169,28 +169,29 @@ def test_pairs_likeliest_for_both_their_components_are_merged_in_one_round() -> 
         scores = [likely.get(tuple(sorted(p)), 0.1) for p in pairs.tolist()]
         return torch.tensor(scores if len(asked) == 1 else [0.1] * len(pairs))
 
-    merge_greedily(found, merge_settings(min_area=1, max_gap=9.0), score)
-    assert found.map.tolist() == [[0, 0, 2, 2]] and asked == [6, 1]
+    merge_greedily(fragments, merge_settings(min_area=1, max_gap=9.0), score)
+    assert fragments.map.tolist() == [[0, 0, 2, 2]] and asked == [6, 1]
 
 
 def test_everything_likely_becomes_one() -> None:
-    found = components([0, 1, 2, 3, 4])
+    fragments = components([0, 1, 2, 3, 4])
     settings = merge_settings(min_area=1, max_gap=9.0)
-    merge_greedily(found, settings, lambda pairs: torch.ones(len(pairs)))
-    assert len(found.map.unique()) == 1 and found.areas.sum() == 5
+    merge_greedily(fragments, settings, lambda pairs: torch.ones(len(pairs)))
+    assert len(fragments.map.unique()) == 1 and fragments.areas.sum() == 5
 
 
 def test_the_fragments_of_each_instance_are_merged() -> None:
-    found = components([0, 1, -1, 2, 3, 4])
-    merge_by_owner(found, torch.tensor([7, -1, 3, 7, 7]))
-    assert found.map.tolist() == [[0, 1, -1, 2, 0, 0]]
-    assert found.areas.tolist() == [3, 1, 1, 0, 0] and found.boxes[0].tolist() == [0, 0, 6, 1]
+    fragments = components([0, 1, -1, 2, 3, 4])
+    merge_by_owner(fragments, torch.tensor([7, -1, 3, 7, 7]))
+    assert fragments.map.tolist() == [[0, 1, -1, 2, 0, 0]]
+    assert fragments.areas.tolist() == [3, 1, 1, 0, 0]
+    assert fragments.boxes[0].tolist() == [0, 0, 6, 1]
 
 
 def test_an_image_without_components_has_nothing_to_merge() -> None:
-    found = components([-1, -1])
-    merge_by_owner(found, torch.zeros(0, dtype=torch.int64))
-    assert found.map.tolist() == [[-1, -1]]
+    fragments = components([-1, -1])
+    merge_by_owner(fragments, torch.zeros(0, dtype=torch.int64))
+    assert fragments.map.tolist() == [[-1, -1]]
 
 
 def test_an_image_without_a_pair_gives_a_merger_loss_of_0() -> None:
@@ -204,9 +205,9 @@ def test_an_image_without_a_pair_gives_a_merger_loss_of_0() -> None:
         torch.full((2, 4, 5), 0.5),
         torch.ones(2, 4, 5),
     )
-    truth = GroundTruth(nothing - 1, nothing, labels, labels.bool())
+    ground_truth = GroundTruth(nothing - 1, nothing, labels, labels.bool())
     network = MergerNet()
-    loss = merger_loss(network, [(maps, truth)], line_settings(), merge_settings(), 8)
+    loss = merger_loss(network, [(maps, ground_truth)], line_settings(), merge_settings(), 8)
     loss.backward()
     assert float(loss) == 0
     assert all(p.grad is not None and not p.grad.any() for p in network.parameters())

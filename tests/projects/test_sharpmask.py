@@ -55,9 +55,9 @@ def test_all_that_is_trained_is_the_refinement() -> None:
 
 def test_every_stage_doubles_the_size_and_halves_the_channels() -> None:
     model = released().train()
-    seen: list[tuple[int, ...]] = []
+    shapes: list[tuple[int, ...]] = []
     for net in (*model.refinement.horizontal, *model.refinement.vertical):
-        net.register_forward_hook(lambda *a: seen.append(tuple(a[2].shape[1:])))
+        net.register_forward_hook(lambda *a: shapes.append(tuple(a[2].shape[1:])))
     patch = {"image": torch.zeros(3, 192, 192, device="meta")}
     maps = model.patch_features([patch])
     assert [tuple(maps[name].shape[1:]) for name in model.levels] == [
@@ -69,7 +69,7 @@ def test_every_stage_doubles_the_size_and_halves_the_channels() -> None:
     skips = model.refinement.skips([maps[name] for name in model.levels])
     logits = model.refinement(torch.zeros(1, 512, device="meta"), skips)
     expected = [(16, 10, 10), (8, 20, 20), (4, 40, 40), (2, 80, 80)]
-    assert seen == expected * 2
+    assert shapes == expected * 2
     assert logits.shape == (1, 160, 160)
 
 
@@ -188,9 +188,9 @@ def test_scores_are_those_of_deepmask() -> None:
     scale = Scale(1.0, 64, 64)
     image = torch.rand(3, 64, 64) * 255
     with torch.no_grad():
-        found, expected = (model.search(image, scale)[0] for model in (sharp, plain))
-    assert torch.equal(found.scores, expected.scores)
-    assert torch.equal(found.cells, expected.cells)
+        windows, expected = (model.search(image, scale)[0] for model in (sharp, plain))
+    assert torch.equal(windows.scores, expected.scores)
+    assert torch.equal(windows.cells, expected.cells)
 
 
 def test_the_refinement_learns_a_mask_finer_than_a_cell() -> None:
@@ -209,9 +209,9 @@ def test_the_refinement_learns_a_mask_finer_than_a_cell() -> None:
         maps = model.patch_features([patch])
         vectors = model.embedding(maps["res4"])[:, :, 0, 0]
         skips = model.refinement.skips([maps[n] for n in model.levels])
-        found = model.refinement(vectors, skips)[0] > 0
-    truth = patch["gt_mask"] > 0
-    assert (found & truth).sum() / (found | truth).sum() > 0.9
+        predicted = model.refinement(vectors, skips)[0] > 0
+    true_mask = patch["gt_mask"] > 0
+    assert (predicted & true_mask).sum() / (predicted | true_mask).sum() > 0.9
 
 
 def test_both_forms_are_compared_on_the_windows_that_are_kept() -> None:

@@ -64,10 +64,10 @@ def test_anchors_with_their_ratio_have_the_area_of_their_scale() -> None:
 
 
 def test_levels_may_have_ratios_of_their_own() -> None:
-    own = [[1.0], [0.5, 2.0]]
-    priors = make_priors(64, [2, 1], [[8], [16]], own)
-    assert torch.equal(priors[:4], make_priors(64, [2], [[8]], own[0]))
-    assert torch.equal(priors[4:], make_priors(64, [1], [[16]], own[1]))
+    ratios = [[1.0], [0.5, 2.0]]
+    priors = make_priors(64, [2, 1], [[8], [16]], ratios)
+    assert torch.equal(priors[:4], make_priors(64, [2], [[8]], ratios[0]))
+    assert torch.equal(priors[4:], make_priors(64, [1], [[16]], ratios[1]))
 
 
 def test_levels_may_have_heads_of_their_own() -> None:
@@ -78,8 +78,8 @@ def test_levels_may_have_heads_of_their_own() -> None:
     pyramid = model.features(torch.rand(1, 3, 64, 64))
     together = model.head(pyramid)
     alone = [head([level]) for head, level in zip(model.head, pyramid, strict=True)]
-    for found, *parts in zip(together, *alone, strict=True):
-        assert torch.equal(found, torch.cat(parts, dim=1)) and found.shape[1] == len(model.priors)
+    for joined, *parts in zip(together, *alone, strict=True):
+        assert torch.equal(joined, torch.cat(parts, dim=1)) and joined.shape[1] == len(model.priors)
     assert len({head.class_logits.weight.shape[0] for head in model.head}) == 3
     losses = model.train()([with_instances(image(40, 60, i), 2) for i in range(2)])
     sum(losses.values()).backward()
@@ -124,11 +124,13 @@ def test_corners_in_pixels_are_truncated_as_by_the_authors(nms: Any, model: Any)
     boxes = torch.from_numpy(nms["crop/boxes"])
     ordered = torch.cat([boxes.view(-1, 2, 2).amin(dim=1), boxes.view(-1, 2, 2).amax(dim=1)], 1)
     none = torch.zeros(len(boxes))
-    found = model.pixel_boxes(Detections(ordered, none, none, none), (480, 640)).tensor[:, ::2]
+    x_coordinates = model.pixel_boxes(Detections(ordered, none, none, none), (480, 640)).tensor[
+        :, ::2
+    ]
     expected = torch.stack([torch.from_numpy(nms[f"crop/{x}_640_long"]) for x in ("x1", "x2")], 1)
     missed = expected[:, 0] >= expected[:, 1]
-    assert torch.equal(found[~missed].long(), expected[~missed])
-    assert missed.any() and (found[missed] == 640).all()
+    assert torch.equal(x_coordinates[~missed].long(), expected[~missed])
+    assert missed.any() and (x_coordinates[missed] == 640).all()
 
 
 @pytest.mark.parametrize("case", "abcd")

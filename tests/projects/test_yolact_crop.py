@@ -26,16 +26,16 @@ PAPERS = {
 
 def predictor_of(paper: str, *overrides: Any, **options: Any) -> Predictor:
     torch.manual_seed(0)
-    config, own = PAPERS[paper]
-    predictor = Predictor(instseg.load_cfg(config, [*TINY, *own, *overrides]), **options)
+    config, keys = PAPERS[paper]
+    predictor = Predictor(instseg.load_cfg(config, [*TINY, *keys, *overrides]), **options)
     decided(predictor.model)
     return predictor
 
 
 def uncropped(model: Any, item: dict[str, Any], outputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Masks at the size of the image, and what the re-scoring looks at."""
-    *found, prototypes = (x[0].float() for x in outputs)
-    detections = model.detect(*found)
+    *predictions, prototypes = (x[0].float() for x in outputs)
+    detections = model.detect(*predictions)
     size = item["height"], item["width"]
     detections = detections[model.pixel_boxes(detections, size).nonempty()]
     small = (prototypes @ detections.coefficients.T).sigmoid().permute(2, 0, 1)
@@ -51,12 +51,12 @@ def test_masks_without_a_crop_equal_the_authors_formula(paper: str) -> None:
     outputs = model.raw(model.preprocess([item]))
     masks, small = uncropped(model, item, outputs)
     (result,) = model([item])
-    found = result["instances"]
-    assert len(found) == len(masks) > 0
-    assert (found.pred_masks != masks).float().mean() < 1e-4
-    if found.has("mask_scores"):
-        ious = model.maskiou_net(small)[range(len(found)), found.pred_classes]
-        torch.testing.assert_close(found.mask_scores, found.scores * ious)
+    instances = result["instances"]
+    assert len(instances) == len(masks) > 0
+    assert (instances.pred_masks != masks).float().mean() < 1e-4
+    if instances.has("mask_scores"):
+        ious = model.maskiou_net(small)[range(len(instances)), instances.pred_classes]
+        torch.testing.assert_close(instances.mask_scores, instances.scores * ious)
 
 
 @pytest.mark.parametrize("paper", PAPERS)
@@ -77,7 +77,7 @@ def test_frames_after_a_key_frame_are_not_cropped_either() -> None:
     model: Any = predictor.model
     video = VideoPredictor(predictor)
     for frame in (PHOTO, PHOTO[:, ::-1].copy()):
-        found = video(frame)["instances"]
+        instances = video(frame)["instances"]
     items = [
         {"image": torch.from_numpy(x[:, :, ::-1].transpose(2, 0, 1).copy()), "height": 48}
         | {"width": 64}
@@ -87,5 +87,5 @@ def test_frames_after_a_key_frame_are_not_cropped_either() -> None:
     _, state = network.keyframe(model.preprocess(items[:1]))
     outputs = network.between(model.preprocess(items[1:]), state)
     masks, _ = uncropped(model, items[1], outputs)
-    assert len(found) == len(masks) > 0
-    assert (found.pred_masks != masks).float().mean() < 1e-4
+    assert len(instances) == len(masks) > 0
+    assert (instances.pred_masks != masks).float().mean() < 1e-4

@@ -139,7 +139,7 @@ def test_an_instance_outside_its_box_costs_100_a_cell() -> None:
 def test_only_some_masks_of_many_are_trained_but_count_for_all(priors: torch.Tensor) -> None:
     """Equal anchors: with half of them the loss, scaled up, is that of all."""
     anchors = torch.tensor([[0.5, 0.5, 0.5, 0.5]]).repeat(4, 1)
-    truth = GroundTruth(
+    ground_truth = GroundTruth(
         torch.tensor([[0.25, 0.25, 0.75, 0.75]]),
         torch.tensor([0]),
         torch.ones(1, 16, 16),
@@ -149,8 +149,8 @@ def test_only_some_masks_of_many_are_trained_but_count_for_all(priors: torch.Ten
         *(torch.zeros(1, 4, 4), torch.zeros(1, 4, 3), torch.ones(1, 4, 2)),
         *(torch.rand(1, 8, 8, 2), torch.zeros(1, 2, 4, 4)),
     )
-    every, _ = yolact_losses(predictions, [truth], anchors, loss_settings())
-    some, samples = yolact_losses(predictions, [truth], anchors, loss_settings(max_masks=2))
+    every, _ = yolact_losses(predictions, [ground_truth], anchors, loss_settings())
+    some, samples = yolact_losses(predictions, [ground_truth], anchors, loss_settings(max_masks=2))
     assert len(samples.classes) == 2
     torch.testing.assert_close(some["loss_mask"], every["loss_mask"])
 
@@ -159,9 +159,9 @@ def test_the_semantic_loss_takes_the_union_of_a_class() -> None:
     """Logits 0: ln 2 for every class and pixel, whatever the target, hence certain logits."""
     masks = torch.zeros(2, 4, 4)
     masks[0, :2], masks[1, 1:] = 1, 1
-    truth = GroundTruth(torch.rand(2, 4), torch.tensor([1, 1]), masks, torch.zeros(0, 4))
+    ground_truth = GroundTruth(torch.rand(2, 4), torch.tensor([1, 1]), masks, torch.zeros(0, 4))
     logits = torch.full((1, 2, 4, 4), -50.0)
     logits[0, 1] = 50
-    assert semantic_loss(logits, [truth]).item() == pytest.approx(0, abs=1e-6)
+    assert semantic_loss(logits, [ground_truth]).item() == pytest.approx(0, abs=1e-6)
     logits[0, 1, 3, 3] = -50
-    assert semantic_loss(logits, [truth]).item() == pytest.approx(50 / 16)
+    assert semantic_loss(logits, [ground_truth]).item() == pytest.approx(50 / 16)

@@ -82,10 +82,10 @@ def test_losses_and_gradients_equal_the_authors(
 ) -> None:
     net = FastMaskIoUNet(80, CHANNELS)
     names = {}
-    for place, layer in zip((0, 2, 4, 6, 8, 10), (*net.convs, net.predictor), strict=True):
+    for index, layer in zip((0, 2, 4, 6, 8, 10), (*net.convs, net.predictor), strict=True):
         for kind, parameter in layer.named_parameters():
-            names[f"maskiou_net.{place}.{kind}"] = parameter
-            key = f"maskiou_net.maskiou_net.{place}.{kind}"
+            names[f"maskiou_net.{index}.{kind}"] = parameter
+            key = f"maskiou_net.maskiou_net.{index}.{kind}"
             parameter.data = filled(golden_weights, golden, key, parameter.shape)
     predictions = synthetic(golden_weights, len(priors))
     losses, samples = yolact_losses(predictions, ground_truths(golden), priors, loss_settings())
@@ -96,8 +96,8 @@ def test_losses_and_gradients_equal_the_authors(
     gradients_agree(predictions, golden)
     for name, parameter in names.items():
         expected = float(golden[f"synthetic/grad_maskiou_{name}_abs"])
-        found = parameter.grad.double().abs().sum().item()
-        assert found == pytest.approx(expected, rel=1e-4), name
+        gradient_sum = parameter.grad.double().abs().sum().item()
+        assert gradient_sum == pytest.approx(expected, rel=1e-4), name
 
 
 @pytest.mark.parametrize(
@@ -171,22 +171,22 @@ def test_the_iou_of_masks_equals_that_of_the_authors_of_fcis() -> None:
 def test_small_masks_do_not_train_the_rescoring() -> None:
     targets = torch.zeros(2, 63, 63)
     targets[0, :5, :5], targets[1, :5, :6] = 1, 1
-    seen = []
+    mask_counts = []
     net = FastMaskIoUNet(3, CHANNELS)
-    net.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    net.register_forward_pre_hook(lambda _, inputs: mask_counts.append(len(inputs[0])))
     model = SimpleNamespace(maskiou_net=net, maskiou_weight=25.0, maskiou_min_area=25)
     samples = MaskSamples(torch.rand(2, 63, 63), targets, torch.tensor([0, 1]), 2)
     YOLACTPlus.extra_losses(model, samples)  # type: ignore[arg-type]
-    assert seen == [1]
+    assert mask_counts == [1]
 
 
 def test_mask_scores_are_scores_times_predicted_ious(model: nn.Module) -> None:
     model.maskiou_net.predictor.weight.data.zero_()
     model.maskiou_net.predictor.bias.data.fill_(0.25)
     with torch.no_grad():
-        found = model([image(40, 60, 0)])[0]["instances"]
-    assert len(found) > 0
-    torch.testing.assert_close(found.mask_scores, found.scores / 4)
+        instances = model([image(40, 60, 0)])[0]["instances"]
+    assert len(instances) > 0
+    torch.testing.assert_close(instances.mask_scores, instances.scores / 4)
 
 
 def test_mask_scores_do_not_depend_on_how_many_are_predicted_together(

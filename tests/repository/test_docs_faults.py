@@ -30,8 +30,8 @@ def cells(line: str) -> list[str]:
 def tables(text: str) -> list[list[str]]:
     """The lines of each table with an input or fault in every row."""
     groups = groupby(text.splitlines(), key=lambda line: line.startswith("|"))
-    found = [list(lines) for is_table, lines in groups if is_table]
-    return [lines for lines in found if cells(lines[0])[0] == "#"]
+    blocks = [list(lines) for is_table, lines in groups if is_table]
+    return [lines for lines in blocks if cells(lines[0])[0] == "#"]
 
 
 def rows(text: str) -> list[list[str]]:
@@ -55,28 +55,28 @@ def faults_of(row: list[str]) -> list[str]:
     if len(row) != 5 or not all(row):
         return ["expected a number or –, an input, what is promised, tests and a message"]
     number, _, _, tests, message = row
-    found = []
+    faults = []
     if not NUMBER.fullmatch(number):
-        found.append(f"{number} is no number")
+        faults.append(f"{number} is no number")
     named = [part.strip() for part in tests.split(", ")]
-    found += [f"{part} names no test" for part in named if not TEST.fullmatch(part)]
-    found += [f"{part} is there twice" for part, count in Counter(named).items() if count > 1]
+    faults += [f"{part} names no test" for part in named if not TEST.fullmatch(part)]
+    faults += [f"{part} is there twice" for part, count in Counter(named).items() if count > 1]
     if not MESSAGE.fullmatch(message):
-        found.append(f"{message} is no message")
-    return found
+        faults.append(f"{message} is no message")
+    return faults
 
 
 def problems(text: str) -> list[str]:
     """One sentence for each thing that is wrong with the tables of a text and around them."""
-    found = [f"{line[:60]}: no beginning" for line in text.splitlines() if is_fragment(line)]
+    messages = [f"{line[:60]}: no beginning" for line in text.splitlines() if is_fragment(line)]
     for header, separator, *_ in tables(text):
         if not HEADER.fullmatch(header) or separator != "|---|---|---|---|---|":
-            found.append(f"{header}: no header of such a table")
+            messages.append(f"{header}: no header of such a table")
     for row in rows(text):
-        found += [f"{' | '.join(row)[:60]}: {fault}" for fault in faults_of(row)]
+        messages += [f"{' | '.join(row)[:60]}: {fault}" for fault in faults_of(row)]
     inputs = Counter(row[1].casefold() for row in rows(text) if len(row) == 5)
-    found += [f"{name}: there {count} times" for name, count in inputs.items() if count > 1]
-    return found
+    messages += [f"{name}: there {count} times" for name, count in inputs.items() if count > 1]
+    return messages
 
 
 def is_fragment(line: str) -> bool:

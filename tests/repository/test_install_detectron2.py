@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from email import message_from_string
+from importlib.util import find_spec
 from pathlib import Path
 
 import pip
@@ -54,10 +55,10 @@ def script(python: str, *arguments: object, **options: object) -> subprocess.Com
 def test_a_corrupt_wheel_is_refused_with_both_hashes_and_its_size(carrier, tmp_path):
     path, sha256 = carrier
     path.write_bytes(path.read_bytes()[:-7] + b"garbage")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    actual_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     with pytest.raises(installer.InstallError) as refusal:
         installer.repack(path, tmp_path / "out", sha256)
-    for part in (found, sha256, f"{path.stat().st_size} bytes"):
+    for part in (actual_sha256, sha256, f"{path.stat().st_size} bytes"):
         assert part in str(refusal.value)
 
 
@@ -132,19 +133,85 @@ def test_pip_installs_the_repacked_wheel(carrier, tmp_path, bare_python):
     wheel = installer.repack(carrier[0], tmp_path, carrier[1])
     command = [bare_python, "-m", "pip", "install", "--no-index", "--no-deps", str(wheel)]
     subprocess.run(command, check=True, capture_output=True)
-    done = script(bare_python)
-    assert done.returncode == 0
-    assert done.stdout.startswith("using detectron2 0.6 in ")
+    code = "import detectron2; print(detectron2.__version__)"
+    done = subprocess.run([bare_python, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "0.6\n"
 
 
-def test_an_installed_detectron2_is_left_alone(tmp_path, monkeypatch, capsys):
-    (tmp_path / "detectron2").mkdir()
-    (tmp_path / "detectron2" / "__init__.py").write_text('__version__ = "0.7"\n')
+@pytest.fixture
+def other_detectron2(tmp_path, monkeypatch):
+    """The folder of an installed Detectron2 that is nearly empty; nothing else can be installed."""
+    folder = tmp_path / "detectron2"
+    (folder / "data").mkdir(parents=True)
+    (folder / "__init__.py").write_text('__version__ = "0.7"\n')
+    (folder / "data" / "__init__.py").write_text("from .catalog import DatasetCatalog\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "detectron2", raising=False)
     monkeypatch.setattr(installer, "run_pip", lambda *_: pytest.fail("pip was called"))
+    return folder
+
+
+def test_an_installed_detectron2_with_all_that_is_needed_is_left_alone(
+    other_detectron2, monkeypatch, capsys
+):
+    monkeypatch.setattr(installer, "needed", lambda: [("detectron2.data", "DatasetCatalog")])
     assert installer.main([]) == 0
-    assert capsys.readouterr().out == f"using detectron2 0.7 in {tmp_path / 'detectron2'}\n"
+    assert capsys.readouterr().out == f"using detectron2 0.7 in {other_detectron2}\n"
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    [("detectron2.data", "MetadataCatalog"), ("detectron2.config", "configurable")],
+)
+def test_an_installed_detectron2_that_lacks_something_is_refused_by_its_name(
+    other_detectron2, monkeypatch, capsys, lacking
+):
+    monkeypatch.setattr(
+        installer, "needed", lambda: [("detectron2.data", "DatasetCatalog"), lacking]
+    )
+    assert installer.main([]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"detectron2 0.7 in {other_detectron2} lacks {'.'.join(lacking)}, which" in error
+    assert "pip uninstall detectron2" in error
+
+
+def test_the_detectron2_of_the_tests_has_everything_that_instseg_imports_from_it():
+    names = installer.needed()
+    assert ("detectron2.config", "configurable") in names
+    assert ("detectron2.modeling", "META_ARCH_REGISTRY") in names
+    assert installer.installed_detectron2()
+
+
+def test_opencv_is_installed_only_where_there_is_none(monkeypatch):
+    calls = []
+    monkeypatch.setattr(installer, "run_pip", lambda purpose, arguments: calls.append(arguments))
+    monkeypatch.setattr(installer, "installed_detectron2", lambda: "detectron2")
+    assert installer.install("pypi", None, None) == ["using detectron2"]
+    assert calls == []
+    monkeypatch.setattr(installer, "find_spec", lambda name: None)
+    lines = installer.install("pypi", None, Path("constraints.txt"))
+    assert lines == ["using detectron2", "installed opencv-python-headless"]
+    assert calls == [["install", "--constraint", "constraints.txt", installer.OPENCV]]
+
+
+def test_an_environment_without_pip_uses_the_pip_that_comes_with_python(tmp_path):
+    home = tmp_path / "uv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True)
+    code = "import install_detectron2 as i; i.run_pip('list', ['--version']); print('ran')"
+    done = subprocess.run(
+        [home / "bin" / "python", "-c", code],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(SCRIPT.parent)},
+    )
+    assert done.stdout == "ran\n", done.stderr
+
+
+def test_python_without_any_pip_is_one_line_that_says_what_to_type(monkeypatch, capsys):
+    monkeypatch.setattr(installer, "find_spec", lambda name: None)
+    assert installer.main([]) == 1
+    assert "has no pip; type: uv pip install pip" in capsys.readouterr().err
 
 
 def test_a_mere_folder_called_detectron2_does_not_count_as_installed(tmp_path, bare_python):
@@ -165,7 +232,7 @@ def test_a_substituted_download_is_one_line_and_exit_1_and_installs_nothing(carr
 
 
 def test_a_missing_wheel_file_is_one_line_and_exit_1(tmp_path):
-    done = script(sys.executable, "--wheel", tmp_path / "absent.whl", "--output", tmp_path)
+    done = script(sys.executable, "--wheel", tmp_path / "absent.whl", "--build-wheel", tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "absent.whl: No such file" in done.stderr
 
@@ -181,6 +248,7 @@ def test_the_github_route_asks_pip_for_the_pinned_commit(monkeypatch, tmp_path):
     calls = []
     monkeypatch.setattr(installer, "run_pip", lambda purpose, arguments: calls.append(arguments))
     monkeypatch.setattr(installer, "installed_detectron2", lambda: None)
+    assert find_spec("cv2")
     assert installer.main(["--source", "github", "--constraint", "constraints.txt"]) == 0
     [arguments] = calls
     assert arguments[:3] == ["install", "--constraint", "constraints.txt"]
@@ -196,7 +264,7 @@ def test_the_module_runs_with_python_m(tmp_path):
 
 @pytest.mark.network
 def test_the_pinned_wheel_on_pypi_becomes_a_detectron2_wheel(tmp_path):
-    command = [sys.executable, str(SCRIPT), "--output", str(tmp_path)]
+    command = [sys.executable, str(SCRIPT), "--build-wheel", str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True)
     with zipfile.ZipFile(tmp_path / "detectron2-0.6+864913f0-py3-none-any.whl") as archive:
         names = archive.namelist()

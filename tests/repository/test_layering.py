@@ -55,18 +55,18 @@ def imports(name: str, tree: ast.Module) -> Iterator[tuple[str, int, bool]]:
         for inner in ast.walk(outer)
     }
     for node in ast.walk(tree):
-        found: list[str] = []
+        modules: list[str] = []
         if isinstance(node, ast.Import):
-            found = [alias.name for alias in node.names]
+            modules = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = name.split(".")[: -node.level] if node.level else []
             prefix = ".".join([*base, *([node.module] if node.module else [])])
-            found = [f"{prefix}.{alias.name}" for alias in node.names]
+            modules = [f"{prefix}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             called = getattr(node.func, "attr", getattr(node.func, "id", ""))
             if called in ("import_module", "__import__"):
-                found = [str(node.args[0].value)]
-        for module in found:
+                modules = [str(node.args[0].value)]
+        for module in modules:
             yield module, node.lineno, node in delayed
 
 
@@ -82,22 +82,22 @@ def paper_of(module: str) -> str | None:
 
 def violations(name: str, source: str) -> list[str]:
     """Return one sentence for each import in ``source`` that the module ``name`` may not have."""
-    own = paper_of(name)
-    found = []
+    own_paper = paper_of(name)
+    messages = []
     for module, line, delayed in imports(name, ast.parse(source)):
         paper = paper_of(module)
         where = f"{name}, line {line}: "
-        if paper and own is None and name.startswith("instseg."):
+        if paper and own_paper is None and name.startswith("instseg."):
             if name != "instseg.projects.__init__":
-                found.append(f"{where}shared code imports the project {paper}")
-        elif paper and own and paper != own and (own, paper) not in LINEAGE:
-            found.append(f"{where}{own} does not descend from {paper}")
+                messages.append(f"{where}shared code imports the project {paper}")
+        elif paper and own_paper and paper != own_paper and (own_paper, paper) not in LINEAGE:
+            messages.append(f"{where}{own_paper} does not descend from {paper}")
         if f"{module}.".startswith("detectron2.model_zoo."):
-            found.append(f"{where}detectron2.model_zoo needs pkg_resources, which is going away")
+            messages.append(f"{where}detectron2.model_zoo needs pkg_resources, which is going away")
         package = module.split(".")[0]
         if package in OPTIONAL and not delayed and name.startswith("instseg."):
-            found.append(f"{where}{package} is optional: import it inside the function")
-    return found
+            messages.append(f"{where}{package} is optional: import it inside the function")
+    return messages
 
 
 def sources() -> list[Path]:
@@ -110,8 +110,8 @@ def sources() -> list[Path]:
 
 
 def test_every_file_imports_only_what_its_place_allows():
-    found = [violations(module_name(path), path.read_text("utf-8")) for path in sources()]
-    assert [sentence for sentences in found for sentence in sentences] == []
+    per_file = [violations(module_name(path), path.read_text("utf-8")) for path in sources()]
+    assert [sentence for sentences in per_file for sentence in sentences] == []
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 # Where the name of a project differs from that of the package it installs.
 PROJECT_OF = {
     "PIL": "pillow",
-    "cv2": "opencv-python",
+    "cv2": "opencv-python",  # or opencv-python-headless
     "huggingface_hub": "huggingface-hub",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
@@ -39,7 +39,7 @@ def run(*command: object, cwd: Path, **environment: str) -> subprocess.Completed
 def copy_of_the_sources(folder: Path) -> Path:
     """Copy what a build reads, so that it leaves nothing in the checkout."""
     ignored = shutil.ignore_patterns("__pycache__", "*.so")
-    for name in ("instseg", "projects", "configs", "csrc", "zoo"):
+    for name in ("instseg", "projects", "configs", "csrc", "zoo", "docs", "tools"):
         if (ROOT / name).exists():
             shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     names = ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "Makefile")
@@ -87,6 +87,33 @@ def wheel(archive: Path) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     [wheel] = folder.glob("instseg-*.whl")
     return wheel
+
+
+def test_a_wheel_with_operators_serves_every_python_and_the_torch_it_was_built_for(wheel):
+    assert "-cp310-abi3-" in wheel.name
+    assert any(re.fullmatch(r"instseg/_C\.(abi3\.so|pyd)", name) for name in files(wheel))
+    required = message_from_string(metadata(wheel, "METADATA")).get_all("Requires-Dist") or []
+    assert "torch==2.11.*" in required and not any(line.startswith("torch>") for line in required)
+
+
+def test_the_long_description_links_to_nothing_beside_it(wheel):
+    text = metadata(wheel, "METADATA")
+    message = message_from_string(text)
+    assert message["Description-Content-Type"] == "text/markdown"
+    links = re.findall(r"\]\(([^)]*)\)", text)
+    assert len(links) > 10
+    assert [link for link in links if not re.match(r"https?://|#", link)] == []
+    [repository] = [url for url in message.get_all("Project-URL") if url.startswith("Repository")]
+    address = repository.partition(", ")[2]
+    assert f"{address}/raw/main/docs/gallery.png" in links
+    assert f"{address}/blob/main/CONTRIBUTING.md" in links
+    assert message["License-Expression"] == "Apache-2.0" and message["Keywords"]
+
+
+def test_the_archives_pass_the_checks_of_pypi(archive, wheel):
+    pytest.importorskip("twine")
+    done = run(sys.executable, "-m", "twine", "check", "--strict", archive, wheel, cwd=ROOT)
+    assert done.returncode == 0, done.stdout
 
 
 def test_a_source_archive_holds_every_file_that_is_compiled(archive):
@@ -162,9 +189,10 @@ def check_installed(wheel: Path, tmp_path: Path) -> None:
     assert all(line.startswith(str(tmp_path / "site")) for line in done.stdout.splitlines())
 
 
-def test_a_source_archive_holds_the_tested_versions(archive):
+def test_a_source_archive_holds_the_tested_versions_and_the_documents(archive):
     with tarfile.open(archive) as contents:
-        assert any(name.endswith("/constraints.txt") for name in contents.getnames())
+        held = {name.partition("/")[2] for name in contents.getnames()}
+    assert {"constraints.txt", "docs/faults.md", "docs/gallery.png"} <= held
 
 
 def third_party_imports() -> Iterator[tuple[str, Path]]:
@@ -225,16 +253,19 @@ def interpreter_with(torch: str | None, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("torch", "seen"), [(None, "sees none"), ("2.5.1", "2.5.1"), ("1.13.1+cu117", "1.13.1+cu117")]
+    ("torch", "version"),
+    [(None, "sees none"), ("2.5.1", "2.5.1"), ("1.13.1+cu117", "1.13.1+cu117")],
 )
 def test_a_build_without_a_new_enough_torch_is_one_sentence_that_says_what_to_type(
-    torch, seen, tmp_path
+    torch, version, tmp_path
 ):
     python = interpreter_with(torch, tmp_path)
-    done = run(python, "setup.py", "-q", "bdist_wheel", cwd=copy_of_the_sources(tmp_path))
+    command = python, "setup.py", "-q", "bdist_wheel"
+    asked = {} if torch else {"INSTSEG_OPERATORS": "compiled"}
+    done = run(*command, cwd=copy_of_the_sources(tmp_path), **asked)
     assert done.returncode == 1
     [sentence] = done.stderr.splitlines()
-    assert seen in sentence
+    assert version in sentence
     assert f"`{TORCH}`, then `pip install --no-build-isolation -e .`" in sentence
 
 
@@ -309,6 +340,14 @@ def test_force_cuda_adds_the_cuda_sources(tmp_path):
     assert sources and all(source in done.stdout for source in sources)
 
 
+@pytest.mark.parametrize("asked", ["FORCE_CUDA", "INSTSEG_SANITIZE"])
+def test_a_build_that_asks_for_special_operators_is_not_one_without_any(asked, tmp_path):
+    python = interpreter_with(None, tmp_path)
+    command = python, "setup.py", "-q", "bdist_wheel"
+    done = run(*command, cwd=copy_of_the_sources(tmp_path), **{asked: "1"})
+    assert done.returncode == 1 and "sees none" in done.stderr
+
+
 def test_force_cuda_without_a_toolkit_is_one_sentence_that_says_what_to_install(tmp_path):
     tools = tmp_path / "tools"
     tools.mkdir()
@@ -338,10 +377,38 @@ def test_the_toolkit_is_found_beside_the_real_nvcc(tmp_path):
 
 
 def test_a_machine_without_a_compiler_is_told_in_one_sentence(tmp_path):
-    done = plan_of_build(tmp_path, CXX="no-such-compiler")
+    done = plan_of_build(tmp_path, CXX="no-such-compiler", INSTSEG_OPERATORS="compiled")
     assert done.returncode == 1
     [sentence] = done.stderr.splitlines()
     assert "there is no compiler 'no-such-compiler'" in sentence
+
+
+def test_a_value_that_is_no_way_to_run_operators_is_refused(tmp_path):
+    done = plan_of_build(tmp_path, INSTSEG_OPERATORS="fast")
+    assert done.returncode == 1
+    assert done.stderr == "INSTSEG_OPERATORS is 'fast'; expected compiled or python\n"
+
+
+@pytest.mark.parametrize(
+    ("torch", "environment", "reason"),
+    [
+        (None, {}, "sees none"),
+        ("2.11.0", {"CXX": "no-such-compiler"}, "no compiler 'no-such-compiler'"),
+        ("2.11.0", {"INSTSEG_OPERATORS": "python"}, ""),
+    ],
+)
+def test_a_build_that_cannot_compile_makes_a_wheel_for_every_system(
+    torch, environment, reason, tmp_path
+):
+    python = interpreter_with(torch, tmp_path)
+    command = python, "setup.py", "-q", "bdist_wheel", "--dist-dir", tmp_path
+    done = run(*command, cwd=copy_of_the_sources(tmp_path), **environment)
+    assert done.returncode == 0, done.stderr
+    [wheel] = tmp_path.glob("instseg-*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert not any("/_C" in name for name in files(wheel))
+    assert "torch>=2.6" in message_from_string(metadata(wheel, "METADATA")).get_all("Requires-Dist")
+    assert reason in done.stderr and bool(reason) == ("will run in Python" in done.stderr)
 
 
 def test_a_source_archive_needs_no_torch(tmp_path):
@@ -414,6 +481,26 @@ def test_a_missing_system_library_makes_setup_take_the_headless_opencv(tmp_path)
     assert done.returncode == 0, done.stderr
     assert "libGL.so.1" in done.stdout
     assert (tmp_path / "headless").exists()
+
+
+def test_another_index_of_torch_is_asked_for_torch_alone(tmp_path):
+    fake_environment(tmp_path, "")
+    assert make_setup(tmp_path, "TORCH_INDEX=https://a.index/cpu").returncode == 0
+    calls = [line for line in (tmp_path / "calls").read_text().splitlines() if "index" in line]
+    assert len(calls) == 1
+    assert "--extra-index-url https://a.index/cpu ninja setuptools torch torchvision" in calls[0]
+
+
+def test_a_checkout_is_set_up_without_make(tmp_path):
+    fake_environment(tmp_path, "")
+    command = sys.executable, "tools/dev.py", "setup"
+    assert run(*command, cwd=tmp_path).returncode == 0
+    assert "install_detectron2.py --constraint" in (tmp_path / "calls").read_text()
+    (tmp_path / "calls").unlink()
+    assert run(*command, cwd=tmp_path).returncode == 0
+    assert not (tmp_path / "calls").exists()
+    assert make_setup(tmp_path).returncode == 0
+    assert not (tmp_path / "calls").exists()
 
 
 def test_an_opencv_that_fails_for_another_reason_stops_setup(tmp_path):

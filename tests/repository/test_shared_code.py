@@ -52,14 +52,14 @@ def named(source: str) -> Iterator[tuple[int, str]]:
 def offences(source: str) -> list[tuple[int, str]]:
     """Names and texts of a module that name a paper, with their lines."""
     shared = sorted(operators(), key=len, reverse=True)
-    found = []
+    lines = []
     for line, text in named(source):
         rest = text
         for operator in shared:
             rest = rest.replace(operator, " ")
         if NAMES.search(rest):
-            found.append((line, text))
-    return found
+            lines.append((line, text))
+    return lines
 
 
 def test_no_name_and_no_text_of_shared_code_names_a_paper() -> None:

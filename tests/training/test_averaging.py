@@ -175,8 +175,8 @@ def test_evaluations_and_checkpoints_have_the_average(
     name = next(iter(dict(trainer.model.named_parameters())))
     average = trainer.average.model_weights()[name]
     assert len(measured) == 3 and torch.equal(measured[-1], average)
-    own = dict(trainer.model.named_parameters())[name]
-    assert not torch.equal(own, average)
+    weight = dict(trainer.model.named_parameters())[name]
+    assert not torch.equal(weight, average)
     for file in ("model_final.pth", "best/model_best.pth"):
         assert torch.equal(
             torch.as_tensor(read_weights(str(folder / file))["model"][name]), average

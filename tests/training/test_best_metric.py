@@ -31,7 +31,7 @@ TINY = ["SOLVER.IMS_PER_BATCH", 1, "DATALOADER.NUM_WORKERS", 0]
 TINY += ["MODEL.RESNETS.RES2_OUT_CHANNELS", 16, "MODEL.FPN.OUT_CHANNELS", 32]
 
 
-class Truth(nn.Module):
+class Annotated(nn.Module):
     """A model that finds the annotations."""
 
     def __init__(self, name: str, change: Callable[[Any], None]) -> None:
@@ -43,23 +43,23 @@ class Truth(nn.Module):
     def forward(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         results = []
         for item in inputs:
-            found = annotated_instances(self.records[item["image_id"]])
-            self.change(found)
-            sem_seg = torch.zeros(4, *found.image_size)
-            results.append({"instances": found, "sem_seg": sem_seg})
+            instances = annotated_instances(self.records[item["image_id"]])
+            self.change(instances)
+            sem_seg = torch.zeros(4, *instances.image_size)
+            results.append({"instances": instances, "sem_seg": sem_seg})
         return results
 
 
-def nothing(found: Any) -> None:
+def nothing(instances: Any) -> None:
     pass
 
 
-def add_mask_scores(found: Any) -> None:
-    found.mask_scores = found.scores / 2
+def add_mask_scores(instances: Any) -> None:
+    instances.mask_scores = instances.scores / 2
 
 
-def remove_masks(found: Any) -> None:
-    found.remove("pred_masks")
+def remove_masks(instances: Any) -> None:
+    instances.remove("pred_masks")
 
 
 def config(names: tuple[str, ...], *words: Any) -> Any:
@@ -98,7 +98,7 @@ def test_what_is_declared_is_what_an_evaluation_gives(
     two_images: tuple[str, ...], tmp_path: Path, words: list[Any], change: Callable[[Any], None]
 ) -> None:
     cfg = config(two_images[:1], "OUTPUT_DIR", str(tmp_path), *words)
-    model = Truth(two_images[0], change)
+    model = Annotated(two_images[0], change)
     measured = flatten_results_dict(Trainer.test(cfg, model))
     measured.pop("leaves/DiC", None)  # has no best value
     assert set(metric_names(cfg, model, sets(cfg))) == set(measured)
@@ -113,7 +113,7 @@ def test_what_is_declared_of_tracks_is_what_an_evaluation_gives(
     records = shapes_video.load(name, shapes.DEFAULT_SIZE, [0])
     monkeypatch.setitem(DatasetCatalog.data, name, lambda: records)
     cfg = config((name,), "TEST.METRICS", ("coco", "tracks"), "OUTPUT_DIR", str(tmp_path))
-    model = Truth(name, nothing)
+    model = Annotated(name, nothing)
     assert set(metric_names(cfg, model, sets(cfg))) == set(
         flatten_results_dict(Trainer.test(cfg, model))
     )

@@ -20,7 +20,7 @@ SYSTEMS = sorted(
 def run_both(module: str, *words: str) -> Outcomes:
     """The lines that two processes of ``tests.support.MODULE`` print, by their first words."""
     lines = [rank.stdout.splitlines() for rank in run_ranks(f"tests.support.{module}", *words)]
-    return [dict(line.split(" ", 1) for line in found if " " in line) for found in lines]
+    return [dict(line.split(" ", 1) for line in output if " " in line) for output in lines]
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,8 @@ def test_a_signal_to_one_rank_ends_both_after_the_same_iteration(
 
 def test_both_ranks_have_the_same_average_of_the_weights(outcomes: Outcomes) -> None:
     assert outcomes[0]["average"] == outcomes[1]["average"]
-    own, average = map(float, outcomes[0]["average"].split())
-    assert own < average  # the weight falls in every iteration
+    weight, average = map(float, outcomes[0]["average"].split())
+    assert weight < average  # the weight falls in every iteration
 
 
 def test_a_killed_rank_stops_the_other_within_seconds(outcomes: Outcomes) -> None:

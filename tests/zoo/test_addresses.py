@@ -41,14 +41,14 @@ def hub(content: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iter
 
         def answer(self, body: bytes) -> None:
             asked.append(f"{self.command} {self.path}")
-            found = self.path.partition("?")[0].endswith("/models/a.safetensors")
-            self.send_response(200 if found else 404)
+            exists = self.path.partition("?")[0].endswith("/models/a.safetensors")
+            self.send_response(200 if exists else 404)
             self.send_header("ETag", '"1"')
             self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("X-Error-Code", "" if found else "EntryNotFound")
-            self.send_header("Content-Length", str(len(content)) if found else "0")
+            self.send_header("X-Error-Code", "" if exists else "EntryNotFound")
+            self.send_header("Content-Length", str(len(content)) if exists else "0")
             self.end_headers()
-            self.wfile.write(body if found else b"")
+            self.wfile.write(body if exists else b"")
 
         def log_message(self, *args: object) -> None:
             """Keep the test's output clean."""

@@ -29,26 +29,26 @@ def faults(folder: Path) -> list[str]:
     """What is wrong with the files and entries of a folder of shipped models."""
     models = shipped_models(folder)
     titles = {project.name for project in projects()}
-    found = []
+    messages = []
     for model in models:
         content = (folder / model.file).read_bytes()
         limit = 3 if model.name.endswith("_shapes") else 6
         if hashlib.sha256(content).hexdigest() != model.sha256:
-            found.append(f"{model.file} has another hash")
+            messages.append(f"{model.file} has another hash")
         if len(content) != model.size:
-            found.append(f"{model.file} has another size")
+            messages.append(f"{model.file} has another size")
         if len(content) > limit * MIB:
-            found.append(f"{model.file} has more than {limit} MiB")
+            messages.append(f"{model.file} has more than {limit} MiB")
         if model.system not in titles:
-            found.append(f"{model.name}: there is no system {model.system}")
+            messages.append(f"{model.name}: there is no system {model.system}")
         if not model.check or not model.measurements:
-            found.append(f"{model.name} was not measured")
+            messages.append(f"{model.name} was not measured")
     listed = {model.file for model in models}
     present = {path.name for path in folder.glob("*.safetensors")}
-    found += [f"no model has the file {name}" for name in sorted(present - listed)]
+    messages += [f"no model has the file {name}" for name in sorted(present - listed)]
     if sum(model.size for model in models) > 60 * MIB:
-        found.append("there are more than 60 MiB")
-    return found
+        messages.append("there are more than 60 MiB")
+    return messages
 
 
 def test_every_shipped_file_is_the_one_of_the_manifest() -> None:

@@ -93,8 +93,8 @@ def test_predict_takes_a_model_in_place_of_configuration_and_weights(tmp_path: P
     about = json.loads((tmp_path / "out" / "categories.json").read_text())
     assert about["categories"] == tiny_zoo.CLASSES.as_coco()
     assert about["info"]["weights"] == ADDRESS
-    found = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    assert 0 < len(found) <= 3
+    records = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert 0 < len(records) <= 3
 
 
 @pytest.mark.parametrize("command", ["predict", "export", "benchmark models", "benchmark tiles"])

@@ -2,7 +2,8 @@
 
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -43,21 +44,21 @@ def check_member(kind: str, split: str, index: int, sizes: Mapping[str, int]) ->
         )
 
 
-_CONTENT: dict[str, Callable[[str], bytes]] = {}
-"""Prefix → function that makes the content of a path."""
-
-
-def serve(prefix: str, content: Callable[[str], bytes]) -> None:
-    """Make Detectron2 and :func:`served` read ``content(path)`` from ``prefix`` + path."""
-    _CONTENT[prefix] = content
-    PathManager.register_handler(_Handler(prefix, content), allow_override=True)
+IMAGES = "shapes://"
+VIDEOS = "shapes-video://"
+_MAKERS = {
+    IMAGES: "instseg.data.synthetic.shapes",
+    VIDEOS: "instseg.data.synthetic.shapes_video",
+}
+"""Prefix → module whose ``content_of`` makes the file; a process that opens one imports it."""
 
 
 def served(path: str) -> bytes | None:
     """Content of a file that exists only in memory; None for any other path."""
-    for prefix, content in _CONTENT.items():
+    for prefix, module in _MAKERS.items():
         if path.startswith(prefix):
-            return content(path.removeprefix(prefix))
+            content: bytes = import_module(module).content_of(path.removeprefix(prefix))
+            return content
     return None
 
 
@@ -67,13 +68,8 @@ def is_elsewhere(path: str) -> bool:
 
 
 class _Handler(PathHandler):
-    def __init__(self, prefix: str, content: Callable[[str], bytes]) -> None:
-        super().__init__()
-        self._prefix = prefix
-        self._content = content
-
     def _get_supported_prefixes(self) -> list[str]:
-        return [self._prefix]
+        return list(_MAKERS)
 
     def _isfile(self, path: str, **kwargs: Any) -> bool:
         return True
@@ -84,4 +80,9 @@ class _Handler(PathHandler):
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> io.BytesIO:
         if mode != "rb":
             raise DatasetError(f"{path} can only be read, in mode 'rb', not {mode!r}")
-        return io.BytesIO(self._content(path.removeprefix(self._prefix)))
+        return io.BytesIO(served(path) or b"")
+
+
+# Here, since every reader of images imports this module: a data loader's process that was not
+# forked has imported nothing else.
+PathManager.register_handler(_Handler(), allow_override=True)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from instseg.data.synthetic.files import check_member, check_size, encode_ppm, serve
+from instseg.data.synthetic.files import IMAGES, check_member, check_size, encode_ppm
 from instseg.data.synthetic.outlines import KINDS, generator, outline_of, polygon_area, rasterise
 from instseg.data.synthetic.render import render
 from instseg.errors import DatasetError
@@ -39,7 +39,6 @@ SUBSETS = {
 }
 """The even and the odd images of a split: name -> split, indices."""
 DEFAULT_SIZE = 128
-PREFIX = "shapes://"
 MIN_VISIBLE = 0.4  # an instance with less of its area in sight is not placed
 _TRIES = 20  # positions tried for one instance before it is given up
 
@@ -165,7 +164,7 @@ def load(split: str, size: int, indices: Iterable[int] | None = None) -> list[di
         annotations = [annotation_of(s.mask, s.kind) for s in scene(split, index, size)]
         records.append(
             {
-                "file_name": f"{PREFIX}{split}/{size}/{index}",
+                "file_name": f"{IMAGES}{split}/{size}/{index}",
                 "image_id": index,
                 "height": size,
                 "width": size,
@@ -204,9 +203,7 @@ def export(split: str, directory: Path, size: int = DEFAULT_SIZE, limit: int | N
     return path
 
 
-def _file(path: str) -> bytes:
+def content_of(path: str) -> bytes:
+    """Content of the file that :mod:`instseg.data.synthetic.files` serves under ``path``."""
     split, size, index = path.split("/")
     return encode_ppm(image(split, int(index), int(size)))
-
-
-serve(PREFIX, _file)

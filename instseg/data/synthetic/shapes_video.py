@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from instseg.data.flow import encode_flow
-from instseg.data.synthetic.files import check_member, check_size, encode_ppm, serve
+from instseg.data.synthetic.files import VIDEOS, check_member, check_size, encode_ppm
 from instseg.data.synthetic.outlines import KINDS, generator, outline_of, polygon_area, rasterise
 from instseg.data.synthetic.render import colour_of, texture
 from instseg.data.video_mapper import NUM_REFERENCES
@@ -34,7 +34,6 @@ SPLITS = {"shapes_video_train": 120, "shapes_video_val": 15}
 LENGTH = 20
 """Frames of every clip."""
 CLASSES = KINDS[:3]
-PREFIX = "shapes-video://"
 MIN_VISIBLE = 0.25
 """An instance with less of its area in sight has no annotation in that frame."""
 
@@ -243,7 +242,7 @@ def load(split: str, size: int, clips: Iterable[int] | None = None) -> list[dict
     for index in range(SPLITS[split]) if clips is None else clips:
         scene = clip(split, index, size)
         for frame in range(LENGTH):
-            name = f"{PREFIX}{split}/{size}/{index}"
+            name = f"{VIDEOS}{split}/{size}/{index}"
             earlier = range(frame - 1, max(-1, frame - 1 - NUM_REFERENCES), -1)
             records.append(
                 {
@@ -273,7 +272,8 @@ def _annotations(scene: Clip, frame: int) -> list[dict[str, Any]]:
     return annotations
 
 
-def _file(path: str) -> bytes:
+def content_of(path: str) -> bytes:
+    """Content of the file that :mod:`instseg.data.synthetic.files` serves under ``path``."""
     split, *numbers = path.split("/")
     size, index, frame, *references = map(int, numbers)
     if not {frame, *references} <= set(range(LENGTH)):
@@ -281,6 +281,3 @@ def _file(path: str) -> bytes:
     if references:
         return encode_flow(flow(split, index, frame, references[0], size))
     return encode_ppm(image(split, index, frame, size))
-
-
-serve(PREFIX, _file)

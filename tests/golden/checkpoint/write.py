@@ -33,13 +33,13 @@ runpy.run_path("train_net.py", run_name="__main__")
 
 predictor = Predictor(f"{folder}/config.yaml", f"{folder}/model_final.pth")
 instances = predictor(PHOTO)["instances"]
-found = {
+facts = {
     "boxes": [[round(x, 3) for x in box] for box in instances.pred_boxes.tensor.tolist()],
     "scores": [round(x, 6) for x in instances.scores.tolist()],
     "classes": instances.pred_classes.tolist(),
     "pixels": instances.pred_masks.sum((1, 2)).tolist(),
     "names": predictor.class_names,
 }
-lines = ",\n  ".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in found.items())
+lines = ",\n  ".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in facts.items())
 with open(f"{folder}/predictions.json", "w") as file:
     file.write(f"{{\n  {lines}\n}}\n")

@@ -46,6 +46,17 @@ TORCH_LIBRARY(instseg, m) {
       "float tolerance, int min_points, int max_clusters) -> (Tensor labels, Tensor centres)");
   m.def("decode_lines(Tensor labels, Tensor semantic, bool widened) -> Tensor");
   m.def("group_lines(Tensor pairs, Tensor touches) -> Tensor");
+  m.def(
+      "roi_align(Tensor[] maps, Tensor rois, Tensor? levels, float[] scales, int height, int "
+      "width, "
+      "int sampling_ratio, bool aligned) -> Tensor");
+  m.def(
+      "roi_align_backward(Tensor grad, Tensor rois, Tensor? levels, float[] scales, "
+      "SymInt[] heights, SymInt[] widths, SymInt images, int sampling_ratio, bool aligned, "
+      "bool channels_last) -> Tensor[]");
+  m.def(
+      "fast_nms(Tensor boxes, Tensor scores, float iou_threshold, int top_k, float min_score) "
+      "-> (Tensor rows, Tensor survives)");
 }
 
 namespace {

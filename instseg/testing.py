@@ -306,6 +306,18 @@ def check_cropped_masks(system: System) -> None:
         assert_same(dense_instances, cropped)
 
 
+def check_bfloat16(system: System) -> None:
+    """In bfloat16 the model finds instances too, in single precision."""
+    predictor = system.build("MODEL.DTYPE_TEST", "bfloat16")
+    instances: Instances = predictor(PHOTO)["instances"]
+    assert len(instances) > 1, f"{len(instances)} instances in bfloat16"
+    assert_valid(instances, *shape_of(PHOTO), predictor.cfg.TEST.DETECTIONS_PER_IMAGE)
+    for name, value in instances.get_fields().items():
+        tensor = getattr(value, "tensor", value)
+        halves = isinstance(tensor, torch.Tensor) and tensor.dtype == torch.bfloat16
+        assert not halves, f"{name} is in bfloat16; make it of the network's outputs as float()"
+
+
 def check_odd_frames(system: System) -> None:
     """A model whose frames share work gives valid results for odd key frames and others."""
     if system.predictor.video() is None:
@@ -333,6 +345,7 @@ CHECKS: tuple[Callable[[System], None], ...] = (
     check_weights_that_are_not_finite,
     check_limited_memory,
     check_cropped_masks,
+    check_bfloat16,
     check_odd_frames,
 )
 """The checks, one for each rule of the contract."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import batched_nms
+from torchvision.ops import roi_align as torchvision_roi_align
 
 from instseg.benchmark.embeddings import (
     as_array,
@@ -20,6 +21,7 @@ from instseg.ops.assemble_instances import assemble_instances
 from instseg.ops.assemble_masks import assemble_masks, assemble_masks_reference
 from instseg.ops.fcis_head import fcis_head
 from instseg.ops.psroi_pool import psroi_pool
+from instseg.ops.roi_align import roi_align
 from instseg.ops.sgn_lines import END, INTERIOR, START, decode_lines, decode_lines_reference
 from instseg.ops.vote_masks import vote_masks, vote_masks_reference
 
@@ -38,6 +40,7 @@ class OperatorComparison:
         their_inputs: the same in the layout that ``theirs`` wants; not timed.
         slow: ``theirs`` takes long: it is timed once, and its memory is not measured.
         needs: package that ``theirs`` imports; without it the row is left out.
+        on_gpu: whether ``ours`` runs on a GPU; else the row is left out there.
     """
 
     peer: str
@@ -47,6 +50,7 @@ class OperatorComparison:
     their_inputs: Callable[..., Inputs] = lambda *inputs: inputs
     slow: bool = False
     needs: str | None = None
+    on_gpu: bool = True
 
 
 def _rois(count: int, width: float, height: float, device: torch.device) -> Tensor:
@@ -225,6 +229,40 @@ def _warp_by_index(features: Tensor, flow: Tensor) -> Tensor:
     return total
 
 
+_REGION_BINS = 7
+"""Detectron2's box head."""
+
+
+def _region_inputs(device: torch.device, tiny: bool) -> Inputs:
+    """P3 of an image of 800 x 1088 pixels, channels last, and the proposals of Mask R-CNN."""
+    height, width, count = (4, 4, 1) if tiny else (100, 136, 1000)
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(1, height, width, 256, generator=generator)
+    rois = _rois(count, 8.0 * width, 8.0 * height, device)
+    return maps.permute(0, 3, 1, 2).to(device), rois
+
+
+def _in_planes(maps: Tensor, rois: Tensor) -> Inputs:
+    return maps.contiguous(), rois
+
+
+def _align(maps: Tensor, rois: Tensor) -> Tensor:
+    return roi_align(maps, rois, 1 / 8, _REGION_BINS)
+
+
+def _align_by_torchvision(maps: Tensor, rois: Tensor) -> Tensor:
+    return torchvision_roi_align(maps, rois, _REGION_BINS, 1 / 8, aligned=True)
+
+
+def _map_gradient(align: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    def run(maps: Tensor, rois: Tensor) -> Tensor:
+        maps = maps.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(align(maps, rois).sum(), maps)
+        return gradient
+
+    return run
+
+
 _RUN = 40
 """Mean length of an instance's runs in pixels."""
 
@@ -295,6 +333,22 @@ COMPARISONS: dict[str, OperatorComparison] = {
         inputs=_nms_inputs,
         ours=_fast_nms,
         theirs=_batched_nms,
+    ),
+    "roi_align_forward": OperatorComparison(
+        peer="torchvision roi_align",
+        inputs=_region_inputs,
+        ours=_align,
+        theirs=_align_by_torchvision,
+        their_inputs=_in_planes,
+        on_gpu=False,
+    ),
+    "roi_align_backward": OperatorComparison(
+        peer="the same, forward and backward",
+        inputs=_region_inputs,
+        ours=_map_gradient(_align),
+        theirs=_map_gradient(_align_by_torchvision),
+        their_inputs=_in_planes,
+        on_gpu=False,
     ),
     "feature_warping": OperatorComparison(
         peer="gather of four neighbours",

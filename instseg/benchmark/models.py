@@ -25,6 +25,7 @@ from instseg.data.images import check_colour, read_image
 from instseg.data.intensity import Intensity, ModelImage
 from instseg.data.synthetic import shapes
 from instseg.errors import ConfigError
+from instseg.inference.precision import precision
 from instseg.inference.predictor import Predictor
 from instseg.modeling import ComparedModel, SplitModel, as_video, now, stage_times
 
@@ -37,6 +38,7 @@ IMAGES = 8
 VARIANTS: dict[str, dict[str, Any]] = {
     "eager": {},
     "folded": {"optimize": True},
+    "bf16": {"optimize": True, "dtype": "bfloat16"},
     "compiled": {"optimize": True, "compile": True},
 }
 """Name of a variant → options of our predictor."""
@@ -255,13 +257,15 @@ def _frame_times(
     pixels = check_image(images[0], format=predictor.cfg.INPUT.FORMAT)
     pixels = np.ascontiguousarray(pixels.transpose(2, 0, 1))
     batch = model.preprocess([{"image": torch.from_numpy(pixels)}])
-    _, state = model.keyframe(batch)
+    with precision(predictor.dtype, predictor.cfg.MODEL.DEVICE):
+        _, state = model.keyframe(batch)
     runs = {
         "keyframe": lambda: model.keyframe(batch),
         "between": lambda: model.between(batch, state),
     }
-    runs["between"]()
-    times = [{name: seconds(run) for name, run in runs.items()} for _ in range(repeats)]
+    with precision(predictor.dtype, predictor.cfg.MODEL.DEVICE):
+        runs["between"]()
+        times = [{name: seconds(run) for name, run in runs.items()} for _ in range(repeats)]
     return {name: len(images) * statistics.median(x[name] for x in times) for name in runs}
 
 

@@ -49,11 +49,14 @@ def benchmark_ops(
     return [
         _benchmark_op(name, COMPARISONS[name], torch.device(device), repeats, bandwidth)
         for name in names
-        if _has_peer(name, COMPARISONS[name])
+        if _can_run(name, COMPARISONS[name], device)
     ]
 
 
-def _has_peer(name: str, comparison: OperatorComparison) -> bool:
+def _can_run(name: str, comparison: OperatorComparison, device: str) -> bool:
+    if device != "cpu" and not comparison.on_gpu:
+        logger.warning(f"{name} is left out: it runs on a CPU alone")
+        return False
     if comparison.needs is None or find_spec(comparison.needs) is not None:
         return True
     logger.warning(f"{name} is left out: its peer needs {comparison.needs}, of the extra `test`")

@@ -25,8 +25,9 @@ def add_models_arguments(parser: argparse.ArgumentParser) -> None:
         "--variant",
         action="append",
         metavar="NAME",
-        help="eager (the default), folded (batch normalisation folded, channels last) or compiled "
-        "(folded and run through torch.compile); may be repeated, one row for each",
+        help="eager (the default), folded (batch normalisation folded, channels last), bf16 "
+        "(folded, in bfloat16) or compiled (folded and run through torch.compile); may be "
+        "repeated, one row for each",
     )
     add("--repeats", type=int, default=6, metavar="N", help="passes (default %(default)s)")
     add("--json", type=path, metavar="FILE", help="write the rows as a JSON list")

@@ -80,6 +80,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="OPACITY",
         help="of the colour inside outlines in overlays, 0 to 1 (default %(default)s)",
     )
+    add(
+        "--dtype",
+        metavar="TYPE",
+        help="number type of the network: float32 or bfloat16, faster on processors with "
+        "avx512_bf16 or AMX (default: MODEL.DTYPE_TEST)",
+    )
     add("--instance-masks", action="store_true", help="one black and white PNG per instance")
     add(
         "--keyframe-interval",
@@ -160,6 +166,7 @@ def run(arguments: argparse.Namespace) -> int:
             fill=arguments.fill,
             instance_masks=arguments.instance_masks,
             allow_partial=arguments.allow_partial,
+            dtype=arguments.dtype,
             keyframe_interval=arguments.keyframe_interval,
             track=arguments.track,
             tracker=arguments.tracker,

@@ -25,6 +25,7 @@ import instseg
 from instseg.data.intensity import CHANNELS
 from instseg.errors import ConfigError
 from instseg.files import atomic_write
+from instseg.inference.precision import FLOAT32
 from instseg.inference.predictor import Predictor
 from instseg.modeling import Network, SplitModel, VideoModel, as_split, as_video
 
@@ -65,7 +66,8 @@ def export(predictor: Predictor, format_name: str, path: Path) -> list[Path]:
         the files written: ``path``, ``STEM.between.EXTENSION`` of a model for videos, and
         ``STEM.CHILD.EXTENSION`` for every network that the post-processing calls.
     Raises:
-        ConfigError: an unknown format, another extension, or a model that declares no network.
+        ConfigError: an unknown format, another extension, a model that declares no network, or one
+            in bfloat16.
         ImportError: the format needs packages that are not installed.
         OutputError: a file cannot be written.
     """
@@ -77,6 +79,11 @@ def export(predictor: Predictor, format_name: str, path: Path) -> list[Path]:
     if format_name == "onnx":
         _check_torch(torch.__version__)
     model = as_split(predictor.model, "exported")
+    if predictor.dtype != FLOAT32:
+        raise ConfigError(
+            f"a network in {predictor.dtype} cannot be exported; make the predictor with "
+            "dtype='float32'"
+        )
     cfg = predictor.cfg
     square = torch.zeros(CHANNELS[cfg.INPUT.FORMAT], 8, 8, device=cfg.MODEL.DEVICE)
     example = model.preprocess([{"image": square}] * 2)

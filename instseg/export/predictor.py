@@ -86,7 +86,8 @@ class ExportedPredictor(Predictor):
             ) from error
         cfg = get_cfg()
         cfg.merge_from_other_cfg(CfgNode(parse_yaml(str(text), f"the configuration in {path}")))
-        super().__init__(cfg, overrides=overrides, masks=masks)
+        # The network computes in what the file says.
+        super().__init__(cfg, overrides=overrides, masks=masks, dtype="float32")
 
     def video(self) -> VideoModel | None:
         """The networks for key frames and for frames between; None for a model of images.

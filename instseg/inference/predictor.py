@@ -26,9 +26,10 @@ from instseg.data.images import Array, read_image
 from instseg.data.intensity import Intensity
 from instseg.data.pillow_images import convert_image
 from instseg.data.sizes import saved_largest_instance
-from instseg.errors import ConfigError
+from instseg.errors import ConfigError, ImageError
 from instseg.forks import check_threads
 from instseg.inference.optimize import optimize as optimize_model
+from instseg.inference.precision import BFLOAT16, precision, store_as_bfloat16
 from instseg.inference.tile_sources import opened
 from instseg.inference.tiles import layout_of, predict_tiles
 from instseg.modeling import (
@@ -46,6 +47,7 @@ from instseg.modeling import (
 from instseg.modeling.augmented import AugmentedRCNN
 from instseg.modeling.building import building
 from instseg.modeling.contract import padded_shape
+from instseg.modeling.pooling import use_region_poolers
 from instseg.shipped import SCHEME
 
 logger = logging.getLogger(__name__)
@@ -69,6 +71,10 @@ class _Prepared:
     width: int
     max_instances: int
     masks: str
+
+    def as_input(self) -> dict[str, Any]:
+        """See :class:`instseg.modeling.contract.Input`."""
+        return dict(vars(self))
 
     @property
     def mask_bytes(self) -> int:
@@ -115,6 +121,7 @@ class Predictor:
         compile: bool = False,
         classes: Categories | None = None,
         masks: str | None = None,
+        dtype: str | None = None,
     ) -> None:
         """Build the model and load its weights.
 
@@ -135,13 +142,16 @@ class Predictor:
             masks: "dense" for ``pred_masks`` (N, H, W) bool, "cropped" for
                 :class:`instseg.masks.CroppedMasks`, which take the memory that the instances cover;
                 None is ``TEST.MASKS``.
+            dtype: number type of the network, "float32" or "bfloat16"; None is
+                ``MODEL.DTYPE_TEST``.
         Raises:
             ConfigError: a configuration that cannot be used; ``compile`` for a model that declares
                 no network of fixed shape.
             CheckpointError: weights that cannot be used.
         """
-        chosen = () if masks is None else ("TEST.MASKS", masks)
-        cfg = _resolve(config, weights, [*overrides, *chosen])
+        chosen = {"TEST.MASKS": masks, "MODEL.DTYPE_TEST": dtype}
+        given = [x for key, value in chosen.items() if value is not None for x in (key, value)]
+        cfg = _resolve(config, weights, [*overrides, *given])
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}, expected at least 1")
         self.cfg = cfg.clone()
@@ -150,12 +160,15 @@ class Predictor:
         self.batch_size = batch_size or (8 if cfg.MODEL.DEVICE.startswith("cuda") else 1)
         with building():
             self.model = build_model(cfg).eval()
+        use_region_poolers(self.model)
         self._network: Callable[[Tensor], Sequence[Tensor]] | None = None
         checkpoint = self._load(allow_partial)
         self.largest_instance = saved_largest_instance(checkpoint)
         self.categories = model_categories(cfg, checkpoint, classes)
         if optimize:
             optimize_model(self.model)
+        if self.dtype == BFLOAT16:
+            store_as_bfloat16(self.model)
         if compile:
             network = Network(as_split(self.model, "compiled")).eval()
             self._network = torch.compile(network, fullgraph=True)
@@ -178,6 +191,11 @@ class Predictor:
     def class_names(self) -> list[str] | None:
         """Names of the classes in the order of their numbers; None where they are unknown."""
         return list(self.categories.names) if self.categories.named else None
+
+    @property
+    def dtype(self) -> str:
+        """Number type of the network, "float32" or "bfloat16"."""
+        return str(self.cfg.MODEL.DTYPE_TEST)
 
     def _load(self, allow_partial: bool) -> dict[str, Any]:
         """Load the weights of the model; return the rest of the checkpoint."""
@@ -221,6 +239,21 @@ class Predictor:
         if isinstance(images, list | tuple):
             return list(self.stream(images))
         return self._run([self._prepare(images, "image")])[0]
+
+    def model_input(self, image: Any, name: str = "image") -> dict[str, Any]:
+        """What the model gets for one image, see :class:`instseg.modeling.contract.Input`.
+
+        Args:
+            image: see :meth:`__call__`.
+            name: its name in error messages.
+        Raises:
+            ImageError, TypeError: an image that cannot be used, or of which resizing leaves no
+                pixel.
+        """
+        prepared = self._prepare(image, name)
+        if prepared.image is None:
+            raise ImageError(f"{name}: it is so thin that resizing leaves no pixel of it")
+        return prepared.as_input()
 
     def predict_with(self, infer: Infer | None, image: Any, name: str) -> dict[str, Any]:
         """Predict on one image by ``infer`` in place of the model.
@@ -361,17 +394,10 @@ class Predictor:
             if item.image is not None:
                 groups[padded_shape(self.model, *item.image.shape[-2:])].append(index)
         for indices in groups.values():
-            inputs = [
-                {
-                    "image": window[i].image,
-                    "height": window[i].height,
-                    "width": window[i].width,
-                    "max_instances": window[i].max_instances,
-                    "masks": window[i].masks,
-                }
-                for i in indices
-            ]
-            for index, result in zip(indices, infer(inputs), strict=True):
+            inputs = [window[i].as_input() for i in indices]
+            with precision(self.dtype, self.cfg.MODEL.DEVICE):
+                inferred = infer(inputs)
+            for index, result in zip(indices, inferred, strict=True):
                 results[index] = cropped(result) if window[index].masks == CROPPED else result
         return results
 
@@ -420,6 +446,7 @@ def _resolve(
     # A configuration of stock Detectron2 has no such keys.
     for key in ("MASKS", "MASK_MEMORY"):
         cfg.TEST.setdefault(key, get_cfg().TEST[key])
+    cfg.MODEL.setdefault("DTYPE_TEST", get_cfg().MODEL.DTYPE_TEST)
     # Also for a file, where the lines above may have undone an overridden checksum.
     cfg.merge_from_list(list(overrides))
     if cfg.MODEL.LOAD_PROPOSALS:

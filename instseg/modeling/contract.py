@@ -75,7 +75,8 @@ class Model(Protocol):
             trainable parameter, also where no image has an instance.  Otherwise one dict per image
             with ``instances``: ``pred_boxes`` (pixels of the result, xyxy, inside it), ``scores``
             (N,) in descending order, ``pred_classes`` (N,) and ``pred_masks`` (N, height, width)
-            bool, or cropped if the input asks for it.  A model that knows no cropped masks may give
+            bool, or cropped if the input asks for it; all numbers float32, also under the autocast
+            of ``MODEL.DTYPE_TEST``.  A model that knows no cropped masks may give
             dense ones all the same: whoever asks crops them.  An image gives the same result in a
             batch as alone.
         Raises:

@@ -6,6 +6,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances, ROIMasks
@@ -17,6 +18,8 @@ from instseg.modeling.results import masks_of, result_size, wants_cropped
 
 _HEADS = ("rpn_head", "box_predictor")
 """Names of the modules whose outputs Detectron2 drops where they are not finite."""
+_LAST = (*_HEADS, "predictor")
+"""Names of the modules whose outputs become scores, boxes and masks; the last is that of masks."""
 _BOXES = 100
 """Number of boxes of an image whose masks are computed together; Detectron2's default number.
 
@@ -114,21 +117,34 @@ class EvaluatedRCNN(nn.Module):
 
 @contextmanager
 def checked_heads(model: nn.Module) -> Iterator[None]:
-    """Inside, what the heads of ``model`` give must be finite."""
-    heads = [part for name, part in model.named_modules() if name.rpartition(".")[2] in _HEADS]
-    # A cascade has a list of predictors, which is never called itself.
-    modules = [x for part in heads for x in (part if isinstance(part, nn.ModuleList) else [part])]
-    hooks = [
-        module.register_forward_hook(
-            lambda _module, _inputs, outputs: check_finite(*_floats(outputs))
-        )
-        for module in modules
-    ]
+    """Inside, what the heads of ``model`` give must be finite, and is in single precision."""
+    hooks = []
+    for name, part in model.named_modules():
+        kind = name.rpartition(".")[2]
+        if kind not in _LAST:
+            continue
+        # A cascade has a list of predictors, which is never called itself.
+        for module in part if isinstance(part, nn.ModuleList) else [part]:
+            hook = _checked if kind in _HEADS else _single
+            hooks.append(module.register_forward_hook(hook))
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _checked(module: nn.Module, inputs: Any, outputs: Any) -> Any:
+    check_finite(*_floats(outputs))
+    return _single(module, inputs, outputs)
+
+
+def _single(module: nn.Module, inputs: Any, outputs: Any) -> Any:
+    """Halves in ``outputs``, a tensor or sequences of them, as float32."""
+    if isinstance(outputs, list | tuple):
+        return type(outputs)(_single(module, inputs, part) for part in outputs)
+    halves = isinstance(outputs, Tensor) and outputs.dtype in (torch.bfloat16, torch.float16)
+    return outputs.float() if halves else outputs
 
 
 @contextmanager

@@ -26,5 +26,12 @@ SCHEMAS = {
     "float tolerance, int min_points, int max_clusters) -> (Tensor labels, Tensor centres)",
     "decode_lines": "(Tensor labels, Tensor semantic, bool widened) -> Tensor",
     "group_lines": "(Tensor pairs, Tensor touches) -> Tensor",
+    "roi_align": "(Tensor[] maps, Tensor rois, Tensor? levels, float[] scales, int height, "
+    "int width, int sampling_ratio, bool aligned) -> Tensor",
+    "roi_align_backward": "(Tensor grad, Tensor rois, Tensor? levels, float[] scales, "
+    "SymInt[] heights, SymInt[] widths, SymInt images, int sampling_ratio, bool aligned, "
+    "bool channels_last) -> Tensor[]",
+    "fast_nms": "(Tensor boxes, Tensor scores, float iou_threshold, int top_k, float min_score) "
+    "-> (Tensor rows, Tensor survives)",
 }
 """Name of an operator → its arguments and results."""

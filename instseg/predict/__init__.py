@@ -171,6 +171,7 @@ class PredictOptions:
     fill: float = 0.25
     instance_masks: bool = False
     allow_partial: bool = False
+    dtype: str | None = None
     keyframe_interval: int | None = None
     track: bool = False
     tracker: str | None = None
@@ -235,6 +236,7 @@ def predict(options: PredictOptions) -> int:
         allow_partial=options.allow_partial,
         classes=classes,
         masks="cropped",
+        dtype=options.dtype,
     )
     if options.rank_by == "mask" and not gives_mask_scores(predictor.model):
         known = architectures(lambda kind: hasattr(kind, "gives_mask_scores"))

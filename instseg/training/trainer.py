@@ -25,7 +25,7 @@ from instseg.checkpoint import Checkpointer
 from instseg.config.classes import check_classes, class_count, training_categories
 from instseg.config.rules import check_values
 from instseg.data.build import register_datasets
-from instseg.data.dataset import load, load_all
+from instseg.data.dataset import DataSet, load, load_all
 from instseg.data.loaders import (
     Loader,
     build_loss_loader,
@@ -36,11 +36,13 @@ from instseg.data.loaders import (
 from instseg.data.sizes import largest_instance
 from instseg.errors import ConfigError, OutputError
 from instseg.evaluation import build_evaluator, check_evaluation, take_cropped
+from instseg.inference.precision import precision
 from instseg.inference.streaming import build_streams, mean_result
 from instseg.modeling import CROPPED, DENSE, EvaluatedRCNN, is_rcnn
 from instseg.modeling.augmented import AugmentedRCNN, check_augmentation
 from instseg.modeling.building import building
 from instseg.modeling.contract import lr_multipliers
+from instseg.modeling.pooling import use_region_poolers
 from instseg.training.averaging import AveragedWeights
 from instseg.training.hooks import (
     BestCheckpoint,
@@ -123,6 +125,7 @@ class Trainer(DefaultTrainer):
         """Build as Detectron2 does; a configuration that some part refuses is a ConfigError."""
         with building():
             model: nn.Module = super().build_model(cfg)
+        use_region_poolers(model)
         return model
 
     @classmethod
@@ -266,6 +269,17 @@ class Trainer(DefaultTrainer):
         if comm.get_world_size() > 1:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
+        with precision(cfg.MODEL.DTYPE_TEST, cfg.MODEL.DEVICE):
+            return cls._test(cfg, model, evaluators, datasets)
+
+    @classmethod
+    def _test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: Sequence[DatasetEvaluator] | None,
+        datasets: Sequence[DataSet],
+    ) -> dict[str, Any]:
         if not cfg.TEST.VIDEO:
             bare = model.module if isinstance(model, DistributedDataParallel) else model
             evaluated = EvaluatedRCNN(bare) if is_rcnn(bare) else model

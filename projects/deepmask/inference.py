@@ -129,7 +129,9 @@ def paste(
             corner.append(first)
             parts.append(slice(first - start, max(last - start, 0)))
         down, across = (weight[part] for weight, part in zip(weights, parts, strict=True))
-        yield PlacedMask(row, corner[1], corner[0], down @ logit @ across.T > threshold)
+        with torch.autocast(logits.device.type, enabled=False):
+            pixels = down @ logit @ across.T > threshold
+        yield PlacedMask(row, corner[1], corner[0], pixels)
 
 
 def _length(length: int, factor: float) -> int:

@@ -266,7 +266,7 @@ class InstanceFCN(PixelModel):
         """
         # Smooths when shrinking, as Pillow does with training images.
         resized = F.interpolate(image[None].float(), shape, mode="bilinear", antialias=True)[0]
-        mask_maps, score_maps = self.maps([resized])
+        mask_maps, score_maps = (maps.float() for maps in self.maps([resized]))
         check_finite(mask_maps, score_maps)
         grid = self.grid(*shape)
         scores = score_maps[0, : grid[0], : grid[1]].flatten().sigmoid()

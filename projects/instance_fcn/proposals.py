@@ -36,7 +36,8 @@ def paste_windows(
             _weights(corners[row, axis], cells[row, axis], grids[row, axis], span, size)
             for axis, span in enumerate((down, across))
         )
-        pixels = rows @ logits[row].float() @ columns.T > 0
+        with torch.autocast(logits.device.type, enabled=False):
+            pixels = rows @ logits[row].float() @ columns.T > 0
         yield PlacedMask(row, across[0], down[0], pixels)
 
 

@@ -104,10 +104,10 @@ def merged_by_network(
         batches = [
             network(
                 crop_pairs(pixels, maps.semantic, components, batch, windows(components, batch))
-            ).sigmoid()
+            ).float()
             for batch in pairs.split(_PAIRS_PER_BATCH)
         ]
-        scores = torch.cat([pixels.new_zeros(0), *batches])
+        scores = torch.cat([pixels.new_zeros(0), *batches]).sigmoid()
         check_finite(scores)
         return scores
 

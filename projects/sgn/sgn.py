@@ -199,7 +199,7 @@ class SGN(DenseModel):
             links = breakpoint_links(labels, self.line_settings)
         else:
             with torch.no_grad():
-                links = self.lines(breakpoints[None], confidence[None])[0].sigmoid()
+                links = self.lines(breakpoints[None], confidence[None])[0].float().sigmoid()
         rows, columns = self.cells(image)
         resized = F.interpolate(image[None], (rows, columns), mode="area")[0]
         return ImageMaps(resized, semantic, confidence, breakpoints, breakpoint_probability, links)

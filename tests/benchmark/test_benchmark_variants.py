@@ -23,8 +23,8 @@ def test_every_variant_of_yolact_is_a_row_with_its_stages(
     rows = benchmark_models(
         [CONFIGS["yolact"]], [str(tmp_path / "photo.png")], TINY, 1, list(models.VARIANTS)
     )
-    names = ["yolact_shapes", "yolact_shapes_folded", "yolact_shapes_compiled"]
-    assert [row.name for row in rows] == names
+    names = ["", "_folded", "_bf16", "_compiled"]
+    assert [row.name for row in rows] == [f"yolact_shapes{name}" for name in names]
     for row in rows:
         stages = {"network", "post-processing", "mask assembly", "rest"}
         assert set(row.stages_ms) == stages
@@ -39,9 +39,10 @@ def test_a_model_for_videos_has_the_times_of_both_kinds_of_frames(
     backbone = ["MODEL.BACKBONE.NAME", "build_mobilenet_v2_backbone"]
     overrides = [*TINY, *backbone, "MODEL.MOBILENET.WIDTH", 0.25]
     config = "yolact_edge/yolact_edge_shapes_video.yaml"
-    (row,) = benchmark_models([config], [str(tmp_path / "photo.png")], overrides, 1)
-    assert list(row.stages_ms)[-2:] == ["keyframe", "between"]
-    assert all(ms > 0 for ms in row.stages_ms.values())
+    photos, variants = [str(tmp_path / "photo.png")], ["eager", "bf16"]
+    for row in benchmark_models([config], photos, overrides, 1, variants):
+        assert list(row.stages_ms)[-2:] == ["keyframe", "between"]
+        assert all(ms > 0 for ms in row.stages_ms.values())
 
 
 def test_the_images_of_the_test_set_are_those_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +74,10 @@ def test_a_random_network_keeps_detections_of_any_score() -> None:
 def test_an_unknown_variant_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--config-file", CONFIGS["yolact"], "--variant", "fast"]
     assert main(["benchmark", "models", *arguments]) == 2
-    assert "--variant is fast; expected one of eager, folded, compiled" in capsys.readouterr().err
+    assert (
+        "--variant is fast; expected one of eager, folded, bf16, compiled"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_model_without_a_network_of_fixed_shape_has_no_compiled_variant() -> None:

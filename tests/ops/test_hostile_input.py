@@ -45,6 +45,8 @@ OTHERS = tuple(item for item in ITEMS if item not in VALUES)
 
 def arguments(name: str, change: Arguments | None = None, device: str = "cpu") -> Arguments:
     """The sample with some of it replaced, on a device."""
+    if device == "cuda" and not OPERATORS[name].on_gpu:
+        pytest.skip("an operator of the CPU alone")
     chosen = OPERATORS[name].sample | (change or {})
     return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in chosen.items()}
 

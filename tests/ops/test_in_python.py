@@ -13,9 +13,11 @@ from instseg.ops import (
     _library,
     assemble_instances,
     assemble_masks,
+    fast_nms,
     fcis_head,
     mean_shift_in_python,
     psroi_pool,
+    roi_align,
     sgn_lines,
     vote_masks_in_python,
 )
@@ -185,3 +187,21 @@ def test_without_compiled_operators_everything_works_and_says_once_what_to_type(
     assert done.stdout.splitlines() == ["True True", f"in Python, slower: {build}"]
     told = [line for line in done.stderr.splitlines() if "operators of instseg" in line]
     assert told == [f"the operators of instseg run in Python, slower: {build}"]
+
+
+@needs_compiled
+def test_roi_align() -> None:
+    maps, boxes = [torch.randn(2, 18, 9, 11), torch.randn(2, 18, 5, 6)], rois(20, 2, 40)
+    boxes[:, 3:] = torch.maximum(boxes[:, 1:3], boxes[:, 3:])
+    levels = torch.arange(20) % 2
+    sizes = [0.25, 0.125], 4, 3, 2, True
+    compare("roi_align", roi_align._align_in_python, maps, boxes, levels, *sizes)
+    shapes = [0.25, 0.125], [9, 5], [11, 6], 2, 2, True, False
+    grad = torch.randn(20, 18, 4, 3)
+    compare("roi_align_backward", roi_align._backward_in_python, grad, boxes, levels, *shapes)
+
+
+@needs_compiled
+def test_fast_nms() -> None:
+    arguments = rois(40, 2, 40)[:, 1:].sort(dim=1).values, torch.rand(3, 40), 0.3, 20, 0.0
+    compare("fast_nms", fast_nms.surviving_boxes_reference, *arguments)

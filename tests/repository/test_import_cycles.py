@@ -17,9 +17,9 @@ Graph = Mapping[str, set[str]]
 LAYERS = (
     ("errors", "install_detectron2", "processes", "projects"),
     ("categories", "console", "files", "forks", "masks", "optional", "tracking"),
-    ("shipped",),
+    ("ops", "shipped"),
     ("downloads",),
-    ("modeling", "ops", "pickles", "visualize"),
+    ("modeling", "pickles", "visualize"),
     ("data",),
     ("checkpoint", "evaluation"),
     ("config", "stock"),

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from instseg.ops.assemble_instances import assemble_instances
 from instseg.ops.assemble_masks import assemble_masks
+from instseg.ops.fast_nms import surviving_boxes
 from instseg.ops.fcis_head import fcis_head
 from instseg.ops.mean_shift import mean_shift, nearest_centres, peel_clusters
 from instseg.ops.psroi_pool import psroi_pool
+from instseg.ops.roi_align import roi_align
 from instseg.ops.sgn_lines import decode_lines, group_lines
 from instseg.ops.vote_masks import vote_masks
 
@@ -53,6 +55,7 @@ class Operator:
         derivatives: how often it can be differentiated; once more must be an error.
         any_dtype: arguments that it converts from any dtype.
         any_device: whether it moves its arguments itself.
+        on_gpu: whether it takes tensors on a GPU.
     """
 
     call: Callable[..., Any]
@@ -62,6 +65,7 @@ class Operator:
     derivatives: int = 0
     any_dtype: tuple[str, ...] = ()
     any_device: bool = False
+    on_gpu: bool = True
 
 
 def randn(*shape: int) -> Tensor:
@@ -116,6 +120,7 @@ ROI_NUMBERS = value_errors(
 )
 POOL, HEAD, COPIED = randn(2, 12, 6, 7), randn(2, 32, 6, 7), randn(2, 9, 5, 4)
 CLASSES = torch.tensor([1, -1, 3])
+LEVELS = torch.zeros(3, dtype=torch.int64)
 PROTOTYPES, COEFFICIENTS = randn(6, 7, 4), randn(3, 4)
 MASKS, SCORES = randn(3, 5, 5).sigmoid(), randn(3, 4).softmax(dim=1)
 POINTS = randn(40, 3)
@@ -396,5 +401,68 @@ OPERATORS = {
             ],
         },
         any_device=True,
+    ),
+    "roi_align": Operator(
+        roi_align,
+        ("roi_align", "roi_align_backward"),
+        {"maps": POOL, "rois": ROIS, "spatial_scale": 1 / 8, "pooled_size": 5}
+        | {"sampling_ratio": 2, "levels": LEVELS},
+        {
+            "batch index": [
+                *ROI_INDICES,
+                *(
+                    Refused({"levels": put(LEVELS, (1,), v)}, IndexError, r"levels\[1\] is")
+                    for v in (-1, 1, 2**31)
+                ),
+            ],
+            "places": [
+                *odd_boxes("rois", ROIS, 1, (3, 12, 5, 5)),
+                *(
+                    Accepted(case.change | {"sampling_ratio": 0}, case.shape)
+                    for case in odd_boxes("rois", ROIS, 1, (3, 12, 5, 5))
+                ),
+                *ROI_ERRORS,
+            ],
+            "channels": [
+                Refused({"rois": ROIS[:, 1:]}, ValueError, "rois has 4 columns"),
+                Refused({"levels": LEVELS[:2]}, ValueError, "levels has shape"),
+            ],
+            "numbers": value_errors(
+                spatial_scale=(0.0, -1.0, NAN, INF),
+                pooled_size=(0, -1, HUGE),
+                sampling_ratio=(-1, HUGE),
+            ),
+            "empty": [
+                Accepted({"rois": ROIS[:0], "levels": LEVELS[:0]}, (0, 12, 5, 5)),
+                Accepted({"maps": POOL[:0], "rois": ROIS[:0], "levels": LEVELS[:0]}, (0, 12, 5, 5)),
+                Accepted({"maps": POOL[:, :0]}, (3, 0, 5, 5)),
+                Accepted({"maps": POOL[:, :, :0]}, (3, 12, 5, 5)),
+            ],
+        },
+        derivatives=2,
+        on_gpu=False,
+    ),
+    "fast_nms": Operator(
+        surviving_boxes,
+        ("fast_nms",),
+        {"boxes": BOXES, "scores": randn(4, 3), "iou_threshold": 0.1, "top_k": 2},
+        {
+            "batch index": NO_BATCH,
+            "places": [
+                *odd_boxes("boxes", BOXES, 0, (4, 2)),
+                *(Accepted({"boxes": boxes}, (4, 2)) for boxes in SPOILT),
+                *(Accepted({"scores": put(randn(4, 3), (1, 2), v)}, (4, 2)) for v in NOT_FINITE),
+            ],
+            "channels": [
+                Refused({"boxes": BOXES[:, 1:]}, ValueError, "boxes has shape"),
+                Refused({"scores": randn(4, 2)}, ValueError, "scores has shape"),
+            ],
+            "numbers": value_errors(iou_threshold=(NAN,), min_score=(NAN,), top_k=(-1,)),
+            "empty": [
+                Accepted({"boxes": BOXES[:0], "scores": randn(4, 0)}, (4, 0)),
+                Accepted({"scores": randn(0, 3)}, (0, 2)),
+                Accepted({"top_k": 0}, (4, 0)),
+            ],
+        },
     ),
 }

@@ -1,0 +1,60 @@
+"""Prediction in bfloat16: the network computes in it, what follows in single precision."""
+
+import logging
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+FLOAT32, BFLOAT16 = "float32", "bfloat16"
+DTYPES = (FLOAT32, BFLOAT16)
+"""Values of ``MODEL.DTYPE_TEST``."""
+_INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}
+"""Flags of processors, as Linux calls them, that compute in bfloat16; the last one is of ARM."""
+
+
+def precision(dtype: str, device: str) -> AbstractContextManager[object]:
+    """Inside, convolutions and fully connected layers compute in a number type.
+
+    Args:
+        dtype: one of :data:`DTYPES`.
+        device: such as "cpu" or "cuda:0".
+    """
+    if dtype == FLOAT32:
+        return nullcontext()
+    if device == "cpu" and not has_bfloat16():
+        _warn_slow()
+    return torch.autocast(torch.device(device).type, torch.bfloat16)
+
+
+def store_as_bfloat16(model: nn.Module) -> None:
+    """Store the weights of the layers that compute in bfloat16 as such, in place.
+
+    Without this, :func:`precision` would convert them for every image.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(torch.bfloat16)
+
+
+@cache
+def has_bfloat16() -> bool:
+    """Whether the processor computes in bfloat16; True where that is unknown."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:  # not on Linux
+        return True
+    return not _INSTRUCTIONS.isdisjoint(text.split())
+
+
+@cache
+def _warn_slow() -> None:
+    logger.warning(
+        "MODEL.DTYPE_TEST is bfloat16, for which this processor has no instructions "
+        "(avx512_bf16 or amx_bf16): prediction takes longer than in float32 (said once)"
+    )

@@ -1,5 +1,7 @@
 """The features of regions, pooled by our operator where it is faster than torchvision's."""
 
+from typing import cast
+
 import torch
 from detectron2.layers import ROIAlign
 from detectron2.modeling.poolers import (
@@ -61,5 +63,8 @@ def use_region_poolers(model: nn.Module) -> None:
     for module in list(model.modules()):
         for name, child in module.named_children():
             # Exactly these classes: others may do more than pool.
-            if type(child) is ROIPooler and all(type(x) is ROIAlign for x in child.level_poolers):
+            if type(child) is not ROIPooler:
+                continue
+            levels = cast(nn.ModuleList, child.level_poolers)
+            if all(type(level) is ROIAlign for level in levels):
                 setattr(module, name, RegionPooler.of(child))

@@ -125,8 +125,8 @@ def checked_heads(model: nn.Module) -> Iterator[None]:
             continue
         # A cascade has a list of predictors, which is never called itself.
         for module in part if isinstance(part, nn.ModuleList) else [part]:
-            hook = _checked if kind in _HEADS else _single
-            hooks.append(module.register_forward_hook(hook))
+            change = _checked if kind in _HEADS else _single
+            hooks.append(module.register_forward_hook(change))
     try:
         yield
     finally:

@@ -27,7 +27,7 @@ def end(number, frame):
 signal.signal(signal.SIGTERM, end)
 (folder / "child.tmp").write_text(str(os.getpid()))
 (folder / "child.tmp").rename(folder / "child")
-time.sleep(60)
+time.sleep(600)  # longer than anything here waits
 """
 PARENTS = {
     "run": f"""

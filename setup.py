@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.build_py import build_py
 from setuptools.command.egg_info import egg_info
 
 ROOT = Path(__file__).resolve().parent
@@ -163,13 +164,26 @@ def extension() -> tuple[Extension, Any]:
     )
 
     class Build(BuildExtension):
-        def copy_extensions_to_source(self) -> None:
+        def run(self) -> None:
             """Remove operators of earlier versions, which Python would prefer for their names."""
-            super().copy_extensions_to_source()
-            for file in (ROOT / "instseg").glob("_C.cpython-*.so"):
-                file.unlink()
+            remove_operators(ROOT if self.inplace else Path(self.build_lib), "_C.cp*")
+            super().run()
 
     return module, Build
+
+
+def remove_operators(folder: Path, pattern: str) -> None:
+    """Remove what an earlier build left of the operators of ``instseg`` in ``folder``."""
+    for file in (folder / "instseg").glob(pattern):
+        file.unlink()
+
+
+class WithoutOperators(build_py):
+    """Leaves no operators of an earlier build where this one puts the package."""
+
+    def run(self) -> None:
+        remove_operators(ROOT if self.editable_mode else Path(self.build_lib), "_C.*")
+        super().run()
 
 
 class Metadata(egg_info):
@@ -193,7 +207,7 @@ def long_description() -> str:
     return re.sub(r"((?<!!)\[[^]]*\]\()(?!https?:|#)", rf"\g<1>{REPOSITORY}/blob/main/", text)
 
 
-build: dict[str, Any] = {}
+build: dict[str, Any] = {"cmdclass": {"build_py": WithoutOperators}}
 if BUILD_COMMANDS.intersection(sys.argv[1:]) and compiles():
     extension_module, command = extension()
     build = {

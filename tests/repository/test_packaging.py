@@ -411,6 +411,27 @@ def test_a_build_that_cannot_compile_makes_a_wheel_for_every_system(
     assert reason in done.stderr and bool(reason) == ("will run in Python" in done.stderr)
 
 
+@pytest.mark.parametrize(
+    ("environment", "left"),
+    [({}, ["_C.abi3.so"]), ({"INSTSEG_OPERATORS": "python"}, [])],
+)
+def test_a_build_removes_operators_of_earlier_ones_where_it_puts_the_package(
+    environment, left, tmp_path
+):
+    python = interpreter_with("2.11.0", tmp_path)
+    stand_in_for_torch(next(tmp_path.glob("venv/lib/python*/site-packages")))
+    source = copy_of_the_sources(tmp_path)
+    for folder in (source / "instseg", source / "aside" / "instseg"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("_C.abi3.so", "_C.cpython-311-x86_64-linux-gnu.so"):
+            (folder / name).touch()
+    command = python, "setup.py", "-q", "build", "--build-lib", "aside"
+    done = run(*command, cwd=source, **environment)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in source.glob("aside/instseg/_C.*")] == left
+    assert len(list(source.glob("instseg/_C.*"))) == 2  # another build put them there
+
+
 def test_a_source_archive_needs_no_torch(tmp_path):
     python = interpreter_with(None, tmp_path)
     done = run(python, "setup.py", "-q", "sdist", cwd=copy_of_the_sources(tmp_path))

@@ -12,6 +12,7 @@ from detectron2.modeling.poolers import (
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
+from instseg.ops._library import compiled
 from instseg.ops.roi_align import roi_align
 
 
@@ -59,7 +60,12 @@ class RegionPooler(ROIPooler):
 
 
 def use_region_poolers(model: nn.Module) -> None:
-    """Replace each of Detectron2's poolers inside ``model``, which has no parameters, by ours."""
+    """Replace each of Detectron2's poolers inside ``model``, which has no parameters, by ours.
+
+    Where no operators are compiled, torchvision's is the faster one, and they stay.
+    """
+    if not compiled():
+        return
     for module in list(model.modules()):
         for name, child in module.named_children():
             # Exactly these classes: others may do more than pool.

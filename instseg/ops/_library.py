@@ -66,6 +66,11 @@ if _C is None:
         _definitions.define(_name + _schema)
 
 
+def compiled() -> bool:
+    """Whether the operators are compiled; otherwise they run in Python."""
+    return _C is not None
+
+
 def described() -> str:
     """Where the operators run, for ``instseg --version``."""
     if _C is None:

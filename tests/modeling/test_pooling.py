@@ -13,6 +13,9 @@ from instseg.modeling.pooling import RegionPooler, use_region_poolers
 from instseg.training.trainer import Trainer
 from tests.inference.test_predictor import tiny_cfg
 
+needs_operators = pytest.mark.skipif(
+    not pooling.compiled(), reason="no operators are compiled: torchvision's pool"
+)
 SCALES = [1 / 4, 1 / 8, 1 / 16]
 
 
@@ -55,6 +58,17 @@ def test_other_poolers_stay() -> None:
     assert dict(model.named_children()) == before
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_poolers_are_replaced_only_where_operators_are_compiled(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pooling, "compiled", lambda: compiled)
+    model = nn.ModuleDict({"pooler": ROIPooler(7, [1 / 4], 0, "ROIAlign")})
+    use_region_poolers(model)
+    assert isinstance(model["pooler"], RegionPooler) == compiled
+
+
+@needs_operators
 @pytest.mark.parametrize(
     "config", ["mask_rcnn/mask_rcnn_shapes.yaml", "mask_scoring_rcnn/mask_scoring_rcnn_shapes.yaml"]
 )
@@ -64,6 +78,7 @@ def test_systems_with_regions_are_trained_with_our_pooler(config: str) -> None:
     assert len(poolers) == 2 and all(isinstance(x, RegionPooler) for x in poolers)
 
 
+@needs_operators
 def test_prediction_pools_with_our_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     operator = pooling.roi_align

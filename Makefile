@@ -30,16 +30,16 @@ FUZZED = -m "hypothesis and not slow and not network" --hypothesis-profile fuzz 
 setup: $(STAMP)
 
 demo: $(STAMP)
-	@$(PYTHON) tools/dev.py $@
+	@$(BIN)/python tools/dev.py $@
 
 test: $(STAMP)
-	@$(PYTHON) tools/dev.py $@
+	@$(BIN)/python tools/dev.py $@
 
 test-configs: $(STAMP)
-	@$(PYTHON) tools/dev.py $@
+	@$(BIN)/python tools/dev.py $@
 
 lint: $(STAMP)
-	@$(PYTHON) tools/dev.py $@
+	@$(BIN)/python tools/dev.py $@
 
 asan: $(STAMP)
 	INSTSEG_OPERATORS=compiled INSTSEG_SANITIZE=1 $(BIN)/python $(call BUILD_ASIDE,asan)
@@ -68,7 +68,7 @@ SANITIZE ?= plain
 cuda-emulate: $(STAMP)
 	INSTSEG_EMULATE=$(SANITIZE) $(BIN)/python -m tests.emulate.build $(SANITIZE)
 	INSTSEG_EMULATE=$(SANITIZE) OMP_NUM_THREADS=1 $(EMULATE_$(SANITIZE)) $(BIN)/python -m pytest \
-		tests/emulate -m "" $(if $(filter plain,$(SANITIZE)),$(TWO_WORKERS),-k test_kernels)
+		tests/emulate -m "" $(if $(filter plain,$(SANITIZE)),--numprocesses 2 --dist worksteal,-k test_kernels)
 
 # The caching allocator would hide an access out of bounds from compute-sanitizer.
 cuda-test: cuda

@@ -83,8 +83,9 @@ def installed_detectron2() -> str | None:
 def needed() -> list[tuple[str, str]]:
     """Return every (module, name) that the modules beside this one import from Detectron2."""
     here = Path(__file__).parent
-    checkout = here.parent / "projects"
-    files = [*here.rglob("*.py"), *(checkout.rglob("*.py") if checkout.is_dir() else ())]
+    files = list(here.rglob("*.py"))
+    if not any((here / "projects").glob("*/__init__.py")):  # a checkout has them beside instseg
+        files += (here.parent / "projects").rglob("*.py")
     return sorted({pair for file in files for pair in _imports(file)})
 
 
@@ -242,7 +243,27 @@ def install(source: str, wheel: Path | None, constraint: Path | None) -> list[st
     if find_spec("cv2") is None:
         run_pip(f"install {OPENCV}", [*options, OPENCV])
         lines.append("installed opencv-python-headless")
+    elif reason := _missing_library():
+        # Over the files of opencv-python, which an extra may have brought.
+        again = ["--no-deps", "--force-reinstall", OPENCV]
+        run_pip(f"install {OPENCV}", [*options, *again])
+        lines.append(f"installed opencv-python-headless, since OpenCV did not load ({reason})")
     return lines
+
+
+def _missing_library() -> str:
+    """Why the installed OpenCV does not load if a library of the system is missing, else "".
+
+    Raises:
+        InstallError: OpenCV does not load for another reason.
+    """
+    done = subprocess.run([sys.executable, "-c", "import cv2"], capture_output=True, text=True)
+    if done.returncode == 0:
+        return ""
+    reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    if "cannot open shared object file" not in done.stderr:
+        raise InstallError(f"OpenCV does not load: {reason}")
+    return reason.removeprefix("ImportError: ")
 
 
 def _install_detectron2(source: str, wheel: Path | None, options: Sequence[str]) -> str:

@@ -7,6 +7,8 @@ python tools/dev.py setup | demo | test | test-configs | lint
 ``https://download.pytorch.org/whl/cpu``.
 """
 
+from __future__ import annotations  # an old Python must reach the line that refuses it
+
 import argparse
 import os
 import shutil
@@ -67,7 +69,7 @@ def is_set_up() -> bool:
         return False
     names = ("constraints.txt", "setup.py", "pyproject.toml", "instseg/install_detectron2.py")
     files = [ROOT / name for name in names]
-    files += [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
+    files += (ROOT / "csrc").rglob("*")
     return all(path.stat().st_mtime <= STAMP.stat().st_mtime for path in files)
 
 
@@ -93,22 +95,9 @@ def setup() -> None:
     )
     pip_install("--no-build-isolation", "--editable", f".[{EXTRAS}]")
     python("instseg/install_detectron2.py", *CONSTRAINT)
-    check_opencv()
+    tell = "from instseg.ops._library import described; print('setup: operators', described())"
+    python("-c", tell)
     STAMP.touch()
-
-
-def check_opencv() -> None:
-    """Take the headless OpenCV if the other one lacks a library of the system (libGL, libglib)."""
-    load = ("-c", "import cv2")
-    done = subprocess.run([BIN / "python", *load], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode == 0:
-        return
-    if "cannot open shared object file" not in done.stderr:
-        sys.exit(done.stderr)
-    reason = done.stderr.strip().rpartition("ImportError: ")[2]
-    print(f"setup: a system library is missing, taking opencv-python-headless ({reason})")
-    pip_install("--no-deps", "--force-reinstall", "opencv-python-headless")
-    python(*load)
 
 
 def lint() -> None:

@@ -195,6 +195,25 @@ def test_opencv_is_installed_only_where_there_is_none(monkeypatch):
     assert calls == [["install", "--constraint", "constraints.txt", installer.OPENCV]]
 
 
+@pytest.mark.parametrize(
+    ("reason", "status"),
+    [("libGL.so.1: cannot open shared object file: No such file", 0), ("numpy is broken", 1)],
+)
+def test_an_opencv_without_its_system_library_is_replaced_by_the_headless_one(
+    monkeypatch, capsys, reason, status
+):
+    calls = []
+    monkeypatch.setattr(installer, "run_pip", lambda purpose, arguments: calls.append(arguments))
+    monkeypatch.setattr(installer, "installed_detectron2", lambda: "detectron2")
+    failed = subprocess.CompletedProcess([], 1, "", f"Traceback:\nImportError: {reason}\n")
+    monkeypatch.setattr(installer.subprocess, "run", lambda *_, **__: failed)
+    assert installer.main([]) == status
+    printed = capsys.readouterr()
+    assert reason in (printed.err if status else printed.out)
+    again = ["install", "--no-deps", "--force-reinstall", installer.OPENCV]
+    assert calls == ([] if status else [again])
+
+
 def test_an_environment_without_pip_uses_the_pip_that_comes_with_python(tmp_path):
     home = tmp_path / "uv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True)

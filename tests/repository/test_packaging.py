@@ -489,21 +489,6 @@ def test_a_setup_is_repeated_when_a_version_changes(tmp_path):
     assert "--constraint constraints.txt" in (tmp_path / "calls").read_text()
 
 
-def test_a_missing_system_library_makes_setup_take_the_headless_opencv(tmp_path):
-    missing = "ImportError: libGL.so.1: cannot open shared object file: No such file or directory"
-    fake_environment(
-        tmp_path,
-        f"""case "$*" in
-        *opencv-python-headless) touch headless;;
-        *"import cv2") test -e headless || {{ echo "{missing}" >&2; exit 1; }};;
-        esac""",
-    )
-    done = make_setup(tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "libGL.so.1" in done.stdout
-    assert (tmp_path / "headless").exists()
-
-
 def test_another_index_of_torch_is_asked_for_torch_alone(tmp_path):
     fake_environment(tmp_path, "")
     assert make_setup(tmp_path, "TORCH_INDEX=https://a.index/cpu").returncode == 0
@@ -522,12 +507,3 @@ def test_a_checkout_is_set_up_without_make(tmp_path):
     assert not (tmp_path / "calls").exists()
     assert make_setup(tmp_path).returncode == 0
     assert not (tmp_path / "calls").exists()
-
-
-def test_an_opencv_that_fails_for_another_reason_stops_setup(tmp_path):
-    failure = 'case "$*" in *"import cv2") echo "ImportError: numpy is broken" >&2; exit 1;; esac'
-    fake_environment(tmp_path, failure)
-    done = make_setup(tmp_path)
-    assert done.returncode != 0
-    assert "numpy is broken" in done.stderr
-    assert not (tmp_path / ".venv" / ".setup-done").exists()

@@ -80,7 +80,7 @@ def save_pillow(path: Path, pixels: Any, **options: Any) -> None:
 
 
 def save_damaged_png(path: Path, position: int) -> None:
-    """Change a byte at ``place`` of its compressed pixels, or of their checksum from -1 on."""
+    """Change a byte at ``position`` of its compressed pixels, or of their checksum from -1 on."""
     save_pillow(path, RGB)
     start, end = png_chunks(path.read_bytes())[b"IDAT"]
     path.write_bytes(flip_bits(path.read_bytes(), end if position < 0 else start + position))

@@ -124,8 +124,8 @@ constexpr int kOutputs = 2;  // of a thread
 
 // Gradient of a window around every cell: a block sums a part of a row of cells for a row of parts.
 // The windows that a row of cells lies in are neighbours in memory but for one row of each: these
-// are read in order, and the cells of a thread are not.  Every gradient is read once, and (size -
-// 1) of kColumns twice.
+// are read in order, and the cells of a thread are not.  Up to 8 parts, every gradient is read
+// once, and (size - 1) of kColumns twice; more parts read them again.
 template <typename scalar_t, typename sum_t>
 __global__ void gather_kernel(const scalar_t* grad, Shape s, scalar_t* out) {
   __shared__ sum_t held[(kColumns + kHeldSize - 1) * kHeldSize];

@@ -186,21 +186,20 @@ def read_ground_truth(file: str) -> CroppedMasks:
 
 def f1(predicted: CroppedMasks, ground_truth: CroppedMasks) -> float:
     """F1 of predictions, best first, each matched with the free instance of the largest IoU."""
-    right = 0
+    matched = 0
     free = np.ones(len(ground_truth), dtype=bool)
-    boxes = ground_truth.boxes.numpy()
-    for start in range(0, len(predicted), 100):
-        part = predicted[start : start + 100]
-        _, y0, _, y1 = part.boxes.numpy().T
-        near = np.flatnonzero(
-            (boxes[:, 1] < y1.max(initial=0)) & (boxes[:, 3] > y0.min(initial=1 << 31))
-        )
-        for row in part.ious(ground_truth[near]) if len(near) else ():
-            best = int(np.argmax(np.where(free[near], row, -1)))
-            if free[near[best]] and row[best] > _IOU:
-                free[near[best]] = False
-                right += 1
-    return 2 * right / max(len(predicted) + len(ground_truth), 1)
+    left, top, right, bottom = ground_truth.boxes.numpy().T
+    for index, (x0, y0, x1, y1) in enumerate(predicted.boxes.tolist()):
+        overlap = (left < x1) & (right > x0) & (top < y1) & (bottom > y0)
+        near = np.flatnonzero(free & overlap)
+        if not len(near):
+            continue
+        ious = predicted[index : index + 1].ious(ground_truth[near])[0]
+        best = int(ious.argmax())
+        if ious[best] > _IOU:
+            free[near[best]] = False
+            matched += 1
+    return 2 * matched / max(len(predicted) + len(ground_truth), 1)
 
 
 def _predict_ours(predictor: Predictor, task: Task) -> CroppedMasks:

@@ -24,6 +24,7 @@ from instseg.export.predictor import ExportedPredictor
 from instseg.files import atomic_write
 from instseg.inference.predictor import Predictor
 from instseg.inference.video import VideoPredictor
+from instseg.masks import CroppedMasks
 from instseg.modeling import as_split, as_video
 
 LEAST_IMAGES = 10
@@ -242,13 +243,21 @@ def _quantized(path: Path, feeds: Iterable[Feed], kept_nodes: Sequence[str]) -> 
 
 
 def _results(predictor: Predictor, arrays: Sequence[np.ndarray]) -> list[Instances]:
-    """Instances in each image; of a model for videos, in every second as between key frames."""
+    """Instances in each image; of a model for videos, in every second as between key frames.
+
+    Their masks are cropped, as those of all images are held at once.
+    """
     if predictor.video() is None:
-        return [result["instances"] for result in predictor.stream(arrays)]
+        return [result["instances"] for result in predictor.stream(arrays, masks="cropped")]
     frames = VideoPredictor(predictor, keyframe_interval=2)
     same_size = arrays[0].shape
     # A frame of another size would be a key frame.
-    return [frames(x)["instances"] for x in arrays if x.shape == same_size]
+    return [_cropped(frames(x)["instances"]) for x in arrays if x.shape == same_size]
+
+
+def _cropped(instances: Instances) -> Instances:
+    instances.pred_masks = CroppedMasks.of(instances.pred_masks)
+    return instances
 
 
 def _compared(
@@ -257,7 +266,7 @@ def _compared(
     ious: list[float] = []
     detections = 0
     for one, other in zip(expected, rounded, strict=True):
-        one = one[one.scores >= confidence]
+        one, other = (x[x.scores >= confidence] for x in (one, other))
         detections += len(one)
         ious += _matched(one, other)
     if not detections:
@@ -277,18 +286,20 @@ def _compared(
 
 
 def _matched(one: Instances, other: Instances) -> list[float]:
-    """IoU of each mask of ``one`` with the best one of its class in ``other`` not taken yet."""
+    """IoU of each mask of ``one`` with the best one of its class in ``other`` not taken yet.
+
+    Those that are not the same instance (an IoU below ``_SAME``) take none.
+    """
     if not len(one) or not len(other):
         return []
-    ours, theirs = (x.pred_masks.flatten(1).float() for x in (one, other))
-    shared = ours @ theirs.T
-    ious = shared / (ours.sum(1)[:, None] + theirs.sum(1) - shared).clamp(min=1)
-    ious[one.pred_classes[:, None] != other.pred_classes] = 0
+    ious = one.pred_masks.ious(other.pred_masks)
+    ious[(one.pred_classes[:, None] != other.pred_classes).numpy()] = 0
     matched = []
     for row in ious:
         best = int(row.argmax())
         matched.append(float(row[best]))
-        ious[:, best] = 0
+        if row[best] >= _SAME:
+            ious[:, best] = 0
     return matched
 
 

@@ -85,7 +85,9 @@ def in_python(name: str) -> Callable[[Function], Function]:
         @functools.wraps(function)
         def kernel(*arguments: Any) -> Any:
             _tell()
-            return function(*arguments)
+            # A compiled operator computes in the number types of its arguments.
+            with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+                return function(*arguments)
 
         if _C is None:
             _definitions.impl(name, kernel, "CompositeExplicitAutograd")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from instseg.ops._library import check_devices, in_python, operator, register_fake
+from instseg.ops._library import check_devices, expect, in_python, operator, register_fake
 
 _forward = operator("fast_nms")
 _PAIRS = 2**22
@@ -61,6 +61,17 @@ def surviving_boxes_reference(
     boxes: Tensor, scores: Tensor, iou_threshold: float, top_k: int, min_score: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """:func:`surviving_boxes` by operators of torch, but for ``min_score``, which it ignores."""
+    expect(
+        boxes.dim() == 2 and boxes.shape[1] == 4,
+        f"fast_nms: boxes has shape {list(boxes.shape)}; expected (N, 4)",
+    )
+    expect(
+        scores.dim() == 2 and scores.shape[1] == boxes.shape[0],
+        f"fast_nms: scores has shape {list(scores.shape)}; expected (C, {boxes.shape[0]})",
+    )
+    expect(top_k >= 0, f"fast_nms: top_k is {top_k}; expected at least 0")
+    if boxes.dtype != torch.float64:
+        boxes = boxes.float()  # areas are too large for half precision
     rows = scores.topk(min(top_k, scores.shape[1]), dim=1).indices
     chosen = boxes[rows]
     classes, count, _ = chosen.shape

@@ -150,7 +150,11 @@ class _Corners:
 def pooled_sums(
     maps: Tensor, rois: Tensor, spatial_scale: float, group_size: int, pooled_size: int
 ) -> Tensor:
-    """:func:`psroi_pool` from a table of sums, in float64 (R, D, P, P)."""
+    """:func:`psroi_pool` from a table of sums, in float64 (R, D, P, P).
+
+    One cell of ``maps`` that is not finite makes every bin below and to the right of it NaN; the
+    compiled operator spoils only the bins that hold the cell.
+    """
     _check(maps, rois, group_size, pooled_size)
     dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
     corners = _Corners(maps.shape, rois, spatial_scale, group_size, pooled_size, dtype)
@@ -158,7 +162,9 @@ def pooled_sums(
     sums = F.pad(cells.cumsum(3).cumsum(4), (0, 0, 1, 0, 1, 0))
     total = sum(sign * sums[index] for sign, index in corners)
     assert isinstance(total, Tensor)
-    return (total / corners.areas.clamp(min=1)).permute(0, 3, 1, 2)
+    # A cell that is not finite spoils the sums behind it; a bin without cells is 0 all the same.
+    means = torch.where(corners.areas > 0, total / corners.areas.clamp(min=1), 0.0)
+    return means.permute(0, 3, 1, 2)
 
 
 def spread_gradient(

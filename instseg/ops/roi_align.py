@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torchvision  # noqa: F401 - registers the operators that the Python form calls
 from torch import Tensor
 
 from instseg.ops._library import check_devices, expect, in_python, operator, register_fake

@@ -25,8 +25,8 @@ def compare(name: str, skipped: str = "", *edits: str) -> list[str]:
     if done.returncode < 0:
         return [f"signal {-done.returncode}"]
     assert done.returncode == 0, done.stderr
-    barrier_names: list[str] = json.loads(done.stdout.splitlines()[-1])
-    return barrier_names
+    differences: list[str] = json.loads(done.stdout.splitlines()[-1])
+    return differences
 
 
 def test_a_dropped_barrier_is_found() -> None:

@@ -50,10 +50,10 @@ def test_kernels_give_what_the_cpu_gives_for_many_shapes(
         )
 
 
-def test_the_host_waits_for_the_device_at_most_once_per_cluster(emulated: Emulated) -> None:
+def test_the_host_waits_for_the_device_at_no_cluster(emulated: Emulated) -> None:
     points = torch.arange(40).repeat_interleave(9).float()[:, None] * 10
     bins = torch.arange(40).repeat_interleave(9)
     emulated.synchronisations()
     labels, _ = emulated.operators.peel_clusters(points, bins, 1.0, 100, 1e-3, 1, 100)
     assert labels.max() == 39
-    assert emulated.synchronisations() <= 40
+    assert emulated.synchronisations() == 0

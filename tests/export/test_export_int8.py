@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2.structures import Instances
 from PIL import Image
 
 from instseg import VideoPredictor
@@ -16,8 +17,9 @@ from instseg.cli import main
 from instseg.data.synthetic import shapes
 from instseg.errors import ConfigError
 from instseg.export import ExportedPredictor, calibration_images, export, to_int8
-from instseg.export.int8 import LEAST_IMAGES
+from instseg.export.int8 import LEAST_IMAGES, _compared
 from instseg.inference.predictor import Predictor
+from instseg.masks import CroppedMasks
 from tests.export.test_export import PAPERS
 from tests.support.exported import Case, VideoCase
 from tests.support.yolact_tiny import CONFIGS, tiny_cfg
@@ -45,6 +47,26 @@ def quantized_operators(path: Path) -> set[str]:
     return {node.op_type for node in graph.node if rounded.intersection(node.input)}
 
 
+def instances(scores: list[float], rows: list[int]) -> Instances:
+    """Masks of single rows of an image of 4 x 4 pixels."""
+    masks = torch.zeros(len(rows), 4, 4, dtype=torch.bool)
+    masks[range(len(rows)), rows] = True
+    return Instances(
+        (4, 4),
+        scores=torch.tensor(scores),
+        pred_classes=torch.zeros(len(rows), dtype=torch.int64),
+        pred_masks=CroppedMasks.from_dense(masks),
+    )
+
+
+def test_an_instance_is_kept_if_its_mask_and_a_high_score_are() -> None:
+    expected = [instances([0.9, 0.8, 0.1], [0, 1, 2])]
+    # The first instance has no counterpart, and takes none from the second.
+    assert _compared(expected, [instances([0.7], [1])], 10, 0.5).kept == 0.5
+    assert _compared(expected, expected, 10, 0.5).kept == 1
+    assert _compared(expected, [instances([0.02, 0.02], [0, 1])], 10, 0.5).kept == 0
+
+
 @pytest.mark.parametrize("paper", PAPERS)
 def test_a_network_in_8_bits_gives_nearly_what_the_model_does(
     paper: str, exported_as: Callable[[str], Case], images: list[np.ndarray], tmp_path: Path
@@ -54,7 +76,7 @@ def test_a_network_in_8_bits_gives_nearly_what_the_model_does(
     report = to_int8(path, case.predictor, images, confidence=0.0)
     assert (report.calibrated, report.measured) == (10, 2)
     # An untrained network gives many instances with nearly the same score.
-    assert report.detections > 20 and report.kept > 0.1 and report.mask_iou > 0.5
+    assert report.detections > 20 and report.kept > 0.1
     assert "Conv" in quantized_operators(path)
     metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert json.loads(metadata["instseg"])["int8"]["kept"] == report.kept

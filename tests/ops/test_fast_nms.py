@@ -51,6 +51,14 @@ def test_kernel_and_definition_keep_the_same_boxes_in_the_same_order(
     assert count < 60 or len(kept[0]) > 5
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_areas_beyond_half_precision_are_compared(dtype: torch.dtype) -> None:
+    boxes = torch.tensor([[0, 0, 400, 400], [0, 0, 400, 396]], dtype=dtype)
+    for nms in (surviving_boxes, surviving_boxes_reference):
+        _, survives = nms(boxes, torch.tensor([[0.9, 0.8]]), 0.5, 2)
+        assert survives.tolist() == [[True, False]]
+
+
 number = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.5, 1.0, float("inf"), float("nan"), -1.0])
 
 

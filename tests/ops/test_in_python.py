@@ -173,6 +173,8 @@ rois = torch.tensor([[0.0, 1, 1, 7, 8], [0, 3, 2, 20, 9]], dtype=torch.double)
 pool = lambda x: psroi_pool(x, rois, 0.5, 2, 2)
 print(torch.autograd.gradcheck(pool, maps), torch.autograd.gradgradcheck(pool, maps))
 torch.library.opcheck(torch.ops.instseg.psroi_pool.default, (maps, rois, 0.5, 2, 2))
+from instseg.ops.roi_align import roi_align
+assert roi_align(maps, rois, 0.5, 2).shape == (2, 4, 2, 2)
 print(_library.described())
 """
 

@@ -105,18 +105,18 @@ CLASS_LAYERS = ("roi_heads.box_predictor.", "roi_heads.mask_head.predictor.")
             ["unknown to the model: ema (", "allow_partial=True), which ignores unknown tensors"],
         ),
         (
-            lambda state: {**state, "backbone.bottom_up.res4.2.conv1.weight": torch.ones(2)},
+            lambda state: {**state, "backbone.bottom_up.res4.6.conv1.weight": torch.ones(2)},
             [
-                "unknown to the model: backbone.bottom_up.res4.2.conv1.weight (1 tensor)",
-                "another depth (backbone.bottom_up.res4 has 3 blocks in the file, 2 here)",
+                "unknown to the model: backbone.bottom_up.res4.6.conv1.weight (1 tensor)",
+                "another depth (backbone.bottom_up.res4 has 7 blocks in the file, 6 here)",
                 "--config-file",
             ],
         ),
         (
-            without("backbone.bottom_up.res5.1"),
+            without("backbone.bottom_up.res5.2"),
             [
-                "missing in the file: backbone.bottom_up.res5.1 (",
-                "another depth (backbone.bottom_up.res5 has 1 blocks in the file, 2 here)",
+                "missing in the file: backbone.bottom_up.res5.2 (",
+                "another depth (backbone.bottom_up.res5 has 2 blocks in the file, 3 here)",
             ],
         ),
         (

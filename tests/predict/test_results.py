@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import roifile
 import tifffile
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -33,7 +34,13 @@ OTHERS = ",".join(name for name in FORMATS if name != "coco")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return arguments_for_tiny_model(tmp_path_factory.mktemp("model"))
+    """Arguments for the tiny model, whose masks are made smaller until one is empty."""
+    folder = tmp_path_factory.mktemp("model")
+    arguments = arguments_for_tiny_model(folder)
+    checkpoint = torch.load(folder / "tiny.pth", weights_only=False)
+    checkpoint["model"]["roi_heads.mask_head.predictor.bias"] -= 0.3
+    torch.save(checkpoint, folder / "tiny.pth")
+    return arguments
 
 
 @pytest.fixture(scope="module")

@@ -32,8 +32,8 @@ def test_a_network_gives_nearly_what_it_gives_in_float32(optimize: bool, tmp_pat
     with torch.no_grad():
         expected = plain.model.raw(images)
         with precision.precision("bfloat16", "cpu"):
-            found = low.model.raw(images)
-    for one, other in zip(found, expected, strict=True):
+            outputs = low.model.raw(images)
+    for one, other in zip(outputs, expected, strict=True):
         difference = (one.float() - other).norm() / other.norm()
         assert 1e-5 < difference < 0.05, f"{difference:.5f} of float32"
 
@@ -78,17 +78,17 @@ def test_the_command_line_takes_the_type(tmp_path: Path) -> None:
 def test_evaluation_computes_in_the_type_of_the_configuration(
     monkeypatch: pytest.MonkeyPatch, data_root: Path
 ) -> None:
-    seen = []
+    autocasts = []
 
     def noted(cls, *arguments):
-        seen.append(torch.is_autocast_enabled("cpu"))
+        autocasts.append(torch.is_autocast_enabled("cpu"))
         return {}
 
     monkeypatch.setattr(Trainer, "_test", classmethod(noted))
     for dtype in precision.DTYPES:
         overrides = ["MODEL.DEVICE", "cpu", "MODEL.DTYPE_TEST", dtype]
         Trainer.test(instseg.load_cfg("mask_rcnn/mask_rcnn_shapes.yaml", overrides), nn.Identity())
-    assert seen == [False, True]
+    assert autocasts == [False, True]
 
 
 @pytest.mark.parametrize("flags, slow", [("fpu avx2 avx512f", True), ("fpu amx_bf16", False)])

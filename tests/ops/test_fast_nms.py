@@ -99,10 +99,10 @@ def test_threads_and_layouts_change_nothing() -> None:
         torch.set_num_threads(1)
         expected = surviving_boxes(boxes, scores.T, 0.3, 50)
         torch.set_num_threads(3)
-        found = surviving_boxes(boxes, scores.T.contiguous(), 0.3, 50)
+        kept = surviving_boxes(boxes, scores.T.contiguous(), 0.3, 50)
     finally:
         torch.set_num_threads(threads)
-    assert all(map(torch.equal, found, expected)) and not expected[1].all()
+    assert all(map(torch.equal, kept, expected)) and not expected[1].all()
 
 
 def test_operator_keeps_the_rules_of_torch() -> None:

@@ -44,10 +44,10 @@ def test_values_and_gradients_have_the_bits_of_torchvision(
 ) -> None:
     maps, rois = sample_maps(dtype).contiguous(memory_format=format), rois_of(dtype)
     options = {"sampling_ratio": ratio, "aligned": aligned}
-    found = results(roi_align, maps, rois, pooled_size=SIZE, **options)
+    pooled = results(roi_align, maps, rois, pooled_size=SIZE, **options)
     expected = results(torchvision_roi_align, maps, rois, output_size=SIZE, **options)
-    assert all(map(torch.equal, found, expected))
-    assert found[0].abs().amax() > 0.1 and found[1].abs().amax() > 0.1
+    assert all(map(torch.equal, pooled, expected))
+    assert pooled[0].abs().amax() > 0.1 and pooled[1].abs().amax() > 0.1
 
 
 @pytest.mark.parametrize("count", [1, 400])
@@ -61,9 +61,9 @@ def test_few_and_many_regions_of_maps_in_planes_have_the_bits_of_torchvision(
     corners = torch.rand(count, 2) * torch.tensor([350, 280])
     sizes = torch.rand(count, 2) * 120
     rois = torch.cat([torch.arange(count)[:, None] % 2, corners, corners + sizes], dim=1)
-    found = results(roi_align, maps, rois, pooled_size=7)
+    pooled = results(roi_align, maps, rois, pooled_size=7)
     expected = results(torchvision_roi_align, maps, rois, output_size=7, aligned=True)
-    assert all(map(torch.equal, found, expected))
+    assert all(map(torch.equal, pooled, expected))
 
 
 corner = st.floats(-40, 90, width=32)
@@ -85,9 +85,9 @@ def test_random_input_has_the_bits_of_torchvision(
     if ratio == 0:  # torchvision asks for too much memory where one axis alone is inverted
         rois[:, 3:] = torch.maximum(rois[:, 1:3], rois[:, 3:])
     maps = torch.linspace(-1, 1, 2 * 3 * height * width).view(2, 3, height, width)
-    found = roi_align(maps, rois, scale, size, ratio, aligned=aligned)
+    pooled = roi_align(maps, rois, scale, size, ratio, aligned=aligned)
     expected = torchvision_roi_align(maps, rois, size, scale, ratio, aligned)
-    assert torch.equal(found, expected)
+    assert torch.equal(pooled, expected)
 
 
 def test_a_bin_is_the_mean_of_its_samples() -> None:

@@ -349,7 +349,7 @@ def test_a_build_that_asks_for_special_operators_is_not_one_without_any(asked, t
 
 
 def test_force_cuda_without_a_toolkit_is_one_sentence_that_says_what_to_install(tmp_path):
-    tools = tmp_path / "tools"
+    tools = tmp_path / "path"
     tools.mkdir()
     (tools / "c++").symlink_to("/bin/true")
     done = plan_of_build(
@@ -362,7 +362,7 @@ def test_force_cuda_without_a_toolkit_is_one_sentence_that_says_what_to_install(
 
 def test_the_toolkit_is_found_beside_the_real_nvcc(tmp_path):
     """The nvcc on PATH may be a script or a link; the real one tells where it lies."""
-    tools = tmp_path / "tools"
+    tools = tmp_path / "path"
     tools.mkdir()
     nvcc = tools / "nvcc"
     nvcc.write_text("#!/bin/sh\necho '#$ _HERE_=/real/toolkit/bin' >&2\n")

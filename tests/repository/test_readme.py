@@ -82,7 +82,7 @@ def run(command: str, folder: Path) -> None:
             # some peers take minutes
             ("benchmark", "ops"): ["--repeats", "1", "--op", "instance_assembling"],
             ("benchmark", "train"): ["--iterations", "1", "SOLVER.IMS_PER_BATCH", "2"],
-        }.get((words[1], words[2]), [])
+        }.get(tuple(words[1:3]), [])
         if words[1:3] == ["benchmark", "train"]:
             words = words[:5]  # the first configuration, whose images are made
         done = programs.instseg(*words[1:], *more)

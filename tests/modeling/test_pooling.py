@@ -48,11 +48,13 @@ def test_values_and_gradients_have_the_bits_of_detectron2(
 
 
 def test_other_poolers_stay() -> None:
-    class Own(ROIPooler):
+    class OtherPooler(ROIPooler):
         pass
 
     sizes = (7, [1 / 4], 0)
-    model = nn.ModuleDict({"own": Own(*sizes, "ROIAlign"), "max": ROIPooler(*sizes, "ROIPool")})
+    model = nn.ModuleDict(
+        {"own": OtherPooler(*sizes, "ROIAlign"), "max": ROIPooler(*sizes, "ROIPool")}
+    )
     before = dict(model.named_children())
     use_region_poolers(model)
     assert dict(model.named_children()) == before

@@ -78,7 +78,7 @@ def run(command: str, folder: Path) -> None:
         done = programs.train_net(*words[2:], *shlex.split(extra))
     else:
         more = {
-            ("benchmark", "models"): ["--repeats", "1", "--input", "photo.png"],
+            ("benchmark", "models"): ["--repeats", "1"],
             # some peers take minutes
             ("benchmark", "ops"): ["--repeats", "1", "--op", "instance_assembling"],
             ("benchmark", "train"): ["--iterations", "1", "SOLVER.IMS_PER_BATCH", "2"],

@@ -52,6 +52,19 @@ __device__ __forceinline__ bool is_inside(const Points<T>& points, int64_t i, co
   return distance <= squared_radius;
 }
 
+// Adds up what the threads hold, `parts` rows of `columns` threads, row after row; the sum of each
+// column comes to `totals`, for all threads of the block.
+__device__ inline void sum_rows(double sum, int64_t parts, int64_t columns, double* totals) {
+  totals[threadIdx.x] = sum;
+  __syncthreads();
+  sum = 0;
+  if (threadIdx.x < columns)
+    for (int64_t k = 0; k < parts; ++k) sum += totals[k * columns + threadIdx.x];
+  __syncthreads();
+  if (threadIdx.x < columns) totals[threadIdx.x] = sum;
+  __syncthreads();
+}
+
 // Number of the points begin..end-1 that are in the ball, for all threads of the block; their sum
 // comes to scratch.totals, D numbers.  A thread adds up one dimension of every `parts`-th point.
 template <typename T>
@@ -78,14 +91,7 @@ __device__ int64_t sum_ball(const Points<T>& points, int64_t begin, int64_t end,
           sum += static_cast<double>(points.planes[d * points.count + tile + k]);
     __syncthreads();
   }
-  scratch.totals[threadIdx.x] = sum;
-  __syncthreads();
-  sum = 0;
-  if (threadIdx.x < dimensions)
-    for (int64_t k = 0; k < parts; ++k) sum += scratch.totals[k * dimensions + threadIdx.x];
-  __syncthreads();
-  if (threadIdx.x < dimensions) scratch.totals[threadIdx.x] = sum;
-  __syncthreads();
+  sum_rows(sum, parts, dimensions, scratch.totals);
   return count;
 }
 
@@ -203,14 +209,7 @@ __device__ int64_t sum_shares(const Points<T>& points, const Peeling& p, const d
   if (part < parts)
     for (int64_t share = part; share < p.shares; share += parts)
       sum += partial[share * columns + column];
-  scratch.totals[threadIdx.x] = sum;
-  __syncthreads();
-  sum = 0;
-  if (threadIdx.x < columns)
-    for (int64_t k = 0; k < parts; ++k) sum += scratch.totals[k * columns + threadIdx.x];
-  __syncthreads();
-  if (threadIdx.x < columns) scratch.totals[threadIdx.x] = sum;
-  __syncthreads();
+  sum_rows(sum, parts, columns, scratch.totals);
   return static_cast<int64_t>(scratch.totals[points.dimensions]);
 }
 

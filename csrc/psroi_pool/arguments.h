@@ -17,11 +17,9 @@
 
 namespace instseg {
 
-// All checks that do not need the values of the RoIs.
-inline void check_psroi_arguments(const char* op, const char* name, const at::Tensor& tensor,
-                                  const at::Tensor& rois, double spatial_scale, int64_t group_size,
-                                  int64_t pooled_size) {
-  check_floating(op, name, tensor, 4);
+// Type, shape and device of RoIs; `name` is the tensor that they belong to.
+inline void check_roi_rows(const char* op, const char* name, const at::Tensor& tensor,
+                           const at::Tensor& rois) {
   check_floating(op, "rois", rois, 2);
   TORCH_CHECK_TYPE(rois.scalar_type() == at::kFloat || rois.scalar_type() == at::kDouble, op,
                    ": rois is ", rois.scalar_type(),
@@ -29,8 +27,20 @@ inline void check_psroi_arguments(const char* op, const char* name, const at::Te
   TORCH_CHECK_VALUE(rois.size(1) == kRoiNumbers, op, ": rois has ", rois.size(1),
                     " columns; expected 5 (batch index, x1, y1, x2, y2)");
   check_same_device(op, name, tensor, "rois", rois);
+}
+
+inline void check_spatial_scale(const char* op, double spatial_scale) {
   TORCH_CHECK_VALUE(std::isfinite(spatial_scale) && spatial_scale > 0, op, ": spatial_scale is ",
                     spatial_scale, "; expected cells per pixel, a positive number");
+}
+
+// All checks that do not need the values of the RoIs.
+inline void check_psroi_arguments(const char* op, const char* name, const at::Tensor& tensor,
+                                  const at::Tensor& rois, double spatial_scale, int64_t group_size,
+                                  int64_t pooled_size) {
+  check_floating(op, name, tensor, 4);
+  check_roi_rows(op, name, tensor, rois);
+  check_spatial_scale(op, spatial_scale);
   TORCH_CHECK_VALUE(group_size > 0 && group_size <= kMostCells, op, ": group_size is ", group_size,
                     "; expected 1 to ", kMostCells);
   TORCH_CHECK_VALUE(pooled_size > 0 && pooled_size <= kMostCells, op, ": pooled_size is ",

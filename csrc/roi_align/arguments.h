@@ -21,17 +21,8 @@ inline void check_regions(const char* name, const at::Tensor& tensor, const at::
                           const Sampling& sampling) {
   const char* op = "roi_align";
   check_floating(op, name, tensor, 4);
-  check_floating(op, "rois", rois, 2);
-  TORCH_CHECK_TYPE(rois.scalar_type() == at::kFloat || rois.scalar_type() == at::kDouble, op,
-                   ": rois is ", rois.scalar_type(),
-                   "; expected float32 or float64, half loses whole pixels");
-  TORCH_CHECK_VALUE(rois.size(1) == kRoiNumbers, op, ": rois has ", rois.size(1),
-                    " columns; expected 5 (batch index, x1, y1, x2, y2)");
-  check_same_device(op, name, tensor, "rois", rois);
-  for (const double scale : scales) {
-    TORCH_CHECK_VALUE(std::isfinite(scale) && scale > 0, op, ": spatial_scale is ", scale,
-                      "; expected cells per pixel, a positive number");
-  }
+  check_roi_rows(op, name, tensor, rois);
+  for (const double scale : scales) check_spatial_scale(op, scale);
   TORCH_CHECK_VALUE(levels.has_value() || scales.size() == 1, op,
                     ": levels is missing; expected the map of each RoI, as there are ",
                     scales.size(), " maps");

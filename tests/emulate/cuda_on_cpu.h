@@ -82,7 +82,6 @@ inline unsigned __ballot_sync(unsigned /*all*/, bool vote, const char* file = __
   return bits;
 }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
-inline int __ffs(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)); }
 template <typename T>
 T min(T a, T b) {
   return b < a ? b : a;
@@ -97,13 +96,6 @@ inline float __fdiv_rn(float a, float b) { return a / b; }
 inline double __dmul_rn(double a, double b) { return cuda_on_cpu::alone(a * b); }
 inline double __dadd_rn(double a, double b) { return cuda_on_cpu::alone(a) + cuda_on_cpu::alone(b); }
 
-struct alignas(16) float4 {
-  float x, y, z, w;
-};
-struct alignas(4) uchar4 {
-  unsigned char x, y, z, w;
-};
-
 namespace cooperative_groups {
 struct GridGroup {
   void sync(const char* file = __builtin_FILE(), int line = __builtin_LINE()) const {
@@ -116,12 +108,7 @@ inline GridGroup this_grid() { return {}; }
 // The runtime, and torch's wrappers of it.
 using dim3 = cuda_on_cpu::Dim3;
 using cudaStream_t = int;
-enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
-inline int cudaMemcpyAsync(void* to, const void* from, size_t size, cudaMemcpyKind, cudaStream_t) {
-  std::memcpy(to, from, size);
-  return 0;
-}
 inline int cudaStreamSynchronize(cudaStream_t) {
   cuda_on_cpu::count_synchronisation();
   return 0;

@@ -107,6 +107,24 @@ def expect(holds: bool, message: str, kind: type[Exception] = ValueError) -> Non
         raise kind(message)
 
 
+def sum_dtype(values: Tensor) -> torch.dtype:
+    """In what operators add up ``values``: float64 as it is, everything else in float32."""
+    return torch.float64 if values.dtype == torch.float64 else torch.float32
+
+
+def check_roi_values(op: str, rois: Tensor, images: int) -> None:
+    """Refuse RoIs (R, 5) with a batch index that is no image, or a coordinate that is not finite.
+
+    Raises:
+        IndexError, ValueError: naming the operator.
+    """
+    batch = rois[:, 0]
+    whole = (batch >= 0) & (batch < images) & (batch.floor() == batch)
+    message = f"{op}: a batch index is no whole number from 0 to {images - 1}"
+    expect(bool(whole.all()), message, IndexError)
+    expect(bool(rois.isfinite().all()), f"{op}: rois has a coordinate that is not finite")
+
+
 def operator(name: str) -> Any:
     """``torch.ops.instseg.<name>``.
 

@@ -7,7 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from instseg.ops._library import check_devices, expect, in_python, operator, register_fake
+from instseg.ops._library import (
+    check_devices,
+    expect,
+    in_python,
+    operator,
+    register_fake,
+    sum_dtype,
+)
 
 
 def assemble_instances(
@@ -123,7 +130,7 @@ def _backward_in_python(
     grad: Tensor, windows: Tensor | None, parts: int, maps_shape: Sequence[int]
 ) -> Tensor:
     index, inside = _cells(maps_shape, windows, parts, grad.shape[1], grad.device)
-    dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    dtype = sum_dtype(grad)
     sums = torch.zeros(math.prod(maps_shape), dtype=dtype, device=grad.device)
     sums.index_add_(0, index[inside], grad[inside].to(dtype))
     return sums.view(list(maps_shape)).to(grad.dtype)

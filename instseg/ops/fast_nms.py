@@ -3,7 +3,14 @@
 import torch
 from torch import Tensor
 
-from instseg.ops._library import check_devices, expect, in_python, operator, register_fake
+from instseg.ops._library import (
+    check_devices,
+    expect,
+    in_python,
+    operator,
+    register_fake,
+    sum_dtype,
+)
 
 _forward = operator("fast_nms")
 _PAIRS = 2**22
@@ -70,8 +77,7 @@ def surviving_boxes_reference(
         f"fast_nms: scores has shape {list(scores.shape)}; expected (C, {boxes.shape[0]})",
     )
     expect(top_k >= 0, f"fast_nms: top_k is {top_k}; expected at least 0")
-    if boxes.dtype != torch.float64:
-        boxes = boxes.float()  # areas are too large for half precision
+    boxes = boxes.to(sum_dtype(boxes))  # areas are too large for half precision
     rows = scores.topk(min(top_k, scores.shape[1]), dim=1).indices
     chosen = boxes[rows]
     classes, count, _ = chosen.shape

@@ -5,7 +5,14 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from instseg.ops._library import check_devices, expect, in_python, operator, register_fake
+from instseg.ops._library import (
+    check_devices,
+    expect,
+    in_python,
+    operator,
+    register_fake,
+    sum_dtype,
+)
 from instseg.ops.psroi_pool import pooled_sums, psroi_pool_reference, spread_gradient
 
 _forward = operator("fcis_head")
@@ -208,7 +215,7 @@ def _head_backward_in_python(
     grad = torch.stack([share * (outside >= inside), share * (outside < inside)], dim=2)
     rows = (classes >= 0).nonzero()[:, 0]
     grad[rows, classes[rows]] += grad_logits.double()[rows]
-    dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
+    dtype = sum_dtype(maps)
     cells = spread_gradient(
         grad.transpose(1, 2).flatten(1, 2), rois, spatial_scale, group_size, official.shape, dtype
     )

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from instseg.ops._library import check_devices, in_python, operator, register_fake
+from instseg.ops._library import check_devices, in_python, operator, register_fake, sum_dtype
 from instseg.ops.mean_shift_in_python import label_points, peel, shift_seeds
 
 _MOST_DIMENSIONS = 64
@@ -265,7 +265,7 @@ def _usable(op: str, embeddings: Tensor, bandwidth: float) -> tuple[Tensor | Non
         )
     if not embeddings.is_floating_point():
         raise TypeError(f"{op}: embeddings is {embeddings.dtype}; expected a floating type")
-    points = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+    points = embeddings.to(sum_dtype(embeddings))
     usable = (points.isfinite() & (points.abs() <= _LARGEST)).all(dim=1)
     return (None, points) if usable.all() else (usable, points[usable])
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from instseg.ops._library import expect
+from instseg.ops._library import expect, sum_dtype
 
 _MOST_FAILURES = 20
 """As in ``csrc/mean_shift/mean_shift.h``."""
@@ -33,7 +33,7 @@ def _points(op: str, points: Tensor, rows: Tensor) -> Tensor:
         f"{op}: the types are {points.dtype} and {rows.dtype}; expected floating types",
         TypeError,
     )
-    return points if points.dtype == torch.float64 else points.float()
+    return points.to(sum_dtype(points))
 
 
 def _check_walk(op: str, bandwidth: float, max_iterations: int, tolerance: float) -> None:

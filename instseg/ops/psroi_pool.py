@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from instseg.ops._library import check_devices, expect, in_python, operator, register_fake
+from instseg.ops._library import (
+    check_devices,
+    check_roi_values,
+    expect,
+    in_python,
+    operator,
+    register_fake,
+    sum_dtype,
+)
 
 _forward = operator("psroi_pool")
 _backward = operator("psroi_pool_backward")
@@ -122,14 +130,9 @@ class _Corners:
         self, shape: Sequence[int], rois: Tensor, scale: float, groups: int, pooled: int, dtype: Any
     ) -> None:
         images, _, height, width = shape
-        batch, x1, y1, x2, y2 = rois.to(dtype).unbind(dim=1)
-        whole = (batch >= 0) & (batch < images) & (batch.floor() == batch)
-        expect(
-            bool(whole.all()),
-            f"psroi_pool: a batch index is no whole number from 0 to {images - 1}",
-            IndexError,
-        )
-        expect(bool(rois.isfinite().all()), "psroi_pool: rois has a coordinate that is not finite")
+        rois = rois.to(dtype)
+        check_roi_values("psroi_pool", rois, images)
+        batch, x1, y1, x2, y2 = rois.unbind(dim=1)
         self.top, self.bottom = _edges(y1, y2, scale, pooled, height)
         self.left, self.right = _edges(x1, x2, scale, pooled, width)
         part = torch.arange(pooled, device=rois.device) * groups // pooled
@@ -156,7 +159,7 @@ def pooled_sums(
     compiled operator spoils only the bins that hold the cell.
     """
     _check(maps, rois, group_size, pooled_size)
-    dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
+    dtype = sum_dtype(maps)
     corners = _Corners(maps.shape, rois, spatial_scale, group_size, pooled_size, dtype)
     cells = maps.double().unflatten(1, (-1, group_size, group_size)).permute(0, 2, 3, 4, 5, 1)
     sums = F.pad(cells.cumsum(3).cumsum(4), (0, 0, 1, 0, 1, 0))
@@ -217,7 +220,7 @@ def _pool_in_python(
 def _backward_in_python(
     grad: Tensor, rois: Tensor, spatial_scale: float, group_size: int, maps_shape: Sequence[int]
 ) -> Tensor:
-    dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    dtype = sum_dtype(grad)
     cells = spread_gradient(grad, rois, spatial_scale, group_size, maps_shape, dtype)
     return cells.to(grad.dtype)
 
@@ -262,7 +265,7 @@ def psroi_pool_reference(
     Needs finite RoIs with batch indices of the batch.
     """
     height, width = maps.shape[2:]
-    dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
+    dtype = sum_dtype(maps)
     cells = maps.to(dtype).unflatten(1, (-1, group_size, group_size))
     dims = cells.shape[1]
     pooled = []

@@ -10,7 +10,15 @@ import torch
 import torchvision  # noqa: F401 - registers the operators that the Python form calls
 from torch import Tensor
 
-from instseg.ops._library import check_devices, expect, in_python, operator, register_fake
+from instseg.ops._library import (
+    check_devices,
+    check_roi_values,
+    expect,
+    in_python,
+    operator,
+    register_fake,
+    sum_dtype,
+)
 
 _forward = operator("roi_align")
 _backward = operator("roi_align_backward")
@@ -143,21 +151,12 @@ torch.library.register_autograd(
 )
 
 
-def _wide(values: Tensor) -> Tensor:
-    """In float32 at least, as torchvision's operator has no bfloat16."""
-    return values if values.dtype == torch.float64 else values.float()
-
-
 def _check_rois(rois: Tensor, images: int) -> None:
     expect(
         rois.dim() == 2 and rois.shape[1] == 5,
         f"roi_align: rois has shape {tuple(rois.shape)}; expected (R, 5)",
     )
-    batch = rois[:, 0]
-    whole = (batch >= 0) & (batch < images) & (batch.floor() == batch)
-    message = f"roi_align: a batch index is no whole number from 0 to {images - 1}"
-    expect(bool(whole.all()), message, IndexError)
-    expect(bool(rois.isfinite().all()), "roi_align: rois has a coordinate that is not finite")
+    check_roi_values("roi_align", rois, images)
 
 
 def _of_level(rois: Tensor, levels: Tensor | None, number: int) -> Tensor:
@@ -182,7 +181,7 @@ def _align_in_python(
     operator_of_torchvision = torch.ops.torchvision.roi_align
     pooled = maps[0].new_zeros((len(rois), maps[0].shape[1], height, width))
     for number, (cells, scale) in enumerate(zip(maps, scales, strict=True)):
-        chosen, cells = _of_level(rois, levels, number), _wide(cells)
+        chosen, cells = _of_level(rois, levels, number), cells.to(sum_dtype(cells))
         options = (scale, height, width, sampling_ratio, aligned)
         values = operator_of_torchvision(cells, rois[chosen].to(cells.dtype), *options)
         pooled[chosen] = values.to(pooled.dtype)
@@ -207,7 +206,7 @@ def _backward_in_python(
     _, channels, rows, columns = grad.shape
     grads = []
     for number, (scale, *size) in enumerate(zip(scales, heights, widths, strict=True)):
-        chosen, values = _of_level(rois, levels, number), _wide(grad)
+        chosen, values = _of_level(rois, levels, number), grad.to(sum_dtype(grad))
         shape = (scale, rows, columns, images, channels, *size, sampling_ratio, aligned)
         chosen_rois = rois[chosen].to(values.dtype)
         cells = torch.ops.torchvision._roi_align_backward(values[chosen], chosen_rois, *shape)

@@ -12,6 +12,13 @@ from torch.nn import functional as F
 
 def conv_relu(inputs: int, outputs: int, size: int, norm: str, *, stride: int = 1) -> Conv2d:
     """Convolution that keeps the number of cells (or divides it), normalisation, ReLU."""
+    layer = conv_norm(inputs, outputs, size, norm, stride=stride)
+    layer.activation = F.relu
+    return layer
+
+
+def conv_norm(inputs: int, outputs: int, size: int, norm: str, *, stride: int = 1) -> Conv2d:
+    """:func:`conv_relu` without ReLU."""
     layer = Conv2d(
         inputs,
         outputs,
@@ -20,7 +27,6 @@ def conv_relu(inputs: int, outputs: int, size: int, norm: str, *, stride: int = 
         padding=size // 2,
         bias=not norm,
         norm=get_norm(norm, outputs),
-        activation=F.relu,
     )
     weight_init.c2_msra_fill(layer)
     return layer

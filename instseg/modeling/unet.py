@@ -6,12 +6,13 @@ Its first level keeps every pixel, for dense systems whose instances are few pix
 
 from collections.abc import Sequence
 
-import fvcore.nn.weight_init as weight_init
 from detectron2.config import CfgNode
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from instseg.modeling.dense_network import conv_norm, conv_relu
 
 
 class UNetEncoder(Backbone):
@@ -65,13 +66,13 @@ class _Level(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, norm: str) -> None:
         super().__init__()
-        self.shortcut = _convolution(inputs, outputs, 1, norm)
-        self.first = _convolution(inputs, outputs, 3, norm)
-        self.second = _convolution(outputs, outputs, 3, norm)
+        self.shortcut = conv_norm(inputs, outputs, 1, norm)
+        self.first = conv_relu(inputs, outputs, 3, norm)
+        self.second = conv_norm(outputs, outputs, 3, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, h, w) → (B, outputs, h, w)."""
-        return F.relu(self.second(F.relu(self.first(x))) + self.shortcut(x))
+        return F.relu(self.second(self.first(x)) + self.shortcut(x))
 
 
 @BACKBONE_REGISTRY.register()
@@ -79,17 +80,3 @@ def build_unet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> UNetEncoder:
     """The contracting path of U-Net by ``cfg.MODEL.UNET``."""
     node = cfg.MODEL.UNET
     return UNetEncoder(node.CHANNELS, in_channels=input_shape.channels or 3, norm=node.NORM)
-
-
-def _convolution(inputs: int, outputs: int, size: int, norm: str) -> Conv2d:
-    """A convolution that keeps the size, and its normalisation."""
-    layer = Conv2d(
-        inputs,
-        outputs,
-        size,
-        padding=size // 2,
-        bias=not norm,
-        norm=get_norm(norm, outputs),
-    )
-    weight_init.c2_msra_fill(layer)
-    return layer

@@ -9,6 +9,7 @@ import torch
 from detectron2.structures import Instances
 
 from instseg.errors import ConfigError, short
+from instseg.optional import require
 
 UNTRACKED = -1
 """Number of a detection that belongs to no track."""
@@ -217,13 +218,7 @@ def vote(scores: Counter[int]) -> int:
 
 def check_installed() -> None:
     """Raise a ConfigError if the package that tracks is missing."""
-    try:
-        import trackers  # noqa: F401
-    except ImportError:
-        raise ConfigError(
-            "linking detections to tracks needs the package trackers, which is not installed; "
-            "type: pip install 'instseg[video]'"
-        ) from None
+    require("trackers", "video", "linking detections to tracks")
 
 
 def _check(method: str, min_iou: float | None, patience: int) -> None:

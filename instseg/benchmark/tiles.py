@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from instseg.errors import ConfigError, DatasetError, reason_of
 from instseg.inference.layout import check_tile
 from instseg.inference.predictor import Predictor
 from instseg.masks import CroppedMasks, to_rle
+from instseg.optional import require
 from instseg.visualize import at_least
 
 _IOU = 0.5
@@ -91,12 +91,7 @@ def benchmark_tiles(
     for peer in peers:
         if peer not in PEERS:
             raise ConfigError(f"--peer is {peer}; expected one of {', '.join(PEERS)}")
-        package = PEERS[peer].package
-        if find_spec(package) is None:
-            raise ConfigError(
-                f"--peer {peer} needs the package {package}, which is not installed; type: pip "
-                "install 'instseg[benchmark]'"
-            )
+        require(PEERS[peer].package, "benchmark", f"--peer {peer}")
     cfg = load_cfg(config_file, overrides)
     if Intensity.of(cfg).changes:
         raise ConfigError(

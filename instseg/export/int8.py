@@ -24,8 +24,7 @@ from instseg.export.predictor import ExportedPredictor
 from instseg.files import atomic_write
 from instseg.inference.predictor import Predictor
 from instseg.inference.video import VideoPredictor
-from instseg.masks import CroppedMasks
-from instseg.modeling import as_split, as_video
+from instseg.modeling import as_split, as_video, cropped
 
 LEAST_IMAGES = 10
 """Number of images without which ranges mean nothing."""
@@ -252,12 +251,7 @@ def _results(predictor: Predictor, arrays: Sequence[np.ndarray]) -> list[Instanc
     frames = VideoPredictor(predictor, keyframe_interval=2)
     same_size = arrays[0].shape
     # A frame of another size would be a key frame.
-    return [_cropped(frames(x)["instances"]) for x in arrays if x.shape == same_size]
-
-
-def _cropped(instances: Instances) -> Instances:
-    instances.pred_masks = CroppedMasks.of(instances.pred_masks)
-    return instances
+    return [cropped(frames(x))["instances"] for x in arrays if x.shape == same_size]
 
 
 def _compared(

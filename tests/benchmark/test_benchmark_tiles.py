@@ -138,7 +138,7 @@ def test_weights_given_need_not_have_the_checksum_of_the_configuration(
 
 
 def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "find_spec", lambda name: None)
+    monkeypatch.setattr("instseg.optional.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs the package sahi.*instseg.benchmark"):
         tiles.benchmark_tiles("a.yaml", "a.tif", "a.json", peers=["sahi"])
 

@@ -365,7 +365,7 @@ def test_formats_are_taken_once_each() -> None:
 def test_a_missing_package_is_named_at_the_start(
     monkeypatch: pytest.MonkeyPatch, name: str, package: str
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("instseg.optional.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=rf"{package}, .* pip install 'instseg\[microscopy\]'"):
         parse(name, "--format")
 

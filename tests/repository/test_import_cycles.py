@@ -16,7 +16,8 @@ from tests.repository.test_layering import ROOT, imports, module_name
 Graph = Mapping[str, set[str]]
 LAYERS = (
     ("errors", "install_detectron2", "processes", "projects"),
-    ("categories", "console", "files", "forks", "masks", "optional", "tracking"),
+    ("optional",),
+    ("categories", "console", "files", "forks", "masks", "tracking"),
     ("ops", "shipped"),
     ("downloads",),
     ("modeling", "pickles", "visualize"),

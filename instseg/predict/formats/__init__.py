@@ -4,7 +4,6 @@ Each format is a class of its own that takes the results of one image after the 
 more than one.  Masks are cropped, so that none costs the size of the image.
 """
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from instseg.categories import Categories
 from instseg.errors import ConfigError
+from instseg.optional import require
 from instseg.predict.formats.base import Format, ImageResult
 from instseg.predict.formats.coco import Coco
 from instseg.predict.formats.geojson import GeoJson
@@ -50,11 +50,7 @@ def parse(text: str, option: str) -> tuple[str, ...]:
                 "between them"
             )
         for package in FORMATS[name].packages:
-            if importlib.util.find_spec(package) is None:
-                raise ConfigError(
-                    f"{option} {name} needs the package {package}, which is not installed; type: "
-                    "pip install 'instseg[microscopy]'"
-                )
+            require(package, "microscopy", f"{option} {name}")
     return names
 
 

@@ -302,6 +302,7 @@ REFUSED: list[tuple[Change, str]] = [
     (first(segmentation="mask.png"), OF_FIRST + "segmentation is 'mask.png'; expected polygons"),
     (first(segmentation=[[1, 2, 3, 4]]), OF_FIRST + "its polygons have 4 numbers"),
     (first(segmentation=[[NAN] * 6]), OF_FIRST + "its polygons have coordinates that are not fin"),
+    (first(segmentation=[["a"] * 6]), OF_FIRST + r"segmentation is \[\['a', .*; expected polygons"),
     (first(iscrowd=2), OF_FIRST + "iscrowd is 2; expected 0 or 1"),
     (lambda r: r[1].update(annotations=[3]), OF_FIRST + "it is 3; expected a dict"),
     (second(annotations="none"), r"record 1 \(.*2\.png\) has annotations 'none'; expected a list"),
@@ -311,6 +312,10 @@ REFUSED: list[tuple[Change, str]] = [
     (second(height=-3), r"record 1 \(.*2\.png\) has height -3; expected pixels"),
     (second(height=10**6, width=10**6), r"record 1 .* is said to be 1000000 x 1000000 pixels"),
     (second(height=None, file_name="no.png"), r"record 1 \(no\.png\) has no height and width, and"),
+    (
+        second(height=None, file_name="s3://b/a.png"),
+        r"record 1 \(s3://b/a.png\) has no height and width; add those of the image",
+    ),
     (lambda r: [r[0], 3], "record 1 is 3; expected a dict"),
     (lambda r: [], "its function gives no records"),
     (lambda r: r[0], r"its function gives \{.*; expected a list of records"),
@@ -463,6 +468,40 @@ def test_what_a_registered_function_raises_keeps_its_traceback(
         Trainer.build_train_loader(config(tmp_path))
 
 
+def test_a_file_that_a_registered_function_does_not_find_is_named(
+    tmp_path: Path, registered: Callable[..., str]
+) -> None:
+    registered((tmp_path / "gone.txt").read_text)
+    with pytest.raises(DatasetError, match=f"{NAME}: there is no file .*gone.txt; set DETECTRON2"):
+        Trainer.build_train_loader(config(tmp_path))
+
+
+def test_keypoints_of_any_kind_become_a_list_of_their_own(
+    tmp_path: Path, registered: Callable[..., str]
+) -> None:
+    points = np.array([10.5, 12.5, 2.0])
+    name = registered(changing(tmp_path, first(keypoints=points)))
+    config(tmp_path)
+    for _ in range(2):
+        given = DatasetCatalog.get(name)[1]["annotations"][0]["keypoints"]
+        assert given == [10.5, 12.5, 2]
+        given[0] = 0
+
+
+def test_check_data_tells_what_trains_all_the_same(
+    tmp_path: Path, registered: Callable[..., str]
+) -> None:
+    (checked,) = check_data([registered(changing(tmp_path, first(bbox=[5, 5, 5, 15])))])
+    assert set(checked.report.ids) == {Kind.EMPTY_BOX, Kind.BOX_MISMATCH}
+
+
+def test_check_data_says_that_crowds_alone_cannot_be_trained_on(
+    tmp_path: Path, registered: Callable[..., str]
+) -> None:
+    (checked,) = check_data([registered(changing(tmp_path, each(iscrowd=1)))])
+    assert Kind.NO_INSTANCE in checked.report.ids
+
+
 def test_check_data_finds_all_of_it(tmp_path: Path, registered: Callable[..., str]) -> None:
     def spoil(records: Records) -> None:
         records[0]["annotations"][0]["category_id"] = 5
@@ -528,6 +567,17 @@ def test_a_file_registered_with_detectron2_is_read_as_one_of_ours(tmp_path: Path
         write_set(tmp_path, changed("annotations", 0, "bbox", to=KeyError))
         cfg = config(tmp_path, "INPUT.MASK_FORMAT", "bitmask")
         assert len(next(iter(Trainer.build_train_loader(cfg)))) == 2
+    finally:
+        DatasetCatalog.pop(NAME, None)
+        MetadataCatalog.pop(NAME, None)
+
+
+def test_a_file_registered_with_a_folder_that_is_gone_is_refused(tmp_path: Path) -> None:
+    file, _ = build.parse_coco_name(write_set(tmp_path, content()))
+    register_coco_instances(NAME, {}, file, str(tmp_path / "gone"))
+    try:
+        with pytest.raises(DatasetError, match="the image folder .*gone does not exist"):
+            load(NAME)
     finally:
         DatasetCatalog.pop(NAME, None)
         MetadataCatalog.pop(NAME, None)

@@ -138,9 +138,9 @@ def test_the_memory_of_an_operator_is_what_a_call_takes_at_most(
     comparison = ops.OperatorComparison("peer", lambda device, tiny: inputs, once, four_times)
     monkeypatch.setattr(ops, "COMPARISONS", {"copy": comparison})
     (row,) = ops.benchmark_ops(repeats=1)
-    assert row.peak_memory_mib == pytest.approx(64, rel=0.1)
-    assert row.ratio_own_memory == pytest.approx(4, rel=0.1)
-    assert row.ratio_memory == pytest.approx(4, rel=0.1)
+    assert row.peak_memory_mib == pytest.approx(64, rel=0.2)
+    assert row.ratio_own_memory == pytest.approx(4, rel=0.2)
+    assert row.ratio_memory == pytest.approx(4, rel=0.2)
 
 
 def test_a_row_whose_peer_is_not_installed_is_left_out(

@@ -133,6 +133,20 @@ def test_names_are_matched_by_suffix_when_the_path_asks_for_it(tmp_path):
     assert same(model["backbone"], net(seed=1))
 
 
+def test_a_part_of_one_model_starts_the_same_part_of_another(tmp_path):
+    trunk = nn.ModuleDict({"bottom_up": net(seed=1)})
+    system = nn.ModuleDict({"trunk": trunk, "head": net(seed=2)})
+    Checkpointer(system, str(tmp_path), categories=Categories.of_names("abc")).save("m")
+    model = nn.ModuleDict({"backbone": net(), "head": nn.Linear(3, 3)})
+    file = tmp_path / "m.pth"
+    Checkpointer(model).load(f"{file}?part=trunk.bottom_up")
+    assert same(model["backbone"], net(seed=1))
+    with pytest.raises(CheckpointError, match="m.pth has no part 'trunk.top'; it has head.body, "):
+        Checkpointer(model).load(f"{file}?part=trunk.top")
+    with pytest.raises(CheckpointError, match="less than half of 'head' fits this model"):
+        Checkpointer(nn.ModuleDict({"other": nn.Linear(3, 3)})).load(f"{file}?part=head")
+
+
 def test_another_number_of_classes_is_told_also_when_matching_by_suffix(tmp_path, caplog):
     torch.save(net(classes=80).state_dict(), tmp_path / "a.pth")
     model = nn.ModuleDict({"backbone": net()})

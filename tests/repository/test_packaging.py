@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT_OF = {
     "PIL": "pillow",
     "cv2": "opencv-python",  # or opencv-python-headless
+    "faster_coco_eval": "faster-coco-eval",
     "huggingface_hub": "huggingface-hub",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",

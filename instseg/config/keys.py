@@ -175,9 +175,10 @@ def add_shared_config(cfg: CfgNode) -> None:
     # Precision in "voc": "11-point" (VOC 2007, what papers report) or "all-point" (VOC 2010).
     cfg.TEST.VOC_INTERPOLATION = "11-point"
 
-    # Number type in which the network computes in prediction and evaluation: "float32" or
-    # "bfloat16", which is faster on processors with avx512_bf16 or AMX and on GPUs. What follows
-    # the network is float32.
+    # Number type in which the network computes in prediction and evaluation: "float32",
+    # "bfloat16", which is faster on processors with avx512_bf16 or AMX and on GPUs, or "auto":
+    # "bfloat16" where it is faster and gives nearly the same, see
+    # instseg/inference/auto_precision.py. What follows the network is float32.
     cfg.MODEL.DTYPE_TEST = "float32"
 
     cfg.MODEL.VGG = CfgNode()
@@ -287,7 +288,7 @@ declare(
             lambda x: isinstance(x, str) and re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", x) is not None,
             "cpu, cuda or cuda:NUMBER",
         ),
-        "MODEL.DTYPE_TEST": one_of("float32", "bfloat16"),
+        "MODEL.DTYPE_TEST": one_of("float32", "bfloat16", "auto"),
         "MODEL.MASK_ON": _with_ssd(one_of(True, reason=_CROPPED)),
         "MODEL.PIXEL_MEAN": (several(number(), "a list of numbers, one per channel"), _per_channel),
         "MODEL.PIXEL_STD": (

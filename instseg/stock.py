@@ -30,8 +30,7 @@ class ZooHandler(PathHandler):
         from instseg.checkpoint.reading import read_weights
 
         model = of_address(path)
-        if model is None:
-            raise CheckpointError(f"{path} is no address of a shipped model")
+        assert model is not None, path  # its prefix is ours
         name = f"{model.name}-{model.sha256[:16]}.pth"
         file = os.path.join(get_cache_dir(kwargs.get("cache_dir")), "instseg", name)
         if force or not os.path.isfile(file):

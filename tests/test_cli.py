@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pycocotools.coco import COCO
 
+import instseg
 from instseg import cli
 from instseg.projects import converters
 
@@ -65,6 +66,33 @@ def test_a_missing_requirement_is_named_with_what_to_type(tmp_path: Path) -> Non
     )
     assert run.returncode == 2
     assert run.stderr.startswith("error: instseg needs detectron2, which is not installed; type:")
+
+
+@pytest.mark.parametrize(
+    ("missing", "module", "reason"),
+    [
+        ("torch", "inference.predictor", "needs torch, which is .*; type: pip install torch=="),
+        ("cv2", "data.pillow_images", "needs cv2, which is .*; type: python -m instseg.install_d"),
+        ("numpy", "data.image_arrays", "import of numpy halted"),
+    ],
+)
+def test_what_python_finds_missing_is_named_with_what_to_type_if_instseg_asks_for_it(
+    missing: str, module: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _ = instseg.Predictor
+    for name in {"inference.predictor", module}:
+        monkeypatch.delitem(sys.modules, f"instseg.{name}")
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ImportError, match=reason):
+        _ = instseg.Predictor
+
+
+def test_a_module_of_ours_that_is_missing_is_a_defect_with_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "instseg.data.readers.nuclei", None)
+    with pytest.raises(ModuleNotFoundError, match=r"instseg\.data\.readers\.nuclei"):
+        cli.main(["nuclei", "build", str(tmp_path), str(tmp_path / "out")])
 
 
 def test_output_into_a_closed_pipe_ends_without_a_traceback(tmp_path: Path) -> None:

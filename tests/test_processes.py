@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from instseg.benchmark.rows import in_fresh_process
 from instseg.errors import ConfigError
-from instseg.processes import end_with, run
+from instseg.processes import end_with, end_with_starter, run
 from tests.conftest import ROOT
 
 # A child writes its id when it can be killed, and on SIGTERM that it was told.
@@ -125,6 +126,26 @@ def test_a_signal_is_passed_on_and_the_end_of_the_child_waited_for(
     assert (tmp_path / "ended").read_text() == "in order"
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_child_can_end_its_parent_and_is_ended_by_it(
+    number: signal.Signals, status: int, tmp_path: Path
+) -> None:
+    """The handler of the parent runs while it waits."""
+    code = f"import os, sys\nos.kill(os.getppid(), {int(number)})"
+    # The handler of the child stands before the signal is sent.
+    code = CHILD.replace("time.sleep(600)", f"{code}\ntime.sleep(600)")
+    with pytest.raises(SystemExit) as end:
+        run([sys.executable, "-c", code, str(tmp_path)])
+    assert end.value.code == status
+    assert (tmp_path / "ended").read_text() == "in order"
+
+
+def test_a_process_that_multiprocessing_did_not_start_is_left_alone() -> None:
+    before = threading.active_count()
+    end_with_starter()
+    assert threading.active_count() == before
+
+
 @linux
 def test_a_child_whose_parent_ended_before_it_asked_ends_at_once() -> None:
     child = os.fork()
@@ -176,6 +197,15 @@ def test_an_error_of_the_user_in_a_new_process_is_one_of_the_benchmark(
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)
     with pytest.raises(ConfigError, match="a line for the user"):
         in_fresh_process(refused)
+
+
+def test_a_process_that_ends_without_a_result_is_a_warning_with_its_status(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)
+    assert in_fresh_process(os._exit, 3) is None
+    assert caplog.messages == ["the process that measures memory ended with status 3"]
 
 
 STARTS = ("subprocess.run(", "subprocess.Popen(", "os.fork()", "context.Process(")

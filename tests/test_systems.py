@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+import instseg
 from instseg import Predictor, VideoPredictor, cli
 from instseg.errors import CheckpointError
-from instseg.testing import CHECKS, PHOTO, SMALL, System
+from instseg.testing import CHECKS, PHOTO, SMALL, System, check_system
 from tests.support.own_projects import PROJECTS
 from tests.support.predict_common import results
 
@@ -33,6 +34,24 @@ def system(request: pytest.FixtureRequest) -> System:
 @pytest.mark.parametrize("check", CHECKS)
 def test_a_system_keeps_the_contract(system: System, check: Callable[[System], None]) -> None:
     check(system)
+
+
+def test_a_system_that_breaks_the_contract_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "discriminative_loss/discriminative_loss_shapes.yaml"
+    key = "MODEL.DISCRIMINATIVE_LOSS.NUM_CLASSES"
+    count = instseg.load_cfg(name).MODEL.DISCRIMINATIVE_LOSS.NUM_CLASSES
+
+    def too_many(model: torch.nn.Module, inputs: Any, outputs: list[dict[str, Any]]) -> None:
+        for output in outputs:
+            output["instances"].pred_classes += count
+
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, *given: (
+            too_many(module, *given) if type(module).__name__ == "DiscriminativeLoss" else None
+        )
+    )
+    with hook, pytest.raises(AssertionError, match=f"with {key} {count}"):
+        check_system(name, SYSTEMS[name])
 
 
 def test_weights_that_are_not_finite_are_an_error_in_every_frame() -> None:

@@ -44,6 +44,11 @@ def test_the_commit_of_detectron2_is_what_its_wheel_or_pip_recorded(
     assert version._commit(installed) == commit  # type: ignore[arg-type]
 
 
+def test_a_torch_for_the_cpu_alone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert version.lines()[3] == f"torch {torch.__version__}, without CUDA"
+
+
 def test_missing_parts_have_their_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> None:
         raise PackageNotFoundError(name)

@@ -6,7 +6,11 @@
 
 ``make`` writes a tiled TIFF and beside it a file in COCO's format, whose ``cells`` say where each
 image lies.  Rows are filled with whole images of one height in random order, as wide as they are;
-the right and the lower border of the mosaic cut those that do not fit.
+the right and the lower border of the mosaic cut those that do not fit.  A mosaic looks like one
+exposure: each image is stretched as ``INPUT.NORMALIZE percentile`` stretches it (predict with
+``INPUT.NORMALIZE none``), and has a margin as bright as its background.  Without these, a step in
+brightness looks like the border of a nucleus, and a nucleus that an image cuts touches one of the
+next image.
 
 ``score`` gives the contest's metric (TP / (TP + FP + FN), ``instseg.evaluation.contest``) of each
 whole cell, for the predictions that have their centre in it.  The mean over the cells of an image,
@@ -28,13 +32,14 @@ from instseg.config.nodes import get_cfg
 from instseg.data.build import register_dataset
 from instseg.data.dataset import load
 from instseg.data.images import read_image
+from instseg.data.intensity import Intensity
 from instseg.evaluation.contest import image_scores
 from instseg.files import atomic_write
 from instseg.inference.layout import Layout, Rect
-from instseg.masks import CroppedMasks, as_text, rle_area, rle_box, to_rle
+from instseg.masks import CroppedMasks, as_text, decode, rle_area, rle_box, to_rle
 
 
-def make(output: Path, side: int, name: str, seed: int) -> int:
+def make(output: Path, side: int, name: str, seed: int, margin: int) -> int:
     """Write ``output`` and the ground truth beside it; returns the number of instances."""
     import tifffile
 
@@ -56,17 +61,18 @@ def make(output: Path, side: int, name: str, seed: int) -> int:
             left = 0
             while left < side:
                 record = heights[height][int(generator.integers(len(heights[height])))]
-                image = read_image(record["file_name"], format="RGB")[: side - top, : side - left]
+                image = framed_image(record, margin)[: side - top, : side - left]
                 mosaic[top : top + image.shape[0], left : left + image.shape[1]] = image
-                placed, kinds = placed_instances(record, left, top, side)
+                x, y = left + margin, top + margin
+                placed, kinds = placed_instances(record, x, y, side)
                 masks.append(placed)
                 classes += kinds
-                if (record["height"], record["width"]) == image.shape[:2]:
-                    cell = {"x": left, "y": top, "width": image.shape[1], "height": height}
+                if x + record["width"] <= side and y + height <= side:
+                    cell = {"x": x, "y": y, "width": record["width"], "height": height}
                     cells.append({"file_name": Path(record["file_name"]).name, **cell})
-                left += record["width"]
-            top += height
-            bar.update(height)
+                left += record["width"] + 2 * margin
+            top += height + 2 * margin
+            bar.update(height + 2 * margin)
     grey = (mosaic == mosaic[:, :, :1]).all()
     tifffile.imwrite(
         output,
@@ -97,6 +103,18 @@ def make(output: Path, side: int, name: str, seed: int) -> int:
     text = json.dumps(content).encode()
     atomic_write(output.with_suffix(".json"), lambda file: file.write(text))
     return len(instances)
+
+
+def framed_image(record: dict[str, Any], margin: int) -> np.ndarray:
+    """(h + 2 margin, w + 2 margin, 3) uint8: an image stretched, its margin like its background."""
+    image = read_image(record["file_name"], format="RGB", intensity=Intensity("percentile"))
+    background = np.ones(image.shape[:2], bool)
+    for item in record["annotations"]:
+        background &= ~decode(item["segmentation"], *background.shape)
+    framed = np.empty((image.shape[0] + 2 * margin, image.shape[1] + 2 * margin, 3), np.uint8)
+    framed[:] = np.median(image[background], axis=0) if background.any() else 0
+    framed[margin : margin + image.shape[0], margin : margin + image.shape[1]] = image
+    return framed
 
 
 def placed_instances(
@@ -195,6 +213,7 @@ def main() -> None:
     add("--side", type=int, default=16384, metavar="N", help="pixels (default %(default)s)")
     add("--dataset", default="nuclei_val", metavar="NAME", help="default %(default)s")
     add("--seed", type=int, default=0, metavar="N")
+    add("--margin", type=int, default=8, metavar="N", help="around images (default %(default)s)")
     add = commands.add_parser("score").add_argument
     add("truth", type=Path, metavar="FILE.json")
     add("predictions", type=Path, metavar="predictions.json")
@@ -203,7 +222,7 @@ def main() -> None:
     add("--overlap", type=int, default=128, metavar="N", help="of these tiles")
     args = parser.parse_args()
     if args.command == "make":
-        count = make(args.output, args.side, args.dataset, args.seed)
+        count = make(args.output, args.side, args.dataset, args.seed, args.margin)
         print(f"{args.output}: {args.side}x{args.side} pixels, {count} instances")
         return
     for name, value in score(args.truth, args.predictions, args.confidence).items():

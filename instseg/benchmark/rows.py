@@ -124,6 +124,7 @@ def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T | None:
         result: T | InstsegError | None = receiver.recv()
     except EOFError:
         result = None
+        process.join()  # the status is not known before
         logger.warning(f"the process that measures memory ended with status {process.exitcode}")
     process.join()
     if isinstance(result, InstsegError):

@@ -26,6 +26,7 @@ from instseg.files import TEMPORARY, atomic_write
 logger = logging.getLogger(__name__)
 
 _TAG = "last_checkpoint"
+_OPTION = re.compile(r"(?<=[?&])(matching_heuristics=(?:True|False)|part=[\w.]+)(?:&|$)")
 T = TypeVar("T")
 
 
@@ -122,8 +123,10 @@ class Checkpointer(DetectionCheckpointer):
         """Load weights, and the other saved objects, from a file or URL.
 
         Args:
-            path: see :func:`read_weights`; ``?matching_heuristics=True`` at its end has Detectron2
-                match names by their suffixes.  "" loads nothing.
+            path: see :func:`read_weights`; "" loads nothing.  It may end with
+                ``?matching_heuristics=True``, for Detectron2 to match names by their suffixes; or
+                with ``?part=backbone.bottom_up``, which loads this part of the model that the file
+                was written for into the part of this one whose tensors end with the same names.
             checkpointables: which of the other objects to load if the file has them, None for all.
         Returns:
             the other contents of the file, e.g. ``iteration`` or ``categories``.
@@ -134,12 +137,14 @@ class Checkpointer(DetectionCheckpointer):
         if not path:
             logger.info("No weights given: the model starts from scratch")
             return {}
-        file, count = re.subn(r"(?<=[?&])matching_heuristics=(True|False)(&|$)", "", path)
-        file = file.rstrip("?&") if count else path
+        file, options = _without_options(path)
         checkpoint = self._on_main(lambda: self._load_file(file))
-        if "matching_heuristics=True" in path:
+        part = options.get("part", "")
+        if part:
+            checkpoint = {"model": _part(checkpoint["model"], part, file)}
+        if part or options.get("matching_heuristics") == "True":
             checkpoint["matching_heuristics"] = True
-        return self._apply(checkpoint, path, checkpointables, resuming=False)
+        return self._apply(checkpoint, path, checkpointables, resuming=False, part=part)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         require_hash(filename, self.sha256)
@@ -221,7 +226,13 @@ class Checkpointer(DetectionCheckpointer):
             )
 
     def _apply(
-        self, checkpoint: dict[str, Any], path: str, names: list[str] | None, *, resuming: bool
+        self,
+        checkpoint: dict[str, Any],
+        path: str,
+        names: list[str] | None,
+        *,
+        resuming: bool,
+        part: str = "",
     ) -> dict[str, Any]:
         """Check that the content of a file fits, and only then load it."""
         fit = self._fit(checkpoint, path, inference=self.inference and not resuming)
@@ -233,7 +244,7 @@ class Checkpointer(DetectionCheckpointer):
                 f"cannot resume from {path}: {fit}{text}; resume with the configuration that wrote "
                 f"it, or start anew in another OUTPUT_DIR with it as MODEL.WEIGHTS"
             )
-        self._judge(fit, path)
+        self._judge(fit, path, part)
         self._compare_classes(checkpoint, path)
         self._load_model(checkpoint)
         for key in self.checkpointables if names is None else names:
@@ -246,19 +257,24 @@ class Checkpointer(DetectionCheckpointer):
                     ) from error
         return checkpoint
 
-    def _judge(self, fit: Fit, path: str) -> None:
+    def _judge(self, fit: Fit, path: str, part: str) -> None:
         """Refuse weights that do not fit well enough, and log what starts from scratch."""
         text = f"{path}: {fit}"
         refused = self.inference and not fit.complete and not self.allow_partial
         if fit.reshaped or refused:
             text += f"; {fit.remedy}"
-        half = 2 * fit.initialised >= fit.total
+        half = 2 * fit.initialised >= (len(fit.theirs) if part else fit.total)
         if refused:
             leaves_random = fit.missing or fit.reshaped
             effect = "leaves the rest random" if leaves_random else "ignores unknown tensors"
             raise CheckpointError(
                 f"{text}; or go on with --allow-partial (in Python allow_partial=True), which "
                 f"{effect}"
+            )
+        if not half and part:
+            raise CheckpointError(
+                f"{text}; less than half of {part!r} fits this model: change MODEL.WEIGHTS to a "
+                f"part that both models have"
             )
         if not half and not self.allow_partial:
             raise CheckpointError(
@@ -335,6 +351,22 @@ class Checkpointer(DetectionCheckpointer):
         if outcome[1]:
             raise CheckpointError(outcome[1])
         return outcome[0]
+
+
+def _without_options(path: str) -> tuple[str, dict[str, str]]:
+    """A path, and the options of :meth:`Checkpointer.load` that stood at its end."""
+    options = dict(option.split("=") for option in _OPTION.findall(path))
+    return (_OPTION.sub("", path).rstrip("?&"), options) if options else (path, {})
+
+
+def _part(weights: dict[str, Tensor], part: str, file: str) -> dict[str, Tensor]:
+    """The tensors of a part of a model, by their names in this part."""
+    start = f"{part}."
+    chosen = {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)}
+    if not chosen:
+        parts = {".".join(name.split(".")[:2]) for name in weights if "." in name}
+        raise CheckpointError(f"{file} has no part {part!r}; it has {few(sorted(parts))}")
+    return chosen
 
 
 def _in_usual_order(weights: dict[str, Any]) -> dict[str, Any]:

@@ -61,8 +61,6 @@ def as_labels(pixels: npt.NDArray[Any], source: str) -> Labels:
                 f"{source}: has pixels such as {fractions[0]:g}; expected whole numbers, a label "
                 "per instance: is it a map of probabilities or distances?"
             )
-    if pixels.dtype.kind not in "buif":
-        raise ImageError(f"{source}: has pixels of {pixels.dtype}; expected whole numbers")
     lowest = pixels.min()
     if lowest < 0:
         raise ImageError(

@@ -132,7 +132,9 @@ def open_regions(path: str | os.PathLike[str], page: int | None = None) -> Regio
     """
     if os.path.isdir(path):
         return _open_zarr(Path(path))
-    if is_tiff(path) and not has_pillow_colours(path, page):
+    with reporting(str(path)):
+        in_parts = is_tiff(path) and not has_pillow_colours(path, page)
+    if in_parts:
         return _open_tiff(path, page)
     return _whole(str(path), read_pixels(path, page=page))
 

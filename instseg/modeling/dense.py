@@ -1,5 +1,6 @@
 """What bottom-up models share: a network gives maps, and their cells are grouped to instances."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ class DenseInstances:
     scores: Tensor
 
 
-class DenseModel(PixelModel):
+class DenseModel(PixelModel, ABC):
     """A model that groups the cells of its maps to instances.
 
     A descendant defines :meth:`losses` and :meth:`find`.
@@ -73,12 +74,13 @@ class DenseModel(PixelModel):
             self.segment(image, item) for image, item in zip(images, batched_inputs, strict=True)
         ]
 
+    @abstractmethod
     def losses(
         self, images: Sequence[Tensor], batched_inputs: list[dict[str, Any]]
     ) -> dict[str, Tensor]:
         """The weighted losses of a batch of images (3, h, w), normalised."""
-        raise NotImplementedError
 
+    @abstractmethod
     def find(self, image: Tensor, item: dict[str, Any]) -> tuple[DenseInstances, Tensor]:
         """Instances of one image, and its (C + 1, h, w) semantic probabilities.
 
@@ -86,7 +88,6 @@ class DenseModel(PixelModel):
             image: (3, h', w') normalised.
             item: see :meth:`forward`.
         """
-        raise NotImplementedError
 
     def segment(self, image: Tensor, item: dict[str, Any]) -> dict[str, Any]:
         """Result of one image.

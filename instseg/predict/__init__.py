@@ -311,8 +311,6 @@ def _inputs(options: PredictOptions) -> list[Source]:
         return sources if pages is None else take_pages(sources, pages, as_videos=options.track)
     if pages is not None:
         raise ConfigError("--pages goes with --input, not with --images-of; leave one of them out")
-    if options.inputs:
-        raise ConfigError("--images-of takes the place of --input; leave one of them out")
     return []
 
 

@@ -131,7 +131,7 @@ def open_results(path: Path) -> ResultFile:
     if _FRAMES in first or lines_of_video:
         head = first if first.endswith(b"}") else first + b"]}"
         try:
-            return ResultFile(path, _object(json.loads(head)), is_video=True)
+            return ResultFile(path, _object(path, json.loads(head)), is_video=True)
         except _UNUSABLE as error:
             raise ConfigError(f"{path} is no file of results: {error}") from None
     if not first.startswith((_LIST, b'{"image_id"')):
@@ -185,8 +185,8 @@ def _listed(results: ResultFile) -> dict[int | str, dict[str, Any]]:
     images = results.head.get("images") or []
     if not isinstance(images, list):
         raise ConfigError(f"{results.path}: the list of images beside it is {short(images)}")
-    for image in map(_object, images):
-        if type(image.get("id")) not in (int, str):
+    for image in images:
+        if not isinstance(image, dict) or type(image.get("id")) not in (int, str):
             raise ConfigError(f"{results.path}: the list of images beside it has {short(image)}")
     return {image["id"]: image for image in images}
 
@@ -290,7 +290,7 @@ def _record(
     path: Path, name: str, record: Any, categories: Categories, height: int, width: int
 ) -> tuple[dict[str, Any], Any]:
     """A checked record without the keys of its image, and its mask as compressed RLE, or None."""
-    record = {k: v for k, v in _object(record).items() if k not in _OF_IMAGE}
+    record = {k: v for k, v in _object(path, record).items() if k not in _OF_IMAGE}
     score, key = record.get("score"), record.get("category_id")
     if type(score) not in (int, float) or not math.isfinite(score):
         raise ConfigError(f"{path}: an instance of {name} has the score {short(score)}")
@@ -375,12 +375,12 @@ def _head(path: Path) -> dict[str, Any]:
     """Content of ``categories.json`` or ``categories.jsonl``."""
     content = path.read_bytes()
     if path.suffix == ".json":
-        return _object(json.loads(content))
+        return _object(path, json.loads(content))
     first, *lines = content.splitlines()
-    return _object(json.loads(first)) | {"images": [json.loads(line) for line in lines]}
+    return _object(path, json.loads(first)) | {"images": [json.loads(line) for line in lines]}
 
 
-def _object(value: Any) -> dict[str, Any]:
+def _object(path: Path, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ConfigError(f"expected a JSON object, found {short(value)}")
+        raise ConfigError(f"{path}: expected a JSON object, found {short(value)}")
     return value

@@ -123,7 +123,10 @@ class TileRecords:
             first = file.readline()
             if not first.endswith(b"\n"):  # killed before the header was written
                 return 0
-            header = json.loads(first)
+            try:
+                header = json.loads(first)
+            except ValueError:
+                header = {}
             if header != self._header:
                 raise ConfigError(
                     f"{self._path} was written with {_difference(header, self._header)}; it cannot "
@@ -141,10 +144,8 @@ class TileRecords:
         return end
 
 
-def _difference(old: Any, new: dict[str, Any]) -> str:
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """The first setting in which two headers differ, with the value that each has."""
-    if not isinstance(old, dict):
-        return "other settings"
     for part, settings in new.items():
         earlier = old.get(part)
         earlier = earlier if isinstance(earlier, dict) else {}

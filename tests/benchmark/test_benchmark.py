@@ -15,6 +15,7 @@ from torch import nn
 import instseg
 from instseg import benchmark, cli
 from instseg.benchmark import Row, comparisons, models, ops
+from instseg.benchmark.rows import peak_resident
 from instseg.modeling import Comparison
 from tests.support.programs import in_this_process
 
@@ -120,6 +121,37 @@ def test_operators_are_compared_and_written_as_rows(
     assert row["ratio_own_memory"] == 3 > row["ratio_memory"] > 0 and row["floor_ms"] > 0
 
 
+@pytest.mark.skipif(peak_resident() is None, reason="reads memory from /proc")
+def test_the_memory_of_an_operator_is_what_a_call_takes_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Blocks of this size come from the system and go back to it, whatever ran here before."""
+    size = 2**24  # 64 MiB of float32
+
+    def once(x: torch.Tensor) -> torch.Tensor:
+        return x.expand(size).clone()
+
+    def four_times(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([once(x), once(x)])[:1]  # its parts are in use beside the whole
+
+    inputs = (torch.zeros(1),)
+    comparison = ops.OperatorComparison("peer", lambda device, tiny: inputs, once, four_times)
+    monkeypatch.setattr(ops, "COMPARISONS", {"copy": comparison})
+    (row,) = ops.benchmark_ops(repeats=1)
+    assert row.peak_memory_mib == pytest.approx(64, rel=0.2)
+    assert row.ratio_own_memory == pytest.approx(4, rel=0.2)
+    assert row.ratio_memory == pytest.approx(4, rel=0.2)
+
+
+def test_a_row_whose_peer_is_not_installed_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    comparison = ops.OperatorComparison("peer", lambda *_: (), abs, abs, needs="nothing_such")
+    monkeypatch.setattr(ops, "COMPARISONS", {"abs": comparison})
+    assert ops.benchmark_ops() == []
+    assert "abs is left out: its peer needs nothing_such, of the extra `test`" in caplog.text
+
+
 def test_a_row_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["benchmark", "ops", "--op", "convolution"]) == 2
     assert "--op is convolution; expected one of fcis_head_forward" in capsys.readouterr().err
@@ -169,6 +201,7 @@ def test_a_row_without_memory_is_reported() -> None:
     assert "1.50" in benchmark.report([row], None)
 
 
-def test_no_repeats_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["benchmark", "models", "--config-file", CONFIG, "--repeats", "0"]) == 2
+@pytest.mark.parametrize("command", [["ops"], ["models", "--config-file", CONFIG]])
+def test_no_repeats_are_refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["benchmark", *command, "--repeats", "0"]) == 2
     assert "--repeats is 0; expected at least 1" in capsys.readouterr().err

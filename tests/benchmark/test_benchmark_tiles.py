@@ -158,7 +158,7 @@ def test_a_mosaic_is_its_images_with_their_ground_truth(
 ) -> None:
     tifffile = pytest.importorskip("tifffile")
     mosaic = load_module(ROOT / "tools/mosaic.py")
-    count = mosaic.make(tmp_path / "m.tif", 600, "nuclei_val", 0)
+    count = mosaic.make(tmp_path / "m.tif", 600, "nuclei_val", seed=0, margin=8)
     image = tifffile.imread(tmp_path / "m.tif")
     content = json.loads((tmp_path / "m.json").read_text())
     ground_truth = read_ground_truth(str(tmp_path / "m.json"))

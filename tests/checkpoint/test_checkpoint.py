@@ -12,9 +12,11 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from instseg.categories import Categories
 from instseg.checkpoint import Checkpointer, read_weights, save_safetensors
@@ -131,6 +133,20 @@ def test_names_are_matched_by_suffix_when_the_path_asks_for_it(tmp_path):
     assert same(model["backbone"], net(seed=1))
 
 
+def test_a_part_of_one_model_starts_the_same_part_of_another(tmp_path):
+    trunk = nn.ModuleDict({"bottom_up": net(seed=1)})
+    system = nn.ModuleDict({"trunk": trunk, "head": net(seed=2)})
+    Checkpointer(system, str(tmp_path), categories=Categories.of_names("abc")).save("m")
+    model = nn.ModuleDict({"backbone": net(), "head": nn.Linear(3, 3)})
+    file = tmp_path / "m.pth"
+    Checkpointer(model).load(f"{file}?part=trunk.bottom_up")
+    assert same(model["backbone"], net(seed=1))
+    with pytest.raises(CheckpointError, match="m.pth has no part 'trunk.top'; it has head.body, "):
+        Checkpointer(model).load(f"{file}?part=trunk.top")
+    with pytest.raises(CheckpointError, match="less than half of 'head' fits this model"):
+        Checkpointer(nn.ModuleDict({"other": nn.Linear(3, 3)})).load(f"{file}?part=head")
+
+
 def test_another_number_of_classes_is_told_also_when_matching_by_suffix(tmp_path, caplog):
     torch.save(net(classes=80).state_dict(), tmp_path / "a.pth")
     model = nn.ModuleDict({"backbone": net()})
@@ -145,6 +161,21 @@ def test_other_class_names_in_the_file_are_warned_about(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "instseg"):
         Checkpointer(net(), categories=Categories.of_names("bac")).load(str(tmp_path / "m.pth"))
     assert "trained for classes a, b, c, but these are b, a, c" in caplog.text
+
+
+def test_names_that_fit_several_modules_are_refused(tmp_path):
+    torch.save(net().state_dict(), tmp_path / "a.pth")
+    model = nn.ModuleDict({"teacher": net(), "student": net()})
+    with pytest.raises(CheckpointError, match="names in .*a.pth.* cannot be matched: .*multiple"):
+        Checkpointer(model).load(f"{tmp_path / 'a.pth'}?matching_heuristics=True")
+
+
+def test_class_names_that_cannot_be_used_are_warned_about(tmp_path, caplog):
+    torch.save({"model": net(seed=1).state_dict(), "class_names": "abc"}, tmp_path / "a.pth")
+    model = net()
+    Checkpointer(model, categories=Categories.of_names("abc")).load(str(tmp_path / "a.pth"))
+    assert same(model, net(seed=1))
+    assert "class_names in the checkpoint is no list of names; they are not used" in caplog.text
 
 
 def test_a_caffe2_backbone_gets_the_names_of_detectron2(tmp_path):
@@ -192,6 +223,12 @@ def test_categories_travel_with_the_weights(tmp_path):
     categories = Categories((7, 3), ("circle", "square"))
     Checkpointer(net(), str(tmp_path), categories=categories).save("m")
     assert Categories.of_checkpoint(read_weights(tmp_path / "m.pth")) == categories
+
+
+def test_safetensors_keep_no_metadata_under_the_name_of_the_weights(tmp_path):
+    with pytest.raises(ValueError, match="metadata cannot hold 'model'"):
+        save_safetensors(tmp_path / "a.safetensors", net().state_dict(), {"model": 1})
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_saved_where_saving_is_off(tmp_path):
@@ -278,3 +315,20 @@ def test_all_workers_of_ddp_get_what_the_main_worker_reads_or_its_error(tmp_path
     ranks = run_ranks("tests.support.rank_checkpoint", str(tmp_path))
     outputs = [rank.stdout.strip() for rank in ranks]
     assert outputs == ["0 4 28.0 True", "1 4 28.0 True"]
+
+
+def test_an_error_of_the_only_worker_of_ddp_is_the_error_itself(tmp_path):
+    torch.save(net(seed=1).state_dict(), tmp_path / "good.pth")
+    (tmp_path / "bad.pth").write_bytes(PAGE)
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = DistributedDataParallel(net())
+        checkpointer = Checkpointer(model)
+        with pytest.raises(CheckpointError, match="HTML page, so the download failed") as caught:
+            checkpointer.load(str(tmp_path / "bad.pth"))
+        assert "read_weights" in [entry.name for entry in caught.traceback]
+        checkpointer.load(str(tmp_path / "good.pth"))
+    finally:
+        dist.destroy_process_group()
+    assert same(model.module, net(seed=1))

@@ -21,7 +21,9 @@ from torch import nn
 
 from instseg.checkpoint import read_weights, save_safetensors
 from instseg.errors import CheckpointError
+from instseg.pickles import read_array_pickle
 
+FAILING = Path("/proc/self/mem")  # a file whose first byte cannot be read
 PAGE = b"<!DOCTYPE html><html><body>404</body></html>"
 
 
@@ -92,6 +94,13 @@ def test_a_folder_is_refused_as_a_checkpoint(tmp_path):
         read_weights(tmp_path)
 
 
+@pytest.mark.skipif(not FAILING.exists(), reason="needs a file that fails as a broken disk does")
+@pytest.mark.parametrize("read", [read_weights, read_array_pickle])
+def test_a_disk_that_fails_is_told_by_the_name_of_the_file(read):
+    with pytest.raises(CheckpointError, match=f"{FAILING} cannot be read: .*Input/output error"):
+        read(str(FAILING))
+
+
 @pytest.mark.parametrize(
     "content", [[1, 2], {"epoch": 3}, {"model": {"a": "b"}}, {1: torch.ones(1)}]
 )
@@ -99,6 +108,12 @@ def test_a_file_without_tensors_is_refused_saying_what_was_expected(tmp_path, co
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"a.pth (holds|is no).*expected"):
         read_weights(tmp_path / "a.pth")
+
+
+def test_a_pkl_without_names_is_refused_saying_what_was_expected(tmp_path):
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps([1, 2]))
+    with pytest.raises(CheckpointError, match="a.pkl holds a list; expected a dict of arrays"):
+        read_weights(tmp_path / "a.pkl")
 
 
 def test_a_sparse_tensor_is_refused_by_name(tmp_path):

@@ -212,6 +212,18 @@ def test_a_folder_without_a_readable_checkpoint_counts_as_empty(run):
     assert checkpointer.resume_or_load("") == {}
 
 
+def test_without_a_folder_nothing_is_resumed_from_the_current_one(run, monkeypatch):
+    monkeypatch.chdir(run)
+    assert not Checkpointer(net()).has_checkpoint()
+    assert Checkpointer(net()).resume_or_load("") == {}
+
+
+def test_a_checkpoint_is_saved_in_its_folder_alone(tmp_path):
+    with pytest.raises(ValueError, match="'../m' is no file name"):
+        Checkpointer(net(), str(tmp_path / "out")).save("../m")
+    assert not list(tmp_path.rglob("*.pth"))
+
+
 def test_weights_put_beside_the_checkpoints_are_not_resumed_from(tmp_path):
     torch.save(net().state_dict(), tmp_path / "R-50.pth")
     assert not Checkpointer(net(), str(tmp_path)).has_checkpoint()

@@ -49,6 +49,12 @@ def test_a_tensor_without_storage_is_empty(tmp_path: Path) -> None:
     assert read_torch7(str(path)).shape == (0,)
 
 
+def test_a_text_in_another_code_than_utf_8_is_read_as_latin_1(tmp_path: Path) -> None:
+    path = tmp_path / "x.t7"
+    path.write_bytes(struct.pack("<ii", 2, 4) + "café".encode("latin1"))
+    assert read_torch7(str(path)) == "café"
+
+
 def test_what_appears_twice_is_one_object(tmp_path: Path) -> None:
     shared = Obj("nn.Linear", weight=np.ones(3, np.float32))
     shared.fields["self"] = shared
@@ -72,7 +78,9 @@ def test_a_lua_function_is_skipped(tmp_path: Path, kind: int) -> None:
     assert read_torch7(str(path)) == {"f": None, "g": 7}
 
 
-def tensor(shape: list[int], strides: list[int], offset: int, count: int) -> bytes:
+def tensor(
+    shape: list[int], strides: list[int], offset: int, count: int, kind: str = "Float"
+) -> bytes:
     """A tensor that claims these things, on a storage of ``count`` numbers."""
     writer = Writer()
     writer.ints(4, 1)
@@ -80,7 +88,7 @@ def tensor(shape: list[int], strides: list[int], offset: int, count: int) -> byt
     writer.ints(len(shape))
     writer.longs(*shape, *strides, offset)
     writer.last = 1
-    writer.storage(np.zeros(count, np.float32), "Float")
+    writer.storage(np.zeros(count, "i8" if kind == "Long" else "f4"), kind)
     return writer.content
 
 
@@ -124,6 +132,8 @@ def nested(depth: int) -> bytes:
         (struct.pack("<iii", 3, 1, 2**31 - 1), "claims 2147483647 entries"),
         (struct.pack("<iii", 3, 1, 1) + struct.pack("<iiii", 0, 5, 1, 0), "key of type NoneType"),
         (Writer().write(7).content + b"x", "1 bytes follow"),
+        (tensor([1] * 99, [1] * 99, 1, 4), "a torch.FloatTensor has 99 axes; expected 0 to 16"),
+        (tensor([4], [1], 1, 4, "Long"), "a torch.FloatTensor has no storage of its kind"),
         (nested(5000), "nested more than 100 times"),
         (Writer().write(Obj("nn.A")).content[:-12] + struct.pack("<i", 0), "no table of fields"),
     ],

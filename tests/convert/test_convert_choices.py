@@ -194,6 +194,11 @@ REFUSED: dict[str, tuple[str, Shapes, str]] = {
         head(3, prototypes=33),
         "33 mask coefficients for 32",
     ),
+    "coefficients for no whole number of anchors": (
+        "yolact_base",
+        head(3) | {f"{HEAD}.0.mask_layer.bias": [95]},
+        "95 mask coefficients for 3 anchors; expected as many for each",
+    ),
     "transposed convolutions": (
         "yolact_base",
         {"proto_net.6.weight": [256, 256, 2, 2], "proto_net.6.bias": [256]},

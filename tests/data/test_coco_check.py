@@ -35,6 +35,10 @@ RLE = ("annotations", 2, "segmentation")
 NAN, INF = float("nan"), float("inf")
 HUGE = 10**308
 FAR = [5, 5, 1e9, 5, 15, 15]
+WITHOUT_BOX = {
+    **{"id": 13, "image_id": 2, "category_id": 7},
+    "segmentation": {"size": [HEIGHT, WIDTH], "counts": "oooo"},
+}
 
 REFUSED = [
     ([], Kind.FORMAT, None, "there are no images; expected the COCO instance format"),
@@ -85,6 +89,19 @@ REFUSED = [
         11,
         "annotation 11 of image 1 (1.png): bbox is [5, 5, -3, -3], of negative size",
     ),
+    (changed(*OBJECT, "keypoints", to=[5, 5, "2"]), Kind.FORMAT, 11, "keypoints are [5, 5, '2']"),
+    (
+        changed(*OBJECT, "keypoints", to=7),
+        Kind.FORMAT,
+        11,
+        "keypoints are 7; expected numbers, [x,",
+    ),
+    (
+        changed(*MASK, to=[SQUARE, 5]),
+        Kind.FORMAT,
+        11,
+        "expected polygons, [[x, y, x, y, ...], ...]",
+    ),
     (changed(*MASK, to="x"), Kind.FORMAT, 11, "segmentation is 'x'; expected a list of polygons"),
     (changed(*MASK, to=[["5"] * 6]), Kind.FORMAT, 11, "expected numbers, [[x, y, x, y, ...], ...]"),
     (changed(*MASK, to=[[[1, 2, 3]] * 6]), Kind.FORMAT, 11, "expected numbers, [[x, y, x, y, ...]"),
@@ -94,6 +111,12 @@ REFUSED = [
     (changed(*RLE, "counts", to=[1, 2]), Kind.RLE, 13, "the runs do not add up to 30 x 40 pixels"),
     (changed(*RLE, "counts", to=[1300, -100]), Kind.RLE, 13, "the runs do not add up"),
     (changed(*RLE, "counts", to="oooo"), Kind.RLE, 13, "no mask can be read from it"),
+    (
+        changed("annotations", 2, to=WITHOUT_BOX),
+        Kind.RLE,
+        13,
+        "no mask can be read from it",
+    ),
     (changed(*RLE, "counts", to=KeyError), Kind.RLE, 13, "no mask can be read from it"),
 ]
 WITHOUT_MASK = [

@@ -100,6 +100,12 @@ def test_a_damaged_label_file_is_refused_by_name(root: Path) -> None:
         read(root)
 
 
+def test_a_damaged_image_is_refused_by_name(root: Path) -> None:
+    (root / "plant003_rgb.png").write_bytes(b"\x89PNG but no more")
+    with pytest.raises(DatasetError, match=r"data set .*plant003_rgb\.png: .*cut off"):
+        read(root)
+
+
 def test_labels_of_another_size_are_refused(root: Path) -> None:
     Image.fromarray(LABELS[:5]).save(root / "plant003_label.png")
     with pytest.raises(DatasetError, match=r"is \(5, 20\), .* \(12, 20\)"):

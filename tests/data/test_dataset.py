@@ -123,6 +123,21 @@ def test_the_ground_truth_is_that_of_the_file(tmp_path: Path) -> None:
             assert mask_util.iou(*([mask] for mask in masks), [0]) == 1
 
 
+def test_keypoints_are_those_of_the_file_in_coco_s_counting(tmp_path: Path) -> None:
+    """Detectron2 measures to the centres of pixels, and writes into what it is given."""
+    given = content()
+    given["annotations"][0]["keypoints"] = [10, 12, 2, 3, 4, 1, 0, 0, 0]
+    dataset = read(write_set(tmp_path, given))
+    [record, *_] = DatasetCatalog.get(dataset.name)
+    points = record["annotations"][0]["keypoints"]
+    assert points == [10.5, 12.5, 2, 3.5, 4.5, 1, 0.5, 0.5, 0]
+    points[:] = [0.0] * 9
+    annotation, *others = dataset.coco.loadAnns(dataset.coco.getAnnIds(1))
+    assert annotation["keypoints"] == [10, 12, 2, 3, 4, 1, 0, 0, 0]
+    assert annotation["num_keypoints"] == 2
+    assert not any("keypoints" in other for other in others)
+
+
 def test_an_evaluation_leaves_the_records_as_they_are(tmp_path: Path) -> None:
     dataset = read(write_set(tmp_path, content()))
     before = copy.deepcopy(dataset.records)
@@ -156,6 +171,21 @@ def test_another_function_of_the_same_name_is_another_set(function: str) -> None
     DatasetCatalog.remove(function)
     DatasetCatalog.register(function, lambda: records)
     assert len(load(function).records) == 1
+
+
+def test_a_function_is_measured_with_the_ground_truth_that_it_names(
+    function: str, tmp_path: Path
+) -> None:
+    """Detectron2's evaluator reads the file in ``json_file``."""
+    given = content()
+    given["annotations"][0]["bbox"] = [6, 6, 9, 9]
+    given["annotations"][1]["area"] = -1  # made usable, as that of any other file
+    file = parse_coco_name(write_set(tmp_path / "truth", given))[0]
+    without = load(function).coco
+    MetadataCatalog.get(function).json_file = file
+    coco = load(function).coco
+    assert [without.anns[1]["bbox"], coco.anns[1]["bbox"]] == [[5, 5, 10, 10], [6, 6, 9, 9]]
+    assert coco.anns[2]["area"] > 0
 
 
 def test_a_set_that_cannot_be_used_is_asked_for_again(tmp_path: Path) -> None:

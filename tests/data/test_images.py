@@ -1,6 +1,5 @@
-"""Images from files and arrays: 8-bit colour, or an error that names the file and the reason."""
+"""Images from files: 8-bit colour, or an error that names the file and the reason."""
 
-import logging
 import struct
 import zlib
 from pathlib import Path
@@ -8,17 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from detectron2.data import detection_utils
 from detectron2.utils import logger as detectron2_logger
+from detectron2.utils.file_io import PathManager
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from instseg.data import image_headers, images
-from instseg.data.image_arrays import check_image
 from instseg.data.images import image_size, read_image
-from instseg.data.pillow_images import convert_image
 from instseg.data.synthetic.files import IMAGES, VIDEOS
 from instseg.errors import ImageError
 
@@ -84,6 +81,17 @@ def test_a_broken_exif_block_does_not_cost_the_image(tmp_path: Path) -> None:
     broken = b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"
     path = save(tmp_path, "a.jpg", RGB, quality=95, exif=broken)
     assert read_image(path).shape == RGB.shape
+
+
+def test_an_exif_block_that_cannot_be_read_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    exif = Image.Exif()
+    exif[0x112], exif[0x10F] = 6, "the name of a camera"
+    block = exif.tobytes().replace(b"\x01\x0f\0\x02", b"\x01\0\0\x02")  # as width of the image
+    path = save(tmp_path, "a.jpg", RGB, quality=95, exif=block)
+    assert read_image(path).shape == RGB.shape
+    assert f"{path}: unreadable EXIF block, orientation ignored" in caplog.text
 
 
 @pytest.mark.parametrize("mode", ["L", "1"])
@@ -211,6 +219,27 @@ def test_the_depth_of_a_jpeg_2000_is_found_behind_any_boxes(tmp_path: Path, long
         read_image(tmp_path / "16.jp2")
 
 
+def test_the_depth_of_a_jpeg_2000_without_boxes_is_found(tmp_path: Path) -> None:
+    import cv2
+
+    _, content = cv2.imencode(".jp2", np.tile(RGB, (4, 4, 1)).astype(np.uint16) * 257)
+    codes = content.tobytes().partition(b"jp2c")[2]
+    (tmp_path / "a.jp2").write_bytes(codes)
+    with pytest.raises(ImageError, match="found RGB with 16 bits"):
+        read_image(tmp_path / "a.jp2")
+
+
+def test_a_box_of_a_jpeg_2000_that_ends_before_it_begins_is_an_error(tmp_path: Path) -> None:
+    import cv2
+
+    _, content = cv2.imencode(".jp2", np.tile(RGB, (4, 4, 1)))
+    box = content.tobytes().index(b"jp2c") - 4
+    other = struct.pack(">I4s", 3, b"free")
+    (tmp_path / "a.jp2").write_bytes(content.tobytes()[:box] + other + content.tobytes()[box:])
+    with pytest.raises(ImageError, match=r"a\.jp2: .*its box b'free' is of 3 bytes"):
+        read_image(tmp_path / "a.jp2")
+
+
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.gif", "a.webp", "a.tif", "a.bmp", "a.jp2"])
 def test_a_truncated_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
     path = save(tmp_path, name, RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8))
@@ -316,96 +345,6 @@ def test_an_image_with_changed_bytes_raises_nothing_but_image_error(
         assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
 
 
-def test_a_pillow_image_becomes_a_bgr_array() -> None:
-    assert np.array_equal(convert_image(Image.fromarray(RGB)), RGB[:, :, ::-1])
-
-
-def test_none_is_refused_with_the_likely_reason() -> None:
-    with pytest.raises(ValueError, match="cat is None — file missing or unreadable?"):
-        check_image(None, source="cat")
-
-
-@pytest.mark.parametrize(
-    ("image", "message"),
-    [
-        ("cat.jpg", "image is a str"),
-        (Image.fromarray(RGB), "image is a Image"),
-        (torch.zeros(3, 12, 20), r"image is a torch.Tensor of shape \(3, 12, 20\)"),
-        (RGB.transpose(2, 0, 1), r"image has shape \(3, 12, 20\), channels first"),
-        (RGB[None], r"image has shape \(1, 12, 20, 3\); .*as a list"),
-        (RGB[0, 0], r"image has shape \(3,\)"),
-    ],
-)
-def test_a_wrong_type_or_layout_is_a_type_error_that_names_the_right_one(
-    image: Any, message: str
-) -> None:
-    with pytest.raises(TypeError, match=message) as caught:
-        check_image(image)
-    assert "expected a NumPy array of shape (H, W, 3) with 8-bit values (uint8)" in str(
-        caught.value
-    )
-
-
-@pytest.mark.parametrize("image", [GREY, GREY[:, :, None], np.matrix(GREY)])
-def test_a_grey_array_is_replicated_and_that_is_said_once(
-    image: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    for _ in range(2):
-        assert np.array_equal(check_image(image), np.dstack([GREY] * 3))
-    assert [record.message for record in caplog.records] == [
-        "image: grey, replicated to three channels (said once)"
-    ]
-
-
-def test_the_alpha_channel_of_an_array_is_dropped_with_a_warning(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    assert np.array_equal(check_image(np.dstack([RGB, GREY])), RGB)
-    assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert "alpha" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("image", "message"),
-    [
-        (RGB.astype(np.uint16) * 200, r"found uint16 with min=\d+, max=\d+; scale it to 0 to 255"),
-        (RGB.astype(np.int64), r"found int64 with min=\d+, max=\d+"),
-        (RGB > 100, "found bool"),
-        (RGB.astype(object), "found object"),
-        (RGB.astype(">f4"), "found >f4"),
-        (
-            RGB / 255.0,
-            r"float64 values in 0 to 1 \(max=[\d.]+\), expected 0 to 255; multiply by 255",
-        ),
-        (RGB - 128.0, "min=-.*undo any normalisation"),
-        (RGB * 2.0, "max=5[0-9]+; undo"),
-        (np.full((4, 5, 3), np.nan), "contains non-finite values"),
-        (np.full((4, 5, 3), np.inf, np.float16), "contains non-finite values"),
-        (np.ma.masked_invalid(np.where(RGB < 9, np.nan, RGB)), "contains non-finite values"),
-        (np.zeros((0, 0, 3), np.uint8), "image is empty: 0x0 pixels"),
-        (np.zeros((0, 9), np.uint8), "image is empty: 9x0 pixels"),
-        (np.zeros((6, 5, 2), np.uint8), "image has 2 channels"),
-        (np.broadcast_to(np.uint8(0), (30_000, 30_000, 3)), "30000x30000 pixels; at most"),
-    ],
-)
-def test_an_array_that_no_model_can_use_is_an_image_error(image: Any, message: str) -> None:
-    with pytest.raises(ImageError, match=message):
-        check_image(image)
-
-
-@pytest.mark.parametrize("height", [1, 3, 4])
-def test_an_image_as_high_as_others_have_channels_is_taken_as_it_is(height: int) -> None:
-    assert np.array_equal(check_image(RGB[:height]), RGB[:height])
-    assert check_image(GREY[:height]).shape == (height, 20, 3)
-
-
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-@pytest.mark.parametrize("factor", [1, 0])
-def test_floats_that_span_0_to_255_are_taken_as_they_are(dtype: Any, factor: int) -> None:
-    image = (RGB * factor).astype(dtype)
-    assert check_image(image) is image
-
-
 @pytest.mark.parametrize("name", ["a.png", "a.jpg"])
 def test_the_size_is_read_without_the_pixels(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
@@ -459,6 +398,7 @@ def test_an_image_with_bytes_behind_it_is_no_truncated_one(tmp_path: Path) -> No
 
 def test_a_synthetic_image_is_what_detectron2_reads() -> None:
     name = f"{IMAGES}shapes_val/128/3"
+    assert PathManager.isfile(name) and PathManager.exists(name)
     assert np.array_equal(read_image(name), detection_utils.read_image(name, format="BGR"))
     with pytest.raises(ImageError, match="shapes://shapes_val/128: there is no such synthetic"):
         read_image("shapes://shapes_val/128")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from instseg.data.findings import Kind
+from instseg.data.readers import label_classes
 from instseg.errors import DatasetError
 from tests.data.test_labels import check, read, write_set
 
@@ -57,6 +58,16 @@ def test_a_list_of_classes_that_cannot_be_read_is_one_line(
     with pytest.raises(DatasetError, match=reason):
         read(name)
     assert list(check(name).report.ids) == [Kind.FORMAT]
+
+
+def test_a_list_of_classes_too_large_to_be_one_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = write_set(tmp_path, classes="-")
+    (tmp_path / "classes.csv").write_text(HEADER + "a,2,x\n")
+    monkeypatch.setattr(label_classes, "_LARGEST", 20)
+    with pytest.raises(DatasetError, match=r"classes\.csv.* it has more than 20 bytes"):
+        read(name)
 
 
 def test_a_missing_list_of_classes_is_named(tmp_path: Path) -> None:

@@ -149,6 +149,11 @@ BAD: dict[str, tuple[Kind, Callable[[Path], object], str]] = {
         lambda p: tifffile.imwrite(p, (LABELS / 1000).astype(np.float32)),
         r"has pixels such as 0\.007; expected whole numbers",
     ),
+    "complex numbers": (
+        Kind.LABELS,
+        lambda p: tifffile.imwrite(p, LABELS.astype(np.complex64)),
+        "has pixels of type complex64; expected numbers",
+    ),
     "NaN": (
         Kind.LABELS,
         lambda p: tifffile.imwrite(p, np.where(LABELS == 7, np.nan, 1).astype(np.float32)),

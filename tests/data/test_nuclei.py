@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+from instseg import cli
 from instseg.data.readers.nuclei import LEFT_OUT, build
 from instseg.errors import DatasetError, ImageError
 
@@ -50,6 +51,25 @@ def test_a_build_is_read_by_pycocotools_with_disjoint_masks(tmp_path: Path) -> N
         assert np.sum(masks, axis=0).max() == 1
         written = Image.open(tmp_path / "nuclei/images" / image["file_name"])
         assert (written.mode, written.size) == ("L", (24, 20))
+
+
+def test_the_command_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        write_image(tmp_path / "in", name_of(number))
+    words = ["nuclei", "build", str(tmp_path / "in"), str(tmp_path / "out"), "--train", "2"]
+    assert cli.main([*words, "--val", "1"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'out'}: 2 training, 1 validation images\n"
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_image(tmp_path / "in", name_of(0))
+    (tmp_path / "out").touch()
+    words = ["nuclei", "build", str(tmp_path / "in"), str(tmp_path / "out"), "--train", "1"]
+    assert cli.main([*words, "--val", "0"]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'out'} cannot be written" in error and error.count("\n") == 1
 
 
 def test_the_split_follows_the_hash_of_the_names(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The size of a pixel, as a TIFF tells it."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,24 @@ def write_tiff(path: Path, kind: str) -> None:
     tifffile.imwrite(path, pixels, **options[kind])
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(b"<OME", b"<!DOCTYPE a><OME"), (b"Pixels", b"Pixles"), (b"<OME", b"<EMO")],
+    ids=["entities", "no pixels", "no OME"],
+)
+def test_metadata_that_cannot_be_trusted_tell_no_size(
+    tmp_path: Path, old: bytes, new: bytes
+) -> None:
+    path = tmp_path / "a.tif"
+    write_tiff(path, "ome")
+    with tifffile.TiffFile(path) as tiff:
+        text = (tiff.ome_metadata or "").encode()
+    assert pixel_size(path) is not None and old in text
+    pixels = np.zeros(SIZE, np.uint8)
+    tifffile.imwrite(path, pixels, description=text.replace(old, new), metadata=None)
+    assert pixel_size(path) is None
+
+
 @pytest.mark.parametrize("kind", ["ome", "imagej", "micron", "escaped", "cm", "inch"])
 def test_a_tiff_tells_the_size_of_its_pixels(tmp_path: Path, kind: str) -> None:
     write_tiff(tmp_path / "a.tif", kind)
@@ -59,3 +78,9 @@ def test_a_file_that_is_no_tiff_has_no_size(tmp_path: Path) -> None:
     (tmp_path / "a.tif").write_bytes(b"II*\0 no more")
     assert pixel_size(tmp_path / "a.tif") is None
     assert pixel_size(tmp_path / "b.tif") is None and pixel_size(None) is None
+
+
+def test_without_tifffile_no_size_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tiff(tmp_path / "a.tif", "ome")
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    assert pixel_size(tmp_path / "a.tif") is None

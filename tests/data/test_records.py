@@ -1,25 +1,22 @@
-"""Records of functions registered with Detectron2: taken in every form, or refused in one line."""
+"""Records of functions registered with Detectron2: refused in one line, left out, or told."""
 
 import copy
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
 import pytest
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
-from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures import BoxMode
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.data import Dataset
 
 import instseg
 from instseg import cli
@@ -33,242 +30,32 @@ from instseg.errors import DatasetError, ImageError
 from instseg.evaluation import build_evaluator, check_evaluation
 from instseg.predict.sources import dataset_sources
 from instseg.training.trainer import Trainer
-from tests.support.coco_data import HEIGHT, SQUARE, WIDTH, changed, content, write_set
+from tests.support.coco_data import HEIGHT, WIDTH, changed, content, write_set
+from tests.support.records import (
+    MASK,
+    NAME,
+    RLE,
+    Change,
+    Records,
+    changing,
+    config,
+    each,
+    image,
+    plain,
+    update,
+)
 
-MASK = np.zeros((HEIGHT, WIDTH), bool)
-MASK[5:15, 5:15] = True
-RLE = mask_util.encode(np.asfortranarray(MASK, np.uint8))
 NAN = float("nan")
-NAME = "somebodys"
-
-Records = list[dict[str, Any]]
-Change = Callable[[Records], Any]
-
-
-def plain(folder: Path) -> Records:
-    """One instance in each of two images, as Detectron2 wants it."""
-    write_set(folder, content())
-    return [
-        {
-            "file_name": str(folder / f"images/{key}.png"),
-            "image_id": key,
-            "height": HEIGHT,
-            "width": WIDTH,
-            "annotations": [
-                {
-                    "bbox": [5.0, 5.0, 15.0, 15.0],
-                    "bbox_mode": BoxMode.XYXY_ABS,
-                    "segmentation": [[float(value) for value in SQUARE]],
-                    "category_id": 0,
-                    "iscrowd": 0,
-                }
-            ],
-        }
-        for key in (1, 2)
-    ]
-
-
-@pytest.fixture
-def registered(tmp_path: Path) -> Iterator[Callable[..., str]]:
-    """Registers what a function makes of :func:`plain`; returns the name."""
-
-    def register(function: Callable[[], Any], classes: Any = ("cat", "dog")) -> str:
-        DatasetCatalog.register(NAME, function)
-        if classes is not None:
-            MetadataCatalog.get(NAME).thing_classes = classes
-        return NAME
-
-    yield register
-    DatasetCatalog.pop(NAME, None)
-    MetadataCatalog.pop(NAME, None)
-
-
-def changing(folder: Path, change: Change) -> Callable[[], Any]:
-    """A function that gives the plain records after ``change``, or what that returns."""
-
-    def function() -> Any:
-        records = plain(folder)
-        returned = change(records)
-        return records if returned is None else returned
-
-    return function
-
-
-def config(output: Path, *overrides: Any, test: bool = False) -> CfgNode:
-    words: list[Any] = ["DATASETS.TRAIN", (NAME,), "DATASETS.TEST", (NAME,) if test else ()]
-    words += ["MODEL.ROI_HEADS.NUM_CLASSES", 2, "DATALOADER.NUM_WORKERS", 0]
-    words += ["OUTPUT_DIR", str(output), "SOLVER.IMS_PER_BATCH", 2, *overrides]
-    return instseg.load_cfg("mask_rcnn/mask_rcnn_shapes.yaml", words)
-
-
-def each(**values: Any) -> Change:
-    """Changes all annotations; KeyError removes a key."""
-
-    def change(records: Records) -> None:
-        for record in records:
-            for annotation in record["annotations"]:
-                _update(annotation, values)
-
-    return change
-
-
-def image(**values: Any) -> Change:
-    """Changes all records."""
-
-    def change(records: Records) -> None:
-        for record in records:
-            _update(record, values)
-
-    return change
-
-
-def _update(entry: dict[str, Any], values: dict[str, Any]) -> None:
-    for key, value in values.items():
-        if value is KeyError:
-            del entry[key]
-        else:
-            entry[key] = value(entry[key]) if callable(value) else copy.deepcopy(value)
-
-
-class _Map(Dataset[Any]):
-    """Without an end that ``iter`` would find."""
-
-    def __init__(self, records: Records) -> None:
-        self.records = records
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.records[index % len(self.records)]
-
-
-BOX = [5.0, 5.0, 15.0, 15.0]
-PARTS = [5 / WIDTH, 5 / HEIGHT, 10 / WIDTH, 10 / HEIGHT]
-TAKEN: dict[str, Change] = {
-    "as Detectron2 wants it": lambda r: None,
-    "a tuple": tuple,
-    "a generator": lambda r: (record for record in r),
-    "a data set of torch": _Map,
-    "paths": image(file_name=Path),
-    "text of NumPy": image(file_name=np.str_),
-    "no size": image(height=KeyError, width=KeyError),
-    "a size of NumPy": image(height=np.int64, width=np.float32),
-    "a size as text": image(height=str, width=str),
-    "no ids": image(image_id=KeyError),
-    "ids of NumPy": image(image_id=np.int32),
-    "ids as text": image(image_id=str),
-    "annotations in a tuple": image(annotations=tuple),
-    "no annotations in one": lambda r: r[1].pop("annotations") and None,
-    "None for annotations in one": lambda r: r[1].update(annotations=None),
-    "a box of NumPy": each(bbox=np.array(BOX, np.float32)),
-    "a box of numbers of NumPy": each(bbox=[np.float32(value) for value in BOX]),
-    "a box in a tuple": each(bbox=tuple(BOX)),
-    "a box of torch": each(bbox=torch.tensor(BOX)),
-    "a box of int": each(bbox=[5, 5, 15, 15]),
-    "x, y, width, height": each(bbox=[5, 5, 10, 10], bbox_mode=BoxMode.XYWH_ABS),
-    "a mode as a number": each(bbox=[5, 5, 10, 10], bbox_mode=1),
-    "parts of the image": each(bbox=PARTS, bbox_mode=BoxMode.XYWH_REL),
-    "corners as parts": each(
-        bbox=[5 / WIDTH, 5 / HEIGHT, 15 / WIDTH, 15 / HEIGHT], bbox_mode=BoxMode.XYXY_REL
-    ),
-    "a rotated box": each(bbox=[10, 10, 10, 10, 90], bbox_mode=BoxMode.XYWHA_ABS),
-    "no box": each(bbox=KeyError),
-    "no box and no mode": each(bbox=KeyError, bbox_mode=KeyError),
-    "no box beside an array": each(bbox=KeyError, segmentation=MASK),
-    "a mask of bool": each(segmentation=MASK),
-    "a mask of uint8": each(segmentation=MASK.astype(np.uint8) * 255),
-    "a mask of int64": each(segmentation=MASK.astype(np.int64)),
-    "a mask of 0.0 and 1.0": each(segmentation=MASK.astype(np.float32)),
-    "a mask with a channel": each(segmentation=MASK[:, :, None]),
-    "a mask of torch": each(segmentation=torch.as_tensor(MASK)),
-    "an RLE": each(segmentation=RLE),
-    "an RLE as text": each(segmentation={**RLE, "counts": RLE["counts"].decode()}),
-    "an RLE without compression": each(
-        segmentation={"size": [HEIGHT, WIDTH], "counts": [155, *[10, 20] * 9, 10, 1200 - 435]}
-    ),
-    "an RLE of NumPy": each(
-        segmentation={
-            "size": np.array([HEIGHT, WIDTH]),
-            "counts": np.array([155, *[10, 20] * 9, 10, 1200 - 435]),
-        }
-    ),
-    "an RLE with a tuple": each(segmentation={**RLE, "size": (HEIGHT, WIDTH)}),
-    "polygons of NumPy": each(segmentation=[np.array(SQUARE, np.float32)]),
-    "points of NumPy": each(segmentation=[np.array(SQUARE).reshape(4, 2)]),
-    "an array of polygons": each(segmentation=np.array([SQUARE])),
-    "an array of points": each(segmentation=np.array(SQUARE).reshape(4, 2)),
-    "polygons in tuples": each(segmentation=(tuple(SQUARE),)),
-    "pairs": each(segmentation=[[(5, 5), (15, 5), (15, 15), (5, 15)]]),
-    "one outline": each(segmentation=SQUARE),
-    "a class of NumPy": each(category_id=np.int64(0)),
-    "a class 0.0": each(category_id=0.0),
-    "no crowd": each(iscrowd=KeyError),
-    "a crowd of bool": each(iscrowd=False),
-    "a crowd of NumPy": each(iscrowd=np.bool_(False)),
-    "None for a crowd": each(iscrowd=None),
-    "an image without instances": lambda r: r[1].update(annotations=[]),
-}
-
-
-@pytest.mark.parametrize("change", TAKEN.values(), ids=TAKEN)
-def test_what_can_be_understood_trains_and_evaluates(
-    tmp_path: Path, registered: Callable[..., str], change: Change
-) -> None:
-    name = registered(changing(tmp_path, change))
-    cfg = config(tmp_path, "INPUT.MASK_FORMAT", "bitmask", test=True)
-    for sample in next(iter(Trainer.build_train_loader(cfg))):
-        assert len(sample["instances"]) == 1
-        assert bool(torch.isfinite(sample["instances"].gt_boxes.tensor).all())
-    check_evaluation(cfg, nn.Identity(), load_all(cfg.DATASETS.TEST))
-    evaluator = build_evaluator(cfg, load(name))
-    evaluator.reset()
-    masks = torch.as_tensor(MASK)[None]
-    instances = Instances(
-        (HEIGHT, WIDTH),
-        pred_boxes=Boxes(torch.tensor([BOX])),
-        scores=torch.ones(1),
-        pred_classes=torch.zeros(1, dtype=torch.int64),
-        pred_masks=masks,
-    )
-    annotated = [record for record in DatasetCatalog.get(name) if record["annotations"]]
-    for record in annotated:
-        evaluator.process([record], [{"instances": instances}])
-    results = evaluator.evaluate()
-    assert results["segm"]["AP"] == results["bbox"]["AP"] == pytest.approx(100)
-    assert [checked.report.ids for checked in check_data([name])] == [{}]
-
-
-@pytest.mark.parametrize("metric", ["contest", "voc", "proposals"])
-def test_every_evaluator_reads_the_checked_records(
-    tmp_path: Path, registered: Callable[..., str], metric: str
-) -> None:
-    odd = each(segmentation=MASK, bbox=KeyError, category_id=np.int64(0))
-    name = registered(changing(tmp_path, lambda r: [image(image_id=KeyError)(r), odd(r)] and None))
-    cfg = config(tmp_path, "INPUT.MASK_FORMAT", "bitmask", "TEST.METRICS", (metric,), test=True)
-    evaluator = build_evaluator(cfg, load(name))
-    evaluator.reset()
-    instances = Instances(
-        (HEIGHT, WIDTH),
-        pred_boxes=Boxes(torch.tensor([BOX])),
-        scores=torch.ones(1),
-        pred_classes=torch.zeros(1, dtype=torch.int64),
-        pred_masks=torch.as_tensor(MASK)[None],
-    )
-    for record in DatasetCatalog.get(name):
-        evaluator.process([record], [{"instances": instances}])
-    results = evaluator.evaluate()
-    assert results is not None and results
 
 
 def first(**values: Any) -> Change:
     """Changes the annotation of the second record."""
-    return lambda records: _update(records[1]["annotations"][0], values)
+    return lambda records: update(records[1]["annotations"][0], values)
 
 
 def second(**values: Any) -> Change:
     """Changes the second record."""
-    return lambda records: _update(records[1], values)
+    return lambda records: update(records[1], values)
 
 
 OF_FIRST = r"annotation 0 of record 1 \(.*2\.png\): "
@@ -302,6 +89,7 @@ REFUSED: list[tuple[Change, str]] = [
     (first(segmentation="mask.png"), OF_FIRST + "segmentation is 'mask.png'; expected polygons"),
     (first(segmentation=[[1, 2, 3, 4]]), OF_FIRST + "its polygons have 4 numbers"),
     (first(segmentation=[[NAN] * 6]), OF_FIRST + "its polygons have coordinates that are not fin"),
+    (first(segmentation=[["a"] * 6]), OF_FIRST + r"segmentation is \[\['a', .*; expected polygons"),
     (first(iscrowd=2), OF_FIRST + "iscrowd is 2; expected 0 or 1"),
     (lambda r: r[1].update(annotations=[3]), OF_FIRST + "it is 3; expected a dict"),
     (second(annotations="none"), r"record 1 \(.*2\.png\) has annotations 'none'; expected a list"),
@@ -311,6 +99,10 @@ REFUSED: list[tuple[Change, str]] = [
     (second(height=-3), r"record 1 \(.*2\.png\) has height -3; expected pixels"),
     (second(height=10**6, width=10**6), r"record 1 .* is said to be 1000000 x 1000000 pixels"),
     (second(height=None, file_name="no.png"), r"record 1 \(no\.png\) has no height and width, and"),
+    (
+        second(height=None, file_name="s3://b/a.png"),
+        r"record 1 \(s3://b/a.png\) has no height and width; add those of the image",
+    ),
     (lambda r: [r[0], 3], "record 1 is 3; expected a dict"),
     (lambda r: [], "its function gives no records"),
     (lambda r: r[0], r"its function gives \{.*; expected a list of records"),
@@ -448,7 +240,7 @@ def test_the_records_that_were_given_stay_as_they_are(
 ) -> None:
     records = plain(tmp_path)
     image(file_name=Path, height=KeyError)(records)
-    each(segmentation={**RLE}, bbox=tuple(BOX))(records)
+    each(segmentation={**RLE}, bbox=(5.0, 5.0, 15.0, 15.0))(records)
     before = copy.deepcopy(records)
     name = registered(lambda: records)
     build_evaluator(config(tmp_path, test=True), load(name))
@@ -461,6 +253,40 @@ def test_what_a_registered_function_raises_keeps_its_traceback(
     registered(lambda: dict[str, int]()["typo"])
     with pytest.raises(KeyError, match="typo"):
         Trainer.build_train_loader(config(tmp_path))
+
+
+def test_a_file_that_a_registered_function_does_not_find_is_named(
+    tmp_path: Path, registered: Callable[..., str]
+) -> None:
+    registered((tmp_path / "gone.txt").read_text)
+    with pytest.raises(DatasetError, match=f"{NAME}: there is no file .*gone.txt; set DETECTRON2"):
+        Trainer.build_train_loader(config(tmp_path))
+
+
+def test_keypoints_of_any_kind_become_a_list_of_their_own(
+    tmp_path: Path, registered: Callable[..., str]
+) -> None:
+    points = np.array([10.5, 12.5, 2.0])
+    name = registered(changing(tmp_path, first(keypoints=points)))
+    config(tmp_path)
+    for _ in range(2):
+        given = DatasetCatalog.get(name)[1]["annotations"][0]["keypoints"]
+        assert given == [10.5, 12.5, 2]
+        given[0] = 0
+
+
+def test_check_data_tells_what_trains_all_the_same(
+    tmp_path: Path, registered: Callable[..., str]
+) -> None:
+    (checked,) = check_data([registered(changing(tmp_path, first(bbox=[5, 5, 5, 15])))])
+    assert set(checked.report.ids) == {Kind.EMPTY_BOX, Kind.BOX_MISMATCH}
+
+
+def test_check_data_says_that_crowds_alone_cannot_be_trained_on(
+    tmp_path: Path, registered: Callable[..., str]
+) -> None:
+    (checked,) = check_data([registered(changing(tmp_path, each(iscrowd=1)))])
+    assert Kind.NO_INSTANCE in checked.report.ids
 
 
 def test_check_data_finds_all_of_it(tmp_path: Path, registered: Callable[..., str]) -> None:
@@ -528,6 +354,17 @@ def test_a_file_registered_with_detectron2_is_read_as_one_of_ours(tmp_path: Path
         write_set(tmp_path, changed("annotations", 0, "bbox", to=KeyError))
         cfg = config(tmp_path, "INPUT.MASK_FORMAT", "bitmask")
         assert len(next(iter(Trainer.build_train_loader(cfg)))) == 2
+    finally:
+        DatasetCatalog.pop(NAME, None)
+        MetadataCatalog.pop(NAME, None)
+
+
+def test_a_file_registered_with_a_folder_that_is_gone_is_refused(tmp_path: Path) -> None:
+    file, _ = build.parse_coco_name(write_set(tmp_path, content()))
+    register_coco_instances(NAME, {}, file, str(tmp_path / "gone"))
+    try:
+        with pytest.raises(DatasetError, match="the image folder .*gone does not exist"):
+            load(NAME)
     finally:
         DatasetCatalog.pop(NAME, None)
         MetadataCatalog.pop(NAME, None)

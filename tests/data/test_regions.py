@@ -141,6 +141,14 @@ def test_colours_that_only_pillow_reads_are_read_whole(tmp_path: Path, kind: str
         assert image.shape[2] == 3 or (image.shape[2] == 4 and image.alpha)
 
 
+def test_a_rectangle_outside_the_image_is_an_error(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", GREY)
+    with open_regions(tmp_path / "a.tif") as opened:
+        for rectangle in ((0, 71, 0, 9), (0, 9, -1, 9), (5, 5, 0, 9)):
+            with pytest.raises(ValueError, match=r"rows .* are not in 90 x 70"):
+                opened.read(*rectangle)
+
+
 def test_only_the_tiles_of_a_rectangle_are_decoded(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", GREY, tile=(16, 16), compression="zlib")
     with open_regions(tmp_path / "a.tif") as image:
@@ -196,11 +204,33 @@ def test_a_size_that_the_file_does_not_hold_is_refused(
         read_pixels(tmp_path / "a.tif")
 
 
+FAILING = Path("/proc/self/mem")  # a file whose first byte cannot be read
+
+
+@pytest.mark.skipif(not FAILING.exists(), reason="needs a file that fails as a broken disk does")
+def test_a_disk_that_fails_is_told_by_the_name_of_the_image(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").symlink_to(FAILING)
+    with pytest.raises(ImageError, match=r"a\.tif: cannot be read: Input/output error"):
+        open_regions(tmp_path / "a.tif")
+
+
+def test_a_large_image_in_one_piece_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image that is turned is decoded as a whole."""
+    tifffile.imwrite(tmp_path / "a.tif", DEEP, extratags=[(274, "H", 1, 6, True)])
+    monkeypatch.setattr(regions, "MAX_PIXELS", 70 * 90 - 1)
+    with pytest.raises(ImageError, match=r"a\.tif: 90 x 70 pixels in one strip or in colours"):
+        open_regions(tmp_path / "a.tif")
+
+
 def refused_zarr(path: Path, kind: str) -> None:
     if kind == "no image":
         zarr.open_group(path, mode="w")
     elif kind == "further axes":
         write_ome_zarr(path, [np.zeros((2, 30, 40), np.uint8)], axes="zyx")
+    elif kind == "two X axes":
+        write_ome_zarr(path, [np.zeros((2, 30, 40), np.uint8)], axes="yxx")
     elif kind == "shape":
         zarr.create_array(str(path), shape=(5, 6, 70), dtype="uint8")
     elif kind == "damaged":
@@ -221,6 +251,7 @@ def refused_zarr(path: Path, kind: str) -> None:
     [
         ("no image", "is a group of zarr without multiscales"),
         ("further axes", "has {'Z': 2} positions along further axes"),
+        ("two X axes", r"has axes YXX and an array of shape \(2, 30, 40\); expected one axis per"),
         ("shape", r"is an array of shape \(5, 6, 70\)"),
         ("damaged", "cannot be decoded"),
         ("filters", "cannot be decoded: .*pickle"),

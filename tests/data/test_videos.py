@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 
+from instseg.data import videos
 from instseg.data.videos import Camera, Frame, VideoFile, VideoWriter, fit
 from instseg.errors import ImageError, OutputError
 from tests.support.video_common import images, turned, write_clip
@@ -279,6 +280,15 @@ def test_a_size_that_no_video_can_have_is_an_error_of_that_video(tmp_path: Path)
             writer.write(Frame(np.zeros((2, 20_000, 3), np.uint8), 0.0))
 
 
+def test_a_video_with_frames_that_are_too_large_is_an_error_of_that_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_clip(tmp_path / "v.mp4", images(2))
+    monkeypatch.setattr(videos, "MAX_PIXELS", 64 * 48 - 1)
+    with pytest.raises(ImageError, match=r"v\.mp4: frames of 64x48 pixels; at most 3071 pixels"):
+        list(VideoFile(tmp_path / "v.mp4"))
+
+
 def test_times_that_stand_still_are_spread(tmp_path: Path) -> None:
     with VideoWriter(tmp_path / "v.mp4", 10) as writer:
         for image in images(4):
@@ -307,10 +317,11 @@ def test_what_a_killed_writer_left_can_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_is_an_error() -> None:
+@pytest.mark.parametrize("count", [1, 100])
+def test_a_full_disk_is_an_error_while_frames_are_written_or_at_the_end(count: int) -> None:
     with pytest.raises(OutputError, match="/dev/full cannot be written as video of 64x48 pixels"):
         with VideoWriter(Path("/dev/full"), 10) as writer:
-            for number, image in enumerate(images(100)):
+            for number, image in enumerate(images(count)):
                 writer.write(Frame(image, number / 10))
 
 

@@ -179,11 +179,3 @@ def test_metrics_follow_the_data_set_and_the_configuration(
     full = annotation(np.ones((1, 8), dtype=bool))
     dataset = data_set([record((1, 8), full)], kind=kind)
     assert kinds_of(dataset, tmp_path, *overrides) == {"MaskScoreCOCOEvaluator", *extra}
-
-
-def test_cityscapes_without_its_scripts_is_refused_by_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="pip install cityscapesscripts"):
-        kinds_of(data_set([], kind="cityscapes_instance"), tmp_path)

@@ -53,7 +53,8 @@ def test_the_schemas_are_those_of_the_compiled_operators() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_psroi_pool(dtype: torch.dtype) -> None:
     maps, boxes = torch.randn(2, 18, 9, 11).to(dtype), rois(20, 2, 40)
-    compare("psroi_pool", psroi_pool._pool_in_python, maps, boxes, 0.25, 3, 4)
+    for some in (boxes, boxes[:0]):
+        compare("psroi_pool", psroi_pool._pool_in_python, maps, some, 0.25, 3, 4)
     grad = torch.randn(20, 2, 4, 4).to(dtype)
     arguments = grad, boxes, 0.25, 3, [2, 18, 9, 11]
     if dtype != torch.bfloat16:  # which is rounded once here, and sums of roundings differ
@@ -82,14 +83,17 @@ def test_assemble_instances(dense: bool, size: int) -> None:
     if not dense:
         windows = torch.cat([torch.randint(2, (9, 1)), torch.randint(-6, 9, (9, 2))], dim=1)
     compare("assemble_instances", assemble_instances._in_python, maps, windows, 3, size, -10.0)
+    none = maps[:, :, :0]
+    compare("assemble_instances", assemble_instances._in_python, none, windows, 3, size, -10.0)
     grad = torch.randn(84 if dense else 9, size, size)
     arguments = grad, windows, 3, [2, 9, 6, 7]
     compare("assemble_instances_backward", assemble_instances._backward_in_python, *arguments)
 
 
 @needs_compiled
-def test_assemble_masks() -> None:
-    prototypes, coefficients = torch.randn(10, 12, 4), torch.randn(6, 4)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_assemble_masks(dtype: torch.dtype) -> None:
+    prototypes, coefficients = torch.randn(10, 12, 4).to(dtype), torch.randn(6, 4).to(dtype)
     boxes = torch.rand(6, 4) * 60 - 5
     boxes[0] = torch.nan
     arguments = prototypes, coefficients, boxes, 40, 48
@@ -104,9 +108,12 @@ def test_voting() -> None:
     boxes = torch.cat([torch.rand(30, 2) * 40, torch.rand(30, 2) * 40 + 20], dim=1)
     scores = torch.rand(3, 30)
     function = vote_masks_in_python.nms_per_class
-    compare("nms_per_class", function, boxes, scores, 0.3, 0.2, 5)
+    for max_kept in (5, 50):
+        compare("nms_per_class", function, boxes, scores, 0.3, 0.2, max_kept)
     masks, weights = torch.rand(30, 7, 7), torch.rand(4, 30) / 15
     weights[:, ::2] = 0
+    weights[1:3] *= 4  # so that their averages have pixels
+    boxes[1] = torch.nan
     for from_image in (False, True):
         arguments = boxes, masks, weights, 0.4, 50, 55, from_image
         compare("average_masks", vote_masks_in_python.average_masks, *arguments)
@@ -117,7 +124,8 @@ def test_voting() -> None:
 def test_mean_shift(dtype: torch.dtype) -> None:
     points = torch.cat([torch.randn(40, 3) + 6 * centre for centre in range(3)]).to(dtype)
     module = mean_shift_in_python
-    compare("shift_seeds", module.shift_seeds, points, points[::7], 2.0, 50, 1e-3)
+    for seeds in (points[::7], points[:0]):
+        compare("shift_seeds", module.shift_seeds, points, seeds, 2.0, 50, 1e-3)
     compare("nearest_centres", module.label_points, points, points[::40], 4.0)
     bins = torch.randint(30, (120,))
     compare("peel_clusters", module.peel, points, bins, 2.0, 50, 1e-3, 3, 20)
@@ -198,6 +206,8 @@ def test_roi_align() -> None:
     levels = torch.arange(20) % 2
     sizes = [0.25, 0.125], 4, 3, 2, True
     compare("roi_align", roi_align._align_in_python, maps, boxes, levels, *sizes)
+    one_map = [0.25], 4, 3, 2, True
+    compare("roi_align", roi_align._align_in_python, maps[:1], boxes, None, *one_map)
     shapes = [0.25, 0.125], [9, 5], [11, 6], 2, 2, True, False
     grad = torch.randn(20, 18, 4, 3)
     compare("roi_align_backward", roi_align._backward_in_python, grad, boxes, levels, *shapes)

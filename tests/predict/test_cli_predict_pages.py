@@ -13,6 +13,10 @@ from instseg import cli
 from instseg.data.images import read_image
 from instseg.data.intensity import Intensity
 from instseg.data.videos import VideoFile
+from instseg.errors import ConfigError
+from instseg.predict import pages
+from instseg.predict.pages import Pages, take_pages
+from instseg.predict.sources import Source
 from tests.data.test_tiff import damage_page
 from tests.support.predict_common import arguments_for_tiny_model, results
 from tests.support.video_common import images
@@ -179,6 +183,23 @@ def test_a_mistake_is_one_line_and_status_2(
     assert cli.main([*given, *joined]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert re.search(message, lines[-1]) and len(lines) == 1
+
+
+def test_pages_are_taken_of_stacks_alone(stack: np.ndarray, tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", stack)
+    (tmp_path / "bad.tif").write_bytes(b"II*\0\x08\0\0\0\x05\0")
+    video, bad = Source("a.mp4", "a", "video"), Source(str(tmp_path / "bad.tif"), "bad", "image")
+    given = [video, bad, Source(str(tmp_path / "a.tif"), "a", "image")]
+    for as_videos in (False, True):
+        *others, last = take_pages(given, Pages.parse("1:3"), as_videos=as_videos)
+        assert others[:2] == [video, bad]  # which is reported when it is read
+        assert (last.page, last.pages) == ((None, (1, 2)) if as_videos else (2, ()))
+
+
+def test_pages_without_tifffile_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="--pages needs the package tifffile.*; type: pip inst"):
+        Pages.parse("all")
 
 
 def test_pages_of_a_data_set_are_refused(

@@ -284,6 +284,26 @@ def test_settings_that_differ_are_named(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    ("first_line", "difference"),
+    [
+        ('{"info": {"config": 5}}', "config 5, not a.yaml"),
+        ('{"info": {"config": "a.ya', "config None, not a.yaml"),
+        (json.dumps(HEADER | {"image": 5}), "file_name None, not a.png"),
+        (json.dumps(HEADER | {"more": {}}), "other settings"),
+    ],
+)
+def test_a_damaged_header_is_not_resumed(first_line: str, difference: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.tiles.jsonl"
+    path.write_text(f"{first_line}\n")
+    with (
+        pytest.raises(ConfigError, match=f"was written with {difference}; it cannot be resumed"),
+        TileRecords(path, HEADER, LAYOUT, resume=True),
+    ):
+        pass
+    assert path.read_text() == f"{first_line}\n"
+
+
 def test_a_file_of_others_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "a.tiles.jsonl"
     path.write_text("mine")

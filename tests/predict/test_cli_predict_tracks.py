@@ -114,6 +114,17 @@ def test_a_file_without_tracks_is_refused(tmp_path: Path) -> None:
         as_youtube_vis(made_by_hand(tmp_path, info={"track": False}))
 
 
+def test_a_file_of_boxes_is_refused(tmp_path: Path) -> None:
+    path = made_by_hand(tmp_path)
+    content = json.loads(path.read_text())
+    for frame in content["frames"]:
+        for entry in frame["objects"]:
+            del entry["segmentation"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match=r"v\.json holds boxes without masks"):
+        as_youtube_vis(path)
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"info": {}}', '{"info": {"track": true}, "frames'])
 def test_what_is_no_file_of_a_video_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "v.json").write_text(content)

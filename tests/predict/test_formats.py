@@ -305,6 +305,24 @@ def test_measurements_of_images_that_differ_have_all_columns(
     assert "b.png: no intensities are measured: there is no such file" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("save", "reason"),
+    [
+        (lambda path: tifffile.imwrite(path, np.zeros((9, 9), np.uint8)), "its size is not "),
+        (lambda path: path.write_text("<html>"), "is HTML"),
+    ],
+)
+def test_a_file_that_is_another_by_now_is_not_measured(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, save: Any, reason: str
+) -> None:
+    detectron2_logger._LOG_COUNTER.clear()
+    save(tmp_path / "a.tif")
+    write("csv", tmp_path, image_result(path=tmp_path / "a.tif"))
+    row = read_csv(tmp_path / "measurements.csv")[0]
+    assert "mean_intensity" not in row and row["area_px"] == "48"
+    assert "no intensities are measured: " in caplog.text and reason in caplog.text
+
+
 def test_intensities_are_those_of_the_file_and_its_page(tmp_path: Path) -> None:
     """16 bits, two channels and three pages."""
     path = tmp_path / "a.ome.tif"

@@ -36,6 +36,10 @@ def frame(number: int) -> dict[str, Any]:
         ),
         ('{"info": {"config": "c.yaml"}, "frames": [', "written with confidence None, not 0.5"),
         ('{"frames": [', "written with config None"),
+        (
+            json.dumps(HEADER | {"categories": [{"id": 1, "name": "x"}]})[:-1] + ', "frames": [',
+            "written with other categories; it cannot be resumed",
+        ),
         ("5", "written with config None"),
         ("[]", "written with config None"),
         ('{"info": 5}', "written with config None"),

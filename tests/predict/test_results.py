@@ -146,6 +146,9 @@ def record(**changes: Any) -> dict[str, Any]:
     return entry | changes
 
 
+FRAME = '{"frames": [{"frame": 0, "width": 9, "height": 9, "objects": [7]}]}'
+
+
 def saved(folder: Path, content: Any, name: str = "found.json", **options: Any) -> Path:
     path = folder / name
     path.write_text(content if isinstance(content, str) else json.dumps(content, **options))
@@ -237,12 +240,49 @@ def test_every_frame_of_a_video_is_an_image(model: list[str], tmp_path: Path) ->
         ('{"info": {}, "frames": [\n{"frame": "a"}\n]}', "is no frame"),
         ('{"info": {}, "frames": [\n7\n]}', "entry 0 is 7"),
         ('{"info": {}, "frames": [7]}', "entry 0 is 7"),
+        ('{"info": {}, "frames": [{"frame": 0, "objects": [7]}]}', "has the size"),
+        (FRAME, "expected a JSON object, found 7"),
+        ('{"info": x, "frames": [', "is no file of results"),
+        ('{"image_id": 1,\n"score": 1}', "expected a list, found {"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_one_line(tmp_path: Path, content: Any, reason: str) -> None:
+    path = saved(tmp_path, content)
     with pytest.raises(ConfigError, match=reason) as caught:
-        convert(saved(tmp_path, content), "labels,csv")
-    assert "\n" not in str(caught.value)
+        convert(path, "labels,csv")
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "categories.json cannot be read"),
+        ("[]", r"categories.json: expected a JSON object, found \[\]"),
+        ({"images": 5}, "the list of images beside it is 5"),
+        ({"images": [5]}, "the list of images beside it has 5"),
+        ({"images": [{"id": None}]}, "the list of images beside it has {"),
+        ({"images": [{"id": 5, "page": "x"}]}, "image 5 has the page 'x'"),
+    ],
+)
+def test_a_list_of_images_that_cannot_be_used_is_one_line(
+    tmp_path: Path, content: Any, reason: str
+) -> None:
+    saved(tmp_path, content, "categories.json")
+    with pytest.raises(ConfigError, match=reason) as caught:
+        convert(saved(tmp_path, [record()]), "csv")
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_boxes_without_masks_are_converted_to_boxes_alone(tmp_path: Path) -> None:
+    entry = {"image_id": 5, "category_id": 2, "score": 0.5, "bbox": [5, 3, 15, 7]}
+    sizes = {"images": [{"id": 5, "file_name": "5.png", "width": 40, "height": 30}]}
+    saved(tmp_path, sizes, "categories.json")
+    path = saved(tmp_path, [entry])
+    assert convert(path, "coco", tmp_path / "out") == 0
+    (written,) = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert written["bbox"] == entry["bbox"] and "segmentation" not in written
+    with pytest.raises(ConfigError, match="5.png: these results have no masks; the only format"):
+        convert(path, "labels")
 
 
 ODD = [None, True, -1, 1.5, float("nan"), 10**40, "", "x", [], [1], [[1, 2]], [None], {}, {"a": 1}]

@@ -284,6 +284,12 @@ def test_enet_shares_what_comes_before_its_third_section() -> None:
     assert all(p.grad is not None for p in network.net.section2.parameters())
 
 
+def test_enet_works_without_normalisation() -> None:
+    network = ENet(7, 8, norm="")
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in network.modules())
+    assert network(torch.randn(1, 3, 16, 16)).embeddings.shape == (1, 8, 16, 16)
+
+
 class OneLevel(Backbone):
     """A map of stride 8 alone."""
 

@@ -301,13 +301,21 @@ def test_a_cell_counts_as_predicted_from_probability_one_half() -> None:
     assert maskiou_targets(every * -0.3, every > 0, torch.ones(1)).tolist() == [0]
 
 
-def test_an_instance_without_area_has_target_zero_although_its_ratio_is_not_a_number() -> None:
-    line = [np.array([10.0, 10, 10, 30, 10, 20])]
-    ratios = visible_ratios(PolygonMasks([line]), torch.tensor([[5.0, 5, 35, 35]]), (40, 40))
+@pytest.mark.parametrize("polygons", [[np.array([10.0, 10, 10, 30, 10, 20])], []])
+def test_an_instance_without_area_has_target_zero_although_its_ratio_is_not_a_number(
+    polygons: list[Any],
+) -> None:
+    ratios = visible_ratios(PolygonMasks([polygons]), torch.tensor([[5.0, 5, 35, 35]]), (40, 40))
     assert ratios.isnan().all()
     # Drawn at 28 x 28 even a line may fill cells, so that the sums alone would give a target > 0.
     every = torch.ones(1, 4, 4)
     assert maskiou_targets(every, every > 0, ratios).tolist() == [0]
+
+
+def test_a_region_of_less_than_a_pixel_shows_nothing_of_its_instance() -> None:
+    square = [np.array([10.0, 10, 30, 10, 30, 30, 10, 30])]
+    region = torch.tensor([[12.0, 5, 12.5, 35]])
+    assert visible_ratios(PolygonMasks([square]), region, (40, 40)).tolist() == [0]
 
 
 def test_the_loss_is_half_the_mean_square_over_regions_with_a_target() -> None:

@@ -132,6 +132,12 @@ def test_a_deformable_layer_begins_as_half_the_plain_one() -> None:
     torch.testing.assert_close(DeformableConv2d(plain)(x), expected)
 
 
+def test_a_deformable_layer_in_the_place_of_a_frozen_one_is_frozen() -> None:
+    plain = Conv2d(4, 6, 3, padding=1, bias=False)
+    plain.requires_grad_(False)
+    assert not any(value.requires_grad for value in DeformableConv2d(plain).parameters())
+
+
 def test_an_offset_moves_what_is_sampled_down_and_right() -> None:
     """dy = 1 for every tap: the plain result of the map moved up by a row."""
     layer = DeformableConv2d(Conv2d(1, 1, 3, padding=1, bias=False))

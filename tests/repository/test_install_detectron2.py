@@ -250,17 +250,64 @@ def test_a_substituted_download_is_one_line_and_exit_1_and_installs_nothing(carr
     assert "detectron2" not in subprocess.run(listing, capture_output=True, text=True).stdout
 
 
-def test_a_missing_wheel_file_is_one_line_and_exit_1(tmp_path):
-    done = script(sys.executable, "--wheel", tmp_path / "absent.whl", "--build-wheel", tmp_path)
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "absent.whl: No such file" in done.stderr
+def test_a_missing_wheel_file_is_one_line_and_exit_1(tmp_path, capsys):
+    words = ["--wheel", str(tmp_path / "absent.whl"), "--build-wheel", str(tmp_path)]
+    assert installer.main(words) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "absent.whl: No such file" in error
 
 
-def test_a_machine_without_network_is_told_of_the_wheel_option(bare_python):
-    done = script(bare_python)
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "No matching distribution found for labgym==3.1.2" in done.stderr
-    assert "--wheel FILE" in done.stderr
+def test_a_wheel_to_repack_goes_with_pypi_alone(capsys):
+    with pytest.raises(SystemExit) as end:
+        installer.main(["--source", "github", "--wheel", "labgym.whl"])
+    assert end.value.code == 2
+    assert "--wheel goes with --source pypi" in capsys.readouterr().err
+
+
+@pytest.fixture
+def no_index(monkeypatch):
+    """Pip as on a machine without network."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+
+
+def test_a_machine_without_network_is_told_of_the_wheel_option(no_index, tmp_path, capsys):
+    assert installer.main(["--build-wheel", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "No matching distribution found for labgym==3.1.2" in error
+    assert "--wheel FILE" in error
+
+
+def test_a_substituted_download_is_one_line_and_leaves_no_wheel(
+    carrier, no_index, tmp_path, monkeypatch, capsys
+):
+    path = carrier[0]
+    info = "labgym-3.1.2.dist-info"
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: LabGym\nVersion: 3.1.2\n"
+        )
+        archive.writestr(f"{info}/WHEEL", installer.WHEEL)
+        archive.writestr(f"{info}/RECORD", "")
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setenv("PIP_FIND_LINKS", str(path.parent))
+    assert installer.main(["--build-wheel", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert sha256 in error and installer.CARRIER_SHA256 in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wheel_of_the_github_route_is_built_from_the_pinned_commit(monkeypatch, tmp_path, capsys):
+    calls = []
+    monkeypatch.setattr(installer, "run_pip", lambda purpose, arguments: calls.append(arguments))
+    assert installer.main(["--source", "github", "--build-wheel", str(tmp_path)]) == 0
+    [arguments] = calls
+    assert arguments[0] == "wheel" and str(tmp_path) in arguments
+    assert arguments[-1].endswith("detectron2.git@864913f0e57e87a75c8cc0c7d79ecbd774fc669b")
+    assert f"into {tmp_path}" in capsys.readouterr().out
 
 
 def test_the_github_route_asks_pip_for_the_pinned_commit(monkeypatch, tmp_path):

@@ -2,7 +2,7 @@
 
 Hostile files of single readers are with the tests of those: pickles in ``test_checkpoint_reading``
 and ``test_proposal_files``, Lua in ``test_torch7``, links and plugins of HDF5 in
-``test_convert_matterport``, playlists in ``test_videos``, archives in ``test_export``.
+``test_convert_matterport_files``, playlists in ``test_videos``, archives in ``test_export``.
 """
 
 import ast

@@ -4,7 +4,10 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 import instseg
 from instseg.projects import Project, converters, folders, projects
@@ -83,10 +86,21 @@ def test_a_folder_is_found_without_another_installation(tmp_path: Path) -> None:
         assert done.stdout.split() == names, done.stderr
 
 
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder in which this process finds packages; it forgets them afterwards."""
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
 def test_an_installed_package_is_found_and_a_broken_one_left_out_with_a_line_that_names_it(
-    tmp_path: Path,
+    site: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    install(tmp_path, "toy_paper", "toy_paper:PROJECT", DECLARATION.format(name="toy_paper"))
+    install(site, "toy_paper", "toy_paper:PROJECT", DECLARATION.format(name="toy_paper"))
     broken = {
         "missing": ("missing:PROJECT", "import nothing_such", "No module named 'nothing_such'"),
         "no_python": ("no_python:PROJECT", "def f(:", "SyntaxError"),
@@ -96,24 +110,24 @@ def test_an_installed_package_is_found_and_a_broken_one_left_out_with_a_line_tha
         "twin": ("twin:PROJECT", DECLARATION.format(name="yolact"), "another project yolact"),
     }
     for name, (value, source, _) in broken.items():
-        install(tmp_path, name, value, source)
-    done = run(LIST, tmp_path)
-    assert done.stdout.split() == [*(project.name for project in projects()), "toy_paper"]
-    lines = dict(line.split(" is left out: ", 1) for line in done.stderr.splitlines())
+        install(site, name, value, source)
+    usable = projects.__wrapped__()  # the cache has those from before
+    assert [x.name for x in usable] == [*(project.name for project in projects()), "toy_paper"]
+    lines = dict(line.split(" is left out: ", 1) for line in caplog.messages)
     assert len(lines) == len(broken)
     for name, (_, _, reason) in broken.items():
         assert reason in lines[f"project {name} of the distribution {name}"]
 
 
-def test_help_names_converters_whatever_is_installed(tmp_path: Path) -> None:
-    install(tmp_path, "fcis", "evil:PROJECT", "")
-    (tmp_path / "evil").mkdir()
+def test_help_names_converters_whatever_is_installed(site: Path) -> None:
+    before = converters()
+    install(site, "fcis", "evil:PROJECT", "")
+    (site / "evil").mkdir()
     for file in ("__init__.py", "convert.py"):
-        (tmp_path / "evil" / file).touch()
-    install(tmp_path, "gone", "no.such.module:PROJECT", "")
-    install(tmp_path, "malformed", "", "")
-    done = run("import instseg.projects as p; print(p.converters())", tmp_path)
-    assert done.stdout == f"{converters()}\n", done.stderr
+        (site / "evil" / file).touch()
+    install(site, "gone", "no.such.module:PROJECT", "")
+    install(site, "malformed", "", "")
+    assert converters() == before
 
 
 def test_the_names_of_the_folders_are_known_without_torch(tmp_path: Path) -> None:

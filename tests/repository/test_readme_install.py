@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.repository.test_packaging import copy_of_the_sources
+from tests.support.building import copy_of_the_sources
 
 PROGRAMS = ("pip install", "python -m instseg.install_detectron2", "instseg --version")
 SHELLS = [shell for shell in ("sh", "zsh") if shutil.which(shell)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from instseg.data.dataset import DataSet, load_all
 from instseg.data.synthetic import shapes, shapes_video
 from instseg.errors import ConfigError
 from instseg.evaluation import lower_is_better, metric_names
+from instseg.evaluation.mask_scores import MaskScoreCOCOEvaluator
 from instseg.training.hooks import (
     BestCheckpoint,
     ValidationLoss,
@@ -279,3 +281,25 @@ def test_a_trainer_refuses_what_its_model_or_data_do_not_give(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         Trainer(config(two_images[:1], "OUTPUT_DIR", str(tmp_path), *words))
+
+
+def test_a_best_checkpoint_that_cannot_be_used_does_not_stop_a_resumed_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = nn.Linear(1, 1)
+    hook = BestCheckpoint(Checkpointer(model, str(tmp_path)), "segm/AP")
+    hook.trainer = SimpleNamespace(start_iter=5)  # type: ignore[assignment]
+    path = tmp_path / "model_best.pth"
+    path.write_bytes(b"cut off")
+    hook.before_train()
+    torch.save({"model": model.state_dict()}, path)  # somebody else's
+    hook.before_train()
+    assert hook.best_metric is None
+    lines = [line for line in caplog.messages if "does not count as the best so far" in line]
+    assert len(lines) == 2 and all(line.startswith(str(path)) for line in lines)
+
+
+def test_the_metrics_of_keypoints_can_be_the_best(two_images: tuple[str, ...]) -> None:
+    cfg = config(two_images[:1], "MODEL.KEYPOINT_ON", True)
+    names = MaskScoreCOCOEvaluator.measures(cfg, sets(cfg)[0], nn.Identity())
+    assert {"keypoints/AP", "keypoints/AP50", "keypoints/AP-circle"} <= set(names)

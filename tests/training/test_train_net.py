@@ -10,10 +10,13 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from detectron2.utils import comm
 
 import instseg
 from instseg.checkpoint.reading import read_weights
@@ -208,6 +211,15 @@ def test_two_processes_evaluate_and_resume_as_one_does(tiny: list[str], tmp_path
         ),
         (["--resume"], "--resume: there is no checkpoint in OUTPUT_DIR"),
         (["--eval-only"], "--eval-only would evaluate random weights; pass MODEL.WEIGHTS FILE"),
+        (["--eval-only", "DATASETS.TEST", "()"], "--eval-only: DATASETS.TEST is empty"),
+        (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty; name a data set"),
+        (
+            [
+                *("DATASETS.TRAIN", "('shapes_val',)", "DATASETS.TEST", "()"),
+                *("TEST.VAL_LOSS_PERIOD", "1"),
+            ],
+            "TEST.VAL_LOSS_PERIOD is set, but DATASETS.TEST is empty",
+        ),
         (["SOLVER.MAX_ITR", "3"], "unknown key SOLVER.MAX_ITR; did you mean SOLVER.MAX_ITER?"),
         (["DATASETS.TRAIN", "('shape_train',)"], "did you mean shapes_train"),
         (["MODEL.META_ARCHITECTURE", "GeneralisedRCNN"], "did you mean GeneralizedRCNN"),
@@ -297,6 +309,55 @@ def test_a_second_run_in_a_folder_is_refused_before_it_writes_anything(tmp_path:
         launch.setup(arguments(opts=["OUTPUT_DIR", str(tmp_path)]))
     first.communicate("\n")
     assert [file.name for file in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_training_without_a_configuration_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no configuration; pass --config-file FILE"):
+        launch.setup(arguments(config_file=""))
+
+
+def test_a_machine_has_a_number_below_that_of_the_machines() -> None:
+    with pytest.raises(ConfigError, match="--machine-rank 2 must be below --num-machines 2"):
+        launch.launch(print, arguments(num_machines=2, machine_rank=2))
+
+
+@pytest.fixture
+def torchrun(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The environment of the only process of torchrun, which is this one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "none"}
+    group |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "1")
+    for name, value in (group | dict.fromkeys(("RANK", "LOCAL_RANK"), "0")).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(launch, "end_with", lambda parent: None)  # other tests come after this
+    monkeypatch.setattr(comm, "_LOCAL_PROCESS_GROUP", None)  # to be as it was afterwards
+    comm.create_local_process_group.cache_clear()
+    return monkeypatch
+
+
+@pytest.mark.parametrize("failure", [None, ConfigError("a mistake")])
+def test_a_rank_of_torchrun_is_in_a_group_while_it_runs(
+    torchrun: pytest.MonkeyPatch, failure: Exception | None
+) -> None:
+    groups: list[tuple[object, ...]] = []
+
+    def main(args: argparse.Namespace) -> None:
+        groups.append((comm.get_world_size(), comm.get_local_rank(), dist.get_backend()))
+        if failure is not None:
+            raise failure
+
+    with nullcontext() if failure is None else pytest.raises(ConfigError, match="a mistake"):
+        launch.launch(main, arguments(opts=["MODEL.DEVICE", "cpu"]))
+    assert groups == [(1, 0, "gloo")]
+    assert not dist.is_initialized()
+
+
+def test_torchrun_with_more_processes_than_gpus_is_refused(torchrun: pytest.MonkeyPatch) -> None:
+    torchrun.setenv("LOCAL_WORLD_SIZE", "99")
+    with pytest.raises(ConfigError, match="torchrun starts 99 processes, this machine has . GPUs"):
+        launch.launch(print, arguments(opts=["MODEL.DEVICE", "cuda"]))
 
 
 def test_a_busy_port_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -333,6 +333,10 @@ def test_the_state_of_another_optimizer_is_refused(saved: str, set_now: str) -> 
     loop(saved).load_state_dict(state)
     with pytest.raises(ValueError, match=f"for {set_now}.*another optimizer's.*set SOLVER.OPTIM"):
         loop(set_now).load_state_dict(state)
+    with pytest.raises(
+        ValueError, match=f"no 'param_groups' for {saved}, .*another optimizer's, or"
+    ):
+        loop(saved).load_state_dict({**state, "optimizer": {"state": {}}})
 
 
 def test_a_rate_that_resuming_does_not_take_is_told(

@@ -85,7 +85,7 @@ class PhotometricTransform(T.Transform):
             from_hsv = getattr(cv2, f"COLOR_HSV2{self.image_format}")
             hsv = cv2.cvtColor(image, to_hsv)  # float32: hue in degrees
             if self.saturation != 1:
-                hsv[..., 1] *= np.float32(self.saturation)
+                hsv[..., 1] = hsv[..., 1] * np.float32(self.saturation)
             if self.hue:
                 hsv[..., 0] = _turned(hsv[..., 0], self.hue)
             image = cv2.cvtColor(hsv, from_hsv)

@@ -16,7 +16,7 @@ from detectron2.config import CfgNode
 
 from instseg.errors import ConfigError
 
-_CONFIGS = {
+_CONFIGS: dict[str, dict[int | None, str]] = {
     "build_resnet_backbone": {50: "yolact_resnet50_config", 101: "yolact_base_config"},
     "build_darknet_backbone": {None: "yolact_darknet53_config"},
 }
@@ -65,7 +65,7 @@ def _config_name(cfg: CfgNode) -> str:
     """The authors' configuration of a network of ours."""
     depths = _CONFIGS.get(cfg.MODEL.BACKBONE.NAME, {})
     resnet = cfg.MODEL.BACKBONE.NAME == "build_resnet_backbone"
-    name = depths.get(cfg.MODEL.RESNETS.DEPTH if resnet else None)  # type: ignore[call-overload]
+    name = depths.get(cfg.MODEL.RESNETS.DEPTH if resnet else None)
     usual = cfg.INPUT.SQUARE_SIZE == _SIDE and cfg.MODEL.YOLACT.NUM_CLASSES == _CLASSES
     if cfg.MODEL.META_ARCHITECTURE != "YOLACT" or name is None or not usual:
         raise ConfigError(

@@ -23,6 +23,15 @@ from instseg.errors import ConfigError
 
 DETECTRON2 = "mask_rcnn/mask_rcnn_nuclei.yaml"
 SSD = "yolact/yolact_nuclei.yaml"
+OFF: dict[str, Any] = {
+    "INPUT.CROP.AROUND_INSTANCES": 0.0,
+    "INPUT.RANDOM_DIHEDRAL": False,
+    "INPUT.RANDOM_SCALE": (1.0, 1.0),
+    "INPUT.RANDOM_GAMMA": (1.0, 1.0),
+    "INPUT.RANDOM_BLUR": (0.0, 0.0),
+    "INPUT.RANDOM_NOISE": (0.0, 0.0),
+}
+"""What the configurations themselves vary."""
 ON: dict[str, Any] = {
     "INPUT.RANDOM_DIHEDRAL": True,
     "INPUT.RANDOM_ROTATION": (-180.0, 180.0),
@@ -225,7 +234,7 @@ def ellipses(folder: Path, count: int = 6) -> dict[str, Any]:
 
 
 def config(file: str, changes: dict[str, Any]) -> Any:
-    words = list(itertools.chain.from_iterable(changes.items()))
+    words = list(itertools.chain.from_iterable((OFF | changes).items()))
     return instseg.load_cfg(file, words)
 
 

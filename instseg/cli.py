@@ -10,6 +10,7 @@ import instseg
 from instseg.commands import (
     benchmark,
     check_data,
+    compare,
     convert,
     evaluate,
     export,
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_arguments(add("predict", help="find instances in images and videos"))
     results.add_arguments(add("results", help="write results in other formats"))
     evaluate.add_arguments(add("evaluate", help="compare results with the ground truth"))
+    compare.add_arguments(add("compare", help="show trainings side by side"))
     models.add_arguments(add("models", help="list the shipped models"))
     proposals.add_arguments(add("proposals", help="write a model's boxes for another detector"))
     convert.add_arguments(add("convert", help="make released weights usable here"))

@@ -137,8 +137,8 @@ def _image_result(
         raise ConfigError(f"{path}: image {name} has the size {short((width, height))}")
     checked = [_record(path, name, record, categories, height, width) for record in records]
     checked.sort(key=lambda pair: -pair[0]["score"])
-    masks = [mask for _, mask in checked]
-    has_masks = all(mask is not None for mask in masks)
+    masks = [mask for _, mask in checked if mask is not None]
+    has_masks = len(masks) == len(checked)
     return ImageResult(
         image_id=image["id"],
         file_name=name,

@@ -113,7 +113,7 @@ def checked_mask(
     Raises:
         ConfigError: the score is no finite number, or the mask, the box or the class is malformed.
     """
-    score = record.get("score")
+    score: Any = record.get("score")
     if type(score) not in (int, float) or not math.isfinite(score):
         raise ConfigError(f"{path}: an instance of {name} has the score {short(score)}")
     given = {key: record.get(key) for key in ("category_id", "bbox", "segmentation")}

@@ -106,14 +106,16 @@ def _checked(
         )
     mask = checked_mask(path, f"image {short(key)}", entry, image["height"], image["width"])
     box = entry.get("bbox")
-    if mask is None and box is None:
+    record = {"image_id": key, "category_id": category, "score": float(entry["score"])}
+    if mask is not None:
+        record["bbox"] = rle_box(mask)
+        record["segmentation"] = as_text(mask) if isinstance(mask["counts"], bytes) else mask
+    elif box is None:
         raise ConfigError(
             f"{path}: an instance of image {short(key)} has neither bbox nor segmentation"
         )
-    record = {"image_id": key, "category_id": category, "score": float(entry["score"])}
-    record["bbox"] = rle_box(mask) if box is None else [float(value) for value in box]
-    if mask is not None:
-        record["segmentation"] = as_text(mask) if isinstance(mask["counts"], bytes) else mask
+    if box is not None:
+        record["bbox"] = [float(value) for value in box]
     return record
 
 

@@ -149,7 +149,9 @@ def of_confusion(result: TaskResult, counts: np.ndarray, score: float) -> Table:
     names = [*result.classes, BACKGROUND]
     used = np.flatnonzero((counts.sum(axis=0) > 0) | (counts.sum(axis=1) > 0)).tolist()
     used = [number for number in used if number < len(result.classes)] + [len(result.classes)]
-    rows = [[names[row], *(int(counts[row, column]) for column in used)] for row in used]
+    rows: list[list[Cell]] = [
+        [names[row], *(int(counts[row, column]) for column in used)] for row in used
+    ]
     title = (
         f"confusion of {_what(result)} at IoU 0.5 and score {score:.4f}: rows are true classes, "
         f"columns predicted ones; {BACKGROUND}: false alarms and misses"

@@ -22,7 +22,7 @@ VENV = ROOT / ".venv"
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 STAMP = VENV / ".setup-done"
 CONSTRAINT = ("--constraint", "constraints.txt")
-EXTRAS = "convert,demo,export,hub,lint,microscopy,test,video"
+EXTRAS = "convert,demo,export,fast-eval,hub,lint,microscopy,test,video"
 # pip's metadata are written last: an environment whose creation was interrupted has none.
 USABLE = (
     "import importlib.metadata as m, sys; m.version('pip'); sys.exit(sys.version_info < (3, 10))"

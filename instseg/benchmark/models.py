@@ -4,7 +4,9 @@ import logging
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,10 @@ from detectron2.modeling import build_model
 from torch import nn
 from yaml import safe_load
 
-from instseg.benchmark.rows import Row, in_fresh_process, peak_resident, seconds
+from instseg.benchmark.authors import against_authors, authors_milliseconds
+from instseg.benchmark.peak import missing_instructions, operations, peak_row
+from instseg.benchmark.rows import Row, cpu_and_wall, in_fresh_process, peak_resident, seconds
+from instseg.benchmark.variants import VARIANTS, opened, prepared
 from instseg.config.nodes import CfgNode as SafeCfgNode
 from instseg.config.nodes import get_cfg, load_cfg
 from instseg.data.build import register_datasets
@@ -27,21 +32,13 @@ from instseg.data.synthetic import shapes
 from instseg.errors import ConfigError
 from instseg.inference.precision import precision
 from instseg.inference.predictor import Predictor
-from instseg.modeling import ComparedModel, SplitModel, as_video, now, stage_times
+from instseg.modeling import ComparedModel, Network, SplitModel, now, stage_times
 
 logger = logging.getLogger(__name__)
 
 _STOCK = "detectron2 DefaultPredictor"
 IMAGES = 8
 """Number of images where no files are given."""
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "eager": {},
-    "folded": {"optimize": True},
-    "bf16": {"optimize": True, "dtype": "bfloat16"},
-    "compiled": {"optimize": True, "compile": True},
-}
-"""Name of a variant → options of our predictor."""
 
 
 def benchmark_models(
@@ -53,6 +50,8 @@ def benchmark_models(
     *,
     allow_partial: bool = False,
     test_set: bool = False,
+    peak: bool = False,
+    authors: str | None = None,
 ) -> list[Row]:
     """Compare ``Predictor`` on a list of images with Detectron2's stock predictor, one by one.
 
@@ -70,6 +69,10 @@ def benchmark_models(
         repeats: passes over the images; the median is reported.
         variants: keys of :data:`VARIANTS`; the peer is the same for all.  The peak memory of
             "compiled" includes that of the compiler.
+        peak: add a row for each number type of the variants with the fastest convolution in it, and
+            to the others the share of that which their networks reach.  On a CPU only.
+        authors: ``NAME=FOLDER``, a project and a checkout of its authors' code, which adds a row to
+            each with that code as the peer.
         allow_partial: see :class:`Predictor`.
     Raises:
         ConfigError: fewer than one repeat, an unknown variant, one that a model does not have, or
@@ -83,18 +86,32 @@ def benchmark_models(
     for variant in variants:
         if variant not in VARIANTS:
             raise ConfigError(f"--variant is {variant}; expected one of {', '.join(VARIANTS)}")
-    rows = []
+    dtypes = dict.fromkeys(VARIANTS[variant].dtype for variant in variants) if peak else ()
+    peaks = {dtype: peak_row(dtype) for dtype in dtypes}
+    rows = list(peaks.values())
     for name in config_files:
         cfg = load_cfg(name, overrides)
         intensity = Intensity.of(cfg)
         files = _test_files(cfg) if test_set else inputs
         images = [read_image(path, intensity=intensity) for path in files] or _synthetic_images()
         check_colour(cfg, f"{name}: {_STOCK}")
-        for variant in variants:
-            options = {**VARIANTS[variant], "allow_partial": allow_partial}
-            rows.append(_benchmark_model(name, cfg, images, repeats, variant, options))
+        theirs = authors and authors_milliseconds(authors, _with_work(cfg), images, repeats)
+        with TemporaryDirectory() as folder:
+            for variant in variants:
+                row = _benchmark_model(
+                    name, cfg, images, repeats, variant, Path(folder), allow_partial
+                )
+                row = _with_share(row, peaks.get(VARIANTS[variant].dtype))
+                rows += [row, against_authors(row, theirs)] if theirs else [row]
         rows += _declared_comparisons(name, cfg, images[0], repeats)
     return rows
+
+
+def _with_share(row: Row, peak: Row | None) -> Row:
+    """``row`` with what its network reaches of the peak."""
+    if row.gflops is None or peak is None or peak.gflops is None:
+        return replace(row, gflops=None)
+    return replace(row, share_of_peak=row.gflops / peak.gflops)
 
 
 def _test_files(cfg: CfgNode) -> list[str]:
@@ -117,29 +134,39 @@ def _benchmark_model(
     images: Sequence[np.ndarray],
     repeats: int,
     variant: str,
-    options: dict[str, Any],
+    folder: Path,
+    allow_partial: bool,
 ) -> Row:
     cfg = _with_work(cfg)
-    ours = _same_weights(lambda: Predictor(cfg, **options))
+    form = VARIANTS[variant]
+    options = prepared(form, cfg, images, folder, _same_weights, allow_partial)
+    ours = _same_weights(lambda: opened(cfg, options))
     stock = _same_weights(lambda: DefaultPredictor(cfg))
     ours_run = _runner(ours, images)
     stock_run = _runner(stock, images)
     ours_run()
     stock_run()
-    times: dict[str, list[float]] = {"ours": [], "stock": []}
+    times: dict[str, list[tuple[float, float]]] = {"ours": [], "stock": []}
     turns = [("ours", ours_run), ("stock", stock_run)]
     for _ in range(repeats):
         for kind, run in turns:
-            times[kind].append(seconds(run))
+            times[kind].append(cpu_and_wall(run))
         turns.reverse()  # whoever comes second finds warmer caches
     split = isinstance(ours.model, SplitModel)
     with stage_times() if split else _stage_times(ours.model) as stages:
         total = seconds(ours_run)
     stages["rest"] = total - sum(stages.values())
+    gflops = None
+    if isinstance(ours.model, SplitModel) and "network" in stages and cfg.MODEL.DEVICE == "cpu":
+        batch = ours.model.preprocess([ours.model_input(ModelImage(images[0]))])
+        with precision(ours.dtype, cfg.MODEL.DEVICE):
+            of_each = operations(Network(ours.model), batch)
+        gflops = of_each * len(images) / stages["network"] / 1e9
     if variant != "compiled":  # a video model is compiled for single images only
         stages |= _frame_times(ours, images, repeats)
-    ours_ms, stock_ms = (
-        1000 * statistics.median(times[kind]) / len(images) for kind in ("ours", "stock")
+    (ours_cpu, ours_ms), (stock_cpu, stock_ms) = (
+        (1000 * statistics.median(x) / len(images) for x in zip(*times[kind], strict=True))
+        for kind in ("ours", "stock")
     )
     ours_peak, stock_peak = (_peak_memory(cfg, images, kind) for kind in (options, None))
     return Row(
@@ -152,6 +179,11 @@ def _benchmark_model(
         images_per_second=1000 / ours_ms,
         peak_memory_mib=ours_peak,
         stages_ms={stage: 1000 * seconds / len(images) for stage, seconds in stages.items()},
+        cpu_ms=ours_cpu,
+        peer_cpu_ms=stock_cpu,
+        ratio_cpu=stock_cpu / ours_cpu,
+        gflops=gflops,
+        note=missing_instructions(form.dtype) if cfg.MODEL.DEVICE == "cpu" else None,
     )
 
 
@@ -251,7 +283,7 @@ def _frame_times(
     predictor: Predictor, images: Sequence[np.ndarray], repeats: int
 ) -> dict[str, float]:
     """Seconds for all images as key frames and as frames between; none for a model of images."""
-    model = as_video(predictor.model)
+    model = predictor.video()
     if model is None:
         return {}
     pixels = check_image(images[0], format=predictor.cfg.INPUT.FORMAT)
@@ -285,7 +317,7 @@ def _peak(
 ) -> float | None:
     cfg = get_cfg()
     cfg.merge_from_other_cfg(SafeCfgNode(safe_load(config)))
-    predictor = DefaultPredictor(cfg) if options is None else Predictor(cfg, **options)
+    predictor = DefaultPredictor(cfg) if options is None else opened(cfg, options)
     _runner(predictor, images)()
     if cfg.MODEL.DEVICE.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 2**20

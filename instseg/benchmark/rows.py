@@ -4,6 +4,7 @@ import json
 import logging
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 _OPTIONAL = (
     *("ratio_memory", "ratio_own_memory", "floor_ms", "f1", "peer_f1"),
     *("cpu_ms", "peer_cpu_ms", "ratio_cpu", "data_ms", "peer_data_ms"),
+    *("gflops", "share_of_peak", "note"),
 )
 """Columns that a report has if a row has a value for them."""
 
@@ -36,8 +38,10 @@ class Row:
     ``ratio_memory`` counts the inputs, ``ratio_own_memory`` what a call takes beside them.
     ``stages_ms`` splits ``ours_ms`` by the parts of the model.  ``floor_ms`` is how long it takes
     to move the bytes that an operator must read and write.  ``f1`` and ``peer_f1`` say
-    how good both results are.  ``cpu_ms`` and ``peer_cpu_ms`` are CPU time, ``data_ms`` and
-    ``peer_data_ms`` the wait for data, of a step.
+    how good both results are.  ``cpu_ms`` and ``peer_cpu_ms`` are CPU time of all threads,
+    ``data_ms`` and ``peer_data_ms`` the wait for data of a step.  ``gflops`` is how many 10^9
+    multiplications and additions a second the network's convolutions make, ``share_of_peak`` that
+    as a part of what this processor can do in their number type, and ``note`` what it lacks.
     """
 
     name: str
@@ -58,6 +62,9 @@ class Row:
     ratio_cpu: float | None = None
     data_ms: float | None = None
     peer_data_ms: float | None = None
+    gflops: float | None = None
+    share_of_peak: float | None = None
+    note: str | None = None
 
 
 def report(rows: Sequence[Row], json_file: Path | None) -> str:
@@ -93,6 +100,13 @@ def seconds(run: Callable[[], Any]) -> float:
     start = now()
     run()
     return now() - start
+
+
+def cpu_and_wall(run: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds of the processor, all threads together, and of the clock that one call takes."""
+    cpu = time.process_time()
+    wall = seconds(run)
+    return time.process_time() - cpu, wall
 
 
 def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T | None:

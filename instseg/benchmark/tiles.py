@@ -56,6 +56,11 @@ class Task(NamedTuple):
     allow_partial: bool = False
 
 
+Result = Callable[[], CroppedMasks]
+"""Gives the instances, best first; what it takes to turn them into our masks is not measured."""
+Predict = Callable[[Predictor, Task], Result]
+
+
 def benchmark_tiles(
     config_file: str,
     image: str,
@@ -150,10 +155,10 @@ def measure(kind: str, task: Task) -> Measurement:
     predictor(np.zeros((min(task.tile, height), min(task.tile, width), 3), np.uint8))
     forget_peak()
     before, start = peak_resident(), time.perf_counter()
-    masks = predict(predictor, task)
+    result = predict(predictor, task)
     seconds, peak = time.perf_counter() - start, peak_resident()
     taken = None if before is None or peak is None else peak - before
-    return Measurement(seconds, taken, f1(masks, task.ground_truth))
+    return Measurement(seconds, taken, f1(result(), task.ground_truth))
 
 
 def read_ground_truth(file: str) -> CroppedMasks:
@@ -197,10 +202,10 @@ def f1(predicted: CroppedMasks, ground_truth: CroppedMasks) -> float:
     return 2 * matched / max(len(predicted) + len(ground_truth), 1)
 
 
-def _predict_ours(predictor: Predictor, task: Task) -> CroppedMasks:
+def _predict_ours(predictor: Predictor, task: Task) -> Result:
     result = predictor.predict_tiled(task.image, task.tile, task.overlap, progress=False)
     masks: CroppedMasks = at_least(result["instances"], task.confidence).pred_masks
-    return masks
+    return lambda: masks
 
 
 def _instances(predictor: Predictor, tile: np.ndarray, confidence: float) -> Instances:
@@ -208,8 +213,8 @@ def _instances(predictor: Predictor, tile: np.ndarray, confidence: float) -> Ins
     return at_least(predictor(np.ascontiguousarray(tile))["instances"], confidence).to("cpu")
 
 
-def _slicer(compact: bool) -> Callable[[Predictor, Task], CroppedMasks]:
-    def predict(predictor: Predictor, task: Task) -> CroppedMasks:
+def _slicer(compact: bool) -> Predict:
+    def predict(predictor: Predictor, task: Task) -> Result:
         import supervision as sv
 
         def callback(tile: np.ndarray) -> Any:
@@ -222,19 +227,22 @@ def _slicer(compact: bool) -> Callable[[Predictor, Task], CroppedMasks]:
         image = read_image(task.image)
         detections: Any = slicer(image)
         order = np.argsort(-detections.confidence, kind="stable").tolist()
-        return _cropped((np.asarray(detections.mask[index]) for index in order), image.shape[:2])
+        return lambda: _cropped(detections.mask, order, image.shape[:2])
 
     return predict
 
 
-def _cropped(masks: Any, size: tuple[int, ...]) -> CroppedMasks:
-    """From masks of the image's size, one at a time."""
-    parts = [CroppedMasks.from_crops([], [], (size[0], size[1]))]
-    parts += [CroppedMasks.from_dense(mask.reshape(1, *size)) for mask in masks]
-    return CroppedMasks.cat(parts)
+def _cropped(masks: Any, order: Sequence[int], size: tuple[int, ...]) -> CroppedMasks:
+    """From masks of supervision, compact or of the image's size, in this order."""
+    height, width = size
+    if masks is None or isinstance(masks, np.ndarray):
+        parts = [CroppedMasks.from_dense(masks[index : index + 1]) for index in order]
+        return CroppedMasks.cat([CroppedMasks.from_crops([], [], (height, width)), *parts])
+    crops = [masks.crop(index) for index in order]
+    return CroppedMasks.from_crops(crops, masks.offsets[list(order)], (height, width))
 
 
-def _predict_with_sahi(predictor: Predictor, task: Task) -> CroppedMasks:
+def _predict_with_sahi(predictor: Predictor, task: Task) -> Result:
     from sahi.models.detectron2 import Detectron2DetectionModel
     from sahi.predict import get_sliced_prediction
 
@@ -266,7 +274,7 @@ def _predict_with_sahi(predictor: Predictor, task: Task) -> CroppedMasks:
     predictions = sorted(result.object_prediction_list, key=lambda item: -item.score.value)
     size = (image.shape[0], image.shape[1])
     polygons = [item.mask.segmentation for item in predictions if item.mask is not None]
-    return CroppedMasks.from_rles([to_rle(item, *size) for item in polygons if item], size)
+    return lambda: CroppedMasks.from_rles([to_rle(item, *size) for item in polygons if item], size)
 
 
 class Peer(NamedTuple):
@@ -274,7 +282,7 @@ class Peer(NamedTuple):
 
     title: str
     package: str
-    predict: Callable[[Predictor, Task], CroppedMasks]
+    predict: Predict
 
 
 PEERS: dict[str, Peer] = {

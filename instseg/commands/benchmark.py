@@ -26,8 +26,20 @@ def add_models_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="NAME",
         help="eager (the default), folded (batch normalisation folded, channels last), bf16 "
-        "(folded, in bfloat16) or compiled (folded and run through torch.compile); may be "
-        "repeated, one row for each",
+        "(folded, in bfloat16), compiled (folded and run through torch.compile), onnx (exported), "
+        "int8 (exported in 8 bits, calibrated on the images), openvino, openvino_bf16 or "
+        "openvino_int8 (the same files in OpenVINO); may be repeated, one row for each",
+    )
+    add(
+        "--peak",
+        action="store_true",
+        help="also measure the fastest convolution in each number type, and which share of it each "
+        "network reaches",
+    )
+    add(
+        "--authors",
+        metavar="NAME=FOLDER",
+        help="also compare with the authors' code of a paper in a checkout; runs it on the CPU",
     )
     add("--repeats", type=int, default=6, metavar="N", help="passes (default %(default)s)")
     add("--json", type=path, metavar="FILE", help="write the rows as a JSON list")
@@ -110,6 +122,8 @@ def models(arguments: argparse.Namespace) -> int:
         arguments.variant or ["eager"],
         allow_partial=arguments.allow_partial,
         test_set=arguments.test_set,
+        peak=arguments.peak,
+        authors=arguments.authors,
     )
     print(report(rows, arguments.json))
     return 0

@@ -83,8 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--dtype",
         metavar="TYPE",
-        help="number type of the network: float32 or bfloat16, faster on processors with "
-        "avx512_bf16 or AMX (default: MODEL.DTYPE_TEST)",
+        help="number type of the network: float32, bfloat16, faster on processors with "
+        "avx512_bf16 or AMX, or auto, bfloat16 where it is faster and gives nearly the same "
+        "(default: MODEL.DTYPE_TEST)",
     )
     add("--instance-masks", action="store_true", help="one black and white PNG per instance")
     add(

@@ -158,6 +158,9 @@ def add_shared_config(cfg: CfgNode) -> None:
     #                the layout of YouTube-VIS. Needs instseg[video].
     # Data of Cityscapes are always evaluated by the authors' code alone.
     cfg.TEST.METRICS = ("coco",)
+    # Who computes "coco": "standard", Detectron2's evaluator with pycocotools, or "fast",
+    # faster-coco-eval, which gives the same numbers in less time. Needs instseg[fast-eval].
+    cfg.TEST.COCO_EVAL = "standard"
     # Least score of a detection that becomes part of a track.
     cfg.TEST.TRACK_SCORE_THRESH = 0.05
     # Keep the weights with the best value of this metric under OUTPUT_DIR/best: "segm/AP",
@@ -172,9 +175,10 @@ def add_shared_config(cfg: CfgNode) -> None:
     # Precision in "voc": "11-point" (VOC 2007, what papers report) or "all-point" (VOC 2010).
     cfg.TEST.VOC_INTERPOLATION = "11-point"
 
-    # Number type in which the network computes in prediction and evaluation: "float32" or
-    # "bfloat16", which is faster on processors with avx512_bf16 or AMX and on GPUs. What follows
-    # the network is float32.
+    # Number type in which the network computes in prediction and evaluation: "float32",
+    # "bfloat16", which is faster on processors with avx512_bf16 or AMX and on GPUs, or "auto":
+    # "bfloat16" where it is faster and gives nearly the same, see
+    # instseg/inference/auto_precision.py. What follows the network is float32.
     cfg.MODEL.DTYPE_TEST = "float32"
 
     cfg.MODEL.VGG = CfgNode()
@@ -267,6 +271,7 @@ def _momentum(cfg: CfgNode) -> Rule | None:
 
 
 _CROPPED = ", as INPUT.AUGMENTATION ssd crops masks as images"
+_KEYPOINTS = ", as MODEL.KEYPOINT_ON asks for metrics of keypoints"
 _PLAIN_STATISTICS = one_of(False, reason=", as SOLVER.EMA.ENABLED averages them with the weights")
 _NAMES = Rule(lambda x: all(isinstance(name, str) for name in x), "names of data sets")
 _NOT_NEGATIVE = number(0)
@@ -283,7 +288,7 @@ declare(
             lambda x: isinstance(x, str) and re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", x) is not None,
             "cpu, cuda or cuda:NUMBER",
         ),
-        "MODEL.DTYPE_TEST": one_of("float32", "bfloat16"),
+        "MODEL.DTYPE_TEST": one_of("float32", "bfloat16", "auto"),
         "MODEL.MASK_ON": _with_ssd(one_of(True, reason=_CROPPED)),
         "MODEL.PIXEL_MEAN": (several(number(), "a list of numbers, one per channel"), _per_channel),
         "MODEL.PIXEL_STD": (
@@ -358,6 +363,10 @@ declare(
         "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": POSITIVE,
         "TEST.DETECTIONS_PER_IMAGE": whole(0),
         "TEST.MASKS": one_of("dense", "cropped"),
+        "TEST.COCO_EVAL": (
+            one_of("standard", "fast"),
+            where("MODEL.KEYPOINT_ON", True, one_of("standard", reason=_KEYPOINTS)),
+        ),
         "TEST.PRECISE_BN.ENABLED": where("SOLVER.EMA.ENABLED", True, _PLAIN_STATISTICS),
         "TEST.PRECISE_BN.NUM_ITER": COUNT,
         "TEST.AUG.ENABLED": check_augmentation,

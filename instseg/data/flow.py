@@ -9,7 +9,7 @@ from detectron2.data import transforms as T
 from detectron2.utils.file_io import PathManager
 from fvcore.transforms.transform import BlendTransform, VFlipTransform
 
-from instseg.data.augmentations import ExpandTransform, PhotometricTransform
+from instseg.data.augmentations import CanvasTransform, PhotometricTransform
 from instseg.data.windows import SymmetryTransform, WindowTransform
 from instseg.errors import DatasetError
 
@@ -91,16 +91,11 @@ def transform_flow(flow: np.ndarray, transforms: T.TransformList) -> np.ndarray:
             flow = flow[:, ::-1] * np.array([-1, 1], np.float32)
         elif isinstance(transform, VFlipTransform):
             flow = flow[::-1] * np.array([1, -1], np.float32)
-        elif isinstance(transform, SymmetryTransform | WindowTransform):
+        elif isinstance(transform, SymmetryTransform | WindowTransform | CanvasTransform):
             flow = transform.apply_flow(flow)
         elif isinstance(transform, T.CropTransform):
             x, y, w, h = transform.x0, transform.y0, transform.w, transform.h
             flow = flow[y : y + h, x : x + w]
-        elif isinstance(transform, ExpandTransform):
-            canvas = np.full((transform.height, transform.width, 2), np.nan, np.float32)
-            height, width = flow.shape[:2]
-            canvas[transform.y : transform.y + height, transform.x : transform.x + width] = flow
-            flow = canvas
         elif isinstance(transform, T.ResizeTransform):
             flow = _resized(flow, transform.new_h, transform.new_w)
         else:

@@ -102,7 +102,10 @@ def transformed_masks(
         numbers = waiting[:_LABELS]
         layer = masks[numbers]
         labels = layer.to_label_image().astype(np.uint8)
-        whole = np.bincount(labels.ravel(), minlength=len(numbers) + 1)[1:] == layer.areas()
+        areas = layer.areas()
+        whole = np.ones(len(numbers), dtype=np.bool_)
+        if np.count_nonzero(labels) < areas.sum():  # some overlap
+            whole = np.bincount(labels.ravel(), minlength=len(numbers) + 1)[1:] == areas
         moved = transforms.apply_segmentation(labels)
         slices = find_objects(moved, max_label=len(numbers))
         for label in np.flatnonzero(whole).tolist():
@@ -125,6 +128,10 @@ def corners_of(annotations: Sequence[dict[str, Any]]) -> npt.NDArray[np.float64]
     modes = [x["bbox_mode"] for x in annotations]
     for mode in set(modes):
         rows = [row for row, other in enumerate(modes) if other == mode]
-        boxes = torch.tensor([list(map(float, annotations[row]["bbox"])) for row in rows])
-        corners[rows] = BoxMode.convert(boxes, mode, BoxMode.XYXY_ABS)
+        boxes = np.array([annotations[row]["bbox"] for row in rows], dtype=np.float32)
+        if mode == BoxMode.XYWH_ABS:
+            boxes[:, 2:] += boxes[:, :2]
+        elif mode != BoxMode.XYXY_ABS:
+            boxes = BoxMode.convert(torch.from_numpy(boxes), mode, BoxMode.XYXY_ABS).numpy()
+        corners[rows] = boxes
     return corners

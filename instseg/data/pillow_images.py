@@ -58,11 +58,13 @@ def convert_image(
         if _is_transparent(image):
             log_first_n(logging.WARNING, f"{source}: transparency is ignored (said once)")
             image = image.convert("RGBA")
-        image = image.convert("RGB")
+        image = image if image.mode == "RGB" else image.convert("RGB")
         pixels = np.asarray(image if format != "L" else image.convert("L"))
     if format == "L":
         pixels = pixels[:, :, None]
-    return np.array(pixels[:, :, ::-1] if format == "BGR" else pixels, order="C")
+    if format == "BGR":
+        return cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    return np.array(pixels, order="C")
 
 
 def pillow_pixels(image: Image.Image, source: str) -> Array:

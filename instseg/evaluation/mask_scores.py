@@ -13,14 +13,14 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from instseg.data.dataset import DataSet
-from instseg.evaluation.ground_truth import GroundTruthEvaluator
+from instseg.evaluation.fast_coco import FastCOCOEvaluator, require_fast
 from instseg.evaluation.registry import Metric, register
 from instseg.masks import CroppedMasks, as_text, ious
 from instseg.modeling import gives_mask_scores
 
 
 @register("coco")
-class MaskScoreCOCOEvaluator(Metric, GroundTruthEvaluator):
+class MaskScoreCOCOEvaluator(Metric, FastCOCOEvaluator):
     """Detectron2's COCO evaluator, which ranks masks by ``mask_scores`` if a model gives them.
 
     Detections with that field (N,) are ranked by it for ``segm`` and by ``scores`` for all other
@@ -52,7 +52,12 @@ class MaskScoreCOCOEvaluator(Metric, GroundTruthEvaluator):
     @classmethod
     def from_config(cls, cfg: CfgNode, dataset: DataSet, folder: str) -> DatasetEvaluator:
         limit = max(100, cfg.TEST.DETECTIONS_PER_IMAGE)
-        return cls(dataset, output_dir=folder, max_dets_per_image=limit)
+        fast = _is_fast(cfg)
+        return cls(dataset, output_dir=folder, max_dets_per_image=limit, fast=fast)
+
+    @classmethod
+    def check(cls, cfg: CfgNode, dataset: DataSet, model: nn.Module) -> None:
+        _is_fast(cfg)
 
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
@@ -145,6 +150,13 @@ def score_iou_correlation(coco_eval: COCOeval, field: str = "score") -> float:
     if len(set(scores)) < 2 or len(set(true_ious)) < 2:
         return float("nan")
     return float(spearmanr(scores, true_ious).statistic)
+
+
+def _is_fast(cfg: CfgNode) -> bool:
+    """Whether ``TEST.COCO_EVAL`` is "fast"; raises a ConfigError if its package is missing."""
+    if cfg.TEST.COCO_EVAL == "fast":
+        require_fast()
+    return bool(cfg.TEST.COCO_EVAL == "fast")
 
 
 def _ranked(record: Mapping[str, Any], task: str) -> dict[str, Any]:

@@ -6,34 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from instseg.config.files import parse_yaml
 from instseg.config.nodes import CfgNode, get_cfg
-from instseg.errors import CheckpointError, ConfigError, ProcessError
-from instseg.export.exporting import (
-    BETWEEN,
-    INPUT,
-    METADATA,
-    STATE,
-    child_path,
-    import_optional,
-)
+from instseg.errors import CheckpointError, ConfigError
+from instseg.export.engines import Engine, EngineNetwork
+from instseg.export.exporting import BETWEEN, child_path
+from instseg.inference.precision import FLOAT32
 from instseg.inference.predictor import Predictor
 from instseg.modeling import SplitModel, VideoModel, as_split, as_video
 
-_DTYPES: dict[str, type[np.floating[Any]]] = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-}
-"""onnxruntime's name of a number type → NumPy's type."""
-
 
 class ExportedPredictor(Predictor):
-    """A :class:`~instseg.inference.predictor.Predictor` whose network runs in onnxruntime.
+    """A :class:`~instseg.inference.predictor.Predictor` whose network runs in another engine.
 
     It takes the same images and gives the same results.  It needs only the file that
     ``instseg export --format onnx`` wrote, and those beside it.
@@ -54,6 +40,9 @@ class ExportedPredictor(Predictor):
         *,
         overrides: tuple[Any, ...] | list[Any] = (),
         masks: str | None = None,
+        engine: str = "onnxruntime",
+        threads: int | None = None,
+        dtype: str = FLOAT32,
     ) -> None:
         """
         Args:
@@ -61,10 +50,14 @@ class ExportedPredictor(Predictor):
             overrides: ``[KEY, VALUE, ...]``, such as thresholds; keys of the network itself must
                 not change.
             masks: as for :class:`~instseg.inference.predictor.Predictor`.
+            engine: "onnxruntime", or "openvino" with the extra of that name.
+            threads: of the engine; None is its own number, usually that of the processor's cores.
+            dtype: number type in which the network computes, other than what the file has in 8
+                bits: "float32", or with OpenVINO "bfloat16".
         Raises:
             CheckpointError: a missing or damaged file, or one that ``instseg export`` did not
                 write.
-            ConfigError: another kind of file.
+            ConfigError: another kind of file, or an engine that is unknown or not installed.
             ImportError: onnxruntime is not installed.
         """
         self._path = Path(path)
@@ -73,7 +66,8 @@ class ExportedPredictor(Predictor):
                 f"{path}: expected a .onnx file; archives of torch.export can execute code, use "
                 "torch.export.load(path).module() if you trust one"
             )
-        self._loaded, metadata = _load(self._path)
+        self._engine = Engine(engine, threads, dtype)
+        self._loaded, metadata = self._engine.load(self._path)
         try:
             self._metadata = json.loads(metadata)
             text = self._metadata["config"]
@@ -86,8 +80,8 @@ class ExportedPredictor(Predictor):
             ) from error
         cfg = get_cfg()
         cfg.merge_from_other_cfg(CfgNode(parse_yaml(str(text), f"the configuration in {path}")))
-        # The network computes in what the file says.
-        super().__init__(cfg, overrides=overrides, masks=masks, dtype="float32")
+        # The network computes in what the engine and the file say.
+        super().__init__(cfg, overrides=overrides, masks=masks, dtype=FLOAT32)
 
     def video(self) -> VideoModel | None:
         """The networks for key frames and for frames between; None for a model of images.
@@ -98,7 +92,7 @@ class ExportedPredictor(Predictor):
         original = as_video(self.model)
         if original is None or not self._metadata.get("video"):
             return None
-        between, _ = _load(child_path(self._path, BETWEEN))
+        between, _ = self._engine.load(child_path(self._path, BETWEEN))
         return _ExportedVideo(original, self._loaded, between)
 
     def _load(self, allow_partial: bool) -> dict[str, Any]:
@@ -106,7 +100,7 @@ class ExportedPredictor(Predictor):
         # The file of a model for videos has more outputs than these.
         self._network = lambda images: self._loaded(images)[: len(model.raw_names)]
         for name, path in self._parts.items():
-            part, _ = _load(path)
+            part, _ = self._engine.load(path)
             setattr(self.model, name, _Single(part))
         # Older files have only the names.
         keys = ("categories", "class_names", "largest_instance")
@@ -114,54 +108,10 @@ class ExportedPredictor(Predictor):
         return {key: value for key, value in stored.items() if value is not None}
 
 
-class _Session(nn.Module):
-    """A network in onnxruntime.
-
-    It takes and gives float32, whatever precision other tools have converted the file to.
-    """
-
-    def __init__(self, session: Any) -> None:
-        """
-        Raises:
-            ValueError: the network takes something other than floating-point numbers.
-        """
-        super().__init__()
-        self._session = session
-        self._process = os.getpid()
-        self._dtypes: dict[str, type[np.floating[Any]]] = {}
-        for value in session.get_inputs():
-            if value.type not in _DTYPES:
-                raise ValueError(
-                    f"its input {value.name} is {value.type}, expected one of {', '.join(_DTYPES)}"
-                )
-            self._dtypes[value.name] = _DTYPES[value.type]
-
-    def forward(self, images: Tensor, *state: Tensor) -> list[Tensor]:
-        if os.getpid() != self._process:
-            raise ProcessError(
-                "an exported network was opened before this process was forked, and a fork does "
-                "not copy the threads of onnxruntime: make the ExportedPredictor in the process "
-                "that uses it, or start that process by multiprocessing.get_context('spawn')"
-            )
-        names = (INPUT, *(f"{STATE}{i}" for i in range(len(state))))
-        inputs = {
-            name: np.ascontiguousarray(x.cpu().numpy(), dtype=self._dtypes.get(name))
-            for name, x in zip(names, (images, *state), strict=True)
-        }
-        try:
-            outputs = self._session.run(None, inputs)
-        except Exception as error:  # onnxruntime's, see _load()
-            raise CheckpointError(
-                "an exported network cannot be run; its file is damaged, or overrides change what "
-                f"the network takes, such as INPUT.SQUARE_SIZE: {error}"
-            ) from error
-        return [torch.from_numpy(x).float() for x in outputs]
-
-
 class _ExportedVideo:
-    """See :class:`instseg.modeling.VideoModel`; its networks run in onnxruntime."""
+    """See :class:`instseg.modeling.VideoModel`; its networks run in another engine."""
 
-    def __init__(self, model: VideoModel, key: _Session, between: _Session) -> None:
+    def __init__(self, model: VideoModel, key: EngineNetwork, between: EngineNetwork) -> None:
         self.keyframe_interval = model.keyframe_interval
         self._model = model
         self._key = key
@@ -188,26 +138,10 @@ class _ExportedVideo:
 class _Single(nn.Module):
     """Replaces a child of the model by a network with one output."""
 
-    def __init__(self, network: _Session) -> None:
+    def __init__(self, network: EngineNetwork) -> None:
         super().__init__()
         self._network = network
 
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self._network(x)[0]
         return output
-
-
-def _load(path: Path) -> tuple[_Session, str]:
-    """The network in ``path``, and our metadata."""
-    onnxruntime = import_optional("onnxruntime")
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; `instseg export` writes it")
-    try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        network = _Session(session)
-    except Exception as error:  # the runtime has a class for every status, none of them public
-        hint = ""
-        if "DeformConv" in str(error):
-            hint = f"; DeformConv needs onnxruntime 1.25, found {onnxruntime.__version__}"
-        raise CheckpointError(f"{path} cannot be run{hint}: {error}") from error
-    return network, session.get_modelmeta().custom_metadata_map.get(METADATA, "")

@@ -12,7 +12,9 @@ logger = logging.getLogger(__name__)
 
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
 DTYPES = (FLOAT32, BFLOAT16)
-"""Values of ``MODEL.DTYPE_TEST``."""
+"""Number types of ``MODEL.DTYPE_TEST``."""
+AUTO = "auto"
+"""Value that stands for one of them, see :mod:`instseg.inference.auto_precision`."""
 _INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}
 """Flags of processors, as Linux calls them, that compute in bfloat16; the last one is of ARM."""
 
@@ -42,14 +44,19 @@ def store_as_bfloat16(model: nn.Module) -> None:
                 parameter.data = parameter.data.to(torch.bfloat16)
 
 
+def processor_flags() -> frozenset[str] | None:
+    """Names of what the processor can do, and other words; None where the system does not tell."""
+    try:
+        return frozenset(Path("/proc/cpuinfo").read_text().split())
+    except OSError:  # not on Linux
+        return None
+
+
 @cache
 def has_bfloat16() -> bool:
     """Whether the processor computes in bfloat16; True where that is unknown."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:  # not on Linux
-        return True
-    return not _INSTRUCTIONS.isdisjoint(text.split())
+    flags = processor_flags()
+    return flags is None or not _INSTRUCTIONS.isdisjoint(flags)
 
 
 @cache

@@ -28,6 +28,7 @@ from instseg.data.pillow_images import convert_image
 from instseg.data.sizes import saved_largest_instance
 from instseg.errors import ConfigError, ImageError
 from instseg.forks import check_threads
+from instseg.inference.auto_precision import chosen_dtype
 from instseg.inference.optimize import optimize as optimize_model
 from instseg.inference.precision import BFLOAT16, precision, store_as_bfloat16
 from instseg.inference.tile_sources import opened
@@ -142,8 +143,8 @@ class Predictor:
             masks: "dense" for ``pred_masks`` (N, H, W) bool, "cropped" for
                 :class:`instseg.masks.CroppedMasks`, which take the memory that the instances cover;
                 None is ``TEST.MASKS``.
-            dtype: number type of the network, "float32" or "bfloat16"; None is
-                ``MODEL.DTYPE_TEST``.
+            dtype: number type of the network, "float32", "bfloat16", or "auto" for the one that
+                :mod:`instseg.inference.auto_precision` chooses; None is ``MODEL.DTYPE_TEST``.
         Raises:
             ConfigError: a configuration that cannot be used; ``compile`` for a model that declares
                 no network of fixed shape.
@@ -167,6 +168,9 @@ class Predictor:
         self.categories = model_categories(cfg, checkpoint, classes)
         if optimize:
             optimize_model(self.model)
+        self.cfg.defrost()
+        self.cfg.MODEL.DTYPE_TEST = chosen_dtype(self.cfg, self.model)
+        self.cfg.freeze()
         if self.dtype == BFLOAT16:
             store_as_bfloat16(self.model)
         if compile:

@@ -254,10 +254,13 @@ def as_split(model: nn.Module, purpose: str) -> SplitModel:
     if isinstance(model, SplitModel):
         return model
     known = ", ".join(architectures(lambda kind: hasattr(kind, "raw")))
-    raise ConfigError(
-        f"{type(model).__name__} cannot be {purpose}: it declares no network of fixed shape "
-        f"(see instseg.modeling.SplitModel); {known} do"
-    )
+    reason = "it declares no network of fixed shape (see instseg.modeling.SplitModel)"
+    if hasattr(model, "roi_heads"):
+        reason = (
+            "what its heads see depends on the regions that it finds in an image, so that only its "
+            "backbone is a network of fixed shape"
+        )
+    raise ConfigError(f"{type(model).__name__} cannot be {purpose}: {reason}; {known} can")
 
 
 def as_video(model: nn.Module) -> VideoModel | None:

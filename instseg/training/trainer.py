@@ -36,6 +36,7 @@ from instseg.data.loaders import (
 from instseg.data.sizes import largest_instance
 from instseg.errors import ConfigError, OutputError
 from instseg.evaluation import build_evaluator, check_evaluation, take_cropped
+from instseg.inference.auto_precision import chosen_dtype
 from instseg.inference.precision import precision
 from instseg.inference.streaming import build_streams, mean_result
 from instseg.modeling import CROPPED, DENSE, EvaluatedRCNN, is_rcnn
@@ -269,7 +270,8 @@ class Trainer(DefaultTrainer):
         if comm.get_world_size() > 1:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
-        with precision(cfg.MODEL.DTYPE_TEST, cfg.MODEL.DEVICE):
+        bare = model.module if isinstance(model, DistributedDataParallel) else model
+        with precision(chosen_dtype(cfg, bare), cfg.MODEL.DEVICE):
             return cls._test(cfg, model, evaluators, datasets)
 
     @classmethod

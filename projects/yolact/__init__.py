@@ -3,6 +3,7 @@
 from instseg.modeling import cross_class_nms, fast_nms
 from instseg.ops.assemble_masks import assemble_masks, crop, mask_probabilities
 from instseg.projects import Project
+from instseg.projects.yolact.authors import authors_predictor
 from instseg.projects.yolact.boxes import decode, encode, level_sizes, make_priors, to_corners
 from instseg.projects.yolact.config import add_yolact_config
 from instseg.projects.yolact.darknet import DarkNet, build_darknet_backbone
@@ -82,4 +83,5 @@ PROJECT = Project(
         *("MODEL.RESNETS.DEPTH", 18),
         *("MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
     ),
+    authors=authors_predictor,
 )

@@ -1,5 +1,6 @@
 """``instseg benchmark models --variant``: a row for every form of a network, split by stages."""
 
+import importlib.util
 from pathlib import Path
 
 import cv2
@@ -8,10 +9,12 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 
-from instseg.benchmark import benchmark_models, models
+from instseg.benchmark import benchmark_models, models, peak, report, variants
 from instseg.cli import main
 from instseg.errors import ConfigError
 from tests.support.yolact_tiny import CONFIGS, PHOTO, TINY
+
+STAGES = {"network", "post-processing", "mask assembly", "rest"}
 
 
 def test_every_variant_of_yolact_is_a_row_with_its_stages(
@@ -20,15 +23,50 @@ def test_every_variant_of_yolact_is_a_row_with_its_stages(
     monkeypatch.setattr(models, "_peak_memory", lambda *_: None)
     monkeypatch.setattr(torch, "compile", lambda network, **_: network)
     cv2.imwrite(str(tmp_path / "photo.png"), PHOTO)
-    rows = benchmark_models(
-        [CONFIGS["yolact"]], [str(tmp_path / "photo.png")], TINY, 1, list(models.VARIANTS)
-    )
+    forms = ["eager", "folded", "bf16", "compiled"]
+    rows = benchmark_models([CONFIGS["yolact"]], [str(tmp_path / "photo.png")], TINY, 1, forms)
     names = ["", "_folded", "_bf16", "_compiled"]
     assert [row.name for row in rows] == [f"yolact_shapes{name}" for name in names]
     for row in rows:
-        stages = {"network", "post-processing", "mask assembly", "rest"}
-        assert set(row.stages_ms) == stages
+        assert set(row.stages_ms) == STAGES
         assert all(ms > 0 for ms in row.stages_ms.values())
+        assert row.ratio_cpu == pytest.approx(row.peer_cpu_ms / row.cpu_ms)
+        assert row.share_of_peak is None
+
+
+def test_exported_networks_are_rows_with_their_share_of_the_peak(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peak of a number type is a row of its own."""
+    pytest.importorskip("onnxruntime", reason="needs the extra 'export'")
+    monkeypatch.setattr(models, "_peak_memory", lambda *_: None)
+    monkeypatch.setattr(peak, "processor_flags", lambda: frozenset({"avx2"}))
+    cv2.imwrite(str(tmp_path / "photo.png"), PHOTO)
+    forms = ["onnx", "int8"]
+    if importlib.util.find_spec("openvino") is not None:
+        forms += ["openvino", "openvino_bf16", "openvino_int8"]
+    words = [*TINY, "INPUT.SQUARE_SIZE", 72]
+    photos = [str(tmp_path / "photo.png")]
+    rows = benchmark_models([CONFIGS["yolact"]], photos, words, 1, forms, peak=True)
+    peaks = [row for row in rows if row.name.startswith("peak: ")]
+    assert [row.name for row in peaks][:2] == [
+        f"peak: convolution in {dtype}" for dtype in ("float32", "int8")
+    ]
+    networks = rows[len(peaks) :]
+    assert [row.name for row in networks] == [f"yolact_shapes_{name}" for name in forms]
+    for row in networks:
+        assert set(row.stages_ms) == STAGES
+        assert row.share_of_peak is not None and row.share_of_peak > 0
+        assert row.note == ("no avx512_vnni" if "int8" in row.name else row.note)
+    assert "share_of_peak" in report(rows, None)
+
+
+def test_exported_networks_run_on_the_cpu_alone() -> None:
+    cfg = models.load_cfg(CONFIGS["yolact"], TINY)
+    cfg.MODEL.DEVICE = "cuda"
+    form = variants.VARIANTS["onnx"]
+    with pytest.raises(ConfigError, match=r"MODEL\.DEVICE is cuda; set MODEL\.DEVICE cpu"):
+        variants.prepared(form, cfg, [PHOTO], Path("."), lambda build: build(), False)
 
 
 def test_a_model_for_videos_has_the_times_of_both_kinds_of_frames(
@@ -75,7 +113,7 @@ def test_an_unknown_variant_is_refused(capsys: pytest.CaptureFixture[str]) -> No
     arguments = ["--config-file", CONFIGS["yolact"], "--variant", "fast"]
     assert main(["benchmark", "models", *arguments]) == 2
     assert (
-        "--variant is fast; expected one of eager, folded, bf16, compiled"
+        "--variant is fast; expected one of eager, folded, bf16, compiled, onnx, int8, openvino"
         in capsys.readouterr().err
     )
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 import instseg
 from instseg.data.augmentations import (
-    ExpandTransform,
+    CanvasTransform,
     PhotometricDistortion,
     PhotometricTransform,
     RandomBoxCrop,
@@ -83,7 +83,7 @@ def test_random_colours_stay_in_their_ranges() -> None:
 
 def test_expansion_moves_image_boxes_and_masks_together() -> None:
     image, mask = noise(4, 5), np.ones((4, 5), np.uint8)
-    transform = ExpandTransform(3, 2, 10, 9, (1, 2, 3))
+    transform = CanvasTransform(3, 2, 10, 9, (1, 2, 3))
     grown, grown_mask = transform.apply_image(image), transform.apply_segmentation(mask)
     assert grown.shape == (9, 10, 3) and (grown[2:6, 3:8] == image).all()
     assert (grown[0, 0] == (1, 2, 3)).all()
@@ -91,10 +91,73 @@ def test_expansion_moves_image_boxes_and_masks_together() -> None:
     assert transform.apply_box(np.array([[0, 0, 5, 4]])).tolist() == [[3, 2, 8, 6]]
 
 
+@given(
+    x=st.integers(-8, 8), y=st.integers(-8, 8), width=st.integers(1, 9), height=st.integers(1, 9)
+)
+def test_what_lies_beyond_a_canvas_is_cut_off(x: int, y: int, width: int, height: int) -> None:
+    """Pixel (column, row) of the image is pixel (column + x, row + y) of the canvas."""
+    image = noise(4, 5)
+    expected = np.full((height, width, 3), (7, 8, 9), np.uint8)
+    for row, column in np.ndindex(4, 5):
+        if 0 <= row + y < height and 0 <= column + x < width:
+            expected[row + y, column + x] = image[row, column]
+    image.flags.writeable = False  # as those of a reader
+    transform = CanvasTransform(x, y, width, height, (7.9, 8.0, 9.2))  # 8 bits take the whole part
+    assert (transform.apply_image(image) == expected).all()
+    mask = transform.apply_segmentation(np.ones((4, 5), np.uint8))
+    assert mask.shape == (height, width)
+    rows, columns = (np.arange(size) - start for size, start in ((height, y), (width, x)))
+    assert (mask == np.outer((rows >= 0) & (rows < 4), (columns >= 0) & (columns < 5))).all()
+
+
+def test_expansion_and_crop_in_one_give_what_both_give_in_turn() -> None:
+    image, boxes = noise(30, 40).astype(np.float32), np.array([[3.5, 4, 20, 25], [30, 2, 38, 9]])
+    mask = (image[:, :, 0] > 99).astype(np.uint8)
+    kinds = set()
+    for seed in range(60):
+        np.random.seed(seed)
+        expansion, crop = RandomExpansion((1.5, 2, 3), 3.0), RandomBoxCrop()
+        data = T.AugInput(image, boxes=boxes, sem_seg=mask)
+        both = T.AugmentationList([expansion, crop])(data)
+        np.random.seed(seed)
+        fused = RandomExpansion((1.5, 2, 3), 3.0, crop).get_transform(image, boxes)
+        assert (fused.apply_image(image) == data.image).all()
+        assert (fused.apply_segmentation(mask) == data.sem_seg).all()
+        assert (fused.apply_box(boxes) == data.boxes).all()
+        kinds.add(tuple(type(x).__name__ for x in both.transforms))
+    assert len(kinds) == 4
+
+
+@pytest.mark.parametrize("hue", [-18, 18, 120, -359, 361, 0.25])
+@pytest.mark.parametrize("saturation", [1.0, 1.3])
+def test_hues_turn_as_by_the_remainder_of_numpy(hue: float, saturation: float) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    hsv = cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2HSV)
+    hsv[..., 1] *= np.float32(saturation)
+    hsv[..., 0] = (hsv[..., 0] + np.float32(np.fmod(hue, 360))) % 360
+    expected = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    changed = PhotometricTransform("RGB", hue=hue, saturation=saturation).apply_image(image)
+    assert (changed == expected).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("horizontal", [True, False])
+def test_a_mirror_image_is_stretched_as_a_copy_of_it(channels: int, horizontal: bool) -> None:
+    image = noise(48, 30).astype(np.float32)[:, :, :channels]
+    mirrored = image[:, ::-1] if horizontal else image[::-1]
+    stretch = build_ssd_augmentations(cfg_with())[-1].get_transform(image)
+    stretched = stretch.apply_image(mirrored)
+    assert stretched.shape == (64, 64, channels)
+    copied = stretch.apply_image(np.ascontiguousarray(mirrored))
+    np.testing.assert_allclose(stretched, copied, atol=1e-3)
+    with_torch = T.ResizeTransform(48, 30, 64, 64).apply_image(np.ascontiguousarray(mirrored))
+    np.testing.assert_allclose(stretched, with_torch, atol=0.03)
+
+
 def test_an_image_grows_by_the_given_ratio_at_most() -> None:
     augmentation = RandomExpansion((0, 0, 0), 3.0)
-    sizes = [augmentation.get_transform(noise(10, 20)) for _ in range(200)]
-    grown = [x for x in sizes if isinstance(x, ExpandTransform)]
+    sizes = [augmentation.get_transform(noise(10, 20), np.zeros((0, 4))) for _ in range(200)]
+    grown = [x for x in sizes if isinstance(x, CanvasTransform)]
     assert 70 < len(grown) < 130
     assert all(20 <= x.width <= 60 and x.x + 20 <= x.width and x.y + 10 <= x.height for x in grown)
     assert max(x.width for x in grown) > 50
@@ -228,7 +291,7 @@ def test_crowds_become_boxes_of_their_own(tmp_path: Any) -> None:
 def test_colours_expansion_and_crop_can_each_be_left_out() -> None:
     off = ["INPUT.SSD_COLORS", False, "INPUT.SSD_EXPAND_RATIO", 1.0, "INPUT.SSD_CROP", False]
     kinds = [type(step).__name__ for step in build_ssd_augmentations(cfg_with(*off))]
-    assert kinds == ["RandomFlip", "Resize"]
+    assert kinds == ["RandomFlip", "Stretch"]
 
 
 def test_masks_and_boxes_agree_after_the_whole_pipeline() -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 import instseg
 from instseg.config.nodes import CfgNode
-from instseg.data.augmentations import ExpandTransform, PhotometricTransform
+from instseg.data.augmentations import CanvasTransform, PhotometricTransform
 from instseg.data.flow import decode_flow, encode_flow, read_flow, transform_flow
 from instseg.data.mappers import build_train_mapper
 from instseg.data.readers import flying_chairs
@@ -97,7 +97,7 @@ def test_mirroring_turns_the_flow_around() -> None:
 
 
 def test_cropping_and_expanding_move_the_flow_without_changing_it() -> None:
-    steps = [T.CropTransform(1, 0, 2, 2, 3, 2), ExpandTransform(1, 2, 4, 5)]
+    steps = [T.CropTransform(1, 0, 2, 2, 3, 2), CanvasTransform(1, 2, 4, 5)]
     flow = transform_flow(numbered(2, 3), T.TransformList(steps))
     assert flow.shape == (5, 4, 2)
     np.testing.assert_array_equal(flow[2:4, 1:3], numbered(2, 3)[:, 1:])

@@ -11,7 +11,7 @@ from torch import nn
 import instseg
 from instseg import cli
 from instseg.errors import ConfigError
-from instseg.inference import precision
+from instseg.inference import auto_precision, precision
 from instseg.inference.predictor import Predictor
 from instseg.training.trainer import Trainer
 from tests.inference.test_predictor import PHOTO, tiny_cfg
@@ -54,7 +54,9 @@ def test_scores_boxes_and_masks_of_two_stage_models_are_made_in_float32() -> Non
 
 
 def test_a_type_that_there_is_not_is_refused() -> None:
-    with pytest.raises(ConfigError, match="MODEL.DTYPE_TEST is .*float16.*float32 or bfloat16"):
+    with pytest.raises(
+        ConfigError, match="DTYPE_TEST is .float16.; expected float32, bfloat16 or auto"
+    ):
         Predictor(tiny_cfg(), dtype="float16")
 
 
@@ -106,3 +108,50 @@ def test_a_processor_without_the_instructions_is_warned_of_once(
     precision.has_bfloat16.cache_clear()
     assert len(caplog.records) == slow
     assert not slow or "has no instructions (avx512_bf16 or amx_bf16)" in caplog.text
+
+
+def changed(monkeypatch: pytest.MonkeyPatch, able: bool, largest: float = 0.05) -> None:
+    """A processor with or without instructions, and what counts as equal."""
+    monkeypatch.setattr(auto_precision, "has_bfloat16", lambda: able)
+    monkeypatch.setattr(auto_precision, "_LARGEST_DIFFERENCE", largest)
+
+
+@pytest.mark.parametrize(
+    ("able", "largest", "dtype", "reason"),
+    [
+        (True, 0.05, "bfloat16", "its outputs in bfloat16 differ by 1."),
+        (True, 1e-5, "float32", "its outputs in bfloat16 differ by 1."),
+        (False, 0.05, "float32", "cpu has no instructions for bfloat16"),
+    ],
+)
+def test_auto_is_bfloat16_where_that_is_fast_and_equal_enough(
+    able: bool,
+    largest: float,
+    dtype: str,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    changed(monkeypatch, able, largest)
+    with caplog.at_level(logging.INFO, logger="instseg"):
+        predictor = tiny_predictor("yolact", dtype="auto")
+    assert predictor.dtype == predictor.cfg.MODEL.DTYPE_TEST == dtype
+    assert f"MODEL.DTYPE_TEST auto is {dtype}: {reason}" in caplog.text
+    assert not predictor.model.training
+    assert len(predictor(PHOTO)["instances"]) == 50
+
+
+def test_auto_compares_the_features_of_two_stage_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    changed(monkeypatch, able=True)
+    torch.manual_seed(0)
+    assert Predictor(tiny_cfg(), dtype="auto").dtype == "bfloat16"
+    changed(monkeypatch, able=True, largest=0.0)
+    assert Predictor(tiny_cfg(), dtype="auto").dtype == "float32"
+
+
+def test_auto_is_float32_for_a_network_that_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    changed(monkeypatch, able=True)
+    cfg = tiny_cfg()
+    cfg.MODEL.DTYPE_TEST = "auto"
+    model = nn.Identity().train()
+    assert auto_precision.chosen_dtype(cfg, model) == "float32" and model.training

@@ -77,7 +77,7 @@ def test_every_registered_architecture_says_which_key_has_its_number_of_classes(
 
 def test_a_message_names_the_architectures_that_can_do_it() -> None:
     instseg.get_cfg()
-    with pytest.raises(ConfigError, match="Silent cannot be exported: .*YOLACT, .* do$"):
+    with pytest.raises(ConfigError, match="Silent cannot be exported: .*YOLACT, .* can$"):
         as_split(Silent(), "exported")
 
 

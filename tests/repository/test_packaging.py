@@ -26,6 +26,7 @@ from tests.support.building import (
 PROJECT_OF = {
     "PIL": "pillow",
     "cv2": "opencv-python",  # or opencv-python-headless
+    "faster_coco_eval": "faster-coco-eval",
     "huggingface_hub": "huggingface-hub",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",

@@ -10,7 +10,9 @@ import instseg
 from instseg.commands import (
     benchmark,
     check_data,
+    compare,
     convert,
+    evaluate,
     export,
     models,
     nuclei,
@@ -73,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     add = commands.add_parser
     predict.add_arguments(add("predict", help="find instances in images and videos"))
     results.add_arguments(add("results", help="write results in other formats"))
+    evaluate.add_arguments(add("evaluate", help="compare results with the ground truth"))
+    compare.add_arguments(add("compare", help="show trainings side by side"))
     models.add_arguments(add("models", help="list the shipped models"))
     proposals.add_arguments(add("proposals", help="write a model's boxes for another detector"))
     convert.add_arguments(add("convert", help="make released weights usable here"))

@@ -1,12 +1,9 @@
 """The work of ``instseg results``: results of an earlier run, in other formats."""
 
-import json
 import logging
-import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,62 +11,16 @@ from typing import Any
 from tqdm import tqdm
 
 from instseg.categories import Categories
-from instseg.data.annotations import Fault, standard_annotation
 from instseg.errors import ConfigError, ImageError, one_line, short
-from instseg.masks import CroppedMasks, to_rle
+from instseg.masks import RLE, CroppedMasks
 from instseg.predict.formats import DEFAULT, ImageResult, opened, parse
+from instseg.predict.result_file import ResultFile, as_object, checked_mask, open_results
 from instseg.predict.sources import RESERVED, prepare_output, unused_stem
 
 logger = logging.getLogger(__name__)
 
-_LIST = b"["
 _OF_IMAGE = ("image_id", "file_name", "page")
 """Keys of a record that belong to its image."""
-_FRAMES, _VIDEOS = b'"frames": [', b'"videos": ['
-"""Keys in the first line of a video's file; that of a run that was killed has only the second."""
-_UNUSABLE = (OSError, ValueError, RecursionError)
-
-
-@dataclass(frozen=True)
-class ResultFile:
-    """A file of results, read from its beginning as often as need be.
-
-    Attributes:
-        path: ``predictions.json`` or ``.jsonl``, ``NAME.json`` or ``.jsonl`` of a video, or any
-            list of results in COCO's form.
-        head: the part before the list, that of a video's file or of ``categories.json``; empty if
-            there is none.
-        is_video: whether its entries are frames.
-    """
-
-    path: Path
-    head: dict[str, Any]
-    is_video: bool
-
-    def entries(self) -> Iterator[dict[str, Any]]:
-        """Its entries: instances of images, or the frames of a video."""
-        for number, entry in enumerate(_entries(self.path, "frames" if self.is_video else "")):
-            if not isinstance(entry, dict):
-                raise ConfigError(f"{self.path}: entry {number} is {short(entry)}, no JSON object")
-            if not self.is_video and type(entry.get("image_id")) not in (int, str):
-                image_id = short(entry.get("image_id"))
-                raise ConfigError(f"{self.path}: entry {number} has the image_id {image_id}")
-            yield entry
-
-    def categories(self) -> Categories:
-        """The classes; those of the instances, in the order of their ids, if no file lists them."""
-        listed = self.head.get("categories")
-        if listed is None:
-            names: dict[int, object] = {}
-            for entry in self.entries():
-                key = entry.get("category_id")
-                if type(key) is int:
-                    names.setdefault(key, entry.get("category_name", f"class {key}"))
-            listed = [{"id": key, "name": str(names[key])} for key in sorted(names)]
-        try:
-            return Categories.of_coco(listed or [{"id": 0, "name": "class 0"}])
-        except ValueError as error:
-            raise ConfigError(f"{self.path}: its list of classes cannot be used: {error}") from None
 
 
 def convert(
@@ -80,7 +31,7 @@ def convert(
     Prints one line on stderr for an image whose results cannot be written, and goes on.
 
     Args:
-        file: see :class:`ResultFile`.
+        file: see :class:`~instseg.predict.result_file.ResultFile`.
         formats: names with commas between them.
         output: folder of everything that is written; None for that of ``file``.
         images: folder of the images; None for where they were.
@@ -97,6 +48,9 @@ def convert(
     if DEFAULT in names and output.resolve() == file.parent.resolve():
         raise ConfigError(f"--to {DEFAULT} could replace {file} itself; choose another --output")
     results = open_results(file)
+    if not results.head:
+        text = "%s: no categories.json beside it: images without instances are not known"
+        logger.info(text, file)
     prepare_output(output, ())
     categories = results.categories()
     info = results.head.get("info")
@@ -111,43 +65,6 @@ def convert(
                 tqdm.write(one_line(error), file=sys.stderr)
                 status = 1
     return status
-
-
-def open_results(path: Path) -> ResultFile:
-    """Look what kind of results a file holds.
-
-    Raises:
-        ConfigError: it is missing, or holds none.
-    """
-    try:
-        with path.open("rb") as file:
-            first = file.readline(2**24)
-            if _FRAMES in first:  # a file in one line can be longer
-                first += file.readline() if not first.endswith(b"\n") else b""
-            first = first.strip()
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    lines_of_video = first.startswith(b"{") and _VIDEOS in first and path.suffix == ".jsonl"
-    if _FRAMES in first or lines_of_video:
-        head = first if first.endswith(b"}") else first + b"]}"
-        try:
-            return ResultFile(path, _object(path, json.loads(head)), is_video=True)
-        except _UNUSABLE as error:
-            raise ConfigError(f"{path} is no file of results: {error}") from None
-    if not first.startswith((_LIST, b'{"image_id"')):
-        raise ConfigError(
-            f"{path} holds no results; expected predictions.json or the NAME.json of a video of "
-            "`instseg predict`, or a list of results in COCO's form"
-        )
-    for suffix in (".json", ".jsonl"):
-        categories = path.with_name(f"categories{suffix}")
-        if categories.is_file():
-            try:
-                return ResultFile(path, _head(categories), is_video=False)
-            except _UNUSABLE as error:
-                raise ConfigError(f"{categories} cannot be read: {error}") from None
-    logger.info("%s: no categories.json beside it: images without instances are not known", path)
-    return ResultFile(path, {}, is_video=False)
 
 
 def image_results(
@@ -220,8 +137,8 @@ def _image_result(
         raise ConfigError(f"{path}: image {name} has the size {short((width, height))}")
     checked = [_record(path, name, record, categories, height, width) for record in records]
     checked.sort(key=lambda pair: -pair[0]["score"])
-    masks = [mask for _, mask in checked]
-    has_masks = all(mask is not None for mask in masks)
+    masks = [mask for _, mask in checked if mask is not None]
+    has_masks = len(masks) == len(checked)
     return ImageResult(
         image_id=image["id"],
         file_name=name,
@@ -288,21 +205,15 @@ class _Stems:
 
 def _record(
     path: Path, name: str, record: Any, categories: Categories, height: int, width: int
-) -> tuple[dict[str, Any], Any]:
-    """A checked record without the keys of its image, and its mask as compressed RLE, or None."""
-    record = {k: v for k, v in _object(path, record).items() if k not in _OF_IMAGE}
-    score, key = record.get("score"), record.get("category_id")
-    if type(score) not in (int, float) or not math.isfinite(score):
-        raise ConfigError(f"{path}: an instance of {name} has the score {short(score)}")
-    given = {"category_id": key, "segmentation": record.get("segmentation")}
-    if given["segmentation"] is None:
+) -> tuple[dict[str, Any], RLE | None]:
+    """A checked record without the keys of its image, and its mask, if it has one."""
+    record = {k: v for k, v in as_object(path, record).items() if k not in _OF_IMAGE}
+    mask = checked_mask(path, name, record, height, width)
+    if mask is None:
         return record, None
-    try:
-        mask = standard_annotation(given, height, width, None)[0]["segmentation"]
-    except (Fault, KeyError) as fault:
-        raise ConfigError(f"{path}: an instance of {name}: {fault}") from None
+    key = record["category_id"]
     name = record.get("category_name") or categories.name_of(categories.number_of(key))
-    return record | {"category_name": str(name)}, to_rle(mask, height, width)
+    return record | {"category_name": str(name)}, mask
 
 
 def _image_of(path: Path, key: Any, record: dict[str, Any]) -> dict[str, Any]:
@@ -322,65 +233,3 @@ def _file(name: str, images: Path | None) -> Path | None:
     """The file of an image, if it is there."""
     paths = [Path(name)] if images is None else [images / name, images / Path(name).name]
     return next((path for path in paths if os.path.isfile(path)), None)
-
-
-def _entries(path: Path, key: str) -> Iterator[Any]:
-    """The entries of a list, line by line where a run of ours wrote it.
-
-    Args:
-        key: of the list in an object; "" for a list alone.
-    """
-    with path.open("rb") as file:
-        first = file.readline().strip() if key else b""
-        if _FRAMES in first and first.endswith(b"}"):  # the whole file in one line
-            yield from _list(path, json.loads(first), key)
-            return
-        numbered = 0
-        for line in file:
-            text = line.strip().rstrip(b",")
-            if text in (_LIST, b"]", b"]}", b"") or text.startswith(b"], "):
-                continue
-            try:
-                entry = json.loads(text)
-            except _UNUSABLE:
-                break
-            if isinstance(entry, list):  # the whole file in one line
-                break
-            yield entry
-            numbered += 1
-        else:
-            return
-    if (numbered or key) and path.suffix == ".jsonl":
-        # The last line of a process that was killed; what comes before it is complete.
-        logger.warning("%s: entry %d is incomplete and left out", path, numbered + 1)
-        return
-    if numbered:
-        raise ConfigError(f"{path} is damaged behind its first {numbered} entries")
-    try:
-        content = json.loads(path.read_bytes())
-    except _UNUSABLE as error:
-        raise ConfigError(f"{path} is no JSON: {error}") from None
-    yield from _list(path, content, key)
-
-
-def _list(path: Path, content: Any, key: str) -> list[Any]:
-    """The entries in the whole content of a file."""
-    entries = content.get(key) if key and isinstance(content, dict) else content
-    if not isinstance(entries, list):
-        raise ConfigError(f"{path} is damaged: expected a list, found {short(entries)}")
-    return entries
-
-
-def _head(path: Path) -> dict[str, Any]:
-    """Content of ``categories.json`` or ``categories.jsonl``."""
-    content = path.read_bytes()
-    if path.suffix == ".json":
-        return _object(path, json.loads(content))
-    first, *lines = content.splitlines()
-    return _object(path, json.loads(first)) | {"images": [json.loads(line) for line in lines]}
-
-
-def _object(path: Path, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path}: expected a JSON object, found {short(value)}")
-    return value

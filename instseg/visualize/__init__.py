@@ -9,6 +9,7 @@ from instseg.visualize.drawing import (
     label_texts,
 )
 from instseg.visualize.gallery import gallery
+from instseg.visualize.legend import with_legend
 
 __all__ = [
     "LABELS",
@@ -18,4 +19,5 @@ __all__ = [
     "draw_instances",
     "gallery",
     "label_texts",
+    "with_legend",
 ]

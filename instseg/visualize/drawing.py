@@ -95,7 +95,8 @@ def draw_instances(
         instances: with ``pred_boxes``, ``scores``, ``pred_classes`` and, if the model has masks,
             ``pred_masks``, (N, H, W) bool or :class:`instseg.masks.CroppedMasks`; without masks the
             boxes are drawn.  ``track_ids`` (N,) int64, where there are any, are those of
-            :class:`instseg.tracking.Tracker`.
+            :class:`instseg.tracking.Tracker`.  ``colours`` (N, 3) uint8 in BGR order, where there
+            are any, replace those of neighbours and tracks.
         class_names: by ``pred_classes``; None writes ``class`` and the number.  The name of a model
             with one class stands in the counts, not in every label.
         min_score: leaves out instances with a lower score.
@@ -149,6 +150,8 @@ def _filled_boxes(instances: Instances, image_size: tuple[int, int]) -> CroppedM
 
 
 def _colours(instances: Instances, masks: CroppedMasks) -> Colours:
+    if instances.has("colours"):
+        return np.asarray(instances.colours, dtype=np.uint8)
     if instances.has("track_ids"):
         return track_colours(instances.track_ids.numpy())
     return neighbour_colours(masks.boxes.double().numpy())

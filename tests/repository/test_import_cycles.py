@@ -27,6 +27,7 @@ LAYERS = (
     ("check_data", "convert", "inference"),
     ("export", "testing", "training"),
     ("benchmark", "predict"),
+    ("reports",),
     ("commands",),
     ("cli",),
 )

@@ -1,0 +1,1 @@
+"""The work of ``instseg evaluate`` and ``instseg compare``: results and trainings as tables."""

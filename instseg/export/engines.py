@@ -1,9 +1,12 @@
 """Run exported networks in onnxruntime or OpenVINO."""
 
+import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -16,8 +19,27 @@ from instseg.export.exporting import INPUT, METADATA, STATE, import_optional
 from instseg.inference.precision import BFLOAT16, DTYPES, FLOAT32
 from instseg.optional import require
 
+logger = logging.getLogger(__name__)
+
 Arrays = dict[str, np.ndarray]
-Run = Callable[[Arrays], list[np.ndarray]]
+_MOST_THREADS = 1024
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file that an engine has opened.
+
+    Attributes:
+        run: from arrays by the names of the inputs to the outputs in order; threads may share it.
+        inputs: name of an input → number type, by the engine's name for it.
+        metadata: of ``instseg export``, "" if there are none.
+        dtype: number type in which what is not in 8 bits computes.
+    """
+
+    run: Callable[[Arrays], list[np.ndarray]]
+    inputs: dict[str, str]
+    metadata: str
+    dtype: str = FLOAT32
 
 
 @dataclass(frozen=True)
@@ -27,7 +49,8 @@ class Engine:
     Attributes:
         name: a key of :data:`ENGINES`.
         threads: None is the engine's own number, usually that of the processor's cores.
-        dtype: number type in which what is not in 8 bits computes; "bfloat16" needs OpenVINO.
+        dtype: number type in which what is not in 8 bits computes; "bfloat16" needs OpenVINO, which
+            computes in float32 where the processor has no instructions for it.
     """
 
     name: str = "onnxruntime"
@@ -39,10 +62,13 @@ class Engine:
         Raises:
             ConfigError: a value that cannot be used, or a package that is missing.
         """
-        if self.name not in ENGINES:
+        if not isinstance(self.name, str) or self.name not in ENGINES:
             raise ConfigError(f"engine is {short(self.name)}; expected one of {', '.join(ENGINES)}")
-        if self.threads is not None and not (is_whole(self.threads) and self.threads > 0):
-            raise ConfigError(f"threads is {short(self.threads)}; expected at least 1, or None")
+        allowed = is_whole(self.threads) and 1 <= self.threads <= _MOST_THREADS
+        if self.threads is not None and not allowed:
+            raise ConfigError(
+                f"threads is {short(self.threads)}; expected 1 to {_MOST_THREADS}, or None"
+            )
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype is {short(self.dtype)}; expected {' or '.join(DTYPES)}")
         if self.dtype == BFLOAT16 and self.name != "openvino":
@@ -65,15 +91,20 @@ class Engine:
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file; `instseg export` writes it")
         try:
-            run, dtypes, metadata = ENGINES[self.name](path, self)
-            network = EngineNetwork(run, dtypes, self.name)
+            opened = ENGINES[self.name](path, self)
         except Exception as error:  # the engines have classes of their own, partly not public
-            hint = self._hint(path)
+            hint = self._hint(error)
             raise CheckpointError(f"{path} cannot be run{hint}: {reason_of(error)}") from error
-        return network, metadata
+        try:
+            network = EngineNetwork(opened, self.name)
+        except ValueError as error:
+            raise CheckpointError(f"{path} cannot be run: {error}") from error
+        if network.dtype != self.dtype:
+            _warn_of_float32()
+        return network, opened.metadata
 
-    def _hint(self, path: Path) -> str:
-        if b"DeformConv" not in path.read_bytes():
+    def _hint(self, error: Exception) -> str:
+        if "DeformConv" not in str(error):
             return ""
         if self.name == "openvino":
             return "; OpenVINO reads no DeformConv: use engine='onnxruntime'"
@@ -81,27 +112,38 @@ class Engine:
         return f"; DeformConv needs onnxruntime 1.25, found {version}"
 
 
+@cache
+def _warn_of_float32() -> None:
+    logger.warning(
+        "dtype is bfloat16, for which this processor has no instructions: OpenVINO computes in "
+        "float32 (said once)"
+    )
+
+
 class EngineNetwork(nn.Module):
     """A network in an engine.
 
     It takes and gives float32, whatever precision other tools have converted the file to.
+
+    Attributes:
+        dtype: see :class:`Opened`.
     """
 
-    def __init__(self, run: Run, dtypes: Mapping[str, str], engine: str) -> None:
+    def __init__(self, opened: Opened, engine: str) -> None:
         """
         Args:
-            run: from arrays by the names of the inputs to the outputs in order.
-            dtypes: name of an input → number type, by the engine's name for it.
-            engine: see :class:`Engine`.
+            opened: its file.
+            engine: the name of the engine.
         Raises:
             ValueError: the network takes something other than floating-point numbers.
         """
         super().__init__()
-        self._run = run
+        self.dtype = opened.dtype
+        self._run = opened.run
         self._process = os.getpid()
         self._engine = engine
         self._dtypes: dict[str, type[np.floating[Any]]] = {}
-        for name, dtype in dtypes.items():
+        for name, dtype in opened.inputs.items():
             if dtype not in _DTYPES:
                 raise ValueError(
                     f"its input {name} is {dtype}, expected one of {', '.join(_DTYPES)}"
@@ -131,7 +173,7 @@ class EngineNetwork(nn.Module):
         return [torch.from_numpy(x).float() for x in outputs]
 
 
-def _onnxruntime(path: Path, engine: Engine) -> tuple[Run, dict[str, str], str]:
+def _onnxruntime(path: Path, engine: Engine) -> Opened:
     onnxruntime = import_optional("onnxruntime")
     options = onnxruntime.SessionOptions()
     if engine.threads is not None:
@@ -139,10 +181,10 @@ def _onnxruntime(path: Path, engine: Engine) -> tuple[Run, dict[str, str], str]:
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     dtypes = {value.name: value.type for value in session.get_inputs()}
     metadata = session.get_modelmeta().custom_metadata_map.get(METADATA, "")
-    return lambda inputs: list(session.run(None, inputs)), dtypes, metadata
+    return Opened(lambda inputs: list(session.run(None, inputs)), dtypes, metadata)
 
 
-def _openvino(path: Path, engine: Engine) -> tuple[Run, dict[str, str], str]:
+def _openvino(path: Path, engine: Engine) -> Opened:
     import openvino
 
     core = openvino.Core()
@@ -154,21 +196,23 @@ def _openvino(path: Path, engine: Engine) -> tuple[Run, dict[str, str], str]:
     if engine.threads is not None:
         properties["INFERENCE_NUM_THREADS"] = str(engine.threads)
     compiled = core.compile_model(network, "CPU", properties)
-    request = compiled.create_infer_request()
+    hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    request, lock = compiled.create_infer_request(), Lock()
     dtypes = {x.get_any_name(): x.get_element_type().get_type_name() for x in compiled.inputs}
 
     def run(inputs: Arrays) -> list[np.ndarray]:
-        results = request.infer(inputs)
+        with lock:  # the request holds inputs and outputs of one call
+            results = request.infer(inputs)
         return [results[output] for output in compiled.outputs]
 
-    return run, dtypes, metadata
+    return Opened(run, dtypes, metadata, BFLOAT16 if hint == "bf16" else FLOAT32)
 
 
-ENGINES: dict[str, Callable[[Path, Engine], tuple[Run, dict[str, str], str]]] = {
+ENGINES: dict[str, Callable[[Path, Engine], Opened]] = {
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
 }
-"""Name → function that gives what runs a network, number types of its inputs, and the metadata."""
+"""Name → function that opens a file."""
 _DTYPES: dict[str, type[np.floating[Any]]] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,

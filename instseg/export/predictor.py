@@ -53,7 +53,8 @@ class ExportedPredictor(Predictor):
             engine: "onnxruntime", or "openvino" with the extra of that name.
             threads: of the engine; None is its own number, usually that of the processor's cores.
             dtype: number type in which the network computes, other than what the file has in 8
-                bits: "float32", or with OpenVINO "bfloat16".
+                bits: "float32", or with OpenVINO "bfloat16"; OpenVINO computes in float32, which a
+                warning says, where the processor has no instructions for bfloat16.
         Raises:
             CheckpointError: a missing or damaged file, or one that ``instseg export`` did not
                 write.
@@ -82,6 +83,11 @@ class ExportedPredictor(Predictor):
         cfg.merge_from_other_cfg(CfgNode(parse_yaml(str(text), f"the configuration in {path}")))
         # The network computes in what the engine and the file say.
         super().__init__(cfg, overrides=overrides, masks=masks, dtype=FLOAT32)
+
+    @property
+    def engine_dtype(self) -> str:
+        """Number type in which the engine computes, other than what the file has in 8 bits."""
+        return self._loaded.dtype
 
     def video(self) -> VideoModel | None:
         """The networks for key frames and for frames between; None for a model of images.

@@ -1,7 +1,9 @@
 """ExportedPredictor(engine=...): the same file in onnxruntime and OpenVINO."""
 
 import importlib.util
+import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 
 from instseg import VideoPredictor, optional
 from instseg.errors import CheckpointError, ConfigError
-from instseg.export import ExportedPredictor, to_int8
+from instseg.export import ExportedPredictor, engines, to_int8
 from instseg.export.engines import Engine
 from instseg.export.exporting import export
 from tests.export.test_export import with_settings
@@ -24,6 +26,30 @@ needs_openvino = pytest.mark.skipif(
     importlib.util.find_spec("openvino") is None,
     reason="needs OpenVINO (pip install 'instseg[openvino]')",
 )
+
+
+both_engines = pytest.mark.parametrize(
+    "engine", ["onnxruntime", pytest.param("openvino", marks=needs_openvino)]
+)
+
+
+def save(path: Path, nodes: list[Any], initializers: list[Any], side: int = 8) -> Path:
+    """Write a network from images of four channels to as many of ``side`` pixels."""
+    images, y = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4, side, side])
+        for name in ("images", "y")
+    )
+    graph = onnx.helper.make_graph(nodes, "g", [images], [y], initializers)
+    opset = onnx.helper.make_opsetid("", 19)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9), path)
+    return path
+
+
+def convolution(path: Path, side: int = 8) -> Path:
+    """Write a network of one convolution that keeps values."""
+    ones = np.eye(4).ravel().tolist()
+    weight = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [4, 4, 1, 1], ones)
+    return save(path, [onnx.helper.make_node("Conv", ["images", "w"], ["y"])], [weight], side)
 
 
 @needs_openvino
@@ -39,22 +65,24 @@ def test_openvino_gives_the_detections_of_the_model(exported_as: Callable[[str],
 
 @needs_openvino
 def test_a_deformable_convolution_is_refused_by_openvino(tmp_path: Path) -> None:
-    images, y = (
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["b", 4, 8, 8])
-        for name in ("images", "y")
-    )
     weight = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [4, 4, 1, 1], [0.0] * 16)
     offset = onnx.helper.make_tensor("o", onnx.TensorProto.FLOAT, [1, 2, 8, 8], [0.0] * 128)
     nodes = [
         onnx.helper.make_node("DeformConv", ["images", "w", "o"], ["z"]),
         onnx.helper.make_node("Conv", ["z", "w"], ["y"]),
     ]
-    graph = onnx.helper.make_graph(nodes, "g", [images], [y], [weight, offset])
-    opset = onnx.helper.make_opsetid("", 19)
-    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9)
-    onnx.save(model, tmp_path / "plus.onnx")
+    save(tmp_path / "plus.onnx", nodes, [weight, offset])
     with pytest.raises(CheckpointError, match=r"OpenVINO reads no DeformConv: use engine='onnx"):
         ExportedPredictor(tmp_path / "plus.onnx", engine="openvino")
+
+
+@both_engines
+def test_another_fault_of_a_file_is_not_put_down_to_deformable_convolutions(
+    engine: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.onnx").write_bytes(b"DeformConv")
+    with pytest.raises(CheckpointError, match=r"a\.onnx cannot be run: "):
+        ExportedPredictor(tmp_path / "a.onnx", engine=engine)
 
 
 @needs_openvino
@@ -79,6 +107,7 @@ def test_openvino_in_bfloat16_gives_nearly_what_float32_does(
     images = case.predictor.model.preprocess([one.model_input(PHOTO)])
     for ours, theirs in zip(one._loaded(images), other._loaded(images), strict=True):
         assert theirs.dtype == torch.float32
+        assert torch.equal(ours, theirs) == (other.engine_dtype == "float32")
         assert (ours - theirs).abs().mean() < 0.05 * ours.std()
 
 
@@ -103,20 +132,86 @@ def test_a_damaged_file_is_refused_by_openvino_too(tmp_path: Path) -> None:
         ExportedPredictor(tmp_path / "a.onnx", engine="openvino")
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", pytest.param("openvino", marks=needs_openvino)])
-def test_threads_can_be_set(engine: str, exported_as: Callable[[str], Case]) -> None:
-    """The result is that of any other number of threads."""
-    case = exported_as("yolact")
-    one = ExportedPredictor(case.path, engine=engine, threads=1)(PHOTO)
-    same_detections(ExportedPredictor(case.path, engine=engine, threads=2)(PHOTO), one)
+def test_threads_reach_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    counts = []
+    session = onnxruntime.InferenceSession
+
+    def noted(path: str, options: Any, **words: Any) -> Any:
+        counts.append(options.intra_op_num_threads)
+        return session(path, options, **words)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", noted)
+    for threads in (1, 2, None):
+        Engine(threads=threads).load(convolution(tmp_path / "a.onnx"))
+    assert counts == [1, 2, 0]  # 0 is onnxruntime's own number
+
+
+@needs_openvino
+def test_threads_and_the_number_type_reach_openvino(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import openvino
+
+    noted = []
+
+    class Core(openvino.Core):
+        def compile_model(self, model: Any, device: str, properties: Any) -> Any:
+            noted.append(properties)
+            return super().compile_model(model, device, properties)
+
+    monkeypatch.setattr(openvino, "Core", Core)
+    path = convolution(tmp_path / "a.onnx")
+    Engine("openvino", threads=2).load(path)
+    Engine("openvino", dtype="bfloat16").load(path)
+    assert noted == [
+        {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": "2"},
+        {"INFERENCE_PRECISION_HINT": "bf16"},
+    ]
+
+
+@pytest.mark.parametrize(("able", "expected"), [(False, "float32"), (True, "bfloat16")])
+def test_an_engine_in_another_number_type_is_told_once(
+    able: bool,
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    opened = engines.Opened(lambda inputs: [], {}, "", "bfloat16" if able else "float32")
+    monkeypatch.setitem(engines.ENGINES, "openvino", lambda path, engine: opened)
+    monkeypatch.setattr(optional, "find_spec", lambda name: True)
+    engines._warn_of_float32.cache_clear()
+    (tmp_path / "a.onnx").touch()
+    with caplog.at_level(logging.WARNING, logger="instseg"):
+        for _ in range(2):
+            network, _ = Engine("openvino", dtype="bfloat16").load(tmp_path / "a.onnx")
+    engines._warn_of_float32.cache_clear()
+    assert network.dtype == expected
+    assert caplog.text.count("OpenVINO computes in float32 (said once)") == (not able)
+
+
+@both_engines
+def test_threads_of_python_may_share_a_network(engine: str, tmp_path: Path) -> None:
+    network, _ = Engine(engine, threads=1).load(convolution(tmp_path / "a.onnx", side=300))
+
+    def wrong_results(value: float) -> int:
+        images = torch.full((1, 4, 300, 300), value)
+        return sum(not torch.equal(network(images)[0], images) for _ in range(25))
+
+    with ThreadPoolExecutor() as pool:
+        assert list(pool.map(wrong_results, (1.0, 2.0))) == [0, 0]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"engine": "tensorrt"}, "engine is 'tensorrt'; expected one of onnxruntime, openvino"),
-        ({"threads": 0}, "threads is 0; expected at least 1, or None"),
-        ({"threads": True}, "threads is True; expected at least 1"),
+        ({"engine": ["openvino"]}, r"engine is \['openvino'\]; expected one of onnxruntime, open"),
+        ({"threads": 0}, "threads is 0; expected 1 to 1024, or None"),
+        ({"threads": 2**31}, "threads is 2147483648; expected 1 to 1024"),
+        ({"threads": True}, "threads is True; expected 1 to 1024"),
+        ({"dtype": ["float32"]}, r"dtype is \['float32'\]; expected float32 or bfloat16"),
         ({"dtype": "float16"}, "dtype is 'float16'; expected float32 or bfloat16"),
         ({"dtype": "bfloat16"}, "onnxruntime does not compute; expected float32, or engine="),
     ],

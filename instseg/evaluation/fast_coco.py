@@ -11,6 +11,7 @@ from typing import Any
 from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
 
+from instseg.errors import ConfigError
 from instseg.evaluation.ground_truth import GroundTruthEvaluator
 from instseg.optional import require
 
@@ -37,15 +38,22 @@ class FastCOCOEvaluator(GroundTruthEvaluator):
     def _eval_predictions(
         self, predictions: Sequence[Mapping[str, Any]], img_ids: Sequence[Any] | None = None
     ) -> None:
-        """Fill ``self._results``, and write the results as Detectron2 does."""
+        """Fill ``self._results``, and write the results as Detectron2 does.
+
+        Raises:
+            ConfigError: a prediction has a class that the data set does not have.
+        """
+        records = list(chain.from_iterable(prediction["instances"] for prediction in predictions))
+        ids = getattr(self._metadata, "thing_dataset_id_to_contiguous_id", None)
+        if ids is not None:
+            self._check_classes(records, len(ids))
         if not self._fast or not self._do_evaluation:
             super()._eval_predictions(predictions, img_ids)
             return
-        records = list(chain.from_iterable(prediction["instances"] for prediction in predictions))
-        ids = getattr(self._metadata, "thing_dataset_id_to_contiguous_id", {})
-        category_ids = {number: category for category, number in ids.items()}
-        for record in records:
-            record["category_id"] = category_ids.get(record["category_id"], record["category_id"])
+        if ids is not None:
+            category_ids = {number: category for category, number in ids.items()}
+            for record in records:
+                record["category_id"] = category_ids[record["category_id"]]
         if self._output_dir:
             path = os.path.join(self._output_dir, "coco_instances_results.json")
             with PathManager.open(path, "w") as file:
@@ -55,6 +63,14 @@ class FastCOCOEvaluator(GroundTruthEvaluator):
             scored = score(self._coco_api, records, task, limits, img_ids) if records else None
             names = self._metadata.get("thing_classes")
             self._results[task] = self._derive_coco_results(scored, task, class_names=names)
+
+    def _check_classes(self, records: Sequence[Mapping[str, Any]], count: int) -> None:
+        unknown = {record["category_id"] for record in records}.difference(range(count))
+        if unknown:
+            raise ConfigError(
+                f"a prediction has the class number {min(unknown)}; expected less than {count}, "
+                f"the number of classes of {self._name}: evaluate a model of as many classes"
+            )
 
 
 def score(

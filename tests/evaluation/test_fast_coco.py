@@ -147,6 +147,21 @@ def test_nothing_found_is_nan_as_with_pycocotools(tmp_path: Path) -> None:
     assert str(fast) == str(standard) and "nan" in str(fast)
 
 
+@pytest.mark.parametrize("kind", ["standard", pytest.param("fast", marks=needs_package)])
+@pytest.mark.parametrize("number", [3, 4, 9])
+def test_a_class_that_the_data_set_does_not_have_is_refused(
+    kind: str, number: int, tmp_path: Path
+) -> None:
+    """Also where its number is the id of another class (4, 9)."""
+    generator = np.random.default_rng(0)
+    dataset = written(tmp_path, generator)
+    pairs = outputs(dataset, generator, scored=False)
+    pairs[-1][1]["instances"].pred_classes[0] = number
+    message = rf"has the class number {number}; expected less than 3, the number of classes of coco"
+    with pytest.raises(ConfigError, match=message):
+        evaluate(kind, dataset, tmp_path, pairs)
+
+
 def test_an_unknown_value_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="TEST.COCO_EVAL is 'faster'; expected standard or fast"):
         configuration("shapes_val", tmp_path, "TEST.COCO_EVAL", "faster")

@@ -1,14 +1,11 @@
 """How fast convolutions of one number type can be on this processor."""
 
-from functools import cache
-from pathlib import Path
-
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from instseg.benchmark.rows import Row, seconds
-from instseg.inference.precision import BFLOAT16, has_bfloat16, processor_flags
+from instseg.inference.precision import BFLOAT16, cpuinfo, has_bfloat16, processor_flags
 
 INT8 = "int8"
 _CHANNELS, _SIDE = 128, 80
@@ -79,11 +76,7 @@ def missing_instructions(dtype: str) -> str | None:
     return None
 
 
-@cache
 def processor() -> str:
     """The name of the processor, where Linux tells it."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return "this processor"
+    text = cpuinfo() or ""
     return text.partition("model name")[2].partition("\n")[0].lstrip("\t :") or "this processor"

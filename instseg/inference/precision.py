@@ -44,12 +44,22 @@ def store_as_bfloat16(model: nn.Module) -> None:
                 parameter.data = parameter.data.to(torch.bfloat16)
 
 
-def processor_flags() -> frozenset[str] | None:
-    """Names of what the processor can do, and other words; None where the system does not tell."""
+@cache
+def cpuinfo() -> str | None:
+    """Linux's description of the processor; None on other systems."""
     try:
-        return frozenset(Path("/proc/cpuinfo").read_text().split())
-    except OSError:  # not on Linux
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
         return None
+
+
+def processor_flags() -> frozenset[str] | None:
+    """Names of what the processor can do; None where the system does not tell."""
+    text = cpuinfo()
+    if text is None:
+        return None
+    lines = (line for line in text.splitlines() if line.startswith(("flags", "Features")))
+    return frozenset(flag for line in lines for flag in line.partition(":")[2].split())
 
 
 @cache

@@ -93,11 +93,19 @@ def test_evaluation_computes_in_the_type_of_the_configuration(
     assert autocasts == [False, True]
 
 
-@pytest.mark.parametrize("flags, slow", [("fpu avx2 avx512f", True), ("fpu amx_bf16", False)])
+@pytest.mark.parametrize(
+    "text, slow",
+    [
+        ("flags\t\t: fpu avx2 avx512f\nbugs\t: bf16", True),
+        ("flags\t\t: fpu amx_bf16", False),
+        ("processor\t: 0\nFeatures\t: fp bf16", False),
+    ],
+)
 def test_a_processor_without_the_instructions_is_warned_of_once(
-    flags: str, slow: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    text: str, slow: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(Path, "read_text", lambda self: f"flags : {flags}\n")
+    monkeypatch.setattr(Path, "read_text", lambda self: f"{text}\n")
+    precision.cpuinfo.cache_clear()
     precision.has_bfloat16.cache_clear()
     precision._warn_slow.cache_clear()
     with caplog.at_level(logging.WARNING, logger="instseg"):
@@ -105,6 +113,7 @@ def test_a_processor_without_the_instructions_is_warned_of_once(
             precision.precision("bfloat16", "cpu")
         precision.precision("float32", "cpu")
     monkeypatch.undo()
+    precision.cpuinfo.cache_clear()
     precision.has_bfloat16.cache_clear()
     assert len(caplog.records) == slow
     assert not slow or "has no instructions (avx512_bf16 or amx_bf16)" in caplog.text

@@ -201,7 +201,10 @@ class CanvasTransform(T.Transform):
 
 
 class RandomExpansion(T.Augmentation):
-    """Makes the instances of every second image smaller, by up to ``max_ratio``, and crops."""
+    """Makes the instances of every second image smaller, by up to ``max_ratio``.
+
+    Crops any image then if ``crop`` is given.
+    """
 
     def __init__(
         self,
@@ -227,10 +230,11 @@ class RandomExpansion(T.Augmentation):
             boxes: (N, 4) corners of the instances in pixels, for the crop.
         """
         canvas = self._canvas(*image.shape[:2])
-        if self.crop is None or canvas is None:
-            following = self.crop.get_transform(image, boxes) if self.crop else T.NoOpTransform()
-            return following if canvas is None else canvas
-        window = self.crop.window(canvas.height, canvas.width, canvas.apply_box(boxes))
+        if canvas is None:
+            return self.crop.get_transform(image, boxes) if self.crop else T.NoOpTransform()
+        window = self.crop and self.crop.window(
+            canvas.height, canvas.width, canvas.apply_box(boxes)
+        )
         if window is None:
             return canvas
         x0, y0, x1, y1 = window

@@ -7,9 +7,10 @@ that of the processor, all threads together; needs /proc (Linux) for the peak of
 import argparse
 import importlib.util
 import json
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,8 @@ def write_ground_truth(path: Path, images: int, instances: int) -> None:
     path.write_text(json.dumps(content))
 
 
-def measure(kind: str, path: str, images: int, instances: int) -> None:
-    """Encode and score the results, and print a line."""
+def measure(kind: str, path: str, images: int, instances: int) -> bool:
+    """Encode and score the results, and print a line; True."""
     with tempfile.TemporaryDirectory() as folder:
         name = f"coco:{path}"
         words = ["DATASETS.TEST", (name,), "OUTPUT_DIR", folder, "TEST.COCO_EVAL", kind]
@@ -107,17 +108,22 @@ def measure(kind: str, path: str, images: int, instances: int) -> None:
         start = time.process_time()
         numbers = evaluator.evaluate()
         scoring, peak = time.process_time() - start, peak_resident()
-    mebibytes = 0 if before is None or peak is None else peak - before
+    memory = "-" if before is None or peak is None else f"{peak - before:.0f} MiB"
     aps = ", ".join(f"{task} {values['AP']:.6f}" for task, values in numbers.items())
-    parts = (kind, f"{encoding:.1f} s", f"{scoring:.1f} s", f"{mebibytes:.0f} MiB", aps)
+    parts = (kind, f"{encoding:.1f} s", f"{scoring:.1f} s", memory, aps)
     print(f"| {' | '.join(parts)} |", flush=True)
+    return True
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> int:
+    """1 if a process ended with an error, which it has printed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=5000, metavar="N")
     parser.add_argument("--instances", type=int, default=100, metavar="N", help="of each image")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
+    for name in ("images", "instances"):
+        if (count := getattr(args, name)) < 1:
+            parser.error(f"--{name} is {count}; expected at least 1")
     kinds = ["standard"]
     if importlib.util.find_spec("faster_coco_eval") is not None:
         kinds.append("fast")
@@ -126,9 +132,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "instances.json")
         write_ground_truth(path, args.images, args.instances)
-        for kind in kinds:
-            in_fresh_process(measure, kind, str(path), args.images, args.instances)
+        counts = args.images, args.instances
+        done = [in_fresh_process(measure, kind, str(path), *counts) for kind in kinds]
+    return 0 if all(done) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

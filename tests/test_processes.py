@@ -205,7 +205,7 @@ def test_a_process_that_ends_without_a_result_is_a_warning_with_its_status(
     fork = multiprocessing.get_context("fork")
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)
     assert in_fresh_process(os._exit, 3) is None
-    assert caplog.messages == ["the process that measures memory ended with status 3"]
+    assert caplog.messages == ["the process that measures ended with status 3"]
 
 
 STARTS = ("subprocess.run(", "subprocess.Popen(", "os.fork()", "context.Process(")

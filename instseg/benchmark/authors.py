@@ -36,6 +36,30 @@ def authors_of(option: str) -> tuple[Project, Path]:
     return known[name], Path(folder).resolve()
 
 
+def check_authors(option: str, cfg: CfgNode) -> None:
+    """
+    Args:
+        option: see :func:`authors_of`.
+        cfg: of the network that the authors' code is compared with.
+    Raises:
+        ConfigError: see :func:`authors_of`; the authors have no such network; it has weights or
+            runs on a GPU, while theirs is random and runs on the CPU.
+    """
+    project, folder = authors_of(option)
+    if cfg.MODEL.DEVICE != "cpu":
+        raise ConfigError(
+            "--authors runs the authors' code on the CPU and MODEL.DEVICE is "
+            f"{cfg.MODEL.DEVICE}; set MODEL.DEVICE cpu"
+        )
+    if cfg.MODEL.WEIGHTS:
+        raise ConfigError(
+            "--authors runs the authors' network with random weights and MODEL.WEIGHTS is "
+            f"{cfg.MODEL.WEIGHTS}; set MODEL.WEIGHTS ''"
+        )
+    assert project.authors is not None
+    project.authors(cfg, folder)
+
+
 def authors_milliseconds(
     option: str, cfg: CfgNode, images: Sequence[np.ndarray], repeats: int
 ) -> Milliseconds:
@@ -45,11 +69,10 @@ def authors_milliseconds(
 
     Args:
         option: see :func:`authors_of`.
-        cfg: of the network that it is compared with.
+        cfg: of the network that it is compared with; :func:`check_authors` accepts it.
     Raises:
-        ConfigError: see :func:`authors_of`; the authors have no such network.
+        ConfigError: the code ends with an error.
     """
-    authors_of(option)
     threads = torch.get_num_threads()
     measured = in_fresh_process(_measure, option, cfg.dump(), images, repeats, threads)
     if measured is None:
@@ -65,7 +88,7 @@ def _measure(
     cfg = get_cfg()
     cfg.merge_from_other_cfg(SafeCfgNode(safe_load(config)))
     assert project.authors is not None
-    predict = project.authors(cfg, folder)
+    predict = project.authors(cfg, folder)()
 
     def run() -> None:
         for image in images:

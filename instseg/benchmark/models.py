@@ -17,7 +17,7 @@ from detectron2.modeling import build_model
 from torch import nn
 from yaml import safe_load
 
-from instseg.benchmark.authors import against_authors, authors_milliseconds
+from instseg.benchmark.authors import against_authors, authors_milliseconds, check_authors
 from instseg.benchmark.peak import missing_instructions, operations, peak_row
 from instseg.benchmark.rows import Row, cpu_and_wall, in_fresh_process, peak_resident, seconds
 from instseg.benchmark.variants import VARIANTS, opened, prepared
@@ -30,7 +30,8 @@ from instseg.data.images import check_colour, read_image
 from instseg.data.intensity import Intensity, ModelImage
 from instseg.data.synthetic import shapes
 from instseg.errors import ConfigError
-from instseg.inference.precision import precision
+from instseg.export import ExportedPredictor
+from instseg.inference.precision import BFLOAT16, precision
 from instseg.inference.predictor import Predictor
 from instseg.modeling import ComparedModel, Network, SplitModel, now, stage_times
 
@@ -72,11 +73,12 @@ def benchmark_models(
         peak: add a row for each number type of the variants with the fastest convolution in it, and
             to the others the share of that which their networks reach.  On a CPU only.
         authors: ``NAME=FOLDER``, a project and a checkout of its authors' code, which adds a row to
-            each with that code as the peer.
+            each with that code as the peer.  On a CPU and with random weights only.
         allow_partial: see :class:`Predictor`.
     Raises:
-        ConfigError: fewer than one repeat, an unknown variant, one that a model does not have, or
-            ``test_set`` beside ``inputs`` or without a data set.
+        ConfigError: fewer than one repeat, an unknown variant, one that a model does not have,
+            ``test_set`` beside ``inputs`` or without a data set, or ``peak`` or ``authors`` with a
+            configuration that they cannot be had for.
         DatasetError, ImageError: a data set or an image that cannot be read.
     """
     if repeats < 1:
@@ -86,11 +88,19 @@ def benchmark_models(
     for variant in variants:
         if variant not in VARIANTS:
             raise ConfigError(f"--variant is {variant}; expected one of {', '.join(VARIANTS)}")
+    cfgs = [load_cfg(name, overrides) for name in config_files]
+    for cfg in cfgs:
+        if authors:
+            check_authors(authors, cfg)
+        if peak and cfg.MODEL.DEVICE != "cpu":
+            raise ConfigError(
+                f"--peak measures the CPU and MODEL.DEVICE is {cfg.MODEL.DEVICE}; set "
+                "MODEL.DEVICE cpu, or leave out --peak"
+            )
     dtypes = dict.fromkeys(VARIANTS[variant].dtype for variant in variants) if peak else ()
     peaks = {dtype: peak_row(dtype) for dtype in dtypes}
     rows = list(peaks.values())
-    for name in config_files:
-        cfg = load_cfg(name, overrides)
+    for name, cfg in zip(config_files, cfgs, strict=True):
         intensity = Intensity.of(cfg)
         files = _test_files(cfg) if test_set else inputs
         images = [read_image(path, intensity=intensity) for path in files] or _synthetic_images()
@@ -98,20 +108,32 @@ def benchmark_models(
         theirs = authors and authors_milliseconds(authors, _with_work(cfg), images, repeats)
         with TemporaryDirectory() as folder:
             for variant in variants:
+                peak_of_type = peaks.get(VARIANTS[variant].dtype)
                 row = _benchmark_model(
-                    name, cfg, images, repeats, variant, Path(folder), allow_partial
+                    name, cfg, images, repeats, variant, Path(folder), allow_partial, peak_of_type
                 )
-                row = _with_share(row, peaks.get(VARIANTS[variant].dtype))
                 rows += [row, against_authors(row, theirs)] if theirs else [row]
         rows += _declared_comparisons(name, cfg, images[0], repeats)
     return rows
 
 
-def _with_share(row: Row, peak: Row | None) -> Row:
-    """``row`` with what its network reaches of the peak."""
-    if row.gflops is None or peak is None or peak.gflops is None:
-        return replace(row, gflops=None)
-    return replace(row, share_of_peak=row.gflops / peak.gflops)
+def _with_share(row: Row, predictor: Predictor, dtype: str, image: np.ndarray, peak: float) -> Row:
+    """``row`` with what its network reaches of the peak.
+
+    Args:
+        predictor: of the row.
+        dtype: number type of the row's variant.
+        peak: in that type, 10^9 operations per second.
+    """
+    if not isinstance(predictor.model, SplitModel) or "network" not in row.stages_ms:
+        return row
+    exported = isinstance(predictor, ExportedPredictor)
+    if exported and dtype == BFLOAT16 and predictor.engine_dtype != BFLOAT16:
+        return row
+    batch = predictor.model.preprocess([predictor.model_input(ModelImage(image))])
+    with precision(predictor.dtype, predictor.cfg.MODEL.DEVICE):
+        gflops = operations(Network(predictor.model), batch) / row.stages_ms["network"] / 1e6
+    return replace(row, gflops=gflops, share_of_peak=gflops / peak)
 
 
 def _test_files(cfg: CfgNode) -> list[str]:
@@ -136,6 +158,7 @@ def _benchmark_model(
     variant: str,
     folder: Path,
     allow_partial: bool,
+    peak: Row | None,
 ) -> Row:
     cfg = _with_work(cfg)
     form = VARIANTS[variant]
@@ -156,12 +179,6 @@ def _benchmark_model(
     with stage_times() if split else _stage_times(ours.model) as stages:
         total = seconds(ours_run)
     stages["rest"] = total - sum(stages.values())
-    gflops = None
-    if isinstance(ours.model, SplitModel) and "network" in stages and cfg.MODEL.DEVICE == "cpu":
-        batch = ours.model.preprocess([ours.model_input(ModelImage(images[0]))])
-        with precision(ours.dtype, cfg.MODEL.DEVICE):
-            of_each = operations(Network(ours.model), batch)
-        gflops = of_each * len(images) / stages["network"] / 1e9
     if variant != "compiled":  # a video model is compiled for single images only
         stages |= _frame_times(ours, images, repeats)
     (ours_cpu, ours_ms), (stock_cpu, stock_ms) = (
@@ -169,7 +186,7 @@ def _benchmark_model(
         for kind in ("ours", "stock")
     )
     ours_peak, stock_peak = (_peak_memory(cfg, images, kind) for kind in (options, None))
-    return Row(
+    row = Row(
         name=Path(name).stem + ("" if variant == "eager" else f"_{variant}"),
         peer=_STOCK,
         ours_ms=ours_ms,
@@ -182,9 +199,11 @@ def _benchmark_model(
         cpu_ms=ours_cpu,
         peer_cpu_ms=stock_cpu,
         ratio_cpu=stock_cpu / ours_cpu,
-        gflops=gflops,
         note=missing_instructions(form.dtype) if cfg.MODEL.DEVICE == "cpu" else None,
     )
+    if peak is None or peak.gflops is None:
+        return row
+    return _with_share(row, ours, form.dtype, images[0], peak.gflops)
 
 
 @torch.no_grad()

@@ -125,7 +125,7 @@ def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T | None:
     except EOFError:
         result = None
         process.join()  # the status is not known before
-        logger.warning(f"the process that measures memory ended with status {process.exitcode}")
+        logger.warning(f"the process that measures ended with status {process.exitcode}")
     process.join()
     if isinstance(result, InstsegError):
         raise result

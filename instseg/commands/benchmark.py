@@ -34,12 +34,13 @@ def add_models_arguments(parser: argparse.ArgumentParser) -> None:
         "--peak",
         action="store_true",
         help="also measure the fastest convolution in each number type, and which share of it each "
-        "network reaches",
+        "network reaches, on the CPU",
     )
     add(
         "--authors",
         metavar="NAME=FOLDER",
-        help="also compare with the authors' code of a paper in a checkout; runs it on the CPU",
+        help="also compare with the authors' code of a paper in a checkout, with random weights "
+        "on the CPU (needs MODEL.WEIGHTS '' and MODEL.DEVICE cpu)",
     )
     add("--repeats", type=int, default=6, metavar="N", help="passes (default %(default)s)")
     add("--json", type=path, metavar="FILE", help="write the rows as a JSON list")

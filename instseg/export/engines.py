@@ -64,8 +64,9 @@ class Engine:
         """
         if not isinstance(self.name, str) or self.name not in ENGINES:
             raise ConfigError(f"engine is {short(self.name)}; expected one of {', '.join(ENGINES)}")
-        allowed = is_whole(self.threads) and 1 <= self.threads <= _MOST_THREADS
-        if self.threads is not None and not allowed:
+        if self.threads is not None and not (
+            is_whole(self.threads) and 1 <= self.threads <= _MOST_THREADS
+        ):
             raise ConfigError(
                 f"threads is {short(self.threads)}; expected 1 to {_MOST_THREADS}, or None"
             )

@@ -48,8 +48,9 @@ class Project:
         reference: the paper's own configuration.
         any_score: overrides by which no instance is dropped for its score.
         fast: overrides by which any of its configurations searches a small image quickly.
-        authors: gets the authors' code in a checkout ready to predict on (H, W, 3) uint8 images in
-            BGR order, as a peer of the network of a configuration; it has a process of its own.
+        authors: checks that the authors' code in a checkout has the network of a configuration, and
+            gives a function that gets it ready, with random weights, to predict on (H, W, 3) uint8
+            images in BGR order; that function has a process of its own.
         narrow: overrides that make ``example`` as small as tests want it, and have its network find
             something with random weights.
     """
@@ -70,7 +71,7 @@ class Project:
     any_score: tuple[Any, ...] = ()
     fast: tuple[Any, ...] = ()
     narrow: tuple[Any, ...] = ()
-    authors: "Callable[[CfgNode, Path], Callable[[Any], Any]] | None" = None
+    authors: "Callable[[CfgNode, Path], Callable[[], Callable[[Any], Any]]] | None" = None
 
     @property
     def row(self) -> str:

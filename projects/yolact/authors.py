@@ -6,6 +6,7 @@ nothing.  They are replaced for the whole process, so it needs one of its own.
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,12 @@ _CONFIGS: dict[str, dict[int | None, str]] = {
 _SIDE, _CLASSES = 550, 80
 
 
-def authors_predictor(cfg: CfgNode, folder: Path) -> Callable[[np.ndarray], Any]:
-    """Predicts on an (H, W, 3) uint8 image in BGR order, with masks of its size.
+Predict = Callable[[np.ndarray], Any]
+"""Predicts on an (H, W, 3) uint8 image in BGR order, with masks of its size."""
+
+
+def authors_predictor(cfg: CfgNode, folder: Path) -> Callable[[], Predict]:
+    """A function that gets the authors' code ready; until it is called, nothing of that runs.
 
     Args:
         cfg: of the network that it is the peer of.
@@ -38,7 +43,10 @@ def authors_predictor(cfg: CfgNode, folder: Path) -> Callable[[np.ndarray], Any]
             f"{folder} is no checkout of the authors' code; type: "
             "git clone https://github.com/dbolya/yolact"
         )
-    name = _config_name(cfg)
+    return partial(_ready, _config_name(cfg), folder, cfg.MODEL.YOLACT.SCORE_THRESH_TEST)
+
+
+def _ready(name: str, folder: Path, least_score: float) -> Predict:
     sys.path.insert(0, str(folder))
     torch.cuda.current_device = lambda: 0
     torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
@@ -47,7 +55,7 @@ def authors_predictor(cfg: CfgNode, folder: Path) -> Callable[[np.ndarray], Any]
     config.cfg.mask_proto_debug = False  # an option of the authors' script
     net = import_module("yolact").Yolact()
     net.eval()  # which returns nothing
-    net.detect.conf_thresh = cfg.MODEL.YOLACT.SCORE_THRESH_TEST
+    net.detect.conf_thresh = least_score
     net.detect.use_fast_nms = True
     transform = import_module("utils.augmentations").FastBaseTransform()
     postprocess = import_module("layers.output_utils").postprocess

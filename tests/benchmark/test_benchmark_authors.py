@@ -71,15 +71,35 @@ def test_the_authors_code_runs_on_the_cpu_in_a_process_of_its_own(checkout: Path
     cfg = models._with_work(models.load_cfg(CONFIG, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]))
     cpu, wall = authors_milliseconds(f"yolact={checkout}", cfg, [PHOTO], 2)
     assert cpu > 0 and wall > 0
-    cfg.INPUT.SQUARE_SIZE = 72
-    with pytest.raises(ConfigError, match="the authors have no such network; choose yolact/"):
-        authors_milliseconds(f"yolact={checkout}", cfg, [PHOTO], 2)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("INPUT.SQUARE_SIZE", 72, "the authors have no such network; choose yolact/"),
+        ("MODEL.WEIGHTS", "a.pth", r"MODEL\.WEIGHTS is a\.pth; set MODEL\.WEIGHTS ''"),
+        ("MODEL.DEVICE", "cuda", r"MODEL\.DEVICE is cuda; set MODEL\.DEVICE cpu"),
+    ],
+)
+def test_a_configuration_without_such_a_peer_is_refused_before_anything_is_measured(
+    key: str, value: object, message: str, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two configurations."""
+    words = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
+    cfgs = [models.load_cfg(CONFIG, words) for _ in range(2)]
+    cfgs[1].merge_from_list([key, value])
+    monkeypatch.setattr(models, "load_cfg", lambda name, _: cfgs[int(name)])
+    for measure in ("peak_row", "authors_milliseconds", "_benchmark_model"):
+        monkeypatch.setattr(models, measure, lambda *_: pytest.fail("measured before the check"))
+    with pytest.raises(ConfigError, match=message):
+        benchmark_models(["0", "1"], peak=True, authors=f"yolact={checkout}")
 
 
 def test_every_variant_has_a_row_against_the_authors_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "_peak_memory", lambda *_: None)
+    monkeypatch.setattr(models, "check_authors", lambda *_: None)
     monkeypatch.setattr(models, "authors_milliseconds", lambda *_: (30.0, 20.0))
     cv2.imwrite(str(tmp_path / "photo.png"), PHOTO)
     photos = [str(tmp_path / "photo.png")]
@@ -103,5 +123,7 @@ def test_a_folder_of_other_code_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--config-file", CONFIG, "--authors", f"yolact={tmp_path}"]
-    assert main(["benchmark", "models", *words, "--", "MODEL.DEVICE", "cpu"]) == 2
+    assert (
+        main(["benchmark", "models", *words, "--", "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]) == 2
+    )
     assert "is no checkout of the authors' code; type: git clone" in capsys.readouterr().err

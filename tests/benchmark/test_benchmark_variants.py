@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from instseg.benchmark import benchmark_models, models, peak, report, variants
 from instseg.cli import main
 from instseg.errors import ConfigError
+from instseg.export import ExportedPredictor
 from tests.support.yolact_tiny import CONFIGS, PHOTO, TINY
 
 STAGES = {"network", "post-processing", "mask assembly", "rest"}
@@ -23,6 +24,7 @@ def test_every_variant_of_yolact_is_a_row_with_its_stages(
     monkeypatch.setattr(models, "_peak_memory", lambda *_: None)
     monkeypatch.setattr(torch, "compile", lambda network, **_: network)
     cv2.imwrite(str(tmp_path / "photo.png"), PHOTO)
+    monkeypatch.setattr(models, "operations", lambda *_: pytest.fail("counted without --peak"))
     forms = ["eager", "folded", "bf16", "compiled"]
     rows = benchmark_models([CONFIGS["yolact"]], [str(tmp_path / "photo.png")], TINY, 1, forms)
     names = ["", "_folded", "_bf16", "_compiled"]
@@ -41,6 +43,8 @@ def test_exported_networks_are_rows_with_their_share_of_the_peak(
     pytest.importorskip("onnxruntime", reason="needs the extra 'export'")
     monkeypatch.setattr(models, "_peak_memory", lambda *_: None)
     monkeypatch.setattr(peak, "processor_flags", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr(peak, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(ExportedPredictor, "engine_dtype", "float32")
     cv2.imwrite(str(tmp_path / "photo.png"), PHOTO)
     forms = ["onnx", "int8"]
     if importlib.util.find_spec("openvino") is not None:
@@ -54,11 +58,41 @@ def test_exported_networks_are_rows_with_their_share_of_the_peak(
     ]
     networks = rows[len(peaks) :]
     assert [row.name for row in networks] == [f"yolact_shapes_{name}" for name in forms]
-    for row in networks:
+    notes = {"int8": "no avx512_vnni", "openvino_int8": "no avx512_vnni"}
+    notes["openvino_bf16"] = "no avx512_bf16"
+    for form, row in zip(forms, networks, strict=True):
         assert set(row.stages_ms) == STAGES
-        assert row.share_of_peak is not None and row.share_of_peak > 0
-        assert row.note == ("no avx512_vnni" if "int8" in row.name else row.note)
+        if form == "openvino_bf16":  # the engine computes in another type than the peak's
+            assert row.gflops is row.share_of_peak is None
+        else:
+            assert row.share_of_peak is not None and row.share_of_peak > 0
+        assert row.note == notes.get(form)
     assert "share_of_peak" in report(rows, None)
+
+
+def test_a_network_in_bfloat16_has_a_share_of_the_peak_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino", reason="needs the extra 'openvino'")
+    pytest.importorskip("onnxruntime", reason="needs the extra 'export'")
+    monkeypatch.setattr(models, "_peak_memory", lambda *_: None)
+    monkeypatch.setattr(ExportedPredictor, "engine_dtype", "bfloat16")
+    cv2.imwrite(str(tmp_path / "photo.png"), PHOTO)
+    words, photos = [*TINY, "INPUT.SQUARE_SIZE", 72], [str(tmp_path / "photo.png")]
+    form = ["openvino_bf16"]
+    _, row = benchmark_models([CONFIGS["yolact"]], photos, words, 1, form, peak=True)
+    assert row.share_of_peak is not None and row.share_of_peak > 0
+
+
+def test_the_peak_is_that_of_the_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = models.load_cfg(CONFIGS["yolact"], TINY)
+    cfg.MODEL.DEVICE = "cuda"
+    monkeypatch.setattr(models, "load_cfg", lambda *_: cfg)
+    monkeypatch.setattr(models, "peak_row", lambda *_: pytest.fail("measured before the check"))
+    with pytest.raises(
+        ConfigError, match=r"--peak .* MODEL\.DEVICE is cuda; set MODEL\.DEVICE cpu"
+    ):
+        benchmark_models([CONFIGS["yolact"]], peak=True)
 
 
 def test_exported_networks_run_on_the_cpu_alone() -> None:

@@ -235,7 +235,7 @@ def _slicer(compact: bool) -> Predict:
 def _cropped(masks: Any, order: Sequence[int], size: tuple[int, ...]) -> CroppedMasks:
     """From masks of supervision, compact or of the image's size, in this order."""
     height, width = size
-    if masks is None:
+    if masks is None or not order:
         return CroppedMasks.from_crops([], [], (height, width))
     if isinstance(masks, np.ndarray):
         return CroppedMasks.cat([CroppedMasks.from_dense(masks[[index]]) for index in order])

@@ -1,7 +1,8 @@
 """Make a large image of those of a data set, with its ground truth, and score predictions on it.
 
     python tools/mosaic.py make mosaic.tif --side 16384
-    instseg predict --config-file ... --weights ... --input mosaic.tif --output out --tile 1024
+    instseg predict --model mask_rcnn_nuclei --input mosaic.tif --output out --tile 1024
+        INPUT.NORMALIZE none
     python tools/mosaic.py score mosaic.json out/predictions.json
 
 ``make`` writes a tiled TIFF and beside it a file in COCO's format, whose ``cells`` say where each
@@ -222,6 +223,8 @@ def main() -> None:
     add("--overlap", type=int, default=128, metavar="N", help="of these tiles")
     args = parser.parse_args()
     if args.command == "make":
+        if args.margin < 0:
+            parser.error(f"--margin is {args.margin}; expected 0 or more")
         count = make(args.output, args.side, args.dataset, args.seed, args.margin)
         print(f"{args.output}: {args.side}x{args.side} pixels, {count} instances")
         return

@@ -114,7 +114,7 @@ def _truth(shown: Shown) -> np.ndarray:
     if shown.ground_truth is None:
         return tile(pixels, "image")
     drawn = draw_instances(pixels, shown.ground_truth, style=STYLE)
-    return tile(drawn, f"truth: {len(shown.ground_truth)}")
+    return tile(drawn, f"ground truth: {len(shown.ground_truth)}")
 
 
 def brightened(pixels: np.ndarray) -> np.ndarray:

@@ -235,9 +235,10 @@ def _slicer(compact: bool) -> Predict:
 def _cropped(masks: Any, order: Sequence[int], size: tuple[int, ...]) -> CroppedMasks:
     """From masks of supervision, compact or of the image's size, in this order."""
     height, width = size
-    if masks is None or isinstance(masks, np.ndarray):
-        parts = [CroppedMasks.from_dense(masks[index : index + 1]) for index in order]
-        return CroppedMasks.cat([CroppedMasks.from_crops([], [], (height, width)), *parts])
+    if masks is None or not order:
+        return CroppedMasks.from_crops([], [], (height, width))
+    if isinstance(masks, np.ndarray):
+        return CroppedMasks.cat([CroppedMasks.from_dense(masks[[index]]) for index in order])
     crops = [masks.crop(index) for index in order]
     return CroppedMasks.from_crops(crops, masks.offsets[list(order)], (height, width))
 

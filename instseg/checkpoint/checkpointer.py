@@ -1,7 +1,6 @@
 """Detectron2's checkpointer, made safe against bad files, misfits, full disks and sudden ends."""
 
 import logging
-import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from instseg.categories import Categories, ClassCount
 from instseg.checkpoint.fit import Fit, few
+from instseg.checkpoint.parts import rename_part, split_options
 from instseg.checkpoint.reading import peek_iteration, read_weights
 from instseg.checkpoint.wrappers import plain_names
 from instseg.downloads import require_hash
@@ -26,7 +26,6 @@ from instseg.files import TEMPORARY, atomic_write
 logger = logging.getLogger(__name__)
 
 _TAG = "last_checkpoint"
-_OPTION = re.compile(r"(?<=[?&])(matching_heuristics=(?:True|False)|part=[\w.]+)(?:&|$)")
 T = TypeVar("T")
 
 
@@ -125,30 +124,32 @@ class Checkpointer(DetectionCheckpointer):
         Args:
             path: see :func:`read_weights`; "" loads nothing.  It may end with
                 ``?matching_heuristics=True``, for Detectron2 to match names by their suffixes; or
-                with ``?part=backbone.bottom_up``, which loads this part of the model that the file
-                was written for into the part of this one whose tensors end with the same names.
+                with ``?part=backbone.bottom_up``, which loads this part of the file into the same
+                part of the model; see :func:`instseg.checkpoint.parts.rename_part`.
             checkpointables: which of the other objects to load if the file has them, None for all.
         Returns:
             the other contents of the file, e.g. ``iteration`` or ``categories``.
         Raises:
             CheckpointError: the file cannot be read, or without ``allow_partial`` fits less than
-                half of the model, or for inference less than all of it; the model is as it was.
+                half of the model, or for inference less than all of it; or less than half of the
+                named part fits, also with ``allow_partial``.  The model is as it was.
         """
         if not path:
             logger.info("No weights given: the model starts from scratch")
             return {}
-        file, options = _without_options(path)
-        checkpoint = self._on_main(lambda: self._load_file(file))
+        file, options = split_options(path)
         part = options.get("part", "")
-        if part:
-            checkpoint = {"model": _part(checkpoint["model"], part, file)}
-        if part or options.get("matching_heuristics") == "True":
+        checkpoint = self._on_main(lambda: self._load_file(file, part))
+        if options.get("matching_heuristics") == "True":
             checkpoint["matching_heuristics"] = True
         return self._apply(checkpoint, path, checkpointables, resuming=False, part=part)
 
-    def _load_file(self, filename: str) -> dict[str, Any]:
+    def _load_file(self, filename: str, part: str = "") -> dict[str, Any]:
         require_hash(filename, self.sha256)
-        return self._read(filename, self.sha256)
+        if not part:
+            return self._read(filename, self.sha256)
+        weights = read_weights(filename, self.sha256)["model"]
+        return {"model": rename_part(weights, part, self.model.state_dict(), filename)}
 
     def _read(self, file: str, sha256: str = "") -> dict[str, Any]:
         """The content of a file, its weights named as in the model if possible."""
@@ -351,22 +352,6 @@ class Checkpointer(DetectionCheckpointer):
         if outcome[1]:
             raise CheckpointError(outcome[1])
         return outcome[0]
-
-
-def _without_options(path: str) -> tuple[str, dict[str, str]]:
-    """A path, and the options of :meth:`Checkpointer.load` that stood at its end."""
-    options = dict(option.split("=") for option in _OPTION.findall(path))
-    return (_OPTION.sub("", path).rstrip("?&"), options) if options else (path, {})
-
-
-def _part(weights: dict[str, Tensor], part: str, file: str) -> dict[str, Tensor]:
-    """The tensors of a part of a model, by their names in this part."""
-    start = f"{part}."
-    chosen = {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)}
-    if not chosen:
-        parts = {".".join(name.split(".")[:2]) for name in weights if "." in name}
-        raise CheckpointError(f"{file} has no part {part!r}; it has {few(sorted(parts))}")
-    return chosen
 
 
 def _in_usual_order(weights: dict[str, Any]) -> dict[str, Any]:

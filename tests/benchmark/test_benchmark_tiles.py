@@ -12,9 +12,11 @@ from PIL import Image
 from instseg import Predictor, cli
 from instseg.benchmark import tiles
 from instseg.benchmark.tiles import PEERS, Task, f1, measure, read_ground_truth
+from instseg.data.images import read_image
+from instseg.data.intensity import Intensity
 from instseg.errors import ConfigError
 from instseg.inference.layout import Layout
-from instseg.masks import CroppedMasks
+from instseg.masks import CroppedMasks, as_text, encode
 from tests.conftest import ROOT, load_module
 from tests.inference.test_predictor import tiny_cfg
 from tests.inference.test_stitching import scattered, square
@@ -153,6 +155,22 @@ def test_f1_counts_each_instance_once() -> None:
     assert f1(cropped([square(0, 0, 9)]), cropped([])) == 0
 
 
+def test_an_image_of_a_mosaic_is_stretched_and_framed_by_its_background(tmp_path: Path) -> None:
+    mosaic = load_module(ROOT / "tools/mosaic.py")
+    pixels = np.random.default_rng(0).integers(10, 14, (40, 50), np.uint8)
+    mask = np.zeros((40, 50), bool)
+    mask[:20, :20] = True
+    pixels[mask] += 50
+    file = tmp_path / "image.png"
+    Image.fromarray(pixels).save(file)
+    record = {"file_name": str(file), "annotations": [{"segmentation": as_text(encode(mask))}]}
+    framed = mosaic.framed_image(record, 3)
+    expected = read_image(file, intensity=Intensity("percentile"))
+    assert (framed[3:-3, 3:-3] == expected).all() and expected.max() == 255
+    margin = framed[np.pad(np.zeros((40, 50), bool), 3, constant_values=True)]
+    assert (margin == np.median(expected[~mask], axis=0)).all() and 0 < margin.max() < 30
+
+
 def test_a_mosaic_is_its_images_with_their_ground_truth(
     tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +181,7 @@ def test_a_mosaic_is_its_images_with_their_ground_truth(
     content = json.loads((tmp_path / "m.json").read_text())
     ground_truth = read_ground_truth(str(tmp_path / "m.json"))
     assert image.shape == (600, 600) and len(ground_truth) == count > 20
+    assert {(cell["x"], cell["y"]) for cell in content["cells"]} >= {(8, 8)}
     covered = ground_truth.to_dense().any(dim=0).numpy()
     assert image[covered].mean() > 2 * image[~covered].mean()
     # The prediction without error is worth everything, and without its half, half.

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from instseg.categories import Categories
 from instseg.checkpoint import Checkpointer, read_weights, save_safetensors
+from instseg.checkpoint.parts import split_options
 from instseg.errors import CheckpointError
 from tests.support.forking import run_ranks
 
@@ -133,18 +135,55 @@ def test_names_are_matched_by_suffix_when_the_path_asks_for_it(tmp_path):
     assert same(model["backbone"], net(seed=1))
 
 
-def test_a_part_of_one_model_starts_the_same_part_of_another(tmp_path):
+@pytest.fixture
+def system(tmp_path) -> Path:
     trunk = nn.ModuleDict({"bottom_up": net(seed=1)})
-    system = nn.ModuleDict({"trunk": trunk, "head": net(seed=2)})
-    Checkpointer(system, str(tmp_path), categories=Categories.of_names("abc")).save("m")
-    model = nn.ModuleDict({"backbone": net(), "head": nn.Linear(3, 3)})
-    file = tmp_path / "m.pth"
-    Checkpointer(model).load(f"{file}?part=trunk.bottom_up")
+    parts = nn.ModuleDict({"trunk": trunk, "head": net(seed=2), "last": nn.Linear(2, 5)})
+    Checkpointer(parts, str(tmp_path), categories=Categories.of_names("abc")).save("m")
+    return tmp_path / "m.pth"
+
+
+def test_a_part_of_one_model_starts_the_same_part_of_another(system):
+    model = nn.ModuleDict({"backbone": net(), "top": nn.ModuleDict({"last": nn.Linear(3, 5)})})
+    before = model["top"]["last"].weight.clone()
+    Checkpointer(model).load(f"{system}?part=trunk.bottom_up")
     assert same(model["backbone"], net(seed=1))
-    with pytest.raises(CheckpointError, match="m.pth has no part 'trunk.top'; it has head.body, "):
-        Checkpointer(model).load(f"{file}?part=trunk.top")
-    with pytest.raises(CheckpointError, match="less than half of 'head' fits this model"):
-        Checkpointer(nn.ModuleDict({"other": nn.Linear(3, 3)})).load(f"{file}?part=head")
+    assert model["top"]["last"].weight.equal(before)
+    # The part of the same name comes first, though another one is like it.
+    model = nn.ModuleDict({"head": net(), "other": net()})
+    Checkpointer(model).load(f"{system}?part=head")
+    assert same(model["head"], net(seed=2)) and same(model["other"], net())
+
+
+def test_a_part_is_never_divided_among_parts_of_the_model(system):
+    one, other = net(), net()
+    divided = nn.ModuleDict({"x": nn.ModuleDict({"stem": one.stem}), "y": other})
+    del other.stem
+    Checkpointer(divided).load(f"{system}?part=head")
+    assert same(one.stem, net().stem) and same(other.body, net(seed=2).body)
+
+
+@pytest.mark.parametrize(
+    ("model", "part", "message"),
+    [
+        (net(), "trunk.top", "m.pth has no part 'trunk.top'; it has head.body, head.cls_score, "),
+        (net(), "", "expected one part of a model, such as .*m.pth.part=backbone"),
+        (net(), "head&part=trunk", "expected one part of a model"),
+        (nn.ModuleDict({"a": net(), "b": net()}), "head", "has no part, or two, with the tensors"),
+        (nn.ModuleDict({"other": nn.Linear(3, 3)}), "head", "has no part, or two, with the tensor"),
+        (nn.ModuleDict({"stem": nn.Conv2d(3, 4, 3)}), "head", "less than half of 'head' fits this"),
+    ],
+)
+def test_a_part_that_cannot_be_told_is_refused(model, part, message, system):
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=message):
+        Checkpointer(model, allow_partial=True).load(f"{system}?part={part}")
+    assert all(value.equal(before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_part_beside_other_words_of_a_query_is_the_servers():
+    assert split_options("https://h/f?id=7&part=2") == ("https://h/f?id=7&part=2", {})
+    assert split_options("https://h/f?id=7&matching_heuristics=True")[0] == "https://h/f?id=7"
 
 
 def test_another_number_of_classes_is_told_also_when_matching_by_suffix(tmp_path, caplog):

@@ -127,9 +127,9 @@ def _with_share(row: Row, predictor: Predictor, dtype: str, image: np.ndarray, p
     """
     if not isinstance(predictor.model, SplitModel) or "network" not in row.stages_ms:
         return row
-    exported = isinstance(predictor, ExportedPredictor)
-    if exported and dtype == BFLOAT16 and predictor.engine_dtype != BFLOAT16:
-        return row
+    if isinstance(predictor, ExportedPredictor) and dtype == BFLOAT16:
+        if predictor.engine_dtype != BFLOAT16:
+            return row
     batch = predictor.model.preprocess([predictor.model_input(ModelImage(image))])
     with precision(predictor.dtype, predictor.cfg.MODEL.DEVICE):
         gflops = operations(Network(predictor.model), batch) / row.stages_ms["network"] / 1e6

@@ -24,7 +24,7 @@ SMALL = [
     *("MODEL.DEVICE", "cpu"),
     *("INPUT.MIN_SIZE_TRAIN", "(96,)"),
     *("INPUT.MIN_SIZE_TEST", 96),
-    *("INPUT.CROP.ENABLED", False),
+    *("INPUT.CROP.ENABLED", False, "INPUT.CROP.AROUND_INSTANCES", 0.0),
     *("INPUT.SQUARE_SIZE", 160),
     *("TEST.DETECTIONS_PER_IMAGE", 20),
     *(word for project in PROJECTS for word in project.any_score + project.fast),

@@ -23,7 +23,7 @@ import instseg
 from instseg.benchmark.rows import forget_peak, in_fresh_process, peak_resident
 from instseg.data.dataset import load
 from instseg.evaluation import build_evaluator
-from instseg.masks import coco_annotation_of
+from instseg.masks import coco_annotation_of, tight_boxes
 
 HEIGHT, WIDTH = 480, 640
 CLASSES = 80
@@ -44,14 +44,6 @@ def drawn(generator: np.random.Generator, count: int) -> np.ndarray:
     return masks.view(np.bool_)
 
 
-def boxes_of(masks: np.ndarray) -> torch.Tensor:
-    corners = []
-    for mask in masks:
-        x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
-        corners.append((x, y, x + width, y + height))
-    return torch.tensor(corners, dtype=torch.float32)
-
-
 def results(images: int, instances: int) -> Iterator[tuple[np.ndarray, Instances]]:
     """Masks of the ground truth and the result of each image."""
     generator = np.random.default_rng(0)
@@ -66,7 +58,7 @@ def results(images: int, instances: int) -> Iterator[tuple[np.ndarray, Instances
             gt_masks,
             Instances(
                 (HEIGHT, WIDTH),
-                pred_boxes=Boxes(boxes_of(masks)),
+                pred_boxes=Boxes(tight_boxes(torch.from_numpy(masks))),
                 scores=torch.from_numpy(generator.random(instances)),
                 pred_classes=torch.from_numpy(classes),
                 pred_masks=torch.from_numpy(masks),

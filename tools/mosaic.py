@@ -37,7 +37,7 @@ from instseg.data.intensity import Intensity
 from instseg.evaluation.contest import image_scores
 from instseg.files import atomic_write
 from instseg.inference.layout import Layout, Rect
-from instseg.masks import CroppedMasks, as_text, decode, rle_area, rle_box, to_rle
+from instseg.masks import CroppedMasks, coco_annotation_of, to_rle
 
 
 def make(output: Path, side: int, name: str, seed: int, margin: int) -> int:
@@ -88,15 +88,7 @@ def make(output: Path, side: int, name: str, seed: int, margin: int) -> int:
         "images": [{"id": 1, "file_name": output.name, "width": side, "height": side}],
         "categories": dataset.categories.as_coco() if dataset.categories else [],
         "annotations": [
-            {
-                "id": number,
-                "image_id": 1,
-                "category_id": ids[kind],
-                "segmentation": as_text(rle),
-                "bbox": rle_box(rle),
-                "area": rle_area(rle),
-                "iscrowd": 0,
-            }
+            {"id": number, "image_id": 1, **coco_annotation_of(rle, ids[kind])}
             for number, (rle, kind) in enumerate(zip(rles, classes, strict=True), start=1)
         ],
         "cells": cells,
@@ -109,22 +101,23 @@ def make(output: Path, side: int, name: str, seed: int, margin: int) -> int:
 def framed_image(record: dict[str, Any], margin: int) -> np.ndarray:
     """(h + 2 margin, w + 2 margin, 3) uint8: an image stretched, its margin like its background."""
     image = read_image(record["file_name"], format="RGB", intensity=Intensity("percentile"))
-    background = np.ones(image.shape[:2], bool)
-    for item in record["annotations"]:
-        background &= ~decode(item["segmentation"], *background.shape)
+    background = masks_of(record["annotations"], *image.shape[:2]).to_label_image() == 0
     framed = np.empty((image.shape[0] + 2 * margin, image.shape[1] + 2 * margin, 3), np.uint8)
     framed[:] = np.median(image[background], axis=0) if background.any() else 0
     framed[margin : margin + image.shape[0], margin : margin + image.shape[1]] = image
     return framed
 
 
+def masks_of(annotations: list[dict[str, Any]], height: int, width: int) -> CroppedMasks:
+    rles = [to_rle(item["segmentation"], height, width) for item in annotations]
+    return CroppedMasks.from_rles(rles, (height, width))
+
+
 def placed_instances(
     record: dict[str, Any], left: int, top: int, side: int
 ) -> tuple[CroppedMasks, list[int]]:
     """Instances of an image at its place in the mosaic, cut by its border, and their classes."""
-    size = record["height"], record["width"]
-    rles = [to_rle(item["segmentation"], *size) for item in record["annotations"]]
-    masks = CroppedMasks.from_rles(rles, size)
+    masks = masks_of(record["annotations"], record["height"], record["width"])
     crops = [masks.crop(index) for index in range(len(masks))]
     corners = np.array([(x + left, y + top) for x, y, _ in crops]).reshape(-1, 2)
     placed = CroppedMasks.from_crops([crop for _, _, crop in crops], corners, (side, side))

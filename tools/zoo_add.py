@@ -13,8 +13,6 @@ training with another seed, of which only the numbers are shipped.
 import argparse
 import hashlib
 import os
-import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -23,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from instseg import shipped
+from instseg.benchmark.peak import processor
 from instseg.benchmark.shipped import CHECK_IMAGES, check_shipped, evaluate_shipped
 from instseg.checkpoint import read_weights, save_safetensors
 from instseg.checkpoint.half import Halved, halve
@@ -177,13 +176,7 @@ def commit() -> str:
 
 def machine() -> str:
     """Processor and number of usable cores of this machine."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        text = ""
-    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    name = model[1] if model else platform.processor() or platform.machine()
-    return f"{len(os.sched_getaffinity(0))} cores of {name}"
+    return f"{len(os.sched_getaffinity(0))} cores of {processor()}"
 
 
 def parser() -> argparse.ArgumentParser:

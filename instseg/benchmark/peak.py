@@ -1,5 +1,7 @@
 """How fast convolutions of one number type can be on this processor."""
 
+import platform
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -77,6 +79,6 @@ def missing_instructions(dtype: str) -> str | None:
 
 
 def processor() -> str:
-    """The name of the processor, where Linux tells it."""
-    text = cpuinfo() or ""
-    return text.partition("model name")[2].partition("\n")[0].lstrip("\t :") or "this processor"
+    """The name of the processor, as Linux tells it; elsewhere what Python knows."""
+    name = (cpuinfo() or "").partition("model name")[2].partition("\n")[0].lstrip("\t :")
+    return name or platform.processor() or platform.machine()

@@ -11,7 +11,14 @@ from typing import Any
 
 from instseg.data.dataset import DataSet
 from instseg.errors import ConfigError, OutputError
-from instseg.evaluation.results import TaskResult, confusion, crowding, evaluate_task, within_limit
+from instseg.evaluation.results import (
+    Operating,
+    TaskResult,
+    confusion,
+    crowding,
+    evaluate_task,
+    within_limit,
+)
 from instseg.files import atomic_write
 from instseg.predict.sources import prepare_output
 from instseg.reports.plots import plot_confusion, plot_precision_recall, require_matplotlib
@@ -25,7 +32,7 @@ from instseg.reports.tables import (
     of_confusion,
     overall,
 )
-from instseg.reports.worst import draw_worst, outcomes_by_image
+from instseg.reports.worst import draw_worst, in_order_of_ids, outcomes_by_image
 
 logger = logging.getLogger(__name__)
 
@@ -80,10 +87,11 @@ class EvaluateOptions:
 
 @dataclass(frozen=True)
 class _Task:
-    """A task's numbers, its tables, and the score of precision and recall."""
+    """A task's numbers, its tables, the score of precision and recall, and where F1 is best."""
 
     result: TaskResult
     score: float
+    best: Operating | None
     tables: dict[str, Table]
 
 
@@ -115,10 +123,11 @@ def evaluate(options: EvaluateOptions) -> tuple[list[Table], int]:
     confusions = of_confusion(main.result, counts, main.score)
     shown = [table for task in tasks for table in task.tables.values()]
     few = len(confusions.rows) <= _MOST_CLASSES
-    shown += [_operating(tasks), confusions if few else most_confused(confusions, _MOST_CLASSES)]
+    operating = _operating(tasks)
+    shown += [operating, confusions if few else most_confused(confusions, _MOST_CLASSES)]
     if options.output is None:
         return shown, 0
-    failures = _write(options, dataset, checked, tasks, confusions)
+    failures = _write(options, dataset, checked, tasks, operating, confusions)
     return shown, failures
 
 
@@ -136,7 +145,7 @@ def _task(options: EvaluateOptions, dataset: DataSet, checked: CheckedResults, n
     if "crowding" in options.by:
         overlaps = crowding(dataset.coco, result.outcomes.instances)
         tables["by_crowding"] = by_crowding(result, overlaps, score)
-    return _Task(result, score, tables)
+    return _Task(result, score, best, tables)
 
 
 def _warn_of_limit(dataset: DataSet, limit: int) -> None:
@@ -159,7 +168,7 @@ def _operating(tasks: list[_Task]) -> Table:
     columns = ("task", "score", "precision", "recall", "F1", "hits", "false alarms", "misses")
     rows = []
     for task in tasks:
-        points = [("", task.result.at(task.score)), (" (best F1)", task.result.best())]
+        points = [("", task.result.at(task.score)), (" (best F1)", task.best)]
         if points[1][1] is not None and points[1][1].score == task.score:
             points = points[1:]
         for note, at in points:
@@ -177,6 +186,7 @@ def _write(
     dataset: DataSet,
     checked: CheckedResults,
     tasks: list[_Task],
+    operating: Table,
     confusions: Table,
 ) -> int:
     assert options.output is not None
@@ -185,7 +195,6 @@ def _write(
     rows = _image_rows(dataset, images)
     columns = ("image_id", "file_name", "hits", "misses", "false alarms")
     per_image = Table("images", "", columns, rows)
-    operating = _operating(tasks)
     content: dict[str, Any] = {
         "made_by": _MADE_BY,
         "results": str(options.results),
@@ -221,13 +230,12 @@ def _write(
 
 
 def _image_rows(dataset: DataSet, images: list[Any]) -> list[list[Any]]:
-    records = {record["image_id"]: record for record in dataset.records}
-    image_ids = sorted(records)
+    records = in_order_of_ids(dataset)
     root = os.path.join(dataset.image_root, "")
     return [
         [
-            image_ids[image.number],
-            str(records[image_ids[image.number]]["file_name"]).removeprefix(root),
+            records[image.number]["image_id"],
+            str(records[image.number]["file_name"]).removeprefix(root),
             *(image.hits, image.misses, image.false_alarms),
         ]
         for image in images

@@ -71,6 +71,11 @@ def outcomes_by_image(result: TaskResult, count: int, score: float) -> list[Imag
     return [ImageOutcomes(*row) for row in rows]
 
 
+def in_order_of_ids(dataset: DataSet) -> list[dict[str, Any]]:
+    """Its records, by the numbers that :class:`ImageOutcomes` has of the images."""
+    return sorted(dataset.records, key=lambda record: record["image_id"])
+
+
 def draw_worst(
     folder: Path,
     dataset: DataSet,
@@ -96,11 +101,10 @@ def draw_worst(
         for file in folder.iterdir():
             if _NAME.fullmatch(file.name) and is_ours(file):
                 file.unlink()
-    records = {record["image_id"]: record for record in dataset.records}
-    image_ids = sorted(records)
+    records = in_order_of_ids(dataset)
     failures = 0
     for rank, image in enumerate(worst, start=1):
-        record = records[image_ids[image.number]]
+        record = records[image.number]
         try:
             pixels = _pixels(record)
             instances = _instances(dataset, results, result, image.number, score, record)

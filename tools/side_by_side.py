@@ -24,7 +24,6 @@ from instseg.masks import CroppedMasks
 from instseg.shipped import ShippedModel, shipped_models
 from instseg.visualize import OverlayStyle, draw_instances, gallery
 
-MIN_SCORE = 0.5
 SIDE = 288
 """Pixels of a tile."""
 COLUMNS = 6
@@ -76,16 +75,18 @@ def side_by_side(images: Sequence[Shown], models: Sequence[ShippedModel]) -> np.
 
     Args:
         images: each takes one or more whole rows.
-        models: of ``zoo/``.  Of instances that cover each other only the best one is drawn.
+        models: of ``zoo/``.  Instances with at least ``TEST.CONTEST_SCORE_THRESH`` are drawn; of
+            those that cover each other only the best one.
     Returns:
         (H, W, 3) uint8 in BGR order.
     """
     rows = [[_truth(shown)] for shown in images]
     for model in models:
         predictor = Predictor.from_zoo(model.name, masks="cropped")
+        min_score = predictor.cfg.TEST.CONTEST_SCORE_THRESH
         for shown, row in zip(images, rows, strict=True):
             predicted = predictor(shown.pixels)["instances"].to("cpu")
-            predicted = disjoint(predicted[predicted.scores >= MIN_SCORE])
+            predicted = disjoint(predicted[predicted.scores >= min_score])
             drawn = draw_instances(brightened(shown.pixels), predicted, style=STYLE)
             row.append(tile(drawn, f"{model.name}: {len(predicted)}"))
     blank = np.full_like(rows[0][0], 255)

@@ -5,6 +5,7 @@ from instseg.projects.instance_fcn.backbone import (
     FinestLevel,
     build_resnet_finest_level_backbone,
     build_stride8_resnet_backbone,
+    build_unet_finest_level_backbone,
 )
 from instseg.projects.instance_fcn.config import add_instance_fcn_config
 from instseg.projects.instance_fcn.instance_fcn import InstanceFCN
@@ -26,6 +27,7 @@ __all__ = [
     "add_instance_fcn_config",
     "build_resnet_finest_level_backbone",
     "build_stride8_resnet_backbone",
+    "build_unet_finest_level_backbone",
     "mask_loss",
     "mask_targets",
     "match_cells",

@@ -8,6 +8,8 @@ from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock, ResN
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from instseg.modeling import build_unet_backbone
+
 _BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 # Detectron2's ResNet can only dilate res5, so its cells have at least sixteen pixels.
 _STRIDES = (1, 2, 1, 1)
@@ -99,6 +101,13 @@ class FinestLevel(Backbone):
 def build_resnet_finest_level_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FinestLevel:
     """Detectron2's ResNet, its ``RESNETS.OUT_FEATURES`` merged as ``cfg.MODEL.FPN`` says."""
     bottom_up = build_resnet_backbone(cfg, input_shape)
+    return FinestLevel(bottom_up, cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.NORM)
+
+
+@BACKBONE_REGISTRY.register()
+def build_unet_finest_level_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FinestLevel:
+    """The levels of ``cfg.MODEL.UNET`` merged as ``cfg.MODEL.FPN`` says, a map of every pixel."""
+    bottom_up = build_unet_backbone(cfg, input_shape)
     return FinestLevel(bottom_up, cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.NORM)
 
 

@@ -297,6 +297,20 @@ def test_the_finest_level_merges_all_stages_at_stride_4() -> None:
     torch.testing.assert_close(backbone(image)["p2"], backbone.output(total))
 
 
+def test_the_finest_level_of_a_unet_has_a_cell_for_every_pixel() -> None:
+    cfg = instseg.load_cfg("instance_fcn/instance_fcn_nuclei.yaml", ["MODEL.WEIGHTS", ""])
+    backbone = build_backbone(cfg, ShapeSpec(channels=3)).eval()
+    assert isinstance(backbone, FinestLevel)
+    shape = backbone.output_shape()["p0"]
+    assert (shape.stride, shape.channels, backbone.size_divisibility) == (1, 32, 16)
+    image = torch.rand(1, 3, 64, 96)
+    cells = backbone(image)["p0"]
+    assert cells.shape == (1, 32, 64, 96)
+    # The coarsest level, whose cells have 16 pixels, is part of every cell.
+    image[..., 40:, 60:] += 1.0
+    assert not torch.equal(backbone(image)["p0"][..., :20, :20], cells[..., :20, :20])
+
+
 def test_a_resnet_without_bottlenecks_cannot_be_dilated() -> None:
     with pytest.raises(ConfigError, match="DEPTH is 18; expected 50, 101 or 152, as dilated"):
         instseg.load_cfg("instance_fcn/instance_fcn_R_50_coco.yaml", ["MODEL.RESNETS.DEPTH", 18])

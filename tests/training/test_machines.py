@@ -95,7 +95,7 @@ def alone(
 
 @pytest.mark.timeout(600)  # up to two runs of two processes
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CPU processes would meet over NCCL")
-@pytest.mark.parametrize("way", ["launcher"])
+@pytest.mark.parametrize("way", ["launcher", "torchrun", "slurm"])
 def test_two_machines_train_and_evaluate_as_two_processes_of_one(
     way: str, small: list[str], alone: tuple[dict[str, torch.Tensor], str], tmp_path: Path
 ) -> None:

@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> None:
             allow_partial=args.allow_partial,
             inference=True,
             classes=class_count(cfg),
+            reads_once=True,
         )
         checkpoint = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         write_config(cfg, model_categories(cfg, checkpoint))

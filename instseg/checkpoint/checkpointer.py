@@ -33,8 +33,9 @@ class Checkpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, made safe against bad files, misfits, full disks and sudden ends.
 
     Files are the same as Detectron2's; each method says what it guarantees beyond Detectron2's.
-    Under ``DistributedDataParallel`` the main worker reads and writes the files, and all workers
-    get the same content or the same error; every worker has to call the loading methods.
+    Under ``DistributedDataParallel``, or with ``reads_once``, the main worker reads and writes the
+    files, and all workers get the same content or the same error; every worker has to call the
+    loading methods.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Checkpointer(DetectionCheckpointer):
         categories: Categories | None = None,
         largest_instance: int | None = None,
         weights: Callable[[], dict[str, Tensor]] | None = None,
+        reads_once: bool = False,
         **checkpointables: Any,
     ) -> None:
         """
@@ -67,6 +69,8 @@ class Checkpointer(DetectionCheckpointer):
             largest_instance: see :func:`instseg.data.sizes.largest_instance`; saved beside the
                 weights for the prediction of large images.
             weights: gives the weights to save in place of those that ``model`` has.
+            reads_once: the main worker reads for all workers, also without
+                ``DistributedDataParallel``.
             checkpointables: objects with ``state_dict`` and ``load_state_dict``, saved by key.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
@@ -78,7 +82,8 @@ class Checkpointer(DetectionCheckpointer):
         self.categories = categories
         self.largest_instance = largest_instance
         self.weights = weights
-        self._distributed = isinstance(model, DistributedDataParallel)
+        reads_once = reads_once and comm.get_world_size() > 1
+        self._distributed = reads_once or isinstance(model, DistributedDataParallel)
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``<save_dir>/<name>.pth``, then name it the last checkpoint.
@@ -334,7 +339,7 @@ class Checkpointer(DetectionCheckpointer):
         """Do nothing: the summary of the fit was logged."""
 
     def _on_main(self, read: Callable[[], T]) -> T:
-        """Give all DDP workers the result of ``read`` on the main one, or its error."""
+        """Give all workers the result of ``read`` on the main one, or its error."""
         if not self._distributed:
             return read()
         failure: Exception | None = None

@@ -29,4 +29,8 @@ try:
     checkpointer.load(folder + "/missing.pth")
 except CheckpointError as error:
     print(rank, iteration, model.module.weight.sum().item(), "does not exist" in str(error))
+# Without a gradient to average, as in an evaluation.
+plain = nn.Linear(2, 2)
+Checkpointer(plain, folder, reads_once=True).resume_or_load("", resume=True)
+print(rank, plain.weight.sum().item())
 dist.destroy_process_group()

@@ -26,6 +26,7 @@ def differences(model: ShippedModel) -> list[str]:
     ]
 
 
+@pytest.mark.timeout(900)  # image pyramids of proposal systems, on a slow processor
 @pytest.mark.parametrize("model", shipped_models(), ids=lambda model: model.name)
 def test_a_shipped_model_gives_its_numbers(
     model: ShippedModel, request: pytest.FixtureRequest

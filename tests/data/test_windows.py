@@ -234,7 +234,8 @@ def ellipses(folder: Path, count: int = 6) -> dict[str, Any]:
 
 
 def config(file: str, changes: dict[str, Any]) -> Any:
-    words = list(itertools.chain.from_iterable((OFF | changes).items()))
+    ssd = {"INPUT.AUGMENTATION": "ssd", "INPUT.SSD_EXPAND_RATIO": 1.0} if file == SSD else {}
+    words = list(itertools.chain.from_iterable((OFF | ssd | changes).items()))
     return instseg.load_cfg(file, words)
 
 

@@ -22,6 +22,11 @@ from instseg.modeling.dense import (
 from instseg.modeling.dense_network import DenseDecoder, DenseNetwork, conv_relu
 from instseg.modeling.dense_targets import IGNORED, NONE, DenseTargets, centres, dense_targets
 from instseg.modeling.fast_nms import cross_class_nms, fast_nms
+from instseg.modeling.finest_level import (
+    FinestLevel,
+    build_resnet_finest_level_backbone,
+    build_unet_finest_level_backbone,
+)
 from instseg.modeling.losses import NEITHER, attached_zero, dice_loss, semantic_loss
 from instseg.modeling.pixels import PixelModel
 from instseg.modeling.rcnn import EvaluatedRCNN, is_rcnn, predict_rcnn
@@ -53,6 +58,7 @@ __all__ = [
     "DenseModel",
     "DenseNetwork",
     "DenseTargets",
+    "FinestLevel",
     "Network",
     "PixelModel",
     "SplitModel",
@@ -61,7 +67,9 @@ __all__ = [
     "as_video",
     "at_size",
     "attached_zero",
+    "build_resnet_finest_level_backbone",
     "build_unet_backbone",
+    "build_unet_finest_level_backbone",
     "build_vgg_backbone",
     "centres",
     "check_finite",

@@ -1,12 +1,7 @@
 """InstanceFCN (Dai et al., ECCV 2016, arXiv 1603.08678)."""
 
 from instseg.projects import Project
-from instseg.projects.instance_fcn.backbone import (
-    FinestLevel,
-    build_resnet_finest_level_backbone,
-    build_stride8_resnet_backbone,
-    build_unet_finest_level_backbone,
-)
+from instseg.projects.instance_fcn.backbone import build_stride8_resnet_backbone
 from instseg.projects.instance_fcn.config import add_instance_fcn_config
 from instseg.projects.instance_fcn.instance_fcn import InstanceFCN
 from instseg.projects.instance_fcn.proposals import paste_windows
@@ -21,13 +16,10 @@ from instseg.projects.instance_fcn.targets import (
 
 __all__ = [
     "PROJECT",
-    "FinestLevel",
     "InstanceFCN",
     "WindowRule",
     "add_instance_fcn_config",
-    "build_resnet_finest_level_backbone",
     "build_stride8_resnet_backbone",
-    "build_unet_finest_level_backbone",
     "mask_loss",
     "mask_targets",
     "match_cells",

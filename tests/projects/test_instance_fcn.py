@@ -20,11 +20,8 @@ from instseg.data.synthetic import shapes
 from instseg.errors import ConfigError
 from instseg.inference.predictor import Predictor
 from instseg.masks import tight_boxes
-from instseg.projects.instance_fcn import (
-    FinestLevel,
-    InstanceFCN,
-    WindowRule,
-)
+from instseg.modeling import FinestLevel
+from instseg.projects.instance_fcn import InstanceFCN, WindowRule
 from instseg.training.trainer import Trainer
 from tests.support.instance_fcn_common import window_rule
 
